@@ -1,0 +1,47 @@
+# make demo    train 16-bit addition, find and test its quiet features, write runs/demo/report.html
+# make test    run the test suite
+# make bench   run every benchmark, write benchmarks/results/
+# make check   ruff, pyright, tests
+# make lock    remake requirements/constraints.txt
+
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := pyproject.toml requirements/constraints.txt scripts/bootstrap.py
+DEMO := runs/demo
+
+# Without byte code, importing transformer-lens takes 15 s each time.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test bench check lock clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.stamp-test
+	$(BIN)/python scripts/demo.py $(DEMO)
+
+test: .venv/.stamp-test
+	$(BIN)/python -m pytest -n 2
+
+bench: .venv/.stamp-test
+	$(BIN)/python -m benchmarks
+
+check: .venv/.stamp-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2
+
+.venv/.stamp-test: $(PINS)
+	$(PYTHON) scripts/bootstrap.py test
+	@touch $@
+
+.venv/.stamp-dev: $(PINS) .venv/.stamp-test
+	$(PYTHON) scripts/bootstrap.py test dev
+	@touch $@
+
+lock: .venv/.stamp-dev
+	$(BIN)/python -m uv pip compile pyproject.toml requirements/pinned.in --extra test --extra dev --extra loggers \
+	    --python-version 3.11 --no-annotate --no-header --quiet \
+	    $$($(BIN)/python -m pip config get global.find-links 2>/dev/null | sed 's/^/--find-links /') \
+	    | sed 's/+cpu$$//' > requirements/constraints.txt
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

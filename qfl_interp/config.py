@@ -1,0 +1,232 @@
+"""Frozen configurations, checked on creation, JSON both ways. A run is named by its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from qfl_interp.errors import QflError
+
+
+def _require(ok: bool, rule: str, value: object, advice: str) -> None:
+    """Raise ValueError with the rule, the value found and what to do, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{rule}, got {value!r}. {advice}")
+
+
+class _Config:
+    """JSON both ways for a frozen dataclass."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            QflError: A field is unknown or missing: the file is another version's or another program's.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass
+        unknown = sorted(set(values) - set(fields))
+        required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+        missing = sorted(required - set(values))
+        if unknown or missing:
+            raise QflError(
+                f"{cls.__name__} does not fit: unknown fields {unknown}, missing fields {missing}. "
+                "The file was written by another version of qfl_interp or by another program."
+            )
+        fitted = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fitted)
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name this configuration: the SHA-256 of its sorted JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Config):
+    """The shape of a model; context length and vocabulary come from the task.
+
+    Args:
+        d_model: Width of the residual stream; a multiple of `n_heads` (of `2 n_heads` for "llama", whose rotary
+            embedding turns pairs of coordinates).
+        n_layers: Number of blocks.
+        n_heads: Attention heads; the quiet-features paper uses 4 at every width.
+        style: "llama" (RMS norm, rotary positions, SwiGLU, no biases; quiet features) or "gpt2" (layer norm,
+            learned positions, GELU, biases; POLCA).
+        d_mlp: Hidden width of the MLP. By default `int(8 d_model / 3)` rounded up to even for "llama" and
+            `4 d_model` for "gpt2".
+        norm_eps: Epsilon of the norms.
+        rope_theta: Base of the rotary frequencies ("llama" only).
+
+    Raises:
+        ValueError: A size is not positive or the heads do not divide the width.
+    """
+
+    d_model: int
+    n_layers: int
+    n_heads: int = 4
+    style: Literal["llama", "gpt2"] = "llama"
+    d_mlp: int | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer", value, "")
+        _require(self.style in ("llama", "gpt2"), "style must be 'llama' or 'gpt2'", self.style, "")
+        factor = 2 * self.n_heads if self.style == "llama" else self.n_heads
+        below = self.d_model // factor * factor
+        near = [d for d in (below, below + factor) if d > 0]
+        _require(
+            self.d_model % factor == 0,
+            f"d_model must be a multiple of {factor} ({self.n_heads} heads"
+            + (", rotary pairs)" if self.style == "llama" else ")"),
+            self.d_model,
+            f"Use {' or '.join(map(str, near))}, or another n_heads.",
+        )
+        if self.d_mlp is not None:
+            _require(self.d_mlp > 0, "d_mlp must be a positive integer", self.d_mlp, "Leave it out for the default.")
+        _require(self.norm_eps > 0, "norm_eps must be positive", self.norm_eps, "The papers use 1e-5.")
+        _require(self.rope_theta > 0, "rope_theta must be positive", self.rope_theta, "The papers use 10000.")
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def d_mlp_used(self) -> int:
+        """Hidden width of the MLP with the style's default filled in."""
+        if self.d_mlp is not None:
+            return self.d_mlp
+        if self.style == "gpt2":
+            return 4 * self.d_model
+        hidden = 8 * self.d_model // 3
+        return hidden + hidden % 2
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Config):
+    """How a model is trained. Exactly one of `budget_flops` and `n_steps` sets the length.
+
+    Args:
+        budget_flops: Nominal training FLOPs, turned into steps by `qfl_interp.compute`.
+        n_steps: Number of optimiser updates, instead of a budget.
+        lr: Peak learning rate.
+        batch_size: Examples per update.
+        seed: Names the result: initial weights, data and evaluation sets all derive from it.
+        schedule: "cosine" (warm-up, then cosine to `min_lr_fraction`) or "wsd" (warm-up, stable stage, decay).
+        warmup_fraction: Part of the steps spent warming up.
+        min_lr_fraction: Final over peak learning rate.
+        decay_fraction: Part of the steps spent decaying ("wsd" only).
+        weight_decay: AdamW's, on all parameters.
+        betas: AdamW's.
+        adam_eps: AdamW's.
+        clip_norm: Gradients are scaled down to this global norm.
+        eval_fraction: A validation every `max(1, int(eval_fraction * n_steps))` steps; the paper uses 0.005.
+        n_val: Examples in the fixed validation set.
+        n_checkpoints: About how many checkpoints are kept, half of them log-spaced and half evenly spaced; the
+            initial and the final model always are.
+        save_optimizer: Keep AdamW's moments beside every checkpoint (twice the weights in size). Needed for decay
+            branches and for preconditioned sharpness.
+        divergence_loss: A training loss above this many nats counts as diverged.
+        compile: Train through `torch.compile` (about 30 s to start); falls back with a message.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    budget_flops: float | None = None
+    n_steps: int | None = None
+    lr: float = 1e-3
+    batch_size: int = 64
+    seed: int = 0
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_fraction: float = 0.1
+    min_lr_fraction: float = 0.1
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = 1e-8
+    clip_norm: float = 1.0
+    eval_fraction: float = 0.005
+    n_val: int = 1000
+    n_checkpoints: int = 40
+    save_optimizer: bool = False
+    divergence_loss: float = 100.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.budget_flops is None) != (self.n_steps is None),
+            "exactly one of budget_flops and n_steps must be given",
+            (self.budget_flops, self.n_steps),
+            "A budget in FLOPs is turned into steps by the model's and the task's size.",
+        )
+        if self.n_steps is not None:
+            _require(self.n_steps >= 1, "n_steps must be at least 1", self.n_steps, "")
+        if self.budget_flops is not None:
+            finite = math.isfinite(self.budget_flops) and self.budget_flops > 0
+            _require(finite, "budget_flops must be positive and finite", self.budget_flops, "Try 3e12.")
+        _require(math.isfinite(self.lr) and self.lr > 0, "lr must be positive and finite", self.lr, "Try 1e-3.")
+        for name in ("batch_size", "n_val"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "")
+        _require(0 <= self.seed < 2**63, "seed must lie in [0, 2**63)", self.seed, "")
+        _require(self.schedule in ("cosine", "wsd"), "schedule must be 'cosine' or 'wsd'", self.schedule, "")
+        for name in ("warmup_fraction", "min_lr_fraction", "decay_fraction", "eval_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must lie in [0, 1]", value, "It is a fraction, not a percentage.")
+        stages = self.warmup_fraction + self.decay_fraction
+        _require(
+            self.schedule != "wsd" or stages <= 1, "warmup_fraction + decay_fraction must not pass 1", stages, ""
+        )
+        _require(self.weight_decay >= 0, "weight_decay must not be negative", self.weight_decay, "")
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "betas must be two numbers in [0, 1)",
+            self.betas,
+            "The paper uses (0.9, 0.95).",
+        )
+        for name in ("adam_eps", "clip_norm", "divergence_loss"):
+            _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name), "")
+        _require(self.n_checkpoints >= 2, "n_checkpoints must be at least 2", self.n_checkpoints, "First and last.")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(_Config):
+    """How linear probes are fitted: the paper's logistic regression with L2 penalty.
+
+    Args:
+        c: Inverse L2 strength, scikit-learn's `C`: the objective is `c * sum(log loss) + ||w||^2 / 2`, the
+            intercept unpenalised.
+        n_train: Examples the probes are fitted on, from a split the model never trains on.
+        n_test: Examples they are scored on, from another such split.
+        seed: Draws those examples and the shuffled labels.
+        shuffled_control: Fit every probe once more on shuffled labels.
+        max_iter: Newton iterations at most; one that has not converged by then is reported, not hidden.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    c: float = 100.0
+    n_train: int = 10_000
+    n_test: int = 1_000
+    seed: int = 0
+    shuffled_control: bool = True
+    max_iter: int = 100
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.c) and self.c > 0, "c must be positive and finite", self.c, "Paper: 100.")
+        for name in ("n_train", "n_test", "max_iter"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "")
+        _require(0 <= self.seed < 2**63, "seed must lie in [0, 2**63)", self.seed, "")

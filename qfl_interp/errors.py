@@ -1,0 +1,27 @@
+"""The one exception for what a user can fix; the command line prints it without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QflError(Exception):
+    """A user's set-up is at fault: a missing file, an unknown name, a corrupted checkpoint.
+
+    The message says the rule, the value found, where, and what to do.
+    """
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> QflError:
+    """The error for a name that is not among `known`: suggests the nearest ones and lists all.
+
+    Args:
+        what: The kind of thing named, in the singular ("task", "feature").
+        name: The name that was asked for.
+        known: Every valid name.
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    guess = f" Did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else ""
+    return QflError(f"no {what} is named {name!r}.{guess} Known: {', '.join(names) or 'none'}.")

@@ -1,0 +1,162 @@
+"""What a task is: the one module that `tasks/` may use.
+
+A task is a family of problems of one length whose every intermediate quantity is known. It samples raw integers,
+encodes them as tokens, and names features: quantities that a model solving the task may compute on the way.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Integer, UInt64
+
+from qfl_interp.errors import unknown_name
+from qfl_interp.shapes import Examples, LossMask, Tokens
+
+FeatureKind = Literal["binary", "categorical", "multilabel", "scalar"]
+
+# Where an example has no such label.
+NO_POSITION = -1
+
+
+class Batch(NamedTuple):
+    """Encoded examples.
+
+    Attributes:
+        tokens: Token ids; row i is one padded sequence.
+        loss_mask: True on every token that is scored: from `=` through the first end-of-sequence token. The
+            prediction at position i is scored where `loss_mask[:, i + 1]`.
+    """
+
+    tokens: Tokens
+    loss_mask: LossMask
+
+
+class Pairs(NamedTuple):
+    """Clean and corrupted examples for patching: equal in length, different in one feature's value."""
+
+    clean: Examples
+    corrupted: Examples
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named intermediate quantity of a task.
+
+    Args:
+        name: As in the paper's figures.
+        kind: What the labels are; never guessed from their values. "binary": 0 or 1; "categorical": class ids from
+            0; "multilabel": a last axis of 0 or 1; "scalar": integers on a linear scale.
+        n_labels: Labels per example at most; the label axis has this length.
+        labels: Examples to labels `[batch, label]`, with one more axis `[output]` for "multilabel".
+        positions: Examples to the token index `[batch, label]` where the model's activation is read for each label;
+            `NO_POSITION` where the example has no such label.
+        description: One sentence a person reads.
+    """
+
+    name: str
+    kind: FeatureKind
+    n_labels: int
+    labels: Callable[[Examples], Integer[np.ndarray, "batch label *output"]]
+    positions: Callable[[Examples], Integer[np.ndarray, "batch label"]]
+    description: str
+
+
+class Task(abc.ABC):
+    """A family of problems of one `length`.
+
+    A subclass sets the class attributes and writes the abstract methods; `registry` finds it through the entry-point
+    group "qfl_interp.tasks". Everything random takes a `numpy.random.Generator`.
+
+    Attributes:
+        name: As the registry knows it.
+        vocabulary: The tokens as a person reads them, in the order of their ids.
+        lengths: The smallest and the largest length the task can have.
+        length: This task's length.
+        features: The features by name.
+    """
+
+    name: ClassVar[str]
+    vocabulary: ClassVar[tuple[str, ...]]
+    lengths: ClassVar[tuple[int, int]]
+
+    def __init__(self, length: int) -> None:
+        low, high = self.lengths
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or not low <= length <= high:
+            raise ValueError(f"length of task {self.name!r} must be an integer in [{low}, {high}], got {length!r}.")
+        self.length = int(length)
+        self.features: Mapping[str, Feature] = MappingProxyType({f.name: f for f in self._features()})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(length={self.length}, features={list(self.features)})"
+
+    @property
+    def d_vocab(self) -> int:
+        """Size of the vocabulary."""
+        return len(self.vocabulary)
+
+    @property
+    @abc.abstractmethod
+    def n_ctx(self) -> int:
+        """Tokens in one padded sequence."""
+
+    @property
+    @abc.abstractmethod
+    def baselines(self) -> Mapping[str, float]:
+        """Losses of answering at random, in nats per scored token, by name.
+
+        "paper" is the dashed line of the paper's scaling plot. "base_rate" is what the best constant guess for each
+        token would score, over the answer alone (`=` given): the clean variant.
+        """
+
+    @abc.abstractmethod
+    def _features(self) -> Sequence[Feature]:
+        """The task's features, in the order they are listed."""
+
+    @abc.abstractmethod
+    def sample(self, rng: np.random.Generator, n: int) -> Examples:
+        """`n` examples from the task's distribution, one row of raw integers each."""
+
+    @abc.abstractmethod
+    def encode(self, examples: Examples) -> Batch:
+        """Tokens and loss mask of raw examples, answer included."""
+
+    @abc.abstractmethod
+    def decode(self, tokens: Tokens) -> Examples:
+        """The raw examples whose prompts these tokens hold: `decode(encode(x).tokens) == x`.
+
+        Raises:
+            ValueError: A prompt is not one of this task.
+        """
+
+    @abc.abstractmethod
+    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
+        """Words that are equal for equivalent examples (operands swapped, ...); they decide the split."""
+
+    @abc.abstractmethod
+    def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
+        """`n` pairs of examples that differ in the value of `feature` at index `label`.
+
+        Raises:
+            QflError: The task has no such feature.
+            ValueError: The feature has no such label.
+        """
+
+    def feature(self, name: str) -> Feature:
+        """The feature of this name.
+
+        Raises:
+            QflError: There is none; the nearest names are suggested.
+        """
+        if name not in self.features:
+            raise unknown_name(f"feature of {self.name}", name, self.features)
+        return self.features[name]
+
+    def str_tokens(self, tokens: Int[Sequence | np.ndarray, " pos"] | Sequence[int]) -> list[str]:
+        """One sequence of ids as a person reads it, a string a token."""
+        return [self.vocabulary[int(token)] for token in tokens]
