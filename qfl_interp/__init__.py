@@ -1,0 +1,95 @@
+"""qfl_interp: watch small transformers learn algorithms.
+
+The names below load on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qfl_interp.config import ModelConfig, ProbeConfig, TrainConfig
+    from qfl_interp.data import ExampleStream, held_out
+    from qfl_interp.errors import QflError
+    from qfl_interp.fast_forward import fast_logits
+    from qfl_interp.generate import generate_greedy
+    from qfl_interp.hooks import Intervention, Site, capture, interventions_on, patch, project_out
+    from qfl_interp.model import build_model
+    from qfl_interp.registry import load_task, task_names
+    from qfl_interp.run import Run
+    from qfl_interp.task import Batch, Feature, Pairs, Task
+    from qfl_interp.train import DivergedError, branch, train
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_WHERE = {
+    "Batch": "task",
+    "DivergedError": "train",
+    "ExampleStream": "data",
+    "Feature": "task",
+    "Intervention": "hooks",
+    "ModelConfig": "config",
+    "Pairs": "task",
+    "ProbeConfig": "config",
+    "QflError": "errors",
+    "Run": "run",
+    "Site": "hooks",
+    "Task": "task",
+    "TrainConfig": "config",
+    "branch": "train",
+    "build_model": "model",
+    "capture": "hooks",
+    "fast_logits": "fast_forward",
+    "generate_greedy": "generate",
+    "held_out": "data",
+    "interventions_on": "hooks",
+    "load_task": "registry",
+    "patch": "hooks",
+    "project_out": "hooks",
+    "task_names": "registry",
+    "train": "train",
+}
+
+__all__ = [
+    "Batch",
+    "DivergedError",
+    "ExampleStream",
+    "Feature",
+    "Intervention",
+    "ModelConfig",
+    "Pairs",
+    "ProbeConfig",
+    "QflError",
+    "Run",
+    "Site",
+    "Task",
+    "TrainConfig",
+    "branch",
+    "build_model",
+    "capture",
+    "fast_logits",
+    "generate_greedy",
+    "held_out",
+    "interventions_on",
+    "load_task",
+    "patch",
+    "project_out",
+    "task_names",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module."""
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"qfl_interp.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'qfl_interp' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return [*__all__, "__version__"]

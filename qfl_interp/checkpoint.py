@@ -1,0 +1,205 @@
+"""One checkpoint on disk: whole or not there, checksummed, executing nothing when it is read.
+
+A checkpoint is a directory with `model.safetensors`, perhaps `optimizer.safetensors`, and `checkpoint.json`, which names
+the run's configuration, the step, and the size and SHA-256 of each file. It is written beside its place and renamed
+into it, so that a killed writer leaves a temporary directory and never half a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from qfl_interp.errors import QflError
+
+FORMAT = "qfl_interp checkpoint"
+VERSION = 1
+MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+_TEMPORARY = ".tmp-"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        step: Optimiser updates completed.
+        config_digest: `ModelConfig`, `TrainConfig` and task of the run, hashed.
+        model: Parameters by name.
+        optimizer: Optimiser state by name, None where it was not saved.
+        extra: Further JSON values of the writer.
+    """
+
+    step: int
+    config_digest: str
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] | None
+    extra: dict[str, Any]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed into it.
+
+    Raises:
+        QflError: The disk is full; nothing is left behind and the old file, if any, stays.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        _write_flushed(temporary, data)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    """Write and wait until the disk has it."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def storage_error(error: OSError, path: Path) -> QflError:
+    """The error a user reads when writing to `path` fails."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+        return QflError(
+            f"the disk is full: writing {path} failed with {free:,} bytes free. What was saved before is intact. "
+            "Free some space and resume."
+        )
+    return QflError(f"writing {path} failed: {error}. What was saved before is intact.")
+
+
+def step_name(step: int) -> str:
+    """The directory name of a step's checkpoint."""
+    return f"step_{step:08d}"
+
+
+def parse_step(name: str) -> int | None:
+    """The step a directory name stands for, None where it is no checkpoint's."""
+    digits = name.removeprefix("step_")
+    return int(digits) if name.startswith("step_") and digits.isdigit() else None
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` under `folder` as `step_XXXXXXXX`, replacing an earlier one of that step.
+
+    Raises:
+        QflError: The disk is full or the folder cannot be written; earlier checkpoints are intact.
+    """
+    final = folder / step_name(checkpoint.step)
+    temporary = folder / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex[:8]}"
+    files = {MODEL: safetensors.torch.save(_plain(checkpoint.model))}
+    if checkpoint.optimizer is not None:
+        files[OPTIMIZER] = safetensors.torch.save(_plain(checkpoint.optimizer))
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": checkpoint.step,
+        "config_digest": checkpoint.config_digest,
+        "extra": checkpoint.extra,
+        "files": {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()},
+    }
+    try:
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            _write_flushed(temporary / name, data)
+        _write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise storage_error(error, final) from error
+    return final
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached contiguous copies on the CPU, as safetensors wants them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left behind."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The checked `checkpoint.json` of a checkpoint directory.
+
+    Raises:
+        QflError: It is missing, unreadable, or another program's.
+    """
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise QflError(f"{path} is no checkpoint: it has no {MANIFEST}.") from error
+    except (OSError, ValueError) as error:
+        raise QflError(f"{file} cannot be read: {error}. The checkpoint is corrupted; use another step.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise QflError(f"{file} was not written by this version of qfl_interp (format {VERSION}).")
+    if manifest.get("step") != parse_step(path.name):
+        raise QflError(f"{file} is of step {manifest.get('step')}, but its directory is named {path.name}.")
+    return manifest
+
+
+def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """The bytes of a file, if they are those that were written."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise QflError(f"{path} cannot be read: {error}. Use another step.") from error
+    if len(data) != entry["bytes"]:
+        raise QflError(f"{path} has {len(data)} bytes, not the {entry['bytes']} written: truncated. Use another step.")
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise QflError(f"{path} does not match its checksum: corrupted. Use another step.")
+    return data
+
+
+def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = False) -> Checkpoint:
+    """Read and check one checkpoint directory.
+
+    Args:
+        path: The directory `step_XXXXXXXX`.
+        config_digest: The run's; a checkpoint of another configuration is refused.
+        with_optimizer: Read the optimiser's state too, where there is one.
+
+    Raises:
+        QflError: Something is missing, truncated, corrupted, or of another run; names the file.
+    """
+    manifest = read_manifest(path)
+    if manifest["config_digest"] != config_digest:
+        raise QflError(
+            f"{path} belongs to a run with another configuration (digest {manifest['config_digest']}, this run "
+            f"{config_digest}). It was copied here from elsewhere; use another step."
+        )
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
+        if name in manifest["files"]:
+            try:
+                tensors[name] = safetensors.torch.load(_read_checked(path / name, manifest["files"][name]))
+            except safetensors.SafetensorError as error:
+                raise QflError(f"{path / name} is no safetensors file: {error}.") from error
+    if MODEL not in tensors:
+        raise QflError(f"{path / MANIFEST} lists no {MODEL}. Use another step.")
+    return Checkpoint(
+        manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER), manifest["extra"]
+    )
+
+
+def verify_checkpoint(path: Path, *, config_digest: str) -> None:
+    """Check every file of a checkpoint; raises `QflError` as `load_checkpoint` does."""
+    load_checkpoint(path, config_digest=config_digest, with_optimizer=True)

@@ -1,0 +1,126 @@
+"""An endless stream of fresh examples and fixed held-out sets; the splits cannot overlap.
+
+An example belongs to exactly one split, decided by a hash of its canonical form: equivalent examples (operands
+swapped, ...) share a split by construction, at any scale and without stored filter sets. The hash does not depend on
+the run's seed, so that no run trains on what another is tested on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, UInt64
+
+from qfl_interp.errors import QflError
+from qfl_interp.seeding import generator
+from qfl_interp.shapes import Examples
+from qfl_interp.task import Batch, Task
+
+Split = Literal["train", "val", "test"]
+
+# Eighths of the population: the top three bits of the hash. 0-5 train, 6 val, 7 test.
+_SHIFT = np.uint64(61)
+_FIRST_EIGHTH = {"train": 0, "val": 6, "test": 7}
+_END_EIGHTH = {"train": 6, "val": 7, "test": 8}
+# Rounds without one new example after which a split counts as exhausted.
+_PATIENCE = 20
+
+
+def _mix(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """The finaliser of splitmix64: every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def split_hash(words: UInt64[np.ndarray, "batch word"]) -> UInt64[np.ndarray, " batch"]:
+    """A 64-bit hash of each row of canonical words."""
+    state = np.full(len(words), 0x9E3779B97F4A7C15, dtype=np.uint64)
+    for column in words.T:
+        state = _mix(state ^ column) + np.uint64(0x9E3779B97F4A7C15)
+    return _mix(state)
+
+
+def in_split(task: Task, examples: Examples, split: Split) -> Bool[np.ndarray, " batch"]:
+    """Which examples belong to `split`."""
+    if split not in get_args(Split):
+        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}.")
+    eighth = split_hash(task.canonical(examples)) >> _SHIFT
+    return (eighth >= _FIRST_EIGHTH[split]) & (eighth < _END_EIGHTH[split])
+
+
+def _draw(task: Task, rng: np.random.Generator, n: int, split: Split) -> Examples:
+    """About `n` examples of one split: one round of rejection sampling."""
+    share = (_END_EIGHTH[split] - _FIRST_EIGHTH[split]) / 8
+    drawn = task.sample(rng, int(n / share * 1.1) + 16)
+    return drawn[in_split(task, drawn, split)]
+
+
+@dataclass(frozen=True)
+class ExampleStream:
+    """Endless batches of fresh examples; the position in the data is the step, so nothing needs storing to resume.
+
+    Args:
+        task: Where examples come from.
+        seed: The run's seed.
+        batch_size: Examples per step.
+        split: Which split they belong to.
+    """
+
+    task: Task
+    seed: int
+    batch_size: int
+    split: Split = "train"
+
+    def examples(self, step: int) -> Examples:
+        """The raw examples of one step, the same at every call.
+
+        Raises:
+            QflError: The task has no example in this split (its length is too small).
+        """
+        rng = generator(self.seed, f"data/{self.split}", step)
+        parts, found = [], 0
+        for _ in range(_PATIENCE):
+            part = _draw(self.task, rng, self.batch_size - found, self.split)
+            parts.append(part)
+            found += len(part)
+            if found >= self.batch_size:
+                return np.concatenate(parts)[: self.batch_size]
+        raise QflError(
+            f"the {self.split} split of {self.task!r} gave {found} of {self.batch_size} examples in {_PATIENCE} rounds. "
+            "The task has too few different problems at this length: use a larger length."
+        )
+
+    def batch(self, step: int) -> Batch:
+        """The encoded examples of one step."""
+        return self.task.encode(self.examples(step))
+
+
+def held_out(task: Task, split: Split, n: int, *, seed: int, stream: str) -> Examples:
+    """A fixed set of at most `n` different examples of one split, in the order they were drawn.
+
+    Fewer come back where the split holds fewer: a short length has few problems.
+
+    Args:
+        task: Where examples come from.
+        split: "val" or "test", which training never touches ("train" is for checks on training data).
+        n: Examples wanted.
+        seed: The run's seed.
+        stream: What the set is for; another use draws another set.
+
+    Raises:
+        QflError: The split holds no example at all.
+    """
+    rng = generator(seed, f"held_out/{stream}/{split}")
+    kept = task.sample(rng, 0)
+    idle = 0
+    while len(kept) < n and idle < _PATIENCE:
+        both = np.concatenate([kept, _draw(task, rng, max(n - len(kept), 256), split)])
+        _, first = np.unique(both, axis=0, return_index=True)
+        idle = idle + 1 if len(first) == len(kept) else 0
+        kept = both[np.sort(first)]
+    if len(kept) == 0:
+        raise QflError(f"the {split} split of {task!r} holds no example. Use a larger length.")
+    return kept[:n]

@@ -1,0 +1,310 @@
+"""The one hook interface: where an activation is (`Site`), what is done to it (`Intervention`), for how long.
+
+Works on any model with TransformerLens hook points. Nothing here knows a task.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.hook_points import HookedRootModule, HookPoint
+
+from qfl_interp.errors import QflError
+
+# Short name -> hook point inside a block, as TransformerLens names them.
+BLOCK_SITES = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "z": "attn.hook_z",
+    "pattern": "attn.hook_pattern",
+    "attn_scores": "attn.hook_attn_scores",
+    "mlp_pre": "mlp.hook_pre",
+    "mlp_post": "mlp.hook_post",
+}
+# Hook points that exist but fire only where this config flag is on.
+_GATED = {
+    "hook_result": "use_attn_result",
+    "hook_attn_in": "use_attn_in",
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an activation is read or changed.
+
+    Args:
+        layer: Block, counted from 0; None for a hook point outside the blocks.
+        name: A short name (`resid_post`, `attn_out`, `z`, ...) or, with `layer=None`, a full hook point name
+            (`hook_embed`, `ln_final.hook_normalized`).
+        positions: Token indices; None for all.
+    """
+
+    layer: int | None
+    name: str = "resid_post"
+    positions: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            if self.layer < 0:
+                raise ValueError(f"layer must be at least 0, got {self.layer}. Layers count from 0.")
+            if self.name not in BLOCK_SITES:
+                near = difflib.get_close_matches(self.name, BLOCK_SITES, n=1)
+                guess = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"name of a site in a block must be one of {list(BLOCK_SITES)}, got {self.name!r}.{guess} "
+                    "For any other hook point give layer=None and its full name."
+                )
+
+    @property
+    def hook_name(self) -> str:
+        """The hook point's full name, as TransformerLens spells it."""
+        return self.name if self.layer is None else f"blocks.{self.layer}.{BLOCK_SITES[self.name]}"
+
+
+# The activation at a site's hook point -> what replaces it.
+ActivationFn = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """A change of one activation, as a value: install it with `interventions_on`.
+
+    Args:
+        site: Where.
+        fn: The whole activation at the hook point in, its replacement out (the same shape). It sees every position and
+            has to restrict itself to `site.positions`.
+        label: What a person reads in a repr.
+    """
+
+    site: Site
+    fn: ActivationFn
+    label: str = "intervention"
+
+    def __repr__(self) -> str:
+        return f"<{self.label} at {self.site.hook_name}>"
+
+
+def hook_point(model: HookedRootModule, name: str) -> HookPoint:
+    """The model's hook point of this name, if it fires.
+
+    Raises:
+        QflError: There is none (the nearest are suggested), or a config flag keeps it from firing.
+    """
+    if name not in model.hook_dict:
+        near = difflib.get_close_matches(name, model.hook_dict, n=3)
+        layers = [int(n.split(".")[1]) for n in model.hook_dict if n.startswith("blocks.")]
+        raise QflError(
+            f"the model has no hook point {name!r}. Nearest: {', '.join(near) or 'none'}. "
+            f"It has {max(layers, default=-1) + 1} layers, counted from 0."
+        )
+    flag = _GATED.get(name.rsplit(".", 1)[-1])
+    if flag is not None and not getattr(getattr(model, "cfg", None), flag, False):
+        raise QflError(f"hook point {name!r} does not fire while cfg.{flag} is False. Set model.cfg.{flag} = True first.")
+    return model.hook_dict[name]
+
+
+def _as_hook(intervention: Intervention, fired: list[bool], index: int) -> Callable[..., Tensor]:
+    """A forward hook that applies the intervention and notes that it did."""
+
+    def hook(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        fired[index] = True
+        changed = intervention.fn(output)
+        if changed.shape != output.shape:
+            raise ValueError(
+                f"{intervention!r} must return the activation's shape {tuple(output.shape)}, "
+                f"got {tuple(changed.shape)}."
+            )
+        return changed
+
+    return hook
+
+
+@contextmanager
+def interventions_on(model: HookedRootModule, interventions: Sequence[Intervention]) -> Iterator[HookedRootModule]:
+    """Install interventions for the length of a `with` block; they are always removed.
+
+    They compose in the order of the list. Call the model itself inside the block: `fast_logits` and compiled callables
+    do not see hooks (`fast_logits` refuses to run then).
+
+    Args:
+        model: Any model with TransformerLens hook points.
+        interventions: What to install.
+
+    Raises:
+        QflError: A hook point does not exist or cannot fire; or the model ran inside the block and an intervention
+            never fired (a run stopped early by `stop_at_layer`, for example): its result would have silently been that
+            of a model without it.
+    """
+    points = [hook_point(model, intervention.site.hook_name) for intervention in interventions]
+    fired = [False] * len(points)
+    ran = [False]
+    handles = [model.register_forward_hook(lambda *_: ran.__setitem__(0, True))]
+    try:
+        for index, (point, intervention) in enumerate(zip(points, interventions, strict=True)):
+            handles.append(point.register_forward_hook(_as_hook(intervention, fired, index)))
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+    if ran[0] and not all(fired):
+        silent = [repr(i) for i, did in zip(interventions, fired, strict=True) if not did]
+        raise QflError(
+            f"the model ran, but these interventions never fired: {', '.join(silent)}. Their effect is not in the "
+            "result. Does the run stop at an earlier layer?"
+        )
+
+
+@torch.no_grad()
+def capture(
+    model: HookedRootModule, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
+) -> dict[Site, Tensor]:
+    """The activations at `sites` in one forward pass, as the hook points give them (`[batch, pos, ...]`).
+
+    `site.positions` selects along the second axis. Raises `QflError` as `interventions_on` does.
+    """
+    captured: dict[Site, Tensor] = {}
+
+    def reader(site: Site) -> Intervention:
+        def read(activation: Tensor) -> Tensor:
+            kept = activation if site.positions is None else activation[:, list(site.positions)]
+            captured[site] = kept.detach().clone()
+            return activation
+
+        return Intervention(site, read, "capture")
+
+    with interventions_on(model, [reader(site) for site in sites]):
+        model(tokens, **forward_kwargs)
+    return captured
+
+
+def patch(site: Site, activation: Tensor) -> Intervention:
+    """Write another run's activation at a site.
+
+    Args:
+        site: Where; `positions` None for every position.
+        activation: What `capture` returned for this site: `[batch, pos or len(positions), ...]`.
+    """
+
+    def write(current: Tensor) -> Tensor:
+        if site.positions is None:
+            return activation.to(current)
+        changed = current.clone()
+        changed[:, list(site.positions)] = activation.to(current)
+        return changed
+
+    return Intervention(site, write, "patch")
+
+
+def affine_projection(
+    directions: Float[Tensor, "*label k d_model"], offsets: Float[Tensor, "*label k"]
+) -> tuple[Float[Tensor, "*label k d_model"], Float[Tensor, "*label k"]]:
+    """Orthonormal rows and offsets with the same solution set `{x: W x + b = 0}`.
+
+    From the reduced QR decomposition of W': W = R' Q', so `W x + b = 0` where `Q' x + R'^-1 b = 0`. For one row this is
+    `w / |w|` and `b / |w|`.
+
+    Raises:
+        ValueError: A direction is zero or the directions are linearly dependent.
+    """
+    rows = directions.double()
+    q, r = torch.linalg.qr(rows.mT)
+    smallest = r.diagonal(dim1=-2, dim2=-1).abs().amin(dim=-1)
+    scale = rows.norm(dim=-1).amax(dim=-1)
+    if bool((smallest <= 1e-9 * scale).any()) or not bool(torch.isfinite(rows).all()):
+        raise ValueError(
+            "directions must be finite and linearly independent; found a zero, dependent or non-finite row. "
+            "Drop redundant directions (softmax probes: leave one class out)."
+        )
+    shifted = torch.linalg.solve_triangular(r.mT, offsets.double().unsqueeze(-1), upper=False).squeeze(-1)
+    return q.mT, shifted
+
+
+def project_out(
+    site: Site,
+    directions: Float[Tensor, "*label k d_model"],
+    *,
+    offsets: Float[Tensor, "*label k"] | None = None,
+    positions: Int[Tensor, "#batch label"] | None = None,
+    epsilon: float = 1.0,
+    joint: bool = True,
+) -> Intervention:
+    """Remove directions from the activation at a site: `x <- x - eps sum_v (w_v . x + b_v) w_v`.
+
+    With one direction of unit norm and its probe's offset, eps = 1 moves the activation onto the probe's decision plane.
+
+    Args:
+        site: Where.
+        directions: `[k, d_model]`: the same directions at `site.positions`; or `[label, k, d_model]`: the directions of
+            each label, at that label's column of `positions`.
+        offsets: The probes' intercepts, on the scale of `directions`; zero by default.
+        positions: `[batch, label]`, or `[1, label]` for the same positions in every example; negative where an example
+            has no such label. Needed with `[label, k, d_model]`, and only then.
+        epsilon: Strength; 1 removes the component, 0 changes nothing.
+        joint: Use an orthonormal basis of the directions and the joint offset, so that `W x + b = 0` holds afterwards.
+            False sums over the separately normalised rows as the paper's code does, which over-subtracts where rows
+            are correlated. With one direction both are the same.
+
+    Raises:
+        ValueError: Shapes do not fit, or the directions are dependent.
+
+    References:
+        arXiv 2505.03997, feature ablation.
+    """
+    if (directions.ndim == 3) != (positions is not None):
+        raise ValueError(
+            "positions go with directions of shape [label, k, d_model] and only with them, "
+            f"got directions {tuple(directions.shape)} and positions "
+            f"{None if positions is None else tuple(positions.shape)}."
+        )
+    if offsets is None:
+        offsets = torch.zeros(directions.shape[:-1], dtype=torch.float64)
+    if joint:
+        unit, shift = affine_projection(directions, offsets)
+    else:
+        norm = directions.double().norm(dim=-1, keepdim=True)
+        unit, shift = directions.double() / norm, offsets.double() / norm.squeeze(-1)
+
+    def remove(x: Tensor) -> Tensor:
+        """`x` with the component taken out; x is [..., d_model], or [batch, label, d_model] for 3-D directions."""
+        w, b = unit.to(x), shift.to(x)
+        along = torch.einsum("b l d, l k d -> b l k", x, w) if w.ndim == 3 else x @ w.mT
+        back = torch.einsum("b l k, l k d -> b l d", along + b, w) if w.ndim == 3 else (along + b) @ w
+        return x - epsilon * back
+
+    def everywhere(activation: Tensor) -> Tensor:
+        if site.positions is None:
+            return remove(activation)
+        changed = activation.clone()
+        changed[:, list(site.positions)] = remove(activation[:, list(site.positions)])
+        return changed
+
+    def aligned(activation: Tensor) -> Tensor:
+        assert positions is not None
+        index = positions.to(activation.device).expand(len(activation), -1)
+        # A position beyond a generated prefix is not there yet.
+        there = (index >= 0) & (index < activation.shape[1])
+        batch, label = torch.nonzero(there, as_tuple=True)
+        rows = torch.arange(len(activation), device=activation.device)[:, None]
+        ablated = remove(activation[rows, index.clamp(0, activation.shape[1] - 1)])
+        changed = activation.clone()
+        changed[batch, index[batch, label]] = ablated[batch, label]
+        return changed
+
+    return Intervention(site, everywhere if positions is None else aligned, "project_out")

@@ -1,0 +1,244 @@
+"""One training run on disk: configuration, metrics by step, checkpoints, analysis tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from qfl_interp import checkpoint as ckpt
+from qfl_interp.compute import actual_flops_per_step, flops_per_step
+from qfl_interp.errors import QflError
+from qfl_interp.model import HookedTransformer, build_hooked, load_parameters
+from qfl_interp.registry import load_task
+from qfl_interp.results import Table
+from qfl_interp.run_config import METRICS_FILE, RunConfig
+from qfl_interp.task import Task
+
+CHECKPOINTS, ANALYSES, PROVENANCE_FILE = "checkpoints", "analyses", "provenance.json"
+
+# "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
+Steps = str | int | list[int] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Run.verify` found.
+
+    Attributes:
+        good: Steps whose checkpoints are whole.
+        problems: One sentence for each file that is not what it should be.
+        finished: Whether training ended and its final checkpoint is whole.
+    """
+
+    good: tuple[int, ...]
+    problems: tuple[str, ...]
+    finished: bool
+
+    def __bool__(self) -> bool:
+        """True where nothing is wrong."""
+        return not self.problems
+
+
+class Run:
+    """A run directory, opened for reading.
+
+    An analysis reads a run and writes tables beside it; it never changes a checkpoint.
+
+    Attributes:
+        path: The directory.
+        config: What names the run.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in a directory.
+
+        Raises:
+            QflError: It is no run, or was written by another version.
+        """
+        folder = Path(path)
+        return cls(folder, RunConfig.read(folder))
+
+    @property
+    def run_id(self) -> str:
+        """Task, length and a digest of the configuration."""
+        return self.config.run_id
+
+    @cached_property
+    def task(self) -> Task:
+        """The task it was trained on."""
+        return load_task(self.config.task, self.config.length)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        found = (ckpt.parse_step(path.name) for path in (self.path / CHECKPOINTS).glob("step_*"))
+        return sorted(step for step in found if step is not None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final checkpoint is there."""
+        return self.config.last_step in self.steps
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a logged step; validation columns are NaN on steps without a validation.
+
+        Columns: step, flops (nominal), actual_flops, lr, train_loss, grad_norm, seconds, tokens_per_s; on validation steps
+        val_loss and val_exact (`=` scored, as in the paper), val_loss_answer and val_exact_answer. Losses in nats a
+        token, exact match as a fraction.
+
+        Raises:
+            QflError: A line in the middle is not JSON.
+        """
+        return pd.DataFrame(read_metrics(self.path / METRICS_FILE))
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """One record a training session: versions, command, git commit, device."""
+        path = self.path / PROVENANCE_FILE
+        return json.loads(path.read_bytes()) if path.exists() else []
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self._empty_model().parameters())
+
+    def flops(self, step: int) -> float:
+        """Nominal training FLOPs up to `step`, as the paper counts."""
+        config = self.config
+        return step * flops_per_step(config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx_real)
+
+    def actual_flops(self, step: int) -> float:
+        """FLOPs of the matrix products up to `step`, padding and real widths included."""
+        config = self.config
+        return step * actual_flops_per_step(
+            config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx, d_vocab=config.d_vocab
+        )
+
+    def resolve_steps(self, steps: Steps) -> list[int]:
+        """The saved steps that `steps` names, ascending.
+
+        Args:
+            steps: "all"; "last"; "log:N" for about N log-spaced saved steps, first and last included; "10,20" or a
+                sequence for those; a number for one.
+
+        Raises:
+            QflError: A step was not saved (the nearest one is named), or nothing was.
+            ValueError: The text is none of these.
+        """
+        saved = self.steps
+        if not saved:
+            raise QflError(f"{self.path} has no checkpoint yet.")
+        if steps == "all":
+            return saved
+        if steps == "last":
+            return saved[-1:]
+        if isinstance(steps, str) and steps.startswith("log:") and steps[4:].isdigit() and int(steps[4:]) > 0:
+            positions = np.log1p(saved)
+            wanted = np.linspace(positions[0], positions[-1], int(steps[4:]))
+            return sorted({saved[int(np.abs(positions - w).argmin())] for w in wanted})
+        if isinstance(steps, str):
+            try:
+                steps = [int(part) for part in steps.split(",")]
+            except ValueError as error:
+                raise ValueError(f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {steps!r}.") from error
+        listed = [steps] if isinstance(steps, int) else list(steps)
+        for step in listed:
+            if step not in saved:
+                nearest = min(saved, key=lambda s: abs(s - step))
+                raise QflError(
+                    f"step {step} of {self.path} was not saved. The nearest saved step is {nearest}; "
+                    f"{len(saved)} steps lie between {saved[0]} and {saved[-1]}."
+                )
+        return sorted(set(listed))
+
+    def _empty_model(self) -> HookedTransformer:
+        """A model of this run's shape, weights yet to be loaded."""
+        return build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
+
+    def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedTransformer:
+        """The model at a step.
+
+        Raises:
+            QflError: The step was not saved (the nearest one is named), or its checkpoint is truncated, corrupted or
+                foreign; other steps stay usable.
+        """
+        model = self._empty_model()
+        load_parameters(model, self.load_checkpoint(self.resolve_steps(step)[0]).model)
+        return model.to(device)
+
+    def load_checkpoint(self, step: int, *, with_optimizer: bool = False) -> ckpt.Checkpoint:
+        """The checked contents of one checkpoint, as tensors by name. Raises `QflError` as `load_model` does."""
+        (step,) = self.resolve_steps(step)
+        path = self.path / CHECKPOINTS / ckpt.step_name(step)
+        return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
+
+    def table(self, lens: str) -> Table:
+        """The table of one analysis ("probe", "ablate", ...) of this run."""
+        return Table(self.path / ANALYSES / lens)
+
+    def verify(self) -> Verification:
+        """Check every file of the run against its checksum; nothing is changed."""
+        good, problems = [], []
+        for step in self.steps:
+            try:
+                ckpt.verify_checkpoint(
+                    self.path / CHECKPOINTS / ckpt.step_name(step), config_digest=self.config.digest
+                )
+                good.append(step)
+            except QflError as error:
+                problems.append(str(error))
+        foreign = [p for p in sorted((self.path / CHECKPOINTS).glob("[!.]*")) if ckpt.parse_step(p.name) is None]
+        problems += [f"{path} is not a checkpoint of this run." for path in foreign]
+        try:
+            read_metrics(self.path / METRICS_FILE)
+        except QflError as error:
+            problems.append(str(error))
+        for folder in sorted((self.path / ANALYSES).glob("*")):
+            table = Table(folder)
+            for part in table.parts():
+                try:
+                    table.read([part])
+                except QflError as error:
+                    problems.append(str(error))
+        return Verification(tuple(good), tuple(problems), self.config.last_step in good)
+
+    def __repr__(self) -> str:
+        config = self.config
+        saved = self.steps
+        state = "finished" if self.finished else "unfinished"
+        return (
+            f"Run({str(self.path)!r}: {config.task} length {config.length}, {config.model.n_layers} layers, "
+            f"d_model {config.model.d_model}, seed {config.train.seed}, {state}, "
+            f"{len(saved)} checkpoints to step {saved[-1] if saved else 0} of {config.last_step})"
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a killed writer left unfinished is not there.
+
+    Raises:
+        QflError: A line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise QflError(f"line {number} of {path} is corrupted: {error}. Remove it, or restore the file.") from error
+    return rows

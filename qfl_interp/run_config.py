@@ -1,0 +1,109 @@
+"""What names a run, as `config.json` keeps it; reads without torch, so that listing many runs is quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.errors import QflError
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+FORMAT = "qfl_interp run"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a branched run begins: a checkpoint of another run.
+
+    Args:
+        run_id: The parent's.
+        step: The parent's step; the branch counts on from it.
+    """
+
+    run_id: str
+    step: int
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers, and the sizes that follow from it.
+
+    Args:
+        task: Registered name.
+        length: The task's length.
+        model: Shape.
+        train: Optimisation and data.
+        first_step: Step of the initial weights: 0, or the parent's step for a branch.
+        last_step: Step of the final weights.
+        n_ctx: Padded tokens of a sequence.
+        n_ctx_real: Mean real tokens of a sequence, over the first 128 validation examples.
+        d_vocab: Size of the vocabulary.
+        start: The parent of a branch.
+    """
+
+    task: str
+    length: int
+    model: ModelConfig
+    train: TrainConfig
+    first_step: int
+    last_step: int
+    n_ctx: int
+    n_ctx_real: float
+    d_vocab: int
+    start: Start | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Updates of this run."""
+        return self.last_step - self.first_step
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name the run: the SHA-256 of its sorted JSON."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def run_id(self) -> str:
+        """Task, length and digest, as a person reads it."""
+        return f"{self.task}{self.length}-{self.digest}"
+
+    def to_json(self) -> bytes:
+        """The text of `config.json`."""
+        head = {"format": FORMAT, "version": VERSION, "run_id": self.run_id}
+        return json.dumps(head | asdict(self), indent=1).encode()
+
+    @staticmethod
+    def read(run: Path) -> RunConfig:
+        """The configuration of a run directory.
+
+        Raises:
+            QflError: It is no run, or its configuration is corrupted or of another version.
+        """
+        path = run / CONFIG_FILE
+        try:
+            values: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            what = "has no config.json" if run.is_dir() else "does not exist"
+            raise QflError(f"{run} is no run: it {what}. `qfl runs` lists the runs below a folder.") from error
+        except (OSError, ValueError) as error:
+            raise QflError(f"{path} cannot be read: {error}.") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
+            raise QflError(f"{path} was not written by this version of qfl_interp (run format {VERSION}).")
+        named = values["run_id"]
+        del values["format"], values["version"], values["run_id"]
+        try:
+            values["model"] = ModelConfig.from_dict(values["model"])
+            values["train"] = TrainConfig.from_dict(values["train"])
+            values["start"] = Start(**values["start"]) if values["start"] else None
+            config = RunConfig(**values)
+        except (TypeError, KeyError, ValueError) as error:
+            raise QflError(f"{path} is corrupted: {error}.") from error
+        if config.run_id != named:
+            raise QflError(f"{path} was edited: it is named {named}, but its values are those of {config.run_id}.")
+        return config

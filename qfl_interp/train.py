@@ -1,0 +1,364 @@
+"""The training loop: fresh examples, masked loss, AdamW, checkpoints; the same seed gives the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from qfl_interp import checkpoint as ckpt
+from qfl_interp.compute import actual_flops_per_step, flops_per_step, steps_for_budget
+from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.data import ExampleStream, held_out
+from qfl_interp.errors import QflError
+from qfl_interp.fast_forward import compile_fast_logits, fast_logits
+from qfl_interp.loggers import Logger
+from qfl_interp.metrics import evaluate, masked_loss, scored_span, targets
+from qfl_interp.model import HookedTransformer, build_model, load_parameters, parameters_to_save
+from qfl_interp.progress import progress_bar
+from qfl_interp.run import Run
+from qfl_interp.run_config import RunConfig, Start
+from qfl_interp.run_writer import RunWriter
+from qfl_interp.schedule import checkpoint_steps, is_evaluation_step, learning_rate
+from qfl_interp.task import Task
+
+# Validation examples over which the mean number of real tokens is taken, as in the paper.
+_N_CONTEXT = 128
+# Losses are checked and written at least this often, in updates.
+_LOG_EVERY = 10
+
+
+class DivergedError(QflError):
+    """Training stopped at a loss that is not finite or far too high; the run keeps its good checkpoints."""
+
+
+def plan_run(task: Task, model: ModelConfig, config: TrainConfig, start: Start | None = None) -> RunConfig:
+    """What a training run will be: its steps and sizes, before anything is made.
+
+    Raises:
+        QflError: The budget is smaller than one update.
+    """
+    examples = held_out(task, "val", _N_CONTEXT, seed=config.seed, stream="context")
+    mask = task.encode(examples).loss_mask
+    # Padding after the first end of sequence is not scored, so the last scored token is the last real one.
+    real = mask.shape[1] - mask.flip(1).int().argmax(dim=1)
+    n_ctx_real = float(real.double().mean())
+    if config.n_steps is not None:
+        n_steps = config.n_steps
+    else:
+        assert config.budget_flops is not None
+        one = flops_per_step(model, batch_size=config.batch_size, n_ctx=n_ctx_real)
+        if config.budget_flops < one:
+            raise QflError(
+                f"budget_flops must pay for at least one update of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
+                "Raise the budget, or use a smaller model or batch."
+            )
+        n_steps = steps_for_budget(
+            model, budget_flops=config.budget_flops, batch_size=config.batch_size, n_ctx=n_ctx_real
+        )
+    first = start.step if start else 0
+    return RunConfig(
+        task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
+        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start,
+    )  # fmt: skip
+
+
+def train(
+    task: Task,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    loggers: Sequence[Logger] = (),
+    progress: bool = True,
+    resume_seconds: float = 30.0,
+) -> Run:
+    """Train a model and keep its checkpoints from the first step to the last.
+
+    The same task, configurations, device and thread count give the same bits, however often the run was killed and
+    resumed on the way.
+
+    Args:
+        task: What is learned.
+        model_config: Shape of the model.
+        config: Length, optimisation, seed.
+        out: The run directory to make.
+        resume: Continue the run in `out` if there is one; a finished one is returned as it is.
+        device: Where to train.
+        loggers: Mirrors of the metrics.
+        progress: Draw a live bar on standard error.
+        resume_seconds: Least time between two resume points; a killed run repeats at most this much, and the stretch
+            between two checkpoints.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`.
+        DivergedError: The loss is not finite or above `config.divergence_loss`; names the step, the learning rate and
+            the last good checkpoint.
+    """
+    run_config = plan_run(task, model_config, config)
+    with RunWriter(Path(out), run_config, resume=resume, resume_seconds=resume_seconds) as writer:
+        _Loop(task, run_config, writer, device, loggers).run(progress=progress)
+    return Run.open(out)
+
+
+def branch(
+    parent: Run,
+    step: int,
+    n_steps: int,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Run:
+    """Decay the learning rate to its floor from a checkpoint of a "wsd" run's stable stage, in a run of its own.
+
+    One stable run gives the end points of many compute budgets. Steps, FLOPs and data go on where the parent was.
+
+    Args:
+        parent: A run with schedule "wsd" and `save_optimizer=True`.
+        step: A saved step of its stable stage.
+        n_steps: Updates of the branch, all of them decay.
+        out: The run directory to make.
+        resume: As in `train`.
+        device: As in `train`.
+        progress: As in `train`.
+
+    Raises:
+        QflError: The parent has another schedule, no optimiser state at `step`, or `step` is outside the stable stage;
+            or as `train`.
+    """
+    config = parent.config.train
+    if config.schedule != "wsd":
+        raise QflError(f"a branch needs a parent with schedule 'wsd', got {config.schedule!r} in {parent.path}.")
+    total = parent.config.n_steps
+    stable = (int(config.warmup_fraction * total), total - int(config.decay_fraction * total))
+    if not stable[0] <= step <= stable[1]:
+        raise QflError(f"step of a branch must lie in the parent's stable stage {list(stable)}, got {step}.")
+    state = parent.load_checkpoint(step, with_optimizer=True)
+    if state.optimizer is None:
+        raise QflError(f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True.")
+    values = config.to_dict() | {
+        "n_steps": n_steps, "budget_flops": None, "warmup_fraction": 0.0, "decay_fraction": 1.0
+    }  # fmt: skip
+    start = Start(parent.run_id, step)
+    run_config = plan_run(parent.task, parent.config.model, TrainConfig.from_dict(values), start)
+    with RunWriter(Path(out), run_config, resume=resume) as writer:
+        _Loop(parent.task, run_config, writer, device, (), initial=state).run(progress=progress)
+    return Run.open(out)
+
+
+class _Loop:
+    """One training session on a run directory."""
+
+    def __init__(
+        self,
+        task: Task,
+        run: RunConfig,
+        writer: RunWriter,
+        device: str | torch.device,
+        loggers: Sequence[Logger],
+        initial: ckpt.Checkpoint | None = None,
+    ) -> None:
+        self.run_config, self.config, self.writer, self.loggers = run, run.train, writer, loggers
+        self.device = torch.device(device)
+        self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
+        self.model = build_model(run.model, task, seed=self.config.seed).to(self.device)
+        self.optimizer = _make_optimizer(self.model, self.config)
+        self.step = run.first_step
+        self.initial = initial
+        self.val_batch = task.encode(
+            held_out(task, "val", self.config.n_val, seed=self.config.seed, stream="validation")
+        )
+        batch, n_ctx = self.config.batch_size, run.n_ctx
+        self.flops = flops_per_step(run.model, batch_size=batch, n_ctx=run.n_ctx_real)
+        self.actual = actual_flops_per_step(run.model, batch_size=batch, n_ctx=n_ctx, d_vocab=run.d_vocab)
+        self.to_save = {run.first_step + s for s in checkpoint_steps(run.n_steps, self.config.n_checkpoints)}
+        self.pending: list[tuple[int, float, Tensor, Tensor]] = []
+        self.latest: dict[str, float] = {}
+
+    def run(self, *, progress: bool) -> None:
+        """Train from where the directory stands to the last step."""
+        if Run(self.writer.path, self.run_config).finished:
+            self.writer.finish()
+            return
+        with progress_bar(enabled=progress) as bar:
+            for refused in self._restore():
+                bar.console.print(f"[yellow]passed over:[/] {refused}")
+            self.writer.record_session(self.device)
+            anew = self.step == self.run_config.first_step
+            self.started = time.monotonic() - self.writer.truncate_metrics(self.step - anew)
+            self.forward = fast_logits
+            if self.config.compile:
+                self.forward = compile_fast_logits(self.model)
+            try:
+                self._updates(bar)
+            except KeyboardInterrupt:
+                self._flush()
+                self.writer.save_resume_point(self._state())
+                raise
+            finally:
+                for logger in self.loggers:
+                    logger.close()
+        self.writer.finish()
+
+    def _restore(self) -> list[str]:
+        """Load the latest resume point, or the initial weights; returns why later points were passed over."""
+        state, refused = self.writer.resume_point()
+        state = state or self.initial
+        if state is not None:
+            assert state.optimizer is not None
+            load_parameters(self.model, state.model)
+            _load_optimizer(self.model, self.optimizer, state.optimizer)
+            self.step = state.step
+        return refused
+
+    def _updates(self, bar: Progress) -> None:
+        """All remaining updates, with what is due after each."""
+        run = self.run_config
+        shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
+        if self.step == run.first_step:
+            self._write([self._row(self.step, **self._validation())])
+            self._checkpoint()
+        while self.step < run.last_step:
+            self._update()
+            evaluation = is_evaluation_step(
+                self.step - run.first_step, n_steps=run.n_steps, eval_fraction=self.config.eval_fraction
+            )
+            if evaluation or self.step in self.to_save or len(self.pending) >= _LOG_EVERY:
+                self._flush(self._validation() if evaluation else {})
+                bar.update(shown, completed=self.step, detail=self._detail())
+            if self.step in self.to_save:
+                self._checkpoint()
+
+    def _update(self) -> None:
+        """One optimiser update on fresh examples."""
+        config, run = self.config, self.run_config
+        batch = self.stream.batch(self.step)
+        span = scored_span(batch.loss_mask)
+        target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
+        loss = masked_loss(self.forward(self.model, batch.tokens.to(self.device), span), target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm, foreach=True)
+        lr = learning_rate(config, step=self.step - run.first_step, n_steps=run.n_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.step += 1
+        self.pending.append((self.step, lr, loss.detach(), norm.detach()))
+
+    def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
+        if not self.pending:
+            return
+        losses = torch.stack([entry[2] for entry in self.pending]).tolist()
+        norms = torch.stack([entry[3] for entry in self.pending]).tolist()
+        rows = []
+        for (step, lr, _, _), loss, norm in zip(self.pending, losses, norms, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
+                self._write(rows)
+                raise self._diverged(step, lr, f"training loss {loss:.4g}, gradient norm {norm:.4g}")
+            rows.append(self._row(step, lr=lr, train_loss=loss, grad_norm=norm))
+        rows[-1] |= validation
+        self._write(rows)
+        if not all(math.isfinite(value) for value in validation.values()):
+            raise self._diverged(self.step, self.pending[-1][1], f"validation {dict(validation)}")
+        self.pending.clear()
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to the metrics and to the loggers."""
+        self.writer.append_metrics(rows)
+        for row in rows:
+            self.latest |= row
+            for logger in self.loggers:
+                logger.log(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def _diverged(self, step: int, lr: float, what: str) -> DivergedError:
+        """The error that names the place and what is left."""
+        saved = [s for s in Run(self.writer.path, self.run_config).steps if s < step]
+        kept = f"step {saved[-1]}" if saved else "none"
+        return DivergedError(
+            f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "
+            f"{self.config.divergence_loss:g} nats). Last good checkpoint in {self.writer.path}: {kept}. "
+            "Try a lower lr or a longer warm-up."
+        )
+
+    def _row(self, step: int, **values: float) -> dict[str, Any]:
+        """One row of metrics; what was not measured is not in it."""
+        seconds = time.monotonic() - self.started
+        tokens = (step - self.run_config.first_step) * self.config.batch_size * self.run_config.n_ctx
+        return {
+            "step": step,
+            "flops": step * self.flops,
+            "actual_flops": step * self.actual,
+            "seconds": round(seconds, 3),
+            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            **values,
+        }
+
+    def _validation(self) -> dict[str, float]:
+        """Loss and exact match on the fixed validation set, both ways of counting."""
+
+        def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
+            return fast_logits(self.model, tokens.to(self.device), positions)
+
+        scores = evaluate(lambda *a: forward(*a).cpu(), self.val_batch)
+        return {f"val_{name}": value for name, value in scores.means().items()}
+
+    def _checkpoint(self) -> None:
+        """Save this step."""
+        self.writer.save(self._state(), keep_optimizer=self.config.save_optimizer)
+
+    def _state(self) -> ckpt.Checkpoint:
+        """Weights and optimiser as they are."""
+        optimizer = _optimizer_tensors(self.model, self.optimizer)
+        return ckpt.Checkpoint(self.step, self.run_config.digest, parameters_to_save(self.model), optimizer, {})
+
+    def _detail(self) -> str:
+        """What the progress bar says."""
+        seen = {"loss": "train_loss", "val": "val_loss", "exact": "val_exact", "FLOPs": "flops", "tok/s": "tokens_per_s"}
+        return "  ".join(f"{short} {self.latest[name]:.3g}" for short, name in seen.items() if name in self.latest)
+
+
+def _make_optimizer(model: HookedTransformer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over every parameter, gains and embeddings included, as in the paper."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _optimizer_tensors(model: HookedTransformer, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW's state as "<parameter>/<exp_avg, exp_avg_sq or step>"; empty before the first update."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(model: HookedTransformer, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+    """Put back what `_optimizer_tensors` took."""
+    indices = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("/")
+        state.setdefault(indices[name], {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
