@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from qfl_interp.registry import load_task, task_names
     from qfl_interp.run import Run
     from qfl_interp.task import Batch, Feature, Pairs, Task
-    from qfl_interp.train import DivergedError, branch, train
+    from qfl_interp.training import DivergedError, branch, resume, train
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _WHERE = {
     "Batch": "task",
-    "DivergedError": "train",
+    "DivergedError": "training",
     "ExampleStream": "data",
     "Feature": "task",
     "Intervention": "hooks",
@@ -38,7 +38,7 @@ _WHERE = {
     "Site": "hooks",
     "Task": "task",
     "TrainConfig": "config",
-    "branch": "train",
+    "branch": "training",
     "build_model": "model",
     "capture": "hooks",
     "fast_logits": "fast_forward",
@@ -49,7 +49,8 @@ _WHERE = {
     "patch": "hooks",
     "project_out": "hooks",
     "task_names": "registry",
-    "train": "train",
+    "resume": "training",
+    "train": "training",
 }
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "load_task",
     "patch",
     "project_out",
+    "resume",
     "task_names",
     "train",
 ]

@@ -88,5 +88,5 @@ def resid_span(
     device = model_device(model)
     for start in range(0, len(tokens), chunk):
         part = fast_resid(model, tokens[start : start + chunk].to(device), layers, slice(first, last + 1))
-        kept[:, :, start : start + chunk] = part.transpose(1, 2).cpu()
+        kept[:, :, start : start + chunk] = part.permute(1, 2, 0, 3).cpu()
     return ResidSpan(first, kept)

@@ -7,9 +7,12 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 from qfl_interp.errors import QflError
+
+# beartype, which checks the annotations in tests, refuses typing.Self on a method it sees alone.
+_ConfigT = TypeVar("_ConfigT", bound="_Config")
 
 
 def _require(ok: bool, rule: str, value: object, advice: str) -> None:
@@ -26,7 +29,7 @@ class _Config:
         return dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:
         """The configuration that `to_dict` wrote.
 
         Raises:

@@ -69,7 +69,7 @@ def fast_logits(
         ValueError: Tokens beyond the context; positions that are not sorted, not there, or none at all.
     """
     weights = _weights(model, tokens)
-    asked = _asked(positions, tokens.shape[1])
+    asked = _asked(positions, tokens.shape[1], weights.embed.device)
     return _logits(weights, tokens.to(weights.embed.device), asked.where, asked.end)
 
 
@@ -95,7 +95,7 @@ def fast_resid(
     n_layers = len(weights.layers)
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ValueError(f"layers must lie in [0, {n_layers}) and be at least one, got {list(layers)}.")
-    asked = _asked(positions, tokens.shape[1])
+    asked = _asked(positions, tokens.shape[1], weights.embed.device)
     short = weights._replace(layers=weights.layers[: max(layers) + 1])
     kept: dict[int, Tensor] = {}
     _resid(short, tokens.to(weights.embed.device), asked.where, asked.end, keep=kept)
@@ -125,7 +125,7 @@ def compile_fast_logits(model: HookedTransformer) -> FastLogits:
     def run(tokens: Tokens, positions: Positions = None) -> Float[Tensor, "batch asked d_vocab"]:
         nonlocal compiled
         weights = _weights(model, tokens)
-        asked = _asked(positions, tokens.shape[1])
+        asked = _asked(positions, tokens.shape[1], weights.embed.device)
         arguments = (weights, tokens.to(weights.embed.device), asked.where, asked.end)
         if compiled is not None:
             try:
@@ -145,7 +145,7 @@ class _Asked(NamedTuple):
     end: int
 
 
-def _asked(positions: Positions, n_pos: int) -> _Asked:
+def _asked(positions: Positions, n_pos: int, device: torch.device) -> _Asked:
     """Checked positions; a run of neighbours becomes a slice, which is read without a copy."""
     if positions is None:
         positions = slice(None)
@@ -162,7 +162,7 @@ def _asked(positions: Positions, n_pos: int) -> _Asked:
     start, end = wanted[0], wanted[-1] + 1
     if end - start == len(wanted):
         return _Asked(slice(start, end), end)
-    return _Asked(torch.tensor(wanted), end)
+    return _Asked(torch.tensor(wanted, device=device), end)
 
 
 def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
@@ -203,8 +203,8 @@ def _logits(weights: _Weights, tokens: Tensor, asked: slice | Tensor, end: int) 
     """Logits at the positions asked for."""
     x = _resid(weights, tokens, asked, end)
     matrix, bias = weights.unembed
-    x, matrix = _normalised(x, weights.norm, matrix, weights.eps)
-    return F.linear(x, matrix.t(), bias)
+    normal, matrix = _normalised(x, weights.norm, matrix, weights.eps)
+    return _linear(normal, (matrix, bias))
 
 
 def _resid(
@@ -239,3 +239,62 @@ def _resid(
         if keep is not None:
             keep[index] = x if last else select(x, asked)
     return x
+
+
+def _plans(weights: _Weights, asked: slice | Tensor, end: int, every: bool) -> tuple[AttentionPlan, AttentionPlan]:
+    """How the blocks attend: all positions, and those asked for (the last block)."""
+    w_q = weights.layers[0].qkv[0]
+    n_heads, d_head = w_q.shape[0], w_q.shape[2]
+    mask = w_q.new_full((end, end), -torch.inf).triu_(1)
+    turn = None
+    if weights.turn is not None:
+        by_head = weights.turn[:end].repeat(1, n_heads)
+        turn = torch.cat((by_head * d_head**-0.5, by_head), 1)
+    plan = AttentionPlan(n_heads, slice(0, end), causal=True, mask=mask, turn=turn)
+    return plan, plan if every else plan._replace(asked=asked, causal=False, mask=mask[asked])
+
+
+def _qkv(layer: _Layer, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+    """Queries', keys' and values' matrices side by side, (input, output); the scale is in them or in the rotation."""
+    w_q, w_k, w_v = layer.qkv
+    if layer.qkv_bias is None:
+        return torch.stack((w_q, w_k, w_v)).permute(2, 0, 1, 3).flatten(1), None
+    scale = w_q.shape[2] ** -0.5
+    b_q, b_k, b_v = layer.qkv_bias
+    matrix = torch.stack((w_q * scale, w_k, w_v)).permute(2, 0, 1, 3).flatten(1)
+    return matrix, torch.stack((b_q * scale, b_k, b_v)).flatten()
+
+
+def _normalised(
+    x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The normed stream and the matrix that reads it; an RMS norm's gain goes into the matrix, which is smaller."""
+    gain, bias = norm
+    if bias is None:
+        return unit_rms(x, eps), gain[:, None] * matrix
+    return F.layer_norm(x, gain.shape, gain, bias, eps), matrix
+
+
+def _linear(x: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:
+    """`x @ matrix + bias`."""
+    matrix, bias = layer
+    return x @ matrix if bias is None else F.linear(x, matrix.t(), bias)
+
+
+def _add_linear(x: Tensor, z: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:
+    """`x + z @ matrix + bias`, the first sum inside the matrix product."""
+    matrix, bias = layer
+    total = torch.addmm(x.flatten(0, 1), z.flatten(0, 1), matrix).view(x.shape)
+    return total if bias is None else total + bias
+
+
+def _add_mlp(x: Tensor, layer: _Layer, eps: float) -> Tensor:
+    """The stream with the block's MLP added."""
+    up, bias = layer.up
+    normal, up = _normalised(x, layer.norm2, up, eps)
+    hidden = _linear(normal, (up, bias))
+    if layer.gate is None:
+        hidden = F.gelu(hidden, approximate="tanh")
+    else:
+        hidden = swiglu(normal @ (layer.norm2[0][:, None] * layer.gate), hidden)
+    return _add_linear(x, hidden, layer.down)

@@ -154,16 +154,16 @@ class _CausalAttention(Function):
             k, v = _linear(x, weight[:, width:], bias_kv).split(width, -1)
         _turn_(q, k, plan, back=False)
         scores = x.new_empty(plan.n_heads, x.shape[0], q.shape[1], k.shape[1])
-        z = torch.empty_like(q, memory_format=torch.contiguous_format)
-        qs, ks, vs, zs = (_heads(t, plan) for t in (q, k, v, z))
+        qs, ks, vs = (_heads(t, plan) for t in (q, k, v))
         for head, score in enumerate(scores):
             torch.baddbmm(plan.mask, qs[head], ks[head].transpose(1, 2), out=score)
         pattern = scores.softmax(-1)
+        by_head = x.new_empty(plan.n_heads, *q.shape[:2], width // plan.n_heads)
         for head, weights in enumerate(pattern):
-            torch.bmm(weights, vs[head], out=zs[head])
+            torch.bmm(weights, vs[head], out=by_head[head])
         ctx.save_for_backward(x, weight, q, k, v, pattern)
         ctx.plan, ctx.has_bias = plan, bias is not None
-        return z
+        return _side_by_side(by_head)
 
     @staticmethod
     @once_differentiable
@@ -171,11 +171,8 @@ class _CausalAttention(Function):
         x, weight, q, k, v, pattern = ctx.saved_tensors
         plan: AttentionPlan = ctx.plan
         width = weight.shape[1] // 3
-        packed = x.new_empty(*x.shape[:2], (3 if plan.causal else 2) * width)
-        dk, dv = packed[..., -2 * width : -width], packed[..., -width:]
-        dq = packed[..., :width] if plan.causal else x.new_empty(q.shape)
-        _attention_gradients(dz, (q, k, v, pattern), (dq, dk, dv), plan)
-        _turn_(dq, dk, plan, back=True)
+        dq, packed = _attention_gradients(dz, q, k, v, pattern, plan)
+        _turn_(dq, packed[..., -2 * width : -width], plan, back=True)
         dx = None
         if plan.causal:
             dweight, dbias = _linear_gradients(x, packed, ctx.has_bias)
@@ -196,23 +193,30 @@ class _CausalAttention(Function):
 
 
 def _attention_gradients(
-    dz: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor],
-    gradients: tuple[Tensor, Tensor, Tensor],
-    plan: AttentionPlan,
-) -> None:
-    """Write the gradients of queries, keys and values."""
-    pattern = saved[3]
-    qs, ks, vs, dqs, dks, dvs = (_heads(t, plan) for t in (*saved[:3], *gradients))
-    dzs = _heads(dz.contiguous(), plan)
+    dz: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Tensor, plan: AttentionPlan
+) -> tuple[Tensor, Tensor]:
+    """Gradients of queries, and of keys and values side by side; with the queries' first where all positions ask."""
+    qs, ks, vs, dzs = (_heads(t, plan) for t in (q, k, v, dz.contiguous()))
+    shape = (plan.n_heads, *k.shape[:2], k.shape[2] // plan.n_heads)
+    dqkv = k.new_empty(3, *shape) if plan.causal else k.new_empty(2, *shape)
+    dq = dqkv[0] if plan.causal else k.new_empty(shape[0], *q.shape[:2], shape[3])
+    dk, dv = dqkv[-2], dqkv[-1]
+    # torch's batched product is slow into anything but contiguous memory: hence by head here, side by side below.
     dpattern = torch.empty_like(pattern)
     for head, weights in enumerate(pattern):
         torch.bmm(dzs[head], vs[head].transpose(1, 2), out=dpattern[head])
-        torch.bmm(weights.transpose(1, 2), dzs[head], out=dvs[head])
+        torch.bmm(weights.transpose(1, 2), dzs[head], out=dv[head])
     dscores = torch.ops.aten._softmax_backward_data(dpattern, pattern, -1, pattern.dtype)
     for head, dscore in enumerate(dscores):
-        torch.bmm(dscore, ks[head], out=dqs[head])
-        torch.bmm(dscore.transpose(1, 2), qs[head], out=dks[head])
+        torch.bmm(dscore, ks[head], out=dq[head])
+        torch.bmm(dscore.transpose(1, 2), qs[head], out=dk[head])
+    packed = _side_by_side(dqkv.flatten(0, 1))
+    return packed[..., : q.shape[2]] if plan.causal else _side_by_side(dq), packed
+
+
+def _side_by_side(by_head: Tensor) -> Tensor:
+    """[head, batch, pos, d_head] copied to [batch, pos, head * d_head]."""
+    return by_head.permute(1, 2, 0, 3).flatten(2)
 
 
 def _heads(t: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:

@@ -177,7 +177,7 @@ class Run:
         """
         model = self._empty_model()
         load_parameters(model, self.load_checkpoint(self.resolve_steps(step)[0]).model)
-        return model.to(device)
+        return model.to(device, print_details=False)
 
     def load_checkpoint(self, step: int, *, with_optimizer: bool = False) -> ckpt.Checkpoint:
         """The checked contents of one checkpoint, as tensors by name. Raises `QflError` as `load_model` does."""

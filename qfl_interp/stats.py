@@ -105,7 +105,7 @@ def bootstrap_mean(
 
 def paired_sign_flip(
     treated: Shaped[np.ndarray, " example"],
-    control: Shaped[np.ndarray, " example"],
+    control: Shaped[np.ndarray, " paired"],
     rng: np.random.Generator,
     *,
     alternative: Alternative = "two-sided",

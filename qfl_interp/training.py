@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import Progress
@@ -33,6 +34,9 @@ from qfl_interp.task import Task
 _N_CONTEXT = 128
 # Losses are checked and written at least this often, in updates.
 _LOG_EVERY = 10
+
+# The mirrors of a run's metrics, made once its directory is.
+MakeLoggers = Callable[[Run], Sequence[Logger]]
 
 
 class DivergedError(QflError):
@@ -78,7 +82,7 @@ def train(
     *,
     resume: bool = False,
     device: str | torch.device = "cpu",
-    loggers: Sequence[Logger] = (),
+    make_loggers: MakeLoggers = lambda run: (),
     progress: bool = True,
     resume_seconds: float = 30.0,
 ) -> Run:
@@ -94,7 +98,7 @@ def train(
         out: The run directory to make.
         resume: Continue the run in `out` if there is one; a finished one is returned as it is.
         device: Where to train.
-        loggers: Mirrors of the metrics.
+        make_loggers: Gives the mirrors of the metrics, once the run directory is made.
         progress: Draw a live bar on standard error.
         resume_seconds: Least time between two resume points; a killed run repeats at most this much, and the stretch
             between two checkpoints.
@@ -109,8 +113,22 @@ def train(
     """
     run_config = plan_run(task, model_config, config)
     with RunWriter(Path(out), run_config, resume=resume, resume_seconds=resume_seconds) as writer:
-        _Loop(task, run_config, writer, device, loggers).run(progress=progress)
+        _Loop(task, run_config, writer, device, make_loggers).run(progress=progress)
     return Run.open(out)
+
+
+def resume(path: str | Path, *, device: str | torch.device = "cpu", progress: bool = True) -> Run:
+    """Continue the run in a directory with its own settings; a finished one is returned as it is.
+
+    Raises:
+        QflError: `path` is no run, another process trains into it, or it is a branch without a resume point (call
+            `branch` again with resume=True).
+    """
+    found = Run.open(path)
+    with RunWriter(found.path, found.config, resume=True) as writer:
+        loop = _Loop(found.task, found.config, writer, device, lambda run: ())
+        loop.run(progress=progress)
+    return found
 
 
 def branch(
@@ -156,8 +174,19 @@ def branch(
     start = Start(parent.run_id, step)
     run_config = plan_run(parent.task, parent.config.model, TrainConfig.from_dict(values), start)
     with RunWriter(Path(out), run_config, resume=resume) as writer:
-        _Loop(parent.task, run_config, writer, device, (), initial=state).run(progress=progress)
+        loop = _Loop(parent.task, run_config, writer, device, lambda run: (), initial=state)
+        loop.run(progress=progress)
     return Run.open(out)
+
+
+class _Update(NamedTuple):
+    """What one optimiser update left to be logged; the tensors are read later, not to wait for the device."""
+
+    step: int
+    lr: float
+    loss: Tensor
+    grad_norm: Tensor
+    seconds: float
 
 
 class _Loop:
@@ -169,13 +198,15 @@ class _Loop:
         run: RunConfig,
         writer: RunWriter,
         device: str | torch.device,
-        loggers: Sequence[Logger],
+        make_loggers: MakeLoggers,
         initial: ckpt.Checkpoint | None = None,
     ) -> None:
-        self.run_config, self.config, self.writer, self.loggers = run, run.train, writer, loggers
+        self.run_config, self.config, self.writer = run, run.train, writer
+        self.make_loggers, self.loggers = make_loggers, list[Logger]()
         self.device = torch.device(device)
         self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
-        self.model = build_model(run.model, task, seed=self.config.seed).to(self.device)
+        self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
+        self.forward = functools.partial(fast_logits, self.model)
         self.optimizer = _make_optimizer(self.model, self.config)
         self.step = run.first_step
         self.initial = initial
@@ -186,7 +217,7 @@ class _Loop:
         self.flops = flops_per_step(run.model, batch_size=batch, n_ctx=run.n_ctx_real)
         self.actual = actual_flops_per_step(run.model, batch_size=batch, n_ctx=n_ctx, d_vocab=run.d_vocab)
         self.to_save = {run.first_step + s for s in checkpoint_steps(run.n_steps, self.config.n_checkpoints)}
-        self.pending: list[tuple[int, float, Tensor, Tensor]] = []
+        self.pending: list[_Update] = []
         self.latest: dict[str, float] = {}
 
     def run(self, *, progress: bool) -> None:
@@ -200,9 +231,9 @@ class _Loop:
             self.writer.record_session(self.device)
             anew = self.step == self.run_config.first_step
             self.started = time.monotonic() - self.writer.truncate_metrics(self.step - anew)
-            self.forward = fast_logits
             if self.config.compile:
                 self.forward = compile_fast_logits(self.model)
+            self.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
                 self._updates(bar)
             except KeyboardInterrupt:
@@ -218,6 +249,11 @@ class _Loop:
         """Load the latest resume point, or the initial weights; returns why later points were passed over."""
         state, refused = self.writer.resume_point()
         state = state or self.initial
+        if state is None and self.run_config.start is not None:
+            raise QflError(
+                f"{self.writer.path} is a branch of {self.run_config.start.run_id} and has no resume point yet. "
+                "Call branch(...) again with resume=True."
+            )
         if state is not None:
             assert state.optimizer is not None
             load_parameters(self.model, state.model)
@@ -230,7 +266,7 @@ class _Loop:
         run = self.run_config
         shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
         if self.step == run.first_step:
-            self._write([self._row(self.step, **self._validation())])
+            self._write([self._row(self.step, 0.0, **self._validation())])
             self._checkpoint()
         while self.step < run.last_step:
             self._update()
@@ -249,7 +285,7 @@ class _Loop:
         batch = self.stream.batch(self.step)
         span = scored_span(batch.loss_mask)
         target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
-        loss = masked_loss(self.forward(self.model, batch.tokens.to(self.device), span), target)
+        loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm, foreach=True)
@@ -258,24 +294,24 @@ class _Loop:
             group["lr"] = lr
         self.optimizer.step()
         self.step += 1
-        self.pending.append((self.step, lr, loss.detach(), norm.detach()))
+        self.pending.append(_Update(self.step, lr, loss.detach(), norm.detach(), time.monotonic() - self.started))
 
     def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
         """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
         if not self.pending:
             return
-        losses = torch.stack([entry[2] for entry in self.pending]).tolist()
-        norms = torch.stack([entry[3] for entry in self.pending]).tolist()
+        losses = torch.stack([update.loss for update in self.pending]).tolist()
+        norms = torch.stack([update.grad_norm for update in self.pending]).tolist()
         rows = []
-        for (step, lr, _, _), loss, norm in zip(self.pending, losses, norms, strict=True):
+        for update, loss, norm in zip(self.pending, losses, norms, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
                 self._write(rows)
-                raise self._diverged(step, lr, f"training loss {loss:.4g}, gradient norm {norm:.4g}")
-            rows.append(self._row(step, lr=lr, train_loss=loss, grad_norm=norm))
+                raise self._diverged(update.step, update.lr, f"training loss {loss:.4g}, gradient norm {norm:.4g}")
+            rows.append(self._row(update.step, update.seconds, lr=update.lr, train_loss=loss, grad_norm=norm))
         rows[-1] |= validation
         self._write(rows)
         if not all(math.isfinite(value) for value in validation.values()):
-            raise self._diverged(self.step, self.pending[-1][1], f"validation {dict(validation)}")
+            raise self._diverged(self.step, self.pending[-1].lr, f"validation {dict(validation)}")
         self.pending.clear()
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
@@ -296,9 +332,8 @@ class _Loop:
             "Try a lower lr or a longer warm-up."
         )
 
-    def _row(self, step: int, **values: float) -> dict[str, Any]:
+    def _row(self, step: int, seconds: float, **values: float) -> dict[str, Any]:
         """One row of metrics; what was not measured is not in it."""
-        seconds = time.monotonic() - self.started
         tokens = (step - self.run_config.first_step) * self.config.batch_size * self.run_config.n_ctx
         return {
             "step": step,

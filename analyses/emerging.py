@@ -1,0 +1,249 @@
+"""When each feature becomes decodable, and whether that is before the loss moves: quiet, loud, or not learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analyses.probing import LENS as PROBE_LENS
+from analyses.probing import part_name, probe, trained_at
+from analyses.result import Result, chosen_features, identity
+from qfl_interp.aggregation import label_groups, summarise
+from qfl_interp.config import ProbeConfig
+from qfl_interp.emergence import LeadBootstrap, classify, lead_interval_bootstrap
+from qfl_interp.onset import RATIO, find_onset, fraction_at
+from qfl_interp.plots import Figure, timeline_figure
+from qfl_interp.run import Run, Steps
+from qfl_interp.seeding import generator
+from qfl_interp.transition import Transition, find_transition
+
+LENS = "emergence"
+
+
+class Emergence(NamedTuple):
+    """Both tables of the analysis.
+
+    Attributes:
+        curves: One row a feature, third and step.
+        verdicts: One row a feature and third.
+    """
+
+    curves: pd.DataFrame
+    verdicts: pd.DataFrame
+
+
+def emergence(
+    run: Run,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "all",
+    *,
+    config: ProbeConfig | None = None,
+    ratio: float = RATIO,
+    n_resamples: int = 2_000,
+    progress: bool = True,
+) -> Result:
+    """Classify features as quiet, loud or not learned on the run's own compute axis; probes what is not probed yet.
+
+    The transition is found in the validation loss over the answer alone (`qfl_interp.transition`), a feature's onset in
+    the geometric mean over each third of its labels (`qfl_interp.onset`). The baseline is the mean over the untrained
+    models. A verdict's lead is in decades of nominal FLOPs, its 95 % interval a bootstrap over the probes' test examples.
+
+    Args:
+        run: What to look at.
+        features: Names; all of the task's by default.
+        steps: The checkpoints of the curves.
+        config: The probes'.
+        ratio: A feature is learned once its metric stays below this fraction of the baseline.
+        n_resamples: Bootstrap resamples.
+        progress: Draw a bar on standard error.
+
+    Returns:
+        One row a feature and third; `.plot()` draws the timeline.
+
+    Raises:
+        QflError: As `probe`.
+    """
+    found = emergence_tables(
+        run, features, steps, config=config, ratio=ratio, n_resamples=n_resamples, progress=progress
+    )
+    columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
+    return Result(
+        f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}",
+        found.verdicts[columns],
+        found.verdicts,
+        lambda: timeline_figure(run.metrics, found.curves, found.verdicts),
+    )
+
+
+def timeline(
+    run: Run,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "all",
+    *,
+    config: ProbeConfig | None = None,
+    progress: bool = True,
+) -> Figure:
+    """Every lens of a run on one compute axis, as a figure; computes what is missing.
+
+    Args:
+        run: What to look at.
+        features: Names; all of the task's by default.
+        steps: The checkpoints of the curves.
+        config: The probes'.
+        progress: Draw a bar on standard error.
+    """
+    return emergence(run, features, steps, config=config, progress=progress).plot()
+
+
+def emergence_tables(
+    run: Run,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "all",
+    *,
+    config: ProbeConfig | None = None,
+    ratio: float = RATIO,
+    n_resamples: int = 2_000,
+    progress: bool = True,
+) -> Emergence:
+    """The tables behind `emergence`, which are written beside the run; arguments as there."""
+    config = config or ProbeConfig()
+    names = [feature.name for feature in chosen_features(run, features)]
+    rows = probe(run, names, steps, config=config, progress=progress).rows
+    transition = _transition(run)
+    curves, verdicts = [], []
+    for name in names:
+        of_feature = rows[rows["feature"] == name]
+        curve = emergence_curve(of_feature)
+        curves.append(curve)
+        for third, part in curve.groupby("third", sort=False):
+            bootstrap = _bootstrap(run, of_feature, part, str(third), transition, config, ratio, n_resamples)
+            row = _verdict(part, transition, bootstrap, ratio)
+            verdicts.append({"feature": name, "third": third, **row, "n_bootstrap": n_resamples if bootstrap else 0})
+    found = Emergence(pd.concat(curves, ignore_index=True), pd.DataFrame(verdicts).assign(**identity(run)))
+    run.table(LENS).write("verdicts", found.verdicts)
+    run.table("emergence_curve").write("curves", found.curves.assign(**identity(run)))
+    return found
+
+
+def _transition(run: Run) -> Transition:
+    """The transition of the validation loss over the answer alone."""
+    validated = run.metrics.dropna(subset=["val_loss_answer"])
+    return find_transition(
+        validated["flops"].to_numpy(), validated["val_loss_answer"].to_numpy(), chance_loss=run.task.baselines["base_rate"]
+    )
+
+
+def _by_site(rows: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of one model's rows as [layer, label]."""
+    return rows.pivot(index="layer", columns="label", values=column).to_numpy(dtype=float)
+
+
+def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Thirds of one model's metric; the layer is chosen on the training loss."""
+    return summarise(_by_site(rows, "train_log_loss"), _by_site(rows, metric))
+
+
+def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a third and step: the probes' test loss with the untrained and the shuffled control.
+
+    Args:
+        rows: The probe table's rows of one feature.
+    """
+    untrained = [_summaries(part, "test_log_loss") for _, part in rows[rows["source"] == "untrained"].groupby("model_seed")]
+    points = []
+    for step, part in rows[rows["source"] == "trained"].groupby("step"):
+        shuffled = part["shuffled_test_log_loss"].notna().any()
+        control = _summaries(part, "shuffled_test_log_loss") if shuffled else {}
+        for third, summary in _summaries(part, "test_log_loss").items():
+            baselines = [models[third] for models in untrained]
+            points.append(
+                {
+                    "feature": part["feature"].iloc[0],
+                    "third": third,
+                    "step": step,
+                    "flops": part["flops"].iloc[0],
+                    "geometric": summary.geometric_mean,
+                    "arithmetic": summary.arithmetic_mean,
+                    "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
+                    "baseline_arithmetic": float(np.mean([b.arithmetic_mean for b in baselines])),
+                    "shuffled_geometric": control[third].geometric_mean if shuffled else math.nan,
+                    "n_labels": summary.n,
+                }
+            )
+    table = pd.DataFrame(points)
+    order = {name: i for i, name in enumerate(["beginning", "middle", "end", "all"])}
+    return table.sort_values(["third", "step"], key=lambda c: c.map(order) if c.name == "third" else c, ignore_index=True)
+
+
+def _bootstrap(
+    run: Run,
+    rows: pd.DataFrame,
+    curve: pd.DataFrame,
+    third: str,
+    transition: Transition,
+    config: ProbeConfig,
+    ratio: float,
+    n_resamples: int,
+) -> LeadBootstrap | None:
+    """The lead's interval over the probes' test examples; None where there is no transition or no label."""
+    feature = rows["feature"].iloc[0]
+    table = run.table(PROBE_LENS)
+    trained = rows[rows["source"] == "trained"]
+    fitted = trained.groupby("label")["fitted"].all().to_numpy()
+    members = label_groups(fitted)[third]
+    if not transition.found or len(members) == 0:
+        return None
+    steps = sorted(trained["step"].unique())
+    losses = [
+        table.read_tensors(part_name(trained_at(int(step)), feature, config))["test_loss"].numpy()[members] for step in steps
+    ]
+    return lead_interval_bootstrap(
+        curve["flops"].to_numpy(),
+        np.stack(losses).astype(np.float64),
+        float(curve["baseline_geometric"].iloc[0]),
+        transition,
+        generator(config.seed, f"emergence/{feature}/{third}"),
+        ratio=ratio,
+        n_resamples=n_resamples,
+    )
+
+
+def _verdict(
+    curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float
+) -> dict[str, Any]:
+    """The verdict on one feature's third, as a row."""
+    flops, metric = curve["flops"].to_numpy(), curve["geometric"].to_numpy()
+    baseline = float(curve["baseline_geometric"].iloc[0])
+    onset = find_onset(flops, metric, baseline, ratio)
+    verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
+    step_at = dict(zip(flops, curve["step"], strict=True)) | {0.0: 0, math.nan: -1}
+    inside = transition.found and flops[flops > 0].min() <= transition.start_flops <= flops.max()
+    at_start = fraction_at(flops, metric, baseline, transition.start_flops).value if inside else math.nan
+    return {
+        "verdict": verdict.kind,
+        "certain": verdict.certain,
+        "reason": verdict.reason,
+        "onset_flops": onset.onset_flops,
+        "onset_step_before": step_at.get(onset.bracket.low, -1),
+        "onset_step_after": step_at.get(onset.bracket.high, -1),
+        "lead_log10": verdict.lead,
+        "lead_low": verdict.lead_low,
+        "lead_high": verdict.lead_high,
+        "learned_share": bootstrap.learned_share if bootstrap else math.nan,
+        "baseline": baseline,
+        "best": float(metric.min()),
+        "fraction_at_start": at_start,
+        "fraction_low": bootstrap.fraction_at_start.low if bootstrap else math.nan,
+        "fraction_high": bootstrap.fraction_at_start.high if bootstrap else math.nan,
+        "ratio": ratio,
+        "transition_found": transition.found,
+        "transition_start_flops": transition.start_flops,
+        "transition_end_flops": transition.end_flops,
+        "plateau_loss": transition.plateau_loss,
+        "final_loss": transition.final_loss,
+        "transition_reason": transition.reason,
+    }

@@ -1,0 +1,78 @@
+"""One page on a run: timeline, probe maps, ablation, the run's card; needs no other file and no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analyses.ablation import ablate
+from analyses.emerging import emergence_tables
+from analyses.probing import probe
+from qfl_interp.config import ProbeConfig
+from qfl_interp.report import findings, standard_sections, write_report
+from qfl_interp.run import Run, Steps
+
+
+def report(
+    run: Run,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "all",
+    *,
+    out: str | Path | None = None,
+    config: ProbeConfig | None = None,
+    n_trials: int = 32,
+    progress: bool = True,
+) -> Path:
+    """Write the report of a run; analyses that are missing are computed first.
+
+    Args:
+        run: What to look at.
+        features: Names; all of the task's by default.
+        steps: The checkpoints of the curves; ablation is of the last of them.
+        out: The page; `report.html` in the run directory by default.
+        config: The probes'.
+        n_trials: Random controls of the ablation.
+        progress: Draw bars on standard error.
+
+    Returns:
+        Where the page is.
+    """
+    config = config or ProbeConfig()
+    last = run.resolve_steps(steps)[-1]
+    rows = probe(run, features, steps, config=config, progress=progress).to_dataframe()
+    emerged = emergence_tables(run, features, steps, config=config, progress=progress)
+    ablated = ablate(run, features, last, config=config, n_trials=n_trials, progress=progress).to_dataframe()
+    sections = standard_sections(
+        run.metrics,
+        probe=rows,
+        emergence_curve=emerged.curves,
+        emergence=emerged.verdicts,
+        ablate=ablated,
+    )
+    return write_report(out or run.path / "report.html", card(run), sections, findings=findings(emerged.verdicts))
+
+
+def card(run: Run) -> dict[str, Any]:
+    """What the run is and where it comes from."""
+    metrics, config = run.metrics, run.config
+    last = metrics.dropna(subset=["val_loss"]).iloc[-1]
+    session = run.provenance[-1] if run.provenance else {}
+    return {
+        "run_id": run.run_id,
+        "task": config.task,
+        "length": config.length,
+        "n_parameters": run.n_parameters,
+        "n_steps": config.n_steps,
+        "step": int(last["step"]),
+        "budget_flops": config.train.budget_flops or math.nan,
+        "nominal_flops": float(last["flops"]),
+        "actual_flops": float(last["actual_flops"]),
+        "seconds": float(last["seconds"]),
+        **{name: float(last[name]) for name in ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer")},
+        "seed": config.train.seed,
+        "model": config.model.to_dict(),
+        "train": config.train.to_dict(),
+        **{name: session.get(name) for name in ("started", "device", "threads", "git_commit", "versions", "command")},
+    }

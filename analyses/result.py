@@ -1,0 +1,61 @@
+"""What an analysis returns: its rows, a figure on demand, and a compact text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+from plotly.graph_objects import Figure
+
+from qfl_interp.errors import QflError
+from qfl_interp.run import Run
+from qfl_interp.task import Feature
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rows of one analysis of one run.
+
+    Attributes:
+        title: What it is.
+        summary: A short table a person reads first.
+        rows: The tidy table.
+    """
+
+    title: str
+    summary: pd.DataFrame = field(repr=False)
+    rows: pd.DataFrame = field(repr=False)
+    draw: Callable[[], Figure] = field(repr=False)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A copy of the tidy table."""
+        return self.rows.copy()
+
+    def plot(self) -> Figure:
+        """The figure."""
+        return self.draw()
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n{self.summary.to_string(index=False, float_format=lambda v: f'{v:.4g}')}"
+
+    def _repr_html_(self) -> str:
+        """The summary, as notebooks show it."""
+        return f"<b>{self.title}</b>{self.summary.to_html(index=False, float_format=lambda v: f'{v:.4g}')}"
+
+
+def chosen_features(run: Run, features: str | list[str] | tuple[str, ...] | None) -> list[Feature]:
+    """The run's features of these names, all by default.
+
+    Raises:
+        QflError: The task has no such feature, or none at all.
+    """
+    names = [features] if isinstance(features, str) else list(run.task.features if features is None else features)
+    if not names:
+        raise QflError(f"task {run.task.name!r} has no features to analyse.")
+    return [run.task.feature(name) for name in names]
+
+
+def identity(run: Run) -> dict[str, object]:
+    """The columns that say which run a row belongs to."""
+    return {"run_id": run.run_id, "config_hash": run.config.digest, "seed": run.config.train.seed}

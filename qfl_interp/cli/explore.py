@@ -1,0 +1,72 @@
+"""`qfl explore`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Any
+
+import typer
+
+from qfl_interp.cli.output import Device, RunPath
+
+_BANNER = """qfl explore: {run!r}
+  run, task, model (step {step})      the open run, its task, its HookedTransformer
+  examples, batch, tokens, logits     {n} test examples: raw, encoded, the model's answers
+  cache                               every activation on them: cache["resid_post", 2]
+  {analyses:<36}analyses of this run: probe("carry")
+  qfl                                 the library: qfl.interventions_on, qfl.project_out, ...
+"""
+
+
+def explore(
+    run: RunPath,
+    step: Annotated[str, typer.Option(help="Which checkpoint to load.")] = "last",
+    n: Annotated[int, typer.Option(help="Examples in `batch` and `cache`.")] = 64,
+    command: Annotated[str | None, typer.Option("--command", "-c", help="Run this code and leave.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Open IPython with a run, its model, an activation cache and the analyses ready.
+
+    Example: `qfl explore runs/add16 --step 130`
+    """
+    import IPython
+
+    namespace = _namespace(run, step, n, device)
+    if command is not None:
+        exec(compile(command, "<command>", "exec"), namespace)  # the user's own code, like python -c
+        return
+    banner = namespace.pop("banner")
+    print(banner)
+    IPython.start_ipython(argv=["--no-banner"], user_ns=namespace)
+
+
+def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
+    """What the shell has ready."""
+    import torch
+
+    import qfl_interp as qfl
+    from qfl_interp.plugins import ANALYSES, entry_points
+
+    run = qfl.Run.open(path)
+    (at,) = run.resolve_steps(step)
+    model, task = run.load_model(at, device=device), run.task
+    examples = qfl.held_out(task, "test", n, seed=run.config.train.seed, stream="explore")
+    batch = task.encode(examples)
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(batch.tokens.to(device))
+    functions = {name: functools.partial(_analysis(name), run) for name in entry_points(ANALYSES) if _analysis(name)}
+    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(functions))
+    return {
+        "qfl": qfl, "torch": torch, "run": run, "task": task, "model": model, "examples": examples, "batch": batch,
+        "tokens": batch.tokens, "logits": logits, "cache": cache, "banner": banner, **functions,
+    }  # fmt: skip
+
+
+def _analysis(name: str) -> Any:
+    """The library function behind an analysis command, where its module has one of that name."""
+    import importlib
+
+    from qfl_interp.plugins import ANALYSES, entry_points
+
+    package = entry_points(ANALYSES)[name].module.split(".")[0]
+    return getattr(importlib.import_module(package), name, None)

@@ -1,0 +1,55 @@
+"""The `qfl` program: the built-in commands and those that analyses register."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from qfl_interp.cli.explore import explore
+from qfl_interp.cli.runs import runs
+from qfl_interp.cli.tasks import tasks
+from qfl_interp.cli.train import resume, train
+from qfl_interp.cli.verify import verify
+from qfl_interp.errors import QflError
+from qfl_interp.plugins import ANALYSES, entry_points, load_entry_point
+
+_HELP = """Watch small transformers learn algorithms.
+
+Train a run, then look at it through several lenses on one compute axis. A first session:
+
+    qfl train addition --length 16 --budget 3e12 --out runs/add16
+    qfl probe runs/add16
+    qfl emergence runs/add16
+    qfl ablate runs/add16
+    qfl report runs/add16
+
+Every command has --help; every analysis has --json, skips what is already computed, and can be stopped and called again.
+Set QFL_TRACEBACK=1 to see where an error comes from.
+"""
+
+
+def build_app() -> typer.Typer:
+    """The command line with every registered analysis."""
+    app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+    for command in (train, resume, runs, tasks, verify, explore):
+        app.command()(command)
+    for name in entry_points(ANALYSES):
+        app.command(name, rich_help_panel="Analyses")(load_entry_point(ANALYSES, name))
+    return app
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and exit status 1."""
+    try:
+        build_app()()
+    except (QflError, ValueError) as error:
+        if os.environ.get("QFL_TRACEBACK"):
+            raise
+        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", str(error), markup=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; call the same command again to go on (train: qfl resume RUN).")
+        sys.exit(130)

@@ -1,0 +1,102 @@
+"""`qfl train` and `qfl resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
+from qfl_interp.config import ModelConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from qfl_interp.loggers import Logger
+    from qfl_interp.run import Run
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def train(
+    task: Annotated[str, typer.Argument(help="A registered task; `qfl tasks` lists them.", show_default=False)],
+    length: Annotated[int, typer.Option(help="The task's length (bits of an operand, ...).")] = 16,
+    out: Annotated[Path | None, typer.Option(help="Run directory to make; runs/<run id> by default.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Nominal training FLOPs, for example 3e12.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser updates, instead of a budget.")] = None,
+    d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
+    n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
+    n_heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    style: Annotated[Literal["llama", "gpt2"], typer.Option(help="Architecture.")] = "llama",
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Examples an update.")] = 64,
+    schedule: Annotated[Literal["cosine", "wsd"], typer.Option(help="Learning-rate schedule.")] = "cosine",
+    warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
+    checkpoints: Annotated[int, typer.Option(help="About how many checkpoints, half of them log-spaced.")] = 40,
+    eval_fraction: Annotated[float, typer.Option(help="A validation every this part of the steps.")] = 0.005,
+    n_val: Annotated[int, typer.Option(help="Validation examples.")] = 1000,
+    save_optimizer: Annotated[bool, typer.Option(help="Keep AdamW's moments with every checkpoint.")] = False,
+    compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out if there is one.")] = False,
+    tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on a task and keep its checkpoints.
+
+    Give a length by `--budget` (nominal FLOPs as the quiet-features paper counts them) or `--steps`. A killed run goes on
+    with `qfl resume RUN`, to the same bits.
+
+    Example: `qfl train addition --length 16 --budget 3e12 --out runs/add16`
+    """
+    model = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style)
+    config = TrainConfig(
+        budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, schedule=schedule, warmup_fraction=warmup,
+        seed=seed, n_checkpoints=checkpoints, eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer,
+        compile=compile,
+    )  # fmt: skip
+    from qfl_interp.registry import load_task
+    from qfl_interp.training import plan_run
+    from qfl_interp.training import train as run_training
+
+    loaded = load_task(task, length)
+    plan = plan_run(loaded, model, config)
+    target = out or Path("runs") / plan.run_id
+    finished = run_training(
+        loaded, model, config, target, resume=resume, device=device, progress=not quiet,
+        make_loggers=lambda run: _loggers(run, tensorboard, wandb),
+    )  # fmt: skip
+    _print_run(finished, as_json)
+
+
+def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Continue a run that was stopped or killed, to the same bits as if it never had been.
+
+    Example: `qfl resume runs/add16`
+    """
+    from qfl_interp.training import resume as continue_run
+
+    _print_run(continue_run(run, device=device, progress=not quiet), as_json)
+
+
+def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:
+    """The mirrors that were asked for."""
+    from qfl_interp.loggers import TensorBoardLogger, WandbLogger
+
+    made: list[Logger] = [TensorBoardLogger(run.path / "tensorboard")] if tensorboard else []
+    return made + ([WandbLogger(wandb, config=run.config.train.to_dict())] if wandb else [])
+
+
+def _print_run(run: Run, as_json: bool) -> None:
+    """The run in a line, or its last metrics as JSON."""
+    last = run.metrics.iloc[-1].to_dict()
+    if as_json:
+        print_json({"path": run.path, "run_id": run.run_id, "steps": run.steps, **last})
+    else:
+        print(run)
+        print(
+            f"final validation: loss {last['val_loss']:.4g} nats, exact match {last['val_exact']:.1%} "
+            f"(answer alone: {last['val_loss_answer']:.4g}, {last['val_exact_answer']:.1%})"
+        )

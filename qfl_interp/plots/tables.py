@@ -1,0 +1,34 @@
+"""Typed access to result tables for drawing: rows by value, columns as floats, rows as records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+
+def select(table: pd.DataFrame, **equals: object) -> pd.DataFrame:
+    """Rows whose columns have these values; a table without rows may lack the columns and stays as it is."""
+    if table.empty:
+        return table
+    keep = np.ones(len(table), dtype=bool)
+    for name, value in equals.items():
+        keep &= np.asarray(table[name] == value, dtype=bool)
+    return pd.DataFrame(table.loc[keep])
+
+
+def column(table: pd.DataFrame, name: str) -> Float[np.ndarray, " row"]:
+    """One column as floats; a missing value is NaN."""
+    return np.asarray(table[name], dtype=float)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dictionaries."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def distinct(table: pd.DataFrame, name: str) -> list[Any]:
+    """A column's values in the order in which they first appear; none for a table without rows."""
+    return [] if table.empty else list(dict.fromkeys(table[name].tolist()))

@@ -1,0 +1,208 @@
+"""One look for every figure: template, colours, axes, number formats and export settings.
+
+Colours are close to seaborn's colour-blind-safe palette. No figure names a colour that only works on white:
+text, grid and background come from the template alone, so that a page can swap `template(dark=True)` in.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from typing import Any, Final, NamedTuple
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+FONT_FAMILY: Final = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
+FONT_SIZE: Final = 12
+# 7 inches at 96 pixels an inch: the width of a page's text block, so that 12 px letters print as 9 pt.
+PAPER_WIDTH: Final = 672
+
+PURPLE: Final = "#8C63B8"
+VERMILLION: Final = "#D55E00"
+STEEL: Final = "#5B86AD"
+GREY: Final = "#8A8F98"
+BAND: Final = "rgba(140, 99, 184, 0.16)"
+
+
+class SeriesStyle(NamedTuple):
+    """How one series is drawn.
+
+    Attributes:
+        name: As the legend says it.
+        color: Hex.
+        symbol: Plotly's marker symbol.
+    """
+
+    name: str
+    color: str
+    symbol: str
+
+
+# As in the paper's figures: blue circle, orange square, green triangle.
+THIRD_STYLES: Final[dict[str, SeriesStyle]] = {
+    "beginning": SeriesStyle("beginning", "#1B7FBF", "circle"),
+    "middle": SeriesStyle("middle", "#DE8F05", "square"),
+    "end": SeriesStyle("end", "#029E73", "triangle-up"),
+    "all": SeriesStyle("all labels", PURPLE, "diamond"),
+}
+
+_SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def template(dark: bool = False) -> go.layout.Template:
+    """The look of every figure, for white or for dark pages."""
+    ink, muted, grid, paper = (
+        ("#E4E7EB", "#A3ABB5", "#31373F", "#181B20")
+        if dark
+        else (
+            "#22262B",
+            "#5A626C",
+            "#E6E8EB",
+            "#FFFFFF",
+        )
+    )
+    axis = {
+        "showline": True,
+        "linecolor": muted,
+        "linewidth": 1,
+        "gridcolor": grid,
+        "gridwidth": 1,
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": muted,
+        "tickfont": {"size": FONT_SIZE - 1},
+        "title": {"font": {"size": FONT_SIZE}, "standoff": 8},
+    }
+    button = {"bgcolor": grid, "bordercolor": grid, "font": {"color": ink}}
+    layout = go.Layout(
+        font={"family": FONT_FAMILY, "size": FONT_SIZE, "color": ink},
+        paper_bgcolor=paper,
+        plot_bgcolor=paper,
+        colorway=[style.color for style in THIRD_STYLES.values()] + [VERMILLION, STEEL, GREY],
+        xaxis=axis,
+        yaxis=axis,
+        legend={"bgcolor": "rgba(0,0,0,0)", "font": {"size": FONT_SIZE - 1}},
+        hoverlabel={"bgcolor": paper, "bordercolor": muted, "font": {"color": ink, "size": FONT_SIZE - 1}},
+        annotationdefaults={"showarrow": False, "font": {"color": ink}},
+        updatemenudefaults=button,
+        sliderdefaults={"bgcolor": grid, "bordercolor": grid, "tickcolor": muted, "activebgcolor": muted},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": muted, "activecolor": ink},
+    )
+    whiskers = go.Bar(error_y={"color": ink})
+    return go.layout.Template(layout=layout, data={"bar": [whiskers]})
+
+
+def new_figure(filename: str, height: int) -> go.Figure:
+    """An empty figure in the house style.
+
+    Args:
+        filename: Name of a downloaded image, without its ending.
+        height: In pixels; the width follows the page, and is `PAPER_WIDTH` in a downloaded image.
+    """
+    meta = {"filename": filename, "width": PAPER_WIDTH, "height": height}
+    return go.Figure(layout={"template": template(), "height": height, "autosize": True, "meta": meta})
+
+
+def figure_config(figure: go.Figure, image_format: str = "svg") -> dict[str, Any]:
+    """What to hand to `figure.show(config=...)`: the modebar's camera saves at paper size.
+
+    Args:
+        figure: One of this package's figures.
+        image_format: "svg" or "png" (at three times the resolution).
+    """
+    meta: Any = figure.layout["meta"]
+    export = {"format": image_format, "scale": 3 if image_format == "png" else 1, **meta}
+    return {
+        "displaylogo": False,
+        # plotly.js 4 offers to upload the figure to a server of its makers unless told not to.
+        "showSendToCloud": False,
+        "plotlyServerURL": "",
+        "responsive": True,
+        "toImageButtonOptions": export,
+        "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    }
+
+
+def figure_json(figure: go.Figure) -> str:
+    """The figure as JSON for Plotly.newPlot, without its template: a page brings its own."""
+    spec = json.loads(str(figure.to_json()))
+    spec["layout"].pop("template", None)
+    return json.dumps(spec, separators=(",", ":"))
+
+
+def template_json(dark: bool) -> str:
+    """`template` as JSON."""
+    return json.dumps(template(dark).to_plotly_json(), separators=(",", ":"))
+
+
+def plotly_script() -> str:
+    """The source of plotly.js, to be inlined into a page once."""
+    return get_plotlyjs()
+
+
+def plain(text: object) -> str:
+    """Text from a run, made safe for plotly's labels, which read some HTML tags."""
+    return html.escape(str(text), quote=False)
+
+
+def words(name: str) -> str:
+    """A feature's or task's name as a person reads it: underscores become spaces."""
+    return plain(name).replace("_", " ")
+
+
+def format_power(value: float, digits: int = 2) -> str:
+    """A number in scientific notation: 2.4e11 becomes "2.4×10¹¹"; 0 stays "0"."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def format_p(value: float) -> str:
+    """A p-value as papers print it: two digits, "p < 0.001" below that, "" where there is none."""
+    if not math.isfinite(value):
+        return ""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def log_flops_axis(
+    low: float, high: float, title: str = "training compute (FLOPs, nominal)"
+) -> dict[str, Any]:
+    """A logarithmic compute axis from `low` to `high` FLOPs, with a little room, ticks at powers of ten."""
+    start, stop = math.log10(low), math.log10(high)
+    room = max(0.015 * (stop - start), 0.02)
+    return {
+        "type": "log",
+        "title": {"text": title},
+        "range": [start - room, stop + room],
+        "exponentformat": "power",
+        "hoverformat": ".2e",
+        "dtick": 1 if stop - start > 1.2 else "D2",
+        "minor": {"dtick": "D1", "ticks": "outside", "ticklen": 2},
+        # plotly.js draws 10ⁿ a quarter larger than asked.
+        "tickfont": {"size": FONT_SIZE - 2},
+    }
+
+
+def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Round values inside [low, high] for the ticks of a log axis, and their texts."""
+    decades = math.log10(high / low)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if decades >= 0.9:
+        stride = math.ceil(decades / 5)
+        factors = (1,) if decades > 2.8 else (1, 2, 5) if decades < 1.5 else (1, 3)
+        values = [
+            factor * 10.0**exponent for exponent in exponents if exponent % stride == 0 for factor in factors
+        ]
+    else:
+        rough = (high - low) / 5
+        unit = 10.0 ** math.floor(math.log10(rough))
+        spacing = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough)
+        values = [spacing * k for k in range(math.ceil(low / spacing), math.floor(high / spacing) + 1)]
+    values = [float(f"{value:.3g}") for value in values if low <= value <= high]
+    return values, [f"{value:g}" for value in values]

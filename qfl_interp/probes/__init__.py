@@ -1,0 +1,7 @@
+"""Linear probes: what can be read off the residual stream, solved in batches, with their controls."""
+
+from qfl_interp.probes.controls import shuffle_labels
+from qfl_interp.probes.logistic import fit_logistic
+from qfl_interp.probes.result import LogisticProbes, ProbeScores
+
+__all__ = ["LogisticProbes", "ProbeScores", "fit_logistic", "shuffle_labels"]

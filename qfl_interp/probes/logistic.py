@@ -1,0 +1,161 @@
+"""Logistic probes at all layers, labels and outputs of one feature, as one batched convex problem."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
+
+from qfl_interp.probes.newton import solve
+from qfl_interp.probes.result import (
+    Activations,
+    ExampleMask,
+    Labels,
+    LogisticProbes,
+    ProbeScores,
+    check_examples,
+    mean_scores,
+)
+
+# Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
+CHUNK_BYTES = 64 * 2**20
+
+
+def _sites_at_once(n_examples: int, d_model: int, n_outputs: int) -> int:
+    """How many sites fit `CHUNK_BYTES`: the data, and about 10 vectors and 4 matrices an output."""
+    n_columns = d_model + 1
+    per_site = 8 * (n_examples * (n_columns + 10 * n_outputs) + 4 * n_outputs * n_columns**2)
+    return max(1, CHUNK_BYTES // per_site)
+
+
+def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, layer: int, label: int) -> None:
+    """Raise with the place of the first value that is not finite."""
+    bad = ~x.isfinite()
+    if kept is not None:
+        bad &= kept[:, None]
+    if bad.any():
+        example, coordinate = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"activations must be finite, got {float(x[example, coordinate])} at layer {layer}, label {label}, "
+            f"example {example}, coordinate {coordinate}. The forward pass overflowed or the model has diverged."
+        )
+
+
+def _centred(
+    x: Activations, sites: list[tuple[int, int]], example_mask: ExampleMask | None
+) -> tuple[Float[Tensor, "site example column"], Float[Tensor, "site d_model"]]:
+    """The sites' activations less their means, with a column of ones; and the means. Masked rows are 0."""
+    n_examples, d_model = x.shape[2:]
+    z = torch.empty(len(sites), n_examples, d_model + 1, dtype=torch.float64, device=x.device)
+    means = torch.empty(len(sites), d_model, dtype=torch.float64, device=x.device)
+    for k, (layer, label) in enumerate(sites):
+        site = x[layer, label]
+        kept = None if example_mask is None else example_mask[label]
+        used = site if kept is None else site[kept]
+        means[k] = used.mean(0, dtype=torch.float64) if len(used) else 0.0
+        if not means[k].isfinite().all():  # one value that is not finite shows in the mean
+            _require_finite(site, kept, layer, label)
+        torch.sub(site, means[k], out=z[k, :, :-1])
+        z[k, :, -1] = 1
+        if kept is not None:
+            z[k, ~kept] = 0
+    return z, means
+
+
+def _signs(
+    y: Labels, example_mask: ExampleMask | None
+) -> tuple[Int8[Tensor, "label output example"], Bool[Tensor, "label output"]]:
+    """+1 for class 1, -1 for class 0, 0 where masked; and where both classes occur."""
+    sign = (2 * y.to(torch.int8) - 1).transpose(0, 1)
+    if example_mask is not None:
+        sign = sign * example_mask[:, None, :]
+    return sign, (sign > 0).any(-1) & (sign < 0).any(-1)
+
+
+def _dot_means(
+    weight: Float[Tensor, "site output d_model"], means: Float[Tensor, "site d_model"]
+) -> Float[Tensor, "site output"]:
+    """The logit that centring takes away, and the intercept has to give back."""
+    return torch.einsum("sod,sd->so", weight, means)
+
+
+def _check_settings(x: Activations, y: Labels, c: float, max_iter: int, init: LogisticProbes | None) -> None:
+    """Raise ValueError unless the settings are in range and `init` holds such probes."""
+    if not (math.isfinite(c) and c > 0):
+        raise ValueError(f"c must be positive and finite, got {c}. The paper uses 100.")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}. 100 is plenty.")
+    shape = (*x.shape[:2], y.shape[0], x.shape[3])
+    if init is not None and init.weight.shape != shape:
+        raise ValueError(
+            f"init must hold probes [layer, label, output, d_model] = {shape}, got {tuple(init.weight.shape)}. "
+            "Start from probes of the same feature and model, or leave it out."
+        )
+
+
+def fit_logistic(
+    x: Activations,
+    y: Labels,
+    *,
+    c: float,
+    max_iter: int,
+    init: LogisticProbes | None = None,
+    example_mask: ExampleMask | None = None,
+) -> LogisticProbes:
+    """Logistic regressions with L2 penalty, one a layer, label and output, each at its own optimum.
+
+    Each minimises `c * sum_i log_loss_i + ||w||^2 / 2` in nats, the intercept unpenalised: scikit-learn's
+    `LogisticRegression(C=c)`. All arithmetic is in float64, whatever the dtype of `x`, so that badly scaled or
+    correlated coordinates cost no accuracy. The same input gives the same bits on the same machine and threads.
+
+    Memory beyond the arguments and the result: `CHUNK_BYTES` (64 MiB), or what one layer and label needs if that
+    is more, `8 n_example (d_model + 10 n_output) + 32 n_output d_model^2` bytes; and once `8 n_example d_model`.
+
+    Args:
+        x: Activations, one row an example; any strides (nothing is made contiguous), CPU or CUDA.
+        y: Labels 0 or 1. Outputs share the activations: those of a multilabel feature, and shuffled copies of the
+            labels, which cost little beside the real ones.
+        c: Inverse L2 strength, positive. The paper uses 100.
+        max_iter: Newton steps at most, at least 1. Random labels need about 3, nearly separable ones about 12.
+        init: Probes to start from where they beat the base rate: those of the previous checkpoint. The optimum is
+            the same, only the way is shorter.
+        example_mask: True where an example has this label; all have it by default.
+
+    Raises:
+        ValueError: Shapes that do not fit, a label other than 0 or 1, an activation that is not finite (with its
+            place), or `c` or `max_iter` out of range.
+
+    References:
+        Quiet Feature Learning (arXiv 2505.03997), linear probes: C = 100.
+    """
+    check_examples(x, y, example_mask)
+    _check_settings(x, y, c, max_iter, init)
+    n_layers, n_labels, n_examples, d_model = x.shape
+    shape = (n_layers, n_labels, y.shape[0])
+    sign, fitted = _signs(y, example_mask)
+    coef = torch.zeros(*shape, d_model + 1, dtype=torch.float64, device=x.device)
+    loss, accuracy = torch.zeros_like(coef[..., 0]), torch.zeros_like(coef[..., 0])
+    converged = torch.zeros(shape, dtype=torch.bool, device=x.device)
+    n_iter = torch.zeros(shape, dtype=torch.int64, device=x.device)
+    all_sites = [(layer, label) for layer in range(n_layers) for label in range(n_labels)]
+    chunk = _sites_at_once(n_examples, d_model, y.shape[0])
+    for first in range(0, len(all_sites), chunk):
+        sites = all_sites[first : first + chunk]
+        z, means = _centred(x, sites, example_mask)
+        at = tuple(torch.tensor(index, device=x.device) for index in zip(*sites, strict=True))
+        label = at[1]
+        start = torch.zeros_like(coef[at])
+        if init is not None:
+            start[..., :-1] = init.weight[at]
+            start[..., -1] = init.intercept[at] + _dot_means(init.weight[at], means)
+        found = solve(z, sign[label].to(z.dtype), start, fitted[label], c=c, max_iter=max_iter)
+        solved = found.coef * fitted[label][..., None]
+        solved[..., -1] -= _dot_means(solved[..., :-1], means)
+        coef[at], converged[at], n_iter[at] = solved, found.converged, found.n_iter
+        mask = None if example_mask is None else example_mask[label]
+        loss[at], accuracy[at] = (value[0] for value in mean_scores(found.wrong_logit[None], mask))
+    fitted = fitted.expand(shape).clone()
+    train = ProbeScores(*(value.masked_fill(~fitted, torch.nan) for value in (loss, accuracy)))
+    return LogisticProbes(coef[..., :-1], coef[..., -1], fitted, converged, n_iter, train)

@@ -1,0 +1,305 @@
+"""Many small logistic regressions at once: Newton steps with line search, in float64, on shared data.
+
+Every problem minimises `c * sum_i log(1 + exp(-sign_i * logit_i)) + ||w||^2 / 2` with `logit = z @ (w, b)`.
+A *site* is one data matrix; several problems (outputs) read the same one. A problem keeps the Cholesky factor
+of an old Hessian as long as its steps contract (the chord, or Shamanskii's, method), so that random labels hardly
+need a Hessian of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# The objective lies within this fraction of its minimum when a problem counts as converged. The test loss is off
+# by the square root: 1e-8 leaves up to 5e-4 nats on nearly separable problems, 1e-11 about 1e-5 for 10 % more time.
+RELATIVE_GAP = 1e-11
+# A Hessian is renewed unless the last step shrank the squared Newton decrement to this fraction; 0.001 to 0.1 cost
+# about the same.
+_CONTRACTION = 0.01
+# A step is long enough when the slope along it has fallen to this fraction.
+_SLOPE_FRACTION = 0.25
+_LINE_SEARCH_EVALUATIONS = 30
+# Added to the unit diagonal of the scaled Hessian when rounding makes it indefinite.
+_JITTERS = (0.0, 1e-13, 1e-11, 1e-9, 1e-6)
+
+
+class Solution(NamedTuple):
+    """What `solve` found, one entry a problem.
+
+    Attributes:
+        coef: Weights, then the intercept, in the columns of `z`; the start where a problem was not asked for.
+        wrong_logit: The logit of the wrong class: `-sign * logit`, 0 for masked examples.
+        converged: The objective is certified to lie within `RELATIVE_GAP` of its minimum.
+        n_iter: Newton steps taken.
+    """
+
+    coef: Float[Tensor, "site output column"]
+    wrong_logit: Float[Tensor, "site output example"]
+    converged: Bool[Tensor, "site output"]
+    n_iter: Int[Tensor, "site output"]
+
+
+@dataclass
+class _Rows:
+    """The problems still running, one a row, sorted by site."""
+
+    index: Int[Tensor, " row"]
+    site: Int[Tensor, " row"]
+    sign: Float[Tensor, "row example"]
+    coef: Float[Tensor, "row column"]
+    wrong_logit: Float[Tensor, "row example"]
+    wrong_prob: Float[Tensor, "row example"]
+    factor: Float[Tensor, "row column column"]
+    scale: Float[Tensor, "row column"]
+    drift: Float[Tensor, " row"]
+    decrement: Float[Tensor, " row"]
+
+    def keep(self, rows: Bool[Tensor, " row"]) -> None:
+        """Drop all other rows."""
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
+
+
+class _Design:
+    """The data matrices, multiplied site by site for the rows that use them."""
+
+    def __init__(self, z: Float[Tensor, "site example column"]) -> None:
+        self.z = z
+        self._buffer = torch.empty_like(z[0])
+
+    def _spans(self, site: Int[Tensor, " row"]) -> list[tuple[int, slice]]:
+        """The slice of rows that reads each site."""
+        names, counts = torch.unique_consecutive(site, return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        return [(s, slice(e - n, e)) for s, n, e in zip(names.tolist(), counts.tolist(), ends, strict=True)]
+
+    def logits(
+        self, coef: Float[Tensor, "row column"], site: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row example"]:
+        """`z @ coef` of every row."""
+        out = coef.new_empty(len(coef), self.z.shape[1])
+        for s, rows in self._spans(site):
+            torch.mm(coef[rows], self.z[s].mT, out=out[rows])
+        return out
+
+    def pull_back(
+        self, residual: Float[Tensor, "row example"], site: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row column"]:
+        """`z.T @ residual` of every row."""
+        out = residual.new_empty(len(residual), self.z.shape[2])
+        for s, rows in self._spans(site):
+            torch.mm(residual[rows], self.z[s], out=out[rows])
+        return out
+
+    def gram(
+        self, site: int, weight: Float[Tensor, " example"] | None = None
+    ) -> Float[Tensor, "column column"]:
+        """`z.T @ diag(weight) @ z` of one site."""
+        z = self.z[site]
+        return z.mT @ (z if weight is None else torch.mul(z, weight[:, None], out=self._buffer))
+
+
+def _penalty(coef: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+    """The penalty's gradient: the weights themselves, 0 for the intercept."""
+    gradient = coef.clone()
+    gradient[:, -1] = 0
+    return gradient
+
+
+def _factorise(
+    hessian: Float[Tensor, "row column column"],
+) -> tuple[Float[Tensor, "row column column"], Float[Tensor, "row column"]]:
+    """Cholesky factor of the Hessian scaled to a unit diagonal, and that scale; overwrites `hessian`."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    diagonal[:, :-1] += 1  # the penalty
+    scale = diagonal.clamp_min(torch.finfo(hessian.dtype).tiny).rsqrt()
+    hessian *= scale[:, :, None] * scale[:, None, :]
+    for jitter in _JITTERS:
+        diagonal += jitter
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed.any():
+            return factor, scale
+    raise AssertionError("a positive semi-definite matrix with unit diagonal plus 1e-6 has a Cholesky factor")
+
+
+def _refactorise(design: _Design, rows: _Rows, which: Bool[Tensor, " row"], c: float) -> None:
+    """Give these rows the factor of the Hessian at their current point."""
+    picked = which.nonzero()[:, 0]
+    hessian = design.z.new_empty(len(picked), *rows.factor.shape[1:])
+    for k, (row, site) in enumerate(zip(picked.tolist(), rows.site[picked].tolist(), strict=True)):
+        prob = rows.wrong_prob[row]
+        hessian[k] = design.gram(site, c * prob * (1 - prob))
+    rows.factor[picked], rows.scale[picked] = _factorise(hessian)
+    rows.drift[picked] = 0
+
+
+def _solve_newton(rows: _Rows, gradient: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+    """The Newton direction with the factor each row holds; stores the squared decrement."""
+    direction = torch.cholesky_solve((rows.scale * gradient)[:, :, None], rows.factor)[:, :, 0]
+    direction = -rows.scale * direction
+    rows.decrement = -torch.linalg.vecdot(gradient, direction)
+    return direction
+
+
+def _next_direction(
+    design: _Design, rows: _Rows, c: float
+) -> tuple[Float[Tensor, "row column"], Bool[Tensor, " row"]]:
+    """The Newton direction of each row, with a new Hessian where the old one serves no more; and which are done."""
+    gradient = _penalty(rows.coef) - design.pull_back(c * rows.wrong_prob * rows.sign, rows.site)
+    # log(1 + e^x) >= sigmoid(x), so this bounds the objective from below
+    objective = c * torch.linalg.vecdot(rows.wrong_prob, rows.sign.abs())
+    objective += torch.linalg.vecdot(rows.coef, _penalty(rows.coef)) / 2
+    goal = RELATIVE_GAP * objective
+    last = rows.decrement
+    direction = _solve_newton(rows, gradient)
+    near = rows.decrement <= goal
+    stale = torch.where(near, rows.decrement * rows.drift.exp() > goal, rows.decrement > _CONTRACTION * last)
+    if stale.any():
+        _refactorise(design, rows, stale, c)
+        direction = _solve_newton(rows, gradient)
+    return direction, rows.decrement * rows.drift.exp() <= goal
+
+
+def _line_search(
+    rows: _Rows,
+    change: Float[Tensor, "row example"],
+    direction: Float[Tensor, "row column"],
+    c: float,
+) -> Float[Tensor, " row"]:
+    """Step lengths at which the slope has nearly vanished; stores the wrong-class probabilities there.
+
+    A bracketed Newton iteration on the slope of the convex objective along the direction. It touches the logits
+    only, not the data, so that it costs little beside the step itself.
+    """
+    linear = torch.linalg.vecdot(direction, _penalty(rows.coef))
+    quadratic = torch.linalg.vecdot(direction, _penalty(direction))
+    step = torch.ones_like(rows.decrement)
+    low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
+    every = torch.arange(len(step), device=step.device)
+    open_rows: slice | Tensor = slice(None)  # a view: the first evaluation nearly always suffices
+    for _ in range(_LINE_SEARCH_EVALUATIONS):
+        at, moved = step[open_rows], change[open_rows]
+        prob = torch.addcmul(rows.wrong_logit[open_rows], at[:, None], moved).sigmoid_()
+        rows.wrong_prob[open_rows] = prob
+        slope = c * torch.linalg.vecdot(prob, moved) + linear[open_rows] + at * quadratic[open_rows]
+        missed = slope.abs() > _SLOPE_FRACTION * rows.decrement[open_rows]
+        if not missed.any():
+            break
+        open_rows = every[open_rows][missed]
+        at, slope, prob, moved = at[missed], slope[missed], prob[missed], moved[missed]
+        curvature = c * torch.linalg.vecdot(prob * (1 - prob), moved * moved) + quadratic[open_rows]
+        below = torch.where(slope < 0, at, low[open_rows])
+        above = torch.where(slope < 0, high[open_rows], at)
+        newton = torch.minimum(at - slope / curvature, 4 * at)
+        middle = torch.where(above.isinf(), 2 * at, (below + above) / 2)
+        step[open_rows] = torch.where((newton > below) & (newton < above), newton, middle)
+        low[open_rows], high[open_rows] = below, above
+    return step
+
+
+def _start(
+    design: _Design,
+    sign: Float[Tensor, "site output example"],
+    start: Float[Tensor, "site output column"],
+    wanted: Bool[Tensor, "site output"],
+    c: float,
+) -> _Rows:
+    """Rows at the better of `start` and the base rate, with a Hessian there.
+
+    At the base rate all examples weigh alike, so that the outputs of a site share one Gram matrix.
+    """
+    n_outputs, n_columns = start.shape[1:]
+    index = wanted.flatten().nonzero()[:, 0]
+    site = index // n_outputs
+    sign, coef = sign.flatten(0, 1)[index], start.flatten(0, 1)[index]
+    wrong_logit = design.logits(coef, site).mul_(sign).neg_()
+    n_kept = sign.abs().sum(1)
+    rate = (sign > 0).sum(1) / n_kept
+    # the entropy bounds the base rate's objective; softplus(0) of a masked example is no loss
+    entropy = torch.special.entr(rate) + torch.special.entr(1 - rate)
+    objective = (torch.nn.functional.softplus(wrong_logit) * sign.abs()).sum(1) * c
+    objective += torch.linalg.vecdot(coef, _penalty(coef)) / 2
+    cold = ~(objective < c * n_kept * entropy)
+    coef[cold] = 0
+    coef[cold, -1] = torch.logit(rate[cold])
+    wrong_logit[cold] = -sign[cold] * coef[cold, -1:]
+    zeros = torch.zeros_like(rate)
+    rows = _Rows(
+        index=index,
+        site=site,
+        sign=sign,
+        coef=coef,
+        wrong_logit=wrong_logit,
+        wrong_prob=wrong_logit.sigmoid(),
+        factor=coef.new_zeros(len(index), n_columns, n_columns),
+        scale=torch.ones_like(coef),
+        drift=zeros,
+        decrement=torch.full_like(zeros, torch.inf),
+    )
+    if cold.any():
+        sites, which = site[cold].unique_consecutive(return_inverse=True)
+        gram = torch.stack([design.gram(s) for s in sites.tolist()])
+        curvature = c * rate[cold] * (1 - rate[cold])
+        rows.factor[cold], rows.scale[cold] = _factorise(gram[which] * curvature[:, None, None])
+    if not cold.all():
+        _refactorise(design, rows, ~cold, c)
+    return rows
+
+
+def solve(
+    z: Float[Tensor, "site example column"],
+    sign: Float[Tensor, "site output example"],
+    start: Float[Tensor, "site output column"],
+    wanted: Bool[Tensor, "site output"],
+    *,
+    c: float,
+    max_iter: int,
+) -> Solution:
+    """Minimise every wanted problem's objective.
+
+    A problem stops by its gap, not by its step. Let `lambda^2 = g' M^-1 g` be the squared Newton decrement with a
+    Hessian M from a point whose logits differ from the present ones by at most `drift`. Because
+    `|sigma''| <= sigma'`, the present Hessian is at least `exp(-drift) M`, and the objective exceeds its minimum by
+    about `exp(drift) lambda^2 / 2` at most. Twice that must not pass `RELATIVE_GAP` times a lower bound of the
+    objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see `_JITTERS`.)
+
+    Args:
+        z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of zeros.
+        sign: +1 or -1 for the two classes, 0 for masked examples.
+        start: A first guess, used where it beats the base rate.
+        wanted: The problems to solve; both classes must occur in them.
+        c: Inverse L2 strength.
+        max_iter: Newton steps at most.
+    """
+    design = _Design(z)
+    rows = _start(design, sign, start, wanted, c)
+    coef = start.flatten(0, 1).clone()
+    wrong_logit = torch.zeros_like(sign).flatten(0, 1)
+    converged = torch.zeros_like(wanted).flatten()
+    n_iter = torch.zeros_like(converged, dtype=torch.int64)
+    for iteration in range(max_iter + 1):
+        direction, done = _next_direction(design, rows, c)
+        n_iter[rows.index] = iteration
+        converged[rows.index] = done
+        stop = done | (iteration == max_iter)
+        if stop.any():
+            coef[rows.index[stop]] = rows.coef[stop]
+            wrong_logit[rows.index[stop]] = rows.wrong_logit[stop]
+            rows.keep(~stop)
+            direction = direction[~stop]
+        if not len(rows.index):
+            break
+        change = design.logits(direction, rows.site).mul_(rows.sign).neg_()
+        step = _line_search(rows, change, direction, c)
+        rows.coef = rows.coef + step[:, None] * direction
+        rows.wrong_logit.addcmul_(step[:, None], change)
+        rows.drift = rows.drift + step * torch.linalg.vector_norm(change, torch.inf, dim=1)
+    shape = wanted.shape
+    return Solution(
+        coef.view(*shape, -1), wrong_logit.view(*shape, -1), converged.view(shape), n_iter.view(shape)
+    )

@@ -1,0 +1,138 @@
+"""The standard sections of a run's report; a table that is missing is named together with what makes it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pandas as pd
+
+from qfl_interp.plots import ablation_figure, loss_figure, probe_heatmap, timeline_figure
+from qfl_interp.report.page import Section
+from qfl_interp.report.words import CITATION, LIMITS, METHODS
+
+_VERDICT_COLUMNS: Final = {
+    "feature": "feature",
+    "third": "third",
+    "verdict": "verdict",
+    "certain": "certain",
+    "lead_log10": "lead (decades)",
+    "lead_low": "95 % low",
+    "lead_high": "95 % high",
+    "onset_flops": "onset (FLOPs)",
+    "onset_step_before": "after step",
+    "onset_step_after": "by step",
+    "fraction_at_start": "loss at transition start / untrained",
+    "baseline": "untrained (nats)",
+    "best": "best (nats)",
+}
+_ABLATION_COLUMNS: Final = {
+    "feature": "feature",
+    "condition": "condition",
+    "exact_answer": "exact match, answer",
+    "exact": "exact match, paper",
+    "loss_answer": "loss, answer (nats)",
+    "loss": "loss, paper (nats)",
+    "p_value_paired": "p, paired",
+    "p_value_trials": "p, among trials",
+    "p_value_holm": "p, Holm",
+    "n_examples": "examples",
+    "n_trials": "trials",
+}
+
+
+def standard_sections(
+    metrics: pd.DataFrame | None = None,
+    *,
+    probe: pd.DataFrame | None = None,
+    emergence_curve: pd.DataFrame | None = None,
+    emergence: pd.DataFrame | None = None,
+    ablate: pd.DataFrame | None = None,
+) -> list[Section]:
+    """Timeline, verdicts, probe maps, ablation, methods, limits and citation, from the tables there are.
+
+    Args:
+        metrics: Table "metrics"; None or without rows: nothing was logged. Likewise the others.
+        probe: Table "probe".
+        emergence_curve: Table "emergence_curve".
+        emergence: Table "emergence".
+        ablate: Table "ablate", of one step.
+    """
+    sections = [_timeline(metrics, emergence_curve, emergence)]
+    if emergence is not None and not emergence.empty:
+        sections.append(
+            Section(
+                "Verdicts",
+                table=_view(emergence, _VERDICT_COLUMNS),
+                downloads={"emergence": emergence},
+                note="One row a feature and third. A positive lead means learned before the loss moved.",
+            )
+        )
+    sections += _probe_maps(probe)
+    sections.append(_ablation(ablate))
+    sections.append(Section("Methods", text=METHODS))
+    sections.append(Section("Limits", text=LIMITS))
+    sections.append(Section("Citation", text=CITATION))
+    return sections
+
+
+def _view(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """Some columns under the names a reader sees."""
+    known = {name: title for name, title in columns.items() if name in table.columns}
+    return pd.DataFrame({title: table[name] for name, title in known.items()})
+
+
+def _missing(title: str, what: str, command: str) -> Section:
+    """A section that says what to run."""
+    return Section(title, text=f"{what} yet. Run `{command}`, then make this report again.")
+
+
+def _timeline(
+    metrics: pd.DataFrame | None, curves: pd.DataFrame | None, emergence: pd.DataFrame | None
+) -> Section:
+    """The timeline; without probes, loss and exact match alone."""
+    if metrics is None or metrics.empty:
+        return _missing("Timeline", "Nothing was logged", "qfl train")
+    downloads = {"validation": metrics.dropna(subset=["val_loss"])}
+    if curves is None or curves.empty:
+        note = "No feature was probed yet: run `qfl probe` to see when each becomes decodable."
+        return Section("Timeline", figure=loss_figure(metrics), note=note, downloads=downloads)
+    verdicts = pd.DataFrame() if emergence is None else emergence
+    return Section(
+        "Timeline",
+        figure=timeline_figure(metrics, curves, verdicts),
+        note="The shaded band is the loss transition; open markers are where a feature became decodable. "
+        "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
+        "curves.",
+        downloads=downloads | {"emergence_curve": curves},
+    )
+
+
+def _probe_maps(probe: pd.DataFrame | None) -> list[Section]:
+    """A heat map for each feature."""
+    if probe is None or probe.empty:
+        return [_missing("Probes", "No feature was probed", "qfl probe")]
+    note = (
+        "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
+        "every step. Move the slider or press play to go through training. A cross: no probe, the labels have "
+        "one class only."
+    )
+    features = dict.fromkeys(str(feature) for feature in probe["feature"])
+    return [
+        Section(f"Probes: {feature.replace('_', ' ')}", figure=probe_heatmap(probe, feature), note=note)
+        for feature in features
+    ]
+
+
+def _ablation(ablate: pd.DataFrame | None) -> Section:
+    """Ablation bars with the table behind them."""
+    title = "Ablation"
+    if ablate is None or ablate.empty:
+        return _missing(title, "No feature was ablated", "qfl ablate")
+    return Section(
+        title,
+        figure=ablation_figure(ablate),
+        table=_view(ablate, _ABLATION_COLUMNS),
+        downloads={"ablate": ablate},
+        note="Does the model use the features? Each one's probe direction is projected out while the model "
+        "answers; removing as many random directions is the control. Whiskers: 95 % intervals.",
+    )
