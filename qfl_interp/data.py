@@ -8,7 +8,6 @@ the run's seed, so that no run trains on what another is tested on.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, UInt64
@@ -18,8 +17,7 @@ from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.task import Batch, Task
 
-Split = Literal["train", "val", "test"]
-
+SPLITS = ("train", "val", "test")
 # Eighths of the population: the top three bits of the hash. 0-5 train, 6 val, 7 test.
 _SHIFT = np.uint64(61)
 _FIRST_EIGHTH = {"train": 0, "val": 6, "test": 7}
@@ -43,15 +41,15 @@ def split_hash(words: UInt64[np.ndarray, "batch word"]) -> UInt64[np.ndarray, " 
     return _mix(state)
 
 
-def in_split(task: Task, examples: Examples, split: Split) -> Bool[np.ndarray, " batch"]:
+def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " batch"]:
     """Which examples belong to `split`."""
-    if split not in get_args(Split):
-        raise ValueError(f"split must be one of {get_args(Split)}, got {split!r}.")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
     eighth = split_hash(task.canonical(examples)) >> _SHIFT
     return (eighth >= _FIRST_EIGHTH[split]) & (eighth < _END_EIGHTH[split])
 
 
-def _draw(task: Task, rng: np.random.Generator, n: int, split: Split) -> Examples:
+def _draw(task: Task, rng: np.random.Generator, n: int, split: str) -> Examples:
     """About `n` examples of one split: one round of rejection sampling."""
     share = (_END_EIGHTH[split] - _FIRST_EIGHTH[split]) / 8
     drawn = task.sample(rng, int(n / share * 1.1) + 16)
@@ -72,7 +70,7 @@ class ExampleStream:
     task: Task
     seed: int
     batch_size: int
-    split: Split = "train"
+    split: str = "train"
 
     def examples(self, step: int) -> Examples:
         """The raw examples of one step, the same at every call.
@@ -98,7 +96,7 @@ class ExampleStream:
         return self.task.encode(self.examples(step))
 
 
-def held_out(task: Task, split: Split, n: int, *, seed: int, stream: str) -> Examples:
+def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examples:
     """A fixed set of at most `n` different examples of one split, in the order they were drawn.
 
     Fewer come back where the split holds fewer: a short length has few problems.

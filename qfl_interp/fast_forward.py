@@ -1,14 +1,15 @@
 """The model's function with the model's parameters, without its hook points: for training and evaluation.
 
-`fast_logits(model, tokens)` equals `model(tokens)` within rounding, gradients too. It computes only what the positions
-asked for depend on, and refuses a model whose function it does not know.
+`fast_logits(model, tokens)` equals `model(tokens)` within rounding, gradients too. It computes only what the
+positions asked for depend on, and refuses a model whose function it does not know.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,16 +57,19 @@ def fast_logits(
 ) -> Float[Tensor, "batch asked d_vocab"]:
     """`model(tokens)[:, positions]`, several times faster; gradients reach the model's parameters.
 
-    Nothing is computed that these logits do not depend on: no token after the last position, and in the last block
-    queries, MLP and unembedding at the positions alone. Once differentiable. Bits are the same for the same inputs.
+    Nothing is computed that these logits do not depend on: no token after the last position, and in the last
+    block queries, MLP and unembedding at the positions alone. Once differentiable. Bits are the same for the
+    same inputs.
 
     Args:
         model: As `build_model` makes it, in either style; float32 or float64.
         tokens: Token ids, at most n_ctx of them in a row.
-        positions: Sorted position indices (on the CPU, or every call waits for the device) or a slice; all by default.
+        positions: Sorted position indices (on the CPU, or every call waits for the device) or a slice; all
+            by default.
 
     Raises:
-        QflError: The model's function is not the one computed here, or hooks are attached, which would not run.
+        QflError: The model's function is not the one computed here, or hooks are attached, which would not
+            run.
         ValueError: Tokens beyond the context; positions that are not sorted, not there, or none at all.
     """
     weights = _weights(model, tokens)
@@ -105,8 +109,8 @@ def fast_resid(
 def compile_fast_logits(model: HookedTransformer) -> FastLogits:
     """`fast_logits` of this model through `torch.compile`: call it with tokens and positions.
 
-    The model is checked at every call as in `fast_logits`. The first call of a shape compiles for some seconds. Where
-    that fails (no C++ compiler, say) a RuntimeWarning says why, and it goes on uncompiled.
+    The model is checked at every call as in `fast_logits`. The first call of a shape compiles for some
+    seconds. Where that fails (no C++ compiler, say) a RuntimeWarning says why, and it goes on uncompiled.
     """
     compiled: Callable[..., Tensor] | None = None
 
@@ -114,7 +118,9 @@ def compile_fast_logits(model: HookedTransformer) -> FastLogits:
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         warnings.warn(
-            f"torch.compile failed, the fast forward pass goes on uncompiled: {reason}", RuntimeWarning, stacklevel=3
+            f"torch.compile failed, the fast forward pass goes on uncompiled: {reason}",
+            RuntimeWarning,
+            stacklevel=3,
         )
 
     try:
@@ -153,11 +159,11 @@ def _asked(positions: Positions, n_pos: int, device: torch.device) -> _Asked:
         wanted = list(range(n_pos)[positions])
     else:
         wanted = positions.tolist()
-    in_order = all(a < b for a, b in zip(wanted, wanted[1:], strict=False))
+    in_order = all(a < b for a, b in itertools.pairwise(wanted))
     if not wanted or not in_order or wanted[0] < 0 or wanted[-1] >= n_pos:
         raise ValueError(
-            f"positions must be increasing indices in [0, {n_pos}) and at least one, got {wanted or positions}. "
-            "Count from 0 and sort them."
+            f"positions must be increasing indices in [0, {n_pos}) and at least one, "
+            f"got {wanted or positions}. Count from 0 and sort them."
         )
     start, end = wanted[0], wanted[-1] + 1
     if end - start == len(wanted):
@@ -173,9 +179,11 @@ def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
     if n_pos > cfg.n_ctx or (turn is not None and n_pos > len(turn)):
         raise ValueError(f"tokens must be at most n_ctx = {cfg.n_ctx} long, got {n_pos}. Cut the sequences.")
     layers = []
+    llama = turn is not None
+    final: Any = model.ln_final
+    block: Any
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
-        llama = turn is not None
         layers.append(
             _Layer(
                 norm1=(block.ln1.w, None if llama else block.ln1.b),
@@ -190,10 +198,10 @@ def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
         )
     return _Weights(
         embed=model.embed.W_E,
-        pos_embed=None if turn is not None else model.pos_embed.W_pos,
+        pos_embed=None if llama else model.pos_embed.W_pos,
         layers=layers,
-        norm=(model.ln_final.w, None if turn is not None else model.ln_final.b),
-        unembed=(model.unembed.W_U, None if turn is not None else model.unembed.b_U),
+        norm=(final.w, None if llama else final.b),
+        unembed=(model.unembed.W_U, None if llama else model.unembed.b_U),
         turn=turn,
         eps=cfg.eps,
     )
@@ -214,8 +222,8 @@ def _resid(
     tokens = tokens[:, :end]
     every = isinstance(asked, slice) and asked.start == 0
     plan_all, plan_asked = _plans(weights, asked, end, every)
-    # A matrix product with one row of ones and zeros a token picks rows, and its gradient sums them, faster than
-    # indexing does while the vocabulary is smaller than the model.
+    # A matrix product with one row of ones and zeros a token picks rows, and its gradient sums them, faster
+    # than indexing does while the vocabulary is smaller than the model.
     d_vocab, d_model = weights.embed.shape
     one_hot = F.one_hot(tokens, d_vocab).to(weights.embed.dtype) if d_vocab <= d_model else None
     x = F.embedding(tokens, weights.embed) if one_hot is None else one_hot @ weights.embed
@@ -241,21 +249,26 @@ def _resid(
     return x
 
 
-def _plans(weights: _Weights, asked: slice | Tensor, end: int, every: bool) -> tuple[AttentionPlan, AttentionPlan]:
+def _plans(
+    weights: _Weights, asked: slice | Tensor, end: int, every: bool
+) -> tuple[AttentionPlan, AttentionPlan]:
     """How the blocks attend: all positions, and those asked for (the last block)."""
     w_q = weights.layers[0].qkv[0]
     n_heads, d_head = w_q.shape[0], w_q.shape[2]
     mask = w_q.new_full((end, end), -torch.inf).triu_(1)
     turn = None
     if weights.turn is not None:
-        by_head = weights.turn[:end].repeat(1, n_heads)
+        by_head = weights.turn[:end].repeat(1, n_heads, 1)
         turn = torch.cat((by_head * d_head**-0.5, by_head), 1)
     plan = AttentionPlan(n_heads, slice(0, end), causal=True, mask=mask, turn=turn)
     return plan, plan if every else plan._replace(asked=asked, causal=False, mask=mask[asked])
 
 
 def _qkv(layer: _Layer, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
-    """Queries', keys' and values' matrices side by side, (input, output); the scale is in them or in the rotation."""
+    """Queries', keys' and values' matrices side by side, (input, output).
+
+    Without a rotation to hold it, the attention scale is in the queries'.
+    """
     w_q, w_k, w_v = layer.qkv
     if layer.qkv_bias is None:
         return torch.stack((w_q, w_k, w_v)).permute(2, 0, 1, 3).flatten(1), None
@@ -268,7 +281,7 @@ def _qkv(layer: _Layer, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
 def _normalised(
     x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The normed stream and the matrix that reads it; an RMS norm's gain goes into the matrix, which is smaller."""
+    """The normed stream and the matrix that reads it; an RMS norm's gain goes into the smaller of the two."""
     gain, bias = norm
     if bias is None:
         return unit_rms(x, eps), gain[:, None] * matrix

@@ -1,4 +1,4 @@
-"""Which models `fast_forward` reproduces: checked in full when a model is first seen, for changes at every call."""
+"""Which models `fast_forward` reproduces: checked in full when first seen, for changes at every call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Complex
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from qfl_interp.errors import QflError
@@ -47,7 +47,15 @@ _STYLES: dict[str, dict[str, Any]] = {
     },
     "LN": {"act_fn": "gelu_new", "gated_mlp": False, "positional_embedding_type": "standard"},
 }
-_CLASSES = {"Attention", "Embed", "HookedTransformer", "HookPoint", "TransformerBlock", "TypedModuleList", "Unembed"}
+_CLASSES = {
+    "Attention",
+    "Embed",
+    "HookedTransformer",
+    "HookPoint",
+    "TransformerBlock",
+    "TypedModuleList",
+    "Unembed",
+}
 _STYLE_CLASSES = {"RMS": {"RMSNorm", "GatedMLP"}, "LN": {"LayerNorm", "MLP", "PosEmbed"}}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -55,8 +63,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class _Seen(NamedTuple):
     """What was true of a model when it was examined."""
 
-    children: tuple[tuple[dict[str, nn.Module], tuple[nn.Module, ...]], ...]
-    buffers: tuple[tuple[dict[str, Tensor], str, Tensor, int], ...]
+    children: tuple[tuple[dict[str, nn.Module | None], tuple[nn.Module | None, ...]], ...]
+    buffers: tuple[tuple[dict[str, Tensor | None], str, Tensor, int], ...]
     hooks: tuple[dict[int, Any], ...]
     turn: Tensor | None
 
@@ -64,17 +72,18 @@ class _Seen(NamedTuple):
 _SEEN: WeakKeyDictionary[nn.Module, _Seen] = WeakKeyDictionary()
 
 
-def require_supported(model: HookedTransformer) -> Complex[Tensor, "n_ctx pairs"] | None:
+def require_supported(model: HookedTransformer) -> Float[Tensor, "n_ctx pairs 2"] | None:
     """Refuse a model whose function `fast_forward` does not compute.
 
-    The configuration and the hooks are looked at in every call; classes, biases and rotary tables again when a module or
-    a buffer has changed. Writing through `.data` is the one change that is not seen.
+    The configuration and the hooks are looked at in every call; classes, biases and rotary tables again when
+    a module or a buffer has changed. Writing through `.data` is the one change that is not seen.
 
     Returns:
-        `exp(i angle)` of the rotary embedding by position and pair; None for learned positions.
+        Cosine and sine of the rotary embedding's angle by position and pair; None for learned positions.
 
     Raises:
-        QflError: The model differs; everything that differs is listed. Or a hook is attached, which would not run.
+        QflError: The model differs; everything that differs is listed. Or a hook is attached, which would
+            not run.
     """
     faults = _config_faults(model)
     if faults:
@@ -83,7 +92,9 @@ def require_supported(model: HookedTransformer) -> Complex[Tensor, "n_ctx pairs"
     if seen is None or not _unchanged(seen):
         seen = _SEEN[model] = _examine(model)
     if any(seen.hooks):
-        names = [name or "the model" for name, m in model.named_modules() if any(vars(m)[kind] for kind in _HOOKS)]
+        names = [
+            name or "the model" for name, m in model.named_modules() if any(vars(m)[kind] for kind in _HOOKS)
+        ]
         raise QflError(
             f"the fast forward pass runs no hooks, but hooks are attached at {', '.join(names)}. "
             "Remove them (model.reset_hooks()) or call model(tokens)."
@@ -129,7 +140,8 @@ def _config_faults(model: HookedTransformer) -> list[str]:
 def _unchanged(seen: _Seen) -> bool:
     """Whether no module and no buffer was replaced or written since."""
     return all(tuple(now.values()) == then for now, then in seen.children) and all(
-        owner.get(name) is tensor and tensor._version == version for owner, name, tensor, version in seen.buffers
+        owner.get(name) is tensor and tensor._version == version
+        for owner, name, tensor, version in seen.buffers
     )
 
 
@@ -153,7 +165,9 @@ def _examine(model: HookedTransformer) -> _Seen:
     modules = list(model.modules())
     return _Seen(
         children=tuple((m._modules, tuple(m._modules.values())) for m in modules if m._modules),
-        buffers=tuple((m._buffers, n, b, b._version) for m in modules for n, b in m._buffers.items()),
+        buffers=tuple(
+            (m._buffers, n, b, b._version) for m in modules for n, b in m._buffers.items() if b is not None
+        ),
         hooks=tuple(vars(m)[kind] for m in modules for kind in _HOOKS),
         turn=turn,
     )
@@ -167,7 +181,9 @@ def _attention_faults(model: HookedTransformer) -> list[str]:
         if not math.isclose(attn.attn_scale, math.sqrt(model.cfg.d_head)):
             faults.append(f"blocks.{layer}.attn.attn_scale={attn.attn_scale} instead of sqrt(d_head)")
         if attn.attn_type != "global" or attn._attention_dir_override is not None:
-            faults.append(f"blocks.{layer}.attn is {attn.attn_type} {attn._attention_dir_override or ''} attention")
+            faults.append(
+                f"blocks.{layer}.attn is {attn.attn_type} {attn._attention_dir_override or ''} attention"
+            )
     return faults
 
 
@@ -175,14 +191,16 @@ def _bias_faults(model: HookedTransformer) -> list[str]:
     """Biases of a model in the style that has none."""
     trained = [name for name, _ in model.named_parameters() if name.rpartition(".")[2].startswith("b_")]
     frozen = [
-        name for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("b_") and bool(b.any())
+        name
+        for name, b in model.named_buffers()
+        if name.rpartition(".")[2].startswith("b_") and bool(b.any())
     ]
     faults = [f"{len(trained)} biases can be trained ({trained[0]}, ...)"] if trained else []
     return faults + [f"{name} is not zero" for name in frozen]
 
 
 def _rotary_turn(model: HookedTransformer, faults: list[str]) -> Tensor | None:
-    """`exp(i angle)` from the model's own tables; adds a fault where they differ between layers or within a pair."""
+    """Cosine and sine from the model's own tables; adds a fault where layers or a pair's halves differ."""
     cos, sin = model.blocks[0].attn.rotary_cos, model.blocks[0].attn.rotary_sin
     for layer, block in enumerate(model.blocks):
         attn = block.attn
@@ -190,4 +208,4 @@ def _rotary_turn(model: HookedTransformer, faults: list[str]) -> Tensor | None:
             faults.append(f"blocks.{layer}.attn has rotary tables of its own")
     if not (torch.equal(cos[:, ::2], cos[:, 1::2]) and torch.equal(sin[:, ::2], sin[:, 1::2])):
         faults.append("the rotary tables turn the two coordinates of a pair differently")
-    return None if faults else torch.complex(cos[:, ::2].contiguous(), sin[:, ::2].contiguous())
+    return None if faults else torch.stack((cos[:, ::2], sin[:, ::2]), -1)

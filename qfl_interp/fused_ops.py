@@ -1,7 +1,8 @@
 """The pieces of a block with hand-written derivatives: the same values, less memory traffic.
 
-Each public function has a form that autograd or a compiler sees through, used under `torch.compile` and on a GPU,
-and one whose backward pass is written out, used eagerly. They are once differentiable; curvature uses the model itself.
+Each public function has a form that autograd or a compiler sees through, used under `torch.compile` and on a
+GPU, and one whose backward pass is written out, used eagerly. They are once differentiable; curvature uses
+the model itself.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Up to this many keys, on a CPU, writing the scores out beats torch's fused kernel (about 1.7 times at 51 keys);
-# beyond it the scores outgrow the caches.
+# Up to this many keys, on a CPU, writing the scores out beats torch's fused kernel (about 1.7 times at 51
+# keys); beyond it the scores outgrow the caches.
 _EXPLICIT_SCORES_MAX = 256
 
 
@@ -28,18 +29,21 @@ class AttentionPlan(NamedTuple):
         asked: Positions that ask (queries): a slice, or sorted indices.
         causal: Whether `asked` is every position, so that a fused kernel's own causal mask does.
         mask: Added to the scores: 0 where the key is not after the query, else minus infinity.
-        turn: What the rotary embedding multiplies adjacent pairs with: `scale * exp(i angle)` for all heads' queries,
-            then `exp(i angle)` for all heads' keys. None without rotary; the queries' weights then hold the scale.
+        turn: What the rotary embedding multiplies adjacent pairs with, as real and imaginary part: `exp(i
+            angle)` times the attention scale for all heads' queries, then `exp(i angle)` for all heads'
+            keys. None without rotary; the queries' weights then hold the scale.
     """
 
     n_heads: int
     asked: slice | Int[Tensor, " asked"]
     causal: bool
     mask: Float[Tensor, "asked pos"]
-    turn: Complex[Tensor, "pos pairs"] | None
+    turn: Float[Tensor, "pos pairs 2"] | None
 
 
-def select(x: Float[Tensor, "batch pos d"], asked: slice | Int[Tensor, " asked"]) -> Float[Tensor, "batch asked d"]:
+def select(
+    x: Float[Tensor, "batch pos d"], asked: slice | Int[Tensor, " asked"]
+) -> Float[Tensor, "batch asked d"]:
     """`x[:, asked]`; a view where it can be one."""
     return x[:, asked] if isinstance(asked, slice) else x.index_select(1, asked)
 
@@ -70,7 +74,9 @@ class _UnitRms(Function):
         return torch.addcmul(dy, y, along, value=-1).mul_(inverse), None
 
 
-def swiglu(gate: Float[Tensor, "*rows d_mlp"], up: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_mlp"]:
+def swiglu(
+    gate: Float[Tensor, "*rows d_mlp"], up: Float[Tensor, "*rows d_mlp"]
+) -> Float[Tensor, "*rows d_mlp"]:
     """`silu(gate) * up`."""
     if torch.compiler.is_compiling():
         return F.silu(gate) * up
@@ -103,8 +109,8 @@ def causal_attention(
 
     Args:
         x: What queries, keys and values are read from.
-        weight: Queries', keys' and values' matrices side by side, heads side by side in each. Where the plan has no
-            rotation, the queries' part holds the attention scale.
+        weight: Queries', keys' and values' matrices side by side, heads side by side in each. Where the plan
+            has no rotation, the queries' part holds the attention scale.
         bias: Theirs.
         plan: Heads, rotation, positions that ask.
     """
@@ -119,7 +125,7 @@ def _fused_attention(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Atten
     qkv = x @ weight if bias is None else x @ weight + bias
     q, k, v = qkv.unflatten(-1, (3, plan.n_heads, -1)).unbind(2)
     if plan.turn is not None:
-        turn_q, turn_k = torch.view_as_real(plan.turn).unflatten(1, (2, plan.n_heads, -1)).unbind(1)
+        turn_q, turn_k = plan.turn.unflatten(1, (2, plan.n_heads, -1)).unbind(1)
         q, k = _turned(q, turn_q), _turned(k, turn_k)
     if not plan.causal:
         q = q[:, plan.asked]
@@ -139,8 +145,8 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 class _CausalAttention(Function):
     """Attention with its scores written out, head by head and without a copy.
 
-    Queries, keys and values stay slices of the matrix product that makes them, and their gradients are written into
-    slices of what the next product takes.
+    Queries, keys and values stay slices of the matrix product that makes them, and their gradients are
+    written into slices of what the next product takes.
     """
 
     @staticmethod
@@ -175,33 +181,35 @@ class _CausalAttention(Function):
         _turn_(dq, packed[..., -2 * width : -width], plan, back=True)
         dx = None
         if plan.causal:
-            dweight, dbias = _linear_gradients(x, packed, ctx.has_bias)
+            dweight = _rows(x).t() @ _rows(packed)
+            dbias = _rows(packed).sum(0) if ctx.has_bias else None
             if ctx.needs_input_grad[0]:
                 dx = packed @ weight.t()
         else:
-            parts = [_linear_gradients(t, d, ctx.has_bias) for t, d in ((select(x, plan.asked), dq), (x, packed))]
-            dweight = torch.cat([part[0] for part in parts], 1)
-            dbias = torch.cat([part[1] for part in parts]) if ctx.has_bias else None
+            asking = select(x, plan.asked)
+            dweight = torch.cat((_rows(asking).t() @ _rows(dq), _rows(x).t() @ _rows(packed)), 1)
+            dbias = torch.cat((_rows(dq).sum(0), _rows(packed).sum(0))) if ctx.has_bias else None
             if ctx.needs_input_grad[0]:
                 dx = packed @ weight[:, width:].t()
-                dx_asked = dq @ weight[:, :width].t()
+                dx_asking = dq @ weight[:, :width].t()
                 if isinstance(plan.asked, slice):
-                    dx[:, plan.asked] += dx_asked
+                    dx[:, plan.asked] += dx_asking
                 else:
-                    dx.index_add_(1, plan.asked, dx_asked)
+                    dx.index_add_(1, plan.asked, dx_asking)
         return dx, dweight, dbias, None
 
 
 def _attention_gradients(
     dz: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Tensor, plan: AttentionPlan
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of queries, and of keys and values side by side; with the queries' first where all positions ask."""
+    """Gradients of queries, and of keys and values side by side (all three where every position asks)."""
     qs, ks, vs, dzs = (_heads(t, plan) for t in (q, k, v, dz.contiguous()))
     shape = (plan.n_heads, *k.shape[:2], k.shape[2] // plan.n_heads)
     dqkv = k.new_empty(3, *shape) if plan.causal else k.new_empty(2, *shape)
     dq = dqkv[0] if plan.causal else k.new_empty(shape[0], *q.shape[:2], shape[3])
     dk, dv = dqkv[-2], dqkv[-1]
-    # torch's batched product is slow into anything but contiguous memory: hence by head here, side by side below.
+    # torch's batched product is slow into anything but contiguous memory: hence by head here, side by side
+    # below.
     dpattern = torch.empty_like(pattern)
     for head, weights in enumerate(pattern):
         torch.bmm(dzs[head], vs[head].transpose(1, 2), out=dpattern[head])
@@ -228,19 +236,18 @@ def _turn_(q: Tensor, k: Tensor, plan: AttentionPlan, *, back: bool) -> None:
     """Turn queries and keys in place; `back` applies the adjoint, which takes their gradients back."""
     if plan.turn is None:
         return
-    turn_q, turn_k = plan.turn.conj().resolve_conj().chunk(2, -1) if back else plan.turn.chunk(2, -1)
+    turn = torch.view_as_complex(plan.turn)
+    turn_q, turn_k = (turn.conj().resolve_conj() if back else turn).chunk(2, -1)
     for t, turn in ((q, turn_q[plan.asked]), (k, turn_k)):
         torch.view_as_complex(t.unflatten(-1, (-1, 2))).mul_(turn)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight + bias` as one matrix product over all rows."""
-    rows = x.reshape(-1, x.shape[-1])
-    product = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+    product = _rows(x) @ weight if bias is None else torch.addmm(bias, _rows(x), weight)
     return product.view(*x.shape[:-1], -1)
 
 
-def _linear_gradients(x: Tensor, dy: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `_linear`'s weight and bias."""
-    rows = dy.reshape(-1, dy.shape[-1])
-    return x.reshape(-1, x.shape[-1]).t() @ rows, rows.sum(0) if has_bias else None
+def _rows(x: Tensor) -> Tensor:
+    """All positions of all examples, a row each."""
+    return x.reshape(-1, x.shape[-1])

@@ -48,9 +48,9 @@ def build_model(config: ModelConfig, task: Task, *, seed: int = 0) -> HookedTran
 def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0) -> HookedTransformer:
     """A freshly initialised model for a vocabulary and a context length, in float32 on the CPU.
 
-    "llama": every bias of TransformerLens becomes a zero buffer that no checkpoint holds, so that the parameters are
-    the paper's, `2 d_vocab d_model + d_model + n_layers (4 d_model^2 + 3 d_model d_mlp + 2 d_model)` of them. "gpt2":
-    biases are trained.
+    "llama": every bias of TransformerLens becomes a zero buffer that no checkpoint holds, so that the
+    parameters are the paper's, `2 d_vocab d_model + d_model + n_layers (4 d_model^2 + 3 d_model d_mlp + 2
+    d_model)` of them. "gpt2": biases are trained.
 
     Args:
         config: Shape and style.
@@ -62,8 +62,8 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
         ValueError: `d_vocab` or `n_ctx` is not positive.
 
     References:
-        Quiet Feature Learning in Algorithmic Tasks (arXiv 2505.03997), "Transformer++"; for "gpt2" the arithmetic
-        setting of Hidden Breakthroughs (arXiv 2506.15872), section 4.
+        Quiet Feature Learning in Algorithmic Tasks (arXiv 2505.03997), "Transformer++"; for "gpt2" the
+        arithmetic setting of Hidden Breakthroughs (arXiv 2506.15872), section 4.
     """
     for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
         if value < 1:
@@ -71,7 +71,9 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
     cfg = _lens_config(config, d_vocab, n_ctx)
     with warnings.catch_warnings():
         # It exists in transformer-lens 3.x only; pyproject.toml pins that.
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message="HookedTransformer is deprecated", category=DeprecationWarning
+        )
         model = HookedTransformer(cfg)
     if config.style == "llama":
         _freeze_biases(model)

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt64
+from torch import Tensor
 
 from qfl_interp.errors import unknown_name
 from qfl_interp.shapes import Examples, LossMask, Tokens
@@ -157,6 +158,6 @@ class Task(abc.ABC):
             raise unknown_name(f"feature of {self.name}", name, self.features)
         return self.features[name]
 
-    def str_tokens(self, tokens: Int[Sequence | np.ndarray, " pos"] | Sequence[int]) -> list[str]:
+    def str_tokens(self, tokens: Int[Tensor, " pos"] | Integer[np.ndarray, " pos"] | Sequence[int]) -> list[str]:
         """One sequence of ids as a person reads it, a string a token."""
         return [self.vocabulary[int(token)] for token in tokens]

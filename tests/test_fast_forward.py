@@ -3,6 +3,7 @@ from __future__ import annotations
 import types
 import warnings
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,16 +52,19 @@ def gradients(model, logits):
 
 
 def assert_gradients_close(got, want, rtol):
-    # A gradient's rounding error goes with the largest entry of all: keys' biases have gradient 0 up to rounding.
+    # A gradient's rounding error goes with the largest entry of all: keys' biases have gradient 0 up to
+    # rounding.
     scale = max(g.abs().max().item() for g in want.values())
     for name, g in want.items():
-        torch.testing.assert_close(got[name], g, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got[name], g, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
 @pytest.mark.parametrize("d_vocab", [5, 40], ids="d_vocab{}".format)
 @pytest.mark.parametrize("n_heads", [1, 4], ids="heads{}".format)
-@pytest.mark.parametrize("n_layers", [1, 2, 3], ids="layers{}".format)
+@pytest.mark.parametrize("n_layers", [1, 3], ids="layers{}".format)
 @pytest.mark.parametrize("style", ["llama", "gpt2"])
 def test_equals_the_model_in_float64(style, n_layers, n_heads, d_vocab, positions):
     model = make(style, n_layers, n_heads, d_vocab, torch.float64)
@@ -189,8 +193,21 @@ UNSUPPORTED = {
 def lens_model(**changes):
     """A llama-style HookedTransformer made without `build_hooked`."""
     fields = {
-        **{"n_layers": 2, "d_model": 16, "d_head": 4, "n_heads": 4, "d_mlp": 21, "n_ctx": N_CTX, "d_vocab": 5},
-        **{"act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "positional_embedding_type": "rotary"},
+        **{
+            "n_layers": 2,
+            "d_model": 16,
+            "d_head": 4,
+            "n_heads": 4,
+            "d_mlp": 21,
+            "n_ctx": N_CTX,
+            "d_vocab": 5,
+        },
+        **{
+            "act_fn": "silu",
+            "gated_mlp": True,
+            "normalization_type": "RMS",
+            "positional_embedding_type": "rotary",
+        },
         **{"rotary_dim": 4, "rotary_adjacent_pairs": True, "init_weights": False, "device": "cpu"},
         **changes,
     }
@@ -221,7 +238,9 @@ def test_unsupported_configurations_are_refused(changes):
 
 def test_all_differences_are_listed():
     model = lens_model(act_fn="relu", use_qk_norm=True)
-    with pytest.raises(QflError, match=r"(?s)use_qk_norm=True instead of False.*act_fn='relu' instead of 'silu'"):
+    with pytest.raises(
+        QflError, match=r"(?s)use_qk_norm=True instead of False.*act_fn='relu' instead of 'silu'"
+    ):
         fast_logits(model, draw(model))
 
 
@@ -260,7 +279,9 @@ def _rotary(model):
     model.blocks[1].attn.rotary_sin *= -1
 
 
-@pytest.mark.parametrize("change", [_soft_cap, _bias, _trained_bias, _other_mlp, _rotary], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change", [_soft_cap, _bias, _trained_bias, _other_mlp, _rotary], ids=lambda f: f.__name__
+)
 def test_a_model_changed_after_the_first_call_is_refused(change):
     model = make()
     tokens = draw(model)
@@ -343,16 +364,18 @@ def test_compilation_that_fails_falls_back_and_says_so(compiler, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiler)
     model = make()
     tokens = draw(model)
-    with pytest.warns(RuntimeWarning, match="goes on uncompiled: no C\\+\\+ compiler here"):
-        run = compile_fast_logits(model)
+    with pytest.warns(RuntimeWarning, match="goes on uncompiled: no C\\+\\+ compiler here"):  # noqa: PT031
+        run = compile_fast_logits(model)  # warns here or at the first call
         got = run(tokens, slice(2, 5))
     assert torch.equal(got, fast_logits(model, tokens, slice(2, 5)))
     assert torch.equal(run(tokens), fast_logits(model, tokens))  # and warns once only
 
 
 @pytest.mark.parametrize("style", ["llama", "gpt2"])
-def test_compiled_form_equals_the_model(style, monkeypatch):
-    # The graph that is compiled, run by torch itself: no compiler needed.
+def test_compiled_form_equals_the_model(style, monkeypatch, request):
+    # The graph that is compiled, run by torch itself: no C++ compiler needed. Type checks cannot be traced.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    request.addfinalizer(lambda: jaxtyping.config.update("jaxtyping_disable", False))
     build = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **k: build(f, backend="aot_eager", fullgraph=True, **k))
     model = make(style)

@@ -60,7 +60,9 @@ def test_golden_greedy(golden):
     assert tokens[0].tolist() == case["greedy"]["completed"]
 
 
-@pytest.mark.parametrize("size", [s for s in MODEL_SIZES if s["dim"] <= 128], ids=lambda s: f"{s['dim']}x{s['n_layers']}")
+@pytest.mark.parametrize(
+    "size", [s for s in MODEL_SIZES if s["dim"] <= 128], ids=lambda s: f"{s['dim']}x{s['n_layers']}"
+)
 def test_golden_parameter_counts(size):
     config = ModelConfig(d_model=size["dim"], n_layers=size["n_layers"])
     assert config.d_mlp_used == size["ffn_hidden"]
@@ -77,7 +79,11 @@ def test_build_model_takes_the_sizes_of_the_task():
     class Sizes:
         d_vocab, n_ctx = 7, 11
 
-    model = build_model.__wrapped__(SMALL, Sizes()) if hasattr(build_model, "__wrapped__") else build_model(SMALL, Sizes())
+    model = (
+        build_model.__wrapped__(SMALL, Sizes())
+        if hasattr(build_model, "__wrapped__")
+        else build_model(SMALL, Sizes())
+    )
     assert (model.cfg.d_vocab, model.cfg.n_ctx) == (7, 11)
 
 
@@ -106,7 +112,9 @@ def test_gpt2_initial_weights():
     for name, w in model.named_parameters():
         matrix = name.rpartition(".")[2]
         if matrix.startswith("W_"):
-            assert w.std().item() == pytest.approx(0.8 / math.sqrt(128), rel=4 / math.sqrt(2 * w.numel())), name
+            assert w.std().item() == pytest.approx(0.8 / math.sqrt(128), rel=4 / math.sqrt(2 * w.numel())), (
+                name
+            )
         else:
             assert (w == (1 if matrix == "w" else 0)).all(), name
 
@@ -121,7 +129,13 @@ def test_seed_decides_the_weights(style):
         assert torch.equal(w, again[name]), name
         if name.rpartition(".")[2].startswith("W_"):
             assert not torch.equal(w, other[name]), name
-            assert len({torch.equal(w, u) for n, u in first.items() if n != name and u.shape == w.shape} - {False}) == 0
+            assert (
+                len(
+                    {torch.equal(w, u) for n, u in first.items() if n != name and u.shape == w.shape}
+                    - {False}
+                )
+                == 0
+            )
 
 
 def test_global_generators_are_left_alone():
@@ -148,7 +162,9 @@ def test_frozen_biases_are_in_no_checkpoint():
     assert parameters_to_save(model).keys() == {name for name, _ in model.named_parameters()}
     assert model_device(model) == torch.device("cpu")
     moved = build_hooked(SMALL, d_vocab=5, n_ctx=8).to(torch.float64, print_details=False)
-    assert moved.blocks[0].attn.b_Q.dtype == moved(torch.zeros(1, 8, dtype=torch.int64)).dtype == torch.float64
+    assert (
+        moved.blocks[0].attn.b_Q.dtype == moved(torch.zeros(1, 8, dtype=torch.int64)).dtype == torch.float64
+    )
 
 
 def test_load_parameters_round_trip():

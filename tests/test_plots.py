@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -72,7 +73,7 @@ def test_all_panels_share_one_log_axis_and_do_not_overlap():
     assert {trace.xaxis for trace in figure.data} == {"x"}
     assert figure.layout.xaxis.type == "log"
     domains = [figure.layout[f"yaxis{i}"].domain for i in ("", 2, 3, 4)]
-    for above, below in zip(domains, domains[1:], strict=False):
+    for above, below in itertools.pairwise(domains):
         assert above[1] > above[0] > below[1] > below[0] >= -1e-9
     assert figure.layout.yaxis.type == "log"
     assert figure.layout.yaxis2.type is None
@@ -154,7 +155,7 @@ def test_height_grows_so_that_panels_keep_theirs(n_features):
 
 def test_a_new_lens_adds_a_panel():
     curve = go.Scatter(x=[1e10, 1e12], y=[3.0, 40.0], name="sharpness")
-    panel = plots.Panel("Sharpness", (curve,), y_title="largest eigenvalue", y_range=(0, 50))
+    panel = plots.Panel("Sharpness", (curve,), y_title="largest eigenvalue", y_range=(0.0, 50.0))
     figure = plots.timeline_figure(
         tables.metrics(), tables.emergence_curve(), tables.emergence(), extra_panels=[panel]
     )
@@ -311,7 +312,7 @@ def test_text_and_background_come_from_the_template_alone():
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.0005, 2, [0.001, 0.01, 0.1, 1]),
+        (0.0005, 2.0, [0.001, 0.01, 0.1, 1]),
         (0.002, 0.8, [0.003, 0.01, 0.03, 0.1, 0.3]),
         (0.02, 0.3, [0.02, 0.05, 0.1, 0.2]),
         (0.31, 0.72, [0.4, 0.5, 0.6, 0.7]),

@@ -33,7 +33,7 @@ Set QFL_TRACEBACK=1 to see where an error comes from.
 
 def build_app() -> typer.Typer:
     """The command line with every registered analysis."""
-    app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+    app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
     for command in (train, resume, runs, tasks, verify, explore):
         app.command()(command)
     for name in entry_points(ANALYSES):

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
+    GREY,
     PURPLE,
     format_power,
     log_flops_axis,
@@ -110,6 +111,7 @@ def stack_panels(
         "spikethickness": 1,
         "spikedash": "dot",
         "spikesnap": "cursor",
+        "spikecolor": GREY,
     }
     figure.update_layout(
         margin=_MARGIN,

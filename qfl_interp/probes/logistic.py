@@ -38,8 +38,9 @@ def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, la
     if bad.any():
         example, coordinate = (int(i) for i in bad.nonzero()[0])
         raise ValueError(
-            f"activations must be finite, got {float(x[example, coordinate])} at layer {layer}, label {label}, "
-            f"example {example}, coordinate {coordinate}. The forward pass overflowed or the model has diverged."
+            f"activations must be finite, got {float(x[example, coordinate])} at layer {layer}, "
+            f"label {label}, example {example}, coordinate {coordinate}. "
+            "The forward pass overflowed or the model has diverged."
         )
 
 
@@ -90,8 +91,8 @@ def _check_settings(x: Activations, y: Labels, c: float, max_iter: int, init: Lo
     shape = (*x.shape[:2], y.shape[0], x.shape[3])
     if init is not None and init.weight.shape != shape:
         raise ValueError(
-            f"init must hold probes [layer, label, output, d_model] = {shape}, got {tuple(init.weight.shape)}. "
-            "Start from probes of the same feature and model, or leave it out."
+            f"init must hold probes [layer, label, output, d_model] = {shape}, got "
+            f"{tuple(init.weight.shape)}. Start from probes of the same feature and model, or leave it out."
         )
 
 
@@ -107,25 +108,28 @@ def fit_logistic(
     """Logistic regressions with L2 penalty, one a layer, label and output, each at its own optimum.
 
     Each minimises `c * sum_i log_loss_i + ||w||^2 / 2` in nats, the intercept unpenalised: scikit-learn's
-    `LogisticRegression(C=c)`. All arithmetic is in float64, whatever the dtype of `x`, so that badly scaled or
-    correlated coordinates cost no accuracy. The same input gives the same bits on the same machine and threads.
+    `LogisticRegression(C=c)`. All arithmetic is in float64, whatever the dtype of `x`, so that badly scaled
+    or correlated coordinates cost no accuracy. The same input gives the same bits on the same machine and
+    threads.
 
-    Memory beyond the arguments and the result: `CHUNK_BYTES` (64 MiB), or what one layer and label needs if that
-    is more, `8 n_example (d_model + 10 n_output) + 32 n_output d_model^2` bytes; and once `8 n_example d_model`.
+    Memory beyond the arguments and the result: `CHUNK_BYTES` (64 MiB), or what one layer and label needs if
+    that is more, `8 n_example (d_model + 10 n_output) + 32 n_output d_model^2` bytes; and once `8 n_example
+    d_model`.
 
     Args:
         x: Activations, one row an example; any strides (nothing is made contiguous), CPU or CUDA.
-        y: Labels 0 or 1. Outputs share the activations: those of a multilabel feature, and shuffled copies of the
-            labels, which cost little beside the real ones.
+        y: Labels 0 or 1. Outputs share the activations: those of a multilabel feature, and shuffled copies of
+            the labels, which cost little beside the real ones.
         c: Inverse L2 strength, positive. The paper uses 100.
-        max_iter: Newton steps at most, at least 1. Random labels need about 3, nearly separable ones about 12.
-        init: Probes to start from where they beat the base rate: those of the previous checkpoint. The optimum is
-            the same, only the way is shorter.
+        max_iter: Newton steps at most, at least 1. Random labels need about 3, nearly separable ones about
+            12.
+        init: Probes to start from where they beat the base rate: those of the previous checkpoint. The
+            optimum is the same, only the way is shorter.
         example_mask: True where an example has this label; all have it by default.
 
     Raises:
-        ValueError: Shapes that do not fit, a label other than 0 or 1, an activation that is not finite (with its
-            place), or `c` or `max_iter` out of range.
+        ValueError: Shapes that do not fit, a label other than 0 or 1, an activation that is not finite (with
+            its place), or `c` or `max_iter` out of range.
 
     References:
         Quiet Feature Learning (arXiv 2505.03997), linear probes: C = 100.

@@ -2,8 +2,8 @@
 
 Every problem minimises `c * sum_i log(1 + exp(-sign_i * logit_i)) + ||w||^2 / 2` with `logit = z @ (w, b)`.
 A *site* is one data matrix; several problems (outputs) read the same one. A problem keeps the Cholesky factor
-of an old Hessian as long as its steps contract (the chord, or Shamanskii's, method), so that random labels hardly
-need a Hessian of their own.
+of an old Hessian as long as its steps contract (the chord, or Shamanskii's, method), so that random labels
+hardly need a Hessian of their own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# The objective lies within this fraction of its minimum when a problem counts as converged. The test loss is off
-# by the square root: 1e-8 leaves up to 5e-4 nats on nearly separable problems, 1e-11 about 1e-5 for 10 % more time.
+# The objective lies within this fraction of its minimum when a problem counts as converged. The test loss is
+# off by the square root: 1e-8 leaves up to 5e-4 nats on nearly separable problems, 1e-11 about 1e-5 for 10 %
+# more time.
 RELATIVE_GAP = 1e-11
-# A Hessian is renewed unless the last step shrank the squared Newton decrement to this fraction; 0.001 to 0.1 cost
-# about the same.
+# A Hessian is renewed unless the last step shrank the squared Newton decrement to this fraction; 0.001 to 0.1
+# cost about the same.
 _CONTRACTION = 0.01
 # A step is long enough when the slope along it has fallen to this fraction.
 _SLOPE_FRACTION = 0.25
@@ -149,7 +150,7 @@ def _solve_newton(rows: _Rows, gradient: Float[Tensor, "row column"]) -> Float[T
 def _next_direction(
     design: _Design, rows: _Rows, c: float
 ) -> tuple[Float[Tensor, "row column"], Bool[Tensor, " row"]]:
-    """The Newton direction of each row, with a new Hessian where the old one serves no more; and which are done."""
+    """Newton directions, with a new Hessian where the old one no longer serves; and which rows are done."""
     gradient = _penalty(rows.coef) - design.pull_back(c * rows.wrong_prob * rows.sign, rows.site)
     # log(1 + e^x) >= sigmoid(x), so this bounds the objective from below
     objective = c * torch.linalg.vecdot(rows.wrong_prob, rows.sign.abs())
@@ -173,8 +174,8 @@ def _line_search(
 ) -> Float[Tensor, " row"]:
     """Step lengths at which the slope has nearly vanished; stores the wrong-class probabilities there.
 
-    A bracketed Newton iteration on the slope of the convex objective along the direction. It touches the logits
-    only, not the data, so that it costs little beside the step itself.
+    A bracketed Newton iteration on the slope of the convex objective along the direction. It touches the
+    logits only, not the data, so that it costs little beside the step itself.
     """
     linear = torch.linalg.vecdot(direction, _penalty(rows.coef))
     quadratic = torch.linalg.vecdot(direction, _penalty(direction))
@@ -262,14 +263,16 @@ def solve(
 ) -> Solution:
     """Minimise every wanted problem's objective.
 
-    A problem stops by its gap, not by its step. Let `lambda^2 = g' M^-1 g` be the squared Newton decrement with a
-    Hessian M from a point whose logits differ from the present ones by at most `drift`. Because
-    `|sigma''| <= sigma'`, the present Hessian is at least `exp(-drift) M`, and the objective exceeds its minimum by
-    about `exp(drift) lambda^2 / 2` at most. Twice that must not pass `RELATIVE_GAP` times a lower bound of the
-    objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see `_JITTERS`.)
+    A problem stops by its gap, not by its step. Let `lambda^2 = g' M^-1 g` be the squared Newton decrement
+    with a Hessian M from a point whose logits differ from the present ones by at most `drift`. Because
+    `|sigma''| <= sigma'`, the present Hessian is at least `exp(-drift) M`, and the objective exceeds its
+    minimum by about `exp(drift) lambda^2 / 2` at most. Twice that must not pass `RELATIVE_GAP` times a lower
+    bound of the objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see
+    `_JITTERS`.)
 
     Args:
-        z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of zeros.
+        z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of
+            zeros.
         sign: +1 or -1 for the two classes, 0 for masked examples.
         start: A first guess, used where it beats the base rate.
         wanted: The problems to solve; both classes must occur in them.

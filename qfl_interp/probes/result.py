@@ -36,7 +36,8 @@ def check_examples(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
     if x.ndim != 4 or y.ndim != 3 or 0 in x.shape or 0 in y.shape or y.shape[1:] != x.shape[1:3]:
         raise ValueError(
             "x must be [layer, label, example, d_model] and y [output, label, example], none empty, "
-            f"with the same labels and examples; got x {tuple(x.shape)} and y {tuple(y.shape)}. For one output: y[None]."
+            f"with the same labels and examples; got x {tuple(x.shape)} and y {tuple(y.shape)}. "
+            "For one output pass y[None]."
         )
     if example_mask is not None and example_mask.shape != x.shape[1:3]:
         raise ValueError(
@@ -70,16 +71,16 @@ def mean_scores(
 class LogisticProbes:
     """Binary logistic probes of one feature: one a layer, label and output.
 
-    Class 1 has probability `sigmoid(x @ weight + intercept)`. The classes are always (0, 1), whichever of them
-    occur in the examples that are scored. Everything is float64.
+    Class 1 has probability `sigmoid(x @ weight + intercept)`. The classes are always (0, 1), whichever of
+    them occur in the examples that are scored. Everything is float64.
 
     Attributes:
         weight: Directions in the activation space; 0 where not fitted.
         intercept: In nats; 0 where not fitted.
-        fitted: False where the training labels have one class only (or none): there is nothing to separate, the
-            probe is reported as skipped and its scores are NaN.
-        converged: The training objective is certified to lie within a fraction 1e-11 of its minimum; False where
-            not fitted or where `max_iter` steps did not suffice.
+        fitted: False where the training labels have one class only (or none): there is nothing to separate,
+            the probe is reported as skipped and its scores are NaN.
+        converged: The training objective is certified to lie within a fraction 1e-11 of its minimum; False
+            where not fitted or where `max_iter` steps did not suffice.
         n_iter: Newton steps taken.
         train: Scores on the training examples.
     """
@@ -137,8 +138,8 @@ class LogisticProbes:
         if lost.any():
             layer, label, _, example = (int(i) for i in lost.nonzero()[0])
             raise ValueError(
-                f"activations must be finite, got {x[layer, label, example].tolist()} at layer {layer}, label "
-                f"{label}, example {example}. The forward pass overflowed or the checkpoint has diverged."
+                f"activations must be finite, got {x[layer, label, example].tolist()} at layer {layer}, "
+                f"label {label}, example {example}. The forward pass overflowed or the model diverged."
             )
         return wrong_logit
 

@@ -317,8 +317,13 @@ def _prose(text: str) -> str:
 
 def _inline(text: str) -> str:
     """Marks inside a line; the text is escaped first, so that no mark can carry markup of its own."""
-    safe = html.escape(text)
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    safe = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
-    safe = re.sub(r"(?<!\*)\*([^*`<>]+)\*(?!\*)", r"<em>\1</em>", safe)
-    return re.sub(r"https://arxiv\.org/abs/[\d.]+\d", r'<a href="\g<0>" rel="noreferrer">\g<0></a>', safe)
+    # Every second part stood between backticks, and is not searched for other marks.
+    parts = re.split(r"`([^`]+)`", html.escape(text))
+    parts[1::2] = [f"<code>{code}</code>" for code in parts[1::2]]
+    for index in range(0, len(parts), 2):
+        marked = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", parts[index])
+        marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked)
+        parts[index] = re.sub(
+            r"https://arxiv\.org/abs/[\d.]+\d", r'<a href="\g<0>" rel="noreferrer">\g<0></a>', marked
+        )
+    return "".join(parts)

@@ -1,0 +1,50 @@
+"""Fixtures: one tiny run, trained once a session, that every test may read and none may change."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import qfl_interp as qfl
+
+torch.set_num_threads(1)
+
+
+def tiny_train_config(**changes) -> qfl.TrainConfig:
+    """Two seconds of training."""
+    values = {"n_steps": 40, "batch_size": 16, "eval_fraction": 0.1, "n_checkpoints": 8, "n_val": 32, "seed": 3}
+    return qfl.TrainConfig(**values | changes)
+
+
+@pytest.fixture(scope="session")
+def addition() -> qfl.Task:
+    return qfl.load_task("addition", length=6)
+
+
+@pytest.fixture(scope="session")
+def model_config() -> qfl.ModelConfig:
+    return qfl.ModelConfig(d_model=16, n_layers=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, addition, model_config) -> qfl.Run:
+    """Read only: tests that write take `run_copy`."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return qfl.train(addition, model_config, tiny_train_config(), out, progress=False)
+
+
+@pytest.fixture
+def run_copy(tiny_run, tmp_path) -> qfl.Run:
+    """A copy of the tiny run that a test may damage."""
+    target = tmp_path / "copy"
+    shutil.copytree(tiny_run.path, target)
+    return qfl.Run.open(target)
+
+
+@pytest.fixture
+def checkpoint_file(run_copy) -> Path:
+    """The weights of one of its middle checkpoints."""
+    return run_copy.path / "checkpoints" / f"step_{run_copy.steps[2]:08d}" / "model.safetensors"

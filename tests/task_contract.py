@@ -1,0 +1,89 @@
+"""What every registered task must satisfy; `test_task_contract.py` runs it on each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from qfl_interp.data import ExampleStream, held_out, in_split
+from qfl_interp.seeding import generator
+from qfl_interp.task import NO_POSITION, Task
+
+# A length each task is tried at, small enough to be quick.
+LENGTHS = {"addition": (3, 16)}
+_N = 500
+
+
+def check_encoding(task: Task) -> None:
+    examples = task.sample(generator(0, "contract"), _N)
+    batch = task.encode(examples)
+    assert batch.tokens.shape == batch.loss_mask.shape == (_N, task.n_ctx)
+    assert batch.tokens.dtype == torch.int64
+    assert batch.loss_mask.dtype == torch.bool
+    assert int(batch.tokens.min()) >= 0
+    assert int(batch.tokens.max()) < task.d_vocab
+    assert not batch.loss_mask[:, 0].any(), "nothing predicts the first token"
+    assert (batch.loss_mask.sum(dim=1) >= 2).all(), "`=` and at least one answer token are scored"
+    scored = batch.loss_mask.int()
+    assert (scored.diff(dim=1).abs().sum(dim=1) <= 2).all(), "scored tokens are one stretch"
+    np.testing.assert_array_equal(task.decode(batch.tokens), examples)
+    prompt_only = batch.tokens.clone()
+    prompt_only[:, 1:][scored[:, :-1].cumsum(dim=1) > 0] = task.d_vocab - 1
+    np.testing.assert_array_equal(task.decode(prompt_only), examples, "decode reads the prompt, not the answer")
+    assert len("".join(task.str_tokens(batch.tokens[0].tolist()))) > 0
+
+
+def check_features(task: Task) -> None:
+    examples = task.sample(generator(1, "contract"), _N)
+    n_ctx = task.n_ctx
+    for feature in task.features.values():
+        labels, positions = feature.labels(examples), feature.positions(examples)
+        assert labels.shape[:2] == positions.shape == (_N, feature.n_labels)
+        assert (labels.ndim == 3) == (feature.kind == "multilabel")
+        assert ((positions == NO_POSITION) | ((positions >= 0) & (positions < n_ctx))).all()
+        if feature.kind in ("binary", "multilabel"):
+            assert np.isin(labels, (0, 1)).all()
+        np.testing.assert_array_equal(feature.labels(examples[:7]), labels[:7], "a label depends on its example alone")
+        assert len(np.unique(labels)) > 1, "the feature varies"
+
+
+def check_splits(task: Task) -> None:
+    examples = task.sample(generator(2, "contract"), 4000)
+    membership = np.stack([in_split(task, examples, split) for split in ("train", "val", "test")])
+    np.testing.assert_array_equal(membership.sum(axis=0), 1, "every example is in exactly one split")
+    words = task.canonical(examples)
+    _, group = np.unique(words, axis=0, return_inverse=True)
+    for row in membership:
+        share = np.bincount(group.ravel(), weights=row) / np.bincount(group.ravel())
+        assert np.isin(share, (0.0, 1.0)).all(), "equivalent examples share a split"
+    stream = ExampleStream(task, seed=0, batch_size=256)
+    trained = {row.tobytes() for step in range(4) for row in task.canonical(stream.examples(step))}
+    for split in ("val", "test"):
+        kept = held_out(task, split, 200, seed=0, stream="contract")
+        assert not trained & {row.tobytes() for row in task.canonical(kept)}
+        assert len(np.unique(kept, axis=0)) == len(kept)
+
+
+def check_determinism(task: Task) -> None:
+    one, same, other = (task.sample(generator(s, "contract"), 50) for s in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+    stream = ExampleStream(task, seed=4, batch_size=8)
+    np.testing.assert_array_equal(stream.examples(3), ExampleStream(task, seed=4, batch_size=8).examples(3))
+    assert (stream.examples(3) != stream.examples(4)).any()
+
+
+def check_pairs(task: Task) -> None:
+    for name, feature in task.features.items():
+        label = feature.n_labels // 2
+        pairs = task.sample_pairs(generator(7, "contract"), 40, name, label)
+        clean, corrupted = feature.labels(pairs.clean)[:, label], feature.labels(pairs.corrupted)[:, label]
+        assert (clean != corrupted).reshape(40, -1).any(axis=1).all(), f"{name} differs at {label} in every pair"
+
+
+def check_baselines(task: Task) -> None:
+    assert set(task.baselines) >= {"paper", "base_rate"}
+    assert all(0 < loss < np.log(task.d_vocab) + 1e-9 for loss in task.baselines.values())
+
+
+CHECKS = [check_encoding, check_features, check_splits, check_determinism, check_pairs, check_baselines]

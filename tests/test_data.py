@@ -1,0 +1,84 @@
+"""Streams and splits: nothing overlaps, everything can be made again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import qfl_interp as qfl
+from qfl_interp.data import ExampleStream, held_out, in_split, split_hash
+
+
+def test_no_example_or_swap_is_in_two_splits(addition):
+    """Exhaustive at length 6: all 4,096 ordered pairs of operands."""
+    numbers = np.arange(2**12)
+    every = (numbers[:, None] >> np.arange(11, -1, -1) & 1).astype(np.uint8)
+    swapped = np.hstack([every[:, 6:], every[:, :6]])
+    membership = np.stack([in_split(addition, every, s) for s in ("train", "val", "test")])
+    assert (membership.sum(axis=0) == 1).all()
+    np.testing.assert_array_equal(membership, [in_split(addition, swapped, s) for s in ("train", "val", "test")])
+    shares = membership.mean(axis=1)
+    np.testing.assert_allclose(shares, [0.75, 0.125, 0.125], atol=4 * np.sqrt(0.19 / 2080))
+
+
+def test_hash_is_uniform_and_depends_on_every_word():
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**63, size=(40_000, 2)).astype(np.uint64)
+    eighths = np.bincount(split_hash(words) >> np.uint64(61), minlength=8)
+    assert ((eighths - 5000) ** 2 / 5000).sum() < 24.3, "the 0.999 quantile with 7 degrees of freedom"
+    for column in range(2):
+        changed = words.copy()
+        changed[:, column] ^= np.uint64(1)
+        assert (split_hash(changed) != split_hash(words)).all()
+    assert (split_hash(words) != split_hash(words[:, ::-1])).all()
+
+
+def test_stream_depends_on_seed_step_and_split():
+    task = qfl.load_task("addition", 16)
+    stream = ExampleStream(task, seed=1, batch_size=64)
+    first = stream.examples(10)
+    assert first.shape == (64, 32)
+    assert in_split(task, first, "train").all()
+    np.testing.assert_array_equal(first, ExampleStream(task, seed=1, batch_size=64).examples(10))
+    for other in (
+        ExampleStream(task, seed=2, batch_size=64).examples(10),
+        stream.examples(11),
+        ExampleStream(task, seed=1, batch_size=64, split="val").examples(10),
+    ):
+        assert not {r.tobytes() for r in first} & {r.tobytes() for r in other}
+
+
+def test_held_out_sets_are_distinct_and_differ_by_use():
+    task = qfl.load_task("addition", 16)
+    kept = held_out(task, "test", 300, seed=0, stream="probe")
+    assert len({row.tobytes() for row in kept}) == 300
+    assert in_split(task, kept, "test").all()
+    np.testing.assert_array_equal(kept, held_out(task, "test", 300, seed=0, stream="probe"))
+    assert (kept != held_out(task, "test", 300, seed=0, stream="other")).any()
+
+
+def test_a_short_length_gives_all_it_has():
+    """Length 3 has 64 ordered pairs; a split's share of them is all that can come back."""
+    task = qfl.load_task("addition", 3)
+    numbers = np.arange(64)
+    every = (numbers[:, None] >> np.arange(5, -1, -1) & 1).astype(np.uint8)
+    expected = {row.tobytes() for row in every[in_split(task, every, "val")]}
+    assert 0 < len(expected) < 64
+    assert {row.tobytes() for row in held_out(task, "val", 1000, seed=0, stream="x")} == expected
+
+
+def test_an_empty_split_is_an_error():
+    task = qfl.load_task("addition", 1)
+    numbers = np.arange(4)
+    every = (numbers[:, None] >> np.arange(1, -1, -1) & 1).astype(np.uint8)
+    empty = [s for s in ("train", "val", "test") if not in_split(task, every, s).any()]
+    assert empty, "three unordered pairs do not fill three splits here"
+    with pytest.raises(qfl.QflError, match=f"the {empty[0]} split of"):
+        held_out(task, empty[0], 10, seed=0, stream="x")
+    with pytest.raises(qfl.QflError, match=f"the {empty[0]} split of"):
+        ExampleStream(task, seed=0, batch_size=4, split=empty[0]).examples(0)
+
+
+def test_unknown_split(addition):
+    with pytest.raises(ValueError, match="split must be one of"):
+        in_split(addition, addition.sample(np.random.default_rng(0), 3), "validation")
