@@ -7,6 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml requirements/constraints.txt scripts/bootstrap.py
+SOURCES := $(shell find qfl_interp tasks analyses -name '*.py' -o -name 'page.*')
 DEMO := runs/demo
 
 # Without byte code, importing transformer-lens takes 15 s each time.
@@ -15,7 +16,10 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test bench check lock clean
 .DELETE_ON_ERROR:
 
-demo: .venv/.stamp-test
+demo: $(DEMO)/report.html
+	@echo "The report is $(DEMO)/report.html"
+
+$(DEMO)/report.html: .venv/.stamp-test scripts/demo.py $(SOURCES)
 	$(BIN)/python scripts/demo.py $(DEMO)
 
 test: .venv/.stamp-test

@@ -1,0 +1,1 @@
+"""Speed claims, one file each: ratios measured side by side in one run. `python -m benchmarks` runs them."""
