@@ -246,9 +246,7 @@ def test_all_differences_are_listed():
 
 def test_another_kind_of_model_is_refused():
     with pytest.raises(QflError, match="is a Linear instead of a HookedTransformer"):
-        fast_logits.__wrapped__(nn.Linear(2, 2), torch.zeros(1, 2, dtype=torch.int64)) if hasattr(
-            fast_logits, "__wrapped__"
-        ) else fast_logits(nn.Linear(2, 2), torch.zeros(1, 2, dtype=torch.int64))
+        fast_logits(nn.Linear(2, 2), torch.zeros(1, 2, dtype=torch.int64))
 
 
 def _soft_cap(model):

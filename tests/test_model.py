@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
 from qfl_interp.model import build_hooked, build_model, load_parameters, model_device, parameters_to_save
+from tasks.addition import Addition
 from tests.helpers_golden import GOLDEN, golden_forward, hooked_from_golden
 
 SMALL = ModelConfig(d_model=16, n_layers=2)
@@ -76,15 +77,9 @@ def test_polca_parameter_count():
 
 
 def test_build_model_takes_the_sizes_of_the_task():
-    class Sizes:
-        d_vocab, n_ctx = 7, 11
-
-    model = (
-        build_model.__wrapped__(SMALL, Sizes())
-        if hasattr(build_model, "__wrapped__")
-        else build_model(SMALL, Sizes())
-    )
-    assert (model.cfg.d_vocab, model.cfg.n_ctx) == (7, 11)
+    task = Addition(4)
+    model = build_model(SMALL, task)
+    assert (model.cfg.d_vocab, model.cfg.n_ctx) == (5, 16) == (task.d_vocab, task.n_ctx)
 
 
 def test_llama_initial_weights():

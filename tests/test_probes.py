@@ -151,7 +151,7 @@ def golden(kind: str) -> list[dict]:
 
 
 def assert_golden_metrics(found: dict[str, float], expected: dict[str, float], n_cells: int) -> None:
-    """The reference stops at scikit-learn's tol=1e-4, short of the optimum: off by 2e-3 in loss, a cell in accuracy."""
+    """The reference stops at tol=1e-4, short of the optimum: 2e-3 off in loss, a cell in accuracy."""
     for name, value in expected.items():
         if name.endswith("acc"):
             assert found[name] == pytest.approx(value, abs=1.01 / n_cells), name

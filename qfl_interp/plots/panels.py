@@ -213,7 +213,7 @@ def _add_traces(figure: go.Figure, panels: Sequence[Panel]) -> None:
                 "groupclick": "togglegroup",
                 "tracegroupgap": 0,
             }
-            look["font"] = {"size": FONT_SIZE - 1}
+            look |= {"font": {"size": FONT_SIZE - 1}, "bgcolor": "rgba(0,0,0,0)"}
             figure.update_layout(
                 {f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1"): {**place, **look}}
             )

@@ -1,0 +1,171 @@
+"""Configurations: every rule with its message, JSON both ways, digests."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import qfl_interp as qfl
+
+MODEL = {"d_model": 16, "n_layers": 2}
+TRAIN = {"n_steps": 10}
+
+MODEL_RULES = {
+    "d_model must be positive, got 0": {"d_model": 0},
+    "d_model must be an integer, got 16.5": {"d_model": 16.5},
+    "n_layers must be positive, got -1": {"n_layers": -1},
+    "n_heads must be positive, got 0": {"n_heads": 0},
+    "n_layers must be an integer, got True": {"n_layers": True},
+    "style must be 'llama' or 'gpt2', got 'bert'": {"style": "bert"},
+    r"d_model must be a multiple of 8 \(4 heads, rotary pairs\), got 20. Use 16 or 24": {"d_model": 20},
+    r"d_model must be a multiple of 8 .* got 4. Use 8, or another": {"d_model": 4},
+    r"d_model must be a multiple of 4 \(4 heads\), got 18. Use 16 or 20": {"d_model": 18, "style": "gpt2"},
+    "d_mlp must be positive, got 0": {"d_mlp": 0},
+    "norm_eps must be positive, got 0": {"norm_eps": 0.0},
+    "rope_theta must be positive, got -1": {"rope_theta": -1.0},
+}
+
+TRAIN_RULES = {
+    "exactly one of budget_flops and n_steps .* None, None": {"n_steps": None},
+    "exactly one of budget_flops and n_steps .* 1": {"budget_flops": 1e9},
+    "n_steps must be at least 1, got 0": {"n_steps": 0},
+    "n_steps must be an integer, got 10.5": {"n_steps": 10.5},
+    "budget_flops must be positive and finite, got -1": {"n_steps": None, "budget_flops": -1.0},
+    "budget_flops must be positive and finite, got inf": {"n_steps": None, "budget_flops": float("inf")},
+    "lr must be positive and finite, got 0": {"lr": 0.0},
+    "lr must be positive and finite, got nan": {"lr": float("nan")},
+    "batch_size must be at least 1, got 0": {"batch_size": 0},
+    "n_val must be at least 1, got 0": {"n_val": 0},
+    r"seed must lie in \[0, 2\*\*63\), got -1": {"seed": -1},
+    r"seed must lie in \[0, 2\*\*63\), got 9223372036854775808": {"seed": 2**63},
+    "schedule must be 'cosine' or 'wsd', got 'linear'": {"schedule": "linear"},
+    r"warmup_fraction must lie in \[0, 1\], got 10": {"warmup_fraction": 10.0},
+    r"min_lr_fraction must lie in \[0, 1\], got -0.1": {"min_lr_fraction": -0.1},
+    r"decay_fraction must lie in \[0, 1\], got 1.5": {"decay_fraction": 1.5},
+    r"eval_fraction must lie in \[0, 1\], got 2": {"eval_fraction": 2.0},
+    r"warmup_fraction \+ decay_fraction must not pass 1, got 1.2": {
+        "schedule": "wsd",
+        "warmup_fraction": 0.4,
+        "decay_fraction": 0.8,
+    },
+    "weight_decay must not be negative, got -0.1": {"weight_decay": -0.1},
+    r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)": {"betas": (0.9, 1.0)},
+    "adam_eps must be positive, got 0": {"adam_eps": 0.0},
+    "clip_norm must be positive, got 0": {"clip_norm": 0.0},
+    "divergence_loss must be positive, got -1": {"divergence_loss": -1.0},
+    "n_checkpoints must be at least 2, got 1": {"n_checkpoints": 1},
+}
+
+PROBE_RULES = {
+    "c must be positive and finite, got 0": {"c": 0.0},
+    "c must be positive and finite, got inf": {"c": float("inf")},
+    "n_train must be at least 1, got 0": {"n_train": 0},
+    "n_test must be at least 1, got 0": {"n_test": 0},
+    "max_iter must be at least 1, got 0": {"max_iter": 0},
+    "seed must lie in": {"seed": -1},
+}
+
+# A value that differs from the default, for every field.
+OTHER = {
+    qfl.ModelConfig: {
+        "d_model": 32, "n_layers": 3, "n_heads": 2, "style": "gpt2", "d_mlp": 10, "norm_eps": 1e-6, "rope_theta": 1e5,
+    },
+    qfl.TrainConfig: {
+        "budget_flops": 1e9, "n_steps": 11, "lr": 2e-3, "batch_size": 65, "seed": 1, "schedule": "wsd",
+        "warmup_fraction": 0.2, "min_lr_fraction": 0.2, "decay_fraction": 0.3, "weight_decay": 0.2,
+        "betas": (0.9, 0.96), "adam_eps": 1e-7, "clip_norm": 2.0, "eval_fraction": 0.1, "n_val": 999,
+        "n_checkpoints": 41, "save_optimizer": True, "divergence_loss": 99.0, "compile": True,
+    },
+    qfl.ProbeConfig: {
+        "c": 1.0, "n_train": 9, "n_test": 8, "seed": 1, "shuffled_control": False, "max_iter": 99,
+    },
+}  # fmt: skip
+BASE = {qfl.ModelConfig: MODEL, qfl.TrainConfig: TRAIN, qfl.ProbeConfig: {}}
+CLASSES = pytest.mark.parametrize("cls", list(BASE), ids=lambda cls: cls.__name__)
+
+
+@pytest.mark.parametrize(
+    ("cls", "rule", "changes"),
+    [
+        *((qfl.ModelConfig, rule, changes) for rule, changes in MODEL_RULES.items()),
+        *((qfl.TrainConfig, rule, changes) for rule, changes in TRAIN_RULES.items()),
+        *((qfl.ProbeConfig, rule, changes) for rule, changes in PROBE_RULES.items()),
+    ],
+)
+def test_a_broken_rule_is_named(cls, rule, changes):
+    with pytest.raises(ValueError, match=rule):
+        cls(**BASE[cls] | changes)
+
+
+def test_values_at_the_rules_edges_pass():
+    assert qfl.ModelConfig(d_model=8, n_layers=1).d_head == 2
+    assert qfl.ModelConfig(d_model=4, n_layers=1, style="gpt2").d_head == 1
+    qfl.TrainConfig(n_steps=1, batch_size=1, n_val=1, seed=2**63 - 1, n_checkpoints=2, weight_decay=0.0)
+    qfl.TrainConfig(n_steps=1, warmup_fraction=0.0, eval_fraction=1.0, betas=(0.0, 0.0), min_lr_fraction=0.0)
+    qfl.TrainConfig(n_steps=5, schedule="wsd", warmup_fraction=0.2, decay_fraction=0.8)
+    qfl.TrainConfig(n_steps=5, schedule="cosine", warmup_fraction=0.4, decay_fraction=0.8)
+
+
+@CLASSES
+def test_json_round_trip(cls):
+    changed = BASE[cls] | OTHER[cls] | ({"n_steps": None} if cls is qfl.TrainConfig else {})
+    for values in (BASE[cls], changed):
+        config = cls(**values)
+        back = cls.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert back == config
+        assert back.digest() == config.digest()
+
+
+@CLASSES
+def test_digest_depends_on_every_field(cls):
+    assert set(OTHER[cls]) == {f.name for f in dataclasses.fields(cls)}, "a new field needs a case here"
+    base = cls(**BASE[cls])
+    seen = {base.digest()}
+    for name, value in OTHER[cls].items():
+        changes = {name: value} | ({"n_steps": None} if name == "budget_flops" else {})
+        seen.add(cls(**BASE[cls] | changes).digest())
+    assert len(seen) == 1 + len(OTHER[cls])
+    assert all(len(digest) == 12 and int(digest, 16) >= 0 for digest in seen)
+
+
+def test_digest_is_pinned():
+    """A changed digest would orphan every run on disk."""
+    assert qfl.ModelConfig(d_model=16, n_layers=2).digest() == "59c4b644e599"
+    assert qfl.TrainConfig(n_steps=10).digest() == "9144f3790395"
+
+
+def test_equal_numbers_of_other_types_name_the_same_run():
+    """1 == 1.0, but their JSON differs: a digest over raw values would tell two equal configurations apart."""
+    written = qfl.TrainConfig(n_steps=10, lr=1, weight_decay=0, betas=[0, 0.95])
+    meant = qfl.TrainConfig(n_steps=np.int64(10), lr=np.float32(1.0), weight_decay=0.0, betas=(0.0, 0.95))
+    assert written == meant
+    assert written.digest() == meant.digest()
+    assert hash(written) == hash(meant)
+
+
+@CLASSES
+def test_another_programs_file_is_refused(cls):
+    values = cls(**BASE[cls]).to_dict()
+    with pytest.raises(qfl.QflError, match=rf"{cls.__name__} does not fit: unknown fields \['hidden_size'\]"):
+        cls.from_dict(values | {"hidden_size": 3})
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(qfl.QflError, match=r"missing fields \['d_model', 'n_layers'\]"):
+        qfl.ModelConfig.from_dict({"n_heads": 4})
+
+
+def test_default_widths_of_the_mlp():
+    """8 d / 3 rounded down, then up to even; 4 d for GPT-2."""
+    widths = {8: 22, 16: 42, 64: 170, 256: 682}
+    assert {d: qfl.ModelConfig(d_model=d, n_layers=1).d_mlp_used for d in widths} == widths
+    assert qfl.ModelConfig(d_model=16, n_layers=1, style="gpt2").d_mlp_used == 64
+    assert qfl.ModelConfig(d_model=16, n_layers=1, d_mlp=7).d_mlp_used == 7
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        qfl.ModelConfig(**MODEL).d_model = 32
