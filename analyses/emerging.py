@@ -15,6 +15,7 @@ from analyses.result import Result, chosen_features, identity
 from qfl_interp.aggregation import label_groups, summarise
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence import LeadBootstrap, classify, lead_interval_bootstrap
+from qfl_interp.errors import QflError
 from qfl_interp.onset import RATIO, find_onset, fraction_at
 from qfl_interp.plots import Figure, timeline_figure
 from qfl_interp.run import Run, Steps
@@ -65,7 +66,7 @@ def emergence(
         One row a feature and third; `.plot()` draws the timeline.
 
     Raises:
-        QflError: As `probe`.
+        QflError: As `probe`, or no probe of a feature could be fitted.
     """
     found = emergence_tables(
         run, features, steps, config=config, ratio=ratio, n_resamples=n_resamples, progress=progress
@@ -150,15 +151,27 @@ def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
 def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a third and step: the probes' test loss with the untrained and the shuffled control.
 
+    A third without a fitted label has no rows (fewer than three labels leave the first ones empty).
+
     Args:
         rows: The probe table's rows of one feature.
+
+    Raises:
+        QflError: No label was fitted.
     """
+    if not rows["fitted"].any():
+        raise QflError(
+            f"no probe of {rows['feature'].iloc[0]!r} could be fitted: every label has one class only. "
+            "Name the features to look at, without this one."
+        )
     untrained = [_summaries(part, "test_log_loss") for _, part in rows[rows["source"] == "untrained"].groupby("model_seed")]
     points = []
     for step, part in rows[rows["source"] == "trained"].groupby("step"):
         shuffled = part["shuffled_test_log_loss"].notna().any()
         control = _summaries(part, "shuffled_test_log_loss") if shuffled else {}
         for third, summary in _summaries(part, "test_log_loss").items():
+            if summary.n == 0:
+                continue
             baselines = [models[third] for models in untrained]
             points.append(
                 {
@@ -179,6 +192,11 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["third", "step"], key=lambda c: c.map(order) if c.name == "third" else c, ignore_index=True)
 
 
+def _starts_inside(transition: Transition, flops: np.ndarray) -> bool:
+    """Whether there is a transition and the checkpoints, step 0 aside, enclose its start."""
+    return transition.found and bool(flops[flops > 0].min() <= transition.start_flops <= flops.max())
+
+
 def _bootstrap(
     run: Run,
     rows: pd.DataFrame,
@@ -189,13 +207,13 @@ def _bootstrap(
     ratio: float,
     n_resamples: int,
 ) -> LeadBootstrap | None:
-    """The lead's interval over the probes' test examples; None where there is no transition or no label."""
+    """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
     feature = rows["feature"].iloc[0]
     table = run.table(PROBE_LENS)
     trained = rows[rows["source"] == "trained"]
     fitted = trained.groupby("label")["fitted"].all().to_numpy()
     members = label_groups(fitted)[third]
-    if not transition.found or len(members) == 0:
+    if not _starts_inside(transition, curve["flops"].to_numpy()):
         return None
     steps = sorted(trained["step"].unique())
     losses = [
@@ -221,7 +239,7 @@ def _verdict(
     onset = find_onset(flops, metric, baseline, ratio)
     verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
     step_at = dict(zip(flops, curve["step"], strict=True)) | {0.0: 0, math.nan: -1}
-    inside = transition.found and flops[flops > 0].min() <= transition.start_flops <= flops.max()
+    inside = _starts_inside(transition, flops)
     at_start = fraction_at(flops, metric, baseline, transition.start_flops).value if inside else math.nan
     return {
         "verdict": verdict.kind,

@@ -139,15 +139,18 @@ def probe_model(
     The tensors: `weight`, `intercept` of every probe, and `test_loss`, the log loss of each test example under the
     probe of the label's best layer by training loss.
     """
-    train = _span(model, task, features, data.train)
-    test = _span(model, task, features, data.test)
+    train = _span(model, task, data.train)
+    test = _span(model, task, data.test)
     for feature in features:
         yield feature, _fit(feature, train, test, data, config)
 
 
-def _span(model: HookedTransformer, task: Task, features: Sequence[Feature], examples: Examples) -> ResidSpan:
-    """The residual stream over all positions that some feature reads."""
-    positions = np.concatenate([f.positions(examples).ravel() for f in features])
+def _span(model: HookedTransformer, task: Task, examples: Examples) -> ResidSpan:
+    """The residual stream over all positions that some feature of the task reads.
+
+    Not only the features asked for: another span rounds otherwise, and a part must not depend on its company.
+    """
+    positions = np.concatenate([f.positions(examples).ravel() for f in task.features.values()])
     read = positions[positions != NO_POSITION]
     return resid_span(model, task.encode(examples).tokens, int(read.min()), int(read.max()))
 
@@ -225,13 +228,15 @@ def _rows(
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line a feature and model: the mean over labels of the best layer's scores."""
+    """One line a feature and model: the mean over labels of the best layer's scores; NaN where no label was fitted."""
     fitted = rows[rows["fitted"]]
     keys = ["feature", "source", "model_seed", "step", "label"]
     best = fitted.loc[fitted.groupby(keys)["train_log_loss"].idxmin()]
     columns = ["test_log_loss", "test_accuracy", "shuffled_test_log_loss", "shuffled_test_accuracy"]
     means = best.groupby(keys[:-1], as_index=False)[columns].mean()
+    n_layers = rows["layer"].nunique()
     skipped = rows.groupby(keys[:-1], as_index=False).agg(
-        one_class=("fitted", lambda f: int((~f).sum())), not_converged=("converged", lambda c: int((~c).sum()))
+        one_class=("fitted", lambda f: int((~f).sum()) // n_layers), not_converged=("converged", lambda c: int((~c).sum()))
     )
-    return means.merge(skipped).drop(columns="model_seed")
+    merged = skipped.merge(means, how="left")
+    return merged[["feature", "source", "step", *columns, "one_class", "not_converged"]]

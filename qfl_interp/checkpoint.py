@@ -26,6 +26,7 @@ from qfl_interp.errors import QflError
 FORMAT = "qfl_interp checkpoint"
 VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+_FIELDS = {"format", "version", "step", "config_digest", "extra", "files"}
 _TEMPORARY = ".tmp-"
 
 
@@ -89,7 +90,8 @@ def step_name(step: int) -> str:
 def parse_step(name: str) -> int | None:
     """The step a directory name stands for, None where it is no checkpoint's."""
     digits = name.removeprefix("step_")
-    return int(digits) if name.startswith("step_") and digits.isdigit() else None
+    step = int(digits) if digits.isdecimal() else None
+    return step if step is not None and step_name(step) == name else None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -153,7 +155,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise QflError(f"{file} was not written by this version of qfl_interp (format {VERSION}).")
     if manifest.get("step") != parse_step(path.name):
         raise QflError(f"{file} is of step {manifest.get('step')}, but its directory is named {path.name}.")
+    if not _is_whole(manifest):
+        raise QflError(f"{file} does not have the fields that were written: corrupted. Use another step.")
     return manifest
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has exactly the fields that `save_checkpoint` writes, so that no changed name goes unseen."""
+    if manifest.keys() != _FIELDS or not isinstance(manifest["files"], dict):
+        return False
+    files = manifest["files"]
+    return files.keys() in ({MODEL}, {MODEL, OPTIMIZER}) and all(
+        isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"} for entry in files.values()
+    )
 
 
 def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
@@ -193,8 +207,6 @@ def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = Fa
                 tensors[name] = safetensors.torch.load(_read_checked(path / name, manifest["files"][name]))
             except safetensors.SafetensorError as error:
                 raise QflError(f"{path / name} is no safetensors file: {error}.") from error
-    if MODEL not in tensors:
-        raise QflError(f"{path / MANIFEST} lists no {MODEL}. Use another step.")
     return Checkpoint(
         manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER), manifest["extra"]
     )

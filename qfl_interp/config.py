@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -15,14 +16,30 @@ from qfl_interp.errors import QflError
 _ConfigT = TypeVar("_ConfigT", bound="_Config")
 
 
+# Annotation -> what is accepted, what it becomes, and its name in messages.
+_NUMBERS = {"int": (numbers.Integral, int, "an integer"), "float": (numbers.Real, float, "a number")}
+
+
 def _require(ok: bool, rule: str, value: object, advice: str) -> None:
     """Raise ValueError with the rule, the value found and what to do, unless `ok`."""
     if not ok:
-        raise ValueError(f"{rule}, got {value!r}. {advice}")
+        raise ValueError(f"{rule}, got {value!r}. {advice}".rstrip())
 
 
 class _Config:
-    """JSON both ways for a frozen dataclass."""
+    """JSON both ways for a frozen dataclass; equal configurations have one JSON text, hence one digest."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            kind, _, optional = str(field.type).partition(" | ")
+            value = getattr(self, field.name)
+            if kind not in _NUMBERS or (optional and value is None):
+                continue
+            wanted, convert, word = _NUMBERS[kind]
+            _require(
+                isinstance(value, wanted) and not isinstance(value, bool), f"{field.name} must be {word}", value, ""
+            )
+            object.__setattr__(self, field.name, convert(value))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -82,9 +99,9 @@ class ModelConfig(_Config):
     rope_theta: float = 10_000.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("d_model", "n_layers", "n_heads"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer", value, "")
+            _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name), "")
         _require(self.style in ("llama", "gpt2"), "style must be 'llama' or 'gpt2'", self.style, "")
         factor = 2 * self.n_heads if self.style == "llama" else self.n_heads
         below = self.d_model // factor * factor
@@ -97,7 +114,7 @@ class ModelConfig(_Config):
             f"Use {' or '.join(map(str, near))}, or another n_heads.",
         )
         if self.d_mlp is not None:
-            _require(self.d_mlp > 0, "d_mlp must be a positive integer", self.d_mlp, "Leave it out for the default.")
+            _require(self.d_mlp > 0, "d_mlp must be positive", self.d_mlp, "Leave it out for the default.")
         _require(self.norm_eps > 0, "norm_eps must be positive", self.norm_eps, "The papers use 1e-5.")
         _require(self.rope_theta > 0, "rope_theta must be positive", self.rope_theta, "The papers use 10000.")
 
@@ -169,6 +186,7 @@ class TrainConfig(_Config):
     compile: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
             (self.budget_flops is None) != (self.n_steps is None),
             "exactly one of budget_flops and n_steps must be given",
@@ -199,6 +217,7 @@ class TrainConfig(_Config):
             self.betas,
             "The paper uses (0.9, 0.95).",
         )
+        object.__setattr__(self, "betas", (float(self.betas[0]), float(self.betas[1])))
         for name in ("adam_eps", "clip_norm", "divergence_loss"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name), "")
         _require(self.n_checkpoints >= 2, "n_checkpoints must be at least 2", self.n_checkpoints, "First and last.")
@@ -229,6 +248,7 @@ class ProbeConfig(_Config):
     max_iter: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(math.isfinite(self.c) and self.c > 0, "c must be positive and finite", self.c, "Paper: 100.")
         for name in ("n_train", "n_test", "max_iter"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "")

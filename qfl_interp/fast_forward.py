@@ -55,7 +55,7 @@ class _Weights(NamedTuple):
 def fast_logits(
     model: HookedTransformer, tokens: Tokens, positions: Positions = None
 ) -> Float[Tensor, "batch asked d_vocab"]:
-    """`model(tokens)[:, positions]`, several times faster; gradients reach the model's parameters.
+    """`model(tokens)[:, positions]`, faster; gradients reach the parameters.
 
     Nothing is computed that these logits do not depend on: no token after the last position, and in the last
     block queries, MLP and unembedding at the positions alone. Once differentiable. Bits are the same for the
@@ -222,8 +222,8 @@ def _resid(
     tokens = tokens[:, :end]
     every = isinstance(asked, slice) and asked.start == 0
     plan_all, plan_asked = _plans(weights, asked, end, every)
-    # A matrix product with one row of ones and zeros a token picks rows, and its gradient sums them, faster
-    # than indexing does while the vocabulary is smaller than the model.
+    # As a matrix product with one-hot rows, picking embeddings has a matrix product for its gradient too,
+    # and the first block can read the few rows of the vocabulary instead of every token.
     d_vocab, d_model = weights.embed.shape
     one_hot = F.one_hot(tokens, d_vocab).to(weights.embed.dtype) if d_vocab <= d_model else None
     x = F.embedding(tokens, weights.embed) if one_hot is None else one_hot @ weights.embed

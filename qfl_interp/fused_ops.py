@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# Up to this many keys, on a CPU, writing the scores out beats torch's fused kernel (about 1.7 times at 51
-# keys); beyond it the scores outgrow the caches.
+# Up to this many keys, on a CPU, the scores are written out: at 51 keys, forward and backward, that took 0.6
+# of the time of torch's fused kernel. The limit itself is a guess that keeps their memory small.
 _EXPLICIT_SCORES_MAX = 256
 
 

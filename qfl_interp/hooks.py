@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 
 from qfl_interp.errors import QflError
 
@@ -34,6 +35,8 @@ BLOCK_SITES = {
     "mlp_pre": "mlp.hook_pre",
     "mlp_post": "mlp.hook_post",
 }
+# Activations [batch, head, query, key], whose second axis is not the position.
+_BY_HEAD = ("pattern", "attn_scores")
 # Hook points that exist but fire only where this config flag is on.
 _GATED = {
     "hook_result": "use_attn_result",
@@ -54,6 +57,10 @@ class Site:
         name: A short name (`resid_post`, `attn_out`, `z`, ...) or, with `layer=None`, a full hook point name
             (`hook_embed`, `ln_final.hook_normalized`).
         positions: Token indices; None for all.
+
+    Raises:
+        ValueError: A layer below 0, an unknown short name, or positions of an activation whose second axis is
+            the head.
     """
 
     layer: int | None
@@ -71,6 +78,11 @@ class Site:
                     f"name of a site in a block must be one of {list(BLOCK_SITES)}, got {self.name!r}.{guess} "
                     "For any other hook point give layer=None and its full name."
                 )
+        if self.positions is not None and self.name.endswith(_BY_HEAD):
+            raise ValueError(
+                f"positions must be None at {self.name!r}, which is [batch, head, query, key], got "
+                f"{self.positions}. Select inside the function."
+            )
 
     @property
     def hook_name(self) -> str:
@@ -224,16 +236,52 @@ def affine_projection(
         ValueError: A direction is zero or the directions are linearly dependent.
     """
     rows = directions.double()
+    if rows.shape[-2] > rows.shape[-1]:
+        raise _unusable(directions)
     q, r = torch.linalg.qr(rows.mT)
-    smallest = r.diagonal(dim1=-2, dim2=-1).abs().amin(dim=-1)
-    scale = rows.norm(dim=-1).amax(dim=-1)
-    if bool((smallest <= 1e-9 * scale).any()) or not bool(torch.isfinite(rows).all()):
-        raise ValueError(
-            "directions must be finite and linearly independent; found a zero, dependent or non-finite row. "
-            "Drop redundant directions (softmax probes: leave one class out)."
-        )
+    # What each row adds to the ones before it, against its own length: rows may differ in scale.
+    added = r.diagonal(dim1=-2, dim2=-1).abs()
+    if not bool(torch.isfinite(rows).all()) or bool((added <= 1e-9 * rows.norm(dim=-1)).any()):
+        raise _unusable(directions)
     shifted = torch.linalg.solve_triangular(r.mT, offsets.double().unsqueeze(-1), upper=False).squeeze(-1)
     return q.mT, shifted
+
+
+def _unusable(directions: Tensor) -> ValueError:
+    """The error for directions that span less than they count."""
+    return ValueError(
+        "directions must be finite and linearly independent; found a zero, dependent or non-finite row in "
+        f"{tuple(directions.shape)}. Drop redundant directions (softmax probes: leave one class out)."
+    )
+
+
+def _check_planes(directions: Tensor, offsets: Tensor, positions: Tensor | None) -> None:
+    """Raise ValueError unless the shapes of `project_out`'s arguments fit; broadcasting would hide a mistake."""
+    if (directions.ndim == 3) != (positions is not None):
+        raise ValueError(
+            "positions go with directions of shape [label, k, d_model] and only with them, "
+            f"got directions {tuple(directions.shape)} and positions "
+            f"{None if positions is None else tuple(positions.shape)}."
+        )
+    if offsets.shape != directions.shape[:-1]:
+        raise ValueError(
+            f"offsets must hold one number a direction, {tuple(directions.shape[:-1])}, "
+            f"got {tuple(offsets.shape)}."
+        )
+    if positions is None:
+        return
+    if positions.shape[1] != len(directions):
+        raise ValueError(
+            f"positions must have a column for each of {len(directions)} labels, got {tuple(positions.shape)}."
+        )
+    ordered = positions.sort(dim=1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if bool(twice.any()):
+        example, column = (int(i) for i in twice.nonzero()[0])
+        raise ValueError(
+            f"positions of an example must differ between labels, got {int(ordered[example, column])} twice "
+            f"in example {example}. Project one label after the other, or give both as rows of one label."
+        )
 
 
 def project_out(
@@ -262,23 +310,21 @@ def project_out(
             are correlated. With one direction both are the same.
 
     Raises:
-        ValueError: Shapes do not fit, or the directions are dependent.
+        ValueError: Shapes do not fit, two labels of an example share a position, or the directions are zero, not
+            finite or (joint) dependent.
 
     References:
         arXiv 2505.03997, feature ablation.
     """
-    if (directions.ndim == 3) != (positions is not None):
-        raise ValueError(
-            "positions go with directions of shape [label, k, d_model] and only with them, "
-            f"got directions {tuple(directions.shape)} and positions "
-            f"{None if positions is None else tuple(positions.shape)}."
-        )
     if offsets is None:
-        offsets = torch.zeros(directions.shape[:-1], dtype=torch.float64)
+        offsets = torch.zeros(directions.shape[:-1], dtype=torch.float64, device=directions.device)
+    _check_planes(directions, offsets, positions)
     if joint:
         unit, shift = affine_projection(directions, offsets)
     else:
         norm = directions.double().norm(dim=-1, keepdim=True)
+        if not bool((norm > 0).all() & norm.isfinite().all()):
+            raise _unusable(directions)
         unit, shift = directions.double() / norm, offsets.double() / norm.squeeze(-1)
 
     def remove(x: Tensor) -> Tensor:

@@ -120,8 +120,18 @@ def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256) -> ExampleScor
             chunk holds, for interventions that differ by example.
         batch: What is scored.
         chunk: Examples per forward pass; bounds the memory.
+
+    Raises:
+        ValueError: An example has no scored answer, so that its mean loss does not exist.
     """
     span = scored_span(batch.loss_mask)
+    n_scored = batch.loss_mask.sum(dim=1)
+    if int(n_scored.min()) < 2:
+        example = int(n_scored.argmin())
+        raise ValueError(
+            "loss_mask must keep `=` and at least one answer token of every example, "
+            f"got {int(n_scored[example])} kept tokens in example {example}. Leave such examples out."
+        )
     target = targets(batch.tokens, batch.loss_mask, span)
     parts = []
     for start in range(0, len(batch.tokens), chunk):

@@ -106,9 +106,16 @@ class Run:
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
-        """One record a training session: versions, command, git commit, device."""
+        """One record a training session: versions, command, git commit, device.
+
+        Raises:
+            QflError: The file is not JSON.
+        """
         path = self.path / PROVENANCE_FILE
-        return json.loads(path.read_bytes()) if path.exists() else []
+        try:
+            return json.loads(path.read_bytes()) if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise QflError(f"{path} cannot be read: {error}. Restore or delete it; no number depends on it.") from error
 
     @property
     def n_parameters(self) -> int:
@@ -202,17 +209,13 @@ class Run:
                 problems.append(str(error))
         foreign = [p for p in sorted((self.path / CHECKPOINTS).glob("[!.]*")) if ckpt.parse_step(p.name) is None]
         problems += [f"{path} is not a checkpoint of this run." for path in foreign]
-        try:
-            read_metrics(self.path / METRICS_FILE)
-        except QflError as error:
-            problems.append(str(error))
+        for read in (lambda: self.metrics, lambda: self.provenance):
+            try:
+                read()
+            except QflError as error:
+                problems.append(str(error))
         for folder in sorted((self.path / ANALYSES).glob("*")):
-            table = Table(folder)
-            for part in table.parts():
-                try:
-                    table.read([part])
-                except QflError as error:
-                    problems.append(str(error))
+            problems += Table(folder).verify()
         return Verification(tuple(good), tuple(problems), self.config.last_step in good)
 
     def __repr__(self) -> str:

@@ -95,15 +95,15 @@ class RunConfig:
             raise QflError(f"{path} cannot be read: {error}.") from error
         if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
             raise QflError(f"{path} was not written by this version of qfl_interp (run format {VERSION}).")
-        named = values["run_id"]
-        del values["format"], values["version"], values["run_id"]
         try:
+            named = values.pop("run_id")
+            del values["format"], values["version"]
             values["model"] = ModelConfig.from_dict(values["model"])
             values["train"] = TrainConfig.from_dict(values["train"])
             values["start"] = Start(**values["start"]) if values["start"] else None
             config = RunConfig(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise QflError(f"{path} is corrupted: {error}.") from error
+        except (AttributeError, TypeError, KeyError, ValueError, QflError) as error:
+            raise QflError(f"{path} is corrupted: {error}") from error
         if config.run_id != named:
             raise QflError(f"{path} was edited: it is named {named}, but its values are those of {config.run_id}.")
         return config

@@ -20,6 +20,7 @@ from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.data import ExampleStream, held_out
 from qfl_interp.errors import QflError
 from qfl_interp.fast_forward import compile_fast_logits, fast_logits
+from qfl_interp.interrupt import deferred_interrupt
 from qfl_interp.loggers import Logger
 from qfl_interp.metrics import evaluate, masked_loss, scored_span, targets
 from qfl_interp.model import HookedTransformer, build_model, load_parameters, parameters_to_save
@@ -227,7 +228,7 @@ class _Loop:
             return
         with progress_bar(enabled=progress) as bar:
             for refused in self._restore():
-                bar.console.print(f"[yellow]passed over:[/] {refused}")
+                bar.console.print("passed over:", refused, markup=False)
             self.writer.record_session(self.device)
             anew = self.step == self.run_config.first_step
             self.started = time.monotonic() - self.writer.truncate_metrics(self.step - anew)
@@ -235,11 +236,8 @@ class _Loop:
                 self.forward = compile_fast_logits(self.model)
             self.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
-                self._updates(bar)
-            except KeyboardInterrupt:
-                self._flush()
-                self.writer.save_resume_point(self._state())
-                raise
+                with deferred_interrupt() as interrupted:
+                    self._updates(bar, interrupted)
             finally:
                 for logger in self.loggers:
                     logger.close()
@@ -261,8 +259,8 @@ class _Loop:
             self.step = state.step
         return refused
 
-    def _updates(self, bar: Progress) -> None:
-        """All remaining updates, with what is due after each."""
+    def _updates(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
+        """All remaining updates, with what is due after each; Ctrl-C leaves a resume point between two of them."""
         run = self.run_config
         shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
         if self.step == run.first_step:
@@ -278,6 +276,10 @@ class _Loop:
                 bar.update(shown, completed=self.step, detail=self._detail())
             if self.step in self.to_save:
                 self._checkpoint()
+            if interrupted():
+                self._flush()
+                self.writer.save_resume_point(self._state())
+                raise KeyboardInterrupt
 
     def _update(self) -> None:
         """One optimiser update on fresh examples."""
@@ -324,7 +326,8 @@ class _Loop:
 
     def _diverged(self, step: int, lr: float, what: str) -> DivergedError:
         """The error that names the place and what is left."""
-        saved = [s for s in Run(self.writer.path, self.run_config).steps if s < step]
+        # The loss of an update is that of the weights before it: the checkpoint just before is the one that diverged.
+        saved = [s for s in Run(self.writer.path, self.run_config).steps if s < step - 1]
         kept = f"step {saved[-1]}" if saved else "none"
         return DivergedError(
             f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.helpers_golden import golden_forward, hooked_from_golden
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
@@ -22,6 +21,7 @@ from qfl_interp.hooks import (
 )
 from qfl_interp.metrics import masked_loss, scored_span, targets
 from qfl_interp.model import build_hooked
+from tests.helpers_golden import golden_forward, hooked_from_golden
 
 D_MODEL, N_POS, N_LAYERS = 16, 9, 2
 

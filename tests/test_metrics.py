@@ -177,7 +177,7 @@ def trained_a_little(seed):
     batch = patterns(rng, 64)
     span = scored_span(batch.loss_mask)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(25):
+    for _ in range(12):
         optimiser.zero_grad()
         masked_loss(fast_logits(model, batch.tokens, span), targets(*batch, span)).backward()
         optimiser.step()
@@ -194,7 +194,6 @@ def patterns(rng, n):
 @pytest.mark.parametrize("ablate", [False, True], ids=["intact", "ablated"])
 def test_exact_match_equals_greedy_decoding(ablate):
     """Predictions under teacher forcing are all right exactly where real decoding gives the reference."""
-    torch.manual_seed(0)
     model = trained_a_little(0)
     rng = np.random.default_rng(1)
     batch = patterns(rng, 300)

@@ -7,6 +7,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from qfl_interp.cli.explore import explore
 from qfl_interp.cli.runs import runs
@@ -15,6 +16,9 @@ from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, entry_points, load_entry_point
+
+# The exit status with which Typer answers Ctrl-C, as shells do.
+_INTERRUPTED = 130
 
 _HELP = """Watch small transformers learn algorithms.
 
@@ -48,8 +52,10 @@ def main() -> None:
     except (QflError, ValueError) as error:
         if os.environ.get("QFL_TRACEBACK"):
             raise
-        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", str(error), markup=True, highlight=False)
+        console = Console(stderr=True, soft_wrap=True)
+        console.print("[bold red]error:[/]", escape(str(error)), highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; call the same command again to go on (train: qfl resume RUN).")
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:
+            print("interrupted; call the same command again to go on (train: qfl resume RUN).", file=sys.stderr)
+        raise

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
@@ -37,7 +38,7 @@ def _cell(value: Any) -> str:
     """A number with four digits, or the text."""
     if isinstance(value, float):
         return "–" if math.isnan(value) else f"{value:.4g}"
-    return str(value)
+    return escape(str(value))
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) -> None:

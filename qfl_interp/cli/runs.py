@@ -59,4 +59,7 @@ def _last_metrics(path: Path) -> dict[str, Any]:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - _TAIL_BYTES))
         lines = file.read().split(b"\n")
-    return json.loads(lines[-2]) if len(lines) > 1 else {}
+    try:
+        return json.loads(lines[-2]) if len(lines) > 1 else {}
+    except ValueError:  # `qfl verify` names the line
+        return {}

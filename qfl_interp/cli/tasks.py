@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qfl_interp.cli.output import AsJson, print_json, print_rows
@@ -83,9 +84,9 @@ def _aligned(example: dict[str, Any]) -> Table:
     tokens = example["tokens"]
     width = max(len(name) for name in ("tokens", *example["features"])) + 2
     cells = [len(token) for token in tokens]
-    table.add_row("[bold]" + "tokens".ljust(width) + "[/]" + "".join(tokens))
+    table.add_row("[bold]" + "tokens".ljust(width) + "[/]" + escape("".join(tokens)))
     for (name, labels), colour in zip(example["features"].items(), _COLOURS * 4, strict=False):
         text = "".join(labels.get(i, "·").ljust(cell) if i in labels else " " * cell for i, cell in enumerate(cells))
-        table.add_row(f"[{colour}]{name.ljust(width)}{text}[/]")
+        table.add_row(f"[{colour}]{escape(name.ljust(width) + text)}[/]")
     table.add_row("")
     return table

@@ -35,7 +35,7 @@ class Solution(NamedTuple):
     Attributes:
         coef: Weights, then the intercept, in the columns of `z`; the start where a problem was not asked for.
         wrong_logit: The logit of the wrong class: `-sign * logit`, 0 for masked examples.
-        converged: The objective is certified to lie within `RELATIVE_GAP` of its minimum.
+        converged: The objective is certified to lie within a fraction `gap` of its minimum.
         n_iter: Newton steps taken.
     """
 
@@ -148,14 +148,14 @@ def _solve_newton(rows: _Rows, gradient: Float[Tensor, "row column"]) -> Float[T
 
 
 def _next_direction(
-    design: _Design, rows: _Rows, c: float
+    design: _Design, rows: _Rows, c: float, gap: float
 ) -> tuple[Float[Tensor, "row column"], Bool[Tensor, " row"]]:
     """Newton directions, with a new Hessian where the old one no longer serves; and which rows are done."""
     gradient = _penalty(rows.coef) - design.pull_back(c * rows.wrong_prob * rows.sign, rows.site)
     # log(1 + e^x) >= sigmoid(x), so this bounds the objective from below
     objective = c * torch.linalg.vecdot(rows.wrong_prob, rows.sign.abs())
     objective += torch.linalg.vecdot(rows.coef, _penalty(rows.coef)) / 2
-    goal = RELATIVE_GAP * objective
+    goal = gap * objective
     last = rows.decrement
     direction = _solve_newton(rows, gradient)
     near = rows.decrement <= goal
@@ -260,13 +260,14 @@ def solve(
     *,
     c: float,
     max_iter: int,
+    gap: float = RELATIVE_GAP,
 ) -> Solution:
     """Minimise every wanted problem's objective.
 
     A problem stops by its gap, not by its step. Let `lambda^2 = g' M^-1 g` be the squared Newton decrement
     with a Hessian M from a point whose logits differ from the present ones by at most `drift`. Because
     `|sigma''| <= sigma'`, the present Hessian is at least `exp(-drift) M`, and the objective exceeds its
-    minimum by about `exp(drift) lambda^2 / 2` at most. Twice that must not pass `RELATIVE_GAP` times a lower
+    minimum by about `exp(drift) lambda^2 / 2` at most. Twice that must not pass `gap` times a lower
     bound of the objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see
     `_JITTERS`.)
 
@@ -278,6 +279,7 @@ def solve(
         wanted: The problems to solve; both classes must occur in them.
         c: Inverse L2 strength.
         max_iter: Newton steps at most.
+        gap: The relative gap at which a problem has converged.
     """
     design = _Design(z)
     rows = _start(design, sign, start, wanted, c)
@@ -286,7 +288,7 @@ def solve(
     converged = torch.zeros_like(wanted).flatten()
     n_iter = torch.zeros_like(converged, dtype=torch.int64)
     for iteration in range(max_iter + 1):
-        direction, done = _next_direction(design, rows, c)
+        direction, done = _next_direction(design, rows, c, gap)
         n_iter[rows.index] = iteration
         converged[rows.index] = done
         stop = done | (iteration == max_iter)
