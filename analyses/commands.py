@@ -139,7 +139,7 @@ def timeline(
     config = _config(n_train, n_test, c, seed)
     figure = analyse(Run.open(run), features, steps, config=config, progress=not quiet)
     page = out or run / "timeline.html"
-    figure.write_html(page, include_plotlyjs=True, config=figure_config("timeline"))
+    figure.write_html(page, include_plotlyjs=True, config=figure_config(figure))
     print_json({"page": page}) if as_json else print(f"wrote {page}")
 
 

@@ -239,4 +239,4 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
         one_class=("fitted", lambda f: int((~f).sum()) // n_layers), not_converged=("converged", lambda c: int((~c).sum()))
     )
     merged = skipped.merge(means, how="left")
-    return merged[["feature", "source", "step", *columns, "one_class", "not_converged"]]
+    return merged.reindex(columns=["feature", "source", "step", *columns, "one_class", "not_converged"])

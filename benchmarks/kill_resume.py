@@ -21,7 +21,7 @@ _TIMES = ("seconds", "tokens_per_s")
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """What must not depend on interruptions: the hash of every checkpoint file, and the metrics but for times."""
+    """What no interruption may change: the hash of every checkpoint file, and the metrics but for times."""
     files = sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
@@ -82,7 +82,9 @@ def _measure(folder: Path, n_steps: int, n_kills: int) -> dict[str, Any]:
         process = _start(killed, n_steps)
         while _last_step(killed) < goal and os.waitpid(process, os.WNOHANG) == (0, 0):
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.05))  # anywhere in an update, a validation, or the writing of a checkpoint
+        time.sleep(
+            rng.uniform(0, 0.05)
+        )  # anywhere in an update, a validation, or the writing of a checkpoint
         try:
             os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,20 @@ def _untrained(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.tensor(np.asarray(carry.labels(examples))).T.bool()
 
 
-def _peak_mib() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def _status_mib(field: str) -> float:
+    """A memory field of this process's Linux status, NaN elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next(
+        (int(line.split()[1]) / 2**10 for line in lines if line.startswith(field + ":")), float("nan")
+    )
+
+
+def _reset_peak_mib() -> float:
+    """Resident memory now; from here on VmHWM counts the peak anew (Linux only)."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS")
 
 
 def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.Tensor) -> dict[str, Any]:
@@ -80,10 +91,10 @@ def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.
     from qfl_interp.probes import fit_logistic
 
     fit_logistic(x[:1, :1, :100], y[None, :1, :100], c=C, max_iter=5)  # threads started, libraries loaded
-    before, start = _peak_mib(), time.perf_counter()
+    before, start = _reset_peak_mib(), time.perf_counter()
     probes = fit_logistic(x, y[None], c=C, max_iter=100)
     seconds = time.perf_counter() - start
-    memory = _peak_mib() - before
+    memory = _status_mib("VmHWM") - before
     assert probes.converged.all()
     loss = probes.log_loss(x_test, y_test[None])[..., 0]
     return {"seconds": seconds, "loss": loss.numpy(), "mib": memory}
@@ -103,7 +114,7 @@ def _sklearn(
     options: dict[str, Any] = {"solver": "newton-cholesky", "tol": 1e-10} if exact else {}
     LogisticRegression(C=C, max_iter=1000).fit(x[0, 0, :100], y[0, :100])  # threads started, libraries loaded
     loss = np.empty(x.shape[:2])
-    before, seconds = _peak_mib(), 0.0
+    before, seconds = _reset_peak_mib(), 0.0
     for layer in range(x.shape[0]):
         for label in range(x.shape[1]):
             data = x[layer, label].numpy().astype(dtype, copy=False)
@@ -115,7 +126,7 @@ def _sklearn(
                 seconds += time.perf_counter() - start
             logit = x_test[layer, label].numpy().astype(np.float64) @ model.coef_[0] + model.intercept_
             loss[layer, label] = np.logaddexp(0, np.where(y_test[label], -logit, logit)).mean()
-    return {"seconds": seconds, "loss": loss, "mib": _peak_mib() - before}
+    return {"seconds": seconds, "loss": loss, "mib": _status_mib("VmHWM") - before}
 
 
 def _job(name: str, path: str, pipe: Any) -> None:

@@ -71,7 +71,9 @@ class Table:
         write_atomic(self._manifest_path(part), json.dumps(manifest, indent=1).encode())
 
     def _advice(self, part: str) -> str:
-        return f"Delete {self._manifest_path(part)} and run the analysis again: only this part is computed anew."
+        return (
+            f"Delete {self._manifest_path(part)} and run the analysis again: only this part is computed anew."
+        )
 
     def _manifest(self, part: str) -> dict[str, str]:
         """The SHA-256 of each file of a part, by name."""

@@ -68,7 +68,8 @@ PROBE_RULES = {
 # A value that differs from the default, for every field.
 OTHER = {
     qfl.ModelConfig: {
-        "d_model": 32, "n_layers": 3, "n_heads": 2, "style": "gpt2", "d_mlp": 10, "norm_eps": 1e-6, "rope_theta": 1e5,
+        "d_model": 32, "n_layers": 3, "n_heads": 2, "style": "gpt2", "d_mlp": 10, "norm_eps": 1e-6,
+        "rope_theta": 1e5,
     },
     qfl.TrainConfig: {
         "budget_flops": 1e9, "n_steps": 11, "lr": 2e-3, "batch_size": 65, "seed": 1, "schedule": "wsd",
@@ -134,7 +135,7 @@ def test_digest_is_pinned():
     assert qfl.TrainConfig(n_steps=10).digest() == "9144f3790395"
 
 
-# Wrong types, which the type checker of this suite would stop before the rule speaks: tried in a process without it.
+# Wrong types, which this suite's type checker would stop before the rule speaks: a process without it.
 _TYPE_RULES = """
 import numpy as np
 from qfl_interp.config import ModelConfig, TrainConfig
@@ -156,7 +157,7 @@ print(written == meant, written.digest() == meant.digest(), hash(written) == has
 
 
 def test_wrong_types_are_named_and_equal_numbers_of_other_types_name_the_same_run():
-    """1 == 1.0, but their JSON differs: a digest over raw values would tell two equal configurations apart."""
+    """1 == 1.0, but their JSON differs: a digest over raw values would tell equal configurations apart."""
     done = subprocess.run([sys.executable, "-c", _TYPE_RULES], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "d_model must be an integer, got 16.5.",

@@ -41,7 +41,10 @@ def build_app() -> typer.Typer:
     for command in (train, resume, runs, tasks, verify, explore):
         app.command()(command)
     for name in entry_points(ANALYSES):
-        app.command(name, rich_help_panel="Analyses")(load_entry_point(ANALYSES, name))
+        try:
+            app.command(name, rich_help_panel="Analyses")(load_entry_point(ANALYSES, name))
+        except QflError as error:  # another package's fault must not take every command away
+            print(f"warning: {error}", file=sys.stderr)
     return app
 
 

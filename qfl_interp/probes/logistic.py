@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Bool, Float, Int8
@@ -19,6 +21,8 @@ from qfl_interp.probes.result import (
     mean_scores,
 )
 
+Site = tuple[int, int]  # layer, label
+
 # Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
 CHUNK_BYTES = 64 * 2**20
 # With no warm start every fourth example is solved first, roughly: most of the way at a quarter of the cost.
@@ -26,11 +30,29 @@ _PART = 4
 _PART_GAP = 1e-4
 
 
-def _sites_at_once(n_examples: int, d_model: int, n_outputs: int) -> int:
-    """How many sites fit `CHUNK_BYTES`: the data, and about 10 vectors and 4 matrices an output."""
+def _sites_at_once(n_examples: int, d_model: int, n_outputs: int, n_workers: int, n_sites: int) -> int:
+    """How many sites a worker solves together: its share of `CHUNK_BYTES`, yet some for every worker.
+
+    A site takes its data, and about 10 vectors and 4 matrices an output.
+    """
     n_columns = d_model + 1
     per_site = 8 * (n_examples * (n_columns + 10 * n_outputs) + 4 * n_outputs * n_columns**2)
-    return max(1, CHUNK_BYTES // per_site)
+    return max(1, min(CHUNK_BYTES // (per_site * n_workers), math.ceil(n_sites / n_workers)))
+
+
+def _for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_workers: int) -> None:
+    """Run `fit` on every chunk, each on one core: the cores never wait for one another.
+
+    Splitting each small product over the cores instead costs barriers: several times the time when other
+    programs keep a core busy.
+    """
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(fit, chunks):
+                pass
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, layer: int, label: int) -> None:
@@ -48,7 +70,7 @@ def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, la
 
 
 def _centred(
-    x: Activations, sites: list[tuple[int, int]], example_mask: ExampleMask | None
+    x: Activations, sites: list[Site], example_mask: ExampleMask | None
 ) -> tuple[Float[Tensor, "site example column"], Float[Tensor, "site d_model"]]:
     """The sites' activations less their means, with a column of ones; and the means. Masked rows are 0."""
     n_examples, d_model = x.shape[2:]
@@ -101,7 +123,7 @@ def _check_settings(x: Activations, y: Labels, c: float, max_iter: int, init: Lo
 
 def _fit_sites(
     x: Activations,
-    sites: list[tuple[int, int]],
+    sites: list[Site],
     sign: Int8[Tensor, "site output example"],
     fitted: Bool[Tensor, "site output"],
     init: Float[Tensor, "site output column"] | None,
@@ -109,7 +131,7 @@ def _fit_sites(
     max_iter: int,
     example_mask: ExampleMask | None,
 ) -> Solution:
-    """The probes of some sites in the coordinates of `x`; without `init` they start from a part of the examples."""
+    """The probes of some sites; without `init` they start from the solution of a part of the examples."""
     z, means = _centred(x, sites, example_mask)
     if init is not None:
         start = init.clone()
@@ -141,11 +163,11 @@ def fit_logistic(
 
     Each minimises `c * sum_i log_loss_i + ||w||^2 / 2` in nats, the intercept unpenalised: scikit-learn's
     `LogisticRegression(C=c)`. All arithmetic is in float64, whatever the dtype of `x`, so that badly scaled
-    or correlated coordinates cost no accuracy. The same input gives the same bits on the same machine and
-    threads.
+    or correlated coordinates cost no accuracy. The same input gives the same bits on the same machine
+    with the same number of threads (`torch.get_num_threads`, the cores that are used).
 
     Memory beyond the arguments and the result: `CHUNK_BYTES` (64 MiB), or what one layer and label needs if
-    that is more, `8 n_example (d_model + 10 n_output) + 32 n_output d_model^2` bytes; and once `8 n_example
+    that is more per thread, `8 n_example (d_model + 10 n_output) + 32 n_output d_model^2` bytes; and once `8 n_example
     d_model`.
 
     Args:
@@ -175,15 +197,19 @@ def fit_logistic(
     converged = torch.zeros(shape, dtype=torch.bool, device=x.device)
     n_iter = torch.zeros(shape, dtype=torch.int64, device=x.device)
     all_sites = [(layer, label) for layer in range(n_layers) for label in range(n_labels)]
-    chunk = _sites_at_once(n_examples, d_model, y.shape[0])
-    for first in range(0, len(all_sites), chunk):
-        sites = all_sites[first : first + chunk]
+    n_workers = torch.get_num_threads() if x.device.type == "cpu" else 1
+    chunk = _sites_at_once(n_examples, d_model, y.shape[0], n_workers, len(all_sites))
+    chunks = [all_sites[first : first + chunk] for first in range(0, len(all_sites), chunk)]
+
+    def fit(sites: list[Site]) -> None:
         at = tuple(torch.tensor(index, device=x.device) for index in zip(*sites, strict=True))
         part = None if init is None else torch.cat([init.weight[at], init.intercept[at][..., None]], -1)
         found = _fit_sites(x, sites, sign[at[1]], fitted[at[1]], part, c, max_iter, example_mask)
         coef[at], converged[at], n_iter[at] = found.coef, found.converged, found.n_iter
         mask = None if example_mask is None else example_mask[at[1]]
         loss[at], accuracy[at] = (value[0] for value in mean_scores(found.wrong_logit[None], mask))
-    fitted = fitted.expand(shape).clone()
-    train = ProbeScores(*(value.masked_fill(~fitted, torch.nan) for value in (loss, accuracy)))
-    return LogisticProbes(coef[..., :-1], coef[..., -1], fitted, converged, n_iter, train)
+
+    _for_each(fit, chunks, n_workers)
+    everywhere = fitted.expand(shape).clone()
+    train = ProbeScores(*(value.masked_fill(~everywhere, torch.nan) for value in (loss, accuracy)))
+    return LogisticProbes(coef[..., :-1], coef[..., -1], everywhere, converged, n_iter, train)

@@ -1,0 +1,252 @@
+"""The command line: every command, JSON output, errors in one message, a quick start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import qfl_interp as qfl
+from qfl_interp.cli import main as cli
+
+COMMANDS = (
+    "train",
+    "resume",
+    "runs",
+    "tasks",
+    "verify",
+    "explore",
+    "probe",
+    "ablate",
+    "emergence",
+    "timeline",
+    "report",
+)
+PROBES = ["--n-train", "60", "--n-test", "40", "--quiet"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `qfl ...` in this process; returns the exit status, standard output and standard error."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qfl", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        out, error = capsys.readouterr()
+        return status, out, error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def probed(tiny_run, tmp_path_factory) -> Path:
+    """A copy of the tiny run that this module's analyses write into."""
+    return Path(shutil.copytree(tiny_run.path, tmp_path_factory.mktemp("cli") / "run"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(call, command):
+    status, out, _ = call(command, "--help")
+    assert status == 0
+    assert f"qfl {command} [OPTIONS]" in " ".join(out.split())
+    if command != "explore":
+        assert "--json" in out
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy():
+    """The guarantee behind a quick start: no module that takes long to import."""
+    code = (
+        "import sys; sys.argv = ['qfl', '--help']\n"
+        "from qfl_interp.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in COMMANDS:
+        assert f" {command} " in done.stdout
+    for heavy in ("torch", "numpy", "pandas", "transformer_lens", "plotly", "IPython", "sklearn", "scipy"):
+        assert f"'{heavy}'" not in done.stderr
+
+
+def test_train_then_resume_then_verify(call, tmp_path):
+    out = tmp_path / "run"
+    settings = [
+        "--length",
+        6,
+        "--out",
+        out,
+        "--steps",
+        3,
+        "--d-model",
+        16,
+        "--n-layers",
+        1,
+        "--batch-size",
+        8,
+    ]
+    status, text, _ = call("train", "addition", *settings, "--n-val", 16, "--quiet", "--json")
+    assert status == 0
+    found = json.loads(text)
+    run = qfl.Run.open(out)
+    assert found["run_id"] == run.run_id
+    assert found["steps"] == run.steps
+    assert found["val_loss"] == pytest.approx(run.metrics.val_loss.iloc[-1])
+    assert run.config.train.batch_size == 8
+    assert run.config.model.n_layers == 1
+    status, text, _ = call("resume", out)
+    assert status == 0
+    assert "finished" in text
+    assert "exact match" in text
+    status, text, _ = call("verify", out, "--json")
+    assert (status, json.loads(text)) == (
+        0,
+        {"path": str(out), "good": run.steps, "problems": [], "finished": True},
+    )
+
+
+def test_verify_fails_on_corruption(call, run_copy, checkpoint_file):
+    checkpoint_file.write_bytes(checkpoint_file.read_bytes()[:-1])
+    status, out, error = call("verify", run_copy.path)
+    assert status == 1
+    assert "model.safetensors has" in out
+    assert "1 problems" in out
+    assert "Traceback" not in error
+    status, out, _ = call("verify", run_copy.path, "--json")
+    assert status == 1
+    assert len(json.loads(out)["problems"]) == 1
+
+
+def test_runs(call, run_copy):
+    (run_copy.path.parent / "bad").mkdir()
+    (run_copy.path.parent / "bad" / "config.json").write_text("{")
+    status, out, _ = call("runs", run_copy.path.parent, "--json")
+    bad, good = json.loads(out)
+    assert status == 0
+    assert bad["run"].startswith("unreadable")
+    assert good["run"] == run_copy.run_id
+    assert good["step"] == "40/40"
+    assert good["val_loss"] == pytest.approx(run_copy.metrics.val_loss.iloc[-1])
+    lines = (run_copy.path / "metrics.jsonl").read_text().splitlines()
+    (run_copy.path / "metrics.jsonl").write_text("\n".join([*lines[:-1], "garbage", ""]))
+    status, out, _ = call("runs", run_copy.path.parent, "--json")
+    assert status == 0, "one damaged run does not hide the others"
+    assert len(json.loads(out)) == 2
+    assert call("runs", run_copy.path.parent)[0] == 0
+    assert "none" in call("runs", run_copy.path / "checkpoints")[1]
+
+
+def test_tasks(call):
+    status, out, _ = call("tasks", "--json")
+    assert status == 0
+    assert "addition" in {row["task"] for row in json.loads(out)}
+    status, out, _ = call("tasks", "addition", "--length", 4, "--examples", 2, "--json")
+    shown = json.loads(out)
+    assert [f["feature"] for f in shown["features"]] == ["first_operand", "carry"]
+    assert len(shown["examples"]) == 2
+    tokens = shown["examples"][0]["tokens"]
+    bits = shown["examples"][0]["features"]["first_operand"]
+    assert [bits[str(9 + i)] for i in range(4)] == tokens[:4], (
+        "bit r of the first operand is read at 2L + 1 + r"
+    )
+    assert call("tasks", "addition", "--examples", 1)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["probe", "emergence", "ablate"])
+def test_analyses_print_their_rows_as_json(call, probed, command):
+    arguments = [command, probed, "carry", *PROBES, *(["--n-trials", "2"] if command == "ablate" else [])]
+    status, out, error = call(*arguments, "--json")
+    assert status == 0, error
+    rows = json.loads(out)
+    assert rows
+    assert {row["run_id"] for row in rows} == {qfl.Run.open(probed).run_id}
+    status, out, _ = call(*arguments)
+    assert status == 0
+    assert "carry" in out
+
+
+def test_timeline_and_report_write_a_page(call, probed, tmp_path):
+    for command, more in (("timeline", []), ("report", ["--n-trials", "2"])):
+        page = tmp_path / f"{command}.html"
+        status, out, error = call(command, probed, "carry", *PROBES, *more, "--out", page, "--json")
+        assert status == 0, error
+        assert json.loads(out) == {"page": str(page)}
+        assert "<html" in page.read_text()[:2000]
+
+
+def test_explore_runs_a_command_with_everything_ready(call, probed):
+    code = (
+        "print(run.run_id, task.name, tuple(logits.shape), cache['resid_post', 1].shape[-1],"
+        " len(batch.tokens), callable(probe), qfl.Site.__name__, type(model).__name__)"
+    )
+    status, out, error = call("explore", probed, "--n", 5, "-c", code)
+    assert status == 0, error
+    run = qfl.Run.open(probed)
+    assert out.strip() == f"{run.run_id} addition (5, 22, 5) 16 5 True Site HookedTransformer"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "adition", "--steps", "1"], "no task is named 'adition'. Did you mean 'addition'?"),
+        (["train", "addition"], "exactly one of budget_flops and n_steps must be given"),
+        (["train", "addition", "--steps", "1", "--d-model", "20"], "d_model must be a multiple of 8"),
+        (["train", "addition", "--steps", "1", "--length", "0"], "must be an integer in [1, 512], got 0"),
+        (["train", "addition", "--budget", "1"], "budget_flops must pay for at least one update"),
+        (["probe", "RUN", "cary"], "Did you mean 'carry'?"),
+        (["probe", "RUN", "--steps", "7"], "was not saved. The nearest saved step is"),
+        (["probe", "RUN", "--steps", "some"], "steps must be 'all', 'last', 'log:20' or '1000,2000'"),
+        (["verify", "nowhere/[red]x[/]"], "nowhere/[red]x[/] is no run: it does not exist"),
+        (["train", "addition", "--length", "6", "--steps", "3", "--out", "RUN"], "already holds a run"),
+    ],
+)  # fmt: skip
+def test_a_users_mistake_is_one_message(call, probed, arguments, message):
+    status, out, error = call(*[str(probed) if a == "RUN" else a for a in arguments])
+    assert status == 1
+    assert out == ""
+    assert message in " ".join(error.split())
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+
+
+def test_traceback_on_request(call, monkeypatch):
+    monkeypatch.setenv("QFL_TRACEBACK", "1")
+    with pytest.raises(qfl.QflError, match="is no run"):
+        call("verify", "nowhere")
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    """A real SIGINT to a real process in the middle of training; then `qfl resume` finishes the run."""
+    qfl_command = [sys.executable, "-c", "from qfl_interp.cli.main import main; main()"]
+    settings = ["--length", "6", "--out", "run", "--steps", "2000", "--d-model", "16", "--n-layers", "1",
+                "--batch-size", "4", "--n-val", "8", "--checkpoints", "3"]  # fmt: skip
+    process = subprocess.Popen(
+        [*qfl_command, "train", "addition", *settings, "--quiet"], cwd=tmp_path, stderr=subprocess.PIPE,
+        text=True,        env=os.environ | {"OMP_NUM_THREADS": "1"}, 
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 20):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip() == "interrupted; call the same command again to go on (train: qfl resume RUN)."
+    run = qfl.Run.open(tmp_path / "run")
+    assert not run.finished
+    assert run.verify()
+    assert list((run.path / "resume").iterdir())

@@ -1,0 +1,124 @@
+"""The library's shape: layers of imports, the public names, no side effects, examples that run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import import_layers
+import pytest
+
+import analyses
+import qfl_interp as qfl
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "qfl_interp"
+
+
+def test_the_core_keeps_its_layers():
+    assert import_layers.violations(CORE) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "report"),
+    [
+        ("data.py", "from tasks.addition import Addition", "data.py:1: the core imports tasks.addition"),
+        ("data.py", "def f():\n    import analyses", "data.py:2: the core imports analyses"),
+        ("run.py", "from qfl_interp.plots import timeline", "run.py:1: layer 4 imports plots of layer 6"),
+        ("config.py", "from qfl_interp import training", "config.py:1: layer 0 imports training of layer 5"),
+        (
+            "probes/newton.py",
+            "import transformer_lens.utils",
+            "transformer_lens belongs in ['hooks', 'model']",
+        ),
+        ("report/page.py", "import plotly", "page.py:1: plotly belongs in ['plots']"),
+        ("run_config.py", "import torch", "run_config.py:1: torch at module level slows `qfl --help`"),
+        ("utils.py", "", "utils.py: module 'utils' is in no layer"),
+    ],
+)
+def test_the_checker_reports_a_bad_file(tmp_path, path, source, report):
+    target = tmp_path / path
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(source)
+    (found,) = import_layers.violations(tmp_path)
+    assert report in found
+
+
+def test_the_checker_lets_good_files_pass(tmp_path):
+    (tmp_path / "cli").mkdir()
+    (tmp_path / "cli" / "main.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\n"
+        "    from qfl_interp.training import train\n"
+    )
+    (tmp_path / "model.py").write_text("import transformer_lens\nfrom qfl_interp.errors import QflError\n")
+    assert import_layers.violations(tmp_path) == []
+
+
+@pytest.mark.parametrize("package", ["tasks", "analyses"])
+def test_outer_packages_import_what_they_may(package):
+    """Tasks see the task protocol alone; analyses reach a task by name."""
+    for path in (ROOT / package).rglob("*.py"):
+        for name, _ in import_layers._imported(import_layers.ast.parse(path.read_text())):
+            top, *rest = name.split(".")
+            if package == "tasks":
+                assert top not in ("analyses", "tests"), path
+                assert top != "qfl_interp" or rest[0] in ("task", "shapes", "errors"), (path, name)
+            else:
+                assert top not in ("tasks", "tests", "transformer_lens"), (path, name)
+
+
+def test_public_names_are_pinned_and_import():
+    """Users rely on this list: a change belongs in the change notes."""
+    assert sorted(qfl.__all__) == [
+        "Batch", "DivergedError", "ExampleStream", "Feature", "Intervention", "ModelConfig", "Pairs",
+        "ProbeConfig",
+        "QflError", "Run", "Site", "Task", "TrainConfig", "branch", "build_model", "capture", "fast_logits",
+        "generate_greedy", "held_out", "interventions_on", "load_task", "patch", "project_out", "resume",
+        "task_names",
+        "train",
+    ]  # fmt: skip
+    assert sorted(analyses.__all__) == ["ablate", "emergence", "probe", "report", "timeline"]
+    for package in (qfl, analyses):
+        for name in package.__all__:
+            assert callable(getattr(package, name)), name
+    assert set(qfl.__all__) <= set(dir(qfl))
+    with pytest.raises(AttributeError, match=r"no attribute 'Trainer'. Public names: Batch, "):
+        _ = qfl.Trainer
+
+
+def test_importing_has_no_side_effect():
+    """Neither heavy modules nor changed global state: warning filters, signals, environment, root logger."""
+    code = """
+import json, logging, os, signal, sys, warnings
+def state():
+    return (
+        list(warnings.filters), signal.getsignal(signal.SIGINT), dict(os.environ), list(logging.root.handlers)
+    )
+before = state()
+import qfl_interp, analyses, tasks
+after = state()
+print(json.dumps([before == after, sorted({m.split(".")[0] for m in sys.modules})]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unchanged, modules = json.loads(done.stdout)
+    assert unchanged
+    assert not set(modules) & import_layers.HEAVY
+    assert done.stderr == ""
+
+
+def _with_examples() -> list[str]:
+    files = [
+        path for package in ("qfl_interp", "tasks", "analyses") for path in (ROOT / package).rglob("*.py")
+    ]
+    return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files if ">>> " in p.read_text()]
+
+
+@pytest.mark.parametrize("name", sorted(_with_examples()))
+def test_examples_in_docstrings_run(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+    assert result.attempted > 0, "an example that is not found is not run"
