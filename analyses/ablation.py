@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from qfl_interp.run import Run, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip, rank_p_value
+from qfl_interp.tables import column, groups, select
 from qfl_interp.task import Feature
 
 LENS = "ablate"
@@ -43,10 +44,11 @@ def ablate(
 ) -> Result:
     """Project each label's best probe direction out of the residual stream and score loss and greedy exact match.
 
-    For each label the layer with the lowest training loss is taken (`qfl_interp.aggregation.select_layer`); the projection
-    acts after that block at the token where the label is read, in every example. The control takes out random directions
-    of the same number at the same places, through the mean activation, `n_trials` times. Examples are the probes' test
-    set, which neither the model nor the probes were fitted on. Probes that are missing are fitted first.
+    For each label the layer with the lowest training loss is taken (`qfl_interp.aggregation.select_layer`); the
+    projection acts after that block at the token where the label is read, in every example. The control takes out
+    random directions of the same number at the same places, through the mean activation, `n_trials` times. Examples
+    are the probes' test set, which neither the model nor the probes were fitted on. Probes that are missing are
+    fitted first.
 
     Args:
         run: What to look at.
@@ -58,10 +60,11 @@ def ablate(
         progress: Draw a bar on standard error.
 
     Returns:
-        Three rows a step and feature: intact, ablated, random. Intervals are 95 % percentile bootstraps over examples; for
-        the random control of each example's mean over trials. p_value_paired: sign-flip test over examples, ablated against
-        random mean, on the answer's exact match, two-sided. p_value_trials: rank of the ablated model's exact match
-        among the trials', one-sided. p_value_holm: the paired one, Holm-corrected over the features of a step.
+        Three rows a step and feature: intact, ablated, random. Intervals are 95 % percentile bootstraps over
+        examples; for the random control of each example's mean over trials. p_value_paired: sign-flip test over
+        examples, ablated against random mean, on the answer's exact match, two-sided. p_value_trials: rank of the
+        ablated model's exact match among the trials', one-sided. p_value_holm: the paired one, Holm-corrected over
+        the features of a step.
 
     Raises:
         QflError: Unknown feature or step, or a feature none of whose probes could be fitted.
@@ -91,12 +94,21 @@ def ablate(
                 )
                 table.write(parts[step, feature.name], rows)
     rows = _corrected(table.read(list(parts.values())))
-    columns = ["step", "feature", "condition", "exact_answer", "exact_answer_low", "exact_answer_high", "loss_answer", "p_value_holm"]
+    columns = [
+        "step",
+        "feature",
+        "condition",
+        "exact_answer",
+        "exact_answer_low",
+        "exact_answer_high",
+        "loss_answer",
+        "p_value_holm",
+    ]
     return Result(
         f"Ablation in {run.run_id}: exact match and loss (nats) over the answer alone",
-        rows[columns],
+        rows.filter(columns),
         rows,
-        lambda: ablation_figure(rows[rows["step"] == at[-1]]),
+        lambda: ablation_figure(select(rows, step=at[-1])),
     )
 
 
@@ -108,7 +120,7 @@ def _score(
     examples: Examples,
     config: ProbeConfig,
     n_trials: int,
-    on_trial,
+    on_trial: Callable[[], object],
 ) -> AblationScores:
     """Scores with the stored probes of this step."""
     stored = run.table(PROBE_LENS).read_tensors(part_name(trained_at(step), feature.name, config))
@@ -160,7 +172,6 @@ def _rows(scores: AblationScores, rng: np.random.Generator) -> pd.DataFrame:
 def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the paired p-values corrected over the features of each step."""
     corrected = rows.assign(p_value_holm=math.nan)
-    ablated = corrected["condition"] == "ablated"
-    for _, part in corrected[ablated].groupby("step"):
-        corrected.loc[part.index, "p_value_holm"] = holm(part["p_value_paired"].to_numpy())
+    for _, part in groups(select(rows, condition="ablated"), "step"):
+        corrected.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
     return corrected

@@ -74,7 +74,9 @@ def emergence(
     n_test: NTest = _N_TEST,
     c: Penalty = _C,
     seed: Seed = 0,
-    ratio: Annotated[float, typer.Option(help="Learned once the probe loss stays below this part of the baseline.")] = 0.5,
+    ratio: Annotated[
+        float, typer.Option(help="Learned once the probe loss stays below this part of the baseline.")
+    ] = 0.5,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe, trained_at
 from analyses.result import Result, chosen_features, identity
-from qfl_interp.aggregation import label_groups, summarise
+from qfl_interp.aggregation import THIRDS, label_groups, summarise
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
@@ -20,6 +21,7 @@ from qfl_interp.onset import RATIO, find_onset, fraction_at
 from qfl_interp.plots import Figure, timeline_figure
 from qfl_interp.run import Run, Steps
 from qfl_interp.seeding import generator
+from qfl_interp.tables import column, distinct, groups, select
 from qfl_interp.transition import Transition, find_transition
 
 LENS = "emergence"
@@ -51,7 +53,8 @@ def emergence(
 
     The transition is found in the validation loss over the answer alone (`qfl_interp.transition`), a feature's onset in
     the geometric mean over each third of its labels (`qfl_interp.onset`). The baseline is the mean over the untrained
-    models. A verdict's lead is in decades of nominal FLOPs, its 95 % interval a bootstrap over the probes' test examples.
+    models. A verdict's lead is in decades of nominal FLOPs, its 95 % interval a bootstrap over the probes' test
+    examples.
 
     Args:
         run: What to look at.
@@ -74,7 +77,7 @@ def emergence(
     columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}",
-        found.verdicts[columns],
+        found.verdicts.filter(columns),
         found.verdicts,
         lambda: timeline_figure(run.metrics, found.curves, found.verdicts),
     )
@@ -117,11 +120,11 @@ def emergence_tables(
     transition = _transition(run)
     curves, verdicts = [], []
     for name in names:
-        of_feature = rows[rows["feature"] == name]
+        of_feature = select(rows, feature=name)
         curve = emergence_curve(of_feature)
         curves.append(curve)
-        for third, part in curve.groupby("third", sort=False):
-            bootstrap = _bootstrap(run, of_feature, part, str(third), transition, config, ratio, n_resamples)
+        for third, part in groups(curve, "third"):
+            bootstrap = _bootstrap(run, of_feature, part, third, transition, config, ratio, n_resamples)
             row = _verdict(part, transition, bootstrap, ratio)
             verdicts.append({"feature": name, "third": third, **row, "n_bootstrap": n_resamples if bootstrap else 0})
     found = Emergence(pd.concat(curves, ignore_index=True), pd.DataFrame(verdicts).assign(**identity(run)))
@@ -134,13 +137,13 @@ def _transition(run: Run) -> Transition:
     """The transition of the validation loss over the answer alone."""
     validated = run.metrics.dropna(subset=["val_loss_answer"])
     return find_transition(
-        validated["flops"].to_numpy(), validated["val_loss_answer"].to_numpy(), chance_loss=run.task.baselines["base_rate"]
+        column(validated, "flops"), column(validated, "val_loss_answer"), chance_loss=run.task.baselines["base_rate"]
     )
 
 
-def _by_site(rows: pd.DataFrame, column: str) -> np.ndarray:
-    """A column of one model's rows as [layer, label]."""
-    return rows.pivot(index="layer", columns="label", values=column).to_numpy(dtype=float)
+def _by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "layer label"]:
+    """A column of one model's rows by site."""
+    return rows.pivot(index="layer", columns="label", values=metric).to_numpy(dtype=float)
 
 
 def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
@@ -159,15 +162,18 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         QflError: No label was fitted.
     """
-    if not rows["fitted"].any():
+    (feature,) = distinct(rows, "feature")
+    if not any(rows["fitted"].tolist()):
         raise QflError(
-            f"no probe of {rows['feature'].iloc[0]!r} could be fitted: every label has one class only. "
+            f"no probe of {feature!r} could be fitted: every label has one class only. "
             "Name the features to look at, without this one."
         )
-    untrained = [_summaries(part, "test_log_loss") for _, part in rows[rows["source"] == "untrained"].groupby("model_seed")]
+    untrained = [
+        _summaries(part, "test_log_loss") for _, part in groups(select(rows, source="untrained"), "model_seed")
+    ]
     points = []
-    for step, part in rows[rows["source"] == "trained"].groupby("step"):
-        shuffled = part["shuffled_test_log_loss"].notna().any()
+    for step, part in groups(select(rows, source="trained"), "step"):
+        shuffled = bool(np.isfinite(column(part, "shuffled_test_log_loss")).any())
         control = _summaries(part, "shuffled_test_log_loss") if shuffled else {}
         for third, summary in _summaries(part, "test_log_loss").items():
             if summary.n == 0:
@@ -175,10 +181,10 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
             baselines = [models[third] for models in untrained]
             points.append(
                 {
-                    "feature": part["feature"].iloc[0],
+                    "feature": feature,
                     "third": third,
                     "step": step,
-                    "flops": part["flops"].iloc[0],
+                    "flops": column(part, "flops")[0],
                     "geometric": summary.geometric_mean,
                     "arithmetic": summary.arithmetic_mean,
                     "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
@@ -187,9 +193,8 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
                     "n_labels": summary.n,
                 }
             )
-    table = pd.DataFrame(points)
-    order = {name: i for i, name in enumerate(["beginning", "middle", "end", "all"])}
-    return table.sort_values(["third", "step"], key=lambda c: c.map(order) if c.name == "third" else c, ignore_index=True)
+    order = [*THIRDS, "all"]
+    return pd.DataFrame(sorted(points, key=lambda point: (order.index(point["third"]), point["step"])))
 
 
 def _starts_inside(transition: Transition, flops: np.ndarray) -> bool:
@@ -208,21 +213,17 @@ def _bootstrap(
     n_resamples: int,
 ) -> LeadBootstrap | None:
     """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
-    feature = rows["feature"].iloc[0]
-    table = run.table(PROBE_LENS)
-    trained = rows[rows["source"] == "trained"]
-    fitted = trained.groupby("label")["fitted"].all().to_numpy()
-    members = label_groups(fitted)[third]
-    if not _starts_inside(transition, curve["flops"].to_numpy()):
+    if not _starts_inside(transition, column(curve, "flops")):
         return None
-    steps = sorted(trained["step"].unique())
-    losses = [
-        table.read_tensors(part_name(trained_at(int(step)), feature, config))["test_loss"].numpy()[members] for step in steps
-    ]
+    (feature,) = distinct(rows, "feature")
+    fitted = _by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")
+    members = label_groups(np.any(fitted, axis=0, keepdims=False))[third]
+    parts = [part_name(trained_at(int(step)), feature, config) for step in distinct(curve, "step")]
+    losses = [run.table(PROBE_LENS).read_tensors(part)["test_loss"].numpy()[members] for part in parts]
     return lead_interval_bootstrap(
-        curve["flops"].to_numpy(),
+        column(curve, "flops"),
         np.stack(losses).astype(np.float64),
-        float(curve["baseline_geometric"].iloc[0]),
+        float(column(curve, "baseline_geometric")[0]),
         transition,
         generator(config.seed, f"emergence/{feature}/{third}"),
         ratio=ratio,
@@ -234,11 +235,11 @@ def _verdict(
     curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float
 ) -> dict[str, Any]:
     """The verdict on one feature's third, as a row."""
-    flops, metric = curve["flops"].to_numpy(), curve["geometric"].to_numpy()
-    baseline = float(curve["baseline_geometric"].iloc[0])
+    flops, metric = column(curve, "flops"), column(curve, "geometric")
+    baseline = float(column(curve, "baseline_geometric")[0])
     onset = find_onset(flops, metric, baseline, ratio)
     verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
-    step_at = dict(zip(flops, curve["step"], strict=True)) | {0.0: 0, math.nan: -1}
+    step_at = dict(zip(flops, curve["step"].tolist(), strict=True)) | {0.0: 0, math.nan: -1}
     inside = _starts_inside(transition, flops)
     at_start = fraction_at(flops, metric, baseline, transition.start_flops).value if inside else math.nan
     return {

@@ -67,8 +67,9 @@ def probe(
 ) -> Result:
     """Fit linear probes for features at checkpoints; what is in the run's table already is not fitted again.
 
-    One probe a layer and label, on the residual stream after the block (`resid_post`), at the token where the feature says
-    its label is read. Controls: the same probes on shuffled labels, and on untrained models with other initial weights.
+    One probe a layer and label, on the residual stream after the block (`resid_post`), at the token where the feature
+    says its label is read. Controls: the same probes on shuffled labels, and on untrained models with other initial
+    weights.
 
     Args:
         run: What to look at.
@@ -236,7 +237,8 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     means = best.groupby(keys[:-1], as_index=False)[columns].mean()
     n_layers = rows["layer"].nunique()
     skipped = rows.groupby(keys[:-1], as_index=False).agg(
-        one_class=("fitted", lambda f: int((~f).sum()) // n_layers), not_converged=("converged", lambda c: int((~c).sum()))
+        one_class=("fitted", lambda f: int((~f).sum()) // n_layers),
+        not_converged=("converged", lambda c: int((~c).sum())),
     )
     merged = skipped.merge(means, how="left")
     return merged.reindex(columns=["feature", "source", "step", *columns, "one_class", "not_converged"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -37,14 +37,16 @@ class Result:
         return self.draw()
 
     def __repr__(self) -> str:
-        return f"{self.title}\n{self.summary.to_string(index=False, float_format=lambda v: f'{v:.4g}')}"
+        """The title and at most twenty lines of the summary, its first and last ones."""
+        text = self.summary.to_string(index=False, max_rows=20, float_format=lambda v: f"{v:.4g}")
+        return f"{self.title}\n{text}"
 
     def _repr_html_(self) -> str:
         """The summary, as notebooks show it."""
-        return f"<b>{self.title}</b>{self.summary.to_html(index=False, float_format=lambda v: f'{v:.4g}')}"
+        return f"<b>{self.title}</b>{self.summary.to_html(index=False, max_rows=20, float_format=lambda v: f'{v:.4g}')}"
 
 
-def chosen_features(run: Run, features: str | list[str] | tuple[str, ...] | None) -> list[Feature]:
+def chosen_features(run: Run, features: str | Sequence[str] | None) -> list[Feature]:
     """The run's features of these names, all by default.
 
     Raises:

@@ -1,6 +1,6 @@
 """Run benchmarks, print a table for each, write them as JSON under `benchmarks/results/`, named by device.
 
-    python -m benchmarks [NAME ...] [--quick]
+python -m benchmarks [NAME ...] [--quick]
 """
 
 from __future__ import annotations

@@ -39,9 +39,7 @@ def _train(n_checkpoints: int, n_steps: int) -> dict[str, float]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            run = qfl.train(
-                task, qfl.ModelConfig(d_model=64, n_layers=4), config, Path(folder) / "run", progress=False
-            )
+            run = qfl.train(task, qfl.ModelConfig(d_model=64, n_layers=4), config, Path(folder) / "run", progress=False)
             seconds = time.perf_counter() - start
             written = sum(p.stat().st_size for p in (run.path / "checkpoints").rglob("*") if p.is_file())
             saved = len(run.steps)

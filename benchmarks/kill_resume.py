@@ -25,9 +25,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
     files = sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
-        "checkpoints": {
-            str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-        },
+        "checkpoints": {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "metrics": [{name: value for name, value in row.items() if name not in _TIMES} for row in rows],
     }
 
@@ -82,9 +80,7 @@ def _measure(folder: Path, n_steps: int, n_kills: int) -> dict[str, Any]:
         process = _start(killed, n_steps)
         while _last_step(killed) < goal and os.waitpid(process, os.WNOHANG) == (0, 0):
             time.sleep(0.001)
-        time.sleep(
-            rng.uniform(0, 0.05)
-        )  # anywhere in an update, a validation, or the writing of a checkpoint
+        time.sleep(rng.uniform(0, 0.05))  # anywhere in an update, a validation, or the writing of a checkpoint
         try:
             os.kill(process, signal.SIGKILL)
             _, status = os.waitpid(process, 0)
@@ -108,9 +104,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     n_steps, n_kills = (40, 3) if quick else (300, 20)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.kill_resume", folder, str(n_steps), str(n_kills)]
-        done = subprocess.run(
-            command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
-        )
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     found = json.loads(done.stdout.splitlines()[-1])
     after = ", ".join(map(str, found.pop("killed_after_steps")))
     return [{"name": f"training of {n_steps} steps, killed after steps {after}", "value": found.pop("kills"),

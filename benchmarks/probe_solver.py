@@ -74,9 +74,7 @@ def _status_mib(field: str) -> float:
     """A memory field of this process's Linux status, NaN elsewhere."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next(
-        (int(line.split()[1]) / 2**10 for line in lines if line.startswith(field + ":")), float("nan")
-    )
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(field + ":")), float("nan"))
 
 
 def _reset_peak_mib() -> float:

@@ -78,9 +78,7 @@ def _label(task: qfl.Task, size: int) -> Callable[[int], object]:
 
     def work(step: int) -> object:
         examples = task.sample(generator(0, "benchmark", step), size)
-        found = [
-            (feature.labels(examples), feature.positions(examples)) for feature in task.features.values()
-        ]
+        found = [(feature.labels(examples), feature.positions(examples)) for feature in task.features.values()]
         return task.encode(examples), found
 
     return work

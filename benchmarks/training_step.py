@@ -68,9 +68,7 @@ class PlainLlama(nn.Module):
         self.blocks = nn.ModuleList(_PlainBlock(config.d_model, config.d_mlp_used) for _ in range(N_LAYERS))
         self.norm = nn.RMSNorm(config.d_model, 1e-5)
         self.unembed = nn.Linear(config.d_model, D_VOCAB, bias=False)
-        angle = torch.arange(N_CTX)[:, None] * 10_000.0 ** (
-            -torch.arange(0, config.d_head, 2) / config.d_head
-        )
+        angle = torch.arange(N_CTX)[:, None] * 10_000.0 ** (-torch.arange(0, config.d_head, 2) / config.d_head)
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
 
@@ -92,9 +90,7 @@ def make_step(variant: str, d_model: int, device: torch.device) -> Callable[[], 
     """A function that does one training step of the variant and waits for it."""
     config = ModelConfig(d_model=d_model, n_layers=N_LAYERS, n_heads=N_HEADS)
     torch.manual_seed(0)
-    model: Any = (
-        PlainLlama(config) if variant == "llama" else build_hooked(config, d_vocab=D_VOCAB, n_ctx=N_CTX)
-    )
+    model: Any = PlainLlama(config) if variant == "llama" else build_hooked(config, d_vocab=D_VOCAB, n_ctx=N_CTX)
     nn.Module.to(model, device)  # HookedTransformer's own prints
     tokens = torch.randint(0, D_VOCAB, (BATCH, N_CTX), generator=torch.Generator().manual_seed(1)).to(device)
     targets = tokens[:, 1:][:, SCORED].flatten()
@@ -143,9 +139,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _milliseconds(
-    d_model: int, variants: tuple[str, ...], device: torch.device, n_rounds: int
-) -> dict[str, float]:
+def _milliseconds(d_model: int, variants: tuple[str, ...], device: torch.device, n_rounds: int) -> dict[str, float]:
     """Median time of a step by variant; a round times each variant three times in a row."""
     steps = {variant: make_step(variant, d_model, device) for variant in variants}
     with warnings.catch_warnings():
@@ -167,9 +161,7 @@ def _milliseconds(
 def _child_memory_mb(variant: str, d_model: int) -> float:
     """What ten steps add to a process's peak memory (the device's peak on a GPU), in MB."""
     command = [sys.executable, "-m", "benchmarks.training_step", variant, str(d_model)]
-    return json.loads(
-        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-    )
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def _own_memory_mb(variant: str, d_model: int) -> float:
@@ -187,9 +179,7 @@ def _own_memory_mb(variant: str, d_model: int) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Peak memory of one variant, in MB; without arguments, all rows."
-    )
+    parser = argparse.ArgumentParser(description="Peak memory of one variant, in MB; without arguments, all rows.")
     parser.add_argument("variant", choices=VARIANTS, nargs="?")
     parser.add_argument("d_model", type=int, nargs="?", default=64)
     arguments = parser.parse_args()

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from qfl_interp.errors import QflError
     from qfl_interp.fast_forward import fast_logits
     from qfl_interp.generate import generate_greedy
-    from qfl_interp.hooks import Intervention, Site, capture, interventions_on, patch, project_out
+    from qfl_interp.hooks import Intervention, Site, capture, interventions_on, patch
     from qfl_interp.model import build_model
+    from qfl_interp.projection import project_out
     from qfl_interp.registry import load_task, task_names
     from qfl_interp.run import Run
     from qfl_interp.task import Batch, Feature, Pairs, Task
@@ -47,7 +48,7 @@ _WHERE = {
     "interventions_on": "hooks",
     "load_task": "registry",
     "patch": "hooks",
-    "project_out": "hooks",
+    "project_out": "projection",
     "task_names": "registry",
     "resume": "training",
     "train": "training",

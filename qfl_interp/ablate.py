@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.fast_forward import fast_logits
-from qfl_interp.hooks import Intervention, Site, interventions_on, project_out
+from qfl_interp.hooks import Intervention, Site, interventions_on
 from qfl_interp.metrics import ExampleScores, evaluate
 from qfl_interp.model import HookedTransformer, model_device
+from qfl_interp.projection import project_out
 from qfl_interp.task import Batch
 
 
@@ -61,9 +62,7 @@ def plane_interventions(planes: Planes, rows: slice, *, epsilon: float = 1.0) ->
     return interventions
 
 
-def random_planes(
-    planes: Planes, means: Float[Tensor, "label d_model"], rng: np.random.Generator
-) -> Planes:
+def random_planes(planes: Planes, means: Float[Tensor, "label d_model"], rng: np.random.Generator) -> Planes:
     """Planes of the same number, layers and positions in random directions, through the mean activation.
 
     Rows are independent Gaussian directions of unit norm, and `b = -w . mean`, so that the control takes out the

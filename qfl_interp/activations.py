@@ -63,9 +63,7 @@ class ResidSpan(NamedTuple):
 
 
 @torch.no_grad()
-def resid_span(
-    model: HookedTransformer, tokens: Tokens, first: int, last: int, *, chunk: int = 500
-) -> ResidSpan:
+def resid_span(model: HookedTransformer, tokens: Tokens, first: int, last: int, *, chunk: int = 500) -> ResidSpan:
     """`resid_post` of every layer at the positions `first` to `last`, inclusive, of every example.
 
     Memory: `n_layers (last - first + 1) examples d_model` numbers, plus one chunk's forward pass.

@@ -55,9 +55,7 @@ def select_layer(train_metric: Float[np.ndarray, "layer label"]) -> Int[np.ndarr
     return np.where(np.isnan(metric).all(axis=0), NOT_FITTED, layer)
 
 
-def at_layer(
-    metric: Float[np.ndarray, "layer label"], layer: Int[np.ndarray, " label"]
-) -> Float[np.ndarray, " label"]:
+def at_layer(metric: Float[np.ndarray, "layer label"], layer: Int[np.ndarray, " label"]) -> Float[np.ndarray, " label"]:
     """Each label's metric at its layer; NaN where the layer is `NOT_FITTED`."""
     chosen = np.asarray(metric, dtype=np.float64)[layer, np.arange(layer.size)]
     return np.where(layer == NOT_FITTED, np.nan, chosen)
@@ -120,9 +118,7 @@ def reference_baseline(test_metric: Float[np.ndarray, "model layer label"]) -> d
     best = np.where(np.isnan(metric), np.inf, metric).min(axis=1)
     fitted = np.isfinite(best)
     if np.any(fitted.any(axis=0) != fitted.all(axis=0)):
-        raise ValueError(
-            "every untrained model must be fitted at the same labels. Probe them on the same data."
-        )
+        raise ValueError("every untrained model must be fitted at the same labels. Probe them on the same data.")
     by_label = geometric_mean(np.where(fitted, _not_negative(best), np.nan).T)
     return _summaries(by_label)
 

@@ -1,8 +1,8 @@
 """One checkpoint on disk: whole or not there, checksummed, executing nothing when it is read.
 
-A checkpoint is a directory with `model.safetensors`, perhaps `optimizer.safetensors`, and `checkpoint.json`, which names
-the run's configuration, the step, and the size and SHA-256 of each file. It is written beside its place and renamed
-into it, so that a killed writer leaves a temporary directory and never half a checkpoint.
+A checkpoint is a directory with `model.safetensors`, perhaps `optimizer.safetensors`, and `checkpoint.json`, which
+names the run's configuration, the step, and the size and SHA-256 of each file. It is written beside its place and
+renamed into it, so that a killed writer leaves a temporary directory and never half a checkpoint.
 """
 
 from __future__ import annotations

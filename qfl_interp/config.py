@@ -207,9 +207,7 @@ class TrainConfig(_Config):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} must lie in [0, 1]", value, "It is a fraction, not a percentage.")
         stages = self.warmup_fraction + self.decay_fraction
-        _require(
-            self.schedule != "wsd" or stages <= 1, "warmup_fraction + decay_fraction must not pass 1", stages, ""
-        )
+        _require(self.schedule != "wsd" or stages <= 1, "warmup_fraction + decay_fraction must not pass 1", stages, "")
         _require(self.weight_decay >= 0, "weight_decay must not be negative", self.weight_decay, "")
         _require(
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),

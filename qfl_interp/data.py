@@ -87,8 +87,8 @@ class ExampleStream:
             if found >= self.batch_size:
                 return np.concatenate(parts)[: self.batch_size]
         raise QflError(
-            f"the {self.split} split of {self.task!r} gave {found} of {self.batch_size} examples in {_PATIENCE} rounds. "
-            "The task has too few different problems at this length: use a larger length."
+            f"the {self.split} split of {self.task!r} gave {found} of {self.batch_size} examples in {_PATIENCE} "
+            "rounds. The task has too few different problems at this length: use a larger length."
         )
 
     def batch(self, step: int) -> Batch:

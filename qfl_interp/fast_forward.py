@@ -249,9 +249,7 @@ def _resid(
     return x
 
 
-def _plans(
-    weights: _Weights, asked: slice | Tensor, end: int, every: bool
-) -> tuple[AttentionPlan, AttentionPlan]:
+def _plans(weights: _Weights, asked: slice | Tensor, end: int, every: bool) -> tuple[AttentionPlan, AttentionPlan]:
     """How the blocks attend: all positions, and those asked for (the last block)."""
     w_q = weights.layers[0].qkv[0]
     n_heads, d_head = w_q.shape[0], w_q.shape[2]
@@ -278,9 +276,7 @@ def _qkv(layer: _Layer, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
     return matrix, torch.stack((b_q * scale, b_k, b_v)).flatten()
 
 
-def _normalised(
-    x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def _normalised(x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normed stream and the matrix that reads it; an RMS norm's gain goes into the smaller of the two."""
     gain, bias = norm
     if bias is None:

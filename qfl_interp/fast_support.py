@@ -92,9 +92,7 @@ def require_supported(model: HookedTransformer) -> Float[Tensor, "n_ctx pairs 2"
     if seen is None or not _unchanged(seen):
         seen = _SEEN[model] = _examine(model)
     if any(seen.hooks):
-        names = [
-            name or "the model" for name, m in model.named_modules() if any(vars(m)[kind] for kind in _HOOKS)
-        ]
+        names = [name or "the model" for name, m in model.named_modules() if any(vars(m)[kind] for kind in _HOOKS)]
         raise QflError(
             f"the fast forward pass runs no hooks, but hooks are attached at {', '.join(names)}. "
             "Remove them (model.reset_hooks()) or call model(tokens)."
@@ -140,8 +138,7 @@ def _config_faults(model: HookedTransformer) -> list[str]:
 def _unchanged(seen: _Seen) -> bool:
     """Whether no module and no buffer was replaced or written since."""
     return all(tuple(now.values()) == then for now, then in seen.children) and all(
-        owner.get(name) is tensor and tensor._version == version
-        for owner, name, tensor, version in seen.buffers
+        owner.get(name) is tensor and tensor._version == version for owner, name, tensor, version in seen.buffers
     )
 
 
@@ -165,9 +162,7 @@ def _examine(model: HookedTransformer) -> _Seen:
     modules = list(model.modules())
     return _Seen(
         children=tuple((m._modules, tuple(m._modules.values())) for m in modules if m._modules),
-        buffers=tuple(
-            (m._buffers, n, b, b._version) for m in modules for n, b in m._buffers.items() if b is not None
-        ),
+        buffers=tuple((m._buffers, n, b, b._version) for m in modules for n, b in m._buffers.items() if b is not None),
         hooks=tuple(vars(m)[kind] for m in modules for kind in _HOOKS),
         turn=turn,
     )
@@ -181,20 +176,14 @@ def _attention_faults(model: HookedTransformer) -> list[str]:
         if not math.isclose(attn.attn_scale, math.sqrt(model.cfg.d_head)):
             faults.append(f"blocks.{layer}.attn.attn_scale={attn.attn_scale} instead of sqrt(d_head)")
         if attn.attn_type != "global" or attn._attention_dir_override is not None:
-            faults.append(
-                f"blocks.{layer}.attn is {attn.attn_type} {attn._attention_dir_override or ''} attention"
-            )
+            faults.append(f"blocks.{layer}.attn is {attn.attn_type} {attn._attention_dir_override or ''} attention")
     return faults
 
 
 def _bias_faults(model: HookedTransformer) -> list[str]:
     """Biases of a model in the style that has none."""
     trained = [name for name, _ in model.named_parameters() if name.rpartition(".")[2].startswith("b_")]
-    frozen = [
-        name
-        for name, b in model.named_buffers()
-        if name.rpartition(".")[2].startswith("b_") and bool(b.any())
-    ]
+    frozen = [name for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("b_") and bool(b.any())]
     faults = [f"{len(trained)} biases can be trained ({trained[0]}, ...)"] if trained else []
     return faults + [f"{name} is not zero" for name in frozen]
 

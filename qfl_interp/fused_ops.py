@@ -41,9 +41,7 @@ class AttentionPlan(NamedTuple):
     turn: Float[Tensor, "pos pairs 2"] | None
 
 
-def select(
-    x: Float[Tensor, "batch pos d"], asked: slice | Int[Tensor, " asked"]
-) -> Float[Tensor, "batch asked d"]:
+def select(x: Float[Tensor, "batch pos d"], asked: slice | Int[Tensor, " asked"]) -> Float[Tensor, "batch asked d"]:
     """`x[:, asked]`; a view where it can be one."""
     return x[:, asked] if isinstance(asked, slice) else x.index_select(1, asked)
 
@@ -74,9 +72,7 @@ class _UnitRms(Function):
         return torch.addcmul(dy, y, along, value=-1).mul_(inverse), None
 
 
-def swiglu(
-    gate: Float[Tensor, "*rows d_mlp"], up: Float[Tensor, "*rows d_mlp"]
-) -> Float[Tensor, "*rows d_mlp"]:
+def swiglu(gate: Float[Tensor, "*rows d_mlp"], up: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_mlp"]:
     """`silu(gate) * up`."""
     if torch.compiler.is_compiling():
         return F.silu(gate) * up

@@ -1,8 +1,9 @@
 """Loss and exact match of scored tokens, always two ways: as the paper counts (`=` scored) and over the answer alone.
 
 Exact match under greedy decoding needs no decoding: an example's greedy continuation equals the reference exactly where
-every scored token is the most likely one *given the reference before it* (by induction over the answer). One teacher-forced
-pass therefore gives both loss and exact match, under interventions at fixed token indices too; `generate` is the check.
+every scored token is the most likely one *given the reference before it* (by induction over the answer). One
+teacher-forced pass therefore gives both loss and exact match, under interventions at fixed token indices too;
+`generate` is the check.
 """
 
 from __future__ import annotations
@@ -89,9 +90,7 @@ class ExampleScores(NamedTuple):
         }
 
 
-def score_logits(
-    logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"]
-) -> ExampleScores:
+def score_logits(logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"]) -> ExampleScores:
     """Scores of each example from the logits at the scored positions.
 
     A tie between tokens counts as correct only where the reference has the lowest id, as greedy decoding picks it.

@@ -71,9 +71,7 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
     cfg = _lens_config(config, d_vocab, n_ctx)
     with warnings.catch_warnings():
         # It exists in transformer-lens 3.x only; pyproject.toml pins that.
-        warnings.filterwarnings(
-            "ignore", message="HookedTransformer is deprecated", category=DeprecationWarning
-        )
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
         model = HookedTransformer(cfg)
     if config.style == "llama":
         _freeze_biases(model)

@@ -120,9 +120,7 @@ def after_step_0(
     """log10 FLOPs and metric of the checkpoints after step 0."""
     compute, values = np.asarray(flops, dtype=np.float64), np.asarray(metric, dtype=np.float64)
     if compute.size != values.size:
-        raise ValueError(
-            f"flops and metric must have one value a checkpoint, got {compute.size}, {values.size}."
-        )
+        raise ValueError(f"flops and metric must have one value a checkpoint, got {compute.size}, {values.size}.")
     bad = np.flatnonzero(~(np.isfinite(compute) & np.isfinite(values)) | (values < 0))
     if bad.size:
         raise ValueError(
@@ -130,23 +128,17 @@ def after_step_0(
             f"at index {bad[0]}. Leave out checkpoints whose probe could not be fitted."
         )
     if compute.size and (compute[0] < 0 or np.any(np.diff(compute) <= 0)):
-        raise ValueError(
-            "flops must be at least 0 and increase from each checkpoint to the next. Sort by step."
-        )
+        raise ValueError("flops must be at least 0 and increase from each checkpoint to the next. Sort by step.")
     kept = compute > 0
     if kept.sum() < 2:
-        raise ValueError(
-            f"an onset needs at least 2 checkpoints with flops > 0, got {kept.sum()}. Save more."
-        )
+        raise ValueError(f"an onset needs at least 2 checkpoints with flops > 0, got {kept.sum()}. Save more.")
     return np.log10(compute[kept]), values[kept]
 
 
 def _threshold(baseline: float, ratio: float) -> float:
     """`ratio` times the baseline, both checked."""
     if not (math.isfinite(baseline) and baseline > 0):
-        raise ValueError(
-            f"baseline must be finite and above 0, got {baseline}. Pass the untrained model's metric."
-        )
+        raise ValueError(f"baseline must be finite and above 0, got {baseline}. Pass the untrained model's metric.")
     if not 0 < ratio < 1:
         raise ValueError(f"ratio must lie in (0, 1), got {ratio}. 0.5 asks for half the untrained metric.")
     return ratio * baseline

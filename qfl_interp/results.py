@@ -1,9 +1,9 @@
 """Tidy tables of an analysis beside its run: one Parquet part per piece of work, written whole or not at all.
 
-A lens' table is the folder `analyses/<lens>/` of the run: `<part>.parquet` files of the same columns, so that the folder
-reads as one Parquet dataset, and for each part a `_<part>.json` with the checksums of its files, written last, and
-perhaps a `_<part>.safetensors` (datasets pass over names that start with an underscore). A part that exists is work that
-need not be done again, which makes every analysis resumable and safe to run in several processes.
+A lens' table is the folder `analyses/<lens>/` of the run: `<part>.parquet` files of the same columns, so that the
+folder reads as one Parquet dataset, and for each part a `_<part>.json` with the checksums of its files, written last,
+and perhaps a `_<part>.safetensors` (datasets pass over names that start with an underscore). A part that exists is work
+that need not be done again, which makes every analysis resumable and safe to run in several processes.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ class Table:
         write_atomic(self._manifest_path(part), json.dumps(manifest, indent=1).encode())
 
     def _advice(self, part: str) -> str:
-        return (
-            f"Delete {self._manifest_path(part)} and run the analysis again: only this part is computed anew."
-        )
+        return f"Delete {self._manifest_path(part)} and run the analysis again: only this part is computed anew."
 
     def _manifest(self, part: str) -> dict[str, str]:
         """The SHA-256 of each file of a part, by name."""

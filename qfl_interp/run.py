@@ -95,9 +95,9 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row a logged step; validation columns are NaN on steps without a validation.
 
-        Columns: step, flops (nominal), actual_flops, lr, train_loss, grad_norm, seconds, tokens_per_s; on validation steps
-        val_loss and val_exact (`=` scored, as in the paper), val_loss_answer and val_exact_answer. Losses in nats a
-        token, exact match as a fraction.
+        Columns: step, flops (nominal), actual_flops, lr, train_loss, grad_norm, seconds, tokens_per_s; on validation
+        steps val_loss and val_exact (`=` scored, as in the paper), val_loss_answer and val_exact_answer. Losses in
+        nats a token, exact match as a fraction.
 
         Raises:
             QflError: A line in the middle is not JSON.
@@ -161,7 +161,7 @@ class Run:
                 steps = [int(part) for part in steps.split(",")]
             except ValueError as error:
                 raise ValueError(f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {steps!r}.") from error
-        listed = [steps] if isinstance(steps, int) else list(steps)
+        listed = [int(step) for step in ([steps] if isinstance(steps, (int, np.integer)) else steps)]
         for step in listed:
             if step not in saved:
                 nearest = min(saved, key=lambda s: abs(s - step))
@@ -175,7 +175,9 @@ class Run:
         """A model of this run's shape, weights yet to be loaded."""
         return build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
 
-    def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedTransformer:
+    def load_model(
+        self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu"
+    ) -> HookedTransformer:
         """The model at a step.
 
         Raises:
@@ -201,9 +203,7 @@ class Run:
         good, problems = [], []
         for step in self.steps:
             try:
-                ckpt.verify_checkpoint(
-                    self.path / CHECKPOINTS / ckpt.step_name(step), config_digest=self.config.digest
-                )
+                ckpt.verify_checkpoint(self.path / CHECKPOINTS / ckpt.step_name(step), config_digest=self.config.digest)
                 good.append(step)
             except QflError as error:
                 problems.append(str(error))

@@ -159,7 +159,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """"name: found -> wanted" for every value that differs."""
+    """Every value that differs, as "name is A there and B here"."""
     listed = []
     for key in found:
         a, b = found[key], wanted.get(key)

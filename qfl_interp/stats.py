@@ -98,9 +98,7 @@ def bootstrap_mean(
         method="percentile",
         rng=rng,
     ).confidence_interval
-    return Interval(
-        float(data.mean()), float(found.low), float(found.high), data.size, level, "percentile bootstrap"
-    )
+    return Interval(float(data.mean()), float(found.low), float(found.high), data.size, level, "percentile bootstrap")
 
 
 def paired_sign_flip(
@@ -165,9 +163,7 @@ def _all_flips(n: int) -> Iterator[Float[np.ndarray, "pattern n"]]:
     yield (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(np.float64)
 
 
-def _random_flips(
-    n: int, n_patterns: int, rng: np.random.Generator
-) -> Iterator[Float[np.ndarray, "pattern n"]]:
+def _random_flips(n: int, n_patterns: int, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "pattern n"]]:
     """Independent fair patterns of n flips, in blocks of bounded size."""
     n_bytes = -(-n // 8)
     for start in range(0, n_patterns, step := max(1, _BATCH_VALUES // n)):
@@ -212,9 +208,7 @@ def holm(p_values: Shaped[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """
     data = _finite(p_values, "p_values")
     if data.min() < 0 or data.max() > 1:
-        raise ValueError(
-            f"p_values must lie in [0, 1], got {data.min():g} to {data.max():g}. Pass raw p-values."
-        )
+        raise ValueError(f"p_values must lie in [0, 1], got {data.min():g} to {data.max():g}. Pass raw p-values.")
     order = np.argsort(data, kind="stable")
     factors = np.arange(data.size, 0, -1)
     adjusted = np.empty_like(data)

@@ -168,7 +168,9 @@ def branch(
         raise QflError(f"step of a branch must lie in the parent's stable stage {list(stable)}, got {step}.")
     state = parent.load_checkpoint(step, with_optimizer=True)
     if state.optimizer is None:
-        raise QflError(f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True.")
+        raise QflError(
+            f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True."
+        )
     values = config.to_dict() | {
         "n_steps": n_steps, "budget_flops": None, "warmup_fraction": 0.0, "decay_fraction": 1.0
     }  # fmt: skip
@@ -367,7 +369,13 @@ class _Loop:
 
     def _detail(self) -> str:
         """What the progress bar says."""
-        seen = {"loss": "train_loss", "val": "val_loss", "exact": "val_exact", "FLOPs": "flops", "tok/s": "tokens_per_s"}
+        seen = {
+            "loss": "train_loss",
+            "val": "val_loss",
+            "exact": "val_exact",
+            "FLOPs": "flops",
+            "tok/s": "tokens_per_s",
+        }
         return "  ".join(f"{short} {self.latest[name]:.3g}" for short, name in seen.items() if name in self.latest)
 
 

@@ -160,9 +160,7 @@ def _checked(
     """log10 FLOPs and loss of the validations after step 0."""
     compute, y = np.asarray(flops, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     if compute.size != y.size:
-        raise ValueError(
-            f"flops and loss must have one value a validation each, got {compute.size} and {y.size}."
-        )
+        raise ValueError(f"flops and loss must have one value a validation each, got {compute.size} and {y.size}.")
     for name, values in (("flops", compute), ("loss", y)):
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
@@ -171,14 +169,11 @@ def _checked(
                 "A diverged run has no transition: cut the curve there."
             )
     if compute.size and (compute[0] < 0 or np.any(np.diff(compute) <= 0)):
-        raise ValueError(
-            "flops must be at least 0 and increase from each validation to the next. Sort by step."
-        )
+        raise ValueError("flops must be at least 0 and increase from each validation to the next. Sort by step.")
     positive = compute > 0
     if positive.sum() < 3:
         raise ValueError(
-            f"a transition needs at least 3 validations with flops > 0, got {positive.sum()}. "
-            "Validate more often."
+            f"a transition needs at least 3 validations with flops > 0, got {positive.sum()}. Validate more often."
         )
     return np.log10(compute[positive]), y[positive]
 
@@ -199,9 +194,7 @@ def _stretch(
     return float(np.max(x[start + last] - x[start : stop + 1]))
 
 
-def _deepest_fall(
-    x: Float[np.ndarray, " kept"], fit: Float[np.ndarray, " kept"], min_points: int
-) -> _Fall | None:
+def _deepest_fall(x: Float[np.ndarray, " kept"], fit: Float[np.ndarray, " kept"], min_points: int) -> _Fall | None:
     """The deepest fall that a plateau precedes and that no flat stretch interrupts."""
     best, depth = None, 0.0
     # Within a run of equal values the last one leaves the shortest fall.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 # A module imports from its own layer or an earlier one. A name stands for the module or for a whole package.
 LAYERS = (
-    ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt"),
+    ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables"),
     ("plugins", "registry", "compute", "schedule", "data", "generate", "fused_ops", "stats"),
     ("model", "hooks", "fast_support", "fast_forward", "aggregation", "transition", "onset"),
-    ("checkpoint", "results", "provenance", "run_config", "loggers", "activations"),
+    ("checkpoint", "results", "provenance", "run_config", "loggers", "activations", "projection"),
     ("run", "run_writer", "probes", "ablate", "emergence"),
     ("training",),
     ("plots", "report"),
@@ -64,11 +64,7 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
 
 def _deferred(tree: ast.Module) -> set[ast.stmt]:
     """Statements that importing the module does not run: in functions, or under TYPE_CHECKING."""
-    bodies = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-    ]
+    bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
     bodies += [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     return {inner for body in bodies for inner in ast.walk(body) if isinstance(inner, ast.stmt)}
 

@@ -119,9 +119,7 @@ def test_random_planes_pass_through_the_mean_in_random_directions():
     means = torch.randn(2, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     first, again, other = (random_planes(planes, means, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.directions.shape == planes.directions.shape
-    torch.testing.assert_close(
-        first.directions.norm(dim=-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(first.directions.norm(dim=-1), torch.ones(2, 3, dtype=torch.float64), rtol=1e-12, atol=0)
     through = (first.directions * means[:, None]).sum(-1) + first.offsets
     torch.testing.assert_close(through, torch.zeros(2, 3, dtype=torch.float64), rtol=0, atol=1e-12)
     assert first.offsets.abs().min() > 1e-3
@@ -234,9 +232,7 @@ def test_trials_follow_the_generator(model, batch):
 
     def losses(seed):
         rng = np.random.default_rng(seed)
-        found = score_ablation(
-            model, batch, planes, means, n_trials=3, rng=rng, on_trial=lambda: calls.append(seed)
-        )
+        found = score_ablation(model, batch, planes, means, n_trials=3, rng=rng, on_trial=lambda: calls.append(seed))
         return np.stack([trial.loss for trial in found.random])
 
     first, again, other = losses(0), losses(0), losses(1)

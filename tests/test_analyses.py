@@ -111,9 +111,7 @@ def test_probes_agree_with_scikit_learn(probed, feature, label, layer):
         place = wanted.positions(examples)[:, label]
         xs.append(cache["resid_post", layer].detach().double().numpy()[np.arange(len(examples)), place])
         ys.append(wanted.labels(examples)[:, label])
-    reference = LogisticRegression(C=100, tol=1e-10, max_iter=100_000, solver="newton-cholesky").fit(
-        xs[0], ys[0]
-    )
+    reference = LogisticRegression(C=100, tol=1e-10, max_iter=100_000, solver="newton-cholesky").fit(xs[0], ys[0])
     rows = probe(probed, feature, step, **QUICK).to_dataframe()
     row = rows[(rows["source"] == "trained") & (rows["layer"] == layer) & (rows["label"] == label)].iloc[0]
     for name, x, y in zip(("train", "test"), xs, ys, strict=True):
@@ -308,9 +306,7 @@ def test_ablation_projects_out_the_stored_probes(probed_copy):
     hooks = [(f"blocks.{layer}.hook_resid_post", onto_planes(layer)) for layer in range(N_LAYERS)]
     batch = run.task.encode(examples)
     with torch.no_grad():
-        scores = evaluate(
-            lambda tokens, span, _: model.run_with_hooks(tokens, fwd_hooks=hooks)[:, span], batch
-        )
+        scores = evaluate(lambda tokens, span, _: model.run_with_hooks(tokens, fwd_hooks=hooks)[:, span], batch)
     rows = ablate(run, "carry", n_trials=4, **QUICK).to_dataframe().set_index("condition")
     assert rows.loc["ablated", "loss"] == pytest.approx(scores.loss.mean(), rel=1e-5)
     assert rows.loc["ablated", "exact_answer"] == scores.exact_answer.mean()

@@ -38,10 +38,7 @@ def _load(path: Path) -> ckpt.Checkpoint:
 
 
 def _bits(tensors: dict[str, torch.Tensor] | None) -> dict[str, tuple]:
-    return {
-        name: (tuple(t.shape), t.dtype, t.contiguous().numpy().tobytes())
-        for name, t in (tensors or {}).items()
-    }
+    return {name: (tuple(t.shape), t.dtype, t.contiguous().numpy().tobytes()) for name, t in (tensors or {}).items()}
 
 
 @pytest.mark.parametrize("optimizer", [True, False])
@@ -79,9 +76,7 @@ def test_a_truncated_changed_or_missing_file_is_named(tmp_path, name):
     changed = bytearray(whole)
     changed[len(whole) // 2] ^= 1
     file.write_bytes(changed)
-    with pytest.raises(
-        qfl.QflError, match=rf"{name} does not match its checksum: corrupted. Use another step"
-    ):
+    with pytest.raises(qfl.QflError, match=rf"{name} does not match its checksum: corrupted. Use another step"):
         _load(path)
     file.unlink()
     with pytest.raises(qfl.QflError, match=rf"{name} cannot be read"):
@@ -138,9 +133,7 @@ def test_another_programs_json_is_refused(tmp_path, text, message):
 
 def test_a_foreign_or_renamed_checkpoint_is_refused(tmp_path):
     path = ckpt.save_checkpoint(tmp_path, _checkpoint())
-    with pytest.raises(
-        qfl.QflError, match=rf"another configuration \(digest {DIGEST}, this run ffffffffffff\)"
-    ):
+    with pytest.raises(qfl.QflError, match=rf"another configuration \(digest {DIGEST}, this run ffffffffffff\)"):
         ckpt.load_checkpoint(path, config_digest="ffffffffffff")
     renamed = path.rename(tmp_path / "step_00000008")
     with pytest.raises(qfl.QflError, match="is of step 7, but its directory is named step_00000008"):
@@ -187,9 +180,7 @@ def test_a_planted_pickle_is_refused_unexecuted(tmp_path):
 def test_nothing_in_the_packages_can_unpickle():
     """No import of a module that unpickles, no `torch.load`, no `allow_pickle`, no `read_pickle`."""
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    sources = [
-        path for package in ("qfl_interp", "tasks", "analyses") for path in (ROOT / package).rglob("*.py")
-    ]
+    sources = [path for package in ("qfl_interp", "tasks", "analyses") for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 40
     for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
@@ -199,9 +190,7 @@ def test_nothing_in_the_packages_can_unpickle():
                 assert (node.module or "").split(".")[0] not in forbidden, source
             if isinstance(node, ast.Attribute):
                 assert node.attr not in ("read_pickle", "UntypedStorage"), source
-                assert not (node.attr == "load" and ast.unparse(node.value) in ("torch", "np", "numpy")), (
-                    source
-                )
+                assert not (node.attr == "load" and ast.unparse(node.value) in ("torch", "np", "numpy")), source
             if isinstance(node, ast.keyword):
                 assert node.arg != "allow_pickle", source
 

@@ -157,9 +157,7 @@ def test_tasks(call):
     assert len(shown["examples"]) == 2
     tokens = shown["examples"][0]["tokens"]
     bits = shown["examples"][0]["features"]["first_operand"]
-    assert [bits[str(9 + i)] for i in range(4)] == tokens[:4], (
-        "bit r of the first operand is read at 2L + 1 + r"
-    )
+    assert [bits[str(9 + i)] for i in range(4)] == tokens[:4], "bit r of the first operand is read at 2L + 1 + r"
     assert call("tasks", "addition", "--examples", 1)[0] == 0
 
 

@@ -122,9 +122,7 @@ def test_bootstrap_agrees_with_a_loop_over_resamples():
     rng = np.random.default_rng(0)
     flops, losses = planted(rng, 50)
     base = rng.exponential(0.8, size=(2, 50))
-    got = lead_interval_bootstrap(
-        flops, losses, base, transition(), np.random.default_rng(1), n_resamples=4000
-    )
+    got = lead_interval_bootstrap(flops, losses, base, transition(), np.random.default_rng(1), n_resamples=4000)
     leads, shares = [], []
     for _ in range(400):
         pick = rng.integers(50, size=50)
@@ -134,16 +132,12 @@ def test_bootstrap_agrees_with_a_loop_over_resamples():
         leads.append(11 - math.log10(onset.onset_flops) if onset.learned else -math.inf)
         shares.append(fraction_at(flops, curve, untrained, 1e11).value)
     # A quantile of 400 draws is off by about 0.13 standard deviations of the lead.
-    assert (got.lead.low, got.lead.high) == pytest.approx(
-        np.quantile(leads, [0.025, 0.975]), abs=0.5 * np.std(leads)
-    )
+    assert (got.lead.low, got.lead.high) == pytest.approx(np.quantile(leads, [0.025, 0.975]), abs=0.5 * np.std(leads))
     spread = 0.5 * np.std(shares)
     expected = np.quantile(shares, [0.025, 0.975])
     assert (got.fraction_at_start.low, got.fraction_at_start.high) == pytest.approx(expected, abs=spread)
     assert got.learned_share == 1
-    whole = find_onset(
-        flops, scipy.stats.gmean(losses.mean(-1), axis=1), float(scipy.stats.gmean(base.mean(-1)))
-    )
+    whole = find_onset(flops, scipy.stats.gmean(losses.mean(-1), axis=1), float(scipy.stats.gmean(base.mean(-1))))
     assert got.lead.estimate == pytest.approx(11 - math.log10(whole.onset_flops))
 
 
@@ -161,9 +155,7 @@ def test_bootstrap_counts_resamples_in_which_the_feature_is_not_learned():
     flops = 10.0 ** np.arange(9, 15)
     losses = np.full((6, 1, 40), 0.8)
     losses[3:, 0, :20] = 0.0  # ends at 0.4 in expectation: the threshold
-    got = lead_interval_bootstrap(
-        flops, losses, 0.8, transition(), np.random.default_rng(0), n_resamples=2000
-    )
+    got = lead_interval_bootstrap(flops, losses, 0.8, transition(), np.random.default_rng(0), n_resamples=2000)
     # P(Binomial(40, 1/2) >= 21 zeros) = 0.437.
     assert got.learned_share == pytest.approx(scipy.stats.binom.sf(20, 40, 0.5), abs=0.045)
     assert got.lead.estimate == got.lead.low == -math.inf

@@ -56,9 +56,7 @@ def assert_gradients_close(got, want, rtol):
     # rounding.
     scale = max(g.abs().max().item() for g in want.values())
     for name, g in want.items():
-        torch.testing.assert_close(
-            got[name], g, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(got[name], g, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
@@ -238,9 +236,7 @@ def test_unsupported_configurations_are_refused(changes):
 
 def test_all_differences_are_listed():
     model = lens_model(act_fn="relu", use_qk_norm=True)
-    with pytest.raises(
-        QflError, match=r"(?s)use_qk_norm=True instead of False.*act_fn='relu' instead of 'silu'"
-    ):
+    with pytest.raises(QflError, match=r"(?s)use_qk_norm=True instead of False.*act_fn='relu' instead of 'silu'"):
         fast_logits(model, draw(model))
 
 
@@ -277,9 +273,7 @@ def _rotary(model):
     model.blocks[1].attn.rotary_sin *= -1
 
 
-@pytest.mark.parametrize(
-    "change", [_soft_cap, _bias, _trained_bias, _other_mlp, _rotary], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("change", [_soft_cap, _bias, _trained_bias, _other_mlp, _rotary], ids=lambda f: f.__name__)
 def test_a_model_changed_after_the_first_call_is_refused(change):
     model = make()
     tokens = draw(model)

@@ -13,14 +13,13 @@ from qfl_interp.hooks import (
     BLOCK_SITES,
     Intervention,
     Site,
-    affine_projection,
     capture,
     interventions_on,
     patch,
-    project_out,
 )
 from qfl_interp.metrics import masked_loss, scored_span, targets
 from qfl_interp.model import build_hooked
+from qfl_interp.projection import affine_projection, project_out
 from tests.helpers_golden import golden_forward, hooked_from_golden
 
 D_MODEL, N_POS, N_LAYERS = 16, 9, 2
@@ -240,9 +239,7 @@ GOLDEN_SITES = {
     "ffn": "mlp_out",
 }
 GOLDEN = [
-    pytest.param(
-        case, ablation, id=f"{case['config']['n_layers']}-layers-{ablation['site']}-{ablation['what'][:5]}"
-    )
+    pytest.param(case, ablation, id=f"{case['config']['n_layers']}-layers-{ablation['site']}-{ablation['what'][:5]}")
     for case in golden_forward()
     for ablation in case["ablations"]
 ]
@@ -289,9 +286,7 @@ def test_golden_unit_rows(case):
         torch.testing.assert_close(
             (unit * sign[..., None]).float(), torch.tensor(ablation["unit_w"]), rtol=1e-5, atol=1e-6
         )
-        torch.testing.assert_close(
-            (shift * sign).float(), torch.tensor(ablation["scaled_b"]), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close((shift * sign).float(), torch.tensor(ablation["scaled_b"]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 3, D_MODEL])
@@ -299,9 +294,7 @@ def test_joint_projection_is_the_nearest_point_of_the_planes(k):
     x, w, b = draw(2, 5, D_MODEL), draw(k, D_MODEL, seed=1) * 7, draw(k, seed=2)
     step = project_out(Site(0), w, offsets=b)
     after = step.fn(x)
-    torch.testing.assert_close(
-        after @ w.mT + b, torch.zeros(2, 5, k, dtype=torch.float64), rtol=0, atol=1e-10
-    )
+    torch.testing.assert_close(after @ w.mT + b, torch.zeros(2, 5, k, dtype=torch.float64), rtol=0, atol=1e-10)
     nearest = x.numpy() - (x @ w.mT + b).numpy() @ np.linalg.pinv(w.numpy()).T
     np.testing.assert_allclose(after.numpy(), nearest, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(step.fn(after), after, rtol=1e-9, atol=1e-10)
@@ -323,9 +316,7 @@ def test_one_row_is_the_same_either_way_and_several_are_not():
         assert torch.allclose(*both, rtol=1e-12, atol=1e-12) == same
     unit = w / w.norm(dim=1, keepdim=True)
     summed = x - sum((x @ u + c / r.norm())[..., None] * u for u, c, r in zip(unit, b, w, strict=True))
-    torch.testing.assert_close(
-        project_out(Site(0), w, offsets=b, joint=False).fn(x), summed, rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(project_out(Site(0), w, offsets=b, joint=False).fn(x), summed, rtol=1e-12, atol=1e-12)
 
 
 def test_strength_is_linear_and_zero_changes_nothing():

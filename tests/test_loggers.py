@@ -83,7 +83,5 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch, module, make):
 
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(builtins, "__import__", no_module)
-    with pytest.raises(
-        qfl.QflError, match=rf"{module} is not installed. Run: pip install 'qfl-interp\[loggers\]'"
-    ):
+    with pytest.raises(qfl.QflError, match=rf"{module} is not installed. Run: pip install 'qfl-interp\[loggers\]'"):
         make()

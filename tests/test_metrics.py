@@ -144,9 +144,9 @@ def test_a_tie_counts_for_the_lowest_id_as_in_decoding():
     for target, exact in (([0, 1], True), ([1, 1], False), ([0, 2], False)):
         assert score_logits(logits, torch.tensor([target])).exact.tolist() == [exact]
     fixed = logits[:, -1:].expand(1, 3, 3)
-    assert generate_greedy(
-        lambda tokens: fixed[:, : tokens.shape[1]], torch.tensor([[0]]), n_new=2
-    ).tolist() == [[0, 1, 1]]
+    assert generate_greedy(lambda tokens: fixed[:, : tokens.shape[1]], torch.tensor([[0]]), n_new=2).tolist() == [
+        [0, 1, 1]
+    ]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 40, 1000])

@@ -107,9 +107,7 @@ def test_gpt2_initial_weights():
     for name, w in model.named_parameters():
         matrix = name.rpartition(".")[2]
         if matrix.startswith("W_"):
-            assert w.std().item() == pytest.approx(0.8 / math.sqrt(128), rel=4 / math.sqrt(2 * w.numel())), (
-                name
-            )
+            assert w.std().item() == pytest.approx(0.8 / math.sqrt(128), rel=4 / math.sqrt(2 * w.numel())), name
         else:
             assert (w == (1 if matrix == "w" else 0)).all(), name
 
@@ -124,13 +122,7 @@ def test_seed_decides_the_weights(style):
         assert torch.equal(w, again[name]), name
         if name.rpartition(".")[2].startswith("W_"):
             assert not torch.equal(w, other[name]), name
-            assert (
-                len(
-                    {torch.equal(w, u) for n, u in first.items() if n != name and u.shape == w.shape}
-                    - {False}
-                )
-                == 0
-            )
+            assert len({torch.equal(w, u) for n, u in first.items() if n != name and u.shape == w.shape} - {False}) == 0
 
 
 def test_global_generators_are_left_alone():
@@ -157,9 +149,7 @@ def test_frozen_biases_are_in_no_checkpoint():
     assert parameters_to_save(model).keys() == {name for name, _ in model.named_parameters()}
     assert model_device(model) == torch.device("cpu")
     moved = build_hooked(SMALL, d_vocab=5, n_ctx=8).to(torch.float64, print_details=False)
-    assert (
-        moved.blocks[0].attn.b_Q.dtype == moved(torch.zeros(1, 8, dtype=torch.int64)).dtype == torch.float64
-    )
+    assert moved.blocks[0].attn.b_Q.dtype == moved(torch.zeros(1, 8, dtype=torch.int64)).dtype == torch.float64
 
 
 def test_load_parameters_round_trip():

@@ -11,7 +11,7 @@ from plotly import graph_objects as go
 
 from qfl_interp import plots
 from qfl_interp.plots import theme
-from qfl_interp.plots.tables import select
+from qfl_interp.tables import select
 from tests import synthetic_tables as tables
 
 
@@ -156,9 +156,7 @@ def test_height_grows_so_that_panels_keep_theirs(n_features):
 def test_a_new_lens_adds_a_panel():
     curve = go.Scatter(x=[1e10, 1e12], y=[3.0, 40.0], name="sharpness")
     panel = plots.Panel("Sharpness", (curve,), y_title="largest eigenvalue", y_range=(0.0, 50.0))
-    figure = plots.timeline_figure(
-        tables.metrics(), tables.emergence_curve(), tables.emergence(), extra_panels=[panel]
-    )
+    figure = plots.timeline_figure(tables.metrics(), tables.emergence_curve(), tables.emergence(), extra_panels=[panel])
     (drawn,) = named(figure, "sharpness")
     assert (drawn.xaxis, drawn.yaxis) == ("x", "y5")
     assert tuple(figure.layout.yaxis5.range) == (0, 50)
@@ -322,9 +320,7 @@ def test_log_ticks(low, high, expected):
     assert theme.log_ticks(low, high)[0] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(2.4e11, "2.4×10¹¹"), (3e-4, "3.0×10⁻⁴"), (0.0, "0"), (math.nan, "–")]
-)
+@pytest.mark.parametrize(("value", "text"), [(2.4e11, "2.4×10¹¹"), (3e-4, "3.0×10⁻⁴"), (0.0, "0"), (math.nan, "–")])
 def test_format_power(value, text):
     assert theme.format_power(value) == text
 

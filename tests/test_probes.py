@@ -44,9 +44,7 @@ def reference(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
     return weight, float(np.asarray(model.intercept_)[0] - weight @ mean)
 
 
-def residual_stream(
-    rng: np.random.Generator, n: int, strength: float, noise: float
-) -> tuple[np.ndarray, np.ndarray]:
+def residual_stream(rng: np.random.Generator, n: int, strength: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
     """Low rank structure, an offset, noise, and one bit written along a direction."""
     y = rng.integers(0, 2, n)
     latent = rng.standard_normal((n, 6)) / np.sqrt(1 + np.arange(6))
@@ -219,9 +217,7 @@ def test_a_batch_equals_its_problems_one_by_one(monkeypatch):
         for label in range(3):
             for output in range(2):
                 at = (layer, label, output)
-                one = fit_logistic(
-                    x[layer, label][None, None], y[output, label][None, None], c=C, max_iter=100
-                )
+                one = fit_logistic(x[layer, label][None, None], y[output, label][None, None], c=C, max_iter=100)
                 torch.testing.assert_close(probes.weight[at], one.weight[0, 0, 0], rtol=1e-3, atol=1e-3)
                 expected = mean_loss(
                     x[layer, label].numpy(),
@@ -421,9 +417,7 @@ def test_axes_that_do_not_fit_are_named():
         check_examples(x, y[:, :1], None)
     with pytest.raises(ValueError, match=r"For one output pass y\[None\]"):
         check_examples(x, y[0], None)
-    with pytest.raises(
-        ValueError, match=r"example_mask must be \[label, example\] = \(2, 1200\), got \(2, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"example_mask must be \[label, example\] = \(2, 1200\), got \(2, 3\)"):
         check_examples(x, y, torch.ones(2, 3, dtype=torch.bool))
 
 

@@ -64,9 +64,7 @@ for name in ("number", "gone", "absent", "dubled"):
     names, task, number, gone, absent, typo = done.stdout.splitlines()
     assert names == str(sorted([*qfl.task_names(), "absent", "doubled", "gone", "number"]))
     assert task.startswith("Doubled(length=3")
-    assert (
-        number == "entry point 'number' of qfl_interp.tasks must name a subclass of qfl_interp.Task, got 3."
-    )
+    assert number == "entry point 'number' of qfl_interp.tasks must name a subclass of qfl_interp.Task, got 3."
     assert "entry point 'gone' of qfl_interp.tasks (their_tasks:Gone) cannot be loaded" in gone
     assert "entry point 'absent' of qfl_interp.tasks (no_such_module:X) cannot be loaded: No module" in absent
     assert "no task is named 'dubled'. Did you mean 'doubled'" in typo
@@ -77,10 +75,7 @@ def test_a_broken_third_party_analysis_leaves_the_command_line_usable(plugin, tm
     done = _python(code, plugin, tmp_path)
     assert done.returncode == 0, done.stderr
     assert " probe " in done.stdout
-    assert (
-        "entry point 'broken' of qfl_interp.analyses (no_such_module:analysis) cannot be loaded"
-        in done.stderr
-    )
+    assert "entry point 'broken' of qfl_interp.analyses (no_such_module:analysis) cannot be loaded" in done.stderr
 
 
 def test_a_users_tasks_module_that_shadows_ours_is_named(tmp_path):
@@ -102,17 +97,13 @@ def test_our_tasks_are_registered():
 
 
 def test_unknown_names_suggest_the_nearest():
-    with pytest.raises(
-        qfl.QflError, match=r"no task is named 'additon'. Did you mean 'addition'\? Known: .*addition"
-    ):
+    with pytest.raises(qfl.QflError, match=r"no task is named 'additon'. Did you mean 'addition'\? Known: .*addition"):
         qfl.load_task("additon", 5)
     with pytest.raises(qfl.QflError, match=r"no task is named 'zzz'. Known: "):
         qfl.load_task("zzz", 5)
     with pytest.raises(qfl.QflError, match=r"no feature of addition is named 'cary'. Did you mean 'carry'\?"):
         qfl.load_task("addition", 5).feature("cary")
-    with pytest.raises(
-        ValueError, match=r"length of task 'addition' must be an integer in \[1, 512\], got 0"
-    ):
+    with pytest.raises(ValueError, match=r"length of task 'addition' must be an integer in \[1, 512\], got 0"):
         qfl.load_task("addition", 0)
 
 

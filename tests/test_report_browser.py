@@ -15,9 +15,7 @@ from tests import synthetic_tables as tables
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH, found none")
 
 # The first for containers that run as root; the rest keep the browser from calling home.
@@ -117,9 +115,7 @@ def test_slider_moves_the_heat_map(page):
     plot.locator(".slider-group").scroll_into_view_if_needed()
     box = plot.locator(".slider-rail-touch-rect").bounding_box()
     page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-    eventually(
-        page, "document.querySelector('#plot-1 .annotation-text').textContent.includes('initial model')"
-    )
+    eventually(page, "document.querySelector('#plot-1 .annotation-text').textContent.includes('initial model')")
     assert page.evaluate("JSON.stringify(document.querySelector('#plot-1').data[0].z)") != last
 
 
@@ -143,9 +139,7 @@ def test_legend_hides_a_third_in_all_panels(page):
 
 
 def test_no_button_uploads_the_figure(page):
-    titles = page.locator(".modebar-btn").evaluate_all(
-        "all => all.map(b => b.dataset.title || b.ariaLabel || '')"
-    )
+    titles = page.locator(".modebar-btn").evaluate_all("all => all.map(b => b.dataset.title || b.ariaLabel || '')")
     assert any("SVG" in title for title in titles)
     assert not any("share" in title.lower() or "cloud" in title.lower() for title in titles)
 

@@ -75,9 +75,7 @@ def test_another_runs_checkpoint_is_refused(run_copy, tmp_path, addition, model_
     """Same shapes, other seed: nothing but the digest tells them apart."""
     from conftest import tiny_train_config
 
-    other = qfl.train(
-        addition, model_config, tiny_train_config(seed=4, n_steps=1), tmp_path / "other", progress=False
-    )
+    other = qfl.train(addition, model_config, tiny_train_config(seed=4, n_steps=1), tmp_path / "other", progress=False)
     shutil.rmtree(_step_folder(run_copy, 1))
     shutil.copytree(_step_folder(other, 1), _step_folder(run_copy, 1))
     with pytest.raises(
@@ -101,11 +99,7 @@ def test_load_model_gives_the_trained_weights(tiny_run, addition):
         model = tiny_run.load_model(step)
         with torch.no_grad():
             logits = model(batch.tokens)[:, :-1].double()
-        loss = (
-            -logits.log_softmax(-1)
-            .gather(-1, batch.tokens[:, 1:, None])[..., 0][batch.loss_mask[:, 1:]]
-            .mean()
-        )
+        loss = -logits.log_softmax(-1).gather(-1, batch.tokens[:, 1:, None])[..., 0][batch.loss_mask[:, 1:]].mean()
         right = (logits.argmax(-1) == batch.tokens[:, 1:]) | ~batch.loss_mask[:, 1:]
         np.testing.assert_allclose(logged.val_loss[step], loss.item(), rtol=1e-5)
         assert logged.val_exact[step] == right.all(dim=1).double().mean().item()
@@ -119,9 +113,7 @@ def test_step_not_saved_names_the_nearest(tiny_run):
     saved = tiny_run.steps
     gap = next(s for s in range(40) if s not in saved)
     nearest = min(saved, key=lambda s: abs(s - gap))
-    with pytest.raises(
-        qfl.QflError, match=rf"step {gap} of .* was not saved. The nearest saved step is {nearest};"
-    ):
+    with pytest.raises(qfl.QflError, match=rf"step {gap} of .* was not saved. The nearest saved step is {nearest};"):
         tiny_run.load_model(gap)
     with pytest.raises(qfl.QflError, match="nearest saved step is 40"):
         tiny_run.resolve_steps("0,1000")
@@ -141,9 +133,7 @@ def test_resolve_steps(tiny_run):
     assert set(thinned) < set(saved)
     assert {0, 40} < set(thinned)
     for garbage in ("", "some", "log:", "log:-1", "log:0", "1;2", "1.5", "last,1"):
-        with pytest.raises(
-            ValueError, match=f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {garbage!r}"
-        ):
+        with pytest.raises(ValueError, match=f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {garbage!r}"):
             tiny_run.resolve_steps(garbage)
 
 

@@ -73,9 +73,7 @@ def test_monte_carlo_sign_flip_agrees_with_scipy():
 def test_monte_carlo_sign_flip_is_never_zero():
     got = paired_sign_flip(np.ones(200), np.zeros(200), rng(), alternative="greater", n_resamples=99)
     assert got.p_value == 1 / 100
-    assert (
-        paired_sign_flip(np.ones(200), np.zeros(200), rng(), alternative="less", n_resamples=99).p_value == 1
-    )
+    assert paired_sign_flip(np.ones(200), np.zeros(200), rng(), alternative="less", n_resamples=99).p_value == 1
 
 
 def test_monte_carlo_sign_flip_keeps_its_level():

@@ -111,9 +111,7 @@ print(json.dumps([before == after, sorted({m.split(".")[0] for m in sys.modules}
 
 
 def _with_examples() -> list[str]:
-    files = [
-        path for package in ("qfl_interp", "tasks", "analyses") for path in (ROOT / package).rglob("*.py")
-    ]
+    files = [path for package in ("qfl_interp", "tasks", "analyses") for path in (ROOT / package).rglob("*.py")]
     return [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files if ">>> " in p.read_text()]
 
 

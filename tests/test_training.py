@@ -106,9 +106,7 @@ def test_first_update_is_adamw_on_the_clipped_gradient(tiny_run, addition):
     after = _weights(tiny_run, 1)
     for name, parameter in model.named_parameters():
         clipped = gradients[name] * min(1.0, config.clip_norm / norm)
-        wanted = parameter * (1 - row.lr * config.weight_decay) - row.lr * clipped / (
-            clipped.abs() + config.adam_eps
-        )
+        wanted = parameter * (1 - row.lr * config.weight_decay) - row.lr * clipped / (clipped.abs() + config.adam_eps)
         torch.testing.assert_close(after[name].double(), wanted.detach(), rtol=0, atol=3e-7)
 
 
@@ -254,9 +252,7 @@ def test_budget_below_one_update(addition, model_config, tmp_path):
     with pytest.raises(qfl.QflError, match=r"at least one update of 1.45e\+07 FLOPs, got 1.4[45]e\+07"):
         qfl.train(addition, model_config, small, tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    enough = training.plan_run(
-        addition, model_config, tiny_train_config(n_steps=None, budget_flops=float(one))
-    )
+    enough = training.plan_run(addition, model_config, tiny_train_config(n_steps=None, budget_flops=float(one)))
     assert enough.n_steps == 1
 
 
@@ -331,9 +327,7 @@ def test_what_cannot_be_branched(tiny_run, train_tiny, tmp_path):
 
 
 def _gap_config():
-    return tiny_train_config(
-        schedule="wsd", n_steps=6, n_checkpoints=2, save_optimizer=True, warmup_fraction=0.0
-    )
+    return tiny_train_config(schedule="wsd", n_steps=6, n_checkpoints=2, save_optimizer=True, warmup_fraction=0.0)
 
 
 def test_compile_falls_back_with_a_message(tiny_run, train_tiny, monkeypatch):
@@ -358,9 +352,7 @@ def test_wsd_learning_rates(train_tiny):
 
 def test_a_tiny_model_learns_to_add(tmp_path):
     """End to end: 4-bit addition, from chance to every held-out sum right."""
-    config = qfl.TrainConfig(
-        n_steps=300, lr=5e-3, batch_size=64, n_val=100, n_checkpoints=3, eval_fraction=0.25
-    )
+    config = qfl.TrainConfig(n_steps=300, lr=5e-3, batch_size=64, n_val=100, n_checkpoints=3, eval_fraction=0.25)
     run = qfl.train(
         qfl.load_task("addition", 4),
         qfl.ModelConfig(d_model=32, n_layers=2),

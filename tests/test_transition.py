@@ -129,9 +129,7 @@ def test_of_two_drops_the_deeper_is_reported(middle, first):
     )
     got = find_transition(flops, loss, chance_loss=CHANCE)
     assert math.log10(got.start_flops) == pytest.approx(11.5 if first else 13.5, abs=0.06)
-    assert (got.plateau_loss, got.final_loss) == pytest.approx(
-        (0.66, middle) if first else (middle, 0), abs=0.02
-    )
+    assert (got.plateau_loss, got.final_loss) == pytest.approx((0.66, middle) if first else (middle, 0), abs=0.02)
 
 
 def test_run_that_ends_within_the_fall_is_incomplete():

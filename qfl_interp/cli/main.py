@@ -30,8 +30,8 @@ Train a run, then look at it through several lenses on one compute axis. A first
     qfl ablate runs/add16
     qfl report runs/add16
 
-Every command has --help; every analysis has --json, skips what is already computed, and can be stopped and called again.
-Set QFL_TRACEBACK=1 to see where an error comes from.
+Every command has --help; every analysis has --json, skips what is already computed, and can be stopped and called
+again. Set QFL_TRACEBACK=1 to see where an error comes from.
 """
 
 

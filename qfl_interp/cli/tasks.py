@@ -28,7 +28,10 @@ def tasks(
     from qfl_interp.registry import load_task, task_class, task_names
 
     if name is None:
-        rows = [_summary(load_task(n, min(max(length, task_class(n).lengths[0]), task_class(n).lengths[1]))) for n in task_names()]
+        rows = [
+            _summary(load_task(n, min(max(length, task_class(n).lengths[0]), task_class(n).lengths[1])))
+            for n in task_names()
+        ]
         print_rows(rows, title="tasks", as_json=as_json)
         return
     task = load_task(name, length)

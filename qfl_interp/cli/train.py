@@ -46,8 +46,8 @@ def train(
 ) -> None:
     """Train a model on a task and keep its checkpoints.
 
-    Give a length by `--budget` (nominal FLOPs as the quiet-features paper counts them) or `--steps`. A killed run goes on
-    with `qfl resume RUN`, to the same bits.
+    Give a length by `--budget` (nominal FLOPs as the quiet-features paper counts them) or `--steps`. A killed run
+    goes on with `qfl resume RUN`, to the same bits.
 
     Example: `qfl train addition --length 16 --budget 3e12 --out runs/add16`
     """

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from qfl_interp.plots.tables import column, distinct, records, select
 from qfl_interp.plots.theme import FONT_SIZE, GREY, STEEL, VERMILLION, format_p, log_ticks, new_figure, words
+from qfl_interp.tables import column, distinct, records, select
 
 Count = Literal["answer", "paper"]
 Scale = Literal["auto", "linear", "log"]
@@ -229,9 +229,7 @@ def _add_brackets(figure: go.Figure, ablate: pd.DataFrame, features: list[str], 
             continue
         ends = [column(control, quantity.name + ending)[0] for ending in ("", "_high")]
         peak = float(np.nanmax([*ends, row[quantity.name], row[f"{quantity.name}_high"]]))
-        height = (math.log10(max(peak, _LOSS_FLOOR)) if quantity.log else peak) + 0.03 * (
-            quantity.high - quantity.low
-        )
+        height = (math.log10(max(peak, _LOSS_FLOOR)) if quantity.log else peak) + 0.03 * (quantity.high - quantity.low)
         # On a log axis a shape is placed by its value, a text by its logarithm.
         level = 10**height if quantity.log else height
         place = features.index(row["feature"])

@@ -10,8 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from qfl_interp.plots.tables import column, distinct, select
 from qfl_interp.plots.theme import FONT_SIZE, GREY, format_power, log_ticks, new_figure, words
+from qfl_interp.tables import column, distinct, select
 
 Beside = Literal["accuracy", "shuffled"]
 
@@ -111,17 +111,13 @@ def _second_map(rows: pd.DataFrame, beside: Beside) -> _Map:
         loss = _loss_map(rows)
         values = column(select(rows, fitted=True), "shuffled_test_log_loss")
         high = max([loss.high, *values[np.isfinite(values)].tolist()])
-        return loss._replace(
-            title="shuffled-label control (nats)", column="shuffled_test_log_loss", high=high
-        )
+        return loss._replace(title="shuffled-label control (nats)", column="shuffled_test_log_loss", high=high)
     values = column(select(rows, fitted=True), "test_accuracy")
     low = min([0.99, *values[np.isfinite(values)].tolist()])
     return _Map("test accuracy", "test_accuracy", "Viridis", low, 1.0, False)
 
 
-def _traces(
-    rows: pd.DataFrame, maps: tuple[_Map, _Map], layers: list[int], labels: list[int]
-) -> list[go.Heatmap]:
+def _traces(rows: pd.DataFrame, maps: tuple[_Map, _Map], layers: list[int], labels: list[int]) -> list[go.Heatmap]:
     """Two traces a map: the fitted cells, and the crosses where there is no probe."""
     grid = pd.MultiIndex.from_product([layers, labels])
     cells = rows.set_index(["layer", "label"]).reindex(grid)
@@ -184,9 +180,7 @@ def _heading(title: str) -> dict[str, Any]:
     return {"text": title, "font": {"size": FONT_SIZE + 1}, "showarrow": False, **place}
 
 
-def _lay_out(
-    figure: go.Figure, maps: tuple[_Map, _Map], layers: list[int], labels: list[int], title: str
-) -> None:
+def _lay_out(figure: go.Figure, maps: tuple[_Map, _Map], layers: list[int], labels: list[int], title: str) -> None:
     """Axes, colour bars and title."""
     figure.update_layout(margin={"l": 52, "r": 20, "t": 92, "b": 104}, annotations=[_heading(title)])
     cells: dict[str, Any] = {"showgrid": False, "showline": False}
@@ -242,9 +236,7 @@ def _add_slider(figure: go.Figure, steps: list[int], first: int) -> None:
         "transition": {"duration": 0},
     }
     play: dict[str, Any] = at_once | {"frame": {"duration": 160, "redraw": True}, "fromcurrent": False}
-    slider_steps = [
-        {"label": f"{step:,}", "method": "animate", "args": [[str(step)], at_once]} for step in steps
-    ]
+    slider_steps = [{"label": f"{step:,}", "method": "animate", "args": [[str(step)], at_once]} for step in steps]
     figure.update_layout(
         sliders=[
             {

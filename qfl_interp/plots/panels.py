@@ -84,9 +84,7 @@ class Transition:
     label: str
 
 
-def stack_panels(
-    panels: Sequence[Panel], transition: Transition | None, *, filename: str, note: str = ""
-) -> go.Figure:
+def stack_panels(panels: Sequence[Panel], transition: Transition | None, *, filename: str, note: str = "") -> go.Figure:
     """Panels below each other on one logarithmic compute axis, with the transition shaded across all of them.
 
     Args:
@@ -144,9 +142,7 @@ def _flops_range(panels: Sequence[Panel]) -> tuple[float, float]:
 def _opens(panels: Sequence[Panel], index: int) -> bool:
     """Whether this panel is the first of those that share its legend."""
     legend = panels[index].legend
-    return legend is not None and all(
-        p.legend is None or p.legend.name != legend.name for p in panels[:index]
-    )
+    return legend is not None and all(p.legend is None or p.legend.name != legend.name for p in panels[:index])
 
 
 def _head_height(panel: Panel, above: Sequence[Panel]) -> int:
@@ -214,9 +210,7 @@ def _add_traces(figure: go.Figure, panels: Sequence[Panel]) -> None:
                 "tracegroupgap": 0,
             }
             look |= {"font": {"size": FONT_SIZE - 1}, "bgcolor": "rgba(0,0,0,0)"}
-            figure.update_layout(
-                {f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1"): {**place, **look}}
-            )
+            figure.update_layout({f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1"): {**place, **look}})
 
 
 def _axis_id(index: int) -> str:
@@ -224,9 +218,7 @@ def _axis_id(index: int) -> str:
     return f"y{index + 1}" if index else "y"
 
 
-def _add_transition(
-    figure: go.Figure, transition: Transition | None, note: str, log_range: list[float]
-) -> None:
+def _add_transition(figure: go.Figure, transition: Transition | None, note: str, log_range: list[float]) -> None:
     """The band across all panels, with its label above them; or the note that there is none."""
     label = {"yref": "paper", "y": 1, "yshift": 6, "yanchor": "bottom", "font": {"size": FONT_SIZE - 1}}
     if transition is None:
@@ -250,15 +242,9 @@ def _add_transition(
     place = (math.log10(centre) - log_range[0]) / (log_range[1] - log_range[0])
     # Keep the label inside the figure: near an edge it hangs to the other side.
     anchor, at = (
-        ("left", transition.start)
-        if place < 0.3
-        else ("right", transition.end)
-        if place > 0.7
-        else ("center", centre)
+        ("left", transition.start) if place < 0.3 else ("right", transition.end) if place > 0.7 else ("center", centre)
     )
-    text = (
-        f"<b>{transition.label}</b> {format_power(transition.start)} – {format_power(transition.end)} FLOPs"
-    )
+    text = f"<b>{transition.label}</b> {format_power(transition.start)} – {format_power(transition.end)} FLOPs"
     label["font"] = {"size": FONT_SIZE - 1, "color": PURPLE}
     # Annotations on a log axis are placed by their logarithm, shapes by their value.
     figure.add_annotation(**label, xref="x", x=math.log10(at), xanchor=anchor, text=text)

@@ -170,9 +170,7 @@ def format_p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
-def log_flops_axis(
-    low: float, high: float, title: str = "training compute (FLOPs, nominal)"
-) -> dict[str, Any]:
+def log_flops_axis(low: float, high: float, title: str = "training compute (FLOPs, nominal)") -> dict[str, Any]:
     """A logarithmic compute axis from `low` to `high` FLOPs, with a little room, ticks at powers of ten."""
     start, stop = math.log10(low), math.log10(high)
     room = max(0.015 * (stop - start), 0.02)
@@ -196,9 +194,7 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     if decades >= 0.9:
         stride = math.ceil(decades / 5)
         factors = (1,) if decades > 2.8 else (1, 2, 5) if decades < 1.5 else (1, 3)
-        values = [
-            factor * 10.0**exponent for exponent in exponents if exponent % stride == 0 for factor in factors
-        ]
+        values = [factor * 10.0**exponent for exponent in exponents if exponent % stride == 0 for factor in factors]
     else:
         rough = (high - low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))

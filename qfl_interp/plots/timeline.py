@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.panels import Legend, Panel, Transition, stack_panels
-from qfl_interp.plots.tables import column, distinct, records, select
 from qfl_interp.plots.theme import (
     FONT_SIZE,
     GREY,
@@ -23,6 +22,7 @@ from qfl_interp.plots.theme import (
     plain,
     words,
 )
+from qfl_interp.tables import column, distinct, records, select
 
 Mean = Literal["geometric", "arithmetic"]
 
@@ -155,9 +155,7 @@ def feature_panel(
     notes = []
     for third in thirds:
         for row in records(select(verdicts, third=third)):
-            notes.append(
-                f'<span style="color:{THIRD_STYLES[third].color}">{third}:</span> {verdict_text(row)}'
-            )
+            notes.append(f'<span style="color:{THIRD_STYLES[third].color}">{third}:</span> {verdict_text(row)}')
             if math.isfinite(row["onset_flops"]):
                 traces.append(_onset_trace(by_third[third], row, third, mean, y_range[0]))
     return Panel(
@@ -221,9 +219,7 @@ def _loss_range(values: np.ndarray, log_y: bool) -> tuple[float, float]:
     return (low / room, max(high, low) * room)
 
 
-def _metric_trace(
-    metrics: pd.DataFrame, name: str, label: str, line: dict[str, Any], number: str
-) -> go.Scatter:
+def _metric_trace(metrics: pd.DataFrame, name: str, label: str, line: dict[str, Any], number: str) -> go.Scatter:
     """One column of the metrics over compute, where it was measured."""
     rows = _positive(metrics.dropna(subset=[name]))
     return go.Scatter(
@@ -289,9 +285,7 @@ def _third_traces(rows: pd.DataFrame, third: str, mean: Mean) -> list[go.Scatter
     return [untrained, shuffled, curve]
 
 
-def _onset_trace(
-    rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mean: Mean, floor: float
-) -> go.Scatter:
+def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mean: Mean, floor: float) -> go.Scatter:
     """A large open marker on the curve where the feature was learned, with a stem down to the axis."""
     style = THIRD_STYLES[third]
     onset = float(verdict["onset_flops"])

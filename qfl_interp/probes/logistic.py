@@ -166,9 +166,9 @@ def fit_logistic(
     or correlated coordinates cost no accuracy. The same input gives the same bits on the same machine
     with the same number of threads (`torch.get_num_threads`, the cores that are used).
 
-    Memory beyond the arguments and the result: `CHUNK_BYTES` (64 MiB), or what one layer and label needs if
-    that is more per thread, `8 n_example (d_model + 10 n_output) + 32 n_output d_model^2` bytes; and once `8 n_example
-    d_model`.
+    Memory beyond the arguments and the result: about 1.3 `CHUNK_BYTES` (64 MiB) in all, or, where a layer and
+    label needs more than its thread's share, `8 n_example (2 d_model + 10 n_output) + 32 n_output d_model^2`
+    bytes a thread.
 
     Args:
         x: Activations, one row an example; any strides (nothing is made contiguous), CPU or CUDA.

@@ -79,9 +79,7 @@ class _Design:
         ends = counts.cumsum(0).tolist()
         return [(s, slice(e - n, e)) for s, n, e in zip(names.tolist(), counts.tolist(), ends, strict=True)]
 
-    def logits(
-        self, coef: Float[Tensor, "row column"], site: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row example"]:
+    def logits(self, coef: Float[Tensor, "row column"], site: Int[Tensor, " row"]) -> Float[Tensor, "row example"]:
         """`z @ coef` of every row."""
         out = coef.new_empty(len(coef), self.z.shape[1])
         for s, rows in self._spans(site):
@@ -97,9 +95,7 @@ class _Design:
             torch.mm(residual[rows], self.z[s], out=out[rows])
         return out
 
-    def gram(
-        self, site: int, weight: Float[Tensor, " example"] | None = None
-    ) -> Float[Tensor, "column column"]:
+    def gram(self, site: int, weight: Float[Tensor, " example"] | None = None) -> Float[Tensor, "column column"]:
         """`z.T @ diag(weight) @ z` of one site."""
         z = self.z[site]
         return z.mT @ (z if weight is None else torch.mul(z, weight[:, None], out=self._buffer))
@@ -305,6 +301,4 @@ def solve(
         rows.wrong_logit.addcmul_(step[:, None], change)
         rows.drift = rows.drift + step * torch.linalg.vector_norm(change, torch.inf, dim=1)
     shape = wanted.shape
-    return Solution(
-        coef.view(*shape, -1), wrong_logit.view(*shape, -1), converged.view(shape), n_iter.view(shape)
-    )
+    return Solution(coef.view(*shape, -1), wrong_logit.view(*shape, -1), converged.view(shape), n_iter.view(shape))

@@ -122,9 +122,7 @@ def write_report(
     """
     target = Path(path)
     page = render_report(card, sections, findings=findings, title=title)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=target.parent, suffix=".html", delete=False, encoding="utf-8"
-    ) as file:
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".html", delete=False, encoding="utf-8") as file:
         part = Path(file.name)
         try:
             file.write(page)
@@ -199,13 +197,7 @@ def _number(key: str, value: Any) -> str:
     if key.startswith("val_exact"):
         return f"{value:.1%}"
     if key == "seconds":
-        return (
-            f"{value:.0f} s"
-            if value < 120
-            else f"{value / 60:.1f} min"
-            if value < 7200
-            else f"{value / 3600:.1f} h"
-        )
+        return f"{value:.0f} s" if value < 120 else f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
     if isinstance(value, int):
         return f"{value:,}" if key != "seed" else str(value)
     return format_power(value) if value and not 1e-4 <= abs(value) < 1e6 else f"{value:.4g}"
@@ -267,14 +259,12 @@ def _table(table: pd.DataFrame) -> str:
     numeric = [kind.kind in "iuf" for kind in table.dtypes]
     sides = ["number" if is_number else "word" for is_number in numeric]
     head = "".join(
-        f'<th class="{side}">{html.escape(str(name))}</th>'
-        for name, side in zip(table.columns, sides, strict=True)
+        f'<th class="{side}">{html.escape(str(name))}</th>' for name, side in zip(table.columns, sides, strict=True)
     )
     rows = [
         "<tr>"
         + "".join(
-            f'<td class="{side}">{html.escape(_cell(value))}</td>'
-            for value, side in zip(row, sides, strict=True)
+            f'<td class="{side}">{html.escape(_cell(value))}</td>' for value, side in zip(row, sides, strict=True)
         )
         + "</tr>"
         for row in table.itertuples(index=False, name=None)
@@ -323,7 +313,5 @@ def _inline(text: str) -> str:
     for index in range(0, len(parts), 2):
         marked = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", parts[index])
         marked = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked)
-        parts[index] = re.sub(
-            r"https://arxiv\.org/abs/[\d.]+\d", r'<a href="\g<0>" rel="noreferrer">\g<0></a>', marked
-        )
+        parts[index] = re.sub(r"https://arxiv\.org/abs/[\d.]+\d", r'<a href="\g<0>" rel="noreferrer">\g<0></a>', marked)
     return "".join(parts)

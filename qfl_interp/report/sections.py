@@ -86,9 +86,7 @@ def _missing(title: str, what: str, command: str) -> Section:
     return Section(title, text=f"{what} yet. Run `{command}`, then make this report again.")
 
 
-def _timeline(
-    metrics: pd.DataFrame | None, curves: pd.DataFrame | None, emergence: pd.DataFrame | None
-) -> Section:
+def _timeline(metrics: pd.DataFrame | None, curves: pd.DataFrame | None, emergence: pd.DataFrame | None) -> Section:
     """The timeline; without probes, loss and exact match alone."""
     if metrics is None or metrics.empty:
         return _missing("Timeline", "Nothing was logged", "qfl train")

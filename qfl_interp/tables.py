@@ -1,4 +1,4 @@
-"""Typed access to result tables for drawing: rows by value, columns as floats, rows as records."""
+"""Typed access to result tables: rows by value, groups, columns as floats, rows as records."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def distinct(table: pd.DataFrame, name: str) -> list[Any]:
     """A column's values in the order in which they first appear; none for a table without rows."""
     return [] if table.empty else list(dict.fromkeys(table[name].tolist()))
+
+
+def groups(table: pd.DataFrame, name: str) -> list[tuple[Any, pd.DataFrame]]:
+    """Each value of a column with its rows, in the order in which the values first appear."""
+    return [(value, select(table, **{name: value})) for value in distinct(table, name)]
