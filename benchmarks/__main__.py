@@ -39,7 +39,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         values = (row.get(name, "") for name in columns)
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
-    Console().print(table)
+    Console(width=170).print(table)
 
 
 def main() -> None:

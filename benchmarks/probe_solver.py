@@ -7,11 +7,12 @@ import sys
 import tempfile
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks._memory import reset_peak_mib, status_mib
 
 TITLE = "Probes: one batched Newton solve against a loop over scikit-learn's LogisticRegression"
 
@@ -70,29 +71,15 @@ def _untrained(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.tensor(np.asarray(carry.labels(examples))).T.bool()
 
 
-def _status_mib(field: str) -> float:
-    """A memory field of this process's Linux status, NaN elsewhere."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(field + ":")), float("nan"))
-
-
-def _reset_peak_mib() -> float:
-    """Resident memory now; from here on VmHWM counts the peak anew (Linux only)."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status_mib("VmRSS")
-
-
 def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.Tensor) -> dict[str, Any]:
     """Seconds to fit, log losses on the test examples and peak extra memory."""
     from qfl_interp.probes import fit_logistic
 
     fit_logistic(x[:1, :1, :100], y[None, :1, :100], c=C, max_iter=5)  # threads started, libraries loaded
-    before, start = _reset_peak_mib(), time.perf_counter()
+    before, start = reset_peak_mib(), time.perf_counter()
     probes = fit_logistic(x, y[None], c=C, max_iter=100)
     seconds = time.perf_counter() - start
-    memory = _status_mib("VmHWM") - before
+    memory = status_mib("VmHWM") - before
     assert probes.converged.all()
     loss = probes.log_loss(x_test, y_test[None])[..., 0]
     return {"seconds": seconds, "loss": loss.numpy(), "mib": memory}
@@ -105,26 +92,31 @@ def _sklearn(
     y_test: torch.Tensor,
     exact: bool = False,
 ) -> dict[str, Any]:
-    """The same by a loop over scikit-learn; `exact` in float64 by its Newton solver at tol=1e-10."""
+    """The same by a loop over scikit-learn: its default solver, or its Newton solver in float64 at tol=1e-10.
+
+    The default solver gets one thread: with two it takes several times as long on problems of this size.
+    """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     dtype = np.float64 if exact else np.float32
     options: dict[str, Any] = {"solver": "newton-cholesky", "tol": 1e-10} if exact else {}
     LogisticRegression(C=C, max_iter=1000).fit(x[0, 0, :100], y[0, :100])  # threads started, libraries loaded
     loss = np.empty(x.shape[:2])
-    before, seconds = _reset_peak_mib(), 0.0
+    before, seconds = reset_peak_mib(), 0.0
     for layer in range(x.shape[0]):
         for label in range(x.shape[1]):
             data = x[layer, label].numpy().astype(dtype, copy=False)
             model = LogisticRegression(C=C, max_iter=1000, **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                start = time.perf_counter()
-                model.fit(data, y[label].numpy())
-                seconds += time.perf_counter() - start
+                with threadpool_limits(None if exact else 1):
+                    start = time.perf_counter()
+                    model.fit(data, y[label].numpy())
+                    seconds += time.perf_counter() - start
             logit = x_test[layer, label].numpy().astype(np.float64) @ model.coef_[0] + model.intercept_
             loss[layer, label] = np.logaddexp(0, np.where(y_test[label], -logit, logit)).mean()
-    return {"seconds": seconds, "loss": loss, "mib": _status_mib("VmHWM") - before}
+    return {"seconds": seconds, "loss": loss, "mib": status_mib("VmHWM") - before}
 
 
 def _job(name: str, path: str, pipe: Any) -> None:
@@ -155,22 +147,23 @@ def _in_process(*job: Any) -> dict[str, Any]:
 
 def _compare(kind: str, n: int, labels: int, n_rounds: int) -> list[dict[str, Any]]:
     """The rows of one kind of activations."""
-    contenders = ("ours", "sklearn")
+    contenders = ("ours", "sklearn", "exact")
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/activations.pt"
         _save(kind, n, labels, path)
         rounds = [{who: _in_process(who, path) for who in contenders} for _ in range(n_rounds)]
-        exact = _in_process("exact", path)["loss"]
     best = {who: min((r[who] for r in rounds), key=lambda row: row["seconds"]) for who in contenders}
     case = f"{kind}: {N_LAYERS} layers x {labels} positions x {n} examples x d_model {D_MODEL}"
     seconds = {who: best[who]["seconds"] for who in contenders}
-    losses = best["ours"]["loss"]
+    losses, exact = best["ours"]["loss"], best["exact"]["loss"]
     off = {who: float(np.abs(best[who]["loss"] - exact).max()) for who in contenders}
     apart = float(np.abs(losses - best["sklearn"]["loss"]).max())
     values = [
         ("batched Newton", seconds["ours"], "s"),
-        ("scikit-learn loop, max_iter=1000", seconds["sklearn"], "s"),
+        ("scikit-learn loop, LogisticRegression(C=100, max_iter=1000)", seconds["sklearn"], "s"),
+        ("scikit-learn loop, newton-cholesky to tol=1e-10", seconds["exact"], "s"),
         ("speed-up over scikit-learn", seconds["sklearn"] / seconds["ours"], "x"),
+        ("speed-up over scikit-learn's newton-cholesky", seconds["exact"] / seconds["ours"], "x"),
         ("test log loss, lowest probe", float(losses.min()), "nats"),
         ("test log loss, highest probe", float(losses.max()), "nats"),
         ("largest difference in test log loss, ours to scikit-learn", apart, "nats"),

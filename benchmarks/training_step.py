@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.fast_forward import compile_fast_logits, fast_logits
 from qfl_interp.model import build_hooked
@@ -34,8 +34,8 @@ VARIANTS = ("hooked", "llama", "ours", "ours_compiled")
 LABELS = {
     "hooked": "HookedTransformer, all positions",
     "llama": "plain PyTorch Llama, fused attention",
-    "ours": "fast_logits",
-    "ours_compiled": "fast_logits, compiled",
+    "ours": "fast_logits, fused AdamW",
+    "ours_compiled": "fast_logits compiled, fused AdamW",
 }
 
 
@@ -130,8 +130,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     rows = []
     for d_model in (16,) if quick else (16, 64, 256):
         times = _milliseconds(d_model, variants, device, n_rounds=5 if quick else 15)
-        memory = {variant: _child_memory_mb(variant, d_model) for variant in variants}
-        for metric, unit, values in (("time", "ms", times), ("peak memory", "MB", memory)):
+        memory = {variant: _child_memory_mib(variant, d_model) for variant in variants}
+        for metric, unit, values in (("time", "ms", times), ("peak memory", "MiB", memory)):
             for variant in variants:
                 row = {"name": f"d_model {d_model}, {LABELS[variant]}, {metric}", "value": values[variant]}
                 baselines = {f"times_less_than_{b}": values[b] / values[variant] for b in ("hooked", "llama")}
@@ -158,28 +158,28 @@ def _milliseconds(d_model: int, variants: tuple[str, ...], device: torch.device,
     return {variant: statistics.median(times) for variant, times in taken.items()}
 
 
-def _child_memory_mb(variant: str, d_model: int) -> float:
-    """What ten steps add to a process's peak memory (the device's peak on a GPU), in MB."""
+def _child_memory_mib(variant: str, d_model: int) -> float:
+    """What ten steps add to a process's peak memory (the device's peak on a GPU), in MiB."""
     command = [sys.executable, "-m", "benchmarks.training_step", variant, str(d_model)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def _own_memory_mb(variant: str, d_model: int) -> float:
+def _own_memory_mib(variant: str, d_model: int) -> float:
     """As `_child_memory_mb`, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Libraries that load at the first step are not what a variant needs.
     make_step("llama", 8, device)()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak_mib()
     step = make_step(variant, d_model, device)
     for _ in range(10):
         step()
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+        return torch.cuda.max_memory_allocated() / 2**20
+    return status_mib("VmHWM") - before
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Peak memory of one variant, in MB; without arguments, all rows.")
+    parser = argparse.ArgumentParser(description="Peak memory of one variant, in MiB; without arguments, all rows.")
     parser.add_argument("variant", choices=VARIANTS, nargs="?")
     parser.add_argument("d_model", type=int, nargs="?", default=64)
     arguments = parser.parse_args()
@@ -187,4 +187,4 @@ if __name__ == "__main__":
         for row in run():
             print(json.dumps(row))
     else:
-        print(_own_memory_mb(arguments.variant, arguments.d_model))
+        print(_own_memory_mib(arguments.variant, arguments.d_model))
