@@ -59,7 +59,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     Args:
         quick: One short pair.
     """
-    n_steps, n_pairs = (60, 1) if quick else (716, 3)
+    n_steps, n_pairs = (60, 1) if quick else (716, 2)
     few, many = [], []
     for _ in range(n_pairs):
         few.append(_child(_FEW, n_steps))

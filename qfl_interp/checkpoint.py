@@ -26,7 +26,7 @@ from qfl_interp.errors import QflError
 FORMAT = "qfl_interp checkpoint"
 VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
-_FIELDS = {"format", "version", "step", "config_digest", "extra", "files"}
+_FIELDS = {"format", "version", "step", "config_digest", "files"}
 _TEMPORARY = ".tmp-"
 
 
@@ -38,14 +38,12 @@ class Checkpoint(NamedTuple):
         config_digest: `ModelConfig`, `TrainConfig` and task of the run, hashed.
         model: Parameters by name.
         optimizer: Optimiser state by name, None where it was not saved.
-        extra: Further JSON values of the writer.
     """
 
     step: int
     config_digest: str
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor] | None
-    extra: dict[str, Any]
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -110,7 +108,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "version": VERSION,
         "step": checkpoint.step,
         "config_digest": checkpoint.config_digest,
-        "extra": checkpoint.extra,
         "files": {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()},
     }
     try:
@@ -207,9 +204,7 @@ def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = Fa
                 tensors[name] = safetensors.torch.load(_read_checked(path / name, manifest["files"][name]))
             except safetensors.SafetensorError as error:
                 raise QflError(f"{path / name} is no safetensors file: {error}.") from error
-    return Checkpoint(
-        manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER), manifest["extra"]
-    )
+    return Checkpoint(manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER))
 
 
 def verify_checkpoint(path: Path, *, config_digest: str) -> None:

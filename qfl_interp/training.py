@@ -365,7 +365,7 @@ class _Loop:
     def _state(self) -> ckpt.Checkpoint:
         """Weights and optimiser as they are."""
         optimizer = _optimizer_tensors(self.model, self.optimizer)
-        return ckpt.Checkpoint(self.step, self.run_config.digest, parameters_to_save(self.model), optimizer, {})
+        return ckpt.Checkpoint(self.step, self.run_config.digest, parameters_to_save(self.model), optimizer)
 
     def _detail(self) -> str:
         """What the progress bar says."""

@@ -30,7 +30,7 @@ def _checkpoint(step: int = 7, *, optimizer: bool = True) -> ckpt.Checkpoint:
         "nan": torch.tensor([torch.nan]),
     }
     moments = {"w/exp_avg": torch.randn(3, 4, generator=rng).T, "w/step": torch.tensor(3.0)}
-    return ckpt.Checkpoint(step, DIGEST, model, moments if optimizer else None, {})
+    return ckpt.Checkpoint(step, DIGEST, model, moments if optimizer else None)
 
 
 def _load(path: Path) -> ckpt.Checkpoint:

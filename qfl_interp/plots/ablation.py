@@ -37,7 +37,7 @@ _BAR_WIDTH: Final = 0.24
 _COUNT_TITLES: Final = {"answer": "over the answer alone", "paper": "as the paper counts"}
 # A log axis suits losses that differ by more than this factor.
 _LOG_RATIO: Final = 20.0
-_LOSS_FLOOR: Final = 1e-5
+_LOSS_FLOOR: Final = 1e-12
 _ROW_HEIGHT: Final = 270
 
 

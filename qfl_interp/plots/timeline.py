@@ -28,7 +28,7 @@ Mean = Literal["geometric", "arithmetic"]
 
 _STEP: Final = "step %{customdata[0]:,}"
 # Losses below this are drawn at this level on a log axis.
-_LOSS_FLOOR: Final = 1e-5
+_LOSS_FLOOR: Final = 1e-12
 
 
 def timeline_figure(

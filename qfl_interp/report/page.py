@@ -25,7 +25,7 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "worker-src blob:; base-uri 'none'; form-action 'none'"
 )
-_BADGES: Final = ("quiet", "loud", "mixed")
+_BADGES: Final = ("quiet", "loud", "mixed", "undecided")
 _TILES: Final = {
     "val_exact_answer": "exact match, answer",
     "val_exact": "exact match, paper count",

@@ -14,7 +14,8 @@ class Finding(NamedTuple):
 
     Attributes:
         feature: Its name.
-        verdict: "quiet", "loud", "not learned", "no transition", or "mixed" where the thirds differ.
+        verdict: "quiet", "loud", "not learned", "no transition", "mixed" where the thirds differ, or "undecided" where
+            the range of the lead leaves both quiet and loud open.
         sentence: What was found, to be read after the feature's name and the verdict.
     """
 
@@ -23,6 +24,7 @@ class Finding(NamedTuple):
     sentence: str
 
 
+UNDECIDED: Final = "undecided"
 _BEFORE: Final = "before the loss moved"
 _AFTER: Final = "after the loss began to fall"
 
@@ -99,7 +101,7 @@ def _finding(feature: str, rows: list[dict[str, Any]]) -> Finding:
     if verdict == "not learned":
         return Finding(feature, verdict, "its probes never stayed below half of the untrained model's loss")
     if whole:
-        return Finding(feature, verdict, timing(whole[0]))
+        return Finding(feature, verdict if whole[0]["certain"] else UNDECIDED, timing(whole[0]))
     parts = [f"{row['third']}: {row['verdict']}, {timing(row)}".rstrip(", ") for row in rows]
     if verdict == "mixed":
         return Finding(feature, verdict, "; ".join(parts))
