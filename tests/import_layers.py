@@ -13,7 +13,7 @@ LAYERS = (
     ("model", "hooks", "fast_support", "fast_forward", "aggregation", "transition", "onset"),
     ("checkpoint", "results", "provenance", "run_config", "loggers", "activations", "projection"),
     ("run", "run_writer", "probes", "ablate", "emergence"),
-    ("training",),
+    ("training_loop", "training"),
     ("plots", "report"),
     ("cli",),
 )

@@ -11,7 +11,7 @@ import torch
 from qfl_interp.config import ModelConfig
 from qfl_interp.fast_forward import fast_logits
 from qfl_interp.generate import generate_greedy
-from qfl_interp.hooks import Site, interventions_on, project_out
+from qfl_interp.hooks import Site, interventions_on
 from qfl_interp.metrics import (
     IGNORED,
     answer_only,
@@ -22,6 +22,7 @@ from qfl_interp.metrics import (
     targets,
 )
 from qfl_interp.model import build_hooked
+from qfl_interp.projection import project_out
 from qfl_interp.task import Batch
 from tests.helpers_golden import golden_forward, hooked_from_golden
 

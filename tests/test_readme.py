@@ -21,4 +21,4 @@ def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "Emergence in addition4-" in printed
     assert "Ablation in addition4-" in printed
-    assert float(re.findall(r"tensor\(([\d.e-]+)\)", printed)[-1]) > 0, "projecting a direction out changes the logits"
+    assert float(printed.split()[-1]) > 1e-3, "projecting a direction out changes the logits"

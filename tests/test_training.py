@@ -16,7 +16,7 @@ from test_checkpoint import FullDisk
 import qfl_interp as qfl
 from benchmarks import kill_resume
 from benchmarks.kill_resume import fingerprint
-from qfl_interp import training
+from qfl_interp import training, training_loop
 from qfl_interp.run_config import RunConfig
 from qfl_interp.run_writer import RunWriter
 
@@ -270,13 +270,13 @@ def test_divergence_names_step_rate_and_last_good_checkpoint(train_tiny, tmp_pat
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(train_tiny, tmp_path, monkeypatch):
-    true_loss, calls = training.masked_loss, []
+    true_loss, calls = training_loop.masked_loss, []
 
     def broken(*arguments):
         calls.append(1)
         return true_loss(*arguments) * (float("nan") if len(calls) == 23 else 1)
 
-    monkeypatch.setattr(training, "masked_loss", broken)
+    monkeypatch.setattr(training_loop, "masked_loss", broken)
     with pytest.raises(qfl.DivergedError, match=r"diverged at step 23: training loss nan"):
         train_tiny()
     stopped = qfl.Run.open(tmp_path / "again")
