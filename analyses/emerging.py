@@ -127,9 +127,12 @@ def emergence_tables(
             bootstrap = _bootstrap(run, of_feature, part, third, transition, config, ratio, n_resamples)
             row = _verdict(part, transition, bootstrap, ratio)
             verdicts.append({"feature": name, "third": third, **row, "n_bootstrap": n_resamples if bootstrap else 0})
-    found = Emergence(pd.concat(curves, ignore_index=True), pd.DataFrame(verdicts).assign(**identity(run)))
-    run.table(LENS).write("verdicts", found.verdicts)
-    run.table("emergence_curve").write("curves", found.curves.assign(**identity(run)))
+    found = Emergence(
+        pd.concat(curves, ignore_index=True), pd.DataFrame(verdicts).assign(**identity(run), settings=config.digest())
+    )
+    part = f"{config.digest()}-{ratio:g}"
+    run.table(LENS).write(part, found.verdicts)
+    run.table("emergence_curve").write(part, found.curves.assign(**identity(run)))
     return found
 
 
