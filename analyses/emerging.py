@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,8 +54,9 @@ def emergence(
 
     The transition is found in the validation loss over the answer alone (`qfl_interp.transition`), a feature's onset in
     the geometric mean over each third of its labels (`qfl_interp.onset`). The baseline is the mean over the untrained
-    models. A verdict's lead is in decades of nominal FLOPs, its 95 % interval a bootstrap over the probes' test
-    examples.
+    models. A verdict's lead is in decades of nominal FLOPs. Its range `lead_low` to `lead_high` is what the spacing of
+    checkpoints and validations leaves open, widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the
+    probes' test examples; neither covers other seeds.
 
     Args:
         run: What to look at.
@@ -130,7 +132,8 @@ def emergence_tables(
     found = Emergence(
         pd.concat(curves, ignore_index=True), pd.DataFrame(verdicts).assign(**identity(run), settings=config.digest())
     )
-    part = f"{config.digest()}-{ratio:g}"
+    saved = "_".join(str(step) for step in run.resolve_steps(steps))
+    part = hashlib.sha256(f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}".encode()).hexdigest()[:12]
     run.table(LENS).write(part, found.verdicts)
     run.table("emergence_curve").write(part, found.curves.assign(**identity(run)))
     return found
@@ -242,7 +245,7 @@ def _verdict(
     baseline = float(column(curve, "baseline_geometric")[0])
     onset = find_onset(flops, metric, baseline, ratio)
     verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
-    step_at = dict(zip(flops, curve["step"].tolist(), strict=True)) | {0.0: 0, math.nan: -1}
+    step_at = dict(zip(flops, curve["step"].astype(float).tolist(), strict=True)) | {0.0: 0.0}
     inside = _starts_inside(transition, flops)
     at_start = fraction_at(flops, metric, baseline, transition.start_flops).value if inside else math.nan
     return {
@@ -250,11 +253,13 @@ def _verdict(
         "certain": verdict.certain,
         "reason": verdict.reason,
         "onset_flops": onset.onset_flops,
-        "onset_step_before": step_at.get(onset.bracket.low, -1),
-        "onset_step_after": step_at.get(onset.bracket.high, -1),
+        "onset_step_before": step_at.get(onset.bracket.low, math.nan),
+        "onset_step_after": step_at.get(onset.bracket.high, math.nan),
         "lead_log10": verdict.lead,
         "lead_low": verdict.lead_low,
         "lead_high": verdict.lead_high,
+        "bootstrap_low": bootstrap.lead.low if bootstrap else math.nan,
+        "bootstrap_high": bootstrap.lead.high if bootstrap else math.nan,
         "learned_share": bootstrap.learned_share if bootstrap else math.nan,
         "baseline": baseline,
         "best": float(metric.min()),
@@ -265,6 +270,7 @@ def _verdict(
         "transition_found": transition.found,
         "transition_start_flops": transition.start_flops,
         "transition_end_flops": transition.end_flops,
+        "plateau_start_flops": transition.plateau_start_flops,
         "plateau_loss": transition.plateau_loss,
         "final_loss": transition.final_loss,
         "transition_reason": transition.reason,

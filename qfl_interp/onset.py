@@ -131,7 +131,9 @@ def after_step_0(
         raise ValueError("flops must be at least 0 and increase from each checkpoint to the next. Sort by step.")
     kept = compute > 0
     if kept.sum() < 2:
-        raise ValueError(f"an onset needs at least 2 checkpoints with flops > 0, got {kept.sum()}. Save more.")
+        raise ValueError(
+            f"an onset needs at least 2 checkpoints with flops > 0, got {kept.sum()}. Choose more steps, or save more."
+        )
     return np.log10(compute[kept]), values[kept]
 
 

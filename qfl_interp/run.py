@@ -100,9 +100,12 @@ class Run:
         nats a token, exact match as a fraction.
 
         Raises:
-            QflError: A line in the middle is not JSON.
+            QflError: The file of a run with checkpoints is missing, or a line in the middle is not JSON.
         """
-        return pd.DataFrame(read_metrics(self.path / METRICS_FILE))
+        path = self.path / METRICS_FILE
+        if self.steps and not path.exists():
+            raise QflError(f"{path} is missing: restore it, or train the run again into another directory.")
+        return pd.DataFrame(read_metrics(path))
 
     @property
     def provenance(self) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ class TrainingLoop:
 
     def run(self, *, progress: bool) -> None:
         """Train from where the directory stands to the last step."""
-        if Run(self.writer.path, self.run_config).finished:
+        if self._is_complete():
             self.writer.finish()
             return
         with progress_bar(enabled=progress) as bar:
@@ -103,6 +103,14 @@ class TrainingLoop:
                 for logger in self.loggers:
                     logger.close()
         self.writer.finish()
+
+    def _is_complete(self) -> bool:
+        """Whether the final checkpoint is there and whole; a damaged one is trained again."""
+        run = Run(self.writer.path, self.run_config)
+        try:
+            return run.finished and bool(run.load_checkpoint(self.run_config.last_step))
+        except QflError:
+            return False
 
     def _restore(self) -> list[str]:
         """Load the latest resume point, or the initial weights; returns why later points were passed over."""

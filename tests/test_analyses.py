@@ -13,7 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 import qfl_interp as qfl
 from analyses import ablate, ablation, emergence, emerging, probe, probing, report, timeline
-from qfl_interp.metrics import evaluate
+from qfl_interp.ablate import AblationScores
+from qfl_interp.data import in_split
+from qfl_interp.metrics import ExampleScores, evaluate
 from qfl_interp.onset import Bracket
 from qfl_interp.transition import Transition
 from tasks.addition import Addition
@@ -421,3 +423,64 @@ def test_a_repr_is_a_short_table(probed):
         copied = result.to_dataframe()
         copied["run_id"] = "another"
         assert set(result.to_dataframe()["run_id"]) == {probed.run_id}
+
+
+def test_probes_see_nothing_the_model_trains_on(tiny_run):
+    """Fitted and scored on two splits apart from the training stream and from each other."""
+    data = probing.probe_data(tiny_run, qfl.ProbeConfig(n_train=60, n_test=60))
+    for examples, split in ((data.train, "val"), (data.test, "test")):
+        assert in_split(tiny_run.task, examples, split).all()
+
+
+def test_each_third_is_bootstrapped_on_its_own_labels(probed_copy):
+    """Thirds whose stored losses fall at different steps: each point estimate is that third's own lead."""
+    run, table = probed_copy, probed_copy.table("probe")
+    steps = [step for step in run.steps if step > 0]
+    falls = {0: 1, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3}  # label -> how many checkpoints it stays at chance
+
+    def loss(step, label):
+        return 0.6 if step == 0 or steps.index(step) < falls[label] else 0.01
+
+    for step in run.steps:
+        part = probing.part_name(probing.trained_at(step), "carry", CONFIG)
+        rows, tensors = table.read([part]), table.read_tensors(part)
+        values = [loss(step, label) for label in rows["label"]]
+        tensors["test_loss"] = torch.tensor([[loss(step, label)] * 50 for label in range(N_LABELS)])
+        table.write(part, rows.assign(train_log_loss=values, test_log_loss=values), tensors)
+    rows = probe(run, "carry", **QUICK).rows
+    start = run.flops(steps[-2])
+    near = Bracket(start, run.flops(steps[-1]))
+    transition = Transition(True, "", start, near.high, near, near, 1.0, 0.6, 0.0, True, 9)
+    curve = emerging.emergence_curve(
+        rows.assign(test_log_loss=rows["test_log_loss"].where(rows["source"] == "trained", 0.6))
+    )
+    leads = []
+    for third in ("beginning", "middle", "end"):
+        part = curve[curve["third"] == third].reset_index(drop=True)
+        bootstrap = emerging._bootstrap(run, rows, part, third, transition, CONFIG, 0.5, 50)
+        leads.append(emerging._verdict(part, transition, None, 0.5)["lead_log10"])
+        assert bootstrap is not None
+        assert bootstrap.lead.estimate == pytest.approx(leads[-1], abs=1e-6)
+    assert leads[0] > leads[1] > leads[2]
+
+
+def _scores(exact: list[bool]) -> ExampleScores:
+    """Four examples of one loss."""
+    right, loss = np.array(exact), np.full(4, 0.5)
+    return ExampleScores(loss, loss, right, right, np.full(4, 3))
+
+
+def test_a_feature_that_matters_ranks_below_every_random_trial():
+    trials = [_scores([True, True, True, False])] * 9
+    harmed = ablation._rows(AblationScores(_scores([True] * 4), _scores([False] * 4), trials), np.random.default_rng(0))
+    assert harmed.set_index("condition").loc["ablated", "p_value_trials"] == pytest.approx(1 / 10)
+    spared = ablation._rows(AblationScores(_scores([True] * 4), _scores([True] * 4), trials), np.random.default_rng(0))
+    assert spared.set_index("condition").loc["ablated", "p_value_trials"] == 1.0
+
+
+def test_emergence_of_fewer_steps_keeps_the_full_table(probed_copy):
+    run = probed_copy
+    full = len(emergence(run, **QUICK).rows)
+    few = len(emergence(run, "carry", run.steps[-4:], **QUICK).rows)
+    assert few < full
+    assert len(run.table("emergence").read()) == full + few

@@ -99,9 +99,9 @@ def test_downloads_hold_the_whole_tables(full):
 def test_head_tells_the_verdicts_in_words(full):
     text = Page(full).text
     assert "learned 0.19 to 0.24 decades of compute before the loss moved" in text
-    assert "middle 0.21 (95 % 0.15 to 0.28)" in text
+    assert "middle 0.21 (range 0.15 to 0.28)" in text
     assert "beginning: loud, learned 0.06 decades of compute after the loss began to fall" in text
-    assert "(95 % −0.01 to 0.08, uncertain)" in text
+    assert "(range −0.01 to 0.08, uncertain)" in text
     assert "end: not learned" in text
     assert "99.8%" in text
 
@@ -118,12 +118,12 @@ def test_a_row_over_all_labels_decides():
     assert found == (
         "carry",
         "quiet",
-        "learned 0.21 decades of compute before the loss moved (95 % 0.15 to 0.28)",
+        "learned 0.21 decades of compute before the loss moved (range 0.15 to 0.28)",
     )
 
 
 def test_an_unbounded_range_is_told_as_a_bound():
-    assert "95 % at least 0.15)" in finding(lead_high=float("inf")).sentence
+    assert "range at least 0.15)" in finding(lead_high=float("inf")).sentence
 
 
 def test_findings_without_a_transition_or_a_feature():

@@ -249,3 +249,10 @@ def test_flops_columns(tiny_run):
     np.testing.assert_allclose(metrics.actual_flops, metrics.step * actual, rtol=1e-12)
     assert tiny_run.flops(40) == metrics.flops.iloc[-1]
     assert tiny_run.actual_flops(40) == metrics.actual_flops.iloc[-1]
+
+
+def test_missing_metrics_are_said_so(run_copy):
+    (run_copy.path / "metrics.jsonl").unlink()
+    with pytest.raises(qfl.QflError, match=r"metrics.jsonl is missing"):
+        run_copy.metrics  # noqa: B018  # reading it raises
+    assert any("metrics.jsonl is missing" in problem for problem in run_copy.verify().problems)

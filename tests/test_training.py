@@ -372,3 +372,13 @@ def test_a_copied_run_is_the_same_run(tiny_run, tmp_path):
     moved = shutil.copytree(tiny_run.path, tmp_path / "elsewhere")
     assert RunConfig.read(moved) == tiny_run.config
     assert qfl.Run.open(moved).verify()
+
+
+def test_a_damaged_final_checkpoint_is_trained_again(run_copy):
+    weights = run_copy.path / "checkpoints" / f"step_{run_copy.steps[-1]:08d}" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert not run_copy.verify()
+    qfl.resume(run_copy.path, progress=False)
+    assert weights.read_bytes() == whole
+    assert run_copy.verify()

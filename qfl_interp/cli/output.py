@@ -13,9 +13,28 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qfl_interp.errors import QflError
+
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+
+
+def _usable_device(name: str) -> str:
+    """The device, if this PyTorch can compute on it."""
+    if name != "cpu":
+        import torch
+
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise QflError(
+                f"--device {name} cannot be used: {str(error).splitlines()[0]} Use --device cpu, or install a PyTorch "
+                "build for this device."
+            ) from error
+    return name
+
+
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...", callback=_usable_device)]
 
 
 def _plain(value: Any) -> Any:

@@ -292,7 +292,7 @@ def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mea
     losses = np.log(np.maximum(column(rows, mean), _LOSS_FLOOR))
     height = float(np.exp(np.interp(math.log(onset), np.log(column(rows, "flops")), losses)))
     low, high = verdict["lead_low"], verdict["lead_high"]
-    interval = f" (95 % {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
+    interval = f" (range {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
     steps = f"between steps {verdict['onset_step_before']:,.0f} and {verdict['onset_step_after']:,.0f}"
     return go.Scatter(
         x=[onset, onset],

@@ -33,7 +33,7 @@ _TILES: Final = {
     "val_loss": "validation loss, paper count",
     "n_parameters": "parameters",
     "n_steps": "steps",
-    "budget_flops": "FLOPs, nominal",
+    "nominal_flops": "FLOPs, nominal",
     "seconds": "training time",
 }
 

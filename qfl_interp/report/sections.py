@@ -16,8 +16,8 @@ _VERDICT_COLUMNS: Final = {
     "verdict": "verdict",
     "certain": "certain",
     "lead_log10": "lead (decades)",
-    "lead_low": "95 % low",
-    "lead_high": "95 % high",
+    "lead_low": "range, low",
+    "lead_high": "range, high",
     "onset_flops": "onset (FLOPs)",
     "onset_step_before": "after step",
     "onset_step_after": "by step",
@@ -64,7 +64,8 @@ def standard_sections(
                 "Verdicts",
                 table=_view(emergence, _VERDICT_COLUMNS),
                 downloads={"emergence": emergence},
-                note="One row a feature and third. A positive lead means learned before the loss moved.",
+                note="One row a feature and third. A positive lead means learned before the loss moved. The range is "
+                "what the spacing of checkpoints and validations leaves open, widened by the 95 % bootstrap over test examples.",
             )
         )
     sections += _probe_maps(probe)

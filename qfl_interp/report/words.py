@@ -30,8 +30,8 @@ _AFTER: Final = "after the loss began to fall"
 
 METHODS: Final = """\
 - **Compute** is the nominal budget at each step, `6 (12 n_layers d_model^2 + n_layers n_ctx d_model)` FLOPs
-  a token as the paper counts; the actual number of operations stands beside it in the run's card. Step 0
-  has no place on a logarithmic axis and is left out of the timeline.
+  a token as the paper counts; that of a plain pass with padding and the real widths stands
+  beside it in the run's card. Step 0 has no place on a logarithmic axis and is left out of the timeline.
 - **Loss and exact match** are measured on a fixed validation set that shares no example with training,
   twice: as the paper counts (from the `=` sign on) and over the answer alone.
 - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
@@ -125,7 +125,7 @@ def timing(row: Mapping[str, Any]) -> str:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    """The 95 % range of the distance, in the direction of the lead itself."""
+    """The range of the distance, in the direction of the lead itself."""
     low, high = float(row["lead_low"]), float(row["lead_high"])
     doubt = "" if row["certain"] else ", uncertain"
     if math.isnan(low) or math.isnan(high):
@@ -133,4 +133,4 @@ def _interval(row: Mapping[str, Any]) -> str:
     if float(row["lead_log10"]) <= 0:
         low, high = -high, -low
     span = f"at least {low:.2f}" if math.isinf(high) else f"{low:.2f} to {high:.2f}"
-    return f"95 % {span}{doubt}".replace("-", "−")
+    return f"range {span}{doubt}".replace("-", "−")
