@@ -388,13 +388,13 @@ def test_no_transition_is_said_so(probed):
 
 
 @pytest.mark.parametrize("place", ["before", "inside", "after"])
-def test_a_transition_outside_the_checkpoints_is_no_crash(probed, monkeypatch, place):
+def test_a_transition_outside_the_checkpoints_is_no_crash(probed_copy, monkeypatch, place):
     """Checkpoints may be chosen by hand; without any around its start there is no bootstrap, which shows."""
     steps = [12, 13, 27]
     step = {"before": 5, "inside": 20, "after": 35}[place]
-    transition = planted_transition(probed.flops(step), probed.flops(40))
+    transition = planted_transition(probed_copy.flops(step), probed_copy.flops(40))
     monkeypatch.setattr(emerging, "_transition", lambda run: transition)
-    rows = emergence(probed, "carry", steps, ratio=0.999, n_resamples=50, **QUICK).to_dataframe()
+    rows = emergence(probed_copy, "carry", steps, ratio=0.999, n_resamples=50, **QUICK).to_dataframe()
     inside = place == "inside"
     assert (rows["n_bootstrap"] == (50 if inside else 0)).all()
     assert rows["fraction_at_start"].notna().all() == inside
@@ -480,7 +480,15 @@ def test_a_feature_that_matters_ranks_below_every_random_trial():
 
 def test_emergence_of_fewer_steps_keeps_the_full_table(probed_copy):
     run = probed_copy
-    full = len(emergence(run, **QUICK).rows)
-    few = len(emergence(run, "carry", run.steps[-4:], **QUICK).rows)
-    assert few < full
-    assert len(run.table("emergence").read()) == full + few
+    full = emergence(run, **QUICK).rows
+    before = len(run.table("emergence").read())
+    few = emergence(run, "carry", run.steps[-4:], **QUICK).rows
+    assert len(few) < len(full)
+    assert len(run.table("emergence").read()) == before + len(few)
+    assert set(few["analysis"]).isdisjoint(full["analysis"])
+
+
+def test_emergence_again_computes_nothing(probed_copy, monkeypatch):
+    first = emergence(probed_copy, **QUICK).rows
+    monkeypatch.setattr(emerging, "find_transition", None)
+    pd.testing.assert_frame_equal(emergence(probed_copy, **QUICK).rows, first)

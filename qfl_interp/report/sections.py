@@ -65,7 +65,8 @@ def standard_sections(
                 table=_view(emergence, _VERDICT_COLUMNS),
                 downloads={"emergence": emergence},
                 note="One row a feature and third. A positive lead means learned before the loss moved. The range is "
-                "what the spacing of checkpoints and validations leaves open, widened by the 95 % bootstrap over test examples.",
+                "what the spacing of checkpoints and validations leaves open, widened by the 95 % bootstrap over test "
+                "examples.",
             )
         )
     sections += _probe_maps(probe)
