@@ -64,7 +64,7 @@ def ablate(
         examples; for the random control of each example's mean over trials. p_value_paired: sign-flip test over
         examples, ablated against random mean, on the answer's exact match, two-sided. p_value_trials: rank of the
         ablated model's exact match among the trials', one-sided. p_value_holm: the paired one, Holm-corrected over
-        the features of a step.
+        the features of this call, step by step.
 
     Raises:
         QflError: Unknown feature or step, or a feature none of whose probes could be fitted.

@@ -106,6 +106,8 @@ def ablate(
 ) -> None:
     """Project features out of the residual stream: does the model need them?
 
+    The Holm correction is over the features of one call, so name all of them together.
+
     Example: `qfl ablate runs/add16 carry`
     """
     from analyses.ablation import ablate as analyse

@@ -54,7 +54,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """Overhead in percent of training time, from both kinds of run in pairs, each in a process of its own.
 
     "time inside the writer" is measured directly and does not drown in the machine's noise; "difference of
-    whole runs" is the median over pairs and confirms it.
+    whole runs" is the median over pairs.
 
     Args:
         quick: One short pair.

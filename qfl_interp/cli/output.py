@@ -68,7 +68,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) 
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else ():
         numeric = isinstance(rows[0][name], (int, float)) and not isinstance(rows[0][name], bool)
-        table.add_column(name, justify="right" if numeric else "left")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
     Console().print(table if rows else f"{title}: none")
