@@ -52,7 +52,7 @@ def ablate(
 
     Args:
         run: What to look at.
-        features: Names; all of the task's by default.
+        features: Names; by default those of the task with `by_default`.
         steps: As in `probe`; the last checkpoint by default.
         config: The probes'.
         n_trials: Random controls; 19 is the fewest that can reach p = 0.05 by rank.
@@ -127,7 +127,7 @@ def _score(
     layers = stored["layer"].numpy()
     labels = np.flatnonzero(layers != NOT_FITTED)
     if len(labels) == 0:
-        raise QflError(f"no probe of {feature.name!r} could be fitted at step {step}: every label has one class only.")
+        raise QflError(f"no probe of {feature.name!r} could be fitted at step {step}: the labels do not vary.")
     best = layers[labels]
     batch = run.task.encode(examples)
     positions = feature.positions(examples)[:, labels]
@@ -136,7 +136,11 @@ def _score(
     at_best = x[torch.from_numpy(best), torch.arange(len(labels))]
     means = at_best.sum(dim=1) / kept.sum(dim=1, keepdim=True)
     planes = Planes(
-        stored["weight"][best, labels], stored["intercept"][best, labels], best, torch.from_numpy(positions.copy())
+        stored["weight"][best, labels],
+        stored["intercept"][best, labels],
+        best,
+        torch.from_numpy(positions.copy()),
+        stored["fitted"][best, labels],
     )
     rng = generator(config.seed, f"ablate/random/{feature.name}", step)
     return score_ablation(model, batch, planes, means, n_trials=n_trials, rng=rng, on_trial=on_trial)

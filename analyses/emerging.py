@@ -60,7 +60,7 @@ def emergence(
 
     Args:
         run: What to look at.
-        features: Names; all of the task's by default.
+        features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the curves.
         config: The probes'.
         ratio: A feature is learned once its metric stays below this fraction of the baseline.
@@ -97,7 +97,7 @@ def timeline(
 
     Args:
         run: What to look at.
-        features: Names; all of the task's by default.
+        features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the curves.
         config: The probes'.
         progress: Draw a bar on standard error.
@@ -158,7 +158,7 @@ def _by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "layer label"
 
 def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Thirds of one model's metric; the layer is chosen on the training loss."""
-    return summarise(_by_site(rows, "train_log_loss"), _by_site(rows, metric))
+    return summarise(_by_site(rows, "train_loss"), _by_site(rows, metric))
 
 
 def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
@@ -172,26 +172,25 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         QflError: No label was fitted.
     """
-    (feature,) = distinct(rows, "feature")
+    ((feature,), (metric,)) = distinct(rows, "feature"), distinct(rows, "metric")
     if not any(rows["fitted"].tolist()):
         raise QflError(
-            f"no probe of {feature!r} could be fitted: every label has one class only. "
+            f"no probe of {feature!r} could be fitted: the labels do not vary or few examples have one. "
             "Name the features to look at, without this one."
         )
-    untrained = [
-        _summaries(part, "test_log_loss") for _, part in groups(select(rows, source="untrained"), "model_seed")
-    ]
+    untrained = [_summaries(part, "test_loss") for _, part in groups(select(rows, source="untrained"), "model_seed")]
     points = []
     for step, part in groups(select(rows, source="trained"), "step"):
-        shuffled = bool(np.isfinite(column(part, "shuffled_test_log_loss")).any())
-        control = _summaries(part, "shuffled_test_log_loss") if shuffled else {}
-        for third, summary in _summaries(part, "test_log_loss").items():
+        shuffled = bool(np.isfinite(column(part, "shuffled_test_loss")).any())
+        control = _summaries(part, "shuffled_test_loss") if shuffled else {}
+        for third, summary in _summaries(part, "test_loss").items():
             if summary.n == 0:
                 continue
             baselines = [models[third] for models in untrained]
             points.append(
                 {
                     "feature": feature,
+                    "metric": metric,
                     "third": third,
                     "step": step,
                     "flops": column(part, "flops")[0],

@@ -29,7 +29,7 @@ def report(
 
     Args:
         run: What to look at.
-        features: Names; all of the task's by default.
+        features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the curves; ablation is of the last of them.
         out: The page; `report.html` in the run directory by default.
         config: The probes'.

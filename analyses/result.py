@@ -47,12 +47,13 @@ class Result:
 
 
 def chosen_features(run: Run, features: str | Sequence[str] | None) -> list[Feature]:
-    """The run's features of these names, all by default.
+    """The run's features of these names; by default those the task has `by_default`.
 
     Raises:
         QflError: The task has no such feature, or none at all.
     """
-    names = [features] if isinstance(features, str) else list(run.task.features if features is None else features)
+    default = [f.name for f in run.task.features.values() if f.by_default]
+    names = [features] if isinstance(features, str) else list(default if features is None else features)
     if not names:
         raise QflError(f"task {run.task.name!r} has no features to analyse.")
     return [run.task.feature(name) for name in names]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qfl_interp.fast_forward import fast_logits
@@ -29,12 +29,14 @@ class Planes(NamedTuple):
         offsets: Probe intercepts `b` on the same scale.
         layers: The block whose output is changed, for each label.
         positions: Token index of each label in each example; negative where there is none.
+        kept: Which of a label's rows count: an output whose probe could not be fitted has no direction.
     """
 
     directions: Float[Tensor, "label k d_model"]
     offsets: Float[Tensor, "label k"]
     layers: Int[np.ndarray, " label"]
     positions: Int[Tensor, "example label"]
+    kept: Bool[Tensor, "label k"]
 
 
 class AblationScores(NamedTuple):
@@ -45,21 +47,36 @@ class AblationScores(NamedTuple):
     random: list[ExampleScores]
 
 
+def _places(planes: Planes) -> dict[tuple[int, int], list[list[int]]]:
+    """The labels projected out together: those read at one layer and, in every example, at one position.
+
+    Returns:
+        Groups of labels by layer and number of directions; groups of one entry are projected out in one go.
+    """
+    together: dict[tuple[int, bytes], list[int]] = {}
+    for label, layer in enumerate(planes.layers.tolist()):
+        together.setdefault((layer, planes.positions[:, label].numpy().tobytes()), []).append(label)
+    places: dict[tuple[int, int], list[list[int]]] = {}
+    for (layer, _), labels in together.items():
+        places.setdefault((layer, int(planes.kept[labels].sum())), []).append(labels)
+    return dict(sorted(places.items()))
+
+
 def plane_interventions(planes: Planes, rows: slice, *, epsilon: float = 1.0) -> list[Intervention]:
-    """One `project_out` a layer for the examples `rows` of a batch, aligned with each example's positions."""
-    interventions = []
-    for layer in sorted(set(planes.layers.tolist())):
-        here = torch.from_numpy(np.flatnonzero(planes.layers == layer))
-        interventions.append(
-            project_out(
-                Site(layer),
-                planes.directions[here],
-                offsets=planes.offsets[here],
-                positions=planes.positions[rows][:, here],
-                epsilon=epsilon,
-            )
+    """Interventions for the examples `rows` of a batch, aligned with each example's positions.
+
+    Labels that share a layer and a position are projected out jointly, all others on their own.
+    """
+    return [
+        project_out(
+            Site(layer),
+            torch.stack([planes.directions[labels][planes.kept[labels]] for labels in groups]),
+            offsets=torch.stack([planes.offsets[labels][planes.kept[labels]] for labels in groups]),
+            positions=planes.positions[rows][:, [labels[0] for labels in groups]],
+            epsilon=epsilon,
         )
-    return interventions
+        for (layer, _), groups in _places(planes).items()
+    ]
 
 
 def random_planes(planes: Planes, means: Float[Tensor, "label d_model"], rng: np.random.Generator) -> Planes:

@@ -39,7 +39,7 @@ class ResidSpan(NamedTuple):
     resid: Float[Tensor, "layer pos example d_model"]
 
     def read(self, positions: Int[np.ndarray, "example label"]) -> ReadOut:
-        """The activations at `positions`; a view where every example reads the same ones in a row.
+        """The activations at `positions`; a view where every example reads the same ones, in a row or all the same.
 
         Raises:
             ValueError: A position is outside the span.
@@ -53,8 +53,12 @@ class ResidSpan(NamedTuple):
             )
         if present.all() and (positions == positions[:1]).all():
             index = positions[0] - self.first
-            consecutive = len(index) > 0 and (np.diff(index) == 1).all()
-            x = self.resid[:, index[0] : index[-1] + 1] if consecutive else self.resid[:, index]
+            if (np.diff(index) == 1).all():
+                x = self.resid[:, index[0] : index[-1] + 1]
+            elif (np.diff(index) == 0).all():
+                x = self.resid[:, index[0] : index[0] + 1].expand(-1, len(index), -1, -1)
+            else:
+                x = self.resid[:, index]
             return ReadOut(x, torch.ones(x.shape[1:3], dtype=torch.bool))
         index = torch.from_numpy(np.where(present, positions - self.first, 0).T.copy())
         x = self.resid[:, index, torch.arange(len(positions))]

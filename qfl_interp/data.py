@@ -18,10 +18,6 @@ from qfl_interp.shapes import Examples
 from qfl_interp.task import Batch, Task
 
 SPLITS = ("train", "val", "test")
-# Eighths of the population: the top three bits of the hash. 0-5 train, 6 val, 7 test.
-_SHIFT = np.uint64(61)
-_FIRST_EIGHTH = {"train": 0, "val": 6, "test": 7}
-_END_EIGHTH = {"train": 6, "val": 7, "test": 8}
 # Rounds without one new example after which a split counts as exhausted.
 _PATIENCE = 20
 
@@ -41,18 +37,28 @@ def split_hash(words: UInt64[np.ndarray, "batch word"]) -> UInt64[np.ndarray, " 
     return _mix(state)
 
 
-def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " batch"]:
-    """Which examples belong to `split`."""
+def _bounds(task: Task, split: str) -> tuple[float, float]:
+    """The stretch of [0, 1) in which the hashes of a split lie."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}.")
-    eighth = split_hash(task.canonical(examples)) >> _SHIFT
-    return (eighth >= _FIRST_EIGHTH[split]) & (eighth < _END_EIGHTH[split])
+    train = task.train_fraction
+    edges = (0.0, train, (1 + train) / 2, 1.0)
+    at = SPLITS.index(split)
+    return edges[at], edges[at + 1]
+
+
+def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " batch"]:
+    """Which examples belong to `split`."""
+    low, high = _bounds(task, split)
+    # The top 53 bits are a float64 in [0, 1) without rounding.
+    share = (split_hash(task.canonical(examples)) >> np.uint64(11)) * 2.0**-53
+    return (share >= low) & (share < high)
 
 
 def _draw(task: Task, rng: np.random.Generator, n: int, split: str) -> Examples:
     """About `n` examples of one split: one round of rejection sampling."""
-    share = (_END_EIGHTH[split] - _FIRST_EIGHTH[split]) / 8
-    drawn = task.sample(rng, int(n / share * 1.1) + 16)
+    low, high = _bounds(task, split)
+    drawn = task.sample(rng, int(n / (high - low) * 1.1) + 16)
     return drawn[in_split(task, drawn, split)]
 
 

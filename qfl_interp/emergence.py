@@ -124,7 +124,7 @@ def lead_interval_bootstrap(
     Args:
         flops: Training FLOPs of each checkpoint, increasing; a leading 0 (step 0) is left out.
         losses: Each example's loss under the probe of the label's selected layer, for the labels of one
-            group.
+            group; NaN, at every step, where an example has no such label.
         baseline: The untrained model's metric, or its losses on the same examples, then resampled too.
         transition: With `found` true; its start must lie within the checkpoints.
         rng: The only source of randomness.
@@ -139,13 +139,18 @@ def lead_interval_bootstrap(
     if not transition.found:
         raise ValueError(f"a lead needs a transition, and there is none: {transition.reason}.")
     data, base = np.asarray(losses, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if data.shape[1] == 0 or data.shape[2] < 2 or not np.isfinite(data).all() or data.min() < 0:
+    absent = np.isnan(data)
+    if (
+        (data.shape[1] == 0 or data.shape[2] < 2 or np.isinf(data).any() or np.nanmin(data) < 0)
+        or (absent != absent[:1]).any()
+        or absent[0].all(axis=-1).any()
+    ):
         raise ValueError(
-            "losses must be finite, at least 0 and hold a label and 2 examples or more, got shape "
-            f"{data.shape}. Pass the fitted labels of one group."
+            "losses must be finite, at least 0, missing (NaN) for the same examples at every step and hold a label "
+            f"and 2 examples or more, got shape {data.shape}. Pass the fitted labels of one group."
         )
     n_examples = data.shape[2]
-    curve = geometric_mean(data.mean(axis=-1))
+    curve = geometric_mean(np.nanmean(data, axis=-1))
     untrained = float(base if base.ndim == 0 else geometric_mean(base.mean(axis=-1)))
     onset = find_onset(flops, curve, untrained, ratio)
     share = fraction_at(flops, curve, untrained, transition.start_flops).value
@@ -177,15 +182,25 @@ def _resampled(
     rows = losses.reshape(-1, n_examples)
     if baseline.ndim:
         rows = np.concatenate([rows, baseline])
+    present = ~np.isnan(losses[0])
+    always = bool(present.all())
+    rows = np.nan_to_num(rows)
     step = max(1, _BATCH_VALUES // max(n_examples, len(rows)))
     for first in range(0, n_resamples, step):
         n_drawn = min(step, n_resamples - first)
         counts = rng.multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_drawn)
-        means = counts.astype(np.float64) @ rows.T / n_examples
-        curves = geometric_mean(means[:, : n_steps * n_labels].reshape(-1, n_steps, n_labels))
+        sums = counts.astype(np.float64) @ rows.T
+        of_steps = sums[:, : n_steps * n_labels].reshape(-1, n_steps, n_labels)
+        n_present = np.full((n_drawn, 1), n_examples) if always else counts @ present.T
+        if n_present.min() == 0:
+            raise ValueError(
+                f"every resample must hold each label, and {int(present.sum(axis=-1).min())} of {n_examples} examples "
+                "have one of them. Score the probes on more examples."
+            )
+        curves = geometric_mean(of_steps / n_present[:, None])
         yield (
             curves,
-            geometric_mean(means[:, n_steps * n_labels :]) if baseline.ndim else np.full(n_drawn, baseline),
+            geometric_mean(sums[:, n_steps * n_labels :] / n_examples) if baseline.ndim else np.full(n_drawn, baseline),
         )
 
 

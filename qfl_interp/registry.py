@@ -32,12 +32,13 @@ def task_class(name: str) -> type[Task]:
     return loaded
 
 
-def load_task(name: str, length: int) -> Task:
+def load_task(name: str, length: int | None = None) -> Task:
     """The registered task of this name at this length.
 
     Args:
         name: As listed by `task_names()`.
-        length: The task's length; its meaning is the task's (bits of an operand, nodes of a graph).
+        length: The task's length; its meaning is the task's (bits of an operand, nodes of a graph); the
+            paper's by default.
 
     Raises:
         QflError: Unknown name; the nearest ones are suggested.

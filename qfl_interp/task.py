@@ -1,4 +1,4 @@
-"""What a task is: the one module that `tasks/` may use.
+"""What a task is. `tasks/` uses this module, and of the rest only shapes, errors, seeding and baselines.
 
 A task is a family of problems of one length whose every intermediate quantity is known. It samples raw integers,
 encodes them as tokens, and names features: quantities that a model solving the task may compute on the way.
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Integer, UInt64
+from jaxtyping import Int, Integer, Num, UInt64
 from torch import Tensor
 
 from qfl_interp.errors import unknown_name
@@ -52,20 +52,23 @@ class Feature:
     Args:
         name: As in the paper's figures.
         kind: What the labels are; never guessed from their values. "binary": 0 or 1; "categorical": class ids from
-            0; "multilabel": a last axis of 0 or 1; "scalar": integers on a linear scale.
+            0; "multilabel": a last axis of 0 or 1; "scalar": numbers on a linear scale.
         n_labels: Labels per example at most; the label axis has this length.
         labels: Examples to labels `[batch, label]`, with one more axis `[output]` for "multilabel".
         positions: Examples to the token index `[batch, label]` where the model's activation is read for each label;
             `NO_POSITION` where the example has no such label.
         description: One sentence a person reads.
+        by_default: Whether analyses look at it when no feature is named. False for features the paper defines but does
+            not probe, and for ones with very many outputs.
     """
 
     name: str
     kind: FeatureKind
     n_labels: int
-    labels: Callable[[Examples], Integer[np.ndarray, "batch label *output"]]
+    labels: Callable[[Examples], Num[np.ndarray, "batch label *output"]]
     positions: Callable[[Examples], Integer[np.ndarray, "batch label"]]
     description: str
+    by_default: bool = True
 
 
 class Task(abc.ABC):
@@ -78,18 +81,31 @@ class Task(abc.ABC):
         name: As the registry knows it.
         vocabulary: The tokens as a person reads them, in the order of their ids.
         lengths: The smallest and the largest length the task can have.
+        length_step: Every length is a multiple of it.
+        default_length: The paper's.
+        train_fraction: Share of all problems that training may see; the rest is halved into validation and test.
+            Where the problems are so many that none is seen twice it hardly matters; where they are few it is the
+            fixed training set of a grokking experiment.
         length: This task's length.
         features: The features by name.
     """
 
     name: ClassVar[str]
-    vocabulary: ClassVar[tuple[str, ...]]
+    vocabulary: tuple[str, ...]
     lengths: ClassVar[tuple[int, int]]
+    length_step: ClassVar[int] = 1
+    default_length: ClassVar[int]
+    train_fraction: ClassVar[float] = 0.75
 
-    def __init__(self, length: int) -> None:
-        low, high = self.lengths
-        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or not low <= length <= high:
-            raise ValueError(f"length of task {self.name!r} must be an integer in [{low}, {high}], got {length!r}.")
+    def __init__(self, length: int | None = None) -> None:
+        length = self.default_length if length is None else length
+        (low, high), step = self.lengths, self.length_step
+        fits = isinstance(length, (int, np.integer)) and not isinstance(length, bool) and low <= length <= high
+        if not fits or length % step:
+            multiple = f" and a multiple of {step}" if step > 1 else ""
+            raise ValueError(
+                f"length of task {self.name!r} must be an integer in [{low}, {high}]{multiple}, got {length!r}."
+            )
         self.length = int(length)
         self.features: Mapping[str, Feature] = MappingProxyType({f.name: f for f in self._features()})
 

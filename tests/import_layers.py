@@ -9,7 +9,7 @@ from pathlib import Path
 # A module imports from its own layer or an earlier one. A name stands for the module or for a whole package.
 LAYERS = (
     ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables"),
-    ("plugins", "registry", "compute", "schedule", "data", "generate", "fused_ops", "stats"),
+    ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats"),
     ("model", "hooks", "fast_support", "fast_forward", "aggregation", "transition", "onset"),
     ("checkpoint", "results", "provenance", "run_config", "loggers", "activations", "projection"),
     ("run", "run_writer", "probes", "ablate", "emergence"),

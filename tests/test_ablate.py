@@ -84,6 +84,14 @@ def test_read_against_a_loop(model, batch, positions):
             torch.testing.assert_close(found.x[:, label, example], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_labels_read_at_one_place_share_its_activations(model, batch):
+    span = resid_span(model, batch.tokens, 3, 8)
+    x, kept = span.read(np.full((N_EXAMPLES, 4), 6))
+    assert kept.all()
+    assert x.untyped_storage().data_ptr() == span.resid.untyped_storage().data_ptr()
+    torch.testing.assert_close(x, span.resid[:, [3, 3, 3, 3]], rtol=0, atol=0)
+
+
 def test_read_copies_nothing_where_all_examples_read_the_same_stretch(model, batch):
     span = resid_span(model, batch.tokens, 3, 8)
     storage = span.resid.untyped_storage().data_ptr()
@@ -111,6 +119,7 @@ def draw_planes(layers, positions, k=1, seed=0):
         torch.from_numpy(rng.standard_normal(shape[:2])).float(),
         np.array(layers),
         torch.as_tensor(positions),
+        torch.ones(shape[:2], dtype=torch.bool),
     )
 
 
@@ -158,6 +167,28 @@ def test_one_intervention_a_layer_with_its_labels_only(model, batch):
     assert changed.nonzero().tolist() == [[0, 5], [1, 8]]
 
 
+def test_labels_at_one_place_and_outputs_without_a_probe(model, batch):
+    """Two labels read at one position are projected out jointly; rows that do not count are left alone."""
+    positions = torch.tensor([[5, 6, 5], [7, 4, 7], [4, 8, 4]])
+    drawn = draw_planes([1, 1, 1], positions, k=3)
+    kept = torch.tensor([[True, True, False], [False, False, True], [False, True, True]])
+    planes = drawn._replace(kept=kept, directions=drawn.directions * kept[..., None], offsets=drawn.offsets * kept)
+    changes = plane_interventions(planes, slice(0, 3))
+    assert [c.site for c in changes] == [Site(1)] * 2, "four directions at one place, one at the other"
+    before = capture(model, batch.tokens[:3], [Site(1)])[Site(1)]
+    with interventions_on(model, changes):
+        after = capture(model, batch.tokens[:3], [Site(1)])[Site(1)]
+    for example in range(3):
+        for label, place in enumerate(positions[example].tolist()):
+            x = after[example, place]
+            distance = planes.directions[label] @ x + planes.offsets[label]
+            assert distance[kept[label]].abs().max() < 1e-4
+        joint = torch.cat([planes.directions[label][kept[label]] for label in (0, 2)])
+        change = (after - before)[example, positions[example, 0]]
+        coefficients = torch.linalg.lstsq(joint.mT, change[:, None]).solution
+        torch.testing.assert_close(joint.mT @ coefficients, change[:, None], rtol=1e-4, atol=1e-4)
+
+
 # Scores
 
 
@@ -181,7 +212,9 @@ def planted(model, examples=None):
     if examples is not None:
         positions[~examples] = NO_POSITION
     n = len(places)
-    return Planes(3 * used.repeat(n, 1, 1), torch.zeros(n, 1), np.full(n, N_LAYERS - 1), positions)
+    return Planes(
+        3 * used.repeat(n, 1, 1), torch.zeros(n, 1), np.full(n, N_LAYERS - 1), positions, torch.ones(n, 1).bool()
+    )
 
 
 def test_a_direction_the_model_uses_shows_and_random_ones_do_not(model, batch):

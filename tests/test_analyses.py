@@ -93,12 +93,12 @@ def test_probe_rows_are_complete(probed):
     assert set(rows["settings"]) == {CONFIG.digest()}
     assert (rows["n_train"] == 150).all()
     # Step 0 is trained from other initial weights than the untrained control.
-    first = trained[trained["step"] == 0].groupby("feature")["test_log_loss"].mean()
+    first = trained[trained["step"] == 0].groupby("feature")["test_loss"].mean()
     for _, part in untrained.groupby("model_seed"):
-        assert (part.groupby("feature")["test_log_loss"].mean() != first).all()
+        assert (part.groupby("feature")["test_loss"].mean() != first).all()
     # Shuffled labels say nothing: worse than the base rate's log 2 or near it, and worse than the true ones.
-    assert trained["shuffled_test_log_loss"].mean() > 0.9 * np.log(2)
-    assert trained["shuffled_test_log_loss"].mean() > trained["test_log_loss"].mean()
+    assert trained["shuffled_test_loss"].mean() > 0.9 * np.log(2)
+    assert trained["shuffled_test_loss"].mean() > trained["test_loss"].mean()
 
 
 @pytest.mark.parametrize(("feature", "label"), [("carry", 0), ("first_operand", 3)])
@@ -119,9 +119,9 @@ def test_probes_agree_with_scikit_learn(probed, feature, label, layer):
     for name, x, y in zip(("train", "test"), xs, ys, strict=True):
         losses = np.logaddexp(0, np.where(y == 1, -1, 1) * reference.decision_function(x))
         # Activations agree to float32 rounding, which the fit passes on.
-        assert row[f"{name}_log_loss"] == pytest.approx(losses.mean(), rel=1e-4)
-        assert row[f"{name}_accuracy"] == pytest.approx(reference.score(x, y), abs=1e-12)
-    assert row["positive_rate"] == pytest.approx(ys[0].mean())
+        assert row[f"{name}_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+        assert row[f"{name}_score"] == pytest.approx(reference.score(x, y), abs=1e-12)
+    assert row["label_mean"] == pytest.approx(ys[0].mean())
     stored = probed.table("probe").read_tensors(part_of(step, feature))
     np.testing.assert_allclose(stored["weight"][layer, label, 0], reference.coef_[0], rtol=1e-2, atol=1e-3)
     if layer == stored["layer"][label]:
@@ -132,7 +132,7 @@ def test_the_shuffled_control_is_scored_on_the_true_labels(run_copy, monkeypatch
     """With a shuffle that moves nothing it is the probe itself."""
     monkeypatch.setattr(probing, "shuffle_labels", lambda y, *_: y.clone())
     rows = probe(run_copy, "carry", "last", n_untrained=1, **QUICK).to_dataframe()
-    for name in ("log_loss", "accuracy"):
+    for name in ("loss", "score"):
         np.testing.assert_allclose(rows[f"shuffled_test_{name}"], rows[f"test_{name}"], rtol=1e-9)
 
 
@@ -188,10 +188,10 @@ def test_a_corrupted_part_is_named(probed_copy, suffix):
 
 def test_a_kind_that_probes_cannot_read_is_refused(run_copy):
     feature = run_copy.task.feature("carry")
-    object.__setattr__(feature, "kind", "scalar")
-    with pytest.raises(qfl.QflError, match="'carry' is scalar; probes read binary and multilabel"):
+    object.__setattr__(feature, "kind", "categorical")
+    with pytest.raises(qfl.QflError, match="'carry' is categorical; probes read binary, multilabel, scalar so far"):
         probe(run_copy, **QUICK)
-    with pytest.raises(qfl.QflError, match="is scalar"):
+    with pytest.raises(qfl.QflError, match="is categorical"):
         emergence(run_copy, "carry", **QUICK)
 
 
@@ -207,7 +207,7 @@ def test_labels_of_one_class_are_reported(run_copy, monkeypatch):
     with_carries(monkeypatch, _one_class)
     found = probe(run_copy, "carry", [0, 40], **QUICK)
     rows = found.to_dataframe()
-    scores = ["train_log_loss", "test_log_loss", "test_accuracy", "shuffled_test_log_loss"]
+    scores = ["train_loss", "test_loss", "test_score", "shuffled_test_loss"]
     skipped = rows["label"].isin([0, 1, 4, 5])
     assert (rows["fitted"] != skipped).all()
     assert rows.loc[skipped, scores].isna().all().all()
@@ -226,7 +226,7 @@ def test_a_feature_without_any_probe_is_said_so(run_copy, monkeypatch):
     found = probe(run_copy, steps=[0, 40], **QUICK)
     carry = found.summary[found.summary["feature"] == "carry"]
     assert len(carry) == 4
-    assert carry["test_log_loss"].isna().all()
+    assert carry["test_loss"].isna().all()
     assert (carry["one_class"] == N_LABELS).all()
     assert len(found.summary) == 8
     for lens in (lambda: ablate(run_copy, n_trials=2, **QUICK), lambda: emergence(run_copy, **QUICK)):
@@ -325,9 +325,10 @@ def curve_rows(losses, untrained=(0.8, 0.8), n_labels=3):
     for source, seed, step, loss in sites:
         for label in range(n_labels):
             rows.append(
-                {"feature": "f", "source": source, "model_seed": seed, "step": step, "flops": 10.0 * step}
-                | {"layer": 0, "label": label, "fitted": True, "train_log_loss": loss}
-                | {"test_log_loss": loss * (label + 1), "shuffled_test_log_loss": 0.7}
+                {"feature": "f", "metric": "log_loss", "source": source, "model_seed": seed, "step": step}
+                | {"flops": 10.0 * step}
+                | {"layer": 0, "label": label, "fitted": True, "train_loss": loss}
+                | {"test_loss": loss * (label + 1), "shuffled_test_loss": 0.7}
             )
     return pd.DataFrame(rows)
 
@@ -346,7 +347,7 @@ def test_curve_of_a_synthetic_table():
 
 def test_the_layer_is_chosen_on_the_training_loss():
     worse = curve_rows({1: 0.5, 2: 0.5})
-    better = worse.assign(layer=1, train_log_loss=0.1, test_log_loss=0.9)
+    better = worse.assign(layer=1, train_loss=0.1, test_loss=0.9)
     curve = emerging.emergence_curve(pd.concat([worse, better]))
     np.testing.assert_allclose(curve["geometric"], 0.9, rtol=1e-12)
 
@@ -446,14 +447,12 @@ def test_each_third_is_bootstrapped_on_its_own_labels(probed_copy):
         rows, tensors = table.read([part]), table.read_tensors(part)
         values = [loss(step, label) for label in rows["label"]]
         tensors["test_loss"] = torch.tensor([[loss(step, label)] * 50 for label in range(N_LABELS)])
-        table.write(part, rows.assign(train_log_loss=values, test_log_loss=values), tensors)
+        table.write(part, rows.assign(train_loss=values, test_loss=values), tensors)
     rows = probe(run, "carry", **QUICK).rows
     start = run.flops(steps[-2])
     near = Bracket(start, run.flops(steps[-1]))
     transition = Transition(True, "", start, near.high, near, near, 1.0, 0.6, 0.0, True, 9)
-    curve = emerging.emergence_curve(
-        rows.assign(test_log_loss=rows["test_log_loss"].where(rows["source"] == "trained", 0.6))
-    )
+    curve = emerging.emergence_curve(rows.assign(test_loss=rows["test_loss"].where(rows["source"] == "trained", 0.6)))
     leads = []
     for third in ("beginning", "middle", "end"):
         part = curve[curve["third"] == third].reset_index(drop=True)

@@ -82,3 +82,19 @@ def test_an_empty_split_is_an_error():
 def test_unknown_split(addition):
     with pytest.raises(ValueError, match="split must be one of"):
         in_split(addition, addition.sample(np.random.default_rng(0), 3), "validation")
+
+
+def test_a_task_sets_its_share_of_training_problems(monkeypatch):
+    """At 0.3 every training problem lies in the first 0.3 of the hashes, and the rest is halved."""
+    task = qfl.load_task("addition", 10)
+    examples = np.unique(task.sample(np.random.default_rng(0), 20_000), axis=0)
+    wide = in_split(task, examples, "train")
+    monkeypatch.setattr(type(task), "train_fraction", 0.3)
+    shares = {split: in_split(task, examples, split) for split in ("train", "val", "test")}
+    np.testing.assert_array_equal(sum(s.astype(int) for s in shares.values()), 1)
+    assert (wide | ~shares["train"]).all(), "what trains at 0.3 trains at 0.75 too"
+    for split, share in {"train": 0.3, "val": 0.35, "test": 0.35}.items():
+        # Swapped operands share a split, which doubles the variance at most.
+        assert abs(shares[split].mean() - share) < 4 * np.sqrt(2 * share * (1 - share) / len(examples)), split
+    drawn = ExampleStream(task, seed=0, batch_size=500).examples(0)
+    assert in_split(task, drawn, "train").all()

@@ -221,3 +221,26 @@ def test_bootstrap_needs_a_transition():
     flat = find_transition(FLOPS, np.full(6, 0.65), chance_loss=0.65)
     with pytest.raises(ValueError, match="needs a transition"):
         lead_interval_bootstrap(FLOPS, np.ones((6, 1, 5)), 0.8, flat, np.random.default_rng(0))
+
+
+def test_bootstrap_leaves_out_examples_that_have_no_such_label():
+    """A label that half of the examples have counts as if the others were not there."""
+    flops, losses = planted(np.random.default_rng(5), 400)
+    half = losses.copy()
+    half[:, 0, ::2] = np.nan
+    got = lead_interval_bootstrap(flops, half, 0.8, transition(), np.random.default_rng(1), n_resamples=2000)
+    curve = scipy.stats.gmean(np.stack([losses[:, 0, 1::2].mean(-1), losses[:, 1].mean(-1)]), axis=0)
+    onset = find_onset(flops, curve, 0.8)
+    assert got.lead.estimate == pytest.approx(11 - math.log10(onset.onset_flops), rel=1e-12)
+    # The means of both labels are independent: variances of log means add, over 200 and 400 examples.
+    whole = lead_interval_bootstrap(flops, losses, 0.8, transition(), np.random.default_rng(1), n_resamples=2000)
+    width, narrower = (i.lead.high - i.lead.low for i in (got, whole))
+    assert 1.05 < width / narrower < 1.45, "sqrt((1/200 + 1/400) / (2/400)) = 1.22"
+    missing = half.copy()
+    missing[3, 1, 5] = np.nan
+    with pytest.raises(ValueError, match=r"missing \(NaN\) for the same examples at every step"):
+        lead_interval_bootstrap(flops, missing, 0.8, transition(), np.random.default_rng(0))
+    half[:, 0, 1:] = np.nan
+    half[:, 0, 0] = 0.5
+    with pytest.raises(ValueError, match="every resample must hold each label, and 1 of 400 examples"):
+        lead_interval_bootstrap(flops, half, 0.8, transition(), np.random.default_rng(0), n_resamples=50)

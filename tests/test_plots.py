@@ -194,20 +194,20 @@ def test_heatmap_cells_are_the_tables_at_each_step():
     assert [frame.name for frame in figure.frames] == [str(step) for step in tables.checkpoint_steps()]
     for step in (0, 110, 716):
         rows = select(probe, feature="carry", source="trained", step=step)
-        grid = rows.pivot(index="layer", columns="label", values="test_log_loss").to_numpy()
+        grid = rows.pivot(index="layer", columns="label", values="test_loss").to_numpy()
         loss, accuracy = heat(figure, step)
         np.testing.assert_allclose(10 ** np.array(loss.z, dtype=float), grid, rtol=2e-3)
-        grid = rows.pivot(index="layer", columns="label", values="test_accuracy").to_numpy()
+        grid = rows.pivot(index="layer", columns="label", values="test_score").to_numpy()
         np.testing.assert_allclose(np.array(accuracy.z, dtype=float), grid, rtol=1e-3)
         hover = np.array(loss.customdata, dtype=float)
-        expected = rows.pivot(index="layer", columns="label", values="shuffled_test_log_loss").to_numpy()
+        expected = rows.pivot(index="layer", columns="label", values="shuffled_test_loss").to_numpy()
         np.testing.assert_allclose(hover[..., 2], expected, rtol=1e-3)
 
 
 def test_heatmap_colours_span_all_steps_and_unfitted_cells_are_crossed():
     probe = tables.probe()
     figure = plots.probe_heatmap(probe, "carry", step=110)
-    fitted = select(probe, source="trained", fitted=True)["test_log_loss"]
+    fitted = select(probe, source="trained", fitted=True)["test_loss"]
     axis = figure.layout.coloraxis
     assert (axis.cmin, axis.cmax) == pytest.approx((np.log10(fitted.min()), np.log10(fitted.max())))
     crosses = figure.data[1]
@@ -222,7 +222,7 @@ def test_heatmap_colours_span_all_steps_and_unfitted_cells_are_crossed():
 def test_heatmap_beside_shuffled_labels_shares_the_colours():
     figure = plots.probe_heatmap(tables.probe(), "carry", beside="shuffled")
     rows = select(tables.probe(), source="trained", step=716)
-    grid = rows.pivot(index="layer", columns="label", values="shuffled_test_log_loss").to_numpy()
+    grid = rows.pivot(index="layer", columns="label", values="shuffled_test_loss").to_numpy()
     np.testing.assert_allclose(10 ** np.array(figure.data[2].z, dtype=float), grid, rtol=2e-3)
 
 

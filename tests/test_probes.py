@@ -232,7 +232,7 @@ def test_a_batch_equals_its_problems_one_by_one(monkeypatch):
 def test_mean_of_example_losses_is_the_loss():
     x, y = stack("weak", "random")
     probes = fit_logistic(x, y, c=C, max_iter=100)
-    each = probes.example_log_loss(x, y)
+    each = probes.example_loss(x, y)
     probability = torch.sigmoid(probes.logits(x))[0, 0, 0]
     expected = torch.nn.functional.binary_cross_entropy(probability, y[0, 0].double(), reduction="none")
     torch.testing.assert_close(each[0, 0, 0], expected, rtol=1e-9, atol=1e-12)
@@ -251,7 +251,7 @@ def test_one_class_columns_are_reported():
     scores = probes.score(x, y)
     for metric in (*scores, *probes.train):
         assert metric[0, :, 0].isnan().tolist() == [False, True, True]
-    assert probes.example_log_loss(x, y)[0, :, 0].isnan().all(-1).tolist() == [False, True, True]
+    assert probes.example_loss(x, y)[0, :, 0].isnan().all(-1).tolist() == [False, True, True]
     assert "skipped=2" in repr(probes)
 
 
@@ -273,7 +273,7 @@ def test_mask_equals_the_subset():
     spoilt = torch.where(mask, y, -1)
     probes = fit_logistic(garbage, spoilt, c=C, max_iter=100, example_mask=mask)
     scores = probes.score(garbage, spoilt, mask)
-    each = probes.example_log_loss(garbage, spoilt, mask)
+    each = probes.example_loss(garbage, spoilt, mask)
     for label in range(2):
         kept = mask[label]
         subset = x[:, label, kept][:, None], y[:, label, kept][:, None]

@@ -13,22 +13,31 @@ from jaxtyping import Float
 from qfl_interp.plots.theme import FONT_SIZE, GREY, format_power, log_ticks, new_figure, words
 from qfl_interp.tables import column, distinct, select
 
-Beside = Literal["accuracy", "shuffled"]
+Beside = Literal["score", "shuffled"]
 
 _HOVER_COLUMNS: Final = (
-    "test_log_loss",
-    "test_accuracy",
-    "shuffled_test_log_loss",
-    "shuffled_test_accuracy",
-    "positive_rate",
+    "test_loss",
+    "test_score",
+    "shuffled_test_loss",
+    "shuffled_test_score",
+    "label_mean",
     "n_test",
 )
-_HOVER: Final = (
-    "layer %{y}, label %{x}<br>"
-    "test log loss %{customdata[0]:.4f} nats (shuffled labels %{customdata[2]:.4f})<br>"
-    "test accuracy %{customdata[1]:.2%} (shuffled labels %{customdata[3]:.2%})<br>"
-    "positive rate %{customdata[4]:.2f}, n = %{customdata[5]:,} test examples<extra></extra>"
-)
+
+
+class _Words(NamedTuple):
+    """How a probe's loss and score are called, and the numbers of the score written."""
+
+    loss: str
+    unit: str
+    score: str
+    number: str
+
+
+_WORDS: Final = {
+    "log_loss": _Words("test log loss", " (nats)", "test accuracy", ".0%"),
+    "mse": _Words("test mean squared error", "", "test R²", ".2f"),
+}
 # Losses below this share the last colour.
 _LOSS_FLOOR: Final = 1e-4
 
@@ -42,20 +51,19 @@ class _Map(NamedTuple):
     low: float
     high: float
     logarithmic: bool
+    number: str = ""
 
 
-def probe_heatmap(
-    probe: pd.DataFrame, feature: str, *, beside: Beside = "accuracy", step: int | None = None
-) -> go.Figure:
-    """Test log loss by layer and label at one step, a second map beside it, and a slider over all steps.
+def probe_heatmap(probe: pd.DataFrame, feature: str, *, beside: Beside = "score", step: int | None = None) -> go.Figure:
+    """Test loss by layer and label at one step, a second map beside it, and a slider over all steps.
 
     Colours are the same at every step, and brighter is better in both maps. The loss's colour is logarithmic.
-    Cells whose probe could not be fitted (one class only) are grey with a cross.
+    Cells whose probe could not be fitted (the label does not vary) are grey with a cross.
 
     Args:
         probe: Table "probe"; rows of other features and of untrained models are left out.
         feature: Which feature's probes.
-        beside: The second map: the test accuracy, or the test log loss of probes trained on shuffled labels.
+        beside: The second map: the test score (accuracy or R2), or the test loss of probes trained on shuffled labels.
         step: The step shown first; None for the last.
 
     Raises:
@@ -76,9 +84,11 @@ def probe_heatmap(
             f"the probe table must have one row a step, layer and label, got several of {feature!r}. "
             "Select the rows of one run and one hash of settings."
         )
-    maps = (_loss_map(rows), _second_map(rows, beside))
+    names = _WORDS[distinct(rows, "metric")[0]]
+    maps = (_loss_map(rows, names), _second_map(rows, beside, names))
+    hover = _hover(names)
     layers, labels = (sorted(int(v) for v in distinct(rows, axis)) for axis in ("layer", "label"))
-    contents = {at: _traces(select(rows, step=at), maps, layers, labels) for at in steps}
+    contents = {at: _traces(select(rows, step=at), maps, hover, layers, labels) for at in steps}
     titles = {at: _title(select(rows, step=at), feature) for at in steps}
     figure = new_figure(f"probes_{feature}", 202 + max(26 * len(layers), 110))
     figure.add_traces(contents[first])
@@ -98,26 +108,39 @@ def probe_heatmap(
     return figure
 
 
-def _loss_map(rows: pd.DataFrame) -> _Map:
-    """The map of the test log loss, over the range it takes at any step."""
-    values = np.maximum(column(select(rows, fitted=True), "test_log_loss"), _LOSS_FLOOR)
+def _hover(names: _Words) -> str:
+    """What a cell says."""
+    return (
+        "layer %{y}, label %{x}<br>"
+        f"{names.loss} %{{customdata[0]:.4f}}{names.unit} (shuffled labels %{{customdata[2]:.4f}})<br>"
+        f"{names.score} %{{customdata[1]:.4f}} (shuffled labels %{{customdata[3]:.4f}})<br>"
+        "mean label %{customdata[4]:.2f}, n = %{customdata[5]:,} test examples<extra></extra>"
+    )
+
+
+def _loss_map(rows: pd.DataFrame, names: _Words) -> _Map:
+    """The map of the test loss, over the range it takes at any step."""
+    values = np.maximum(column(select(rows, fitted=True), "test_loss"), _LOSS_FLOOR)
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
-    return _Map("test log loss (nats)", "test_log_loss", "Viridis_r", low, max(high, 1.05 * low), True)
+    return _Map(names.loss + names.unit, "test_loss", "Viridis_r", low, max(high, 1.05 * low), True)
 
 
-def _second_map(rows: pd.DataFrame, beside: Beside) -> _Map:
+def _second_map(rows: pd.DataFrame, beside: Beside, names: _Words) -> _Map:
     """The map on the right."""
     if beside == "shuffled":
-        loss = _loss_map(rows)
-        values = column(select(rows, fitted=True), "shuffled_test_log_loss")
+        loss = _loss_map(rows, names)
+        values = column(select(rows, fitted=True), "shuffled_test_loss")
         high = max([loss.high, *values[np.isfinite(values)].tolist()])
-        return loss._replace(title="shuffled-label control (nats)", column="shuffled_test_log_loss", high=high)
-    values = column(select(rows, fitted=True), "test_accuracy")
-    low = min([0.99, *values[np.isfinite(values)].tolist()])
-    return _Map("test accuracy", "test_accuracy", "Viridis", low, 1.0, False)
+        return loss._replace(title="shuffled-label control" + names.unit, column="shuffled_test_loss", high=high)
+    values = column(select(rows, fitted=True), "test_score")
+    # R2 has no lower bound; below 0 the mean would do better.
+    low = max(min([0.99, *values[np.isfinite(values)].tolist()]), 0.0)
+    return _Map(names.score, "test_score", "Viridis", low, 1.0, False, names.number)
 
 
-def _traces(rows: pd.DataFrame, maps: tuple[_Map, _Map], layers: list[int], labels: list[int]) -> list[go.Heatmap]:
+def _traces(
+    rows: pd.DataFrame, maps: tuple[_Map, _Map], hover_text: str, layers: list[int], labels: list[int]
+) -> list[go.Heatmap]:
     """Two traces a map: the fitted cells, and the crosses where there is no probe."""
     grid = pd.MultiIndex.from_product([layers, labels])
     cells = rows.set_index(["layer", "label"]).reindex(grid)
@@ -140,14 +163,14 @@ def _traces(rows: pd.DataFrame, maps: tuple[_Map, _Map], layers: list[int], labe
             colorscale=[[0, GREY], [1, GREY]],
             opacity=0.45,
             showscale=False,
-            hovertemplate="layer %{y}, label %{x}<br>no probe fitted: one class only<extra></extra>",
+            hovertemplate="layer %{y}, label %{x}<br>no probe fitted: the label does not vary<extra></extra>",
         )
         colors = go.Heatmap(
             **place,
             z=_short(values),
             customdata=_short(hover),
             coloraxis=f"coloraxis{suffix}",
-            hovertemplate=_HOVER,
+            hovertemplate=hover_text,
         )
         traces += [colors, crosses]
     return traces
@@ -222,7 +245,7 @@ def _color_axis(one: _Map, domain: tuple[float, float]) -> dict[str, Any]:
         bar |= {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": texts}
         limits = (math.log10(one.low), math.log10(one.high))
     else:
-        bar |= {"tickformat": ".0%", "nticks": 5}
+        bar |= {"tickformat": one.number, "nticks": 5}
     return {"colorscale": one.colorscale, "cmin": limits[0], "cmax": limits[1], "colorbar": bar}
 
 

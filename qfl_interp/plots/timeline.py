@@ -27,6 +27,7 @@ from qfl_interp.tables import column, distinct, records, select
 Mean = Literal["geometric", "arithmetic"]
 
 _STEP: Final = "step %{customdata[0]:,}"
+_PROBE_LOSS: Final = {"log_loss": "test log loss (nats)", "mse": "test mean squared error"}
 # Losses below this are drawn at this level on a log axis.
 _LOSS_FLOOR: Final = 1e-12
 
@@ -162,7 +163,7 @@ def feature_panel(
         title=words(feature),
         subtitle=f"probe loss on held-out examples, {mean} mean over each third's labels",
         traces=tuple(traces),
-        y_title="test log loss (nats)",
+        y_title=_PROBE_LOSS[distinct(curves, "metric")[0]],
         y_range=y_range,
         note="   ·   ".join(notes),
         log_y=log_y,

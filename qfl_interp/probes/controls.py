@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
-from qfl_interp.probes.result import ExampleMask, Labels
+from qfl_interp.probes.result import ExampleMask
 
 
-def shuffle_labels(y: Labels, rng: np.random.Generator, example_mask: ExampleMask | None = None) -> Tensor:
+def shuffle_labels(
+    y: Shaped[Tensor, "output label example"], rng: np.random.Generator, example_mask: ExampleMask | None = None
+) -> Tensor:
     """The labels permuted over the examples, every output and label column by a permutation of its own.
 
     Class counts stay. With a mask, labels move among the examples it keeps; the others stay in place.

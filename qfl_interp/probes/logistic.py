@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Bool, Float, Int8
@@ -20,8 +18,7 @@ from qfl_interp.probes.result import (
     check_examples,
     mean_scores,
 )
-
-Site = tuple[int, int]  # layer, label
+from qfl_interp.probes.sites import Site, centred, for_each
 
 # Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
 CHUNK_BYTES = 64 * 2**20
@@ -38,56 +35,6 @@ def _sites_at_once(n_examples: int, d_model: int, n_outputs: int, n_workers: int
     n_columns = d_model + 1
     per_site = 8 * (n_examples * (n_columns + 10 * n_outputs) + 4 * n_outputs * n_columns**2)
     return max(1, min(CHUNK_BYTES // (per_site * n_workers), math.ceil(n_sites / n_workers)))
-
-
-def _for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_workers: int) -> None:
-    """Run `fit` on every chunk, each on one core: the cores never wait for one another.
-
-    Splitting each small product over the cores instead costs barriers: several times the time when other
-    programs keep a core busy.
-    """
-    n_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(fit, chunks):
-                pass
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, layer: int, label: int) -> None:
-    """Raise with the place of the first value that is not finite."""
-    bad = ~x.isfinite()
-    if kept is not None:
-        bad &= kept[:, None]
-    if bad.any():
-        example, coordinate = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"activations must be finite, got {float(x[example, coordinate])} at layer {layer}, "
-            f"label {label}, example {example}, coordinate {coordinate}. "
-            "The forward pass overflowed or the model has diverged."
-        )
-
-
-def _centred(
-    x: Activations, sites: list[Site], example_mask: ExampleMask | None
-) -> tuple[Float[Tensor, "site example column"], Float[Tensor, "site d_model"]]:
-    """The sites' activations less their means, with a column of ones; and the means. Masked rows are 0."""
-    n_examples, d_model = x.shape[2:]
-    z = torch.empty(len(sites), n_examples, d_model + 1, dtype=torch.float64, device=x.device)
-    means = torch.empty(len(sites), d_model, dtype=torch.float64, device=x.device)
-    for k, (layer, label) in enumerate(sites):
-        site = x[layer, label]
-        kept = None if example_mask is None else example_mask[label]
-        used = site if kept is None else site[kept]
-        means[k] = used.mean(0, dtype=torch.float64) if len(used) else 0.0
-        if not means[k].isfinite().all():  # one value that is not finite shows in the mean
-            _require_finite(site, kept, layer, label)
-        torch.sub(site, means[k], out=z[k, :, :-1])
-        z[k, :, -1] = 1
-        if kept is not None:
-            z[k, ~kept] = 0
-    return z, means
 
 
 def _signs(
@@ -132,7 +79,7 @@ def _fit_sites(
     example_mask: ExampleMask | None,
 ) -> Solution:
     """The probes of some sites; without `init` they start from the solution of a part of the examples."""
-    z, means = _centred(x, sites, example_mask)
+    z, means = centred(x, sites, example_mask)
     if init is not None:
         start = init.clone()
         start[..., -1] += _dot_means(init[..., :-1], means)
@@ -209,7 +156,7 @@ def fit_logistic(
         mask = None if example_mask is None else example_mask[at[1]]
         loss[at], accuracy[at] = (value[0] for value in mean_scores(found.wrong_logit[None], mask))
 
-    _for_each(fit, chunks, n_workers)
+    for_each(fit, chunks, n_workers)
     everywhere = fitted.expand(shape).clone()
     train = ProbeScores(*(value.masked_fill(~everywhere, torch.nan) for value in (loss, accuracy)))
     return LogisticProbes(coef[..., :-1], coef[..., -1], everywhere, converged, n_iter, train)

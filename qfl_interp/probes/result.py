@@ -1,4 +1,4 @@
-"""Fitted logistic probes: their weights, what the fit says of itself, and their scores on other examples."""
+"""Fitted probes: their weights, what the fit says of itself, and their scores on other examples."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ProbeScores(NamedTuple):
     accuracy: ProbeMetric
 
 
-def check_examples(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
-    """Raise unless the axes fit together and the labels are 0 or 1.
+def check_axes(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
+    """Raise unless the axes fit together.
 
     Raises:
-        ValueError: An axis is empty or differs between the arguments, or a label is neither 0 nor 1.
+        ValueError: An axis is empty or differs between the arguments.
     """
     if x.ndim != 4 or y.ndim != 3 or 0 in x.shape or 0 in y.shape or y.shape[1:] != x.shape[1:3]:
         raise ValueError(
@@ -43,6 +43,15 @@ def check_examples(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
         raise ValueError(
             f"example_mask must be [label, example] = {tuple(x.shape[1:3])}, got {tuple(example_mask.shape)}."
         )
+
+
+def check_examples(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
+    """Raise unless the axes fit together and the labels are 0 or 1.
+
+    Raises:
+        ValueError: An axis is empty or differs between the arguments, or a label is neither 0 nor 1.
+    """
+    check_axes(x, y, example_mask)
     wrong = (y != 0) & (y != 1)
     if example_mask is not None:
         wrong &= example_mask
@@ -68,42 +77,28 @@ def mean_scores(
 
 
 @dataclass(frozen=True)
-class LogisticProbes:
-    """Binary logistic probes of one feature: one a layer, label and output.
-
-    Class 1 has probability `sigmoid(x @ weight + intercept)`. The classes are always (0, 1), whichever of
-    them occur in the examples that are scored. Everything is float64.
+class LinearMaps:
+    """Linear maps of the activations, one a layer, label and output: what all probes have in common.
 
     Attributes:
         weight: Directions in the activation space; 0 where not fitted.
-        intercept: In nats; 0 where not fitted.
-        fitted: False where the training labels have one class only (or none): there is nothing to separate,
-            the probe is reported as skipped and its scores are NaN.
-        converged: The training objective is certified to lie within a fraction 1e-11 of its minimum; False
-            where not fitted or where `max_iter` steps did not suffice.
-        n_iter: Newton steps taken.
-        train: Scores on the training examples.
+        intercept: 0 where not fitted.
+        fitted: False where the labels the probe was to learn do not vary (or there are none).
     """
 
     weight: Float[Tensor, "layer label output d_model"]
     intercept: Float[Tensor, "layer label output"]
     fitted: Bool[Tensor, "layer label output"]
-    converged: Bool[Tensor, "layer label output"]
-    n_iter: Int[Tensor, "layer label output"]
-    train: ProbeScores
-
-    classes: ClassVar[tuple[int, int]] = (0, 1)
 
     def __repr__(self) -> str:
         n_layers, n_labels, n_outputs, d_model = self.weight.shape
         return (
-            f"LogisticProbes({n_layers} layers x {n_labels} labels x {n_outputs} outputs, d_model={d_model}, "
-            f"skipped={int((~self.fitted).sum())}, "
-            f"not converged={int((self.fitted & ~self.converged).sum())})"
+            f"{type(self).__name__}({n_layers} layers x {n_labels} labels x {n_outputs} outputs, d_model={d_model}, "
+            f"skipped={int((~self.fitted).sum())})"
         )
 
-    def logits(self, x: Activations) -> Float[Tensor, "layer label output example"]:
-        """Log odds of class 1, NaN where not fitted. One layer and label of `x` is copied at a time.
+    def values(self, x: Activations) -> Float[Tensor, "layer label output example"]:
+        """`x @ weight + intercept`, NaN where not fitted. One layer and label of `x` is copied at a time.
 
         Raises:
             ValueError: `x` has other layers, labels or d_model than the probes.
@@ -122,18 +117,20 @@ class LogisticProbes:
         out += self.intercept[..., None]
         return out.masked_fill_(~self.fitted[..., None], torch.nan)
 
-    def _wrong_logits(
-        self, x: Activations, y: Labels, example_mask: ExampleMask | None
+    def _scored_values(
+        self, x: Activations, y: Tensor, example_mask: ExampleMask | None
     ) -> Float[Tensor, "layer label output example"]:
-        """Logits of the wrong class, NaN where not fitted or masked and nowhere else."""
-        check_examples(x, y, example_mask)
+        """`values`, NaN where not fitted or masked and nowhere else.
+
+        Raises:
+            ValueError: `y` has other outputs than the probes, or an activation is not finite.
+        """
         if y.shape[0] != self.weight.shape[2]:
             raise ValueError(f"y must have the probes' {self.weight.shape[2]} outputs, got {y.shape[0]}.")
-        wrong_logit = self.logits(x).mul_((1 - 2 * y.to(self.weight.dtype)).transpose(0, 1))
+        values = self.values(x)
+        lost = ~values.isfinite() & self.fitted[..., None]
         if example_mask is not None:
-            wrong_logit.masked_fill_(~example_mask[:, None, :], torch.nan)
-        lost = ~wrong_logit.isfinite() & self.fitted[..., None]
-        if example_mask is not None:
+            values.masked_fill_(~example_mask[:, None, :], torch.nan)
             lost &= example_mask[:, None, :]
         if lost.any():
             layer, label, _, example = (int(i) for i in lost.nonzero()[0])
@@ -141,9 +138,54 @@ class LogisticProbes:
                 f"activations must be finite, got {x[layer, label, example].tolist()} at layer {layer}, "
                 f"label {label}, example {example}. The forward pass overflowed or the model diverged."
             )
-        return wrong_logit
+        return values
 
-    def example_log_loss(
+
+@dataclass(frozen=True, repr=False)
+class LogisticProbes(LinearMaps):
+    """Binary logistic probes of one feature: one a layer, label and output.
+
+    Class 1 has probability `sigmoid(x @ weight + intercept)`. The classes are always (0, 1), whichever of
+    them occur in the examples that are scored. Everything is float64.
+
+    Attributes:
+        weight: Directions in the activation space; 0 where not fitted.
+        intercept: In nats; 0 where not fitted.
+        fitted: False where the training labels have one class only (or none): there is nothing to separate,
+            the probe is reported as skipped and its scores are NaN.
+        converged: The training objective is certified to lie within a fraction 1e-11 of its minimum; False
+            where not fitted or where `max_iter` steps did not suffice.
+        n_iter: Newton steps taken.
+        train: Scores on the training examples.
+    """
+
+    converged: Bool[Tensor, "layer label output"]
+    n_iter: Int[Tensor, "layer label output"]
+    train: ProbeScores
+
+    classes: ClassVar[tuple[int, int]] = (0, 1)
+
+    def __repr__(self) -> str:
+        n_layers, n_labels, n_outputs, d_model = self.weight.shape
+        return (
+            f"LogisticProbes({n_layers} layers x {n_labels} labels x {n_outputs} outputs, d_model={d_model}, "
+            f"skipped={int((~self.fitted).sum())}, "
+            f"not converged={int((self.fitted & ~self.converged).sum())})"
+        )
+
+    def logits(self, x: Activations) -> Float[Tensor, "layer label output example"]:
+        """Log odds of class 1, NaN where not fitted: `values`."""
+        return self.values(x)
+
+    def _wrong_logits(
+        self, x: Activations, y: Labels, example_mask: ExampleMask | None
+    ) -> Float[Tensor, "layer label output example"]:
+        """Logits of the wrong class, NaN where not fitted or masked and nowhere else."""
+        check_examples(x, y, example_mask)
+        sign = (1 - 2 * y.to(self.weight.dtype)).transpose(0, 1)
+        return self._scored_values(x, y, example_mask).mul_(sign)
+
+    def example_loss(
         self, x: Activations, y: Labels, example_mask: ExampleMask | None = None
     ) -> Float[Tensor, "layer label output example"]:
         """Log loss of every example in nats, NaN where not fitted or masked. Raises as `score` does."""

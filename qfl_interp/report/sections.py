@@ -113,8 +113,8 @@ def _probe_maps(probe: pd.DataFrame | None) -> list[Section]:
         return [_missing("Probes", "No feature was probed", "qfl probe")]
     note = (
         "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
-        "every step. Move the slider or press play to go through training. A cross: no probe, the labels "
-        "have one class only."
+        "every step. Move the slider or press play to go through training. A cross: no probe, the label "
+        "does not vary or few examples have it."
     )
     features = dict.fromkeys(str(feature) for feature in probe["feature"])
     return [

@@ -1,0 +1,64 @@
+"""The layers and labels that probes are fitted at: their activations, and work on many of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qfl_interp.probes.result import Activations, ExampleMask
+
+Site = tuple[int, int]  # layer, label
+
+
+def for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_workers: int) -> None:
+    """Run `fit` on every chunk, each on one core: the cores never wait for one another.
+
+    Splitting each small product over the cores instead costs barriers: several times the time when other
+    programs keep a core busy.
+    """
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(fit, chunks):
+                pass
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, layer: int, label: int) -> None:
+    """Raise with the place of the first value that is not finite."""
+    bad = ~x.isfinite()
+    if kept is not None:
+        bad &= kept[:, None]
+    if bad.any():
+        example, coordinate = (int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"activations must be finite, got {float(x[example, coordinate])} at layer {layer}, "
+            f"label {label}, example {example}, coordinate {coordinate}. "
+            "The forward pass overflowed or the model has diverged."
+        )
+
+
+def centred(
+    x: Activations, sites: list[Site], example_mask: ExampleMask | None
+) -> tuple[Float[Tensor, "site example column"], Float[Tensor, "site d_model"]]:
+    """The sites' activations less their means, with a column of ones; and the means. Masked rows are 0."""
+    n_examples, d_model = x.shape[2:]
+    z = torch.empty(len(sites), n_examples, d_model + 1, dtype=torch.float64, device=x.device)
+    means = torch.empty(len(sites), d_model, dtype=torch.float64, device=x.device)
+    for k, (layer, label) in enumerate(sites):
+        site = x[layer, label]
+        kept = None if example_mask is None else example_mask[label]
+        used = site if kept is None else site[kept]
+        means[k] = used.mean(0, dtype=torch.float64) if len(used) else 0.0
+        if not means[k].isfinite().all():  # one value that is not finite shows in the mean
+            _require_finite(site, kept, layer, label)
+        torch.sub(site, means[k], out=z[k, :, :-1])
+        z[k, :, -1] = 1
+        if kept is not None:
+            z[k, ~kept] = 0
+    return z, means
