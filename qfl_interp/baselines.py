@@ -10,6 +10,8 @@ from qfl_interp.task import Task
 # Measured on this many examples, the entropy of k equally likely tokens comes out too low by (k - 1) / (2 n): 4e-4 nats
 # for the 26 letters of a graph.
 N_EXAMPLES = 32_768
+# Examples encoded at a time.
+_CHUNK = 4_096
 
 
 def measured_base_rate(task: Task, n: int = N_EXAMPLES) -> float:
@@ -22,12 +24,14 @@ def measured_base_rate(task: Task, n: int = N_EXAMPLES) -> float:
         task: What is guessed.
         n: Examples it is measured on.
     """
-    batch = task.encode(task.sample(generator(0, f"base_rate/{task.name}"), n))
-    mask = batch.loss_mask.numpy()
-    place = mask.cumsum(axis=1) - 1
-    answer = mask & (place > 0)
+    examples = task.sample(generator(0, f"base_rate/{task.name}"), n)
     counts = np.zeros((task.n_ctx, task.d_vocab))
-    np.add.at(counts, (place[answer], batch.tokens.numpy()[answer]), 1)
+    for start in range(0, n, _CHUNK):
+        batch = task.encode(examples[start : start + _CHUNK])
+        mask = batch.loss_mask.numpy()
+        place = mask.cumsum(axis=1) - 1
+        answer = mask & (place > 0)
+        np.add.at(counts, (place[answer], batch.tokens.numpy()[answer]), 1)
     per_place = counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         nats = np.nansum(counts * (np.log(per_place)[:, None] - np.log(counts)))

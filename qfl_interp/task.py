@@ -110,7 +110,9 @@ class Task(abc.ABC):
         self.features: Mapping[str, Feature] = MappingProxyType({f.name: f for f in self._features()})
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(length={self.length}, features={list(self.features)})"
+        shown = [f.name for f in self.features.values() if f.by_default]
+        more = f" and {len(self.features) - len(shown)} more" if len(shown) < len(self.features) else ""
+        return f"{type(self).__name__}(length={self.length}, features={shown}{more})"
 
     @property
     def d_vocab(self) -> int:

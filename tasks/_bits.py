@@ -1,13 +1,72 @@
-"""What tasks on pairs of binary numbers share: layout of the operands, canonical form."""
+"""What tasks on bits share: tokens, checks, packed words, and the layout `a+b=answer` of two binary operands."""
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Callable
+
 import numpy as np
-from jaxtyping import Integer, UInt8, UInt64
+import torch
+from jaxtyping import Int, Integer, UInt8, UInt64
+
+from qfl_interp.shapes import Examples, Tokens
+from qfl_interp.task import Batch, Feature, Task
 
 # The vocabulary of every bit task.
 BIT_TOKENS = ("0", "1", "+", "=", "<EOS>")
 PLUS, EQUALS, EOS = 2, 3, 4
+# In the layout of a prompt: 0 or 1.
+ANY_BIT = -1
+
+
+def uniform_bits(rng: np.random.Generator, n: int, width: int) -> UInt8[np.ndarray, "{n} {width}"]:
+    """Rows of independent fair bits."""
+    drawn = rng.integers(0, 256, size=(n, -(-width // 8)), dtype=np.uint8)
+    return np.unpackbits(drawn, axis=1, count=width)
+
+
+def checked_bits(task: Task, examples: Examples, width: int) -> UInt8[np.ndarray, "batch {width}"]:
+    """The examples as bytes, if they are rows of `width` bits.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if examples.shape[1] != width or (examples.size and (examples.min() < 0 or examples.max() > 1)):
+        raise ValueError(
+            f"examples of {task!r} must be rows of {width} bits, got shape {examples.shape} with values "
+            f"in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
+        )
+    return examples.astype(np.uint8, copy=False)
+
+
+def checked_prompt(
+    task: Task, tokens: Tokens, layout: Int[np.ndarray, " prompt"], rule: str
+) -> UInt8[np.ndarray, "batch prompt"]:
+    """The prompts of token rows; what follows them is ignored.
+
+    Args:
+        task: For the message.
+        tokens: Rows that start with a prompt.
+        layout: The token at each index of a prompt; `ANY_BIT` where it is a bit.
+        rule: The layout in words.
+
+    Raises:
+        ValueError: A prompt is laid out otherwise.
+    """
+    ids = tokens[:, : len(layout)].cpu().numpy()
+    if ids.shape[1] < len(layout):
+        raise ValueError(f"prompts of {task!r} must be {rule}: {len(layout)} tokens, got {ids.shape[1]}.")
+    wrong = np.where(layout == ANY_BIT, (ids < 0) | (ids > 1), ids != layout).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"prompts of {task!r} must be {rule}; row {row} holds the ids {ids[row].tolist()}.")
+    return ids.astype(np.uint8)
+
+
+def scored_from(equals: int, rows: UInt8[np.ndarray, "batch pos"]) -> Batch:
+    """Rows of token ids that are scored from `=` to their end."""
+    scored = torch.arange(rows.shape[1]) >= equals
+    return Batch(torch.from_numpy(rows).long(), scored.repeat(len(rows), 1))
 
 
 def operands(examples: Integer[np.ndarray, "batch raw"]) -> tuple[UInt8[np.ndarray, "bit batch"], ...]:
@@ -20,12 +79,15 @@ def operands(examples: Integer[np.ndarray, "batch raw"]) -> tuple[UInt8[np.ndarr
     return columns[length - 1 :: -1], columns[: length - 1 : -1]
 
 
-def packed(bits: Integer[np.ndarray, "batch bit"]) -> UInt64[np.ndarray, "batch word"]:
-    """Rows of bits (most significant first) as 64-bit words, most significant word first."""
+def packed(bits: Integer[np.ndarray, "batch bit"], word_bytes: int = 8) -> UInt64[np.ndarray, "batch word"]:
+    """Rows of bits (most significant first) as words of 2, 4 or 8 bytes, most significant word first."""
     n, width = bits.shape
-    padded = np.zeros((n, -width % 64 + width), dtype=np.uint8)
-    padded[:, padded.shape[1] - width :] = bits
-    return np.packbits(padded, axis=1).view(">u8").astype(np.uint64)
+    n_words = -(-width // (8 * word_bytes))
+    # Bytes of all rows in one go: row by row, and with zeros before each row, is several times slower.
+    padding = 8 * word_bytes * n_words - width
+    rows = np.hstack([np.zeros((n, padding), dtype=np.uint8), bits]) if padding else np.ascontiguousarray(bits)
+    words = np.packbits(rows.astype(np.uint8, copy=False).reshape(-1)).view(f">u{word_bytes}")
+    return words.reshape(n, n_words).astype(np.uint64)
 
 
 def unordered_pair(examples: Integer[np.ndarray, "batch raw"]) -> UInt64[np.ndarray, "batch word"]:
@@ -38,3 +100,101 @@ def unordered_pair(examples: Integer[np.ndarray, "batch raw"]) -> UInt64[np.ndar
         swap |= ~decided & (word_a > word_b)
         decided |= word_a != word_b
     return np.where(swap[:, None], np.hstack([b, a]), np.hstack([a, b]))
+
+
+class TwoOperandTask(Task):
+    """A commutative function of two L-bit numbers.
+
+    A raw example is 2L bits: operand a, then operand b, each most significant bit first. Its tokens are a least
+    significant bit first, `+`, b the same way, `=`, the answer's bits least significant first, `<EOS>`: bit i of a at
+    index i, of b at L + 1 + i, `=` at 2L + 1, answer bit j at 2L + 2 + j.
+
+    A subclass writes the answer, its features (all read at consecutive tokens, see `_bit_feature`) and its pairs.
+    """
+
+    vocabulary = BIT_TOKENS
+    default_length = 16
+
+    @property
+    @abc.abstractmethod
+    def n_answer_bits(self) -> int:
+        """Bits of the answer, leading zeros included."""
+
+    @abc.abstractmethod
+    def _answer(self, examples: UInt8[np.ndarray, "batch raw"]) -> UInt8[np.ndarray, "batch answer_bit"]:
+        """The answer's bits, least significant first."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Two operands, `+`, `=`, the answer, `<EOS>`."""
+        return self.equals_position + self.n_answer_bits + 2
+
+    @property
+    def equals_position(self) -> int:
+        """Token index of `=`."""
+        return 2 * self.length + 1
+
+    def _bit_feature(
+        self,
+        name: str,
+        labels: Callable[[Examples], Integer[np.ndarray, "batch label"]],
+        description: str,
+        shift: int = 0,
+        by_default: bool = True,
+    ) -> Feature:
+        """A binary feature with L labels; label r is read `shift + r` tokens after `=`."""
+        reads = np.arange(self.length) + self.equals_position + shift
+        return Feature(
+            name=name,
+            kind="binary",
+            n_labels=self.length,
+            labels=labels,
+            positions=lambda examples: np.broadcast_to(reads, (len(examples), self.length)),
+            description=description,
+            by_default=by_default,
+        )
+
+    def _first_operand(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
+        """Bits of a, least significant first."""
+        return examples[:, self.length - 1 :: -1].astype(np.uint8)
+
+    def _second_operand(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
+        """Bits of b, least significant first."""
+        return examples[:, : self.length - 1 : -1].astype(np.uint8)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Examples:
+        """`n` pairs of independent uniform operands, `[n, 2L]` bits."""
+        return uniform_bits(rng, n, 2 * self.length)
+
+    def encode(self, examples: Examples) -> Batch:
+        """Tokens and loss mask of raw examples.
+
+        Raises:
+            ValueError: The rows are not 2L bits.
+        """
+        examples = checked_bits(self, examples, 2 * self.length)
+        length, equals = self.length, self.equals_position
+        rows = np.empty((len(examples), self.n_ctx), dtype=np.uint8)
+        rows[:, :length] = examples[:, length - 1 :: -1]
+        rows[:, length] = PLUS
+        rows[:, length + 1 : equals] = examples[:, : length - 1 : -1]
+        rows[:, equals] = EQUALS
+        rows[:, equals + 1 : -1] = self._answer(examples)
+        rows[:, -1] = EOS
+        return scored_from(equals, rows)
+
+    def decode(self, tokens: Tokens) -> Examples:
+        """The operands that the prompts hold; what follows `=` is ignored.
+
+        Raises:
+            ValueError: A prompt is not L bits, `+`, L bits, `=`.
+        """
+        length = self.length
+        bits = [ANY_BIT] * length
+        layout = np.array([*bits, PLUS, *bits, EQUALS])
+        prompts = checked_prompt(self, tokens, layout, f"{length} bits, '+', {length} bits, '='")
+        return np.hstack([prompts[:, length - 1 :: -1], prompts[:, 2 * length : length : -1]])
+
+    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
+        """The unordered pair of operands."""
+        return unordered_pair(examples)

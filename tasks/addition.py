@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Int, Integer, UInt8, UInt64
+from jaxtyping import UInt8
 
-from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Feature, Pairs, Task
-from tasks._bits import BIT_TOKENS, EOS, EQUALS, PLUS, operands, unordered_pair
+from qfl_interp.shapes import Examples
+from qfl_interp.task import Feature, Pairs
+from tasks._bits import TwoOperandTask, operands
+from tasks._pairs import check_label
 
 
 class _Sum(NamedTuple):
@@ -37,7 +37,7 @@ def _add(examples: Examples) -> _Sum:
     return _Sum(bits, carries)
 
 
-class Addition(Task):
+class Addition(TwoOperandTask):
     """`a + b` on L-bit operands, as in the quiet-features paper.
 
     A raw example is 2L bits: operand a, then operand b, each most significant bit first. Its tokens are a least
@@ -49,6 +49,8 @@ class Addition(Task):
         first_operand: bit r of a, read at 2L + 1 + r, the position that predicts sum bit r.
         carry: the carry out of bit r, read at 2L + 2 + r, the position of sum bit r, which predicts bit r + 1. The
             last carry *is* the last sum bit, the very next token, so it is loud by construction.
+        second_operand, and, xor, or: bit r of b and of `a & b`, `a ^ b`, `a | b`, read like first_operand. The paper
+            does not probe them, so analyses look at them only by name.
 
     Operands are drawn independently and uniformly at every length; the reference's negated pairs at L >= 32 are not
     reproduced. Swapped operands share a split.
@@ -66,18 +68,12 @@ class Addition(Task):
     """
 
     name = "addition"
-    vocabulary = BIT_TOKENS
     lengths = (1, 512)
 
     @property
-    def n_ctx(self) -> int:
-        """3L + 4 tokens: two operands, the sum, `+`, `=`, `<EOS>`."""
-        return 3 * self.length + 4
-
-    @property
-    def equals_position(self) -> int:
-        """Token index of `=`."""
-        return 2 * self.length + 1
+    def n_answer_bits(self) -> int:
+        """L + 1: the sum of two L-bit numbers."""
+        return self.length + 1
 
     @property
     def baselines(self) -> Mapping[str, float]:
@@ -94,121 +90,69 @@ class Addition(Task):
         }
 
     def _features(self) -> Sequence[Feature]:
-        """Both features the paper probes."""
+        """Both features the paper probes, then the ones it only defines."""
+        where = "where sum bit r is predicted"
+        bitwise = {"and": np.bitwise_and, "xor": np.bitwise_xor, "or": np.bitwise_or}
         return [
-            Feature(
-                name="first_operand",
-                kind="binary",
-                n_labels=self.length,
-                labels=self._first_operand,
-                positions=lambda examples: self._read_positions(examples, self.equals_position),
-                description="bit r of the first operand, where sum bit r is predicted",
+            self._bit_feature("first_operand", self._first_operand, f"bit r of the first operand, {where}"),
+            self._bit_feature(
+                "carry", self._carry, "the carry out of bit r, where sum bit r + 1 is predicted", shift=1
             ),
-            Feature(
-                name="carry",
-                kind="binary",
-                n_labels=self.length,
-                labels=self._carry,
-                positions=lambda examples: self._read_positions(examples, self.equals_position + 1),
-                description="the carry out of bit r, where sum bit r + 1 is predicted",
+            self._bit_feature(
+                "second_operand", self._second_operand, f"bit r of the second operand, {where}", by_default=False
+            ),
+            *(
+                self._bit_feature(name, self._of_both(gate), f"bit r of a {name} b, {where}", by_default=False)
+                for name, gate in bitwise.items()
             ),
         ]
 
-    def _first_operand(self, examples: Examples) -> Integer[np.ndarray, "batch label"]:
-        """Bits of a, least significant first."""
-        return operands(examples)[0].T.astype(np.int64)
+    def _of_both(self, gate: np.ufunc) -> Callable[[Examples], UInt8[np.ndarray, "batch label"]]:
+        """The labels that a bitwise operation of both operands gives."""
+        return lambda examples: gate(self._first_operand(examples), self._second_operand(examples))
 
-    def _carry(self, examples: Examples) -> Integer[np.ndarray, "batch label"]:
+    def _answer(self, examples: Examples) -> UInt8[np.ndarray, "batch answer_bit"]:
+        """Bits of the sum, least significant first."""
+        return _add(examples).bits.T
+
+    def _carry(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
         """Carry out of each bit, least significant first."""
-        return _add(examples).carries.T.astype(np.int64)
-
-    def _read_positions(self, examples: Examples, first: int) -> Int[np.ndarray, "batch label"]:
-        """Consecutive token indices from `first`, the same for every example."""
-        return np.broadcast_to(np.arange(first, first + self.length), (len(examples), self.length))
-
-    def sample(self, rng: np.random.Generator, n: int) -> Examples:
-        """`n` pairs of independent uniform operands, `[n, 2L]` bits."""
-        width = 2 * self.length
-        packed = rng.integers(0, 256, size=(n, -(-width // 8)), dtype=np.uint8)
-        return np.unpackbits(packed, axis=1, count=width)
-
-    def encode(self, examples: Examples) -> Batch:
-        """Tokens and loss mask of raw examples.
-
-        Raises:
-            ValueError: The rows are not 2L bits.
-        """
-        if examples.shape[1] != 2 * self.length or (examples.size and (examples.min() < 0 or examples.max() > 1)):
-            raise ValueError(
-                f"examples of {self!r} must be rows of {2 * self.length} bits, got shape {examples.shape} with values "
-                f"in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
-            )
-        n, length, equals = len(examples), self.length, self.equals_position
-        a, b = operands(examples)
-        columns = np.empty((self.n_ctx, n), dtype=np.uint8)
-        columns[:length] = a
-        columns[length] = PLUS
-        columns[length + 1 : equals] = b
-        columns[equals] = EQUALS
-        columns[equals + 1 : -1] = _add(examples).bits
-        columns[-1] = EOS
-        tokens = torch.from_numpy(np.ascontiguousarray(columns.T)).long()
-        scored = torch.arange(self.n_ctx) >= equals
-        return Batch(tokens, scored.repeat(n, 1))
-
-    def decode(self, tokens: Tokens) -> Examples:
-        """The operands that the prompts hold; what follows `=` is ignored.
-
-        Raises:
-            ValueError: A prompt is not L bits, `+`, L bits, `=`.
-        """
-        ids = tokens.cpu().numpy()
-        length, equals = self.length, self.equals_position
-        a, b = ids[:, :length], ids[:, length + 1 : equals]
-        fits = ids.shape[1] > equals and bool((ids[:, length] == PLUS).all() and (ids[:, equals] == EQUALS).all())
-        if not fits or ((a > 1) | (a < 0) | (b > 1) | (b < 0)).any():
-            raise ValueError(f"prompts of {self!r} must be {length} bits, '+', {length} bits, '='.")
-        return np.hstack([a[:, ::-1], b[:, ::-1]]).astype(np.uint8)
-
-    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
-        """The unordered pair of operands."""
-        return unordered_pair(examples)
+        return _add(examples).carries.T
 
     def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
-        """Pairs that differ in one feature's value at bit `label` and agree in the other's.
+        """Pairs that differ in one feature's value at bit `label` and in as little else as can be.
 
-        - first_operand: the two bits at `label` are swapped where they differ, so a's bit flips and no sum bit does.
+        - first_operand, second_operand: the two bits at `label` are swapped where they differ, so both features
+          change, and no other feature, no carry and no sum bit does.
         - carry: the bit of b at `label` is flipped where it alone decides the carry out of `label`; a's bits, hence
           first_operand, stay, and the bits above are set so that no other carry follows.
+        - xor: the bit of b at `label` is flipped where no carry hangs on it.
+        - and, or: the same bit is flipped where that of a is 1 or 0. It may change the carry out of `label`, no other.
 
         Raises:
             QflError: Unknown feature.
-            ValueError: `label` is out of range.
+            ValueError: `label` is not a bit of the operands.
         """
-        self.feature(feature)
-        if not 0 <= label < self.length:
-            raise ValueError(f"label of {feature} must lie in [0, {self.length}), got {label}. Bits count from 0.")
+        check_label(self, feature, label)
         clean = self.sample(rng, n)
+        if feature not in ("first_operand", "second_operand"):
+            return self._flipped_pairs(rng, clean, feature, label)
         bit_a, bit_b = self.length - 1 - label, 2 * self.length - 1 - label
+        clean[:, bit_b] = 1 - clean[:, bit_a]
         corrupted = clean.copy()
-        if feature == "first_operand":
-            corrupted[:, bit_b] = 1 - corrupted[:, bit_a]
-            clean[:, bit_b] = corrupted[:, bit_b]
-            corrupted[:, [bit_a, bit_b]] = corrupted[:, [bit_b, bit_a]]
-            return Pairs(clean, corrupted)
-        return self._carry_pairs(rng, clean, label)
+        corrupted[:, [bit_a, bit_b]] = clean[:, [bit_b, bit_a]]
+        return Pairs(clean, corrupted)
 
-    def _carry_pairs(self, rng: np.random.Generator, clean: Examples, label: int) -> Pairs:
-        """Pairs with the same a and every carry equal but the one out of `label`.
+    def _flipped_pairs(self, rng: np.random.Generator, clean: Examples, feature: str, label: int) -> Pairs:
+        """Pairs with the same a whose b differs in bit `label`, and every carry equal but perhaps the one out of it.
 
         The carry out of bit r is the majority of (a_r, b_r, carry in). It hangs on b_r exactly where a_r differs from
-        the carry in; there b_r is flipped. The next carry must not follow: bits a and b above are made equal.
+        the carry in. The next carry must not follow: bits a and b above are made equal.
         """
         top = self.length - 1
-        below = _add(clean).carries
-        carry_in = below[label - 1] if label else np.zeros(len(clean), dtype=np.uint8)
-        # a_r is set against the carry in, so that b_r alone decides the carry out.
-        clean[:, top - label] = 1 - carry_in
+        carries = _add(clean).carries
+        carry_in = carries[label - 1] if label else np.zeros(len(clean), dtype=np.uint8)
+        clean[:, top - label] = {"carry": 1 - carry_in, "xor": carry_in, "and": 1, "or": 0}[feature]
         if label < top:
             clean[:, 2 * self.length - 2 - label] = clean[:, top - 1 - label]
         corrupted = clean.copy()

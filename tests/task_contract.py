@@ -9,8 +9,22 @@ from qfl_interp.data import ExampleStream, held_out, in_split
 from qfl_interp.seeding import generator
 from qfl_interp.task import NO_POSITION, Task
 
-# A length each task is tried at, small enough to be quick.
-LENGTHS = {"addition": (3, 16)}
+# Lengths each task is tried at besides its default one: odd, small, beyond one machine word.
+LENGTHS = {
+    "activity_selection": (3,),
+    "addition": (3, 70),
+    "breadth_first_search": (5,),
+    "decimal_addition": (2,),
+    "depth_first_search": (5,),
+    "majority_of_majorities": (4, 80),
+    "maximum_subarray": (5,),
+    "min_spanning_tree": (5,),
+    "modular_addition": (31,),
+    "multiplication": (4, 70),
+    "shortest_path": (5,),
+    "sparse_parity": (9,),
+    "topological_sort": (5,),
+}
 _N = 500
 
 
@@ -43,7 +57,10 @@ def check_features(task: Task) -> None:
         assert ((positions == NO_POSITION) | ((positions >= 0) & (positions < n_ctx))).all()
         if feature.kind in ("binary", "multilabel"):
             assert np.isin(labels, (0, 1)).all()
+        assert np.isfinite(labels).all()
+        assert feature.kind == "scalar" or np.issubdtype(labels.dtype, np.integer)
         np.testing.assert_array_equal(feature.labels(examples[:7]), labels[:7], "a label depends on its example alone")
+        np.testing.assert_array_equal(feature.positions(examples[:7]), positions[:7], "and so does its position")
         assert len(np.unique(labels)) > 1, "the feature varies"
 
 
@@ -75,10 +92,42 @@ def check_determinism(task: Task) -> None:
 
 def check_pairs(task: Task) -> None:
     for name, feature in task.features.items():
-        label = feature.n_labels // 2
+        label = feature.n_labels // 2 if feature.n_labels > 2 else 0
         pairs = task.sample_pairs(generator(7, "contract"), 40, name, label)
         clean, corrupted = feature.labels(pairs.clean)[:, label], feature.labels(pairs.corrupted)[:, label]
         assert (clean != corrupted).reshape(40, -1).any(axis=1).all(), f"{name} differs at {label} in every pair"
+        places = [feature.positions(examples)[:, label] for examples in pairs]
+        np.testing.assert_array_equal(*places, "both are read at the same token")
+        equals = [task.encode(examples).loss_mask.int().argmax(dim=1) for examples in pairs]
+        assert torch.equal(*equals), "the prompts are equally long"
+        again = task.sample_pairs(generator(7, "contract"), 40, name, label)
+        np.testing.assert_array_equal(pairs.clean, again.clean)
+        np.testing.assert_array_equal(pairs.corrupted, again.corrupted)
+
+
+def check_no_examples(task: Task) -> None:
+    none = task.sample(generator(8, "contract"), 0)
+    batch = task.encode(none)
+    assert batch.tokens.shape == batch.loss_mask.shape == (0, task.n_ctx)
+    np.testing.assert_array_equal(task.decode(batch.tokens), none)
+    assert len(task.canonical(none)) == 0
+    for feature in task.features.values():
+        assert feature.labels(none).shape[:2] == feature.positions(none).shape == (0, feature.n_labels)
+
+
+def check_description(task: Task) -> None:
+    assert task.lengths[0] <= task.default_length <= task.lengths[1]
+    assert 0 < task.train_fraction < 1
+    assert len(set(task.vocabulary)) == task.d_vocab
+    assert all(f.description and f.name == name for name, f in task.features.items())
+    assert any(f.by_default for f in task.features.values())
+    for length in (task.lengths[0] - 1, task.lengths[1] + 1):
+        try:
+            type(task)(length)
+        except ValueError as error:
+            assert f"length of task '{task.name}' must be an integer in" in str(error)
+        else:
+            raise AssertionError(f"length {length} was accepted")
 
 
 def check_baselines(task: Task) -> None:
@@ -86,4 +135,13 @@ def check_baselines(task: Task) -> None:
     assert all(0 < loss < np.log(task.d_vocab) + 1e-9 for loss in task.baselines.values())
 
 
-CHECKS = [check_encoding, check_features, check_splits, check_determinism, check_pairs, check_baselines]
+CHECKS = [
+    check_description,
+    check_encoding,
+    check_features,
+    check_splits,
+    check_determinism,
+    check_pairs,
+    check_no_examples,
+    check_baselines,
+]

@@ -153,11 +153,12 @@ def test_tasks(call):
     assert "addition" in {row["task"] for row in json.loads(out)}
     status, out, _ = call("tasks", "addition", "--length", 4, "--examples", 2, "--json")
     shown = json.loads(out)
-    assert [f["feature"] for f in shown["features"]] == ["first_operand", "carry"]
+    assert [f["feature"] for f in shown["features"] if f["by_default"]] == ["first_operand", "carry"]
     assert len(shown["examples"]) == 2
     tokens = shown["examples"][0]["tokens"]
     bits = shown["examples"][0]["features"]["first_operand"]
-    assert [bits[str(9 + i)] for i in range(4)] == tokens[:4], "bit r of the first operand is read at 2L + 1 + r"
+    assert bits["positions"] == [9, 10, 11, 12], "bit r of the first operand is read at 2L + 1 + r"
+    assert list(map(str, bits["labels"])) == tokens[:4]
     assert call("tasks", "addition", "--examples", 1)[0] == 0
 
 

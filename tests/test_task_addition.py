@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 import qfl_interp as qfl
 
 _GROUPS = golden("addition")["groups"]
-_KEYS = {"retrieve_first_op": "first_operand", "carry": "carry"}
+_KEYS = {
+    "retrieve_first_op": "first_operand",
+    "carry": "carry",
+    "retrieve_second_op": "second_operand",
+    "and": "and",
+    "xor": "xor",
+    "or": "or",
+}
 
 
 def bits(value: int, width: int) -> list[int]:
@@ -98,6 +105,8 @@ def test_pairs_differ_in_one_feature_value_only(feature, label):
     task = qfl.load_task("addition", length=16)
     pairs = task.sample_pairs(np.random.default_rng(1), 300, feature, label)
     for name, other in task.features.items():
+        if not other.by_default:
+            continue
         changed = (other.labels(pairs.clean) != other.labels(pairs.corrupted)).sum(axis=0)
         expected = np.zeros(16, dtype=int)
         expected[label] = 300 if name == feature else 0
@@ -144,3 +153,68 @@ def test_bad_examples_and_prompts():
         task.decode(tokens)
     with pytest.raises(ValueError, match=r"label of carry must lie in \[0, 3\)"):
         task.sample_pairs(np.random.default_rng(0), 1, "carry", 3)
+    with pytest.raises(ValueError, match=r"3 bits, '\+', 3 bits, '='; row 0 holds the ids \[1, 1, 0, 0, "):
+        task.decode(tokens)
+    with pytest.raises(ValueError, match="8 tokens, got 5"):
+        task.decode(tokens[:, :5])
+    with pytest.raises(qfl.QflError, match="no feature of addition"):
+        task.sample_pairs(np.random.default_rng(0), 1, "borrow", 0)
+
+
+@pytest.mark.parametrize("place", [0, 4])
+@pytest.mark.parametrize("token", [2, -1])
+def test_a_prompt_must_hold_bits(place, token):
+    task = qfl.load_task("addition", length=3)
+    tokens = task.encode(np.array([[0, 1, 1, 0, 1, 1]])).tokens
+    tokens[0, place] = token
+    with pytest.raises(ValueError, match="prompts of"):
+        task.decode(tokens)
+
+
+def test_only_the_features_the_paper_probes_are_looked_at_by_default():
+    features = qfl.load_task("addition", length=3).features
+    assert list(features) == ["first_operand", "carry", "second_operand", "and", "xor", "or"]
+    assert [name for name, feature in features.items() if feature.by_default] == ["first_operand", "carry"]
+
+
+@pytest.mark.parametrize("length", [1, 5, 65])
+def test_bitwise_features_against_integers(length):
+    task = qfl.load_task("addition", length=length)
+    examples = task.sample(np.random.default_rng(length), 100)
+    found = {name: task.features[name].labels(examples) for name in ("second_operand", "and", "xor", "or")}
+    for i, row in enumerate(examples):
+        a, b = (int("".join(map(str, half)), 2) for half in (row[:length], row[length:]))
+        for name, value in {"second_operand": b, "and": a & b, "xor": a ^ b, "or": a | b}.items():
+            assert found[name][i].tolist() == bits(value, length)[::-1], name
+
+
+@pytest.mark.parametrize("label", [0, 1, 9, 15])
+@pytest.mark.parametrize(
+    ("feature", "may_change"),
+    [
+        ("second_operand", {"first_operand", "second_operand"}),
+        ("xor", {"second_operand", "and", "xor", "or"}),
+        ("and", {"second_operand", "carry", "and", "xor"}),
+        ("or", {"second_operand", "carry", "xor", "or"}),
+    ],
+)
+def test_pairs_of_the_other_features(feature, may_change, label):
+    task = qfl.load_task("addition", length=16)
+    pairs = task.sample_pairs(np.random.default_rng(1), 300, feature, label)
+    for name, other in task.features.items():
+        changed = (other.labels(pairs.clean) != other.labels(pairs.corrupted)).sum(axis=0)
+        assert changed[label] == 300 if name == feature else changed[label] <= 300 * (name in may_change), name
+        assert changed.sum() == changed[label], name
+    clean = task.features[feature].labels(pairs.clean)[:, label]
+    assert 0.35 < clean.mean() < 0.65, "the clean value is 0 or 1 about equally often"
+
+
+def test_no_examples():
+    task = qfl.load_task("addition", length=9)
+    none = task.sample(np.random.default_rng(0), 0)
+    assert none.shape == (0, 18)
+    assert task.decode(task.encode(none).tokens).shape == (0, 18)
+    assert task.canonical(none).shape == (0, 2)
+    for name, feature in task.features.items():
+        assert feature.labels(none).shape == feature.positions(none).shape == (0, 9)
+        assert task.sample_pairs(np.random.default_rng(0), 0, name, 3).clean.shape == (0, 18)

@@ -12,7 +12,7 @@ from qfl_interp.registry import task_names
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(
-    ("name", "length"), [(n, length) for n in task_names() for length in contract.LENGTHS.get(n, (8,))]
+    ("name", "length"), [(n, length) for n in task_names() for length in (None, *contract.LENGTHS.get(n, ()))]
 )
 def test_contract(name, length, check):
     check(qfl.load_task(name, length))

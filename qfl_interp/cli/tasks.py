@@ -2,94 +2,223 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from qfl_interp.cli.output import AsJson, print_json, print_rows
+from qfl_interp.cli.aligned import draw
+from qfl_interp.cli.output import AsJson, print_json
+from qfl_interp.errors import QflError
 
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+if TYPE_CHECKING:
+    from qfl_interp.task import Task
+
+# A page at least this wide has room for a column of features.
+_WIDE = 120
 
 
 def tasks(
     name: Annotated[str | None, typer.Argument(help="One task, in detail.", show_default=False)] = None,
-    length: Annotated[int, typer.Option(help="Length to describe it at.")] = 16,
-    examples: Annotated[int, typer.Option(help="Examples to show, features aligned under the tokens.")] = 0,
-    seed: Annotated[int, typer.Option(help="Draws the examples.")] = 0,
+    length: Annotated[
+        int | None, typer.Option(help="Length to describe them at; the paper's by default.", show_default=False)
+    ] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Examples to show, labels under the tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the examples.")] = 0,
+    every: Annotated[
+        bool, typer.Option("--all", help="In examples, show the features not looked at by default.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the tasks, or show one: its features, its baselines, examples as the model sees them.
 
     Example: `qfl tasks addition --length 6 --examples 2`
     """
-    from qfl_interp.registry import load_task, task_class, task_names
+    from qfl_interp.registry import load_task
 
     if name is None:
-        rows = [
-            _summary(load_task(n, min(max(length, task_class(n).lengths[0]), task_class(n).lengths[1])))
-            for n in task_names()
-        ]
-        print_rows(rows, title="tasks", as_json=as_json)
+        if examples:
+            raise QflError("--examples needs a task: name one, as in qfl tasks addition --examples 2.")
+        _list(length, as_json)
         return
     task = load_task(name, length)
-    features = [
-        {"feature": f.name, "kind": f.kind, "labels": f.n_labels, "description": f.description}
-        for f in task.features.values()
-    ]
+    with Console(stderr=True).status(f"measuring the baselines of {name}"):
+        about = _about(task)
     shown = _examples(task, examples, seed)
     if as_json:
-        print_json({**_summary(task), "features": features, "examples": shown})
+        print_json({**about, "examples": shown})
         return
-    print_rows([_summary(task)], title=name, as_json=False)
-    print_rows(features, title="features", as_json=False)
-    for example in shown:
-        Console().print(_aligned(example))
+    console = Console()
+    _print_about(console, task, about)
+    for number, example in enumerate(shown, start=1):
+        kept = {f: x for f, x in example["features"].items() if every or task.features[f].by_default}
+        console.rule(f"example {number} of {len(shown)}", align="left", style="dim")
+        for line in draw({**example, "features": kept}, task.vocabulary, console.width):
+            console.print(line, no_wrap=True, crop=False, overflow="ignore")
 
 
-def _summary(task: Any) -> dict[str, Any]:
-    """One line on a task."""
+def _list(length: int | None, as_json: bool) -> None:
+    """Every task on a line; those that cannot have `length` at their own."""
+    from qfl_interp.registry import load_task, task_names
+
+    rows, console, errors = [], Console(), Console(stderr=True, soft_wrap=True)
+    # Seen on terminals only, and gone at the end.
+    with errors.status("loading the tasks") as status:
+        for name in task_names():
+            status.update(f"measuring the baselines of {name}")
+            try:
+                default = load_task(name)
+            except QflError as error:  # another package's fault must not hide every task
+                errors.print(f"warning: {error}", markup=False, highlight=False)
+                continue
+            task = _at_length(default, length)
+            rows.append({**_about(task or default), "has_length": task is not None})
+    if as_json:
+        print_json(rows)
+        return
+    console.print(_table(rows, wide=console.width >= _WIDE))
+    if not all(row["has_length"] for row in rows):
+        console.print(f"* cannot have length {length}: shown at its own", style="dim")
+    console.print("baselines in nats; (+2): further features, not looked at by default", style="dim")
+
+
+def _at_length(task: Task, length: int | None) -> Task | None:
+    """The task at `length`; None where it cannot have it."""
+    try:
+        return task if length is None else type(task)(length)
+    except ValueError:
+        return None
+
+
+def _about(task: Task) -> dict[str, Any]:
+    """All there is to say about a task, as JSON has it."""
     return {
         "task": task.name,
         "length": task.length,
-        "lengths": f"{task.lengths[0]}-{task.lengths[1]}",
-        "vocabulary": " ".join(task.vocabulary),
+        "default_length": task.default_length,
+        "lengths": list(task.lengths),
+        "length_step": task.length_step,
         "n_ctx": task.n_ctx,
-        "features": ", ".join(task.features),
-        "baseline (paper)": task.baselines["paper"],
-        "base rate": task.baselines["base_rate"],
-    }
+        "d_vocab": task.d_vocab,
+        "vocabulary": list(task.vocabulary),
+        "train_fraction": task.train_fraction,
+        "baselines": dict(task.baselines),
+        "features": [
+            {"feature": f.name, "kind": f.kind, "labels": f.n_labels, "by_default": f.by_default,
+             "description": f.description}
+            for f in task.features.values()
+        ],
+    }  # fmt: skip
 
 
-def _examples(task: Any, n: int, seed: int) -> list[dict[str, Any]]:
-    """Examples as tokens, and each feature's label at the token where it is read."""
+def _table(rows: Sequence[dict[str, Any]], *, wide: bool) -> Table:
+    """The list of tasks; on a narrow page the features stand below the name."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("task", overflow="fold")
+    for title in ("length", "context"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("vocabulary", no_wrap=True)
+    for title in ("paper", "base rate"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("features", overflow="fold")
+    for row in rows:
+        features = Text(_feature_names(row["features"]), style="dim")
+        name = Text(row["task"], style="cyan")
+        table.add_row(
+            name if wide else Group(name, Padding(features, (0, 0, 0, 2))),
+            f"{row['length']}{' ' if row['has_length'] else '*'}",
+            str(row["n_ctx"]),
+            escape(short_vocabulary(row["vocabulary"])),
+            *(f"{row['baselines'][key]:.4f}" for key in ("paper", "base_rate")),
+            *([features] if wide else []),
+        )
+    return table
+
+
+def _feature_names(features: Sequence[dict[str, Any]]) -> str:
+    """Those looked at by default, and how many more there are."""
+    usual = [f["feature"] for f in features if f["by_default"]]
+    more = len(features) - len(usual)
+    return ", ".join(usual) + (f" (+{more})" if more else "")
+
+
+def short_vocabulary(vocabulary: Sequence[str]) -> str:
+    """The tokens, runs of letters or numbers elided, and how many there are: `A..Z = <EOS> (28)`."""
+    runs: list[list[str]] = []
+    for token in vocabulary:
+        if runs and _follows(runs[-1][-1], token):
+            runs[-1].append(token)
+        else:
+            runs.append([token])
+    parts = [[f"{run[0]}..{run[-1]}"] if len(run) > 2 else run for run in runs]
+    return " ".join(itertools.chain(*parts)) + f" ({len(vocabulary)})"
+
+
+def _follows(one: str, other: str) -> bool:
+    """Whether they are a letter and the next letter, or a number and the next number."""
+    if one.isdecimal() and other.isdecimal():
+        return int(other) == int(one) + 1
+    return len(one) == len(other) == 1 and one.isalpha() and other.isalpha() and ord(other) == ord(one) + 1
+
+
+def _print_about(console: Console, task: Task, about: dict[str, Any]) -> None:
+    """One task in detail."""
+    low, high = task.lengths
+    step = f", a multiple of {task.length_step}" if task.length_step > 1 else ""
+    paragraph = inspect.cleandoc(type(task).__doc__ or "").split("\n\n")[0]
+    console.print(f"[bold cyan]{escape(task.name)}[/]  {escape(' '.join(paragraph.split()))}", highlight=False)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_row("length", f"{task.length}  ({low} to {high}{step}; the paper's is {task.default_length})")
+    facts.add_row("context", f"{task.n_ctx} tokens")
+    facts.add_row("vocabulary", escape(short_vocabulary(task.vocabulary)))
+    facts.add_row("baselines", "  ".join(f"{escape(k)} {v:.4f}" for k, v in task.baselines.items()) + " nats")
+    facts.add_row("training sees", f"{task.train_fraction:.0%} of all problems")
+    console.print(facts, highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("feature", "kind", "labels", "default", "description"):
+        table.add_column(title, justify="right" if title == "labels" else "left", overflow="fold")
+    for _, group in itertools.groupby(about["features"], key=_alike):
+        first, *others = group
+        name, description = first["feature"], first["description"]
+        if others:
+            name, description = f"{name} .. {others[-1]['feature']}", f"{description}; and so on"
+        usual = "yes" if first["by_default"] else "no"
+        style = None if first["by_default"] else "dim"
+        table.add_row(name, first["kind"], str(first["labels"]), usual, escape(description), style=style)
+    console.print()
+    console.print(table)
+    console.print()
+
+
+def _alike(feature: dict[str, Any]) -> tuple[str, ...]:
+    """Equal for features that differ in a number at the end of their names."""
+    return (feature["feature"].rstrip("0123456789"), *(str(feature[key]) for key in ("kind", "labels", "by_default")))
+
+
+def _examples(task: Task, n: int, seed: int) -> list[dict[str, Any]]:
+    """Examples as tokens, and each feature's labels with the token index where each is read (-1: no such label)."""
     from qfl_interp.seeding import generator
 
     raw = task.sample(generator(seed, "show"), n)
     batch = task.encode(raw)
-    shown = []
-    for row in range(n):
-        tokens = task.str_tokens(batch.tokens[row].tolist())
-        features = {}
-        for feature in task.features.values():
-            labels, positions = feature.labels(raw)[row], feature.positions(raw)[row]
-            features[feature.name] = {int(p): str(v) for p, v in zip(positions, labels, strict=True) if p >= 0}
-        shown.append({"tokens": tokens, "features": features})
-    return shown
-
-
-def _aligned(example: dict[str, Any]) -> Table:
-    """Tokens in a row, each feature's labels below the tokens they are read at."""
-    table = Table(show_header=False, box=None, padding=(0, 0, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True)
-    tokens = example["tokens"]
-    width = max(len(name) for name in ("tokens", *example["features"])) + 2
-    cells = [len(token) for token in tokens]
-    table.add_row("[bold]" + "tokens".ljust(width) + "[/]" + escape("".join(tokens)))
-    for (name, labels), colour in zip(example["features"].items(), _COLOURS * 4, strict=False):
-        text = "".join(labels.get(i, "·").ljust(cell) if i in labels else " " * cell for i, cell in enumerate(cells))
-        table.add_row(f"[{colour}]{escape(name.ljust(width) + text)}[/]")
-    table.add_row("")
-    return table
+    features = {f.name: (f.kind, f.positions(raw).tolist(), f.labels(raw).tolist()) for f in task.features.values()}
+    return [
+        {
+            "raw": raw[row].tolist(),
+            "tokens": task.str_tokens(batch.tokens[row]),
+            "loss_mask": batch.loss_mask[row].tolist(),
+            "features": {
+                name: {"kind": kind, "positions": positions[row], "labels": labels[row]}
+                for name, (kind, positions, labels) in features.items()
+            },
+        }
+        for row in range(n)
+    ]

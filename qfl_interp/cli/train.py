@@ -19,7 +19,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 def train(
     task: Annotated[str, typer.Argument(help="A registered task; `qfl tasks` lists them.", show_default=False)],
-    length: Annotated[int, typer.Option(help="The task's length (bits of an operand, ...).")] = 16,
+    length: Annotated[
+        int | None, typer.Option(help="The task's length (bits of an operand, nodes, ...); the paper's by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to make; runs/<run id> by default.")] = None,
     budget: Annotated[float | None, typer.Option(help="Nominal training FLOPs, for example 3e12.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates, instead of a budget.")] = None,
@@ -29,6 +31,7 @@ def train(
     style: Annotated[Literal["llama", "gpt2"], typer.Option(help="Architecture.")] = "llama",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Examples an update.")] = 64,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's; grokking wants about 1.")] = 0.1,
     schedule: Annotated[Literal["cosine", "wsd"], typer.Option(help="Learning-rate schedule.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
@@ -53,9 +56,9 @@ def train(
     """
     model = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style)
     config = TrainConfig(
-        budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, schedule=schedule, warmup_fraction=warmup,
-        seed=seed, n_checkpoints=checkpoints, eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer,
-        compile=compile,
+        budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, weight_decay=weight_decay, schedule=schedule,
+        warmup_fraction=warmup, seed=seed, n_checkpoints=checkpoints, eval_fraction=eval_fraction, n_val=n_val,
+        save_optimizer=save_optimizer, compile=compile,
     )  # fmt: skip
     from qfl_interp.registry import load_task
     from qfl_interp.training import plan_run

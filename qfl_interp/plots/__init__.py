@@ -6,6 +6,7 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.plots.ablation import ablation_figure
 from qfl_interp.plots.heatmap import probe_heatmap
+from qfl_interp.plots.overview import leads_figure, losses_figure
 from qfl_interp.plots.panels import Legend, Panel, Transition, stack_panels
 from qfl_interp.plots.theme import figure_config
 from qfl_interp.plots.timeline import exact_panel, feature_panel, loss_figure, loss_panel, timeline_figure
@@ -19,8 +20,10 @@ __all__ = [
     "exact_panel",
     "feature_panel",
     "figure_config",
+    "leads_figure",
     "loss_figure",
     "loss_panel",
+    "losses_figure",
     "probe_heatmap",
     "stack_panels",
     "timeline_figure",

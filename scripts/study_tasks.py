@@ -1,0 +1,257 @@
+"""Train every task of docs/tasks.toml with several seeds, classify its features, fill the tables of docs/tasks.md.
+
+    python scripts/study_tasks.py [--out runs/tasks] [--jobs 2] [--only TASK ...] [--figures]
+
+Each run is trained on one thread, `--jobs` at a time. Killed at any moment, it goes on where it was; what is there is
+not computed again. The tables between the markers of docs/tasks.md are replaced, and the numbers behind them written to
+docs/tasks.json; with --figures the figures too (docs/figures/*.png; needs `pip install kaleido` and a Chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# One thread a job, decided before torch is imported: the jobs fill the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import qfl_interp as qfl
+from analyses import emergence, timeline
+from qfl_interp.emergence import lead_interval_seeds
+from qfl_interp.plots.overview import leads_figure, losses_figure
+from qfl_interp.provenance import device_name
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCALE = 2
+
+
+class Job(NamedTuple):
+    """One run of the study."""
+
+    settings: dict[str, Any]
+    seed: int
+    out: Path
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self.out / f"{self.settings['name']}-{self.settings['length']}-s{self.seed}"
+
+
+def read_jobs(out: Path, only: list[str]) -> list[Job]:
+    """The runs of docs/tasks.toml, in its order."""
+    study = tomllib.loads((DOCS / "tasks.toml").read_text())
+    entries = [study["defaults"] | entry for entry in study["task"] if not only or entry["name"] in only]
+    return [Job(entry, seed, out) for entry in entries for seed in entry["seeds"]]
+
+
+def probe_config(settings: dict[str, Any]) -> qfl.ProbeConfig:
+    """How the run's features are probed."""
+    return qfl.ProbeConfig(n_train=settings["n_train"])
+
+
+def work(job: Job) -> str:
+    """Train and analyse one run; skips what is there."""
+    settings = job.settings
+    run = qfl.train(
+        qfl.load_task(settings["name"], settings["length"]),
+        qfl.ModelConfig(d_model=settings["d_model"], n_layers=settings["n_layers"]),
+        qfl.TrainConfig(
+            budget_flops=settings["budget_flops"],
+            lr=settings["lr"],
+            batch_size=settings["batch_size"],
+            weight_decay=settings["weight_decay"],
+            seed=job.seed,
+            eval_fraction=0.01,
+            n_checkpoints=settings["n_checkpoints"],
+        ),
+        job.path,
+        resume=True,
+        progress=False,
+    )
+    emergence(run, settings.get("features"), config=probe_config(settings), progress=False)
+    return run.run_id
+
+
+def run_all(jobs: list[Job], n_jobs: int, console: Console) -> None:
+    """Every job, `n_jobs` at a time; one that fails is reported and does not stop the others."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    failed = []
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        shown = bar.add_task("runs", total=len(jobs))
+        with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(work, job): job for job in jobs}
+            for future in as_completed(futures):
+                if future.exception() is not None:
+                    failed.append(futures[future])
+                    console.print(f"[red]{futures[future].path.name}: {future.exception()}[/]")
+                bar.advance(shown)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(jobs)} runs failed; the tables are not written.")
+
+
+class Study(NamedTuple):
+    """What was measured: one row a run, one row a run, feature and third, and the loss curves."""
+
+    runs: pd.DataFrame
+    verdicts: pd.DataFrame
+    metrics: pd.DataFrame
+
+
+def gather(jobs: list[Job]) -> Study:
+    """The results of finished jobs."""
+    runs, verdicts, metrics = [], [], []
+    for job in jobs:
+        run, settings = qfl.Run.open(job.path), job.settings
+        named = {"task": settings["name"], "length": settings["length"], "seed": job.seed}
+        found = emergence(run, settings.get("features"), config=probe_config(settings), progress=False).to_dataframe()
+        paper = settings.get("paper", {})
+        verdicts.append(found.assign(**named, paper=[paper.get(f, "") for f in found["feature"]]))
+        validated = run.metrics.dropna(subset=["val_loss"])
+        metrics.append(validated[["flops", "val_loss_answer", "val_exact_answer"]].assign(**named))
+        first, last = found.iloc[0], validated.iloc[-1]
+        runs.append(
+            named
+            | {name: settings[name] for name in ("d_model", "n_layers", "batch_size", "lr", "weight_decay")}
+            | {"budget_flops": settings["budget_flops"], "n_steps": run.steps[-1]}
+            | {"paper_baseline": run.task.baselines["paper"], "base_rate": run.task.baselines["base_rate"]}
+            | {"val_loss": last["val_loss"], "val_loss_answer": last["val_loss_answer"]}
+            | {"exact_answer": last["val_exact_answer"], "transition_found": bool(first["transition_found"])}
+            | {"start_flops": first["transition_start_flops"], "end_flops": first["transition_end_flops"]}
+            | {"plateau_loss": first["plateau_loss"], "reason": first["transition_reason"]}
+        )
+    return Study(pd.DataFrame(runs), pd.concat(verdicts, ignore_index=True), pd.concat(metrics, ignore_index=True))
+
+
+def span(values: pd.Series, pattern: str) -> str:
+    """The smallest and the largest value, or the one there is."""
+    kept = values.dropna()
+    if kept.empty:
+        return "–"
+    low, high = pattern.format(kept.min()), pattern.format(kept.max())
+    return low if low == high else f"{low} to {high}"
+
+
+def run_table(study: Study) -> str:
+    """One line a task: its size, its losses, its transition over the seeds."""
+    lines = [
+        "| task | length | d_model x layers | budget (FLOPs) | seeds | base rate | final loss | exact match "
+        "| transition (FLOPs) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (task, length), part in study.runs.groupby(["task", "length"], sort=False):
+        first, found = part.iloc[0], part[part["transition_found"]]
+        between = f"{span(found['start_flops'], '{:.1e}')} → {span(found['end_flops'], '{:.1e}')}"
+        where = between if len(found) == len(part) else f"{between} ({len(found)} of {len(part)})"
+        lines.append(
+            f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.0e} | {len(part)} "
+            f"| {first.base_rate:.3f} | {span(part['val_loss_answer'], '{:.3g}')} "
+            f"| {span(part['exact_answer'], '{:.3f}')} | {where if len(found) else 'none found'} |"
+        )
+    return "\n".join(lines)
+
+
+def feature_table(study: Study) -> str:
+    """One line a task and feature, over all of its labels: the verdict of each seed, the lead, the paper's verdict."""
+    lines = [
+        "| task | feature | verdicts, seed by seed | lead, decades (95 % over seeds) | probe loss: untrained → best "
+        "| paper |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    whole = study.verdicts[study.verdicts["third"] == "all"]
+    for (task, length, feature), part in whole.groupby(["task", "length", "feature"], sort=False):
+        kinds = [f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()]
+        lines.append(
+            f"| {task} {length} | {feature} | {', '.join(kinds)} | {lead_text(part['lead_log10'])} "
+            f"| {part['baseline'].mean():.3g} → {part['best'].mean():.3g} | {part['paper'].iloc[0] or '–'} |"
+        )
+    return "\n".join(lines)
+
+
+def lead_text(leads: pd.Series) -> str:
+    """The mean lead with Student's interval over seeds; the number of seeds where some have none."""
+    kept = leads.dropna().to_numpy()
+    if not len(kept):
+        return "–"
+    interval = lead_interval_seeds(kept)
+    known = f"{kept.mean():+.2f}" + (f" ({interval.low:+.2f} to {interval.high:+.2f})" if interval else "")
+    return known if len(kept) == len(leads) else f"{known}, {len(kept)} of {len(leads)} seeds"
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page."""
+    text = page.read_text()
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
+        text = pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
+    page.write_text(text)
+
+
+def without_nan(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Records that are valid JSON."""
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows.to_dict("records")
+    ]
+
+
+def draw(study: Study, jobs: list[Job], folder: Path) -> None:
+    """The overview figures, and the timeline of each task's first seed."""
+    folder.mkdir(exist_ok=True)
+    tasks = study.runs.drop_duplicates(["task", "length"])
+    found = study.runs[study.runs["transition_found"]]
+    figures = {"losses": losses_figure(study.metrics, tasks, found)}
+    figures["leads"] = leads_figure(study.verdicts[study.verdicts["third"] == "all"])
+    for job in jobs:
+        if job.seed == job.settings["seeds"][0]:
+            run = qfl.Run.open(job.path)
+            figures[job.path.name.removesuffix(f"-s{job.seed}")] = timeline(
+                run, job.settings.get("features"), config=probe_config(job.settings), progress=False
+            )
+    for name, figure in figures.items():
+        size = figure.layout.meta
+        figure.write_image(folder / f"{name}.png", width=max(size["width"], 760), height=size["height"], scale=SCALE)
+
+
+def main() -> None:
+    """Run what is missing, then write tables and figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tasks"), help="where the runs are kept")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--only", nargs="*", default=[], metavar="TASK", help="these tasks; writes no tables")
+    parser.add_argument("--figures", action="store_true", help="draw docs/figures/*.png too")
+    arguments = parser.parse_args()
+    console = Console(stderr=True)
+    jobs = read_jobs(arguments.out, arguments.only)
+    run_all(jobs, arguments.jobs, console)
+    study = gather(jobs)
+    tables = {"runs": run_table(study), "features": feature_table(study)}
+    print(*tables.values(), sep="\n\n")
+    if arguments.only:
+        return
+    fill(DOCS / "tasks.md", tables)
+    columns = ["task", "length", "seed", "feature", "third", "metric", "verdict", "certain", "reason", "lead_log10"]
+    columns += ["lead_low", "lead_high", "baseline", "best", "fraction_at_start", "onset_flops", "paper"]
+    kept = study.verdicts.filter(columns)
+    found = {"machine": device_name("cpu"), "runs": without_nan(study.runs), "verdicts": without_nan(kept)}
+    (DOCS / "tasks.json").write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.figures:
+        draw(study, jobs, DOCS / "figures")
+
+
+if __name__ == "__main__":
+    main()

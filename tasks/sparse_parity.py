@@ -1,0 +1,172 @@
+"""Sparse parity: the parity of 3 bits at fixed, unknown places among n."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8, UInt64
+
+from qfl_interp.seeding import generator
+from qfl_interp.shapes import Examples, Tokens
+from qfl_interp.task import Batch, Feature, Pairs, Task
+from tasks._bits import packed
+from tasks._pairs import check_label
+
+_TOKENS = ("0", "1", "=")
+_EQUALS = 2
+
+
+class SparseParity(Task):
+    """The (n, k)-sparse parity problem with k = 3, posed to a sequence model.
+
+    A raw example is n bits; the tokens are the bits in order, `=` at index n, and the parity of the relevant bits at
+    n + 1. The relevant places are drawn once for each n and never change; the model has to find them. There is no
+    `<EOS>`: the answer is one token. `=` is scored too; it is certain, so the loss over the answer alone is the
+    literature's. Every step sees fresh bits (the online setting), so nothing can be memorised at large n.
+
+    Features, all read at `=`:
+        relevant_bit: label r is the r-th relevant bit, r = 0 .. k - 1.
+        partial_parity: label r is the parity of the first r + 2 relevant bits, r = 0 .. k - 2. The last one *is* the
+            answer, the very next token, so it is loud by construction.
+
+    Attributes:
+        relevant: The relevant places, in increasing order.
+
+    References:
+        arXiv 2207.08799 (Hidden Progress in Deep Learning).
+
+    Example:
+        >>> task = SparseParity(length=5)
+        >>> task.relevant
+        (0, 1, 3)
+        >>> examples = np.array([[1, 0, 1, 1, 1]], dtype=np.uint8)
+        >>> "".join(task.str_tokens(task.encode(examples).tokens[0]))
+        '10111=0'
+        >>> task.features["partial_parity"].labels(examples).tolist()
+        [[1, 0]]
+    """
+
+    name = "sparse_parity"
+    vocabulary = _TOKENS
+    lengths = (3, 1024)
+    default_length = 40
+    N_RELEVANT: ClassVar[int] = 3
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__(length)
+        # The places belong to the problem, not to a run: the generator's only keys are the task and n.
+        places = generator(0, "task/sparse_parity", self.length).choice(self.length, self.N_RELEVANT, replace=False)
+        self.relevant: tuple[int, ...] = tuple(sorted(places.tolist()))
+
+    @property
+    def n_ctx(self) -> int:
+        """The bits, `=` and the parity: n + 2 tokens."""
+        return self.length + 2
+
+    @property
+    def baselines(self) -> Mapping[str, float]:
+        """A fair coin for the answer, with `=` certain and without `=`."""
+        return {"paper": math.log(2) / 2, "base_rate": math.log(2)}
+
+    def _features(self) -> Sequence[Feature]:
+        """The relevant bits and what has been accumulated of their parity."""
+        return [
+            Feature(
+                name="relevant_bit",
+                kind="binary",
+                n_labels=self.N_RELEVANT,
+                labels=self._relevant_bits,
+                positions=lambda examples: self._at_equals(examples, self.N_RELEVANT),
+                description="the r-th relevant bit, at '='",
+            ),
+            Feature(
+                name="partial_parity",
+                kind="binary",
+                n_labels=self.N_RELEVANT - 1,
+                labels=self._parities,
+                positions=lambda examples: self._at_equals(examples, self.N_RELEVANT - 1),
+                description="the parity of the first r + 2 relevant bits, at '='; the last is the answer",
+            ),
+        ]
+
+    def _relevant_bits(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
+        """Bits at the relevant places."""
+        return examples[:, self.relevant].astype(np.uint8)
+
+    def _parities(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
+        """Parities of the first two, three, ... relevant bits."""
+        return np.bitwise_xor.accumulate(self._relevant_bits(examples), axis=1)[:, 1:]
+
+    def _at_equals(self, examples: Examples, n_labels: int) -> Int[np.ndarray, "batch label"]:
+        """The index of `=`, for every label."""
+        return np.broadcast_to(np.int64(self.length), (len(examples), n_labels))
+
+    def sample(self, rng: np.random.Generator, n: int) -> Examples:
+        """`n` rows of independent fair bits."""
+        raw = rng.integers(0, 256, size=(n, -(-self.length // 8)), dtype=np.uint8)
+        return np.unpackbits(raw, axis=1, count=self.length)
+
+    def encode(self, examples: Examples) -> Batch:
+        """Tokens and loss mask of raw examples.
+
+        Raises:
+            ValueError: The rows are not n bits.
+        """
+        if examples.shape[1] != self.length or (examples.size and (examples.min() < 0 or examples.max() > 1)):
+            raise ValueError(
+                f"examples of {self!r} must be rows of {self.length} bits, got shape {examples.shape} with values "
+                f"in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
+            )
+        rows = np.empty((len(examples), self.n_ctx), dtype=np.uint8)
+        rows[:, : self.length] = examples
+        rows[:, self.length] = _EQUALS
+        rows[:, -1] = self._parities(examples)[:, -1]
+        scored = torch.arange(self.n_ctx) >= self.length
+        return Batch(torch.from_numpy(rows).long(), scored.repeat(len(examples), 1))
+
+    def decode(self, tokens: Tokens) -> Examples:
+        """The bits that the prompts hold; what follows `=` is ignored.
+
+        Raises:
+            ValueError: A prompt is not n bits and `=`.
+        """
+        ids = tokens[:, : self.length + 1].cpu().numpy()
+        if ids.shape[1] <= self.length:
+            raise ValueError(f"prompts of {self!r} must have {self.length + 1} tokens, got {ids.shape[1]}.")
+        bits = ids[:, :-1]
+        fits = ((bits == 0) | (bits == 1)).all(axis=1) & (ids[:, -1] == _EQUALS)
+        if not fits.all():
+            row = int(np.argmin(fits))
+            raise ValueError(
+                f"prompts of {self!r} must be {self.length} bits, '=', got the token ids {ids[row].tolist()} in row "
+                f"{row}; '=' is {_EQUALS}."
+            )
+        return bits.astype(np.uint8)
+
+    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
+        """The bits themselves: no two different prompts are the same problem."""
+        return packed(examples)
+
+    def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
+        """Pairs that differ in one or two relevant bits.
+
+        - relevant_bit: bit `label` alone is flipped; every parity that contains it, hence the answer, changes too.
+        - partial_parity: the last bit of that parity is flipped, and the relevant bit after it where there is one, so
+          that no other parity changes: the answer changes with the last label only.
+
+        Raises:
+            QflError: Unknown feature.
+            ValueError: `label` is out of range.
+        """
+        check_label(self, feature, label)
+        flipped = self.relevant[label : label + 1]
+        if feature == "partial_parity":
+            flipped = self.relevant[label + 1 : label + 3]
+        clean = self.sample(rng, n)
+        corrupted = clean.copy()
+        corrupted[:, flipped] ^= 1
+        return Pairs(clean, corrupted)
