@@ -30,8 +30,9 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: Token ids; row i is one padded sequence.
-        loss_mask: True on every token that is scored: from `=` through the first end-of-sequence token. The
-            prediction at position i is scored where `loss_mask[:, i + 1]`.
+        loss_mask: True on every token that is scored: from `=` through the first end-of-sequence token, or the last
+            answer token where a task has no such token. The prediction at position i is scored where
+            `loss_mask[:, i + 1]`.
     """
 
     tokens: Tokens

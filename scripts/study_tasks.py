@@ -75,6 +75,7 @@ def work(job: Job) -> str:
             weight_decay=settings["weight_decay"],
             seed=job.seed,
             eval_fraction=0.01,
+            n_val=settings["n_val"],
             n_checkpoints=settings["n_checkpoints"],
         ),
         job.path,

@@ -52,7 +52,8 @@ class MinSpanningTree(GraphTask):
 
     Features:
         is_tree_edge: whether the r-th edge of the prompt is kept, r = 0..n(n-1)/2 - 1, read at its second node, 2r + 1.
-            This goes beyond the paper, which names no feature for this task. The first two edges are always kept.
+            This goes beyond the paper, which names no feature for this task. The first two edges are always kept, and
+            edges past the middle of the list of pairs hardly ever are: there are no pairs of examples for those labels.
 
     As in the reference, `=` is scored although the end of the edge list cannot be known: about 0.69 nats on that token
     at n = 11.

@@ -50,10 +50,11 @@ class ModularAddition(Task):
     residue x is one token, with id x; `+` has id p and `=` has p + 1. There is no `<EOS>`: the answer is one token.
     `=` is scored too; it is certain, so the loss over the answer alone is the literature's.
 
-    Training sees a fixed 30 % of all p^2 problems, which the hash of the unordered pair of operands chooses, so that
-    (a, b) and (b, a) are both trained on or both held out; the rest is halved into validation and test. Batches are
-    drawn from the training problems with replacement, so that an epoch is no more than an average. (The papers train
-    on the whole training set at every step, and draw it without regard to order.)
+    Training sees a fixed half of all p^2 problems, which the hash of the unordered pair of operands chooses, so that
+    (a, b) and (b, a) are both trained on or both held out; the rest is halved into validation and test. The progress
+    measures paper trains on 30 % of the ordered pairs, which hold 1 - 0.7^2 = 51 % of the unordered ones: as much to
+    learn from, but 30 % of its test problems are mirrored training problems. Batches are drawn from the training problems
+    with replacement, so that an epoch is no more than an average (that paper takes the whole set at every step).
 
     Features, all read at `=`:
         cos_sum, sin_sum: label r is the cosine (sine) of 2 pi (r + 1) (a + b) / p, frequency r + 1 = 1 .. (p - 1) // 2:
@@ -74,7 +75,7 @@ class ModularAddition(Task):
     name = "modular_addition"
     lengths = (3, 1000)
     default_length = 113
-    train_fraction = 0.3
+    train_fraction = 0.5
 
     def __init__(self, length: int | None = None) -> None:
         super().__init__(length)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 import qfl_interp as qfl
 
 torch.set_num_threads(1)
+# The first example of a property may compile a kernel or meet a busy machine: a test's time is no law of the code.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 def tiny_train_config(**changes) -> qfl.TrainConfig:

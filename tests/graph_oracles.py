@@ -170,7 +170,7 @@ def networkx_agrees(name: str, raw: Raw, n_nodes: int, output: list[int]) -> boo
     if name == "shortest_path":
         ends = [output[0], output[-1]] == raw.query
         steps = all(graph.has_edge(u, v) for u, v in itertools.pairwise(output))
-        return ends and steps and len(output) == 1 + nx.shortest_path_length(graph, *raw.query)
+        return ends and steps and len(output) == 1 + nx.shortest_path_length(graph, raw.query[0], raw.query[1])
     place = {v: i for i, v in enumerate(output)}
     ordered = sorted(output) == list(range(n_nodes)) and all(place[u] < place[v] for u, v in graph.edges)
     return ordered and nx.is_directed_acyclic_graph(graph)

@@ -11,7 +11,7 @@ from fractions import Fraction
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
@@ -480,7 +480,6 @@ def test_number_of_nodes_out_of_range(n_nodes):
 # --- the invariant ---
 
 
-@settings(deadline=None)
 @given(st.integers(2, 26), st.floats(0, 1), st.integers(0, 2**32))
 def test_words_do_not_depend_on_the_numbering(n, density, seed):
     rng = np.random.default_rng(seed)

@@ -129,23 +129,25 @@ def test_random_graphs(name, n_nodes, n):
     check_against_oracle(task, task.sample(np.random.default_rng(n_nodes), n), networkx_step=10)
 
 
+def band(rng, n_nodes):
+    """A long graph: nodes 0 and 3, 1 and 4, ... are joined, and others up to 4 apart at random."""
+    near = [(u, v) for u, v in itertools.combinations(range(n_nodes), 2) if v - u <= 4]
+    return [(u, v) for u, v in near if v - u == 3 or u + v in (1, 3) or rng.random() < 0.4]
+
+
 @every_task
 @pytest.mark.parametrize("n_nodes", [11, 26])
-def test_sparse_and_full_graphs(name, n_nodes):
-    names = np.random.default_rng(0).permutation(n_nodes)
-    shapes = {
-        "path": [(v, v + 1) for v in range(n_nodes - 1)],
-        "cycle": [(v, (v + 1) % n_nodes) for v in range(n_nodes)],
-        "star": [(0, v) for v in range(1, n_nodes)],
-        "complete": list(itertools.combinations(range(n_nodes), 2)),
-    }
-    query = [n_nodes - 1, 0][: N_QUERIES[name]]
-    rows = [
-        write(Raw(query, relabelled(edges, order)), n_nodes)
-        for edges in shapes.values()
-        for order in (range(n_nodes), names.tolist())
-    ]
-    check_against_oracle(load(name, n_nodes), np.array(rows))
+def test_special_graphs_under_many_numberings(name, n_nodes):
+    rng = np.random.default_rng(0)
+    last = n_nodes - 1
+    path, star = [(v, v + 1) for v in range(last)], [(0, v) for v in range(1, n_nodes)]
+    graphs = [path, [*path, (0, last)], star, list(itertools.combinations(range(n_nodes), 2))] * 5
+    rows = []
+    for edges in [*graphs, *(band(rng, n_nodes) for _ in range(100))]:
+        names = rng.permutation(n_nodes).tolist()
+        query = [names[0], names[-1]][: N_QUERIES[name]]
+        rows.append(write(Raw(query, relabelled(edges, names)), n_nodes))
+    check_against_oracle(load(name, n_nodes), np.array(rows), networkx_step=2)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_base_rate_is_the_best_constant_guess(name):
     task = load(name, 4)
     share: dict[int, dict[int, float]] = {}
     for row, probability in every_example(name, 4).items():
-        raw = read(row, 4, N_QUERIES[name])
+        raw = read(list(row), 4, N_QUERIES[name])
         for place, token in enumerate([*ORACLES[name](raw.query, raw.edges, 4).output, 27]):
             at_place = share.setdefault(place, {})
             at_place[token] = at_place.get(token, 0.0) + probability
@@ -231,8 +233,7 @@ def test_base_rate_is_the_best_constant_guess(name):
     ("name", "paper"), [(name, 2.7569 if name in TASKS[:2] else 3.2958) for name in TASKS], ids=TASKS
 )
 def test_paper_line(name, paper):
-    assert load(name).baselines["paper"] == pytest.approx(paper, abs=5e-5)
-    assert load(name, 5).baselines["paper"] == pytest.approx(paper, abs=5e-5)
+    assert load(name, 4).baselines["paper"] == pytest.approx(paper, abs=5e-5)
 
 
 @settings(max_examples=40)

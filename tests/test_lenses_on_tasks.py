@@ -1,4 +1,4 @@
-"""The lenses on tasks of every shape: numbers, sets, answers of any length, labels that few examples have, one place."""
+"""The lenses on tasks of every shape: numbers, sets, answers of any length, rare labels, labels read at one token."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -82,7 +82,6 @@ def test_draws_depend_on_the_generator_alone():
     assert shuffled_multisets(np.random.default_rng(0), 0, 8, 1, 9).shape == (0, 8)
 
 
-@settings(deadline=None)  # the first example may compile
 @given(data=st.data(), limits=st.sampled_from([(1, 9), (-9, 9), (0, 1)]), n_entries=st.integers(1, 70))
 def test_words_are_equal_for_equal_multisets_only(data, limits, n_entries):
     low, high = limits

@@ -330,3 +330,70 @@ def test_format_power(value, text):
 )
 def test_format_p(value, text):
     assert theme.format_p(value) == text
+
+
+def several_runs():
+    """Loss curves, tasks and transitions of two tasks with two seeds each."""
+    metrics, transitions = [], []
+    for task, length, level in (("addition", 16, 0.7), ("sparse_parity", 12, 0.5)):
+        for seed in (0, 1):
+            flops = np.geomspace(1e9, 1e12, 20)
+            losses = np.where(flops < 1e11 * (1 + seed), level, 0.01 * level)
+            named = {"task": task, "length": length, "seed": seed}
+            metrics.append(pd.DataFrame({"flops": [0.0, *flops], "val_loss_answer": [level, *losses]}).assign(**named))
+            if task == "addition":
+                transitions.append(named | {"start_flops": 1e11 * (1 + seed), "end_flops": 3e11 * (1 + seed)})
+    tasks = pd.DataFrame([("addition", 16, 0.65), ("sparse_parity", 12, 0.69)], columns=["task", "length", "base_rate"])
+    return pd.concat(metrics), tasks, pd.DataFrame(transitions)
+
+
+def test_losses_figure_draws_every_run_its_base_rate_and_the_band():
+    metrics, tasks, transitions = several_runs()
+    figure = plots.losses_figure(metrics, tasks, transitions)
+    curves = [trace for trace in figure.data if trace.name.startswith("seed")]
+    assert [(trace.name, trace.xaxis) for trace in curves] == [
+        ("seed 0", "x"), ("seed 1", "x"), ("seed 0", "x2"), ("seed 1", "x2"),
+    ]  # fmt: skip
+    for trace in curves:
+        assert min(trace.x) > 0, "a log axis has no 0"
+        assert len(trace.x) == 20
+    np.testing.assert_allclose(np.array(curves[1].y)[np.array(curves[1].x) < 2e11], 0.7)
+    assert [trace.y[0] for trace in figure.data if trace.name == "base rate"] == [0.65, 0.69]
+    (band,) = figure.layout.shapes
+    assert (band.x0, band.x1, band.xref) == (1e11, 6e11, "x"), "from the first start to the last end, one task only"
+    assert [a.text for a in figure.layout.annotations] == ["<b>addition</b> 16", "<b>sparse parity</b> 12"]
+
+
+def test_leads_figure_places_every_seed_and_names_what_has_no_lead():
+    rows = [
+        ("addition", "carry", 0, "quiet", True, 0.4, 0.3, 0.5),
+        ("addition", "carry", 1, "loud", False, -0.1, -0.2, np.inf),
+        ("addition", "first_operand", 0, "not learned", True, np.nan, np.nan, np.nan),
+        ("addition", "first_operand", 1, "not learned", True, np.nan, np.nan, np.nan),
+    ]
+    names = ["task", "feature", "seed", "verdict", "certain", "lead_log10", "lead_low", "lead_high"]
+    figure = plots.leads_figure(pd.DataFrame(rows, columns=names).assign(length=16))
+    assert list(figure.layout.yaxis.ticktext) == ["addition 16 · carry", "addition 16 · first operand"]
+    quiet, loud = (trace for trace in figure.data if trace.x[0] is not None)
+    assert (quiet.x[0], quiet.marker.symbol, quiet.opacity) == (0.4, "circle", 1.0)
+    assert quiet.error_x.array[0] == pytest.approx(0.1)
+    assert quiet.error_x.arrayminus[0] == pytest.approx(0.1)
+    assert loud.opacity < 1, "an uncertain verdict is faded"
+    assert loud.marker.symbol == "square"
+    assert np.isfinite(loud.error_x.array[0]), "an open range ends at the edge"
+    assert -0.5 < quiet.y[0] < loud.y[0] < 0.5
+    assert [a.text for a in figure.layout.annotations] == ["2 × not learned"]
+
+
+def test_a_number_s_probes_are_drawn_in_their_own_words():
+    probe = tables.probe().assign(metric="mse", kind="scalar")
+    probe["test_score"] = probe["test_score"] - 1.5  # R2 below 0: worse than the mean
+    figure = plots.probe_heatmap(probe, "carry")
+    bars = [figure.layout[name].colorbar for name in ("coloraxis", "coloraxis2")]
+    assert [bar.title.text for bar in bars] == ["test mean squared error", "test R²"]
+    assert bars[1].tickformat == ".2f"
+    assert figure.layout.coloraxis2.cmin == 0.0
+    assert "test mean squared error %{customdata[0]:.4f} (shuffled" in figure.data[0].hovertemplate
+    curves = tables.emergence_curve(("carry",)).assign(metric="mse")
+    assert plots.feature_panel(curves, pd.DataFrame()).y_title == "test mean squared error"
+    assert plots.feature_panel(tables.emergence_curve(("carry",)), pd.DataFrame()).y_title == "test log loss (nats)"

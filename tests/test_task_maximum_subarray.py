@@ -9,7 +9,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from helpers import golden
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -104,7 +104,6 @@ def test_sums_of_the_largest_values_do_not_overflow():
     check_against_all_segments(rows)
 
 
-@settings(deadline=None)  # the first example may compile
 @given(data=st.data(), length=st.integers(2, 100))
 def test_permuted_rows_are_the_same_problem(data, length):
     task = qfl.load_task("maximum_subarray", length=length)

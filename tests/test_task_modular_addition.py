@@ -79,11 +79,11 @@ def test_swapped_operands_are_the_same_problem(p, data):
     assert (words[0] == words[2]).all() == ({a, b} == {c, d})
 
 
-def test_the_training_set_is_a_fixed_three_tenths():
+def test_the_training_set_is_a_fixed_half():
     task = qfl.load_task("modular_addition")
     unordered = np.array(list(itertools.combinations_with_replacement(range(113), 2)))
     n = len(unordered)
-    for split, share in (("train", 0.3), ("val", 0.35), ("test", 0.35)):
+    for split, share in (("train", 0.5), ("val", 0.25), ("test", 0.25)):
         belongs = in_split(task, unordered, split)
         assert abs(belongs.mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
         np.testing.assert_array_equal(belongs, in_split(task, unordered[:, ::-1], split))
