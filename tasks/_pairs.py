@@ -32,26 +32,28 @@ def pairs_by_edit(
     feature: str,
     label: int,
     edit: Callable[[np.random.Generator, Examples], Examples],
+    sample: Callable[[np.random.Generator, int], Examples] | None = None,
 ) -> Pairs:
     """`n` pairs that differ in the feature's value at `label` and read it at the same position.
 
     Args:
-        task: Draws the clean examples.
+        task: Whose feature it is.
         rng: The only source of randomness.
         n: Pairs.
         feature: Name of the feature.
         label: Index of the label.
         edit: Clean examples to changed ones of the same prompt length.
+        sample: Draws the clean examples; the task by default.
 
     Raises:
         QflError: Unknown feature.
         ValueError: `label` is out of range, or no edit changes it.
     """
     check_label(task, feature, label)
-    found = task.feature(feature)
-    clean_parts, corrupted_parts, n_found, idle = [task.sample(rng, 0)], [task.sample(rng, 0)], 0, 0
+    found, draw = task.feature(feature), sample or task.sample
+    clean_parts, corrupted_parts, n_found, idle = [draw(rng, 0)], [draw(rng, 0)], 0, 0
     while n_found < n and idle < _PATIENCE:
-        clean = task.sample(rng, max(2 * (n - n_found), 64))
+        clean = draw(rng, max(2 * (n - n_found), 64))
         corrupted = edit(rng, clean)
         before, after = found.labels(clean)[:, label], found.labels(corrupted)[:, label]
         differ = (before != after).reshape(len(clean), -1).any(axis=1)

@@ -127,26 +127,22 @@ class ShortestPath(GraphTask):
         """
         if label < _COMMON_NODES or label >= self.length:
             return super().sample_pairs(rng, n, feature, label)
-        return pairs_by_edit(_FarApart(self.length, label), rng, n, feature, label, self._move_edge)
 
+        def sample(rng: np.random.Generator, n: int) -> Examples:
+            return self._sample_far_apart(rng, n, label)
 
-class _FarApart(ShortestPath):
-    """Shortest paths of a given number of edges."""
+        return pairs_by_edit(self, rng, n, feature, label, self._move_edge, sample)
 
-    def __init__(self, length: int, distance: int) -> None:
-        self.distance = distance
-        super().__init__(length)
-
-    def sample(self, rng: np.random.Generator, n: int) -> Examples:
+    def _sample_far_apart(self, rng: np.random.Generator, n: int, distance: int) -> Examples:
         """Sampled graphs in layers; nodes 0, 1, ... of a random order are the path and start one layer each."""
-        present = super().sample(rng, n)[:, self.n_queries :]
+        present = self.sample(rng, n)[:, self.n_queries :]
         place = rng.random((n, self.length)).argsort(axis=1).argsort(axis=1)
-        on_path = place <= self.distance
-        layer = np.where(on_path, place, rng.integers(0, self.distance + 1, size=place.shape))
+        on_path = place <= distance
+        layer = np.where(on_path, place, rng.integers(0, distance + 1, size=place.shape))
         u, v = np.triu_indices(self.length, 1)
         gap = np.abs(layer[:, u] - layer[:, v])
         path_edge = on_path[:, u] & on_path[:, v] & (gap == 1)
         side_edge = (on_path[:, u] != on_path[:, v]) & (gap == 0)
         edges = path_edge | side_edge | ((present == 1) & (gap <= 1))
-        ends = [(place == 0).argmax(axis=1), (place == self.distance).argmax(axis=1)]
+        ends = [(place == 0).argmax(axis=1), (place == distance).argmax(axis=1)]
         return np.column_stack([*ends, edges]).astype(np.uint8)
