@@ -73,6 +73,7 @@ def work(job: Job) -> str:
             lr=settings["lr"],
             batch_size=settings["batch_size"],
             weight_decay=settings["weight_decay"],
+            schedule=settings["schedule"],
             seed=job.seed,
             eval_fraction=0.01,
             n_val=settings["n_val"],

@@ -121,7 +121,10 @@ def _lay_out(order, last, first):
 @kernel
 @no_type_check
 def _is_connected(rows):
-    """Whether every node can be reached from node 0."""
+    """Whether every node can be reached from node 0.
+
+    The same loop is in `_graph_kernels`: compiled kernels on disk are not renewed when one in another file changes.
+    """
     n = len(rows)
     reached, before = np.uint32(1), np.uint32(0)
     while reached != before:
