@@ -20,10 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# One thread a job, decided before torch is imported: the jobs fill the cores.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import pandas as pd
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -93,7 +91,9 @@ def run_all(jobs: list[Job], n_jobs: int, console: Console) -> None:
     failed = []
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         shown = bar.add_task("runs", total=len(jobs))
-        with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
+        # One thread a job: the jobs fill the cores.
+        settings = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn"), **settings) as pool:
             futures = {pool.submit(work, job): job for job in jobs}
             for future in as_completed(futures):
                 if future.exception() is not None:
