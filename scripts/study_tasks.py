@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -33,6 +34,8 @@ from qfl_interp.provenance import device_name
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SCALE = 2
+# Exact match over the answer alone at which a run counts as half right.
+HALF = 0.5
 
 
 class Job(NamedTuple):
@@ -104,6 +107,12 @@ def run_all(jobs: list[Job], n_jobs: int, console: Console) -> None:
         raise SystemExit(f"{len(failed)} of {len(jobs)} runs failed; the tables are not written.")
 
 
+def first_at_least(validated: pd.DataFrame, share: float) -> float:
+    """FLOPs of the first validation with at least this exact match; NaN if there is none."""
+    reached = validated[validated["val_exact_answer"] >= share]
+    return float(reached["flops"].iloc[0]) if len(reached) else math.nan
+
+
 class Study(NamedTuple):
     """What was measured: one row a run, one row a run, feature and third, and the loss curves."""
 
@@ -130,7 +139,8 @@ def gather(jobs: list[Job]) -> Study:
             | {"budget_flops": settings["budget_flops"], "n_steps": run.steps[-1]}
             | {"paper_baseline": run.task.baselines["paper"], "base_rate": run.task.baselines["base_rate"]}
             | {"val_loss": last["val_loss"], "val_loss_answer": last["val_loss_answer"]}
-            | {"exact_answer": last["val_exact_answer"], "transition_found": bool(first["transition_found"])}
+            | {"exact_answer": last["val_exact_answer"], "half_right_flops": first_at_least(validated, HALF)}
+            | {"transition_found": bool(first["transition_found"])}
             | {"start_flops": first["transition_start_flops"], "end_flops": first["transition_end_flops"]}
             | {"plateau_loss": first["plateau_loss"], "reason": first["transition_reason"]}
         )
@@ -150,8 +160,8 @@ def run_table(study: Study) -> str:
     """One line a task: its size, its losses, its transition over the seeds."""
     lines = [
         "| task | length | d_model x layers | budget (FLOPs) | seeds | base rate | final loss | exact match "
-        "| transition (FLOPs) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| half right at (FLOPs) | transition (FLOPs) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (task, length), part in study.runs.groupby(["task", "length"], sort=False):
         first, found = part.iloc[0], part[part["transition_found"]]
@@ -160,7 +170,8 @@ def run_table(study: Study) -> str:
         lines.append(
             f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.0e} | {len(part)} "
             f"| {first.base_rate:.3f} | {span(part['val_loss_answer'], '{:.3g}')} "
-            f"| {span(part['exact_answer'], '{:.3f}')} | {where if len(found) else 'none found'} |"
+            f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['half_right_flops'], '{:.1e}')} "
+            f"| {where if len(found) else 'none found'} |"
         )
     return "\n".join(lines)
 
@@ -168,15 +179,18 @@ def run_table(study: Study) -> str:
 def feature_table(study: Study) -> str:
     """One line a task and feature, over all of its labels: the verdict of each seed, the lead, the paper's verdict."""
     lines = [
-        "| task | feature | verdicts, seed by seed | lead, decades (95 % over seeds) | probe loss: untrained → best "
-        "| paper |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| task | feature | verdicts, seed by seed | lead over the transition | lead over half right "
+        "| probe loss: untrained → best | paper |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    whole = study.verdicts[study.verdicts["third"] == "all"]
+    half_right = study.runs[["task", "length", "seed", "half_right_flops"]]
+    whole = study.verdicts[study.verdicts["third"] == "all"].merge(half_right, on=["task", "length", "seed"])
+    whole["over_half"] = np.log10(whole["half_right_flops"].astype(float) / whole["onset_flops"].astype(float))
     for (task, length, feature), part in whole.groupby(["task", "length", "feature"], sort=False):
         kinds = [f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()]
         lines.append(
             f"| {task} {length} | {feature} | {', '.join(kinds)} | {lead_text(part['lead_log10'])} "
+            f"| {lead_text(part['over_half'])} "
             f"| {part['baseline'].mean():.3g} → {part['best'].mean():.3g} | {part['paper'].iloc[0] or '–'} |"
         )
     return "\n".join(lines)
