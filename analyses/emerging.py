@@ -135,7 +135,15 @@ def emergence_tables(
         for third, points in groups(curve, "third"):
             bootstrap = _bootstrap(run, of_feature, points, third, transition, config, ratio, n_resamples)
             row = _verdict(points, transition, bootstrap, ratio)
-            verdicts.append({"feature": name, "third": third, **row, "n_bootstrap": n_resamples if bootstrap else 0})
+            verdicts.append(
+                {
+                    "feature": name,
+                    "metric": curve["metric"].iloc[0],
+                    "third": third,
+                    **row,
+                    "n_bootstrap": n_resamples if bootstrap else 0,
+                }
+            )
     columns = {**identity(run), "settings": config.digest(), "analysis": part}
     found = Emergence(pd.concat(curves, ignore_index=True).assign(**columns), pd.DataFrame(verdicts).assign(**columns))
     verdict_table.write(part, found.verdicts)

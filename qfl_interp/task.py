@@ -83,7 +83,7 @@ class Task(abc.ABC):
         vocabulary: The tokens as a person reads them, in the order of their ids.
         lengths: The smallest and the largest length the task can have.
         length_step: Every length is a multiple of it.
-        default_length: The paper's.
+        default_length: The paper's, or a common one where papers differ.
         train_fraction: Share of all problems that training may see; the rest is halved into validation and test.
             Where the problems are so many that none is seen twice it hardly matters; where they are few it is the
             fixed training set of a grokking experiment.
@@ -130,8 +130,8 @@ class Task(abc.ABC):
     def baselines(self) -> Mapping[str, float]:
         """Losses of answering at random, in nats per scored token, by name.
 
-        "paper" is the dashed line of the paper's scaling plot. "base_rate" is what the best constant guess for each
-        token would score, over the answer alone (`=` given): the clean variant.
+        "base_rate" is what the best constant guess for each token would score, over the answer alone (`=` given).
+        "paper", where a paper draws one, is the dashed line of its scaling plot (`=` scored).
         """
 
     @abc.abstractmethod

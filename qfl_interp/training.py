@@ -26,9 +26,11 @@ def plan_run(task: Task, model: ModelConfig, config: TrainConfig, start: Start |
     """What a training run will be: its steps and sizes, before anything is made.
 
     Raises:
-        QflError: The budget is smaller than one update.
+        QflError: The budget is smaller than one update, or the task has too few problems for a validation or test set.
     """
     examples = held_out(task, "val", _N_CONTEXT, seed=config.seed, stream="context")
+    # A problem so small that nothing is left to test on is refused now rather than by an analysis after training.
+    held_out(task, "test", 1, seed=config.seed, stream="context")
     mask = task.encode(examples).loss_mask
     # Padding after the first end of sequence is not scored, so the last scored token is the last real one.
     real = mask.shape[1] - mask.flip(1).int().argmax(dim=1)

@@ -1,11 +1,13 @@
 """The transition of a loss curve: the stretch of compute in which the loss leaves its plateau and falls.
 
 The method, as one would write it in a paper. Let x = log10 of the training FLOPs of each validation (step 0
-has no logarithm and is left out) and m(x) the least-squares non-increasing (isotonic) fit of the validation
-loss, after a running median of three that removes single spikes and leaves monotone curves as they are.
+has no logarithm and is left out), y(x) the validation loss after a running median of three, which removes
+single spikes and leaves monotone curves as they are, and m(x) the least-squares non-increasing (isotonic) fit
+of y.
 
-1. If a chance loss is given, points before m first comes within 10 % of it are left out: they are the initial
-   fall, in which the model learns only which tokens occur.
+1. If a chance loss is given, points before y first comes within 10 % of it are left out before m is fitted:
+   they are the initial fall, in which the model learns only which tokens occur. What follows stays, also where
+   y rises above chance again, as it does while a model memorises its training set.
 2. For a fall from m_j to m_k (j < k) of depth d, a *flat stretch* is one of at least `MIN_PLATEAU_DECADES` =
    0.25 decades of compute (a factor of 1.8) over which m falls by at most `PLATEAU_BAND` = 0.1 d. The fall
    counts if a flat stretch of enough validations ends at j (the plateau) and there is none between j and k
@@ -125,13 +127,15 @@ def find_transition(
     """
     x, y = _checked(flops, loss)
     kept = np.asarray(flops, dtype=np.float64)[-x.size :]
-    fit = _isotonic(x, y)
+    smooth = _without_spikes(y)
     if chance_loss is not None:
-        trained = fit <= CHANCE_FACTOR * chance_loss
+        trained = smooth <= CHANCE_FACTOR * chance_loss
         if not trained.any():
             reached = f"{CHANCE_FACTOR:g} x chance ({chance_loss:.3g})"
-            return _none(f"the loss ends at {fit[-1]:.3g} and never comes within {reached}", 0)
-        x, fit, kept = x[trained], fit[trained], kept[trained]
+            return _none(f"the loss ends at {smooth[-1]:.3g} and never comes within {reached}", 0)
+        first = int(trained.argmax())
+        x, smooth, kept = x[first:], smooth[first:], kept[first:]
+    fit = IsotonicRegression(increasing=False).fit_transform(x, smooth)
     scale = float(fit[0]) if chance_loss is None else chance_loss
     needed = min_drop * scale
     if fit[0] - fit[-1] < needed:
@@ -178,11 +182,11 @@ def _checked(
     return np.log10(compute[positive]), y[positive]
 
 
-def _isotonic(x: Float[np.ndarray, " kept"], y: Float[np.ndarray, " kept"]) -> Float[np.ndarray, " kept"]:
-    """The non-increasing least-squares fit of the loss, after a running median of three (ends kept)."""
+def _without_spikes(y: Float[np.ndarray, " kept"]) -> Float[np.ndarray, " kept"]:
+    """A running median of three; the ends are kept."""
     smooth = y.copy()
     smooth[1:-1] = scipy.signal.medfilt(y, 3)[1:-1]
-    return IsotonicRegression(increasing=False).fit_transform(x, smooth)
+    return smooth
 
 
 def _stretch(

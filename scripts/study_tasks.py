@@ -137,7 +137,10 @@ def gather(jobs: list[Job]) -> Study:
             named
             | {name: settings[name] for name in ("d_model", "n_layers", "batch_size", "lr", "weight_decay")}
             | {"budget_flops": settings["budget_flops"], "n_steps": run.steps[-1]}
-            | {"paper_baseline": run.task.baselines["paper"], "base_rate": run.task.baselines["base_rate"]}
+            | {
+                "paper_baseline": run.task.baselines.get("paper", math.nan),
+                "base_rate": run.task.baselines["base_rate"],
+            }
             | {"val_loss": last["val_loss"], "val_loss_answer": last["val_loss_answer"]}
             | {"exact_answer": last["val_exact_answer"], "half_right_flops": first_at_least(validated, HALF)}
             | {"transition_found": bool(first["transition_found"])}
@@ -168,7 +171,7 @@ def run_table(study: Study) -> str:
         between = f"{span(found['start_flops'], '{:.1e}')} → {span(found['end_flops'], '{:.1e}')}"
         where = between if len(found) == len(part) else f"{between} ({len(found)} of {len(part)})"
         lines.append(
-            f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.0e} | {len(part)} "
+            f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.2g} | {len(part)} "
             f"| {first.base_rate:.3f} | {span(part['val_loss_answer'], '{:.3g}')} "
             f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['half_right_flops'], '{:.1e}')} "
             f"| {where if len(found) else 'none found'} |"

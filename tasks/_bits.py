@@ -6,11 +6,11 @@ import abc
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from jaxtyping import Int, Integer, UInt8, UInt64
 
 from qfl_interp.shapes import Examples, Tokens
 from qfl_interp.task import Batch, Feature, Task
+from tasks._layout import check_array, consecutive, scored_from
 
 # The vocabulary of every bit task.
 BIT_TOKENS = ("0", "1", "+", "=", "<EOS>")
@@ -31,6 +31,7 @@ def checked_bits(task: Task, examples: Examples, width: int) -> UInt8[np.ndarray
     Raises:
         ValueError: They are not.
     """
+    check_array(task, examples)
     if examples.shape[1] != width or (examples.size and (examples.min() < 0 or examples.max() > 1)):
         raise ValueError(
             f"examples of {task!r} must be rows of {width} bits, got shape {examples.shape} with values "
@@ -61,12 +62,6 @@ def checked_prompt(
         row = int(wrong.argmax())
         raise ValueError(f"prompts of {task!r} must be {rule}; row {row} holds the ids {ids[row].tolist()}.")
     return ids.astype(np.uint8)
-
-
-def scored_from(equals: int, rows: UInt8[np.ndarray, "batch pos"]) -> Batch:
-    """Rows of token ids that are scored from `=` to their end."""
-    scored = torch.arange(rows.shape[1]) >= equals
-    return Batch(torch.from_numpy(rows).long(), scored.repeat(len(rows), 1))
 
 
 def operands(examples: Integer[np.ndarray, "batch raw"]) -> tuple[UInt8[np.ndarray, "bit batch"], ...]:
@@ -143,13 +138,12 @@ class TwoOperandTask(Task):
         by_default: bool = True,
     ) -> Feature:
         """A binary feature with L labels; label r is read `shift + r` tokens after `=`."""
-        reads = np.arange(self.length) + self.equals_position + shift
         return Feature(
             name=name,
             kind="binary",
             n_labels=self.length,
             labels=labels,
-            positions=lambda examples: np.broadcast_to(reads, (len(examples), self.length)),
+            positions=lambda examples: consecutive(examples, self.equals_position + shift, self.length),
             description=description,
             by_default=by_default,
         )

@@ -65,7 +65,7 @@ def pairs_by_edit(
         n_found += int(kept.sum())
     if n_found < n:
         raise ValueError(
-            f"label {label} of {feature} of {task!r} is the same in all examples tried: no pair differs in it. "
+            f"no change that was tried alters label {label} of {feature} of {task!r}: it is constant, or rare. "
             "Choose another label or length."
         )
     return Pairs(np.concatenate(clean_parts)[:n], np.concatenate(corrupted_parts)[:n])

@@ -14,7 +14,7 @@ from qfl_interp.baselines import measured_base_rate
 from qfl_interp.shapes import Examples, Tokens
 from qfl_interp.task import Batch, Task
 from tasks._kernels import kernel
-from tasks._layout import scored_between
+from tasks._layout import check_array, scored_between
 
 # The vocabulary of every sequence task: 19 letters for 19 small integers.
 SEQUENCE_TOKENS = (*"ABCDEFGHIJKLMNOPQRS", "=", "<EOS>")
@@ -76,11 +76,6 @@ def paper_and_base_rate(task: Task) -> Mapping[str, float]:
     return {"paper": math.log(20), "base_rate": measured_base_rate(task)}
 
 
-def consecutive(examples: Examples, first: int, n_labels: int) -> Int[np.ndarray, "batch label"]:
-    """Consecutive token indices from `first`, the same for every example."""
-    return np.broadcast_to(np.arange(first, first + n_labels), (len(examples), n_labels))
-
-
 def as_batch(tokens: Int[np.ndarray, "batch pos"], equals: int, n_answer: Int[np.ndarray, " batch"]) -> Batch:
     """Tokens with `=` at `equals`, then `n_answer` letters, then end-of-sequence tokens, and what of it is scored."""
     last = torch.from_numpy(n_answer + (equals + 1))
@@ -93,6 +88,7 @@ def check_integers(task: Task, what: str, rows: Integer[np.ndarray, "batch raw"]
     Raises:
         ValueError: They are not.
     """
+    check_array(task, rows)
     fits = rows.shape[1] == width
     if not fits or (rows.size and (rows.min() < low or rows.max() > high)):
         bad = int(((rows < low) | (rows > high)).any(axis=1).argmax()) if fits else 0

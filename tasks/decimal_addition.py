@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Int, UInt8, UInt64
+from jaxtyping import UInt8, UInt64
 
 from qfl_interp.shapes import Examples, Tokens
 from qfl_interp.task import Batch, Feature, Pairs, Task
+from tasks._layout import check_array, consecutive, scored_from
 from tasks._pairs import check_label, pairs_by_edit
 
 _TOKENS = (*"0123456789", "+", "=")
@@ -99,16 +99,13 @@ class DecimalAddition(Task):
 
     @property
     def baselines(self) -> Mapping[str, float]:
-        """Loss of one digit in ten for every answer token with `=` certain, and the exact entropy of each answer digit.
+        """The exact entropy of each answer digit; the paper draws no line.
 
         Every answer digit but the first is uniform; the first is 1 with probability `(1 - 10^-L) / 2`.
         """
         top = (1 - 10.0**-self.length) / 2
         top_entropy = -top * math.log(top) - (1 - top) * math.log1p(-top)
-        return {
-            "paper": (self.length + 1) / (self.length + 2) * math.log(10),
-            "base_rate": (self.length * math.log(10) + top_entropy) / (self.length + 1),
-        }
+        return {"base_rate": (self.length * math.log(10) + top_entropy) / (self.length + 1)}
 
     def _features(self) -> Sequence[Feature]:
         """Carries, and two kinds of digits as controls."""
@@ -119,7 +116,7 @@ class DecimalAddition(Task):
                 kind="binary",
                 n_labels=self.length,
                 labels=lambda examples: _add(examples).carries.T,
-                positions=lambda examples: _consecutive(equals, self.length, len(examples)),
+                positions=lambda examples: consecutive(examples, equals, self.length),
                 description="whether the places below carry into answer digit j, where that digit is predicted",
             ),
             Feature(
@@ -127,7 +124,7 @@ class DecimalAddition(Task):
                 kind="categorical",
                 n_labels=self.length,
                 labels=_digit_sums,
-                positions=lambda examples: _consecutive(equals + 1, self.length, len(examples)),
+                positions=lambda examples: consecutive(examples, equals + 1, self.length),
                 description="answer digit j + 1 without the carry into it, where that digit is predicted",
                 by_default=False,
             ),
@@ -136,7 +133,7 @@ class DecimalAddition(Task):
                 kind="categorical",
                 n_labels=self.length + 1,
                 labels=lambda examples: _add(examples).digits.T,
-                positions=lambda examples: _consecutive(equals, self.length + 1, len(examples)),
+                positions=lambda examples: consecutive(examples, equals, self.length + 1),
                 description="answer digit j, where it is predicted",
                 by_default=False,
             ),
@@ -152,6 +149,7 @@ class DecimalAddition(Task):
         Raises:
             ValueError: The rows are not 2L digits.
         """
+        check_array(self, examples)
         if examples.shape[1] != 2 * self.length or (examples.size and (examples.min() < 0 or examples.max() > 9)):
             raise ValueError(
                 f"examples of {self!r} must be rows of {2 * self.length} digits in 0..9, operand a then b, got shape "
@@ -165,9 +163,7 @@ class DecimalAddition(Task):
         columns[length + 1 : equals] = b
         columns[equals] = _EQUALS
         columns[equals + 1 :] = _add(examples).digits
-        tokens = torch.from_numpy(np.ascontiguousarray(columns.T)).long()
-        scored = torch.arange(self.n_ctx) >= equals
-        return Batch(tokens, scored.repeat(len(examples), 1))
+        return scored_from(equals, np.ascontiguousarray(columns.T))
 
     def decode(self, tokens: Tokens) -> Examples:
         """The operands that the prompts hold; what follows `=` is ignored.
@@ -244,11 +240,6 @@ class DecimalAddition(Task):
         corrupted = clean.copy()
         corrupted[:, column] = rng.integers(np.where(carries, first_to_carry, 0), np.where(carries, 10, first_to_carry))
         return corrupted
-
-
-def _consecutive(first: int, count: int, n: int) -> Int[np.ndarray, "batch label"]:
-    """`count` token indices from `first`, the same for all `n` examples."""
-    return np.broadcast_to(np.arange(first, first + count), (n, count))
 
 
 def _digit_sums(examples: Examples) -> UInt8[np.ndarray, "batch label"]:

@@ -18,10 +18,10 @@ from tasks._bits import (
     checked_bits,
     checked_prompt,
     packed,
-    scored_from,
     uniform_bits,
     unordered_pair,
 )
+from tasks._layout import scored_from
 from tasks._pairs import check_label
 
 _N_GROUPS = 4

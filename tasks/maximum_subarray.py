@@ -12,6 +12,7 @@ from jaxtyping import Int16, Int64, Integer, UInt64
 from qfl_interp.shapes import Examples, Tokens
 from qfl_interp.task import Batch, Feature, Pairs, Task
 from tasks._kernels import kernel
+from tasks._layout import consecutive
 from tasks._pairs import pairs_by_edit
 from tasks._sequences import (
     EOS,
@@ -19,7 +20,6 @@ from tasks._sequences import (
     SEQUENCE_TOKENS,
     as_batch,
     check_integers,
-    consecutive,
     other_integers,
     packed_counts,
     paper_and_base_rate,
@@ -215,6 +215,8 @@ class MaximumSubarray(Task):
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
         """The multiset of values."""
+        # The kernel that counts would write beyond its array for another value.
+        check_integers(self, "examples", examples, self.length, LOW, HIGH)
         return packed_counts(examples, LOW, HIGH)
 
     def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64, UInt64
 
 from qfl_interp.shapes import Examples, Tokens
 from qfl_interp.task import Batch, Feature, Pairs, Task
+from tasks._layout import check_array, scored_from
 from tasks._pairs import check_label, pairs_by_edit
 
 # Token indices of a, `+`, b, `=`, c.
@@ -89,8 +89,8 @@ class ModularAddition(Task):
 
     @property
     def baselines(self) -> Mapping[str, float]:
-        """One residue in p for the answer, with `=` certain and without `=`; the sum of uniform residues is uniform."""
-        return {"paper": math.log(self.length) / 2, "base_rate": math.log(self.length)}
+        """One residue in p: the sum of uniform residues is uniform. The papers draw no line."""
+        return {"base_rate": math.log(self.length)}
 
     def _features(self) -> Sequence[Feature]:
         """Waves of the sum and of the first operand, at every frequency."""
@@ -129,6 +129,7 @@ class ModularAddition(Task):
             ValueError: The rows are not two residues modulo p.
         """
         p = self.length
+        check_array(self, examples)
         if examples.shape[1] != 2 or (examples.size and (examples.min() < 0 or examples.max() >= p)):
             raise ValueError(
                 f"examples of {self!r} must be rows of two numbers in [0, {p}), got shape {examples.shape} with values "
@@ -139,8 +140,7 @@ class ModularAddition(Task):
         rows[:, _PLUS] = p
         rows[:, _EQUALS] = p + 1
         rows[:, _C] = self._sums(examples)
-        scored = torch.arange(self.n_ctx) >= _EQUALS
-        return Batch(torch.from_numpy(rows), scored.repeat(len(examples), 1))
+        return scored_from(_EQUALS, rows)
 
     def decode(self, tokens: Tokens) -> Examples:
         """The operands that the prompts hold; what follows `=` is ignored.

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Int, UInt8, UInt64
 
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples, Tokens
 from qfl_interp.task import Batch, Feature, Pairs, Task
-from tasks._bits import packed
+from tasks._bits import ANY_BIT, checked_bits, checked_prompt, packed, uniform_bits
+from tasks._layout import scored_from
 from tasks._pairs import check_label
 
 _TOKENS = ("0", "1", "=")
@@ -35,6 +35,7 @@ class SparseParity(Task):
 
     Attributes:
         relevant: The relevant places, in increasing order.
+        N_RELEVANT: k; for another one register a subclass of your own with another number.
 
     References:
         arXiv 2207.08799 (Hidden Progress in Deep Learning).
@@ -69,8 +70,8 @@ class SparseParity(Task):
 
     @property
     def baselines(self) -> Mapping[str, float]:
-        """A fair coin for the answer, with `=` certain and without `=`."""
-        return {"paper": math.log(2) / 2, "base_rate": math.log(2)}
+        """A fair coin; the paper draws no line."""
+        return {"base_rate": math.log(2)}
 
     def _features(self) -> Sequence[Feature]:
         """The relevant bits and what has been accumulated of their parity."""
@@ -107,8 +108,7 @@ class SparseParity(Task):
 
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` rows of independent fair bits."""
-        raw = rng.integers(0, 256, size=(n, -(-self.length // 8)), dtype=np.uint8)
-        return np.unpackbits(raw, axis=1, count=self.length)
+        return uniform_bits(rng, n, self.length)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.
@@ -116,17 +116,12 @@ class SparseParity(Task):
         Raises:
             ValueError: The rows are not n bits.
         """
-        if examples.shape[1] != self.length or (examples.size and (examples.min() < 0 or examples.max() > 1)):
-            raise ValueError(
-                f"examples of {self!r} must be rows of {self.length} bits, got shape {examples.shape} with values "
-                f"in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
-            )
+        examples = checked_bits(self, examples, self.length)
         rows = np.empty((len(examples), self.n_ctx), dtype=np.uint8)
         rows[:, : self.length] = examples
         rows[:, self.length] = _EQUALS
         rows[:, -1] = self._parities(examples)[:, -1]
-        scored = torch.arange(self.n_ctx) >= self.length
-        return Batch(torch.from_numpy(rows).long(), scored.repeat(len(examples), 1))
+        return scored_from(self.length, rows)
 
     def decode(self, tokens: Tokens) -> Examples:
         """The bits that the prompts hold; what follows `=` is ignored.
@@ -134,18 +129,8 @@ class SparseParity(Task):
         Raises:
             ValueError: A prompt is not n bits and `=`.
         """
-        ids = tokens[:, : self.length + 1].cpu().numpy()
-        if ids.shape[1] <= self.length:
-            raise ValueError(f"prompts of {self!r} must have {self.length + 1} tokens, got {ids.shape[1]}.")
-        bits = ids[:, :-1]
-        fits = ((bits == 0) | (bits == 1)).all(axis=1) & (ids[:, -1] == _EQUALS)
-        if not fits.all():
-            row = int(np.argmin(fits))
-            raise ValueError(
-                f"prompts of {self!r} must be {self.length} bits, '=', got the token ids {ids[row].tolist()} in row "
-                f"{row}; '=' is {_EQUALS}."
-            )
-        return bits.astype(np.uint8)
+        layout = np.array([*[ANY_BIT] * self.length, _EQUALS])
+        return checked_prompt(self, tokens, layout, f"{self.length} bits, '='")[:, :-1]
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
         """The bits themselves: no two different prompts are the same problem."""

@@ -155,6 +155,7 @@ def emergence(found: bool = True) -> pd.DataFrame:
         rows.append(
             {
                 "feature": feature,
+                "metric": "log_loss",
                 "third": third,
                 "verdict": verdict if found else "no transition",
                 "certain": third != "middle" or feature == "carry",

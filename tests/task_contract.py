@@ -128,7 +128,7 @@ def check_description(task: Task) -> None:
 
 
 def check_baselines(task: Task) -> None:
-    assert set(task.baselines) >= {"paper", "base_rate"}
+    assert {"base_rate"} <= set(task.baselines) <= {"paper", "base_rate"}
     assert all(0 < loss < np.log(task.d_vocab) + 1e-9 for loss in task.baselines.values())
 
 

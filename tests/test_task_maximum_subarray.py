@@ -172,7 +172,7 @@ def test_pairs_of_the_longest_rows(feature):
 @pytest.mark.parametrize("feature", ["max_ending_here", "starts_subarray", "max_so_far", "is_nonnegative"])
 def test_the_constant_label_has_no_pairs(feature):
     task = qfl.load_task("maximum_subarray", length=8)
-    with pytest.raises(ValueError, match=f"label 0 of {feature} .* is the same in all examples"):
+    with pytest.raises(ValueError, match=f"no change that was tried alters label 0 of {feature}"):
         task.sample_pairs(np.random.default_rng(0), 1, feature, 0)
     with pytest.raises(ValueError, match=rf"label of {feature} must lie in \[0, 8\), got 8"):
         task.sample_pairs(np.random.default_rng(0), 1, feature, 8)

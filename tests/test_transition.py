@@ -192,3 +192,18 @@ def test_no_transition_and_why(loss, reason, flops, noise):
 def test_bad_curves_are_refused(flops, loss, message):
     with pytest.raises(ValueError, match=message):
         find_transition(np.array(flops), np.array(loss), chance_loss=CHANCE)
+
+
+@pytest.mark.parametrize("overshoot", [1.0, 1.05, 1.5, 2.5])
+def test_a_loss_that_rises_above_chance_before_it_falls_has_a_transition(overshoot):
+    """Grokking: while a model memorises, the validation loss climbs far above chance, and falls all the later."""
+    chance = math.log(59)
+    x = np.linspace(9, 12, 61)
+    risen = chance * (1 + (overshoot - 1) * np.clip((x - 9.5) / 0.5, 0, 1))
+    loss = np.where(x < 11, risen, 0.01 + (risen - 0.01) * np.clip(1 - (x - 11) / 0.3, 0, 1))
+    found = find_transition(10**x, loss, chance_loss=chance)
+    assert found.found, found.reason
+    assert 10.95 <= math.log10(found.start_flops) <= 11.06
+    assert 11.2 <= math.log10(found.end_flops) <= 11.36
+    assert found.final_loss == pytest.approx(0.01, abs=1e-6)
+    assert chance * 0.99 <= found.plateau_loss <= overshoot * chance * 1.01

@@ -137,7 +137,7 @@ def _table(rows: Sequence[dict[str, Any]], *, wide: bool) -> Table:
             f"{row['length']}{' ' if row['has_length'] else '*'}",
             str(row["n_ctx"]),
             escape(short_vocabulary(row["vocabulary"])),
-            *(f"{row['baselines'][key]:.4f}" for key in ("paper", "base_rate")),
+            *(f"{row['baselines'][key]:.4f}" if key in row["baselines"] else "–" for key in ("paper", "base_rate")),
             *([features] if wide else []),
         )
     return table
@@ -176,7 +176,7 @@ def _print_about(console: Console, task: Task, about: dict[str, Any]) -> None:
     paragraph = inspect.cleandoc(type(task).__doc__ or "").split("\n\n")[0]
     console.print(f"[bold cyan]{escape(task.name)}[/]  {escape(' '.join(paragraph.split()))}", highlight=False)
     facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_row("length", f"{task.length}  ({low} to {high}{step}; the paper's is {task.default_length})")
+    facts.add_row("length", f"{task.length}  ({low} to {high}{step}; default {task.default_length})")
     facts.add_row("context", f"{task.n_ctx} tokens")
     facts.add_row("vocabulary", escape(short_vocabulary(task.vocabulary)))
     facts.add_row("baselines", "  ".join(f"{escape(k)} {v:.4f}" for k, v in task.baselines.items()) + " nats")

@@ -50,7 +50,7 @@ def _loss_cell(
 ) -> None:
     """One task's panel."""
     suffix = "" if number == 1 else str(number)
-    drawn = metrics[(metrics["flops"] > 0) & metrics["val_loss_answer"].notna()]
+    drawn = pd.DataFrame(metrics.loc[(metrics["flops"] > 0) & metrics["val_loss_answer"].notna()])
     flops, losses = column(drawn, "flops"), column(drawn, "val_loss_answer")
     left, width = place[1] / _COLUMNS, 1 / _COLUMNS
     top, height = 1 - place[0] / rows, 1 / rows
@@ -64,7 +64,7 @@ def _loss_cell(
         "domain": [top - 0.78 * height, top - 0.09 * height],
     }
     y_axis |= {"exponentformat": "power", "dtick": 1, "tickfont": {"size": FONT_SIZE - 2}}
-    low, high = max(float(losses.min()), 1e-6), float(losses.max())
+    low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), float(task["base_rate"]))
     y_axis["range"] = [math.log10(low) - 0.1, math.log10(high) + 0.1]
     if high / low < 30:
         y_axis["dtick"] = "D2" if high / low > 3 else "D1"
@@ -114,7 +114,7 @@ def leads_figure(verdicts: pd.DataFrame) -> go.Figure:
         yaxis={"range": [len(order) - 0.5, -0.5], "tickvals": list(range(len(order))), "ticktext": order},
     )
     figure.add_vline(x=0, line={"color": GREY, "width": 1, "dash": "dot"})
-    drawn = named[np.isfinite(column(named, "lead_log10"))]
+    drawn = pd.DataFrame(named.loc[np.isfinite(column(named, "lead_log10"))])
     finite = np.concatenate([column(drawn, name) for name in ("lead_log10", "lead_low", "lead_high")])
     finite = finite[np.isfinite(finite)]
     edge = float(np.abs(finite).max()) if finite.size else 1.0

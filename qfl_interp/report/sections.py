@@ -22,8 +22,9 @@ _VERDICT_COLUMNS: Final = {
     "onset_step_before": "after step",
     "onset_step_after": "by step",
     "fraction_at_start": "loss at transition start / untrained",
-    "baseline": "untrained (nats)",
-    "best": "best (nats)",
+    "metric": "probe loss",
+    "baseline": "untrained",
+    "best": "best",
 }
 _ABLATION_COLUMNS: Final = {
     "feature": "feature",

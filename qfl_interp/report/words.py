@@ -37,8 +37,9 @@ METHODS: Final = """\
 - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
   belongs to. They are fitted on fresh examples and scored on other fresh examples. For each label the layer
   with the lowest training loss is taken and its test loss reported.
-- **Thirds**: labels are split into the beginning, the middle and the end of the answer; a third's value is
-  the geometric mean over its labels.
+- **Probe losses** are log losses in nats for binary and multilabel features, mean squared errors for numbers.
+- **Thirds**: labels, which mostly follow the tokens, are split into a beginning, a middle and an end; a third's
+  value is the geometric mean over its labels.
 - **Controls**: dotted lines are the same probes on an untrained model of the same shape; thin lines are
   probes trained on shuffled labels.
 - **Transition**: the stretch of compute in which the validation loss leaves its plateau and falls, found
