@@ -189,6 +189,24 @@ def test_labels_at_one_place_and_outputs_without_a_probe(model, batch):
         torch.testing.assert_close(joint.mT @ coefficients, change[:, None], rtol=1e-4, atol=1e-4)
 
 
+def test_labels_of_one_layer_may_have_different_numbers_of_directions(model, batch):
+    positions = torch.tensor([[4, 6, 8]])
+    drawn = draw_planes([2, 2, 2], positions.expand(2, -1), k=3)
+    kept = torch.tensor([[True, False, False], [True, True, True], [False, False, True]])
+    planes = drawn._replace(kept=kept)
+    with interventions_on(model, plane_interventions(planes, slice(0, 2))):
+        after = capture(model, batch.tokens[:2], [Site(2)])[Site(2)]
+    before = capture(model, batch.tokens[:2], [Site(2)])[Site(2)]
+    for label, place in enumerate(positions[0].tolist()):
+        x = after[:, place]
+        distance = (x @ planes.directions[label].mT + planes.offsets[label]).abs()
+        assert distance[:, kept[label]].max() < 1e-4
+        if not kept[label].all():
+            assert distance[:, ~kept[label]].min() > 1e-3, "a direction that does not count is left alone"
+        rank = torch.linalg.matrix_rank((after - before)[:, place], rtol=1e-4)
+        assert int(rank) <= int(kept[label].sum())
+
+
 # Scores
 
 

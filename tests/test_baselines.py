@@ -53,3 +53,11 @@ def test_base_rate_is_the_entropy_of_each_answer_place():
     nats = -sum(c * math.log(c / sum(place)) for place in places for c in place)
     assert measured_base_rate(task, n) == pytest.approx(nats / sum(map(sum, places)), rel=1e-12)
     assert measured_base_rate(task, n) == measured_base_rate(task, n)
+
+
+def test_every_example_counts_whatever_their_number():
+    task, n = _Answers(), 10_001
+    counts = np.bincount(task.sample(generator(0, "base_rate/answers"), n).ravel(), minlength=3)
+    places = [(counts[0] + counts[1], counts[2]), (counts[0], counts[1] + counts[2]), (counts[1],)]
+    nats = -sum(c * math.log(c / sum(place)) for place in places for c in place)
+    assert measured_base_rate(task, n) == pytest.approx(nats / sum(map(sum, places)), rel=1e-12)

@@ -425,3 +425,12 @@ def test_negative_tokens_are_no_prompt():
 )
 def test_prompts_without_an_answer_are_read(name, text, row):
     assert load(name, 4).decode(prompt(text)).tolist() == [row]
+
+
+def test_a_moved_directed_edge_may_point_either_way():
+    task = load("topological_sort", 6)
+    clean = task.sample(np.random.default_rng(0), 400)
+    moved = task._move_edge(np.random.default_rng(1), clean)
+    added = moved[(clean == 0) & (moved != 0)]
+    assert 0.3 < (added == 1).mean() < 0.7
+    task.encode(moved)  # none has a cycle or falls apart

@@ -91,6 +91,18 @@ def test_a_planted_number_is_found_and_a_shuffled_one_is_not():
     assert float(probes.train.r2[1, :, 1].max()) < 0.1
 
 
+@pytest.mark.parametrize("condition", [1e8, 1e11])
+def test_badly_scaled_coordinates_cost_no_accuracy(condition):
+    """In float64: normal equations would see nothing of a coordinate 1e-8 as large as another."""
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.standard_normal((1, 1, N, D)) * np.geomspace(1, 1 / condition, D))
+    truth = np.arange(1.0, D + 1) * np.geomspace(1, condition, D)
+    y = torch.from_numpy((x[0, 0].numpy() @ truth)[None, None] + 5)
+    probes = fit_regression(x, y)
+    np.testing.assert_allclose(probes.weight[0, 0, 0], truth, rtol=1e-4 if condition > 1e9 else 1e-6)
+    assert float(probes.train.r2) > 1 - 1e-9
+
+
 def test_dependent_coordinates_give_the_smallest_weights():
     x, y = draw(1.0)
     x[..., 4], x[..., 5] = x[..., 3], 1.0

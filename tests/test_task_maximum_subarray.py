@@ -217,3 +217,12 @@ def test_no_examples(length):
     for feature in task.features.values():
         assert feature.labels(none).shape == feature.positions(none).shape == (0, feature.n_labels)
     assert len(task.sample_pairs(np.random.default_rng(0), 0, "is_prev_negative", 0).clean) == 0
+
+
+@pytest.mark.parametrize("shift", [10, 50, -128])
+def test_the_split_of_bad_rows_is_refused(shift):
+    """The compiled count would write beyond its array."""
+    task = qfl.load_task("maximum_subarray", length=4)
+    rows = task.sample(np.random.default_rng(0), 5).astype(np.int64) + shift
+    with pytest.raises(ValueError, match=r"examples of .* must be rows of \d+ integers in"):
+        task.canonical(rows)

@@ -158,6 +158,14 @@ def test_every_label_of_every_feature_has_pairs(length):
             assert pairs.clean.shape == (20, 2 * length)
 
 
+def test_pairs_of_a_carry_flip_any_bit_that_can_change_it():
+    task = qfl.load_task("multiplication", length=8)
+    pairs = task.sample_pairs(np.random.default_rng(0), 400, "carry_5", 4)
+    # Bits of b below the lowest move the sum by too little: here k + label - L = 1.
+    flipped = np.flatnonzero((pairs.clean != pairs.corrupted).any(axis=0))
+    assert set(flipped) == {15 - bit for bit in range(1, 5)}
+
+
 def test_pairs_are_found_at_the_largest_length():
     task = qfl.load_task("multiplication", length=256)
     for label in (0, 255):

@@ -382,3 +382,11 @@ def test_a_damaged_final_checkpoint_is_trained_again(run_copy):
     qfl.resume(run_copy.path, progress=False)
     assert weights.read_bytes() == whole
     assert run_copy.verify()
+
+
+def test_a_task_with_nothing_to_test_on_is_refused_before_it_is_trained(tmp_path):
+    """Four nodes make six connected graphs: none of them falls into the test set."""
+    config = qfl.TrainConfig(n_steps=1, batch_size=2, n_val=2)
+    with pytest.raises(qfl.QflError, match=r"the test split of BreadthFirstSearch.* holds no example"):
+        qfl.train(qfl.load_task("breadth_first_search", 4), qfl.ModelConfig(16, 1), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

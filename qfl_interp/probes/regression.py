@@ -132,14 +132,11 @@ def _least_squares(
 ) -> Float[Tensor, "output d_model"]:
     """The smallest minimisers of `|z w - target|^2`, both centred.
 
-    With z = Q R and R = U S V', they are `V S^-2 V' z' target` (the semi-normal equations, exact after one refinement).
-    Singular values at rounding level count as 0, as in numpy's `lstsq`.
+    With z = Q R and R = U S V', they are `V S^-1 U' Q' target`. Singular values at rounding level count as 0, as in
+    numpy's `lstsq`.
     """
-    _, singular, directions = torch.linalg.svd(torch.linalg.qr(z, mode="r").R, full_matrices=False)
+    q, r = torch.linalg.qr(z)
+    u, singular, vh = torch.linalg.svd(r, full_matrices=False)
     used = singular > torch.finfo(z.dtype).eps * max(z.shape) * singular[0]
-    inverse = torch.where(used, 1 / torch.where(used, singular, 1).square(), 0)
-    found = z.new_zeros(len(target), z.shape[1])
-    for _ in range(2):  # the second pass takes away what rounding left of the first
-        gradient = (target - found @ z.mT) @ z
-        found = found + (gradient @ directions.mT * inverse) @ directions
-    return found
+    inverse = torch.where(used, 1 / torch.where(used, singular, 1), 0)
+    return (target @ q @ u * inverse) @ vh
