@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,9 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """Examples a second, the best of several interleaved rounds; then seconds of each task's first batch.
 
     "sample + encode" is the task alone; "training stream" adds the split by hash, as training draws; "with labels" adds
-    the labels and positions of all features to sample + encode; all without the time to compile. "first batch" does
-    all three once, in a process of its own that finds no compiled code on disk; imports are not counted.
+    to sample + encode the labels and positions of the features that analyses look at by default, "with all labels"
+    those of every feature, where a task has more; all without the time to compile. "first batch" does
+    all of these once, in a process of its own that finds no compiled code on disk; imports are not counted.
 
     Args:
         quick: Two rounds instead of seven, and first batches of three tasks only.
@@ -77,7 +79,7 @@ def _rates(rounds: int) -> list[dict[str, Any]]:
         for name in task_names()
         for task in [qfl.load_task(name)]
         for size in (SIZES if name in AT_EVERY_SIZE else SIZES[:1])
-        for kind, make in _WORK.items()
+        for kind, make in _work(task).items()
     }
     n_batches = {case: _batches_a_round(work) for case, work in cases.items()}
     best = dict.fromkeys(cases, 0.0)
@@ -120,18 +122,24 @@ def _stream(task: qfl.Task, size: int) -> Callable[[int], object]:
     return ExampleStream(task, seed=0, batch_size=size).batch
 
 
-def _label(task: qfl.Task, size: int) -> Callable[[int], object]:
-    """One batch with every feature's labels and positions."""
+def _label(task: qfl.Task, size: int, every: bool) -> Callable[[int], object]:
+    """One batch with the labels and positions of the default features, or of every one."""
+    features = [feature for feature in task.features.values() if every or feature.by_default]
 
     def work(step: int) -> object:
         examples = task.sample(generator(0, "benchmark", step), size)
-        found = [(feature.labels(examples), feature.positions(examples)) for feature in task.features.values()]
+        found = [(feature.labels(examples), feature.positions(examples)) for feature in features]
         return task.encode(examples), found
 
     return work
 
 
-_WORK = {"sample + encode": _encode, "training stream": _stream, "with labels": _label}
+def _work(task: qfl.Task) -> dict[str, Callable[[qfl.Task, int], Callable[[int], object]]]:
+    """The kinds of work by name."""
+    kinds = {"sample + encode": _encode, "training stream": _stream, "with labels": partial(_label, every=False)}
+    if not all(feature.by_default for feature in task.features.values()):
+        kinds["with all labels"] = partial(_label, every=True)
+    return kinds
 
 
 def _first_batch_row(name: str) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def _seconds_of_first_batch(name: str) -> float:
     """Everything that is timed above, once, of a task that is loaded but not yet used."""
     task = qfl.load_task(name)
     start = time.perf_counter()
-    for make in _WORK.values():
+    for make in _work(task).values():
         make(task, SIZES[0])(0)
     return time.perf_counter() - start
 

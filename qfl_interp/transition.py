@@ -11,8 +11,8 @@ of y.
 2. For a fall from m_j to m_k (j < k) of depth d, a *flat stretch* is one of at least `MIN_PLATEAU_DECADES` =
    0.25 decades of compute (a factor of 1.8) over which m falls by at most `PLATEAU_BAND` = 0.1 d. The fall
    counts if a flat stretch of enough validations ends at j (the plateau) and there is none between j and k
-   (it is one fall). The transition is the deepest fall that counts, if d is at least `min_drop` of the chance
-   loss.
+   (it is one fall). The transition is the deepest fall that counts, if it leads at least `min_drop` of the
+   chance loss below both the plateau and chance: coming back from above chance is none.
 3. The plateau's level p and the level after the fall f are the means of m over the two flat stretches beside
    the fall, weighted by their length in x. The transition ends at the first validation with m <= f + 0.05
    (p - f). It starts at the last one with m >= q - 0.05 (p - f), where q is the plateau's level at its end:
@@ -138,16 +138,16 @@ def find_transition(
     fit = IsotonicRegression(increasing=False).fit_transform(x, smooth)
     scale = float(fit[0]) if chance_loss is None else chance_loss
     needed = min_drop * scale
-    if fit[0] - fit[-1] < needed:
+    if min(float(fit[0]), scale) - fit[-1] < needed:
         span = f"{fit[0]:.3g} to {fit[-1]:.3g}"
         return _none(f"still on the plateau: the loss falls from {span}, by less than {needed:.3g}", x.size)
     fall = _deepest_fall(x, fit, min_plateau_points)
     if fall is None:
         plateau = f"{MIN_PLATEAU_DECADES:g} decades and {min_plateau_points} validations"
         return _none(f"no plateau of {plateau} comes before a fall", x.size)
-    depth = float(fit[fall.before] - fit[fall.after])
+    depth = min(float(fit[fall.before]), scale) - float(fit[fall.after])
     if depth < needed:
-        return _none(f"the deepest fall after a plateau is {depth:.3g}, less than {needed:.3g}", x.size)
+        return _none(f"the deepest fall after a plateau is {depth:.3g} (below chance), less than {needed:.3g}", x.size)
     return _describe(x, fit, kept, fall)
 
 

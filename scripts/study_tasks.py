@@ -15,6 +15,7 @@ import math
 import os
 import re
 import tomllib
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,9 +34,7 @@ from qfl_interp.plots.overview import leads_figure, losses_figure
 from qfl_interp.provenance import device_name
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SCALE = 2
-# Exact match over the answer alone at which a run counts as half right.
-HALF = 0.5
+SCALE = 1.5
 
 
 class Job(NamedTuple):
@@ -107,6 +106,18 @@ def run_all(jobs: list[Job], n_jobs: int, console: Console) -> None:
         raise SystemExit(f"{len(failed)} of {len(jobs)} runs failed; the tables are not written.")
 
 
+def halfway(task: qfl.Task) -> float:
+    """Exact match half-way between always giving the most frequent answer, and always the right one."""
+    batch = task.encode(qfl.held_out(task, "val", 1000, seed=0, stream="study"))
+    place = batch.loss_mask.cumsum(dim=1) * batch.loss_mask
+    answers = batch.tokens.masked_fill(place <= 1, -1)
+    # Shifted so that answers start at one place, whatever the length of the prompt.
+    starts = (place == 2).int().argmax(dim=1)
+    aligned = [row[start:].tolist() for row, start in zip(answers, starts.tolist(), strict=True)]
+    counts = Counter(tuple(token for token in row if token >= 0) for row in aligned)
+    return (1 + max(counts.values()) / len(aligned)) / 2
+
+
 def first_at_least(validated: pd.DataFrame, share: float) -> float:
     """FLOPs of the first validation with at least this exact match; NaN if there is none."""
     reached = validated[validated["val_exact_answer"] >= share]
@@ -142,7 +153,7 @@ def gather(jobs: list[Job]) -> Study:
                 "base_rate": run.task.baselines["base_rate"],
             }
             | {"val_loss": last["val_loss"], "val_loss_answer": last["val_loss_answer"]}
-            | {"exact_answer": last["val_exact_answer"], "half_right_flops": first_at_least(validated, HALF)}
+            | {"exact_answer": last["val_exact_answer"], "halfway_flops": first_at_least(validated, halfway(run.task))}
             | {"transition_found": bool(first["transition_found"])}
             | {"start_flops": first["transition_start_flops"], "end_flops": first["transition_end_flops"]}
             | {"plateau_loss": first["plateau_loss"], "reason": first["transition_reason"]}
@@ -163,7 +174,7 @@ def run_table(study: Study) -> str:
     """One line a task: its size, its losses, its transition over the seeds."""
     lines = [
         "| task | length | d_model x layers | budget (FLOPs) | seeds | base rate | final loss | exact match "
-        "| half right at (FLOPs) | transition (FLOPs) |",
+        "| half-way at (FLOPs) | transition (FLOPs) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (task, length), part in study.runs.groupby(["task", "length"], sort=False):
@@ -173,7 +184,7 @@ def run_table(study: Study) -> str:
         lines.append(
             f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.2g} | {len(part)} "
             f"| {first.base_rate:.3f} | {span(part['val_loss_answer'], '{:.3g}')} "
-            f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['half_right_flops'], '{:.1e}')} "
+            f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['halfway_flops'], '{:.1e}')} "
             f"| {where if len(found) else 'none found'} |"
         )
     return "\n".join(lines)
@@ -182,13 +193,13 @@ def run_table(study: Study) -> str:
 def feature_table(study: Study) -> str:
     """One line a task and feature, over all of its labels: the verdict of each seed, the lead, the paper's verdict."""
     lines = [
-        "| task | feature | verdicts, seed by seed | lead over the transition | lead over half right "
+        "| task | feature | verdicts, seed by seed | lead over the transition | lead over half-way "
         "| probe loss: untrained → best | paper |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    half_right = study.runs[["task", "length", "seed", "half_right_flops"]]
-    whole = study.verdicts[study.verdicts["third"] == "all"].merge(half_right, on=["task", "length", "seed"])
-    whole["over_half"] = np.log10(whole["half_right_flops"].astype(float) / whole["onset_flops"].astype(float))
+    halfway_at = study.runs[["task", "length", "seed", "halfway_flops"]]
+    whole = study.verdicts[study.verdicts["third"] == "all"].merge(halfway_at, on=["task", "length", "seed"])
+    whole["over_half"] = np.log10(whole["halfway_flops"].astype(float) / whole["onset_flops"].astype(float))
     for (task, length, feature), part in whole.groupby(["task", "length", "feature"], sort=False):
         kinds = [f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()]
         lines.append(

@@ -207,3 +207,13 @@ def test_a_loss_that_rises_above_chance_before_it_falls_has_a_transition(oversho
     assert 11.2 <= math.log10(found.end_flops) <= 11.36
     assert found.final_loss == pytest.approx(0.01, abs=1e-6)
     assert chance * 0.99 <= found.plateau_loss <= overshoot * chance * 1.01
+
+
+def test_coming_back_from_above_chance_is_no_transition():
+    """A model that memorised, and forgets again, has learned nothing that shows on new problems."""
+    chance = math.log(59)
+    x = np.linspace(9, 12, 61)
+    loss = np.interp(x, [9, 9.5, 10.5, 10.8, 12], np.array([1.0, 1.5, 1.5, 0.99, 0.98]) * chance)
+    found = find_transition(10**x, loss, chance_loss=chance)
+    assert not found.found
+    assert "still on the plateau" in found.reason

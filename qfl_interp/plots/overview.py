@@ -9,7 +9,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, STEEL, VERMILLION, log_flops_axis, new_figure, words
+from qfl_interp.plots.theme import (
+    FONT_SIZE,
+    GREY,
+    PURPLE,
+    STEEL,
+    VERMILLION,
+    log_flops_axis,
+    log_ticks,
+    new_figure,
+    words,
+)
 from qfl_interp.tables import column, distinct, groups, records, select
 
 _COLUMNS: Final = 3
@@ -63,11 +73,10 @@ def _loss_cell(
         "anchor": f"x{suffix}",
         "domain": [top - 0.78 * height, top - 0.09 * height],
     }
-    y_axis |= {"exponentformat": "power", "dtick": 1, "tickfont": {"size": FONT_SIZE - 2}}
     low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), float(task["base_rate"]))
+    ticks, texts = log_ticks(low, high)
+    y_axis |= {"tickvals": ticks, "ticktext": texts, "tickfont": {"size": FONT_SIZE - 2}}
     y_axis["range"] = [math.log10(low) - 0.1, math.log10(high) + 0.1]
-    if high / low < 30:
-        y_axis["dtick"] = "D2" if high / low > 3 else "D1"
     if place[1] == 0:
         y_axis["title"] = {"text": "nats per token"}
     figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
