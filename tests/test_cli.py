@@ -198,7 +198,7 @@ def test_explore_runs_a_command_with_everything_ready(call, probed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "adition", "--steps", "1"], "no task is named 'adition'. Did you mean 'addition'?"),
+        (["train", "adition", "--steps", "1"], "no task is named 'adition'. Did you mean 'addition'"),
         (["train", "addition"], "exactly one of budget_flops and n_steps must be given"),
         (["train", "addition", "--steps", "1", "--d-model", "20"], "d_model must be a multiple of 8"),
         (["train", "addition", "--steps", "1", "--length", "0"], "must be an integer in [1, 512], got 0"),

@@ -86,7 +86,8 @@ def _list(length: int | None, as_json: bool) -> None:
     console.print(_table(rows, wide=console.width >= _WIDE))
     if not all(row["has_length"] for row in rows):
         console.print(f"* cannot have length {length}: shown at its own", style="dim")
-    console.print("baselines in nats; (+2): further features, not looked at by default", style="dim")
+    console.print("baselines in nats: paper with '=' scored, base rate over the answer alone", style="dim")
+    console.print("(+2): further features, not looked at by default", style="dim")
 
 
 def _at_length(task: Task, length: int | None) -> Task | None:
