@@ -2,7 +2,7 @@
 
     python scripts/demo.py [RUN]
 
-Killed at any moment, it goes on where it was. Under six minutes on two cores.
+Killed at any moment, it goes on where it was. Four to eight minutes on two cores.
 """
 
 from __future__ import annotations
