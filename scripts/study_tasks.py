@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import qfl_interp as qfl
 from analyses import emergence, timeline
+from qfl_interp.aggregation import THIRDS
 from qfl_interp.emergence import lead_interval_seeds
 from qfl_interp.plots.overview import leads_figure, losses_figure
 from qfl_interp.provenance import device_name
@@ -173,18 +174,21 @@ def span(values: pd.Series, pattern: str) -> str:
 def run_table(study: Study) -> str:
     """One line a task: its size, its losses, its transition over the seeds."""
     lines = [
-        "| task | length | d_model x layers | budget (FLOPs) | seeds | base rate | final loss | exact match "
-        "| half-way at (FLOPs) | transition (FLOPs) |",
+        "| task | length | d_model x layers | budget (FLOPs) | seeds | base rate (paper's line) | final loss "
+        "| exact match | half-way at (FLOPs) | transition (FLOPs) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (task, length), part in study.runs.groupby(["task", "length"], sort=False):
         first, found = part.iloc[0], part[part["transition_found"]]
+        paper_line = f" ({first.paper_baseline:.3f})" if first.paper_baseline == first.paper_baseline else ""
+        n_halfway = int(part["halfway_flops"].notna().sum())
+        reached = "" if n_halfway in (0, len(part)) else f" ({n_halfway} of {len(part)})"
         between = f"{span(found['start_flops'], '{:.1e}')} → {span(found['end_flops'], '{:.1e}')}"
         where = between if len(found) == len(part) else f"{between} ({len(found)} of {len(part)})"
         lines.append(
             f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.2g} | {len(part)} "
-            f"| {first.base_rate:.3f} | {span(part['val_loss_answer'], '{:.3g}')} "
-            f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['halfway_flops'], '{:.1e}')} "
+            f"| {first.base_rate:.3f}{paper_line} | {span(part['val_loss_answer'], '{:.3g}')} "
+            f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['halfway_flops'], '{:.1e}')}{reached} "
             f"| {where if len(found) else 'none found'} |"
         )
     return "\n".join(lines)
@@ -194,20 +198,30 @@ def feature_table(study: Study) -> str:
     """One line a task and feature, over all of its labels: the verdict of each seed, the lead, the paper's verdict."""
     lines = [
         "| task | feature | verdicts, seed by seed | lead over the transition | lead over half-way "
-        "| probe loss: untrained → best | paper |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| the same by third | probe loss: untrained → best | paper |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     halfway_at = study.runs[["task", "length", "seed", "halfway_flops"]]
-    whole = study.verdicts[study.verdicts["third"] == "all"].merge(halfway_at, on=["task", "length", "seed"])
-    whole["over_half"] = np.log10(whole["halfway_flops"].astype(float) / whole["onset_flops"].astype(float))
+    verdicts = study.verdicts.merge(halfway_at, on=["task", "length", "seed"])
+    verdicts["over_half"] = np.log10(verdicts["halfway_flops"].astype(float) / verdicts["onset_flops"].astype(float))
+    whole = verdicts[verdicts["third"] == "all"]
     for (task, length, feature), part in whole.groupby(["task", "length", "feature"], sort=False):
+        same = verdicts[(verdicts["task"] == task) & (verdicts["feature"] == feature)]
+        thirds = [mean_and_count(same[same["third"] == third]["over_half"]) for third in THIRDS]
         kinds = [f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()]
         lines.append(
             f"| {task} {length} | {feature} | {', '.join(kinds)} | {lead_text(part['lead_log10'])} "
-            f"| {lead_text(part['over_half'])} "
+            f"| {lead_text(part['over_half'])} | {' · '.join(thirds)} "
             f"| {part['baseline'].mean():.3g} → {part['best'].mean():.3g} | {part['paper'].iloc[0] or '–'} |"
         )
     return "\n".join(lines)
+
+
+def mean_and_count(leads: pd.Series) -> str:
+    """The mean lead, and how many seeds have one where not all do."""
+    kept = leads.dropna()
+    count = "" if len(kept) == len(leads) else f" ({len(kept)}/{len(leads)})"
+    return f"{kept.mean():+.2f}{count}" if len(kept) else "–"
 
 
 def lead_text(leads: pd.Series) -> str:

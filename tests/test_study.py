@@ -35,7 +35,7 @@ def results(study):
     runs = pd.DataFrame(
         {
             "task": "addition", "length": 8, "seed": [0, 1], "d_model": 32, "n_layers": 2, "budget_flops": 1e11,
-            "base_rate": 0.65, "val_loss_answer": [0.01, 0.4], "exact_answer": [0.99, 0.1],
+            "base_rate": 0.65, "paper_baseline": 0.66, "val_loss_answer": [0.01, 0.4], "exact_answer": [0.99, 0.1],
             "halfway_flops": [4e10, np.nan],
             "transition_found": [True, False], "start_flops": [2e10, np.nan], "end_flops": [3e10, np.nan],
         }
@@ -54,14 +54,14 @@ def test_the_tables_say_what_was_measured(study):
     last = study.run_table(found).splitlines()[-1]
     cells = [cell.strip() for cell in last.strip("|").split("|")]
     assert cells == [
-        "addition", "8", "32 x 2", "1e+11", "2", "0.650", "0.01 to 0.4", "0.100 to 0.990", "4.0e+10",
+        "addition", "8", "32 x 2", "1e+11", "2", "0.650 (0.660)", "0.01 to 0.4", "0.100 to 0.990", "4.0e+10 (1 of 2)",
         "2.0e+10 → 3.0e+10 (1 of 2)",
     ]  # fmt: skip
     cells = [cell.strip() for cell in study.feature_table(found).splitlines()[-1].strip("|").split("|")]
     interval = t_interval(np.array([0.3, -0.1]))
     assert cells == [
         "addition 8", "carry", "quiet, loud (?)", f"+0.10 ({interval.low:+.2f} to {interval.high:+.2f})",
-        "+0.60, 1 of 2 seeds", "0.6 → 0.2",
+        "+0.60, 1 of 2 seeds", "– · – · -0.35 (1/2)", "0.6 → 0.2",
         "quiet",
     ]  # fmt: skip
 
