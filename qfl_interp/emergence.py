@@ -183,15 +183,14 @@ def _resampled(
     if baseline.ndim:
         rows = np.concatenate([rows, baseline])
     present = ~np.isnan(losses[0])
-    always = bool(present.all())
     rows = np.nan_to_num(rows)
     step = max(1, _BATCH_VALUES // max(n_examples, len(rows)))
     for first in range(0, n_resamples, step):
         n_drawn = min(step, n_resamples - first)
-        counts = rng.multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_drawn)
-        sums = counts.astype(np.float64) @ rows.T
+        counts = rng.multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_drawn).astype(np.float64)
+        sums = counts @ rows.T
         of_steps = sums[:, : n_steps * n_labels].reshape(-1, n_steps, n_labels)
-        n_present = np.full((n_drawn, 1), n_examples) if always else counts @ present.T
+        n_present = counts @ present.T
         if n_present.min() == 0:
             raise ValueError(
                 f"every resample must hold each label, and {int(present.sum(axis=-1).min())} of {n_examples} examples "

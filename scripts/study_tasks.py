@@ -110,13 +110,9 @@ def run_all(jobs: list[Job], n_jobs: int, console: Console) -> None:
 def halfway(task: qfl.Task) -> float:
     """Exact match half-way between always giving the most frequent answer, and always the right one."""
     batch = task.encode(qfl.held_out(task, "val", 1000, seed=0, stream="study"))
-    place = batch.loss_mask.cumsum(dim=1) * batch.loss_mask
-    answers = batch.tokens.masked_fill(place <= 1, -1)
-    # Shifted so that answers start at one place, whatever the length of the prompt.
-    starts = (place == 2).int().argmax(dim=1)
-    aligned = [row[start:].tolist() for row, start in zip(answers, starts.tolist(), strict=True)]
-    counts = Counter(tuple(token for token in row if token >= 0) for row in aligned)
-    return (1 + max(counts.values()) / len(aligned)) / 2
+    # The first scored token is `=`.
+    answers = [tuple(row[kept].tolist()[1:]) for row, kept in zip(batch.tokens, batch.loss_mask, strict=True)]
+    return (1 + max(Counter(answers).values()) / len(answers)) / 2
 
 
 def first_at_least(validated: pd.DataFrame, share: float) -> float:

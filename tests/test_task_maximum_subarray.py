@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from helpers import golden
+from helpers import check_golden, golden
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -29,19 +29,8 @@ _KEYS = {
 @pytest.mark.parametrize("group", _GROUPS, ids=lambda g: f"{g['kind']}-{g['length']}")
 def test_golden(group):
     task = qfl.load_task("maximum_subarray", length=group["length"])
-    examples = np.array([e["input"] for e in group["examples"]])
-    batch = task.encode(examples)
-    assert batch.tokens.tolist() == [e["ids"] for e in group["examples"]]
-    assert batch.loss_mask.tolist() == [[bool(m) for m in e["loss_mask"]] for e in group["examples"]]
-    assert ["".join(task.str_tokens(row)) for row in batch.tokens] == [e["text"] for e in group["examples"]]
-    assert task.n_ctx == group["sequence_tokens"]
     assert set(task.features) == set(_KEYS.values())
-    for key, name in _KEYS.items():
-        feature = task.features[name]
-        expected = [e["features"][key] for e in group["examples"]]
-        assert feature.labels(examples).tolist() == [e["labels"] for e in expected]
-        assert feature.positions(examples).tolist() == [e["token_index"] for e in expected]
-    np.testing.assert_array_equal(task.decode(batch.tokens), examples)
+    check_golden(task, group, _KEYS)
 
 
 def segment_sums(rows) -> np.ndarray:
