@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
+from transformer_lens.model_bridge import TransformerBridge
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
@@ -19,6 +20,7 @@ from qfl_interp.seeding import torch_generator
 from qfl_interp.task import Task
 
 __all__ = [
+    "HookedModel",
     "HookedTransformer",
     "build_hooked",
     "build_model",
@@ -26,6 +28,9 @@ __all__ = [
     "model_device",
     "parameters_to_save",
 ]
+
+# Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model.
+HookedModel = HookedRootModule | TransformerBridge
 
 
 def build_model(config: ModelConfig, task: Task, *, seed: int = 0) -> HookedTransformer:

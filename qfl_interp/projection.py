@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qfl_interp.edits import edit_at
 from qfl_interp.hooks import Intervention, Site
 
 
@@ -57,14 +58,6 @@ def _check_planes(directions: Tensor, offsets: Tensor, positions: Tensor | None)
     if positions.shape[1] != len(directions):
         raise ValueError(
             f"positions must have a column for each of {len(directions)} labels, got {tuple(positions.shape)}."
-        )
-    ordered = positions.sort(dim=1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if bool(twice.any()):
-        example, column = (int(i) for i in twice.nonzero()[0])
-        raise ValueError(
-            f"positions of an example must differ between labels, got {int(ordered[example, column])} twice "
-            f"in example {example}. Project one label after the other, or give both as rows of one label."
         )
 
 
@@ -119,23 +112,4 @@ def project_out(
         back = torch.einsum("b l k, l k d -> b l d", along + b, w) if w.ndim == 3 else (along + b) @ w
         return x - epsilon * back
 
-    def everywhere(activation: Tensor) -> Tensor:
-        if site.positions is None:
-            return remove(activation)
-        changed = activation.clone()
-        changed[:, list(site.positions)] = remove(activation[:, list(site.positions)])
-        return changed
-
-    def aligned(activation: Tensor) -> Tensor:
-        assert positions is not None
-        index = positions.to(activation.device).expand(len(activation), -1)
-        # A position beyond a generated prefix is not there yet.
-        there = (index >= 0) & (index < activation.shape[1])
-        batch, label = torch.nonzero(there, as_tuple=True)
-        rows = torch.arange(len(activation), device=activation.device)[:, None]
-        ablated = remove(activation[rows, index.clamp(0, activation.shape[1] - 1)])
-        changed = activation.clone()
-        changed[batch, index[batch, label]] = ablated[batch, label]
-        return changed
-
-    return Intervention(site, everywhere if positions is None else aligned, "project_out")
+    return edit_at(site, remove, positions, label="project_out")

@@ -28,8 +28,8 @@ def test_the_core_keeps_its_layers():
     [
         ("data.py", "from tasks.addition import Addition", "data.py:1: the core imports tasks.addition"),
         ("data.py", "def f():\n    import analyses", "data.py:2: the core imports analyses"),
-        ("run.py", "from qfl_interp.plots import timeline", "run.py:1: layer 4 imports plots of layer 6"),
-        ("config.py", "from qfl_interp import training", "config.py:1: layer 0 imports training of layer 5"),
+        ("run.py", "from qfl_interp.plots import timeline", "run.py:1: layer 5 imports plots of layer 8"),
+        ("config.py", "from qfl_interp import training", "config.py:1: layer 0 imports training of layer 7"),
         (
             "probes/newton.py",
             "import transformer_lens.utils",
