@@ -15,7 +15,7 @@ from jaxtyping import Bool, UInt64
 from qfl_interp.errors import QflError
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
-from qfl_interp.task import Batch, Task
+from qfl_interp.task import Batch, Pairs, Task
 
 SPLITS = ("train", "val", "test")
 # Rounds without one new example after which a split counts as exhausted.
@@ -128,3 +128,38 @@ def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examp
     if len(kept) == 0:
         raise QflError(f"the {split} split of {task!r} holds no example. Use a larger length.")
     return kept[:n]
+
+
+def held_out_pairs(task: Task, split: str, n: int, feature: str, label: int, *, seed: int, stream: str) -> Pairs:
+    """`n` clean and corrupted examples that differ in one label, the clean ones of one split.
+
+    Args:
+        task: Draws the pairs (`Task.sample_pairs`).
+        split: "val" or "test" ("train" is for checks on training data).
+        n: Pairs wanted; fewer come back where the split holds few such examples, and never none.
+        feature: Whose label differs.
+        label: Which one.
+        seed: The run's seed.
+        stream: What the pairs are for; another use draws others.
+
+    Raises:
+        QflError: Unknown feature, or no pair was found whose clean example is of this split.
+        ValueError: The feature has no such label, or nothing changes it.
+    """
+    rng = generator(seed, f"held_out_pairs/{stream}/{split}/{feature}/{label}")
+    low, high = _bounds(task, split)
+    parts, found = [], 0
+    for _ in range(_PATIENCE):
+        drawn = task.sample_pairs(rng, int((n - found) / (high - low) * 1.1) + 16, feature, label)
+        kept = in_split(task, drawn.clean, split)
+        parts.append(Pairs(drawn.clean[kept], drawn.corrupted[kept]))
+        found += int(kept.sum())
+        if found >= n:
+            break
+    if found == 0:
+        raise QflError(
+            f"no pair that differs in label {label} of {feature!r} has its clean example in the {split} split of "
+            f"{task!r}. Use a larger length or another label."
+        )
+    clean, corrupted = (np.concatenate(column)[:n] for column in zip(*parts, strict=True))
+    return Pairs(clean, corrupted)

@@ -240,3 +240,41 @@ def _finite(values: Shaped[np.ndarray, " unit"], name: str, at_least: int = 1) -
             "Drop or explain these values before averaging."
         )
     return data
+
+
+def bootstrap_normalised(
+    values: Float[np.ndarray, "cell example"],
+    zero: Float[np.ndarray, " example"],
+    one: Float[np.ndarray, " example"],
+    rng: np.random.Generator,
+    n_resamples: int = 2_000,
+    level: float = 0.95,
+) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
+    """Percentile bootstrap intervals of `(mean(values) - mean(zero)) / (mean(one) - mean(zero))`, one a cell.
+
+    Examples are resampled together in all three, so that what they share cancels.
+
+    Args:
+        values: A metric under many interventions.
+        zero: The metric that counts as 0, on the same examples: the corrupted run's.
+        one: The metric that counts as 1: the clean run's.
+        rng: The only source of randomness.
+        n_resamples: Bootstrap resamples.
+        level: Nominal coverage.
+
+    Returns:
+        Lower and upper ends; NaN where a resample's denominator is 0.
+
+    Raises:
+        ValueError: Fewer than 2 examples.
+    """
+    n_examples = values.shape[1]
+    if n_examples < 2:
+        raise ValueError(f"values must hold at least 2 examples, got {n_examples}. Use more pairs.")
+    counts = rng.multinomial(n_examples, np.full(n_examples, 1 / n_examples), n_resamples).astype(np.float64)
+    low, high = counts @ zero, counts @ one
+    with np.errstate(divide="ignore", invalid="ignore"):
+        resampled = (values.astype(np.float64) @ counts.T - low) / (high - low)
+    resampled[~np.isfinite(resampled)] = np.nan
+    ends = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return ends[0], ends[1]

@@ -59,6 +59,11 @@ TRAIN_RULES = {
 PROBE_RULES = {
     "c must be positive and finite, got 0": {"c": 0.0},
     "c must be positive and finite, got inf": {"c": float("inf")},
+    "alpha must be finite and not negative, got -1": {"alpha": -1.0},
+    "path must hold different positive numbers": {"path": (1.0, 1.0)},
+    r"path must hold different positive numbers, got \(0": {"path": (0.0,)},
+    "site must be one of": {"site": "pattern"},
+    "n_val must be at least 1, got 0": {"n_val": 0},
     "n_train must be at least 1, got 0": {"n_train": 0},
     "n_test must be at least 1, got 0": {"n_test": 0},
     "max_iter must be at least 1, got 0": {"max_iter": 0},
@@ -78,7 +83,8 @@ OTHER = {
         "n_checkpoints": 41, "save_optimizer": True, "divergence_loss": 99.0, "compile": True,
     },
     qfl.ProbeConfig: {
-        "c": 1.0, "n_train": 9, "n_test": 8, "seed": 1, "shuffled_control": False, "max_iter": 99,
+        "c": 1.0, "alpha": 2.0, "path": (1.0, 3.0), "n_train": 9, "n_val": 7, "n_test": 8, "seed": 1,
+        "shuffled_control": False, "max_iter": 99, "site": "attn_out", "pooled": True,
     },
 }  # fmt: skip
 BASE = {qfl.ModelConfig: MODEL, qfl.TrainConfig: TRAIN, qfl.ProbeConfig: {}}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import qfl_interp as qfl
-from qfl_interp.data import ExampleStream, held_out, in_split, split_hash
+from qfl_interp import data
+from qfl_interp.data import ExampleStream, held_out, held_out_pairs, in_split, split_hash
 
 
 def test_no_example_or_swap_is_in_two_splits(addition):
@@ -100,3 +101,23 @@ def test_a_task_sets_its_share_of_training_problems(monkeypatch):
         assert abs(shares[split].mean() - share) < 4 * np.sqrt(2 * share * (1 - share) / len(examples)), split
     drawn = ExampleStream(task, seed=0, batch_size=500).examples(0)
     assert in_split(task, drawn, "train").all()
+
+
+def test_held_out_pairs_differ_in_the_label_and_keep_the_split(addition):
+    pairs = held_out_pairs(addition, "test", 50, "carry", 3, seed=1, stream="x")
+    carry = addition.features["carry"]
+    assert len(pairs.clean) == len(pairs.corrupted) == 50
+    assert in_split(addition, pairs.clean, "test").all()
+    assert (carry.labels(pairs.clean)[:, 3] != carry.labels(pairs.corrupted)[:, 3]).all()
+    again = held_out_pairs(addition, "test", 50, "carry", 3, seed=1, stream="x")
+    np.testing.assert_array_equal(pairs.clean, again.clean)
+    other = held_out_pairs(addition, "test", 50, "carry", 3, seed=1, stream="y")
+    assert (pairs.clean != other.clean).any()
+    with pytest.raises(ValueError, match="label of carry must lie in"):
+        held_out_pairs(addition, "test", 50, "carry", 6, seed=1, stream="x")
+
+
+def test_held_out_pairs_say_when_a_split_holds_none(addition, monkeypatch):
+    monkeypatch.setattr(data, "in_split", lambda _task, examples, _split: np.zeros(len(examples), dtype=bool))
+    with pytest.raises(qfl.QflError, match=r"no pair that differs in label 0 of 'carry'.*test split"):
+        held_out_pairs(addition, "test", 5, "carry", 0, seed=1, stream="x")
