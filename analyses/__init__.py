@@ -1,6 +1,6 @@
 """The lenses on a run: each reads the run, writes a tidy table beside it, and returns a result to look at.
 
-    from analyses import probe, emergence, ablate, timeline, report
+    from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, timeline, report
 
 The functions load on first use. Each lens has a module of its own: what it computes, its figure, its table.
 """
@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyses.ablation import ablate
-    from analyses.emerging import emergence, timeline
+    from analyses.capturing import capture
+    from analyses.describing import mdl
+    from analyses.emerging import emergence
+    from analyses.interchanging import interchange
+    from analyses.patching import patch
     from analyses.probing import probe
     from analyses.reporting import report
+    from analyses.timelining import timeline
+    from analyses.transferring import transfer
+    from analyses.unit_ablation import ablate_units
 
 # Lets qfl_interp tell this package from a user's own analyses.py that shadows it.
 QFL_INTERP_PACKAGE = True
@@ -22,13 +29,31 @@ QFL_INTERP_PACKAGE = True
 # Modules are named apart from their functions, so that importing one never hides the other.
 _WHERE = {
     "ablate": "ablation",
+    "ablate_units": "unit_ablation",
+    "capture": "capturing",
     "emergence": "emerging",
+    "interchange": "interchanging",
+    "mdl": "describing",
+    "patch": "patching",
     "probe": "probing",
     "report": "reporting",
-    "timeline": "emerging",
+    "timeline": "timelining",
+    "transfer": "transferring",
 }
 
-__all__ = ["ablate", "emergence", "probe", "report", "timeline"]
+__all__ = [
+    "ablate",
+    "ablate_units",
+    "capture",
+    "emergence",
+    "interchange",
+    "mdl",
+    "patch",
+    "probe",
+    "report",
+    "timeline",
+    "transfer",
+]
 
 
 def __getattr__(name: str) -> Any:

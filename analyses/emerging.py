@@ -9,19 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from analyses.probing import LENS as PROBE_LENS
-from analyses.probing import part_name, probe, trained_at
-from analyses.result import Result, chosen_features, identity
+from analyses.probing import part_name, probe
+from analyses.result import Result, chosen_features, trained_at
 from qfl_interp.aggregation import THIRDS, label_groups, summarise
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
 from qfl_interp.onset import RATIO, find_onset, fraction_at
-from qfl_interp.plots import Figure, timeline_figure
-from qfl_interp.run import Run, Steps
+from qfl_interp.plots import timeline_figure
+from qfl_interp.run import Run
 from qfl_interp.seeding import generator
+from qfl_interp.series import Steps
 from qfl_interp.tables import column, distinct, groups, select
 from qfl_interp.transition import Transition, find_transition
 
@@ -48,6 +50,8 @@ def emergence(
     config: ProbeConfig | None = None,
     ratio: float = RATIO,
     n_resamples: int = 2_000,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
     """Classify features as quiet, loud or not learned on the run's own compute axis; probes what is not probed yet.
@@ -65,6 +69,8 @@ def emergence(
         config: The probes'.
         ratio: A feature is learned once its metric stays below this fraction of the baseline.
         n_resamples: Bootstrap resamples.
+        jobs: Checkpoints at a time, each in a process of its own.
+        device: Where to compute.
         progress: Draw a bar on standard error.
 
     Returns:
@@ -74,7 +80,15 @@ def emergence(
         QflError: As `probe`, or no probe of a feature could be fitted.
     """
     found = emergence_tables(
-        run, features, steps, config=config, ratio=ratio, n_resamples=n_resamples, progress=progress
+        run,
+        features,
+        steps,
+        config=config,
+        ratio=ratio,
+        n_resamples=n_resamples,
+        jobs=jobs,
+        device=device,
+        progress=progress,
     )
     columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
@@ -85,26 +99,6 @@ def emergence(
     )
 
 
-def timeline(
-    run: Run,
-    features: str | Sequence[str] | None = None,
-    steps: Steps = "all",
-    *,
-    config: ProbeConfig | None = None,
-    progress: bool = True,
-) -> Figure:
-    """Every lens of a run on one compute axis, as a figure; computes what is missing.
-
-    Args:
-        run: What to look at.
-        features: Names; by default those of the task with `by_default`.
-        steps: The checkpoints of the curves.
-        config: The probes'.
-        progress: Draw a bar on standard error.
-    """
-    return emergence(run, features, steps, config=config, progress=progress).plot()
-
-
 def emergence_tables(
     run: Run,
     features: str | Sequence[str] | None = None,
@@ -113,6 +107,8 @@ def emergence_tables(
     config: ProbeConfig | None = None,
     ratio: float = RATIO,
     n_resamples: int = 2_000,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Emergence:
     """The tables behind `emergence`, which are written beside the run; arguments as there."""
@@ -125,7 +121,7 @@ def emergence_tables(
     # An unfinished run's loss curve grows, and its transition with it.
     if run.finished and verdict_table.has(part) and curve_table.has(part):
         return Emergence(curve_table.read([part]), verdict_table.read([part]))
-    rows = probe(run, names, saved, config=config, progress=progress).rows
+    rows = probe(run, names, saved, config=config, jobs=jobs, device=device, progress=progress).rows
     transition = _transition(run)
     curves, verdicts = [], []
     for name in names:
@@ -144,7 +140,7 @@ def emergence_tables(
                     "n_bootstrap": n_resamples if bootstrap else 0,
                 }
             )
-    columns = {**identity(run), "settings": config.digest(), "analysis": part}
+    columns = {**run.identity(), "settings": config.digest(), "analysis": part}
     found = Emergence(pd.concat(curves, ignore_index=True).assign(**columns), pd.DataFrame(verdicts).assign(**columns))
     verdict_table.write(part, found.verdicts)
     curve_table.write(part, found.curves)
@@ -159,9 +155,9 @@ def _transition(run: Run) -> Transition:
     )
 
 
-def _by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "layer label"]:
-    """A column of one model's rows by site."""
-    return rows.pivot(index="layer", columns="label", values=metric).to_numpy(dtype=float)
+def _by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "place label"]:
+    """A column of one model's rows by place (layer and head) and label."""
+    return rows.pivot(index=["layer", "head"], columns="label", values=metric).to_numpy(dtype=float)
 
 
 def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Which features can be read off the residual stream, at which step, layer and position; with the controls."""
+"""Which features can be read off the model, at which step, layer and position; with the controls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,41 +11,57 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.result import Result, chosen_features, identity
-from qfl_interp.activations import ResidSpan, resid_span
+from analyses.checkpoints import over_checkpoints
+from analyses.result import Result, chosen_features, trained_at
+from qfl_interp.activations import Place, SiteSpan, site_span
 from qfl_interp.aggregation import select_layer
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data import held_out
-from qfl_interp.errors import QflError
-from qfl_interp.model import HookedTransformer, build_model
+from qfl_interp.model import HookedModel
 from qfl_interp.plots import probe_heatmap
-from qfl_interp.probes import LogisticProbes, RegressionProbes, fit_logistic, fit_regression, shuffle_labels
-from qfl_interp.progress import progress_bar
-from qfl_interp.run import Run, Steps
+from qfl_interp.probes import (
+    PROBE_LOSS,
+    Probes,
+    ProbeScores,
+    Validation,
+    fit_probes,
+    majority_scores,
+    pool_labels,
+    share_labels,
+    shuffle_labels,
+)
 from qfl_interp.seeding import generator
+from qfl_interp.series import Series, Steps
 from qfl_interp.shapes import Examples
+from qfl_interp.store import ActivationStore, StoreKey
 from qfl_interp.task import NO_POSITION, Feature, Task
 
-# What the probes of each kind minimise and are judged by; a multilabel feature is one probe an output.
-PROBE_LOSS = {"binary": "log_loss", "multilabel": "log_loss", "scalar": "mse"}
 # A label that a smaller share of the training examples has is not fitted: there would be more weights than data.
 _MIN_SHARE = 0.05
 LENS = "probe"
 
 
 class ProbeData(NamedTuple):
-    """The fixed examples of all probes of one run; disjoint from its training stream and from each other."""
+    """The fixed examples of all probes of one run; disjoint from its training stream and from each other.
+
+    Attributes:
+        train: What probes are fitted on.
+        test: What they are scored on.
+        validation: What a penalty is chosen on; no rows where none is chosen.
+    """
 
     train: Examples
     test: Examples
+    validation: Examples
 
 
-def probe_data(run: Run, config: ProbeConfig) -> ProbeData:
-    """Examples to fit on, from the split "val", and to score on, from "test"; fewer where a split holds fewer."""
-    return ProbeData(
-        held_out(run.task, "val", config.n_train, seed=config.seed, stream="probe"),
-        held_out(run.task, "test", config.n_test, seed=config.seed, stream="probe"),
-    )
+def probe_data(run: Series, config: ProbeConfig) -> ProbeData:
+    """Examples to fit and choose on, from the split "val", and to score on, from "test"; fewer where it holds fewer."""
+    n_val = config.n_val if config.path else 0
+    drawn = held_out(run.task, "val", config.n_train + n_val, seed=config.seed, stream="probe")
+    n_train = len(drawn) * config.n_train // (config.n_train + n_val)
+    test = held_out(run.task, "test", config.n_test, seed=config.seed, stream="probe")
+    return ProbeData(drawn[:n_train], test, drawn[n_train:])
 
 
 def part_name(at: str, feature: str, config: ProbeConfig) -> str:
@@ -52,149 +69,255 @@ def part_name(at: str, feature: str, config: ProbeConfig) -> str:
     return f"{at}-{feature}-{config.digest()}"
 
 
-def trained_at(step: int) -> str:
-    """How a part names the trained model at a step."""
-    return f"step_{step:08d}"
+class ModelAt(NamedTuple):
+    """A model to look at: a checkpoint, or a freshly initialised one that serves as a control.
+
+    Attributes:
+        step: The checkpoint's; 0 for an untrained model.
+        untrained: Number of the untrained model; -1 for a checkpoint.
+    """
+
+    step: int
+    untrained: int = -1
+
+    def __str__(self) -> str:
+        return trained_at(self.step) if self.untrained < 0 else f"untrained_{self.untrained:02d}"
+
+    @property
+    def source(self) -> str:
+        """What the tables call it."""
+        return "trained" if self.untrained < 0 else "untrained"
+
+    def load(self, run: Series, device: str | torch.device) -> HookedModel:
+        """The model."""
+        if self.untrained < 0:
+            return run.load_model(self.step, device=device)
+        return run.untrained_model(self.untrained)[0].to(device)
+
+    def seed(self, run: Series) -> int:
+        """The seed of its initial weights."""
+        return int(run.identity()["seed"]) if self.untrained < 0 else run.untrained_seed(self.untrained)
+
+
+def models_at(run: Series, steps: Steps, n_untrained: int) -> list[ModelAt]:
+    """The checkpoints that `steps` names and the untrained controls."""
+    return [ModelAt(step) for step in run.resolve_steps(steps)] + [ModelAt(0, i) for i in range(n_untrained)]
 
 
 def probe(
-    run: Run,
+    run: Series,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
     config: ProbeConfig | None = None,
     n_untrained: int = 2,
+    store: bool = False,
+    jobs: int = 1,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
     """Fit linear probes for features at checkpoints; what is in the run's table already is not fitted again.
 
-    Binary and multilabel features get logistic probes (loss: log loss in nats; score: accuracy), scalar ones least
-    squares (loss: mean squared error; score: R2); column `metric` says which. One probe a layer and label, on the
-    residual stream after the block (`resid_post`), at the token where the feature says its label is read; several
+    Binary and multilabel features get logistic probes, categorical ones softmax probes (loss: log loss in nats; score:
+    accuracy), scalar ones least squares (loss: mean squared error; score: R2); column `metric` says which. One probe a
+    layer (and head, where the site has heads) and label, at the token where the feature says its label is read; several
     outputs of a label enter the table by their mean. A label that fewer than 5 % of the examples have is not fitted.
-    Controls: the same probes on shuffled labels, and on untrained models with other initial weights.
+    Controls: the same probes on shuffled labels, on untrained models with other initial weights, and the best constant
+    answer. `selectivity` is the score less that on shuffled labels (Hewitt and Liang, arXiv 1909.03368).
 
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
         steps: "all", "last", "log:20", "1000,2000", a step or several.
-        config: Penalty, numbers of examples, seed.
+        config: Site, penalty, numbers of examples, seed.
         n_untrained: Untrained models to probe.
+        store: Keep the checkpoints' activations in the run's folder `activations`, for the next analysis of them.
+        jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw a bar on standard error.
 
     Returns:
-        One row a step, feature, layer and label.
+        One row a step, feature, layer, head (-1 where the site has none) and label.
 
     Raises:
-        QflError: Unknown feature or step, or a kind that the probes cannot read.
+        QflError: Unknown feature or step, or the model has no such site.
     """
     config = config or ProbeConfig()
     chosen = chosen_features(run, features)
-    for feature in chosen:
-        if feature.kind not in PROBE_LOSS:
-            raise QflError(f"feature {feature.name!r} is {feature.kind}; probes read {', '.join(PROBE_LOSS)} so far.")
-    wanted = [(trained_at(s), s) for s in run.resolve_steps(steps)]
-    wanted += [(f"untrained_{i:02d}", None) for i in range(n_untrained)]
+    wanted = models_at(run, steps, n_untrained)
     table = run.table(LENS)
-    data: ProbeData | None = None
-    with progress_bar(enabled=progress) as bar:
-        shown = bar.add_task("probing", total=len(wanted), detail="")
-        for at, step in wanted:
-            missing = [f for f in chosen if not table.has(part_name(at, f.name, config))]
-            if missing:
-                data = data or probe_data(run, config)
-                model, seed = _model_at(run, at, step)
-                for feature, (rows, tensors) in probe_model(
-                    model.to(device, print_details=False), run.task, missing, data, config
-                ):
-                    where = {
-                        "source": "untrained" if step is None else "trained",
-                        "model_seed": seed,
-                        "step": step or 0,
-                        "flops": run.flops(step or 0),
-                        "settings": config.digest(),
-                    }
-                    named = rows.assign(**identity(run), **where)
-                    table.write(part_name(at, feature.name, config), named, tensors)
-            bar.update(shown, advance=1, detail=at)
-    rows = table.read([part_name(at, f.name, config) for at, _ in wanted for f in chosen])
+    names = [f.name for f in chosen]
+    missing = [at for at in wanted if not all(table.has(part_name(str(at), name, config)) for name in names)]
+    work = functools.partial(_probe_at, run, names, config, store, device)
+    over_checkpoints(
+        missing, functools.partial(probe_data, run, config), work, label="probing", jobs=jobs, progress=progress
+    )
+    rows = table.read([part_name(str(at), name, config) for at in wanted for name in names])
     return Result(
-        f"Probes of {run.run_id}: test loss of each label's best layer, mean over labels",
+        f"Probes of {run.run_id} ({config.site}): test loss of each label's best layer, mean over labels",
         _summary(rows),
         rows,
-        lambda: probe_heatmap(rows, chosen[0].name),
+        lambda: probe_heatmap(rows, names[0]),
     )
 
 
-def _model_at(run: Run, at: str, step: int | None) -> tuple[HookedTransformer, int]:
-    """The trained model at a step, or a freshly initialised one with a seed of its own; and that seed."""
-    if step is not None:
-        return run.load_model(step), run.config.train.seed
-    seed = int(generator(run.config.train.seed, f"probe/{at}").integers(2**31))
-    return build_model(run.config.model, run.task, seed=seed), seed
+def _probe_at(
+    run: Series,
+    features: Sequence[str],
+    config: ProbeConfig,
+    store: bool,
+    device: str | torch.device,
+    data: ProbeData,
+    at: ModelAt,
+) -> None:
+    """Fit and write what is missing of one model."""
+    table = run.table(LENS)
+    lacking = [run.task.feature(name) for name in features if not table.has(part_name(str(at), name, config))]
+    # Loaded when activations are computed, not when they are read from the store.
+    load = functools.cache(lambda: at.load(run, device))
+    kept = ActivationStore(run.path / "activations") if store and at.untrained < 0 else None
+    spans = {part: _span(run, load, at, part, part_of, config, kept) for part, part_of in data._asdict().items()}
+    where = {
+        "source": at.source,
+        "model_seed": at.seed(run),
+        "step": at.step,
+        "flops": run.flops(at.step),
+        "site": config.site,
+        "settings": config.digest(),
+    }
+    for feature in lacking:
+        sets = {
+            part: None if span is None else feature_data(feature, span, getattr(data, part))
+            for part, span in spans.items()
+        }
+        train, test = sets["train"], sets["test"]
+        assert train is not None
+        assert test is not None
+        rows, tensors = _fit(feature, not_rare(train), test, sets["validation"], config)
+        placed = rows.assign(**place_columns(spans["train"].places, train.x.shape[1]))
+        table.write(part_name(str(at), feature.name, config), placed.assign(**run.identity(), **where), tensors)
 
 
-def probe_model(
-    model: HookedTransformer, task: Task, features: Sequence[Feature], data: ProbeData, config: ProbeConfig
-) -> Iterator[tuple[Feature, tuple[pd.DataFrame, dict[str, Tensor]]]]:
-    """Each feature's rows and tensors on one model; the activations are computed once for all of them.
-
-    The tensors: `weight`, `intercept` and `fitted` of every probe, and `test_loss`, the loss of each test example under
-    the probe of the label's best layer (`layer`) by training loss.
-    """
-    train = _span(model, task, data.train)
-    test = _span(model, task, data.test)
-    for feature in features:
-        yield feature, _fit(feature, train, test, data, config)
-
-
-def _span(model: HookedTransformer, task: Task, examples: Examples) -> ResidSpan:
-    """The residual stream over all positions that some feature of the task reads.
+def _span(
+    run: Series,
+    load: Callable[[], HookedModel],
+    at: ModelAt,
+    part: str,
+    examples: Examples,
+    config: ProbeConfig,
+    kept: ActivationStore | None,
+) -> SiteSpan | None:
+    """The activations over all positions that some feature of the task reads; None where there are no examples.
 
     Not only the features asked for: another span rounds otherwise, and a part must not depend on its company.
     """
+    if len(examples) == 0:
+        return None
+    first, last = read_span(run.task, examples)
+    tokens = run.task.encode(examples).tokens
+    if kept is None:
+        return site_span(load(), tokens, first, last, name=config.site)
+    key = StoreKey(run.run_id, at.step, dataset_name(part, examples, config))
+    return kept.spans(key, load, tokens, first, last, names=[config.site], progress=False)[config.site]
+
+
+def dataset_name(part: str, examples: Examples, config: ProbeConfig) -> str:
+    """What the activation store calls one of the probes' sets of examples."""
+    # Examples to choose on are drawn with those to fit on, which are then others.
+    drawn = f"_of_{config.n_train + config.n_val}" if config.path and part != "test" else ""
+    return f"probe_{part}_{len(examples)}{drawn}_seed{config.seed}"
+
+
+def read_span(task: Task, examples: Examples) -> tuple[int, int]:
+    """The first and the last position that some feature of the task reads in some example."""
     positions = np.concatenate([f.positions(examples).ravel() for f in task.features.values()])
     read = positions[positions != NO_POSITION]
-    return resid_span(model, task.encode(examples).tokens, int(read.min()), int(read.max()))
+    return int(read.min()), int(read.max())
 
 
-def _labels(feature: Feature, examples: Examples) -> Tensor:
+def labels_of(feature: Feature, examples: Examples) -> Tensor:
     """Labels as probes want them: [output, label, example]."""
     labels = torch.from_numpy(np.ascontiguousarray(feature.labels(examples)))
     return labels[..., None].movedim(0, 2).movedim(1, 0) if labels.ndim == 2 else labels.permute(2, 1, 0)
 
 
+class FeatureData(NamedTuple):
+    """One feature's activations and labels on some examples.
+
+    Attributes:
+        x: [place, label, example, d].
+        y: [output, label, example].
+        kept: Which examples have the label; none of those of a label that is too rare to fit.
+    """
+
+    x: Tensor
+    y: Tensor
+    kept: Tensor
+
+
+def feature_data(feature: Feature, span: SiteSpan, examples: Examples) -> FeatureData:
+    """What a feature's probes see of some examples."""
+    x, present = span.read(feature.positions(examples))
+    return FeatureData(x, labels_of(feature, examples), present)
+
+
+def not_rare(data: FeatureData) -> FeatureData:
+    """The data without labels that fewer than 5 % of the examples have."""
+    return data._replace(kept=data.kept & (data.kept.double().mean(dim=1, keepdim=True) >= _MIN_SHARE))
+
+
+def place_columns(places: Sequence[Place], n_labels: int) -> dict[str, np.ndarray]:
+    """Columns of a table with one row a place and label."""
+    return {
+        "layer": np.repeat([place.layer for place in places], n_labels),
+        "head": np.repeat([place.head for place in places], n_labels),
+        "label": np.tile(np.arange(n_labels), len(places)),
+    }
+
+
 def _fit(
-    feature: Feature, train: ResidSpan, test: ResidSpan, data: ProbeData, config: ProbeConfig
+    feature: Feature, train: FeatureData, test: FeatureData, validation: FeatureData | None, config: ProbeConfig
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
-    """Probes of one feature, fitted and scored, with the shuffled control beside the true labels as further outputs."""
-    x, present = train.read(feature.positions(data.train))
-    x_test, kept_test = test.read(feature.positions(data.test))
-    kept = present & (present.double().mean(dim=1, keepdim=True) >= _MIN_SHARE)
-    y, y_test = _labels(feature, data.train), _labels(feature, data.test)
-    n_outputs = len(y)
-    if config.shuffled_control:
-        y = torch.cat([y, shuffle_labels(y, generator(config.seed, f"probe/shuffle/{feature.name}"), kept)])
-        y_test = torch.cat([y_test, y_test])
-    if PROBE_LOSS[feature.kind] == "mse":
-        fitted = fit_regression(x, y, example_mask=kept)
-    else:
-        fitted = fit_logistic(x, y, c=config.c, max_iter=config.max_iter, example_mask=kept)
-    scores = fitted.score(x_test, y_test, example_mask=kept_test)
-    rows = _rows(feature, fitted, scores, y[:n_outputs], present, kept_test)
-    layer = select_layer(_over_outputs(fitted.train[0], slice(n_outputs)).numpy())
-    losses = fitted.example_loss(x_test, y_test, kept_test)[:, :, :n_outputs].nanmean(dim=2)
+    """Probes of one feature, fitted and scored, with the shuffled control beside the true labels as further outputs.
+
+    The tensors: what `load_probes` needs, and `test_loss`, the loss of each test example under the probe of the label's
+    best place (`place`) by training loss.
+    """
+    n_outputs = len(train.y)
+    control = generator(config.seed, f"probe/shuffle/{feature.name}") if config.shuffled_control else None
+    fitted_on = _with_control(train, control)
+    chosen_on = None if validation is None else Validation(*_with_control(validation, control))
+    probes = _probes(feature, fitted_on, chosen_on, config)
+    scored = FeatureData(test.x, torch.cat([test.y] * (len(fitted_on.y) // n_outputs)), test.kept)
+    scores = probes.score(*scored)
+    train_scores = probes.score(*fitted_on) if config.pooled else probes.train
+    rows = _rows(feature, probes, train_scores, scores, train, scored)
+    place = select_layer(_over_outputs(train_scores.loss, slice(n_outputs)).numpy())
+    losses = probes.example_loss(*scored)[:, :, :n_outputs].nanmean(dim=2)
     tensors = {
-        "weight": fitted.weight[:, :, :n_outputs].float(),
-        "intercept": fitted.intercept[:, :, :n_outputs].float(),
-        "fitted": fitted.fitted[:, :, :n_outputs],
+        **probes.tensors(slice(n_outputs)),
         # NaN where the example has no such label.
-        "test_loss": losses[np.maximum(layer, 0), np.arange(len(layer))].float(),
-        "layer": torch.from_numpy(layer.astype(np.int64)),
+        "test_loss": losses[np.maximum(place, 0), np.arange(len(place))].float(),
+        "place": torch.from_numpy(place.astype(np.int64)),
     }
     return rows, tensors
+
+
+def _with_control(data: FeatureData, rng: np.random.Generator | None) -> FeatureData:
+    """The labels with shuffled copies of them as further outputs."""
+    return data if rng is None else data._replace(y=torch.cat([data.y, shuffle_labels(data.y, rng, data.kept)]))
+
+
+def _probes(feature: Feature, train: FeatureData, validation: Validation | None, config: ProbeConfig) -> Probes:
+    """The probes, one a label, or one for all where they are pooled."""
+    if not config.pooled:
+        return fit_probes(feature.kind, train.x, train.y, config, example_mask=train.kept, validation=validation)
+    pooled = pool_labels(*train)
+    chosen_on = None if validation is None else Validation(*pool_labels(*validation))
+    probes = fit_probes(
+        feature.kind, pooled.x, pooled.y, config, example_mask=pooled.example_mask, validation=chosen_on
+    )
+    return share_labels(probes, train.x.shape[1])
 
 
 def _over_outputs(metric: Tensor, outputs: slice) -> Tensor:
@@ -204,57 +327,60 @@ def _over_outputs(metric: Tensor, outputs: slice) -> Tensor:
 
 def _rows(
     feature: Feature,
-    probes: LogisticProbes | RegressionProbes,
-    scores: tuple[Tensor, Tensor],
-    y: Tensor,
-    kept: Tensor,
-    kept_test: Tensor,
+    probes: Probes,
+    train_scores: ProbeScores,
+    scores: ProbeScores,
+    train: FeatureData,
+    test: FeatureData,
 ) -> pd.DataFrame:
-    """One row a layer and label; several outputs enter by their mean. Scores are pairs (loss, score)."""
-    real, control = slice(len(y)), slice(len(y), None)
-    n_layers, n_labels = probes.fitted.shape[:2]
-    layer, label = (index.ravel() for index in np.indices((n_layers, n_labels)))
-    mean_label = (y * kept).sum(dim=(0, 2)) / (kept.sum(dim=1) * len(y))
+    """One row a place and label; several outputs enter by their mean."""
+    real, control = slice(len(train.y)), slice(len(train.y), None)
+    n_places, n_labels = probes.fitted.shape[:2]
+    present = train.kept.sum(dim=1)
+    mean_label = (train.y * train.kept).sum(dim=(0, 2)) / (present * len(train.y))
+    majority = majority_scores(feature.kind, train.y, test.y[real], train.kept, test.kept)
+    missing = torch.full((n_places, n_labels), torch.nan)
+    shuffled = [_over_outputs(s, control) if probes.fitted.shape[2] > len(train.y) else missing for s in scores]
 
     def by_site(values: Tensor) -> np.ndarray:
-        return values.expand(n_layers, n_labels).reshape(-1).numpy()
+        return values.expand(n_places, n_labels).reshape(-1).numpy()
 
-    has_control = probes.fitted.shape[2] > len(y)
-    missing = torch.full((n_layers, n_labels), torch.nan)
-    shuffled = [_over_outputs(s, control) if has_control else missing for s in scores]
-    converged = probes.converged | ~probes.fitted if isinstance(probes, LogisticProbes) else probes.fitted | True
+    test_score = _over_outputs(scores.score, real)
     return pd.DataFrame(
         {
             "feature": feature.name,
             "kind": feature.kind,
             "metric": PROBE_LOSS[feature.kind],
-            "layer": layer,
-            "label": label,
             "fitted": by_site(probes.fitted[:, :, real].any(dim=2)),
-            "converged": by_site(converged.all(dim=2)),
-            "n_train": by_site(kept.sum(dim=1)),
-            "n_test": by_site(kept_test.sum(dim=1)),
+            "converged": by_site((probes.converged | ~probes.fitted).all(dim=2)),
+            "strength": by_site(probes.strength[:, :, real].log().nanmean(dim=2).exp()),
+            "n_train": by_site(present),
+            "n_test": by_site(test.kept.sum(dim=1)),
+            "n_unseen": by_site(probes.n_unseen(test.y, test.kept)[:, real].sum(dim=1)),
             "label_mean": by_site(mean_label),
-            "train_loss": by_site(_over_outputs(probes.train[0], real)),
-            "test_loss": by_site(_over_outputs(scores[0], real)),
-            "train_score": by_site(_over_outputs(probes.train[1], real)),
-            "test_score": by_site(_over_outputs(scores[1], real)),
+            "train_loss": by_site(_over_outputs(train_scores.loss, real)),
+            "test_loss": by_site(_over_outputs(scores.loss, real)),
+            "train_score": by_site(_over_outputs(train_scores.score, real)),
+            "test_score": by_site(test_score),
             "shuffled_test_loss": by_site(shuffled[0]),
             "shuffled_test_score": by_site(shuffled[1]),
+            "selectivity": by_site(test_score - shuffled[1]),
+            "majority_test_loss": by_site(majority.loss.nanmean(dim=1)),
+            "majority_test_score": by_site(majority.score.nanmean(dim=1)),
         }
     )
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line a feature and model: the mean over labels of the best layer's scores; NaN where no label was fitted."""
+    """One line a feature and model: the mean over labels of the best place's scores; NaN where no label was fitted."""
     fitted = rows[rows["fitted"]]
     keys = ["feature", "source", "model_seed", "step", "label"]
     best = fitted.loc[fitted.groupby(keys)["train_loss"].idxmin()]
-    columns = ["test_loss", "test_score", "shuffled_test_loss", "shuffled_test_score"]
+    columns = ["test_loss", "test_score", "selectivity", "majority_test_loss"]
     means = best.groupby(keys[:-1], as_index=False)[columns].mean()
-    n_layers = rows["layer"].nunique()
+    n_places = len(rows[["layer", "head"]].drop_duplicates())
     skipped = rows.groupby(keys[:-1], as_index=False).agg(
-        one_class=("fitted", lambda f: int((~f).sum()) // n_layers),
+        one_class=("fitted", lambda f: int((~f).sum()) // n_places),
         not_converged=("converged", lambda c: int((~c).sum())),
     )
     merged = skipped.merge(means, how="left")

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from analyses.ablation import ablate
 from analyses.emerging import emergence_tables
 from analyses.probing import probe
 from qfl_interp.config import ProbeConfig
 from qfl_interp.report import findings, standard_sections, write_report
-from qfl_interp.run import Run, Steps
+from qfl_interp.run import Run
+from qfl_interp.series import Steps
 
 
 def report(
@@ -23,6 +26,8 @@ def report(
     out: str | Path | None = None,
     config: ProbeConfig | None = None,
     n_trials: int = 32,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Path:
     """Write the report of a run; analyses that are missing are computed first.
@@ -34,6 +39,8 @@ def report(
         out: The page; `report.html` in the run directory by default.
         config: The probes'.
         n_trials: Random controls of the ablation.
+        jobs: Checkpoints at a time, each in a process of its own.
+        device: Where to compute.
         progress: Draw bars on standard error.
 
     Returns:
@@ -41,9 +48,10 @@ def report(
     """
     config = config or ProbeConfig()
     last = run.resolve_steps(steps)[-1]
-    rows = probe(run, features, steps, config=config, progress=progress).to_dataframe()
-    emerged = emergence_tables(run, features, steps, config=config, progress=progress)
-    ablated = ablate(run, features, last, config=config, n_trials=n_trials, progress=progress).to_dataframe()
+    how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
+    rows = probe(run, features, steps, **how).to_dataframe()
+    emerged = emergence_tables(run, features, steps, **how)
+    ablated = ablate(run, features, last, n_trials=n_trials, **how).to_dataframe()
     sections = standard_sections(
         run.metrics,
         probe=rows,

@@ -9,7 +9,7 @@ import pandas as pd
 from plotly.graph_objects import Figure
 
 from qfl_interp.errors import QflError
-from qfl_interp.run import Run
+from qfl_interp.series import Series
 from qfl_interp.task import Feature
 
 
@@ -46,7 +46,7 @@ class Result:
         return f"<b>{self.title}</b>{self.summary.to_html(index=False, max_rows=20, float_format=lambda v: f'{v:.4g}')}"
 
 
-def chosen_features(run: Run, features: str | Sequence[str] | None) -> list[Feature]:
+def chosen_features(run: Series, features: str | Sequence[str] | None) -> list[Feature]:
     """The run's features of these names; by default those the task has `by_default`.
 
     Raises:
@@ -59,6 +59,6 @@ def chosen_features(run: Run, features: str | Sequence[str] | None) -> list[Feat
     return [run.task.feature(name) for name in names]
 
 
-def identity(run: Run) -> dict[str, object]:
-    """The columns that say which run a row belongs to."""
-    return {"run_id": run.run_id, "config_hash": run.config.digest, "seed": run.config.train.seed}
+def trained_at(step: int) -> str:
+    """How a table part names the model at a step."""
+    return f"step_{step:08d}"

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from qfl_interp.data import ExampleStream, held_out
     from qfl_interp.errors import QflError
     from qfl_interp.fast_forward import fast_logits
+    from qfl_interp.fixed_task import FixedFeature, FixedTask
     from qfl_interp.generate import generate_greedy
     from qfl_interp.hooks import Intervention, Site, capture, interventions_on, patch
-    from qfl_interp.model import build_model
+    from qfl_interp.model import build_model, hooked_from_hf
     from qfl_interp.projection import project_out
     from qfl_interp.registry import load_task, task_names
     from qfl_interp.run import Run
+    from qfl_interp.store import ActivationStore
+    from qfl_interp.suite import Suite
     from qfl_interp.task import Batch, Feature, Pairs, Task
     from qfl_interp.training import DivergedError, branch, resume, train
 
@@ -26,10 +29,13 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _WHERE = {
+    "ActivationStore": "store",
     "Batch": "task",
     "DivergedError": "training",
     "ExampleStream": "data",
     "Feature": "task",
+    "FixedFeature": "fixed_task",
+    "FixedTask": "fixed_task",
     "Intervention": "hooks",
     "ModelConfig": "config",
     "Pairs": "task",
@@ -37,6 +43,7 @@ _WHERE = {
     "QflError": "errors",
     "Run": "run",
     "Site": "hooks",
+    "Suite": "suite",
     "Task": "task",
     "TrainConfig": "config",
     "branch": "training",
@@ -45,6 +52,7 @@ _WHERE = {
     "fast_logits": "fast_forward",
     "generate_greedy": "generate",
     "held_out": "data",
+    "hooked_from_hf": "model",
     "interventions_on": "hooks",
     "load_task": "registry",
     "patch": "hooks",
@@ -55,10 +63,13 @@ _WHERE = {
 }
 
 __all__ = [
+    "ActivationStore",
     "Batch",
     "DivergedError",
     "ExampleStream",
     "Feature",
+    "FixedFeature",
+    "FixedTask",
     "Intervention",
     "ModelConfig",
     "Pairs",
@@ -66,6 +77,7 @@ __all__ = [
     "QflError",
     "Run",
     "Site",
+    "Suite",
     "Task",
     "TrainConfig",
     "branch",
@@ -74,6 +86,7 @@ __all__ = [
     "fast_logits",
     "generate_greedy",
     "held_out",
+    "hooked_from_hf",
     "interventions_on",
     "load_task",
     "patch",

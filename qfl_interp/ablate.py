@@ -1,143 +1,293 @@
-"""Does the model use a feature? Take its probe's direction out of the residual stream and score what is left.
+"""Does the model use a feature, a head, a neuron? Change its activations and score what is left, beside the controls.
 
-The controls do the same along random directions, so that an effect cannot be the mere loss of one dimension.
+Exact match is that of greedy decoding, from the one teacher-forced pass that also gives the loss (see `metrics`);
+`answers` shows what is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.fast_forward import fast_logits
+from qfl_interp.ablations import BY_HEAD, Method, activations_at, replace, replacement_by
+from qfl_interp.controls import Control
+from qfl_interp.edits import RowInterventions, Rows
+from qfl_interp.forward import logits_at
+from qfl_interp.generate import decode_greedy
 from qfl_interp.hooks import Intervention, Site, interventions_on
 from qfl_interp.metrics import ExampleScores, evaluate
-from qfl_interp.model import HookedTransformer, model_device
-from qfl_interp.projection import project_out
+from qfl_interp.model import HookedModel, HookedTransformer, model_device
+from qfl_interp.seeding import generator
+from qfl_interp.shapes import Resid, Tokens
 from qfl_interp.task import Batch
 
 
-class Planes(NamedTuple):
-    """What is projected out: for each label, affine planes `w . x + b = 0` at one layer and one position an example.
+def intact(_rows: Rows) -> list[Intervention]:
+    """No intervention: the model as it is."""
+    return []
 
-    Attributes:
-        directions: Probe weights `w`, one label's rows at a time.
-        offsets: Probe intercepts `b` on the same scale.
-        layers: The block whose output is changed, for each label.
-        positions: Token index of each label in each example; negative where there is none.
-        kept: Which of a label's rows count: an output whose probe could not be fitted has no direction.
+
+class Prefix(NamedTuple):
+    """What every condition shares: the residual stream before block `layer`, of the untouched model."""
+
+    layer: int
+    resid: Resid
+
+
+@torch.no_grad()
+def shared_prefix(model: HookedModel, tokens: Tokens, layer: int, *, chunk: int = 256) -> Prefix | None:
+    """The residual stream before a block for every example, kept on the model's device: `example * pos * d_model`.
+
+    None where nothing is saved: before block 0, or a model that cannot start at a block (a `TransformerBridge`).
     """
-
-    directions: Float[Tensor, "label k d_model"]
-    offsets: Float[Tensor, "label k"]
-    layers: Int[np.ndarray, " label"]
-    positions: Int[Tensor, "example label"]
-    kept: Bool[Tensor, "label k"]
-
-
-class AblationScores(NamedTuple):
-    """Scores of every example: untouched, with the feature's planes projected out, and for each random control."""
-
-    intact: ExampleScores
-    ablated: ExampleScores
-    random: list[ExampleScores]
-
-
-def _places(planes: Planes) -> dict[tuple[int, int], list[list[int]]]:
-    """The labels projected out together: those read at one layer and, in every example, at one position.
-
-    Returns:
-        Groups of labels by layer and number of directions; groups of one entry are projected out in one go.
-    """
-    together: dict[tuple[int, bytes], list[int]] = {}
-    for label, layer in enumerate(planes.layers.tolist()):
-        together.setdefault((layer, planes.positions[:, label].numpy().tobytes()), []).append(label)
-    places: dict[tuple[int, int], list[list[int]]] = {}
-    for (layer, _), labels in together.items():
-        places.setdefault((layer, int(planes.kept[labels].sum())), []).append(labels)
-    return dict(sorted(places.items()))
-
-
-def plane_interventions(planes: Planes, rows: slice, *, epsilon: float = 1.0) -> list[Intervention]:
-    """Interventions for the examples `rows` of a batch, aligned with each example's positions.
-
-    Labels that share a layer and a position are projected out jointly, all others on their own.
-    """
-    return [
-        project_out(
-            Site(layer),
-            torch.stack([planes.directions[labels][planes.kept[labels]] for labels in groups]),
-            offsets=torch.stack([planes.offsets[labels][planes.kept[labels]] for labels in groups]),
-            positions=planes.positions[rows][:, [labels[0] for labels in groups]],
-            epsilon=epsilon,
-        )
-        for (layer, _), groups in _places(planes).items()
+    if layer <= 0 or not isinstance(model, HookedTransformer):
+        return None
+    device = model_device(model)
+    parts = [
+        model(tokens[start : start + chunk].to(device), stop_at_layer=layer) for start in range(0, len(tokens), chunk)
     ]
+    return Prefix(layer, torch.cat(parts))
 
 
-def random_planes(planes: Planes, means: Float[Tensor, "label d_model"], rng: np.random.Generator) -> Planes:
-    """Planes of the same number, layers and positions in random directions, through the mean activation.
+def _first_block(interventions: Sequence[Intervention]) -> int:
+    """The first block whose input stream the interventions may change, or that they change inside; 0: any."""
+    if not interventions or any(i.site.layer is None for i in interventions):
+        return 0
+    return min((i.site.layer or 0) + (i.site.name == "resid_post") for i in interventions)
 
-    Rows are independent Gaussian directions of unit norm, and `b = -w . mean`, so that the control takes out the
-    activation's variation along `w` without shifting its mean (the paper keeps the trained offset, which also shifts).
+
+@torch.no_grad()
+def _logits_after(
+    model: HookedTransformer, prefix: Prefix, rows: slice, positions: slice, interventions: Sequence[Intervention]
+) -> Tensor:
+    """Logits at `positions`, from the prefix on; interventions on its very stream are applied to it."""
+    resid, later = prefix.resid[rows], []
+    for intervention in interventions:
+        if intervention.site.layer == prefix.layer - 1:
+            resid = intervention.fn(resid)
+        else:
+            later.append(intervention)
+    with interventions_on(model, later):
+        return model(resid, start_at_layer=prefix.layer)[:, positions]
+
+
+def score_interventions(
+    model: HookedModel,
+    batch: Batch,
+    make: RowInterventions = intact,
+    *,
+    chunk: int = 256,
+    prefix: Prefix | None = None,
+) -> ExampleScores:
+    """Loss and greedy exact match of every example under interventions.
 
     Args:
-        planes: The planes to imitate.
-        means: Mean activation at each label's layer and position.
-        rng: Draws the directions.
+        model: Any hooked model.
+        batch: What is scored.
+        make: The interventions for the examples of each pass.
+        chunk: Examples a forward pass.
+        prefix: What `shared_prefix` returned for these examples: blocks before it are not run again. Interventions
+            that act before it make a full pass.
+
+    Raises:
+        QflError: A hook point does not exist or did not fire.
     """
-    drawn = torch.from_numpy(rng.standard_normal(tuple(planes.directions.shape))).to(means)
-    unit = drawn / drawn.norm(dim=-1, keepdim=True)
-    return planes._replace(directions=unit, offsets=-torch.einsum("l k d, l d -> l k", unit, means))
+
+    def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
+        made = make(rows)
+        if prefix is not None and isinstance(model, HookedTransformer) and _first_block(made) >= prefix.layer:
+            return _logits_after(model, prefix, rows, positions, made).cpu()
+        return logits_at(model, tokens, positions, made).cpu()
+
+    return evaluate(forward, batch, chunk=chunk)
 
 
 def score_ablation(
-    model: HookedTransformer,
+    model: HookedModel,
     batch: Batch,
-    planes: Planes,
-    means: Float[Tensor, "label d_model"],
+    ablated: RowInterventions,
+    controls: Mapping[str, Control],
     *,
     n_trials: int,
     rng: np.random.Generator,
-    epsilon: float = 1.0,
     chunk: int = 256,
     on_trial: Callable[[], object] = lambda: None,
-) -> AblationScores:
-    """Loss and greedy exact match without ablation, with it, and for `n_trials` random controls.
+) -> dict[str, list[ExampleScores]]:
+    """Scores of every example: "intact", "ablated", and `n_trials` of each control, by its name.
+
+    Blocks before the first change run once for all conditions; that residual stream stays in memory
+    (`shared_prefix`).
 
     Args:
-        model: The trained model.
+        model: Any hooked model.
         batch: What is scored.
-        planes: The feature's planes.
-        means: Mean activation at each label's layer and position, for the controls.
-        n_trials: Random controls.
-        rng: Draws them.
-        epsilon: Strength of the projection.
+        ablated: The ablation.
+        controls: Draws a trial of each control; those of `controls.plane_controls` for planes.
+        n_trials: Trials of each control.
+        rng: Decides them. A trial depends on its control's name and number alone, so that one more control or trial
+            changes none.
         chunk: Examples a forward pass.
-        on_trial: Called after each control, for a progress bar.
+        on_trial: Called after each trial, for a progress bar.
+
+    Raises:
+        QflError: A hook point does not exist or did not fire.
 
     References:
         arXiv 2505.03997, feature ablation (32 trials).
     """
-    device = model_device(model)
-
-    def intact(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
-        return fast_logits(model, tokens.to(device), positions).cpu()
-
-    def with_planes(used: Planes) -> ExampleScores:
-        def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
-            with interventions_on(model, plane_interventions(used, rows, epsilon=epsilon)):
-                return model(tokens.to(device))[:, positions].cpu()
-
-        return evaluate(forward, batch, chunk=chunk)
-
-    def controls() -> Iterator[ExampleScores]:
-        for _ in range(n_trials):
-            yield with_planes(random_planes(planes, means, rng))
+    seed = int(rng.integers(2**63))
+    prefix = shared_prefix(model, batch.tokens, _first_block(ablated(slice(0, 1))), chunk=chunk)
+    scores = {
+        "intact": [score_interventions(model, batch, chunk=chunk)],
+        "ablated": [score_interventions(model, batch, ablated, chunk=chunk, prefix=prefix)],
+    }
+    for name, draw in controls.items():
+        scores[name] = []
+        for trial in range(n_trials):
+            make = draw(generator(seed, f"control/{name}", trial))
+            scores[name].append(score_interventions(model, batch, make, chunk=chunk, prefix=prefix))
             on_trial()
+    return scores
 
-    return AblationScores(evaluate(intact, batch, chunk=chunk), with_planes(planes), list(controls()))
+
+class UnitScores(NamedTuple):
+    """Scores of every example with one unit ablated at a time; `exact*` as in `ExampleScores`, losses in nats.
+
+    Attributes:
+        intact: The untouched model.
+        layers: The blocks of the first axis.
+        units: The heads or neurons of the second.
+        loss: Mean over the example's scored tokens.
+        loss_answer: The same over the answer alone.
+        exact: Greedy exact match.
+        exact_answer: The same over the answer alone.
+    """
+
+    intact: ExampleScores
+    layers: tuple[int, ...]
+    units: tuple[int, ...]
+    loss: Float[np.ndarray, "layer unit example"]
+    loss_answer: Float[np.ndarray, "layer unit example"]
+    exact: Bool[np.ndarray, "layer unit example"]
+    exact_answer: Bool[np.ndarray, "layer unit example"]
+
+
+def score_units(
+    model: HookedModel,
+    batch: Batch,
+    *,
+    name: str = "z",
+    method: Method = "mean",
+    layers: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    positions: Int[Tensor, "example label"] | None = None,
+    rng: np.random.Generator | None = None,
+    chunk: int = 256,
+    on_layer: Callable[[], object] = lambda: None,
+) -> UnitScores:
+    """Every head or neuron ablated on its own.
+
+    Where the batch is smaller than `chunk`, several units share a forward pass, as rows. A layer's activations (for
+    "mean" and "resample") and its residual stream are in memory at a time.
+
+    Args:
+        model: Any hooked model.
+        batch: What is scored; means and donors come from it too.
+        name: "z" for heads, "mlp_post" for neurons, or another site in a block.
+        method: What takes a unit's place: zero, its mean over the examples at each position, or its value in
+            another example.
+        layers: Blocks; all by default.
+        units: Heads or neurons; all by default.
+        positions: Token index of each label in each example, where it is ablated; every token by default.
+        rng: Draws the donors; "resample" needs it.
+        chunk: Examples a forward pass.
+        on_layer: Called after each layer, for a progress bar.
+
+    Raises:
+        QflError: A layer or hook point does not exist.
+        ValueError: No layer, an unknown method or unit; or "resample" without `rng`.
+    """
+    cfg: Any = model.cfg
+    chosen = tuple(range(cfg.n_layers) if layers is None else layers)
+    if not chosen:
+        raise ValueError("layers must name at least one block, got none. Leave it out for all of them.")
+    rows: list[ExampleScores] = []
+    for layer in chosen:
+        site = Site(layer, name)
+        # Zero needs no activations, only their shape.
+        seen = slice(0, 1 if method == "zero" else None)
+        where = None if positions is None else positions[seen]
+        found = activations_at(model, batch.tokens[seen], [site], where, chunk=chunk)[site]
+        if units is None:
+            units = range(found.shape[-2] if name in BY_HEAD else found.shape[-1])
+        value = replacement_by(method, found, where, rng)
+        prefix = shared_prefix(model, batch.tokens, layer, chunk=chunk)
+        rows += _score_layer_units(model, batch, site, list(units), value, positions, prefix, chunk)
+        on_layer()
+    assert units is not None
+    n_examples = len(batch.tokens)
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(s, name) for s in rows]).reshape(len(chosen), len(units), n_examples)
+
+    arrays = {key: column(key) for key in ("loss", "loss_answer", "exact", "exact_answer")}
+    return UnitScores(score_interventions(model, batch, chunk=chunk), chosen, tuple(units), **arrays)
+
+
+def _score_layer_units(
+    model: HookedModel,
+    batch: Batch,
+    site: Site,
+    units: list[int],
+    value: Callable[[Tensor, Tensor], Tensor],
+    positions: Tensor | None,
+    prefix: Prefix | None,
+    chunk: int,
+) -> list[ExampleScores]:
+    """Scores of one layer's units, in order; rows run over units and, within a unit, over examples."""
+    n = len(batch.tokens)
+    at_once = max(1, chunk // n)
+    scores = []
+    for start in range(0, len(units), at_once):
+        group = torch.tensor(units[start : start + at_once])
+        many = Batch(batch.tokens.repeat(len(group), 1), batch.loss_mask.repeat(len(group), 1))
+        ahead = prefix
+        if prefix is not None and len(group) > 1:
+            ahead = prefix._replace(resid=prefix.resid.repeat(len(group), 1, 1))
+
+        def make(rows: Rows, group: Tensor = group) -> list[Intervention]:
+            row = torch.arange(len(group) * n)[rows]
+            where = None if positions is None else positions[row % n]
+            return [replace(site, partial(value, row % n), where, units=group[row // n], label="unit")]
+
+        scores.append(score_interventions(model, many, make, chunk=chunk, prefix=ahead))
+    return scores
+
+
+def answers(model: HookedModel, batch: Batch, make: RowInterventions = intact, *, chunk: int = 256) -> Tokens:
+    """What the model writes after `=`, in place of each example's answer: greedy decoding under interventions.
+
+    As many tokens as the reference answer has; what lies behind it is kept. Ties go to the lowest id.
+
+    Args:
+        model: Any hooked model.
+        batch: Prompts, and where their answers are; the answers are the first guess.
+        make: The interventions for the examples of each chunk; each position has to be changed in the same way
+            whatever follows it.
+        chunk: Examples decoded together.
+    """
+    free = batch.loss_mask & (batch.loss_mask.cumsum(dim=1) > 1)
+
+    def decode(start: int) -> Tensor:
+        def forward(tokens: Tensor, rows: Tensor) -> Tensor:
+            return logits_at(model, tokens, slice(None), make(start + rows)).cpu()
+
+        return decode_greedy(forward, batch.tokens[start : start + chunk], free[start : start + chunk])
+
+    return torch.cat([decode(start) for start in range(0, len(batch.tokens), chunk)])

@@ -44,6 +44,10 @@ def _bounds(task: Task, split: str) -> tuple[float, float]:
     train = task.train_fraction
     edges = (0.0, train, (1 + train) / 2, 1.0)
     at = SPLITS.index(split)
+    if edges[at] == edges[at + 1]:
+        raise QflError(
+            f"the {split} split of {task!r} is empty: its train_fraction is {train}. Give the task another share."
+        )
     return edges[at], edges[at + 1]
 
 

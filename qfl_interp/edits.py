@@ -10,6 +10,11 @@ from torch import Tensor
 
 from qfl_interp.hooks import Intervention, Site
 
+# Which examples of a batch: a slice, or their indices.
+Rows = slice | Int[Tensor, " batch"]
+# Some examples of a batch -> what is installed for the pass over them, aligned with each example's positions.
+RowInterventions = Callable[[Rows], list[Intervention]]
+
 
 def edit_at(
     site: Site,
@@ -22,8 +27,9 @@ def edit_at(
 
     Args:
         site: Where.
-        change: With `positions`: the activation there, `[batch, label, ...]`, to its replacement of the same shape; what
-            it returns for a label that is not there is dropped. Without: that at `site.positions` (all where None).
+        change: With `positions`: the activation there, `[batch, label, ...]`, to its replacement of the same shape;
+            what it returns for a label that is not there is dropped. Without: that at `site.positions` (all where
+            None).
         positions: Token index of each label in each example, or `[1, label]` for the same ones in every example;
             negative where an example has no such label, and passed over where the run is shorter.
         label: What the intervention's repr says.

@@ -1,23 +1,25 @@
 """The one hook interface: where an activation is (`Site`), what is done to it (`Intervention`), for how long.
 
-Works on any model with TransformerLens hook points. Nothing here knows a task.
+Works on any model with TransformerLens hook points: its own models, and a `TransformerBridge` around a Hugging Face
+model, whose points may show an activation in another shape than the module has (heads apart, for example): what is read
+and written here is always the shape TransformerLens names. Nothing here knows a task.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from qfl_interp.errors import QflError
+from qfl_interp.model import HookedModel
 
 # Short name -> hook point inside a block, as TransformerLens names them.
 BLOCK_SITES = {
@@ -113,36 +115,55 @@ class Intervention:
         return f"<{self.label} at {self.site.hook_name}>"
 
 
-def hook_point(model: HookedRootModule, name: str) -> HookPoint:
+def hook_point(model: HookedModel, name: str) -> HookPoint:
     """The model's hook point of this name, if it fires.
 
     Raises:
-        QflError: There is none (the nearest are suggested), or a config flag keeps it from firing.
+        QflError: There is none (the nearest are suggested), or a config flag keeps it from firing, or the model has no
+            hook points at all.
     """
-    if name not in model.hook_dict:
-        near = difflib.get_close_matches(name, model.hook_dict, n=3)
-        layers = [int(n.split(".")[1]) for n in model.hook_dict if n.startswith("blocks.")]
+    return _checked_point(model, _hook_dict(model), name)
+
+
+def _hook_dict(model: HookedModel) -> Mapping[str, HookPoint]:
+    """All hook points by name, aliases included; a bridge makes this anew at every call."""
+    points = getattr(model, "hook_dict", None)
+    if points is None:
         raise QflError(
-            f"the model has no hook point {name!r}. Nearest: {', '.join(near) or 'none'}. "
-            f"It has {max(layers, default=-1) + 1} layers, counted from 0."
+            f"{type(model).__name__} has no hook points. Give a TransformerLens model; wrap one of Hugging Face with "
+            "qfl_interp.model.hooked_from_hf(model)."
         )
+    return points
+
+
+def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: str) -> HookPoint:
+    """The point of this name; raises as `hook_point` does."""
+    config = getattr(model, "cfg", None)
+    if name not in points:
+        near = difflib.get_close_matches(name, points, n=3)
+        n_layers = 1 + max((int(n.split(".")[1]) for n in points if n.startswith("blocks.")), default=-1)
+        if name.endswith("hook_resid_mid") and getattr(config, "parallel_attn_mlp", False):
+            why = " Its blocks run attention and MLP side by side, so there is no stream between them."
+        else:
+            why = f" It has {n_layers} layers, counted from 0."
+        raise QflError(f"the model has no hook point {name!r}. Nearest: {', '.join(near) or 'none'}.{why}")
     flag = _GATED.get(name.rsplit(".", 1)[-1])
-    if flag is not None and not getattr(getattr(model, "cfg", None), flag, False):
+    if flag is not None and not getattr(config, flag, False):
         raise QflError(
-            f"hook point {name!r} does not fire while cfg.{flag} is False. Set model.cfg.{flag} = True first."
+            f"hook point {name!r} does not fire while cfg.{flag} is False. Call model.set_{flag}(True) first."
         )
-    return model.hook_dict[name]
+    return points[name]
 
 
 def _as_hook(intervention: Intervention, fired: list[bool], index: int) -> Callable[..., Tensor]:
-    """A forward hook that applies the intervention and notes that it did."""
+    """A TransformerLens hook that applies the intervention and notes that it did."""
 
-    def hook(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    def hook(activation: Tensor, *, hook: HookPoint) -> Tensor:
         fired[index] = True
-        changed = intervention.fn(output)
-        if changed.shape != output.shape:
+        changed = intervention.fn(activation)
+        if changed.shape != activation.shape:
             raise ValueError(
-                f"{intervention!r} must return the activation's shape {tuple(output.shape)}, "
+                f"{intervention!r} must return the activation's shape {tuple(activation.shape)}, "
                 f"got {tuple(changed.shape)}."
             )
         return changed
@@ -151,7 +172,23 @@ def _as_hook(intervention: Intervention, fired: list[bool], index: int) -> Calla
 
 
 @contextmanager
-def interventions_on(model: HookedRootModule, interventions: Sequence[Intervention]) -> Iterator[HookedRootModule]:
+def _hooked(point: HookPoint, hook: Callable[..., Tensor]) -> Iterator[None]:
+    """The hook on the point, and only this one off it again.
+
+    Through `add_hook`, not `register_forward_hook`: it shows and takes back the activation in the point's own shape,
+    and the norms of a bridge look into `fwd_hooks` before they keep the graph through their inner points.
+    """
+    point.add_hook(hook)
+    handle = point.fwd_hooks[-1]
+    try:
+        yield
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+
+@contextmanager
+def interventions_on(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[HookedModel]:
     """Install interventions for the length of a `with` block; they are always removed.
 
     They compose in the order of the list. Call the model itself inside the block: `fast_logits` and compiled callables
@@ -166,28 +203,26 @@ def interventions_on(model: HookedRootModule, interventions: Sequence[Interventi
             never fired (a run stopped early by `stop_at_layer`, for example): its result would have silently been that
             of a model without it.
     """
-    points = [hook_point(model, intervention.site.hook_name) for intervention in interventions]
+    named = _hook_dict(model)
+    points = [_checked_point(model, named, intervention.site.hook_name) for intervention in interventions]
     fired = [False] * len(points)
     ran = [False]
-    handles = [model.register_forward_hook(lambda *_: ran.__setitem__(0, True))]
-    try:
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_hook(lambda *_: ran.__setitem__(0, True)).remove)
         for index, (point, intervention) in enumerate(zip(points, interventions, strict=True)):
-            handles.append(point.register_forward_hook(_as_hook(intervention, fired, index)))
+            stack.enter_context(_hooked(point, _as_hook(intervention, fired, index)))
         yield model
-    finally:
-        for handle in handles:
-            handle.remove()
     if ran[0] and not all(fired):
         silent = [repr(i) for i, did in zip(interventions, fired, strict=True) if not did]
         raise QflError(
             f"the model ran, but these interventions never fired: {', '.join(silent)}. Their effect is not in the "
-            "result. Does the run stop at an earlier layer?"
+            "result. Does the run stop at an earlier layer, or this architecture not pass through that point?"
         )
 
 
 @torch.no_grad()
 def capture(
-    model: HookedRootModule, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
 ) -> dict[Site, Tensor]:
     """The activations at `sites` in one forward pass, as the hook points give them (`[batch, pos, ...]`).
 

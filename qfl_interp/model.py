@@ -1,4 +1,4 @@
-"""ModelConfig -> HookedTransformer: sizes, initial weights, what a checkpoint keeps.
+"""ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
 With `hooks.py` the only module that imports transformer_lens.
 """
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import PreTrainedModel
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
@@ -22,8 +24,10 @@ from qfl_interp.task import Task
 __all__ = [
     "HookedModel",
     "HookedTransformer",
+    "TransformerBridge",
     "build_hooked",
     "build_model",
+    "hooked_from_hf",
     "load_parameters",
     "model_device",
     "parameters_to_save",
@@ -135,6 +139,45 @@ def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Genera
             # Heads side by side make d_model outputs, so W_O reads d_model inputs; only W_out reads d_mlp.
             bound = 1 / math.sqrt(config.d_mlp_used if matrix == "W_out" else config.d_model)
             nn.init.uniform_(parameter, -bound, bound, generator=rng)
+
+
+def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
+    """A bridge with TransformerLens hook points around a Hugging Face causal language model, in evaluation mode.
+
+    Weights are not folded or centred: its logits are those of the model itself. The bridge puts its own modules into
+    the model's tree, so that the model given should not be used any more. It has no tokenizer: give it token ids.
+    The global generators are not touched.
+
+    Args:
+        model: Loaded with `attn_implementation="eager"`; other implementations never form attention patterns.
+
+    Raises:
+        QflError: Another attention implementation, or an architecture TransformerLens has no bridge for.
+
+    Example:
+        >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+        >>> tiny = GPTNeoXConfig(vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=2, attn_implementation="eager")
+        >>> hooked_from_hf(GPTNeoXForCausalLM(tiny))(torch.tensor([[1, 2]])).shape
+        torch.Size([1, 2, 5])
+    """
+    name = type(model).__name__
+    attention = getattr(model.config, "_attn_implementation", "eager")
+    if attention != "eager":
+        raise QflError(
+            f"{name} must be loaded with attn_implementation='eager', got {attention!r}, which never forms the "
+            "attention pattern that hooks read."
+        )
+    # The bridge draws weights for projections that it overwrites at once.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            bridge = build_bridge_from_module(model, name, hf_config=model.config, model_name=name)
+        except Exception as error:  # adapters raise whatever their architecture makes them trip over
+            raise QflError(
+                f"TransformerLens cannot put hook points into {name}: {type(error).__name__}: {error}. Use a decoder "
+                "it supports (GPT-NeoX, GPT-2, Llama, Mistral, Qwen, Gemma, OLMo, ...)."
+            ) from error
+    return bridge.eval()
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from qfl_interp.edits import edit_at
+from qfl_interp.edits import RowInterventions, Rows, edit_at
 from qfl_interp.hooks import Intervention, Site
 
 
@@ -113,3 +116,161 @@ def project_out(
         return x - epsilon * back
 
     return edit_at(site, remove, positions, label="project_out")
+
+
+class Planes(NamedTuple):
+    """What is projected out: rows of affine planes `w . x + b = 0`, each at one layer and some tokens an example.
+
+    A label's planes at the k best layers are k rows of the same positions; a pooled probe is one row a layer whose
+    planes act at many tokens.
+
+    Attributes:
+        directions: Probe weights `w`; a row's k outputs are projected out jointly.
+        offsets: Probe intercepts `b` on the same scale.
+        layers: The block whose activation is changed, for each row.
+        positions: Token indices of each row in each example; negative where there is none.
+        kept: Which of a row's planes count: an output whose probe could not be fitted has no direction.
+        name: The site in the block, one with d_model entries a token.
+    """
+
+    directions: Float[Tensor, "row k d_model"]
+    offsets: Float[Tensor, "row k"]
+    layers: Int[np.ndarray, " row"]
+    positions: Int[Tensor, "example row token"]
+    kept: Bool[Tensor, "row k"]
+    name: str = "resid_post"
+
+    def together(self) -> list[list[int]]:
+        """The rows that are projected out as one: those of one layer with, in every example, the same positions.
+
+        Rows without a plane that counts are left out. Sorted by layer.
+        """
+        groups: dict[tuple[int, bytes], list[int]] = {}
+        for row in torch.nonzero(self.kept.any(dim=1)).flatten().tolist():
+            place = (int(self.layers[row]), self.positions[:, row].numpy().tobytes())
+            groups.setdefault(place, []).append(row)
+        return sorted(groups.values(), key=lambda rows: (self.layers[rows[0]], rows))
+
+
+def _as_tensor(positions: Tensor | np.ndarray) -> Tensor:
+    """Positions as a tensor of its own; a task may hand out arrays that torch must not write to."""
+    return positions.clone() if isinstance(positions, Tensor) else torch.from_numpy(positions.astype(np.int64))
+
+
+def _chosen(layers: np.ndarray, n_layers: int) -> Tensor:
+    """The layers as an index, checked."""
+    if layers.size and not 0 <= layers.min() <= layers.max() < n_layers:
+        raise ValueError(
+            f"layers must lie in [0, {n_layers}), got {layers.min()} to {layers.max()}. Leave out labels without a "
+            "fitted probe."
+        )
+    return torch.from_numpy(layers.astype(np.int64).reshape(-1))
+
+
+def probe_planes(
+    weight: Float[Tensor, "layer label k d_model"],
+    intercept: Float[Tensor, "layer label k"],
+    fitted: Bool[Tensor, "layer label k"],
+    *,
+    layers: Integer[np.ndarray, "label top"],
+    positions: Integer[np.ndarray | Tensor, "example label"],
+    name: str = "resid_post",
+) -> Planes:
+    """Each label's probes at its own layers and position: rows run over labels, and within a label over its layers.
+
+    Args:
+        weight: Probe weights of every block.
+        intercept: Their intercepts.
+        fitted: Which outputs have a probe.
+        layers: The blocks at which each label is projected out, the k best for example.
+        positions: Token index of each label in each example; negative where there is none.
+        name: The site the probes read.
+
+    Raises:
+        ValueError: A layer that the probes do not have.
+    """
+    chosen = _chosen(layers, len(weight))
+    label = torch.arange(layers.shape[0]).repeat_interleave(layers.shape[1])
+    return Planes(
+        weight[chosen, label],
+        intercept[chosen, label],
+        chosen.numpy(),
+        _as_tensor(positions)[:, label, None],
+        fitted[chosen, label],
+        name,
+    )
+
+
+def pooled_planes(
+    weight: Float[Tensor, "layer k d_model"],
+    intercept: Float[Tensor, "layer k"],
+    fitted: Bool[Tensor, "layer k"],
+    *,
+    layers: Integer[np.ndarray, " top"],
+    positions: Integer[np.ndarray | Tensor, "example label"],
+    name: str = "resid_post",
+) -> Planes:
+    """One probe a layer, at every token from each example's first label position to its last: one row a layer.
+
+    Args:
+        weight: Weights of a probe that was fitted over all positions, of every block.
+        intercept: Its intercepts.
+        fitted: Which outputs have a probe.
+        layers: The blocks at which it is projected out.
+        positions: Token index of each label in each example; negative where there is none.
+        name: The site the probe reads.
+
+    Raises:
+        ValueError: A layer that the probes do not have.
+
+    References:
+        arXiv 2505.03997, feature ablation with one direction for all positions.
+    """
+    chosen = _chosen(layers, len(weight))
+    tokens = _from_first_to_last(_as_tensor(positions))[:, None].expand(-1, len(chosen), -1)
+    return Planes(weight[chosen], intercept[chosen], chosen.numpy(), tokens, fitted[chosen], name)
+
+
+def _from_first_to_last(positions: Int[Tensor, "example label"]) -> Int[Tensor, "example token"]:
+    """Every token index between an example's first and last label, -1 beyond them."""
+    there = positions >= 0
+    last = positions.amax(dim=1, keepdim=True)
+    first = torch.where(there, positions, last).amin(dim=1, keepdim=True)
+    tokens = first + torch.arange(int((last - first).max()) + 1)
+    return torch.where((tokens <= last) & (last >= 0), tokens, -1)
+
+
+def plane_ablation(planes: Planes, *, epsilon: float = 1.0) -> RowInterventions:
+    """The interventions that project planes out, for any rows of the batch the positions belong to.
+
+    Rows that share a layer and, in every example, their positions are projected out jointly, all others on their own.
+
+    Args:
+        planes: What is projected out.
+        epsilon: Strength; 1 removes the component, 0 changes nothing.
+
+    Raises:
+        ValueError: No plane counts.
+    """
+    places: dict[tuple[int, int], list[list[int]]] = {}
+    for rows in planes.together():
+        places.setdefault((int(planes.layers[rows[0]]), int(planes.kept[rows].sum())), []).append(rows)
+    if not places:
+        raise ValueError(f"kept must hold at least one plane, got none of {planes.kept.numel()}. Fit probes first.")
+    n_tokens = planes.positions.shape[2]
+    stacked = {
+        place: (
+            torch.stack([planes.directions[rows][planes.kept[rows]] for rows in groups]).repeat_interleave(n_tokens, 0),
+            torch.stack([planes.offsets[rows][planes.kept[rows]] for rows in groups]).repeat_interleave(n_tokens, 0),
+            planes.positions[:, [rows[0] for rows in groups]].flatten(1),
+        )
+        for place, groups in sorted(places.items())
+    }
+
+    def make(rows: Rows) -> list[Intervention]:
+        return [
+            project_out(Site(layer, planes.name), w, offsets=b, positions=positions[rows], epsilon=epsilon)
+            for (layer, _), (w, b, positions) in stacked.items()
+        ]
+
+    return make

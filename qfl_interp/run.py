@@ -8,23 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 
 from qfl_interp import checkpoint as ckpt
 from qfl_interp.compute import actual_flops_per_step, flops_per_step
 from qfl_interp.errors import QflError
-from qfl_interp.model import HookedTransformer, build_hooked, load_parameters
+from qfl_interp.model import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.registry import load_task
 from qfl_interp.results import Table
 from qfl_interp.run_config import METRICS_FILE, RunConfig
+from qfl_interp.series import ANALYSES, Series
+from qfl_interp.series import Steps as Steps
 from qfl_interp.task import Task
 
-CHECKPOINTS, ANALYSES, PROVENANCE_FILE = "checkpoints", "analyses", "provenance.json"
-
-# "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
-Steps = str | int | list[int] | tuple[int, ...]
+CHECKPOINTS, PROVENANCE_FILE = "checkpoints", "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,11 @@ class Verification:
         return not self.problems
 
 
-class Run:
+class Run(Series):
     """A run directory, opened for reading.
 
-    An analysis reads a run and writes tables beside it; it never changes a checkpoint.
+    An analysis reads a run and writes tables beside it; it never changes a checkpoint. Pickled, it is its path: another
+    process opens the directory again.
 
     Attributes:
         path: The directory.
@@ -74,6 +73,10 @@ class Run:
     def run_id(self) -> str:
         """Task, length and a digest of the configuration."""
         return self.config.run_id
+
+    def identity(self) -> dict[str, Any]:
+        """The columns that say whose row it is: `run_id`, `config_hash`, `seed`."""
+        return {"run_id": self.run_id, "config_hash": self.config.digest, "seed": self.config.train.seed}
 
     @cached_property
     def task(self) -> Task:
@@ -137,43 +140,6 @@ class Run:
             config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx, d_vocab=config.d_vocab
         )
 
-    def resolve_steps(self, steps: Steps) -> list[int]:
-        """The saved steps that `steps` names, ascending.
-
-        Args:
-            steps: "all"; "last"; "log:N" for about N log-spaced saved steps, first and last included; "10,20" or a
-                sequence for those; a number for one.
-
-        Raises:
-            QflError: A step was not saved (the nearest one is named), or nothing was.
-            ValueError: The text is none of these.
-        """
-        saved = self.steps
-        if not saved:
-            raise QflError(f"{self.path} has no checkpoint yet.")
-        if steps == "all":
-            return saved
-        if steps == "last":
-            return saved[-1:]
-        if isinstance(steps, str) and steps.startswith("log:") and steps[4:].isdigit() and int(steps[4:]) > 0:
-            positions = np.log1p(saved)
-            wanted = np.linspace(positions[0], positions[-1], int(steps[4:]))
-            return sorted({saved[int(np.abs(positions - w).argmin())] for w in wanted})
-        if isinstance(steps, str):
-            try:
-                steps = [int(part) for part in steps.split(",")]
-            except ValueError as error:
-                raise ValueError(f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {steps!r}.") from error
-        listed = [int(step) for step in ([steps] if isinstance(steps, (int, np.integer)) else steps)]
-        for step in listed:
-            if step not in saved:
-                nearest = min(saved, key=lambda s: abs(s - step))
-                raise QflError(
-                    f"step {step} of {self.path} was not saved. The nearest saved step is {nearest}; "
-                    f"{len(saved)} steps lie between {saved[0]} and {saved[-1]}."
-                )
-        return sorted(set(listed))
-
     def _empty_model(self) -> HookedTransformer:
         """A model of this run's shape, weights yet to be loaded."""
         return build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
@@ -191,15 +157,16 @@ class Run:
         load_parameters(model, self.load_checkpoint(self.resolve_steps(step)[0]).model)
         return model.to(device, print_details=False)
 
+    def untrained_model(self, index: int) -> tuple[HookedTransformer, int]:
+        """A freshly initialised model of this run's shape, on the CPU, and the seed of its weights."""
+        seed = self.untrained_seed(index)
+        return build_model(self.config.model, self.task, seed=seed), seed
+
     def load_checkpoint(self, step: int, *, with_optimizer: bool = False) -> ckpt.Checkpoint:
         """The checked contents of one checkpoint, as tensors by name. Raises `QflError` as `load_model` does."""
         (step,) = self.resolve_steps(step)
         path = self.path / CHECKPOINTS / ckpt.step_name(step)
         return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
-
-    def table(self, lens: str) -> Table:
-        """The table of one analysis ("probe", "ablate", ...) of this run."""
-        return Table(self.path / ANALYSES / lens)
 
     def verify(self) -> Verification:
         """Check every file of the run against its checksum; nothing is changed."""
@@ -220,6 +187,10 @@ class Run:
         for folder in sorted((self.path / ANALYSES).glob("*")):
             problems += Table(folder).verify()
         return Verification(tuple(good), tuple(problems), self.config.last_step in good)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A task's features hold functions, which do not travel.
+        return type(self).open, (self.path.absolute(),)
 
     def __repr__(self) -> str:
         config = self.config

@@ -12,9 +12,10 @@ LAYERS = (
     ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats"),
     ("model", "hooks", "fast_support", "fast_forward", "aggregation", "transition", "onset"),
     ("checkpoint", "results", "provenance", "run_config", "loggers", "edits", "projection", "forward"),
-    ("activations", "store", "controls", "interchange"),
-    ("run", "run_writer", "probes", "ablate", "ablations", "patching", "attribution", "paths", "emergence", "series"),
-    ("fixed_task", "suite"),
+    ("activations", "store", "controls"),
+    ("run", "run_writer", "series", "probes", "ablate", "ablations", "emergence"),
+    ("pairs", "patching", "interchange", "attribution", "paths"),
+    ("dataset", "fixed_task", "hf_checkpoints", "suite"),
     ("training_loop", "training"),
     ("plots", "report"),
     ("cli",),
@@ -22,6 +23,7 @@ LAYERS = (
 # Third-party packages that only some modules may import, at any depth.
 ONLY_IN = {
     "transformer_lens": {"model", "hooks"},
+    "transformers": {"model", "suite", "hf_checkpoints"},
     "plotly": {"plots"},
     "sklearn": {"transition"},
     "IPython": {"cli"},

@@ -5,10 +5,13 @@ The values are interpolated through a few known points, so that a test can name 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from qfl_interp.tables import select
 
 N_STEPS = 716
 BUDGET_FLOPS = 3e12
@@ -241,3 +244,187 @@ def card() -> dict[str, Any]:
         "started": "2026-01-31T12:00:00Z",
         "seconds": 64.3,
     }
+
+
+_RUN: dict[str, Any] = {"run_id": "add16-s0", "config_hash": "c0ffee", "seed": 0, "settings": "5e771465"}
+LENS_STEPS = (0, 35, 110, 210, N_STEPS)
+# A 3-bit sum: the pairs differ in the bit at position 1 alone.
+PATCH_TOKENS = ("0", "·", "1", "+", "·", "·", "·", "=", "·", "·", "·", "·")
+
+
+def patch(components: tuple[str, ...] = ("resid_pre", "attn_out"), steps: tuple[int, ...] = LENS_STEPS) -> pd.DataFrame:
+    """The clean bit moves from where it differs (position 1) to where it is answered (7); nothing at step 0."""
+    rng = np.random.default_rng(2)
+    rows: list[dict[str, Any]] = []
+    for step in steps:
+        grown = 1 / (1 + np.exp(-(step - 170) / 30.0))
+        for component in components:
+            heads = range(2) if component in ("z", "q", "k", "v") else (-1,)
+            for layer, head, position in itertools.product(range(N_LAYERS), heads, range(len(PATCH_TOKENS))):
+                early, late = (1 - layer / 3, layer / 3) if component == "resid_pre" else (0.1, 0.25 * layer)
+                value = (early * (position == 1) + late * (position == 7)) * (0.3 + 0.7 * (head != 0))
+                value += 0.05 * rng.standard_normal() * (position > 0)
+                defined = step > 0
+                rows.append(
+                    {
+                        **_RUN,
+                        "step": step,
+                        "flops": step * FLOPS_PER_STEP,
+                        "feature": "carry",
+                        "label": 2,
+                        "component": component,
+                        "layer": layer,
+                        "head": head,
+                        "position": position,
+                        "token": PATCH_TOKENS[position],
+                        "logit_diff": (-4 + 9 * value) * grown,
+                        "loss": (6 - 5.5 * value) * grown,
+                        "exact": max(min(value, 1.0), 0.0) * grown,
+                        "logit_diff_normalised": value if defined else np.nan,
+                        "loss_normalised": 0.9 * value if defined else np.nan,
+                        "exact_normalised": value**2 if defined else np.nan,
+                        "logit_diff_low": value - 0.04 if defined else np.nan,
+                        "logit_diff_high": value + 0.03 if defined else np.nan,
+                        "attribution": 1.1 * value + 0.04 * rng.standard_normal() if defined else np.nan,
+                        "attribution_r": 0.971 if component == "resid_pre" else 0.893,
+                        "n_pairs": 200,
+                        "logit_diff_clean": 5 * grown,
+                        "logit_diff_corrupted": -4 * grown,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def interchange(labels: tuple[int, ...] = (1, 2), steps: tuple[int, ...] = LENS_STEPS) -> pd.DataFrame:
+    """Swapping the feature's direction flips the answer more the deeper the layer; random directions do not."""
+    rows: list[dict[str, Any]] = []
+    for step, label, layer in itertools.product(steps, labels, range(N_LAYERS)):
+        grown = 1 / (1 + np.exp(-(step - 170) / 30.0))
+        levels = {"none": 0.02, "random": 0.04, "feature": 0.25 + 0.2 * layer, "whole": 0.97}
+        for condition, level in levels.items():
+            flipped = level * grown + 0.001 * label
+            rows.append(
+                {
+                    **_RUN,
+                    "step": step,
+                    "flops": step * FLOPS_PER_STEP,
+                    "feature": "carry",
+                    "label": label,
+                    "layer": layer,
+                    "condition": condition,
+                    "n_directions": 1,
+                    "flipped": flipped,
+                    "flipped_low": max(flipped - 0.05, 0.0),
+                    "flipped_high": min(flipped + 0.04, 1.0),
+                    "logit_diff_normalised": flipped * 0.9,
+                    "logit_diff_low": flipped * 0.9 - 0.03,
+                    "logit_diff_high": flipped * 0.9 + 0.03,
+                    "n_pairs": 300,
+                    "p_value_holm": 0.004 * (1 + layer) if condition == "feature" else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def transfer(steps: tuple[int, ...] | None = None, metric: str = "log_loss") -> pd.DataFrame:
+    """The direction turns once, at step 150: probes from either side fail on the other."""
+    chosen = np.array(checkpoint_steps()[::2] if steps is None else steps)
+    rows: list[dict[str, Any]] = []
+    for fit, at in itertools.product(chosen.tolist(), chosen.tolist()):
+        own = float(_through(FEATURE_POINTS["carry"], np.array([at]))[0])
+        turned = (fit < 150) != (at < 150)
+        distance = abs(np.log1p(fit) - np.log1p(at))
+        rows.append(
+            {
+                **_RUN,
+                "feature": "carry",
+                "metric": metric,
+                "fit_step": fit,
+                "eval_step": at,
+                "fit_flops": fit * FLOPS_PER_STEP,
+                "eval_flops": at * FLOPS_PER_STEP,
+                "test_loss": own * (1 + 0.5 * distance) + 2.0 * turned,
+                "test_score": 0.5 if turned else float(np.exp(-own * (1 + 0.5 * distance))),
+                "refit_loss": own,
+                "cosine": float(np.exp(-0.3 * distance)) * (0.2 if turned else 1.0),
+                "n_labels": 15,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def mdl(features: tuple[str, ...] = ("carry", "first_operand")) -> pd.DataFrame:
+    """Compression grows with training, most in the last layer; two untrained models; one label is not coded."""
+    rows: list[dict[str, Any]] = []
+    models = [("trained", 0, step) for step in LENS_STEPS] + [("untrained", seed, 0) for seed in (11, 12)]
+    for (source, seed, step), feature in itertools.product(models, features):
+        for layer, label in itertools.product(range(N_LAYERS), range(8)):
+            gained = 12 / (1 + np.exp(-(step - 130) / 25.0)) if source == "trained" else 0.01 * (seed - 10)
+            gained *= 1.0 if feature == "carry" else 0.3
+            compression = 1.1 + gained * (0.4 + 0.2 * layer) * (1 - 0.03 * label)
+            coded = label != UNFITTED_LABEL
+            rows.append(
+                {
+                    **_RUN,
+                    "source": source,
+                    "model_seed": seed,
+                    "step": step,
+                    "flops": step * FLOPS_PER_STEP,
+                    "feature": feature,
+                    "layer": layer,
+                    "head": -1,
+                    "label": label,
+                    "codelength_bits": 10000 / compression if coded else np.nan,
+                    "uniform_bits": 10000.0 if coded else np.nan,
+                    "compression": compression if coded else np.nan,
+                    "n_train": 10000 if coded else 0,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def ablate_over_steps(conditions: tuple[str, ...] = ("intact", "ablated", "random", "random_feature", "same_norm")):
+    """The ablation at several steps with every control: the feature's removal bites once the model answers."""
+    one = ablate()
+    extra = [
+        select(one, condition="random").assign(condition=name, p_value_trials=np.nan)
+        for name in ("random_feature", "same_norm")
+    ]
+    rows = pd.concat([one, *extra], ignore_index=True)
+    rows = rows[rows["condition"].isin(conditions)]
+    columns = [f"exact{ending}{end}" for ending in ("", "_answer") for end in ("", "_low", "_high")]
+    parts = []
+    for step in LENS_STEPS:
+        part = rows.assign(step=step, flops=step * FLOPS_PER_STEP, **_RUN)
+        part[columns] *= 1 / (1 + np.exp(-(step - 200) / 15.0))
+        parts.append(part.assign(method="project_out", top_k=1, epsilon=1.0, pooled=False))
+    return pd.concat(parts, ignore_index=True)
+
+
+def ablate_units(name: str = "z", steps: tuple[int, ...] = (210, N_STEPS)) -> pd.DataFrame:
+    """Head 1 of layer 2 matters most; neurons fall off with their number."""
+    n_units = 4 if name == "z" else 64
+    rows: list[dict[str, Any]] = []
+    for step, layer, unit in itertools.product(steps, range(N_LAYERS), range(n_units)):
+        increase = 0.02 * ((layer * 7 + unit * 3) % 5) - 0.01 + 1.4 * ((layer, unit) == (2, 1))
+        if name != "z":
+            increase /= 1 + unit
+        increase *= step / N_STEPS
+        rows.append(
+            {
+                **_RUN,
+                "step": step,
+                "flops": step * FLOPS_PER_STEP,
+                "name": name,
+                "method": "mean",
+                "layer": layer,
+                "unit": unit,
+                "loss_answer": 0.0004 + increase,
+                "exact_answer": float(np.exp(-max(increase, 0))),
+                "loss_increase": increase,
+                "loss_increase_low": increase - 0.01,
+                "loss_increase_high": increase + 0.02,
+                "p_value_holm": 0.003 if increase > 0.05 else 0.4,
+            }
+        )
+    return pd.DataFrame(rows)

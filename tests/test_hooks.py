@@ -14,6 +14,7 @@ from qfl_interp.hooks import (
     Intervention,
     Site,
     capture,
+    hook_point,
     interventions_on,
     patch,
 )
@@ -151,6 +152,26 @@ def test_interventions_are_removed_whatever_happens(model):
         model(tokens)
     assert attached(model) == 0
     assert torch.equal(model(tokens), clean)
+
+
+def test_hooks_of_others_stay(model):
+    """Interventions inside one another, and a hook added by hand, each come off with what put them on."""
+    tokens, point = draw_tokens(0), hook_point(model, "blocks.0.hook_resid_post")
+    clean, seen = model(tokens), []
+    point.add_hook(lambda x, hook: seen.append(x.mean().item()))
+    try:
+        with interventions_on(model, [Intervention(Site(0), lambda x: 0 * x, "outer")]):
+            with interventions_on(model, [Intervention(Site(0), lambda x: x + 1, "inner")]):
+                inside = capture(model, tokens, [Site(0)])[Site(0)]
+                assert len(point.fwd_hooks) == 3
+            assert float(capture(model, tokens, [Site(0)])[Site(0)].abs().max()) == 0
+        assert len(point.fwd_hooks) == attached(model) == 1
+        assert torch.equal(inside, torch.ones_like(inside))
+        assert torch.equal(model(tokens), clean)
+        assert len(seen) == 3
+    finally:
+        point.remove_hooks()
+    assert attached(model) == 0
 
 
 def test_an_intervention_that_never_fires_is_an_error(model):

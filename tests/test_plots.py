@@ -234,7 +234,7 @@ def test_heatmap_is_small():
     ("change", "match"),
     [
         ({"feature": "queue"}, "must have rows of feature 'queue'.*'carry'"),
-        ({"feature": "carry", "step": 111}, "step 111 of feature 'carry' is not in the probe table"),
+        ({"feature": "carry", "step": 111}, "must be in the probe table, got 111"),
     ],
 )
 def test_heatmap_names_what_is_missing(change, match):
@@ -244,7 +244,7 @@ def test_heatmap_names_what_is_missing(change, match):
 
 def test_heatmap_refuses_two_settings_at_once():
     twice = pd.concat([tables.probe(), tables.probe().assign(settings="other")])
-    with pytest.raises(ValueError, match="one row a step, layer and label"):
+    with pytest.raises(ValueError, match="one row a step, layer, head, label"):
         plots.probe_heatmap(twice, "carry")
 
 

@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from qfl_interp.probes import LogisticProbes, fit_logistic, shuffle_labels
-from qfl_interp.probes.result import check_examples
+from qfl_interp.probes.logistic import check_examples
 
 C = 100.0
 N, D = 600, 12
@@ -106,7 +106,7 @@ def fit_one(x: np.ndarray, y: np.ndarray, **kwargs) -> LogisticProbes:
 
 def score_one(probes: LogisticProbes, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     scores = probes.score(torch.from_numpy(x)[None, None], torch.from_numpy(y)[None, None])
-    return scores.log_loss.item(), scores.accuracy.item()
+    return scores.loss.item(), scores.score.item()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -125,11 +125,11 @@ def test_optimum_is_scikit_learns(name):
     assert loss == pytest.approx(expected, abs=1e-4)
     logit = x[N:].astype(np.float64) @ weight + intercept
     assert accuracy == pytest.approx(((logit > 0) == y[N:]).mean(), abs=2 / N)
-    assert probes.train.log_loss.item() == pytest.approx(mean_loss(x[:N], y[:N], weight, intercept), abs=1e-5)
+    assert probes.train.loss.item() == pytest.approx(mean_loss(x[:N], y[:N], weight, intercept), abs=1e-5)
 
 
 def test_cases_cover_what_they_say():
-    losses = {name: fit_one(*(a[:N] for a in make_case(name))).train.log_loss.item() for name in CASES}
+    losses = {name: fit_one(*(a[:N] for a in make_case(name))).train.loss.item() for name in CASES}
     assert losses["random"] > 0.65
     assert 0.2 < losses["weak"] < 0.6
     assert 0.0005 < losses["strong"] < 0.05
@@ -165,8 +165,8 @@ def test_golden_binary():
     probes = fit_one(x_train, y_train)
     loss, accuracy = score_one(probes, x_test, y_test)
     found = {
-        "train_acc": probes.train.accuracy.item(),
-        "train_log_loss": probes.train.log_loss.item(),
+        "train_acc": probes.train.score.item(),
+        "train_log_loss": probes.train.loss.item(),
         "test_acc": accuracy,
         "test_log_loss": loss,
     }
@@ -188,10 +188,10 @@ def test_golden_multilabel(kind):
     test = probes.score(x_test, y_test)
     scored = kept & (y_test[:, 0].sum(-1) > 0)
     found = {
-        "train_acc": probes.train.accuracy[0, 0, kept].mean().item(),
-        "train_log_loss": probes.train.log_loss[0, 0, kept].mean().item(),
-        "test_acc": test.accuracy[0, 0, kept].mean().item(),
-        "test_log_loss": test.log_loss[0, 0, scored].mean().item(),
+        "train_acc": probes.train.score[0, 0, kept].mean().item(),
+        "train_log_loss": probes.train.loss[0, 0, kept].mean().item(),
+        "test_acc": test.score[0, 0, kept].mean().item(),
+        "test_log_loss": test.loss[0, 0, scored].mean().item(),
     }
     assert_golden_metrics(found, fit["metrics"], n_cells=60 * int(kept.sum()))
     np.testing.assert_allclose(probes.weight[0, 0, kept], fit["coef"], rtol=1e-2, atol=1e-2)
@@ -207,7 +207,7 @@ def stack(*names: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_batch_equals_its_problems_one_by_one(monkeypatch):
     """Two layers, three labels, two outputs, several chunks: every problem lands at its own index."""
-    monkeypatch.setattr("qfl_interp.probes.logistic.CHUNK_BYTES", 2**20)
+    monkeypatch.setattr("qfl_interp.probes.sites.CHUNK_BYTES", 2**20)
     x, y = stack("weak", "strong", "random")
     x = torch.cat([x, x.flip(-1) + torch.linspace(0, 1, 2 * N)[:, None]])
     y = torch.cat([y, shuffle_labels(y, np.random.default_rng(1))])
@@ -225,8 +225,8 @@ def test_a_batch_equals_its_problems_one_by_one(monkeypatch):
                     one.weight[0, 0, 0].numpy(),
                     one.intercept.item(),
                 )
-                assert losses.log_loss[at].item() == pytest.approx(expected, abs=1e-6)
-                assert probes.train.log_loss[at].item() == pytest.approx(expected, abs=1e-6)
+                assert losses.loss[at].item() == pytest.approx(expected, abs=1e-6)
+                assert probes.train.loss[at].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_mean_of_example_losses_is_the_loss():
@@ -291,7 +291,7 @@ def test_label_without_any_example_is_skipped():
     mask[1] = False
     probes = fit_logistic(x, y, c=C, max_iter=100, example_mask=mask)
     assert probes.fitted[0, :, 0].tolist() == [True, False]
-    assert probes.score(x, y, mask).log_loss[0, :, 0].isnan().tolist() == [False, True]
+    assert probes.score(x, y, mask).loss[0, :, 0].isnan().tolist() == [False, True]
 
 
 def test_warm_start_reaches_the_same_optimum_sooner():
@@ -300,7 +300,7 @@ def test_warm_start_reaches_the_same_optimum_sooner():
     moved = x + 0.02 * torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape)).float()
     cold = fit_logistic(moved, y, c=C, max_iter=100)
     warm = fit_logistic(moved, y, c=C, max_iter=100, init=before)
-    torch.testing.assert_close(warm.train.log_loss, cold.train.log_loss, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(warm.train.loss, cold.train.loss, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(warm.weight, cold.weight, rtol=1e-3, atol=1e-3)
     assert warm.n_iter.sum() < cold.n_iter.sum()
     again = fit_logistic(x, y, c=C, max_iter=100, init=before)
@@ -376,7 +376,7 @@ def test_too_few_steps_are_reported():
     assert "not converged=" in repr(short)
     full = fit_logistic(x, y, c=C, max_iter=100)
     assert full.converged.all()
-    assert short.train.log_loss[0, 1, 0] > full.train.log_loss[0, 1, 0]
+    assert short.train.loss[0, 1, 0] > full.train.loss[0, 1, 0]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_squared_error, r2_score
 
 from qfl_interp.probes import RegressionProbes, fit_regression, shuffle_labels
+from qfl_interp.probes.regression import fit_ridge_path
 
 GOLDEN = Path(__file__).parent / "golden" / "probe_fits.json"
 N, D, N_LAYERS, N_LABELS = 500, 9, 2, 3
@@ -46,8 +48,8 @@ def test_every_site_is_numpys_least_squares_fit(condition, masked):
             weight, intercept = lstsq(x[layer, label][kept], y[0, label][kept])
             found = x_test[layer, label].double().numpy() @ weight + intercept
             target = y_test[0, label].numpy()
-            assert float(scores.mse[layer, label, 0]) == pytest.approx(mean_squared_error(target, found), rel=1e-6)
-            assert float(scores.r2[layer, label, 0]) == pytest.approx(r2_score(target, found), rel=1e-6)
+            assert float(scores.loss[layer, label, 0]) == pytest.approx(mean_squared_error(target, found), rel=1e-6)
+            assert float(scores.score[layer, label, 0]) == pytest.approx(r2_score(target, found), rel=1e-6)
             np.testing.assert_allclose(probes.values(x_test)[layer, label, 0], found, rtol=1e-5, atol=1e-5)
 
 
@@ -59,11 +61,11 @@ def test_a_masked_example_does_not_count():
     spoilt_x[:, 1, ::3], spoilt_y[:, 1, ::3] = 1e6, 999
     clean, spoilt = (fit_regression(a, b, example_mask=mask) for a, b in ((x, y), (spoilt_x, spoilt_y)))
     torch.testing.assert_close(spoilt.weight, clean.weight, rtol=0, atol=0)
-    torch.testing.assert_close(spoilt.train.mse, clean.train.mse, rtol=0, atol=0)
-    torch.testing.assert_close(spoilt.train.r2, clean.train.r2, rtol=0, atol=0)
+    torch.testing.assert_close(spoilt.train.loss, clean.train.loss, rtol=0, atol=0)
+    torch.testing.assert_close(spoilt.train.score, clean.train.score, rtol=0, atol=0)
     each = spoilt.example_loss(spoilt_x, spoilt_y, mask)
     assert torch.equal(each[0, :, 0].isnan(), ~mask)
-    torch.testing.assert_close(each.nanmean(-1), spoilt.train.mse)
+    torch.testing.assert_close(each.nanmean(-1), spoilt.train.loss)
 
 
 def test_a_label_that_does_not_vary_is_skipped_even_among_masked_ones():
@@ -75,9 +77,9 @@ def test_a_label_that_does_not_vary_is_skipped_even_among_masked_ones():
     mask[2, 0] = False
     probes = fit_regression(x, y, example_mask=mask)
     assert probes.fitted[:, :, 0].tolist() == [[True, False, False]] * N_LAYERS
-    assert probes.train.mse[:, 1:].isnan().all()
+    assert probes.train.loss[:, 1:].isnan().all()
     assert (probes.weight[:, 1:] == 0).all()
-    assert probes.train.mse[:, 0].isfinite().all()
+    assert probes.train.loss[:, 0].isfinite().all()
 
 
 def test_a_planted_number_is_found_and_a_shuffled_one_is_not():
@@ -86,9 +88,9 @@ def test_a_planted_number_is_found_and_a_shuffled_one_is_not():
     y = (x[1] @ direction.float()).double()[None] + 2.5
     both = torch.cat([y, shuffle_labels(y, np.random.default_rng(0))])
     probes = fit_regression(x, both)
-    assert float(probes.train.r2[1, :, 0].min()) > 1 - 1e-9
+    assert float(probes.train.score[1, :, 0].min()) > 1 - 1e-9
     np.testing.assert_allclose(probes.weight[1, 0, 0], direction, rtol=1e-4)
-    assert float(probes.train.r2[1, :, 1].max()) < 0.1
+    assert float(probes.train.score[1, :, 1].max()) < 0.1
 
 
 @pytest.mark.parametrize("condition", [1e8, 1e11])
@@ -100,7 +102,7 @@ def test_badly_scaled_coordinates_cost_no_accuracy(condition):
     y = torch.from_numpy((x[0, 0].numpy() @ truth)[None, None] + 5)
     probes = fit_regression(x, y)
     np.testing.assert_allclose(probes.weight[0, 0, 0], truth, rtol=1e-4 if condition > 1e9 else 1e-6)
-    assert float(probes.train.r2) > 1 - 1e-9
+    assert float(probes.train.score) > 1 - 1e-9
 
 
 def test_dependent_coordinates_give_the_smallest_weights():
@@ -119,9 +121,9 @@ def test_golden():
         y, y_test = (torch.tensor(fit[name])[None, None] for name in ("y_train", "y_test"))
         probes = fit_regression(x, y)
         for split, scores in (("train", probes.train), ("test", probes.score(x_test, y_test))):
-            for name in ("mse", "r2"):
+            for name, found in (("mse", scores.loss), ("r2", scores.score)):
                 expected = next(v for k, v in fit["metrics"].items() if split in k and name in k)
-                assert float(getattr(scores, name)) == pytest.approx(expected, rel=1e-3), (split, name)
+                assert float(found) == pytest.approx(expected, rel=1e-3), (split, name)
         np.testing.assert_allclose(probes.weight.ravel(), np.ravel(fit["coef"]), rtol=1e-2, atol=1e-2)
 
 
@@ -142,3 +144,41 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="activations must be finite"):
         probes.score(spoilt, y)
     assert "2 layers x 3 labels x 1 outputs" in repr(probes)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 30.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_ridge_is_scikit_learns(alpha, masked):
+    x, y = draw(1e3)
+    mask = torch.from_numpy(np.random.default_rng(1).random((N_LABELS, N)) < 0.6) if masked else None
+    both = torch.cat([y, y.flip(-1)])
+    probes = fit_regression(x, both, alpha=alpha, example_mask=mask)
+    x_test, y_test = draw(1e3, seed=2)
+    scores = probes.score(x_test, torch.cat([y_test, y_test]))
+    assert (probes.strength == 1 / alpha).all()
+    for layer, label, output in np.ndindex(N_LAYERS, N_LABELS, 2):
+        kept = slice(None) if mask is None else mask[label]
+        model = Ridge(alpha=alpha).fit(x[layer, label][kept].double().numpy(), both[output, label][kept].numpy())
+        found = model.predict(x_test[layer, label].double().numpy())
+        expected = mean_squared_error(y_test[0, label].numpy(), found)
+        assert float(scores.loss[layer, label, output]) == pytest.approx(expected, rel=1e-6)
+        np.testing.assert_allclose(probes.weight[layer, label, output], model.coef_, rtol=1e-6, atol=1e-8)
+
+
+def test_ridge_shrinks_and_its_path_shares_one_factorisation(monkeypatch):
+    x, y = draw()
+    calls = []
+    svd = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: calls.append(1) or svd(*a, **k))
+    path = fit_ridge_path(x, y, [0.0, 1.0, 100.0])
+    assert len(calls) == N_LAYERS * N_LABELS
+    norms = torch.stack([probes.weight.norm(dim=-1) for probes in path])
+    assert (norms[:-1] > norms[1:]).all()
+    torch.testing.assert_close(path[1].weight, fit_regression(x, y, alpha=1.0).weight)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf")])
+def test_bad_penalties_are_refused(alpha):
+    x, y = draw()
+    with pytest.raises(ValueError, match="alpha must be finite and not negative"):
+        fit_regression(x, y, alpha=alpha)

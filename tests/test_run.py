@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 
@@ -14,6 +15,8 @@ import qfl_interp as qfl
 from qfl_interp.data import held_out
 from qfl_interp.run import read_metrics
 from qfl_interp.run_config import RunConfig
+from qfl_interp.seeding import generator
+from qfl_interp.series import Series
 
 
 def _step_folder(run, step):
@@ -135,6 +138,31 @@ def test_resolve_steps(tiny_run):
     for garbage in ("", "some", "log:", "log:-1", "log:0", "1;2", "1.5", "last,1"):
         with pytest.raises(ValueError, match=f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {garbage!r}"):
             tiny_run.resolve_steps(garbage)
+
+
+def test_a_run_is_a_series(tiny_run, addition, model_config):
+    assert isinstance(tiny_run, Series)
+    assert tiny_run.identity() == {"run_id": tiny_run.run_id, "config_hash": tiny_run.config.digest, "seed": 3}
+    assert tiny_run.table("probe").folder == tiny_run.path / "analyses" / "probe"
+    seeds = [int(generator(3, f"probe/untrained_0{index}").integers(2**31)) for index in range(2)]
+    for index, seed in enumerate(seeds):
+        model, used = tiny_run.untrained_model(index)
+        assert used == seed == tiny_run.untrained_seed(index)
+        same = qfl.build_model(model_config, addition, seed=seed)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    assert seeds[0] != seeds[1]
+
+
+def test_a_pickled_run_opens_its_directory_again(tiny_run, monkeypatch):
+    assert tiny_run.task is tiny_run.task  # its features hold functions, which do not pickle
+    monkeypatch.chdir(tiny_run.path.parent)
+    text = pickle.dumps(qfl.Run.open(tiny_run.path.name))
+    monkeypatch.chdir("/")
+    other = pickle.loads(text)
+    assert (other.config, other.path) == (tiny_run.config, tiny_run.path)
+    assert other.load_model(40).cfg.d_model == 16
+    with pytest.raises(qfl.QflError, match="is no run"):
+        pickle.loads(text.replace(b"tiny", b"tinY"))
 
 
 def test_no_checkpoint_yet(run_copy):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from qfl_interp.stats import bootstrap_mean, bootstrap_normalised, holm, paired_sign_flip, rank_p_value, t_interval
+from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip, rank_p_value, t_interval
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -128,25 +128,3 @@ def test_t_interval_is_scipy_s():
 def test_bad_values_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_bootstrap_normalised_is_the_bootstrap_of_the_ratio():
-    """Against scipy's paired bootstrap of the same ratio, and where the ends are known."""
-    draws = rng()
-    zero, one = draws.normal(0, 1, 60), draws.normal(3, 1, 60)
-    values = np.stack([zero, one, 0.5 * zero + 0.5 * one + draws.normal(0, 1, 60)])
-    low, high = bootstrap_normalised(values, zero, one, rng(1), n_resamples=4000)
-    np.testing.assert_allclose([low[0], high[0], low[1], high[1]], [0, 0, 1, 1], atol=1e-12)
-    reference = scipy.stats.bootstrap(
-        (values[2], zero, one),
-        lambda v, z, o, axis: (v.mean(axis) - z.mean(axis)) / (o.mean(axis) - z.mean(axis)),
-        paired=True,
-        n_resamples=4000,
-        method="percentile",
-        rng=rng(2),
-    ).confidence_interval
-    spread = reference.high - reference.low
-    assert abs(low[2] - reference.low) < 0.1 * spread
-    assert abs(high[2] - reference.high) < 0.1 * spread
-    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
-        bootstrap_normalised(values[:, :1], zero[:1], one[:1], rng())

@@ -54,7 +54,8 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     batch = task.encode(examples)
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.tokens.to(device))
-    functions = {name: functools.partial(_analysis(name), run) for name in entry_points(ANALYSES) if _analysis(name)}
+    found = {name.replace("-", "_"): _analysis(name) for name in entry_points(ANALYSES)}
+    functions = {name: functools.partial(function, run) for name, function in found.items() if function}
     banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(functions))
     return {
         "qfl": qfl, "torch": torch, "run": run, "task": task, "model": model, "examples": examples, "batch": batch,
@@ -69,4 +70,4 @@ def _analysis(name: str) -> Any:
     from qfl_interp.plugins import ANALYSES, entry_points
 
     package = entry_points(ANALYSES)[name].module.split(".")[0]
-    return getattr(importlib.import_module(package), name, None)
+    return getattr(importlib.import_module(package), name.replace("-", "_"), None)

@@ -11,29 +11,19 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from qfl_interp.plots.theme import FONT_SIZE, GREY, STEEL, VERMILLION, format_p, log_ticks, new_figure, words
+from qfl_interp.plots.cells import require_rows
+from qfl_interp.plots.conditions import ABLATION, Condition, curves, present, whiskers
+from qfl_interp.plots.panels import Legend, Panel, stack_panels
+from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, log_ticks, new_figure, plain, words
 from qfl_interp.tables import column, distinct, records, select
 
 Count = Literal["answer", "paper"]
 Scale = Literal["auto", "linear", "log"]
 
 
-class _Condition(NamedTuple):
-    """How one condition is drawn, `offset` to the side of its feature."""
-
-    legend: str
-    color: str
-    symbol: str
-    pattern: str
-    offset: float
-
-
-_CONDITIONS: Final = {
-    "intact": _Condition("intact model", STEEL, "circle", "", -0.27),
-    "ablated": _Condition("feature direction removed", VERMILLION, "diamond", "", 0.0),
-    "random": _Condition("random directions removed (control)", GREY, "square", "/", 0.27),
-}
-_BAR_WIDTH: Final = 0.24
+# Of the space between two features, what the bars of one take.
+_GROUP_WIDTH: Final = 0.81
+_BAR_SHARE: Final = 0.89
 _COUNT_TITLES: Final = {"answer": "over the answer alone", "paper": "as the paper counts"}
 # A log axis suits losses that differ by more than this factor.
 _LOG_RATIO: Final = 20.0
@@ -72,10 +62,10 @@ def ablation_figure(
     loss_scale: Scale = "auto",
     tested: str | None = "exact_answer",
 ) -> go.Figure:
-    """Exact match and loss of the intact model, with the feature removed, and with random directions removed.
+    """Exact match and loss of the intact model, with the feature removed, and under each control the table has.
 
-    Whiskers are the table's 95 % intervals. Exact match is drawn as bars from 0. So is loss on a linear axis;
-    a logarithmic one has no zero to start a bar from and gets points.
+    Whiskers are the table's 95 % intervals, controls are hatched. Exact match is drawn as bars from 0. So is loss on
+    a linear axis; a logarithmic one has no zero to start a bar from and gets points.
 
     Args:
         ablate: Table "ablate", of one step.
@@ -84,7 +74,7 @@ def ablation_figure(
         tested: The column that the table's p-values (ablated against random) are about; its panel gets them.
 
     Raises:
-        ValueError: The table is empty, mixes steps, or `counts` is empty.
+        ValueError: The table is empty, mixes steps or settings, has an unknown condition, or `counts` is empty.
     """
     steps = sorted(distinct(ablate, "step"))
     if len(steps) != 1 or not counts:
@@ -92,9 +82,12 @@ def ablation_figure(
             f"an ablation figure shows one step and at least one count, got {steps=} and {list(counts)=}. "
             "Select the rows of one step."
         )
+    require_rows(ablate, "ablate", (), ("feature", "condition"))
     features = distinct(ablate, "feature")
-    figure = new_figure("ablation", 30 + _ROW_HEIGHT * len(counts))
-    figure.update_layout(margin={"l": 66, "r": 18, "t": 30, "b": 34})
+    # More than three conditions take a second line of the legend.
+    top = 30 if len(present(ablate, ABLATION)) <= 3 else 50
+    figure = new_figure("ablation", top + _ROW_HEIGHT * len(counts))
+    figure.update_layout(margin={"l": 66, "r": 18, "t": top, "b": 34})
     place = {"x": 0, "y": 1, "yanchor": "top", "yref": "container"}
     figure.update_layout(legend={"orientation": "h", "traceorder": "normal", **place})
     for quantity in _quantities(ablate, counts, loss_scale):
@@ -145,46 +138,46 @@ def _loss_limits(ablate: pd.DataFrame, name: str, log: bool) -> tuple[float, flo
 
 def _add_series(figure: go.Figure, ablate: pd.DataFrame, features: list[str], quantity: _Quantity) -> None:
     """Bars or points of each condition over all features."""
-    for condition, style in _CONDITIONS.items():
-        rows = select(ablate, condition=condition)
-        if rows.empty:
-            continue
-        shared = _series(rows, features, quantity, condition, style)
+    offsets = _offsets(ablate)
+    for condition, offset in offsets.items():
+        rows, style = select(ablate, condition=condition), ABLATION[condition]
+        shared = _series(rows, features, quantity, style, offset)
         if quantity.log:
             marker = {"color": style.color, "symbol": style.symbol, "size": 10}
             figure.add_trace(go.Scatter(**shared, mode="markers", marker=marker))
         else:
             pattern = {"shape": style.pattern, "fillmode": "overlay", "size": 6, "fgopacity": 0.6}
             marker = {"color": style.color, "pattern": pattern, "line": {"width": 0}}
-            figure.add_trace(go.Bar(**shared, width=_BAR_WIDTH, marker=marker))
+            figure.add_trace(go.Bar(**shared, width=_BAR_SHARE * _GROUP_WIDTH / len(offsets), marker=marker))
+
+
+def _offsets(ablate: pd.DataFrame) -> dict[str, float]:
+    """How far to the side of its feature each condition stands."""
+    conditions = present(ablate, ABLATION)
+    middle = (len(conditions) - 1) / 2
+    return {name: (place - middle) * _GROUP_WIDTH / len(conditions) for place, name in enumerate(conditions)}
 
 
 def _series(
-    rows: pd.DataFrame, features: list[str], quantity: _Quantity, condition: str, style: _Condition
+    rows: pd.DataFrame, features: list[str], quantity: _Quantity, style: Condition, offset: float
 ) -> dict[str, Any]:
     """What a condition's bars and points have in common: values, whiskers, hover text, legend."""
     values, low, high = (column(rows, quantity.name + ending) for ending in ("", "_low", "_high"))
     number = ":.1%" if quantity.name.startswith("exact") else ":.4g"
-    whiskers: dict[str, Any] = {
-        "type": "data",
-        "symmetric": False,
-        "array": np.nan_to_num(high - values),
-        "arrayminus": np.nan_to_num(values - low),
-        "thickness": 1.3,
-        "width": 4,
-    }
     return {
-        "x": [features.index(feature) + style.offset for feature in rows["feature"]],
+        "x": [features.index(feature) + offset for feature in rows["feature"]],
         "y": np.maximum(values, _LOSS_FLOOR) if quantity.log else values,
-        "error_y": whiskers | ({"color": style.color} if quantity.log else {}),
+        "error_y": whiskers(values, low, high) | ({"color": style.color} if quantity.log else {}),
         "customdata": np.stack([low, high, column(rows, "n_examples"), column(rows, "n_trials")], axis=1),
-        "hovertext": [_p_text(row) if quantity.name.startswith("exact") else "" for row in records(rows)],
+        "hovertext": [
+            _settings_text(row) + (_p_text(row) if quantity.name.startswith("exact") else "") for row in records(rows)
+        ],
         "hovertemplate": f"<b>%{{y{number}}}</b> (95 % %{{customdata[0]{number}}} to "
         f"%{{customdata[1]{number}}})<br>"
         "n = %{customdata[2]:,} examples, %{customdata[3]:,} trials%{hovertext}"
-        f"<extra>{condition}</extra>",
+        f"<extra>{style.legend}</extra>",
         "name": style.legend,
-        "legendgroup": condition,
+        "legendgroup": style.legend,
         "showlegend": not quantity.suffix,
         "xaxis": f"x{quantity.suffix}",
         "yaxis": f"y{quantity.suffix}",
@@ -222,6 +215,7 @@ def _add_axes(figure: go.Figure, features: list[str], quantity: _Quantity) -> No
 def _add_brackets(figure: go.Figure, ablate: pd.DataFrame, features: list[str], quantity: _Quantity) -> None:
     """A bracket from ablated to random with the p-value, where the table has one."""
     axes = {"xref": f"x{quantity.suffix}", "yref": f"y{quantity.suffix}"}
+    offsets = _offsets(ablate)
     for row in records(select(ablate, condition="ablated")):
         p_value = row["p_value_holm"] if math.isfinite(row["p_value_holm"]) else row["p_value_paired"]
         control = select(ablate, feature=row["feature"], condition="random")
@@ -233,11 +227,19 @@ def _add_brackets(figure: go.Figure, ablate: pd.DataFrame, features: list[str], 
         # On a log axis a shape is placed by its value, a text by its logarithm.
         level = 10**height if quantity.log else height
         place = features.index(row["feature"])
-        left, right = (place + _CONDITIONS[name].offset for name in ("ablated", "random"))
+        left, right = (place + offsets[name] for name in ("ablated", "random"))
         line = {"color": GREY, "width": 1.2}
         figure.add_shape(type="line", x0=left, x1=right, y0=level, y1=level, line=line, **axes)
         text = {"text": format_p(p_value), "font": {"size": FONT_SIZE - 1}, "yanchor": "bottom"}
         figure.add_annotation(x=(left + right) / 2, y=height, **text, **axes)
+
+
+def _settings_text(row: Mapping[str, Any]) -> str:
+    """How the feature was removed, where the table says it."""
+    if "method" not in row:
+        return ""
+    where = "pooled over labels" if row["pooled"] else "label by label"
+    return f"<br>{plain(row['method'])}, top {row['top_k']} layer(s), strength {row['epsilon']:g}, {where}"
 
 
 def _p_text(row: Mapping[str, Any]) -> str:
@@ -249,3 +251,42 @@ def _p_text(row: Mapping[str, Any]) -> str:
     }
     parts = [f"{format_p(row[key])} ({name})" for key, name in names.items() if math.isfinite(row[key])]
     return "<br>against random: " + ", ".join(parts) if parts else ""
+
+
+def ablation_over_steps_figure(ablate: pd.DataFrame) -> go.Figure:
+    """Exact match over compute under each condition, a panel a feature: when the model comes to use it.
+
+    Whiskers are the table's 95 % intervals.
+
+    Args:
+        ablate: Table "ablate", of any number of steps above 0.
+
+    Raises:
+        ValueError: There is no row above step 0, or several of one step, feature and condition.
+    """
+    require_rows(ablate, "ablate", (), ("step", "feature", "condition"))
+    panels = [ablation_panel(ablate, feature) for feature in distinct(ablate, "feature")]
+    return stack_panels(panels, None, filename="ablation_over_steps")
+
+
+def ablation_panel(ablate: pd.DataFrame, feature: str) -> Panel:
+    """Exact match over the answer alone, over compute, under each condition of a feature's ablation.
+
+    Args:
+        ablate: Table "ablate".
+        feature: Which feature's rows.
+
+    Raises:
+        ValueError: There is no row of the feature, or several of one step and condition.
+    """
+    rows = select(ablate, feature=feature)
+    require_rows(rows, "ablate", (), ("step", "condition"))
+    return Panel(
+        title=f"Ablating {words(feature)}",
+        subtitle="examples with every answer token right; dashed: controls",
+        traces=curves(rows, ABLATION, "exact_answer", "ablate"),
+        y_title="exact match",
+        y_range=(-0.04, 1.04),
+        height=140,
+        legend=Legend("ablation"),
+    )

@@ -7,24 +7,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
     GREY,
+    PAPER_WIDTH,
     PURPLE,
     format_power,
     log_flops_axis,
     log_ticks,
     new_figure,
 )
+from qfl_interp.tables import column
 
 _MARGIN: Final = {"l": 76, "r": 18, "t": 48, "b": 54}
 _TITLE_HEIGHT: Final = 20
 _NOTE_HEIGHT: Final = 17
 _LEGEND_HEIGHT: Final = 22
 _PANEL_GAP: Final = 14
+# Of a legend's entry: the line before the name, with what stands around it, and a letter of the name.
+_ENTRY_WIDTH: Final = 40
+_LETTER_WIDTH: Final = 5.6
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,13 @@ def stack_panels(panels: Sequence[Panel], transition: Transition | None, *, file
     return figure
 
 
+def over_compute(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows a log axis can show, in the order of compute."""
+    order = np.argsort(column(table, "flops"), kind="stable")
+    ordered = table.iloc[order]
+    return ordered.iloc[int(np.sum(column(ordered, "flops") <= 0)) :]
+
+
 def _flops_range(panels: Sequence[Panel]) -> tuple[float, float]:
     """Lowest and highest compute of any point that a log axis can show."""
     columns: list[Any] = [trace["x"] for panel in panels for trace in panel.traces]
@@ -147,8 +161,18 @@ def _opens(panels: Sequence[Panel], index: int) -> bool:
 
 def _head_height(panel: Panel, above: Sequence[Panel]) -> int:
     """Pixels above the plot area for title, note and legend."""
-    legend = _LEGEND_HEIGHT if _opens([*above, panel], len(above)) else 0
+    legend = _LEGEND_HEIGHT * _legend_lines(panel) if _opens([*above, panel], len(above)) else 0
     return _TITLE_HEIGHT + (_NOTE_HEIGHT if panel.note else 0) + legend
+
+
+def _legend_lines(panel: Panel) -> int:
+    """Lines that a panel's legend takes at paper width; plotly makes entries equally wide if one does not do."""
+    traces = (*panel.traces, *(panel.legend.entries if panel.legend else ()))
+    widths = [_ENTRY_WIDTH + _LETTER_WIDTH * len(str(t["name"])) for t in traces if t["showlegend"] is not False]
+    room = PAPER_WIDTH - _MARGIN["l"] - _MARGIN["r"]
+    if sum(widths) <= room:
+        return 1
+    return math.ceil(len(widths) / max(int(room // max(widths)), 1))
 
 
 def _y_axis(panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:

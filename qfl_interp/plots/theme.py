@@ -11,7 +11,10 @@ import json
 import math
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 
 FONT_FAMILY: Final = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
@@ -47,6 +50,25 @@ THIRD_STYLES: Final[dict[str, SeriesStyle]] = {
     "end": SeriesStyle("end", "#029E73", "triangle-up"),
     "all": SeriesStyle("all labels", PURPLE, "diamond"),
 }
+
+# Colour and symbol of series that have no order, such as components and features.
+SERIES: Final = (
+    ("#1B7FBF", "circle"),
+    ("#DE8F05", "square"),
+    ("#029E73", "triangle-up"),
+    (PURPLE, "diamond"),
+    (VERMILLION, "cross"),
+    (STEEL, "triangle-down"),
+    (GREY, "x"),
+)
+# Orange below 0, purple above: distinct to every kind of colour vision. 0 is a grey one can see on white.
+DIVERGING: Final = [
+    [0.0, "#8C4A00"],
+    [0.25, "#E09B45"],
+    [0.5, "#EEEEF1"],
+    [0.75, "#A98BCB"],
+    [1.0, "#542788"],
+]
 
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -153,6 +175,12 @@ def words(name: str) -> str:
     return plain(name).replace("_", " ")
 
 
+def ordered_colors(n: int) -> list[str]:
+    """Colours of n series in an order, such as layers: dark to light, without ends that vanish on a page."""
+    at = [0.12 + 0.7 * k / max(n - 1, 1) for k in range(n)]
+    return [str(color) for color in sample_colorscale("Viridis", at)]
+
+
 def format_power(value: float, digits: int = 2) -> str:
     """A number in scientific notation: 2.4e11 becomes "2.4×10¹¹"; 0 stays "0"."""
     if not math.isfinite(value):
@@ -168,6 +196,17 @@ def format_p(value: float) -> str:
     if not math.isfinite(value):
         return ""
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def short(values: Float[np.ndarray, ...]) -> list[Any]:
+    """Nested lists of the values, rounded to what a colour and a hover text need; NaN becomes null."""
+    rounded = [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.ravel().tolist()]
+    return np.array(rounded, dtype=object).reshape(values.shape).tolist()
+
+
+def visible(token: object) -> str:
+    """A token's text for a label: blanks and line ends become signs one can see."""
+    return plain(token).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
 def log_flops_axis(low: float, high: float, title: str = "training compute (FLOPs, nominal)") -> dict[str, Any]:

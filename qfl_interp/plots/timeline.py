@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.panels import Legend, Panel, Transition, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Transition, over_compute, stack_panels
 from qfl_interp.plots.theme import (
     FONT_SIZE,
     GREY,
@@ -90,7 +90,7 @@ def loss_panel(
     y_range = _loss_range(values, log_y)
     annotations: tuple[dict[str, Any], ...] = ()
     if math.isfinite(plateau_loss):
-        flops = column(_positive(metrics), "flops")
+        flops = column(over_compute(metrics), "flops")
         traces.append(_level(flops[0], flops[-1], plateau_loss, VERMILLION, f"plateau {plateau_loss:.3f}"))
         annotations = (
             {
@@ -146,7 +146,7 @@ def feature_panel(
     thirds = [third for third in THIRD_STYLES if third in distinct(curves, "third")]
     if len(thirds) > 1 and "all" in thirds:
         thirds.remove("all")
-    by_third = {third: _positive(select(curves, third=third)) for third in thirds}
+    by_third = {third: over_compute(select(curves, third=third)) for third in thirds}
     shown = pd.concat([by_third[third] for third in thirds])
     controls = [f"baseline_{mean}", "shuffled_geometric"]
     y_range = _loss_range(shown[[mean, *controls]].to_numpy(dtype=float).ravel(), log_y)
@@ -179,13 +179,6 @@ def verdict_text(row: Mapping[str, Any]) -> str:
         return text
     side = "before" if lead >= 0 else "after"
     return f"{text} {abs(lead):.2f} decades {side}"
-
-
-def _positive(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows a log axis can show, in the order of compute."""
-    order = np.argsort(column(table, "flops"), kind="stable")
-    ordered = table.iloc[order]
-    return ordered.iloc[int(np.sum(column(ordered, "flops") <= 0)) :]
 
 
 def _plateau(emergence: pd.DataFrame) -> float:
@@ -222,7 +215,7 @@ def _loss_range(values: np.ndarray, log_y: bool) -> tuple[float, float]:
 
 def _metric_trace(metrics: pd.DataFrame, name: str, label: str, line: dict[str, Any], number: str) -> go.Scatter:
     """One column of the metrics over compute, where it was measured."""
-    rows = _positive(metrics.dropna(subset=[name]))
+    rows = over_compute(metrics.dropna(subset=[name]))
     return go.Scatter(
         x=column(rows, "flops"),
         y=column(rows, name),

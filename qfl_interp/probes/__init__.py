@@ -1,16 +1,34 @@
-"""Linear probes: what can be read off the residual stream, solved in batches, with their controls."""
+"""Linear probes: what can be read off a model's activations, solved in batches, with their controls."""
 
-from qfl_interp.probes.controls import shuffle_labels
-from qfl_interp.probes.logistic import fit_logistic
-from qfl_interp.probes.regression import RegressionProbes, RegressionScores, fit_regression
-from qfl_interp.probes.result import LogisticProbes, ProbeScores
+from qfl_interp.probes.controls import ConstantScores, majority_scores, shuffle_labels
+from qfl_interp.probes.kinds import PROBE_LOSS, Validation, fit_probes, load_probes
+from qfl_interp.probes.logistic import LogisticProbes, fit_logistic
+from qfl_interp.probes.online_code import OnlineCode, online_code
+from qfl_interp.probes.pooling import Pooled, pool_labels, share_labels
+from qfl_interp.probes.regression import RegressionProbes, fit_regression
+from qfl_interp.probes.result import ProbePlanes, Probes, ProbeScores
+from qfl_interp.probes.softmax import SoftmaxProbes, fit_softmax
 
 __all__ = [
+    "PROBE_LOSS",
+    "ConstantScores",
     "LogisticProbes",
+    "OnlineCode",
+    "Pooled",
+    "ProbePlanes",
     "ProbeScores",
+    "Probes",
     "RegressionProbes",
-    "RegressionScores",
+    "SoftmaxProbes",
+    "Validation",
     "fit_logistic",
+    "fit_probes",
     "fit_regression",
+    "fit_softmax",
+    "load_probes",
+    "majority_scores",
+    "online_code",
+    "pool_labels",
+    "share_labels",
     "shuffle_labels",
 ]

@@ -2,39 +2,117 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int8, Integer
 from torch import Tensor
 
 from qfl_interp.probes.newton import Solution, solve
 from qfl_interp.probes.result import (
     Activations,
     ExampleMask,
-    Labels,
-    LogisticProbes,
+    ProbeMetric,
+    ProbePlanes,
+    Probes,
     ProbeScores,
-    check_examples,
-    mean_scores,
+    check_axes,
+    check_settings,
+    independent,
+    mean_over,
 )
-from qfl_interp.probes.sites import Site, centred, for_each
+from qfl_interp.probes.sites import Site, centred, for_each_site
 
-# Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
-CHUNK_BYTES = 64 * 2**20
+Labels = Bool[Tensor, "output label example"] | Integer[Tensor, "output label example"]
 # With no warm start every fourth example is solved first, roughly: most of the way at a quarter of the cost.
 _PART = 4
 _PART_GAP = 1e-4
 
 
-def _sites_at_once(n_examples: int, d_model: int, n_outputs: int, n_workers: int, n_sites: int) -> int:
-    """How many sites a worker solves together: its share of `CHUNK_BYTES`, yet some for every worker.
+def check_examples(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
+    """Raise unless the axes fit together and the labels are 0 or 1.
 
-    A site takes its data, and about 10 vectors and 4 matrices an output.
+    Raises:
+        ValueError: An axis is empty or differs between the arguments, or a label is neither 0 nor 1.
     """
+    check_axes(x, y, example_mask)
+    wrong = (y != 0) & (y != 1)
+    if example_mask is not None:
+        wrong &= example_mask
+    if wrong.any():
+        output, label, example = (int(i) for i in wrong.nonzero()[0])
+        raise ValueError(
+            f"labels must be 0 or 1, got {int(y[output, label, example])} at output {output}, label {label}, "
+            f"example {example}. Mask examples that have no label; other kinds of feature need another probe."
+        )
+
+
+def logistic_scores(
+    wrong_logit: Float[Tensor, "layer label output example"],
+    example_mask: Bool[Tensor, "*layer label example"] | None,
+) -> ProbeScores:
+    """Scores from the logits of the wrong class; a tie is a miss."""
+    loss, hit = torch.nn.functional.softplus(wrong_logit), (wrong_logit < 0).to(wrong_logit.dtype)
+    hit = hit.masked_fill(wrong_logit.isnan(), torch.nan)
+    return ProbeScores(mean_over(loss, example_mask), mean_over(hit, example_mask))
+
+
+@dataclass(frozen=True, repr=False)
+class LogisticProbes(Probes):
+    """Binary logistic probes of one feature: class 1 has probability `sigmoid(x @ weight + intercept)`.
+
+    The classes are always (0, 1), whichever of them occur in the examples that are scored. `converged` certifies
+    that the training objective lies within a fraction 1e-11 of its minimum.
+    """
+
+    classes: ClassVar[tuple[int, int]] = (0, 1)
+
+    def logits(self, x: Activations) -> Float[Tensor, "layer label output example"]:
+        """Log odds of class 1, NaN where not fitted: `values`."""
+        return self.values(x)
+
+    def _wrong_logits(
+        self, x: Activations, y: Labels, example_mask: ExampleMask | None
+    ) -> Float[Tensor, "layer label output example"]:
+        """Logits of the wrong class, NaN where not fitted or masked and nowhere else."""
+        check_examples(x, y, example_mask)
+        sign = (1 - 2 * y.to(self.weight.dtype)).transpose(0, 1)
+        return self._scored_values(x, y, example_mask).mul_(sign)
+
+    def example_loss(
+        self, x: Activations, y: Labels, example_mask: ExampleMask | None = None
+    ) -> Float[Tensor, "layer label output example"]:
+        """Log loss of every example in nats, NaN where not fitted or masked. Raises as `score` does."""
+        return torch.nn.functional.softplus(self._wrong_logits(x, y, example_mask))
+
+    def score(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeScores:
+        """Mean log loss and accuracy over the examples the mask keeps; any mix of classes may occur in them.
+
+        Raises:
+            ValueError: The shapes do not fit the probes, a label is neither 0 nor 1, or an activation is not
+                finite.
+        """
+        return logistic_scores(self._wrong_logits(x, y, example_mask), example_mask)
+
+    def log_loss(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
+        """Mean log loss in nats; see `score`, which gives the accuracy at the same price."""
+        return self.score(x, y, example_mask).loss
+
+    def accuracy(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
+        """Fraction of correct predictions; see `score`."""
+        return self.score(x, y, example_mask).score
+
+    def planes(self, layer: int, label: int, outputs: slice) -> ProbePlanes:
+        """The decision planes `w . x + b = 0` of the fitted outputs."""
+        at = self.fitted[layer, label, outputs]
+        return independent(self.weight[layer, label, outputs][at], self.intercept[layer, label, outputs][at])
+
+
+def _site_bytes(n_examples: int, d_model: int, n_outputs: int) -> int:
+    """Working memory of one site: its data, and about 10 vectors and 4 matrices an output."""
     n_columns = d_model + 1
-    per_site = 8 * (n_examples * (n_columns + 10 * n_outputs) + 4 * n_outputs * n_columns**2)
-    return max(1, min(CHUNK_BYTES // (per_site * n_workers), math.ceil(n_sites / n_workers)))
+    return 8 * (n_examples * (n_columns + 10 * n_outputs) + 4 * n_outputs * n_columns**2)
 
 
 def _signs(
@@ -52,20 +130,6 @@ def _dot_means(
 ) -> Float[Tensor, "site output"]:
     """The logit that centring takes away, and the intercept has to give back."""
     return torch.einsum("sod,sd->so", weight, means)
-
-
-def _check_settings(x: Activations, y: Labels, c: float, max_iter: int, init: LogisticProbes | None) -> None:
-    """Raise ValueError unless the settings are in range and `init` holds such probes."""
-    if not (math.isfinite(c) and c > 0):
-        raise ValueError(f"c must be positive and finite, got {c}. The paper uses 100.")
-    if max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1, got {max_iter}. 100 is plenty.")
-    shape = (*x.shape[:2], y.shape[0], x.shape[3])
-    if init is not None and init.weight.shape != shape:
-        raise ValueError(
-            f"init must hold probes [layer, label, output, d_model] = {shape}, got "
-            f"{tuple(init.weight.shape)}. Start from probes of the same feature and model, or leave it out."
-        )
 
 
 def _fit_sites(
@@ -135,18 +199,14 @@ def fit_logistic(
         Quiet Feature Learning (arXiv 2505.03997), linear probes: C = 100.
     """
     check_examples(x, y, example_mask)
-    _check_settings(x, y, c, max_iter, init)
     n_layers, n_labels, n_examples, d_model = x.shape
     shape = (n_layers, n_labels, y.shape[0])
+    check_settings(c, max_iter, init, (*shape, d_model))
     sign, fitted = _signs(y, example_mask)
     coef = torch.zeros(*shape, d_model + 1, dtype=torch.float64, device=x.device)
     loss, accuracy = torch.zeros_like(coef[..., 0]), torch.zeros_like(coef[..., 0])
     converged = torch.zeros(shape, dtype=torch.bool, device=x.device)
     n_iter = torch.zeros(shape, dtype=torch.int64, device=x.device)
-    all_sites = [(layer, label) for layer in range(n_layers) for label in range(n_labels)]
-    n_workers = torch.get_num_threads() if x.device.type == "cpu" else 1
-    chunk = _sites_at_once(n_examples, d_model, y.shape[0], n_workers, len(all_sites))
-    chunks = [all_sites[first : first + chunk] for first in range(0, len(all_sites), chunk)]
 
     def fit(sites: list[Site]) -> None:
         at = tuple(torch.tensor(index, device=x.device) for index in zip(*sites, strict=True))
@@ -154,9 +214,10 @@ def fit_logistic(
         found = _fit_sites(x, sites, sign[at[1]], fitted[at[1]], part, c, max_iter, example_mask)
         coef[at], converged[at], n_iter[at] = found.coef, found.converged, found.n_iter
         mask = None if example_mask is None else example_mask[at[1]]
-        loss[at], accuracy[at] = (value[0] for value in mean_scores(found.wrong_logit[None], mask))
+        loss[at], accuracy[at] = (value[0] for value in logistic_scores(found.wrong_logit[None], mask))
 
-    for_each(fit, chunks, n_workers)
+    for_each_site(fit, x, _site_bytes(n_examples, d_model, y.shape[0]))
     everywhere = fitted.expand(shape).clone()
     train = ProbeScores(*(value.masked_fill(~everywhere, torch.nan) for value in (loss, accuracy)))
-    return LogisticProbes(coef[..., :-1], coef[..., -1], everywhere, converged, n_iter, train)
+    strength = torch.full_like(loss, c)
+    return LogisticProbes(coef[..., :-1], coef[..., -1], everywhere, converged, n_iter, train, strength)

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qfl_interp.probes.design import Design, factorise, line_search, penalty_gradient
+
 # The objective lies within this fraction of its minimum when a problem counts as converged. The test loss is
 # off by the square root: 1e-8 leaves up to 5e-4 nats on nearly separable problems, 1e-11 about 1e-5 for 10 %
 # more time.
@@ -22,11 +24,6 @@ RELATIVE_GAP = 1e-11
 # A Hessian is renewed unless the last step shrank the squared Newton decrement to this fraction; 0.001 to 0.1
 # cost about the same.
 _CONTRACTION = 0.01
-# A step is long enough when the slope along it has fallen to this fraction.
-_SLOPE_FRACTION = 0.25
-_LINE_SEARCH_EVALUATIONS = 30
-# Added to the unit diagonal of the scaled Hessian when rounding makes it indefinite.
-_JITTERS = (0.0, 1e-13, 1e-11, 1e-9, 1e-6)
 
 
 class Solution(NamedTuple):
@@ -66,72 +63,14 @@ class _Rows:
             setattr(self, name, value[rows])
 
 
-class _Design:
-    """The data matrices, multiplied site by site for the rows that use them."""
-
-    def __init__(self, z: Float[Tensor, "site example column"]) -> None:
-        self.z = z
-        self._buffer = torch.empty_like(z[0])
-
-    def _spans(self, site: Int[Tensor, " row"]) -> list[tuple[int, slice]]:
-        """The slice of rows that reads each site."""
-        names, counts = torch.unique_consecutive(site, return_counts=True)
-        ends = counts.cumsum(0).tolist()
-        return [(s, slice(e - n, e)) for s, n, e in zip(names.tolist(), counts.tolist(), ends, strict=True)]
-
-    def logits(self, coef: Float[Tensor, "row column"], site: Int[Tensor, " row"]) -> Float[Tensor, "row example"]:
-        """`z @ coef` of every row."""
-        out = coef.new_empty(len(coef), self.z.shape[1])
-        for s, rows in self._spans(site):
-            torch.mm(coef[rows], self.z[s].mT, out=out[rows])
-        return out
-
-    def pull_back(
-        self, residual: Float[Tensor, "row example"], site: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row column"]:
-        """`z.T @ residual` of every row."""
-        out = residual.new_empty(len(residual), self.z.shape[2])
-        for s, rows in self._spans(site):
-            torch.mm(residual[rows], self.z[s], out=out[rows])
-        return out
-
-    def gram(self, site: int, weight: Float[Tensor, " example"] | None = None) -> Float[Tensor, "column column"]:
-        """`z.T @ diag(weight) @ z` of one site."""
-        z = self.z[site]
-        return z.mT @ (z if weight is None else torch.mul(z, weight[:, None], out=self._buffer))
-
-
-def _penalty(coef: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
-    """The penalty's gradient: the weights themselves, 0 for the intercept."""
-    gradient = coef.clone()
-    gradient[:, -1] = 0
-    return gradient
-
-
-def _factorise(
-    hessian: Float[Tensor, "row column column"],
-) -> tuple[Float[Tensor, "row column column"], Float[Tensor, "row column"]]:
-    """Cholesky factor of the Hessian scaled to a unit diagonal, and that scale; overwrites `hessian`."""
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    diagonal[:, :-1] += 1  # the penalty
-    scale = diagonal.clamp_min(torch.finfo(hessian.dtype).tiny).rsqrt()
-    hessian *= scale[:, :, None] * scale[:, None, :]
-    for jitter in _JITTERS:
-        diagonal += jitter
-        factor, failed = torch.linalg.cholesky_ex(hessian)
-        if not failed.any():
-            return factor, scale
-    raise AssertionError("a positive semi-definite matrix with unit diagonal plus 1e-6 has a Cholesky factor")
-
-
-def _refactorise(design: _Design, rows: _Rows, which: Bool[Tensor, " row"], c: float) -> None:
+def _refactorise(design: Design, rows: _Rows, which: Bool[Tensor, " row"], c: float) -> None:
     """Give these rows the factor of the Hessian at their current point."""
     picked = which.nonzero()[:, 0]
     hessian = design.z.new_empty(len(picked), *rows.factor.shape[1:])
     for k, (row, site) in enumerate(zip(picked.tolist(), rows.site[picked].tolist(), strict=True)):
         prob = rows.wrong_prob[row]
         hessian[k] = design.gram(site, c * prob * (1 - prob))
-    rows.factor[picked], rows.scale[picked] = _factorise(hessian)
+    rows.factor[picked], rows.scale[picked] = factorise(hessian)
     rows.drift[picked] = 0
 
 
@@ -144,13 +83,13 @@ def _solve_newton(rows: _Rows, gradient: Float[Tensor, "row column"]) -> Float[T
 
 
 def _next_direction(
-    design: _Design, rows: _Rows, c: float, gap: float
+    design: Design, rows: _Rows, c: float, gap: float
 ) -> tuple[Float[Tensor, "row column"], Bool[Tensor, " row"]]:
     """Newton directions, with a new Hessian where the old one no longer serves; and which rows are done."""
-    gradient = _penalty(rows.coef) - design.pull_back(c * rows.wrong_prob * rows.sign, rows.site)
+    gradient = penalty_gradient(rows.coef) - design.pull_back(c * rows.wrong_prob * rows.sign, rows.site)
     # log(1 + e^x) >= sigmoid(x), so this bounds the objective from below
     objective = c * torch.linalg.vecdot(rows.wrong_prob, rows.sign.abs())
-    objective += torch.linalg.vecdot(rows.coef, _penalty(rows.coef)) / 2
+    objective += torch.linalg.vecdot(rows.coef, penalty_gradient(rows.coef)) / 2
     goal = gap * objective
     last = rows.decrement
     direction = _solve_newton(rows, gradient)
@@ -170,37 +109,26 @@ def _line_search(
 ) -> Float[Tensor, " row"]:
     """Step lengths at which the slope has nearly vanished; stores the wrong-class probabilities there.
 
-    A bracketed Newton iteration on the slope of the convex objective along the direction. It touches the
-    logits only, not the data, so that it costs little beside the step itself.
+    It touches the logits only, not the data, so that it costs little beside the step itself.
     """
-    linear = torch.linalg.vecdot(direction, _penalty(rows.coef))
-    quadratic = torch.linalg.vecdot(direction, _penalty(direction))
-    step = torch.ones_like(rows.decrement)
-    low, high = torch.zeros_like(step), torch.full_like(step, torch.inf)
-    every = torch.arange(len(step), device=step.device)
-    open_rows: slice | Tensor = slice(None)  # a view: the first evaluation nearly always suffices
-    for _ in range(_LINE_SEARCH_EVALUATIONS):
-        at, moved = step[open_rows], change[open_rows]
-        prob = torch.addcmul(rows.wrong_logit[open_rows], at[:, None], moved).sigmoid_()
-        rows.wrong_prob[open_rows] = prob
-        slope = c * torch.linalg.vecdot(prob, moved) + linear[open_rows] + at * quadratic[open_rows]
-        missed = slope.abs() > _SLOPE_FRACTION * rows.decrement[open_rows]
-        if not missed.any():
-            break
-        open_rows = every[open_rows][missed]
-        at, slope, prob, moved = at[missed], slope[missed], prob[missed], moved[missed]
-        curvature = c * torch.linalg.vecdot(prob * (1 - prob), moved * moved) + quadratic[open_rows]
-        below = torch.where(slope < 0, at, low[open_rows])
-        above = torch.where(slope < 0, high[open_rows], at)
-        newton = torch.minimum(at - slope / curvature, 4 * at)
-        middle = torch.where(above.isinf(), 2 * at, (below + above) / 2)
-        step[open_rows] = torch.where((newton > below) & (newton < above), newton, middle)
-        low[open_rows], high[open_rows] = below, above
-    return step
+    linear = torch.linalg.vecdot(direction, penalty_gradient(rows.coef))
+    quadratic = torch.linalg.vecdot(direction, penalty_gradient(direction))
+
+    def slope(which: slice | Tensor, at: Tensor) -> Tensor:
+        moved = change[which]
+        prob = torch.addcmul(rows.wrong_logit[which], at[:, None], moved).sigmoid_()
+        rows.wrong_prob[which] = prob
+        return c * torch.linalg.vecdot(prob, moved) + linear[which] + at * quadratic[which]
+
+    def curvature(which: Tensor) -> Tensor:
+        prob, moved = rows.wrong_prob[which], change[which]
+        return c * torch.linalg.vecdot(prob * (1 - prob), moved * moved) + quadratic[which]
+
+    return line_search(slope, curvature, rows.decrement)
 
 
 def _start(
-    design: _Design,
+    design: Design,
     sign: Float[Tensor, "site output example"],
     start: Float[Tensor, "site output column"],
     wanted: Bool[Tensor, "site output"],
@@ -220,7 +148,7 @@ def _start(
     # the entropy bounds the base rate's objective; softplus(0) of a masked example is no loss
     entropy = torch.special.entr(rate) + torch.special.entr(1 - rate)
     objective = (torch.nn.functional.softplus(wrong_logit) * sign.abs()).sum(1) * c
-    objective += torch.linalg.vecdot(coef, _penalty(coef)) / 2
+    objective += torch.linalg.vecdot(coef, penalty_gradient(coef)) / 2
     cold = ~(objective < c * n_kept * entropy)
     coef[cold] = 0
     coef[cold, -1] = torch.logit(rate[cold])
@@ -242,7 +170,7 @@ def _start(
         sites, which = site[cold].unique_consecutive(return_inverse=True)
         gram = torch.stack([design.gram(s) for s in sites.tolist()])
         curvature = c * rate[cold] * (1 - rate[cold])
-        rows.factor[cold], rows.scale[cold] = _factorise(gram[which] * curvature[:, None, None])
+        rows.factor[cold], rows.scale[cold] = factorise(gram[which] * curvature[:, None, None])
     if not cold.all():
         _refactorise(design, rows, ~cold, c)
     return rows
@@ -265,7 +193,7 @@ def solve(
     `|sigma''| <= sigma'`, the present Hessian is at least `exp(-drift) M`, and the objective exceeds its
     minimum by about `exp(drift) lambda^2 / 2` at most. Twice that must not pass `gap` times a lower
     bound of the objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see
-    `_JITTERS`.)
+    `design.JITTERS`.)
 
     Args:
         z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of
@@ -277,7 +205,7 @@ def solve(
         max_iter: Newton steps at most.
         gap: The relative gap at which a problem has converged.
     """
-    design = _Design(z)
+    design = Design(z)
     rows = _start(design, sign, start, wanted, c)
     coef = start.flatten(0, 1).clone()
     wrong_logit = torch.zeros_like(sign).flatten(0, 1)

@@ -1,62 +1,57 @@
-"""Probes of numbers: least squares at all layers, labels and outputs of one feature at once."""
+"""Probes of numbers: least squares, ridge, at all layers, labels and outputs of one feature at once."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from qfl_interp.probes.result import Activations, ExampleMask, LinearMaps, ProbeMetric, check_axes
-from qfl_interp.probes.sites import Site, centred, for_each
+from qfl_interp.probes.result import (
+    Activations,
+    ExampleMask,
+    ProbePlanes,
+    Probes,
+    ProbeScores,
+    check_axes,
+    independent,
+    mean_over,
+)
+from qfl_interp.probes.sites import Site, centred, for_each_site
 
 Numbers = Num[Tensor, "output label example"]
-
-
-class RegressionScores(NamedTuple):
-    """Scores of every probe, NaN for a probe that was not fitted or where the mask keeps no example.
-
-    Attributes:
-        mse: Mean squared error over the examples, in squared units of the label.
-        r2: `1 - mse / variance` with the variance of the scored labels; NaN where they do not vary.
-    """
-
-    mse: ProbeMetric
-    r2: ProbeMetric
-
-
-def _mean_over(values: Tensor, example_mask: ExampleMask | None) -> Tensor:
-    """Mean over the last axis, of the examples the mask keeps."""
-    if example_mask is None:
-        return values.mean(-1)
-    kept = example_mask[:, None, :]
-    return torch.where(kept, values, 0).sum(-1) / kept.sum(-1)
 
 
 def _variance(y: Numbers, example_mask: ExampleMask | None) -> Float[Tensor, "label output"]:
     """Variance of each label and output over the examples the mask keeps."""
     numbers = y.double().transpose(0, 1)
-    mean = _mean_over(numbers, example_mask)
-    return _mean_over((numbers - mean[..., None]).square(), example_mask)
+    mean = mean_over(numbers, example_mask)
+    return mean_over((numbers - mean[..., None]).square(), example_mask)
 
 
-def _scores(squares: Tensor, y: Numbers, example_mask: ExampleMask | None) -> RegressionScores:
-    """Scores from squared errors `[layer, label, output, example]`."""
-    mse, variance = _mean_over(squares, example_mask), _variance(y, example_mask)
-    return RegressionScores(mse, 1 - mse / torch.where(variance > 0, variance, torch.nan))
+def number_scores(
+    squares: Float[Tensor, "layer label output example"], y: Numbers, example_mask: ExampleMask | None
+) -> ProbeScores:
+    """Mean squared error and R2 from squared errors."""
+    mse, variance = mean_over(squares, example_mask), _variance(y, example_mask)
+    return ProbeScores(mse, 1 - mse / torch.where(variance > 0, variance, torch.nan))
 
 
 @dataclass(frozen=True, repr=False)
-class RegressionProbes(LinearMaps):
-    """Least-squares probes of one scalar feature: one a layer, label and output; the prediction is `values`.
+class RegressionProbes(Probes):
+    """Least-squares or ridge probes of one scalar feature; the prediction is `values`.
+
+    `converged` is True wherever a probe was fitted: the solution is closed.
 
     Attributes:
-        train: Scores on the training examples.
+        label_mean: Mean of the training labels; NaN where there are none.
     """
 
-    train: RegressionScores
+    label_mean: Float[Tensor, "label output"]
 
     def example_loss(
         self, x: Activations, y: Numbers, example_mask: ExampleMask | None = None
@@ -65,35 +60,87 @@ class RegressionProbes(LinearMaps):
         check_axes(x, y, example_mask)
         return (self._scored_values(x, y, example_mask) - y.to(self.weight.dtype).transpose(0, 1)).square_()
 
-    def score(self, x: Activations, y: Numbers, example_mask: ExampleMask | None = None) -> RegressionScores:
+    def score(self, x: Activations, y: Numbers, example_mask: ExampleMask | None = None) -> ProbeScores:
         """Mean squared error and R2 over the examples the mask keeps.
 
         Raises:
             ValueError: The shapes do not fit the probes, or an activation is not finite.
         """
-        return _scores(self.example_loss(x, y, example_mask), y, example_mask)
+        return number_scores(self.example_loss(x, y, example_mask), y, example_mask)
+
+    def planes(self, layer: int, label: int, outputs: slice) -> ProbePlanes:
+        """Where the prediction is the mean training label, which tells nothing of the example."""
+        at = self.fitted[layer, label, outputs]
+        offsets = self.intercept[layer, label, outputs] - self.label_mean[label, outputs]
+        return independent(self.weight[layer, label, outputs][at], offsets[at])
+
+    def tensors(self, outputs: slice) -> dict[str, Tensor]:
+        """As for every kind, and the label means."""
+        return super().tensors(outputs) | {"label_mean": self.label_mean[:, outputs]}
 
 
-def fit_regression(x: Activations, y: Numbers, *, example_mask: ExampleMask | None = None) -> RegressionProbes:
-    """Ordinary least squares with intercept, one fit a layer, label and output.
+def fit_regression(
+    x: Activations, y: Numbers, *, alpha: float = 0.0, example_mask: ExampleMask | None = None
+) -> RegressionProbes:
+    """Least squares or ridge regressions with intercept, one a layer, label and output.
 
-    Each minimises `sum_i (w . x_i + b - y_i)^2`; of several minimisers the one with the smallest `|w|`, as
-    numpy's `lstsq`. All arithmetic is in float64, and the outputs of a site share one factorisation of its centred
-    activations.
+    Each minimises `sum_i (w . x_i + b - y_i)^2 + alpha |w|^2`, the intercept unpenalised: scikit-learn's
+    `Ridge(alpha)`. With `alpha=0`, of several minimisers the one with the smallest `|w|`, as numpy's `lstsq`. All
+    arithmetic is in float64, and the outputs of a site share one factorisation of its centred activations.
 
     Args:
         x: Activations, one row an example; any strides, CPU or CUDA.
         y: Labels, any numbers. Shuffled copies of them can be further outputs, at little cost.
+        alpha: L2 penalty, not negative. The paper uses none.
         example_mask: True where an example has this label; all have it by default.
 
     Raises:
-        ValueError: Shapes that do not fit, or a label or an activation that is not finite (with its place).
+        ValueError: Shapes that do not fit, a label or an activation that is not finite (with its place), or `alpha`
+            out of range.
 
     References:
         Quiet Feature Learning (arXiv 2505.03997), probes of numeric features.
     """
+    return fit_ridge_path(x, y, [alpha], example_mask=example_mask)[0]
+
+
+def fit_ridge_path(
+    x: Activations, y: Numbers, alphas: Sequence[float], *, example_mask: ExampleMask | None = None
+) -> list[RegressionProbes]:
+    """`fit_regression` for several penalties, which share the factorisations."""
     check_axes(x, y, example_mask)
+    if not alphas or not all(math.isfinite(alpha) and alpha >= 0 for alpha in alphas):
+        raise ValueError(f"alpha must be finite and not negative, got {list(alphas)}. 0 is least squares.")
+    numbers = _finite_numbers(y, example_mask)
+    fitted = _variance(y, example_mask) > 0
     n_layers, n_labels, _, d_model = x.shape
+    mean = mean_over(numbers, example_mask)
+    target = numbers - mean[..., None]
+    if example_mask is not None:
+        target = torch.where(example_mask[:, None, :], target, 0)
+    weight = numbers.new_zeros(len(alphas), n_layers, n_labels, y.shape[0], d_model)
+    intercept = torch.zeros_like(weight[..., 0])
+
+    def fit(sites: list[Site]) -> None:
+        for layer, label in sites:
+            z, centre = centred(x, [(layer, label)], example_mask)
+            found = _ridge(z[0, :, :-1], target[label], alphas) * fitted[label][:, None]
+            weight[:, layer, label] = found
+            intercept[:, layer, label] = (mean[label] - found @ centre[0]).masked_fill(~fitted[label], 0)
+
+    for_each_site(fit, x, 8 * x.shape[2] * (3 * d_model + 2 * y.shape[0]))
+    everywhere = fitted.expand(n_layers, -1, -1).clone()
+    blank, n_iter = torch.full_like(intercept[0], torch.nan), torch.zeros_like(everywhere, dtype=torch.int64)
+    probes = []
+    for alpha, w, b in zip(alphas, weight, intercept, strict=True):
+        strength = torch.full_like(b, 1 / alpha if alpha else torch.inf)
+        unscored = RegressionProbes(w, b, everywhere, everywhere, n_iter, ProbeScores(blank, blank), strength, mean)
+        probes.append(dataclasses.replace(unscored, train=unscored.score(x, y, example_mask)))
+    return probes
+
+
+def _finite_numbers(y: Numbers, example_mask: ExampleMask | None) -> Float[Tensor, "label output example"]:
+    """The labels in float64, 0 where masked; ValueError with the place of one that is not finite."""
     numbers = y.double().transpose(0, 1)
     if example_mask is not None:
         numbers = torch.where(example_mask[:, None, :], numbers, 0)
@@ -103,40 +150,20 @@ def fit_regression(x: Activations, y: Numbers, *, example_mask: ExampleMask | No
             f"labels must be finite, got {float(numbers[label, output, example])} at output {output}, label {label}, "
             f"example {example}. Mask examples that have no label."
         )
-    fitted = _variance(y, example_mask) > 0
-    weight = torch.zeros(n_layers, n_labels, y.shape[0], d_model, dtype=torch.float64, device=x.device)
-    intercept = torch.zeros_like(weight[..., 0])
-    mean = _mean_over(numbers, example_mask)
-    target = numbers - mean[..., None]
-    if example_mask is not None:
-        target = torch.where(example_mask[:, None, :], target, 0)
-
-    def fit(sites: list[Site]) -> None:
-        for layer, label in sites:
-            z, centre = centred(x, [(layer, label)], example_mask)
-            found = _least_squares(z[0, :, :-1], target[label]) * fitted[label][:, None]
-            weight[layer, label] = found
-            intercept[layer, label] = (mean[label] - found @ centre[0]) * fitted[label]
-
-    n_workers = torch.get_num_threads() if x.device.type == "cpu" else 1
-    for_each(fit, [[(layer, label)] for layer in range(n_layers) for label in range(n_labels)], n_workers)
-    everywhere = fitted.expand(n_layers, -1, -1).clone()
-    blank = torch.full_like(intercept, torch.nan)
-    unscored = RegressionProbes(weight, intercept, everywhere, RegressionScores(blank, blank))
-    train = unscored.score(x, y, example_mask)
-    return RegressionProbes(weight, intercept, everywhere, train)
+    return numbers
 
 
-def _least_squares(
-    z: Float[Tensor, "example d_model"], target: Float[Tensor, "output example"]
-) -> Float[Tensor, "output d_model"]:
-    """The smallest minimisers of `|z w - target|^2`, both centred.
+def _ridge(
+    z: Float[Tensor, "example d_model"], target: Float[Tensor, "output example"], alphas: Sequence[float]
+) -> Float[Tensor, "alpha output d_model"]:
+    """The smallest minimisers of `|z w - target|^2 + alpha |w|^2`, both centred.
 
-    With z = Q R and R = U S V', they are `V S^-1 U' Q' target`. Singular values at rounding level count as 0, as in
-    numpy's `lstsq`.
+    With z = Q R and R = U S V', they are `V S (S^2 + alpha)^-1 U' Q' target`. Singular values at rounding level count
+    as 0, as in numpy's `lstsq`.
     """
     q, r = torch.linalg.qr(z)
     u, singular, vh = torch.linalg.svd(r, full_matrices=False)
     used = singular > torch.finfo(z.dtype).eps * max(z.shape) * singular[0]
-    inverse = torch.where(used, 1 / torch.where(used, singular, 1), 0)
-    return (target @ q @ u * inverse) @ vh
+    along = target @ q @ u
+    shrunk = [torch.where(used, singular / torch.where(used, singular.square() + alpha, 1), 0) for alpha in alphas]
+    return torch.stack([(along * s) @ vh for s in shrunk])

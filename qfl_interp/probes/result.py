@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+import abc
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-Labels = Bool[Tensor, "output label example"] | Integer[Tensor, "output label example"]
 Activations = Float[Tensor, "layer label example d_model"]
 ExampleMask = Bool[Tensor, "label example"]
 ProbeMetric = Float[Tensor, "layer label output"]
+# A row that adds less than this fraction of its length to the rows before it counts as dependent on them.
+_INDEPENDENT = 1e-6
+
+
+class ProbePlanes(NamedTuple):
+    """Affine planes `directions @ x + offsets = 0` whose directions are linearly independent."""
+
+    directions: Float[Tensor, "k d_model"]
+    offsets: Float[Tensor, " k"]
 
 
 class ProbeScores(NamedTuple):
-    """Scores of every probe, NaN for a probe that was not fitted or where the mask keeps no example.
+    """Scores of every probe, NaN for a probe that was not fitted or where no example counts.
 
     Attributes:
-        log_loss: Mean over the examples, in nats.
-        accuracy: Fraction of the examples, in [0, 1], whose class has the larger probability.
+        loss: Mean over the examples: log loss in nats, or squared error in squared units of the label.
+        score: Fraction of the examples, in [0, 1], whose class has the largest probability; for numbers R2, `1 -
+            loss / variance` with the variance of the scored labels, NaN where they do not vary.
     """
 
-    log_loss: ProbeMetric
-    accuracy: ProbeMetric
+    loss: ProbeMetric
+    score: ProbeMetric
 
 
 def check_axes(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
@@ -45,81 +56,109 @@ def check_axes(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
         )
 
 
-def check_examples(x: Tensor, y: Tensor, example_mask: Tensor | None) -> None:
-    """Raise unless the axes fit together and the labels are 0 or 1.
-
-    Raises:
-        ValueError: An axis is empty or differs between the arguments, or a label is neither 0 nor 1.
-    """
-    check_axes(x, y, example_mask)
-    wrong = (y != 0) & (y != 1)
-    if example_mask is not None:
-        wrong &= example_mask
-    if wrong.any():
-        output, label, example = (int(i) for i in wrong.nonzero()[0])
-        raise ValueError(
-            f"labels must be 0 or 1, got {int(y[output, label, example])} at output {output}, label {label}, "
-            f"example {example}. Mask examples that have no label; other kinds of feature need another probe."
-        )
-
-
-def mean_scores(
-    wrong_logit: Float[Tensor, "layer label output example"], example_mask: ExampleMask | None
-) -> ProbeScores:
-    """Scores from the logits of the wrong class; a tie is a miss."""
-    loss, hit = torch.nn.functional.softplus(wrong_logit), (wrong_logit < 0).to(wrong_logit.dtype)
-    hit = hit.masked_fill(wrong_logit.isnan(), torch.nan)
+def mean_over(values: Tensor, example_mask: Bool[Tensor, "*any label example"] | None) -> Tensor:
+    """Mean of `[..., label, output, example]` over the examples the mask keeps; NaN where it keeps none."""
     if example_mask is None:
-        return ProbeScores(loss.mean(-1), hit.mean(-1))
-    kept = example_mask[:, None, :]
-    n_kept = kept.sum(-1)
-    return ProbeScores(*(torch.where(kept, v, 0).sum(-1) / n_kept for v in (loss, hit)))
+        return values.mean(-1)
+    kept = example_mask[..., None, :]
+    return torch.where(kept, values, 0).sum(-1) / kept.sum(-1)
 
 
 @dataclass(frozen=True)
-class LinearMaps:
-    """Linear maps of the activations, one a layer, label and output: what all probes have in common.
+class Probes(abc.ABC):
+    """Fitted probes of one feature, one a layer, label and output: what the three kinds have in common.
+
+    All tensors are float64 unless they count or say yes or no.
 
     Attributes:
         weight: Directions in the activation space; 0 where not fitted.
         intercept: 0 where not fitted.
-        fitted: False where the labels the probe was to learn do not vary (or there are none).
+        fitted: False where the labels the probe was to learn do not vary (or there are none): there is nothing to
+            learn, the probe is reported as skipped and its scores are NaN.
+        converged: The solver's certificate holds; False where not fitted or where it stopped short of it.
+        n_iter: Newton steps taken; 0 for a closed form.
+        train: Scores on the training examples; NaN for probes that were loaded.
+        strength: The inverse penalty `c` of each probe; `1 / alpha` for numbers, infinite without penalty.
+        path_loss: Validation losses of all strengths that were tried, in ascending order; None without a choice.
     """
 
-    weight: Float[Tensor, "layer label output d_model"]
-    intercept: Float[Tensor, "layer label output"]
+    weight: Float[Tensor, "layer label output *class d_model"]
+    intercept: Float[Tensor, "layer label output *class"]
     fitted: Bool[Tensor, "layer label output"]
+    converged: Bool[Tensor, "layer label output"]
+    n_iter: Int[Tensor, "layer label output"]
+    train: ProbeScores
+    strength: ProbeMetric
+    path_loss: Float[Tensor, "strength layer label output"] | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
-        n_layers, n_labels, n_outputs, d_model = self.weight.shape
+        n_layers, n_labels, n_outputs, *classes, d_model = self.weight.shape
         return (
-            f"{type(self).__name__}({n_layers} layers x {n_labels} labels x {n_outputs} outputs, d_model={d_model}, "
-            f"skipped={int((~self.fitted).sum())})"
+            f"{type(self).__name__}({n_layers} layers x {n_labels} labels x {n_outputs} outputs, "
+            + "".join(f"{n} classes, " for n in classes)
+            + f"d_model={d_model}, skipped={int((~self.fitted).sum())}, "
+            f"not converged={int((self.fitted & ~self.converged).sum())})"
         )
 
-    def values(self, x: Activations) -> Float[Tensor, "layer label output example"]:
+    @abc.abstractmethod
+    def example_loss(
+        self, x: Activations, y: Shaped[Tensor, "output label example"], example_mask: ExampleMask | None = None
+    ) -> Float[Tensor, "layer label output example"]:
+        """Loss of every example; NaN where not fitted, masked, or of a class the probe never saw."""
+
+    @abc.abstractmethod
+    def score(
+        self, x: Activations, y: Shaped[Tensor, "output label example"], example_mask: ExampleMask | None = None
+    ) -> ProbeScores:
+        """Mean loss and score over the examples the mask keeps."""
+
+    @abc.abstractmethod
+    def planes(self, layer: int, label: int, outputs: slice) -> ProbePlanes:
+        """Where the probe cannot tell its classes apart: affine planes, none if it was not fitted.
+
+        Rows that depend on earlier ones are left out, so that the planes always have common points.
+        """
+
+    def n_unseen(
+        self, y: Shaped[Tensor, "output label example"], example_mask: ExampleMask | None = None
+    ) -> Int[Tensor, "label output"]:
+        """How many examples have a class that did not occur in training; scores leave them out."""
+        return torch.zeros(y.shape[1], y.shape[0], dtype=torch.int64, device=y.device)
+
+    def tensors(self, outputs: slice) -> dict[str, Tensor]:
+        """What `kinds.load_probes` needs to score and project later, of some outputs; weights in float32."""
+        return {
+            "weight": self.weight[:, :, outputs].float(),
+            "intercept": self.intercept[:, :, outputs].float(),
+            "fitted": self.fitted[:, :, outputs],
+            "strength": self.strength[:, :, outputs],
+        }
+
+    def values(self, x: Activations) -> Float[Tensor, "layer label output *class example"]:
         """`x @ weight + intercept`, NaN where not fitted. One layer and label of `x` is copied at a time.
 
         Raises:
             ValueError: `x` has other layers, labels or d_model than the probes.
         """
-        n_layers, n_labels, n_outputs, d_model = self.weight.shape
+        n_layers, n_labels, d_model = *self.weight.shape[:2], self.weight.shape[-1]
         if x.ndim != 4 or (*x.shape[:2], x.shape[3]) != (n_layers, n_labels, d_model):
             raise ValueError(
                 f"x must be [layer={n_layers}, label={n_labels}, example, d_model={d_model}] as in training, "
                 f"got {tuple(x.shape)}."
             )
-        out = self.weight.new_empty(n_layers, n_labels, n_outputs, x.shape[2])
+        rows = self.weight.flatten(2, -2)
+        out = rows.new_empty(*rows.shape[:3], x.shape[2])
         for layer in range(n_layers):
             for label in range(n_labels):
-                site = x[layer, label].to(self.weight.dtype)
-                torch.mm(self.weight[layer, label], site.mT, out=out[layer, label])
+                site = x[layer, label].to(rows.dtype)
+                torch.mm(rows[layer, label], site.mT, out=out[layer, label])
+        out = out.view(*self.weight.shape[:-1], x.shape[2])
         out += self.intercept[..., None]
-        return out.masked_fill_(~self.fitted[..., None], torch.nan)
+        return out.masked_fill_(~_trailing(self.fitted, out), torch.nan)
 
     def _scored_values(
         self, x: Activations, y: Tensor, example_mask: ExampleMask | None
-    ) -> Float[Tensor, "layer label output example"]:
+    ) -> Float[Tensor, "layer label output *class example"]:
         """`values`, NaN where not fitted or masked and nowhere else.
 
         Raises:
@@ -128,12 +167,13 @@ class LinearMaps:
         if y.shape[0] != self.weight.shape[2]:
             raise ValueError(f"y must have the probes' {self.weight.shape[2]} outputs, got {y.shape[0]}.")
         values = self.values(x)
-        lost = ~values.isfinite() & self.fitted[..., None]
+        lost = ~values.isfinite() & _trailing(self.fitted, values)
         if example_mask is not None:
-            values.masked_fill_(~example_mask[:, None, :], torch.nan)
-            lost &= example_mask[:, None, :]
+            kept = example_mask.view(example_mask.shape[0], *[1] * (values.ndim - 3), -1)
+            values.masked_fill_(~kept, torch.nan)
+            lost &= kept
         if lost.any():
-            layer, label, _, example = (int(i) for i in lost.nonzero()[0])
+            layer, label, *_, example = (int(i) for i in lost.nonzero()[0])
             raise ValueError(
                 f"activations must be finite, got {x[layer, label, example].tolist()} at layer {layer}, "
                 f"label {label}, example {example}. The forward pass overflowed or the model diverged."
@@ -141,69 +181,36 @@ class LinearMaps:
         return values
 
 
-@dataclass(frozen=True, repr=False)
-class LogisticProbes(LinearMaps):
-    """Binary logistic probes of one feature: one a layer, label and output.
+def _trailing(fitted: Tensor, values: Tensor) -> Tensor:
+    """`fitted` with as many axes as `values`."""
+    return fitted.view(*fitted.shape, *[1] * (values.ndim - 3))
 
-    Class 1 has probability `sigmoid(x @ weight + intercept)`. The classes are always (0, 1), whichever of
-    them occur in the examples that are scored. Everything is float64.
 
-    Attributes:
-        weight: Directions in the activation space; 0 where not fitted.
-        intercept: In nats; 0 where not fitted.
-        fitted: False where the training labels have one class only (or none): there is nothing to separate,
-            the probe is reported as skipped and its scores are NaN.
-        converged: The training objective is certified to lie within a fraction 1e-11 of its minimum; False
-            where not fitted or where `max_iter` steps did not suffice.
-        n_iter: Newton steps taken.
-        train: Scores on the training examples.
+def check_settings(c: float, max_iter: int, init: Probes | None, shape: tuple[int, ...]) -> None:
+    """Raise unless a Newton solver's settings are in range and `init` has weights of this shape.
+
+    Raises:
+        ValueError: One of them does not.
     """
-
-    converged: Bool[Tensor, "layer label output"]
-    n_iter: Int[Tensor, "layer label output"]
-    train: ProbeScores
-
-    classes: ClassVar[tuple[int, int]] = (0, 1)
-
-    def __repr__(self) -> str:
-        n_layers, n_labels, n_outputs, d_model = self.weight.shape
-        return (
-            f"LogisticProbes({n_layers} layers x {n_labels} labels x {n_outputs} outputs, d_model={d_model}, "
-            f"skipped={int((~self.fitted).sum())}, "
-            f"not converged={int((self.fitted & ~self.converged).sum())})"
+    if not (math.isfinite(c) and c > 0):
+        raise ValueError(f"c must be positive and finite, got {c}. The paper uses 100.")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}. 100 is plenty.")
+    if init is not None and init.weight.shape != shape:
+        raise ValueError(
+            f"init must hold probes with weights [layer, label, output, ..., d_model] = {shape}, got "
+            f"{tuple(init.weight.shape)}. Start from probes of the same feature and model, or leave it out."
         )
 
-    def logits(self, x: Activations) -> Float[Tensor, "layer label output example"]:
-        """Log odds of class 1, NaN where not fitted: `values`."""
-        return self.values(x)
 
-    def _wrong_logits(
-        self, x: Activations, y: Labels, example_mask: ExampleMask | None
-    ) -> Float[Tensor, "layer label output example"]:
-        """Logits of the wrong class, NaN where not fitted or masked and nowhere else."""
-        check_examples(x, y, example_mask)
-        sign = (1 - 2 * y.to(self.weight.dtype)).transpose(0, 1)
-        return self._scored_values(x, y, example_mask).mul_(sign)
-
-    def example_loss(
-        self, x: Activations, y: Labels, example_mask: ExampleMask | None = None
-    ) -> Float[Tensor, "layer label output example"]:
-        """Log loss of every example in nats, NaN where not fitted or masked. Raises as `score` does."""
-        return torch.nn.functional.softplus(self._wrong_logits(x, y, example_mask))
-
-    def score(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeScores:
-        """Mean log loss and accuracy over the examples the mask keeps; any mix of classes may occur in them.
-
-        Raises:
-            ValueError: The shapes do not fit the probes, a label is neither 0 nor 1, or an activation is not
-                finite.
-        """
-        return mean_scores(self._wrong_logits(x, y, example_mask), example_mask)
-
-    def log_loss(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
-        """Mean log loss in nats; see `score`, which gives the accuracy at the same price."""
-        return self.score(x, y, example_mask).log_loss
-
-    def accuracy(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
-        """Fraction of correct predictions; see `score`."""
-        return self.score(x, y, example_mask).accuracy
+def independent(directions: Float[Tensor, "k d_model"], offsets: Float[Tensor, " k"]) -> ProbePlanes:
+    """The rows that are no combination of the rows before them, with their offsets."""
+    basis = directions.new_zeros(0, directions.shape[1], dtype=torch.float64)
+    kept = []
+    for k, row in enumerate(directions.double()):
+        rest = row - basis.mT @ (basis @ row)
+        rest = rest - basis.mT @ (basis @ rest)  # once more: the first pass leaves rounding
+        if rest.norm() > _INDEPENDENT * row.norm():
+            basis = torch.cat([basis, rest[None] / rest.norm()])
+            kept.append(k)
+    return ProbePlanes(directions[kept], offsets[kept])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from qfl_interp.probes.result import Activations, ExampleMask
 
 Site = tuple[int, int]  # layer, label
+# Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
+CHUNK_BYTES = 64 * 2**20
 
 
 def for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_workers: int) -> None:
@@ -27,6 +30,20 @@ def for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_work
                 pass
     finally:
         torch.set_num_threads(n_threads)
+
+
+def for_each_site(fit: Callable[[list[Site]], None], x: Activations, site_bytes: int) -> None:
+    """Run `fit` on all sites of `x`, on every core, several at once where they share `CHUNK_BYTES`.
+
+    Args:
+        fit: Solves the problems of some sites.
+        x: Activations; on a GPU one thread feeds it.
+        site_bytes: Working memory of one site.
+    """
+    sites = [(layer, label) for layer in range(x.shape[0]) for label in range(x.shape[1])]
+    n_workers = torch.get_num_threads() if x.device.type == "cpu" else 1
+    at_once = max(1, min(CHUNK_BYTES // (site_bytes * n_workers), math.ceil(len(sites) / n_workers)))
+    for_each(fit, [sites[first : first + at_once] for first in range(0, len(sites), at_once)], n_workers)
 
 
 def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, layer: int, label: int) -> None:

@@ -8,8 +8,9 @@
 
   // An exported image is a page of a paper: always light, without the controls that only work on screen.
   const save = (plot, format) => {
-    const hasSlider = (plot.layout.sliders || []).length > 0;
-    const bottom = hasSlider ? 44 : plot.layout.margin.b;
+    // A slider stands `pad.t` below the plot area; without it, 12 px less hold the axis.
+    const [slider] = plot.layout.sliders || [];
+    const bottom = slider ? slider.pad.t - 12 : plot.layout.margin.b;
     const { filename, width } = plot.layout.meta;
     const height = plot.layout.meta.height - (plot.layout.margin.b - bottom);
     const layout = {

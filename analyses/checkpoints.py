@@ -1,0 +1,83 @@
+"""Work on many checkpoints: one after the other, or several at a time in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import torch
+
+from qfl_interp.progress import progress_bar
+
+ItemT = TypeVar("ItemT")
+ContextT = TypeVar("ContextT")
+
+# What `prepare` gave in this worker process.
+_CONTEXT: list[Any] = []
+
+
+def over_checkpoints(
+    items: Sequence[ItemT],
+    prepare: Callable[[], ContextT],
+    work: Callable[[ContextT, ItemT], None],
+    *,
+    label: str,
+    jobs: int = 1,
+    progress: bool = True,
+) -> None:
+    """Call `work(prepare(), item)` for every item; `prepare` runs once a process, and only if there is work.
+
+    `work` writes what it finds, so that an interrupted call has lost nothing that was finished.
+
+    Args:
+        items: What is still to do; each has a short `str`.
+        prepare: Loads what all items share.
+        work: Does one item.
+        label: What the bar says.
+        jobs: Processes. Above 1 each computes on one thread, and the arguments must pickle; a script then needs the
+            usual `if __name__ == "__main__":`.
+        progress: Draw a bar on standard error.
+
+    Raises:
+        ValueError: `jobs` is below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}. Use the number of cores, or 1 for no extra process.")
+    if not items:
+        return
+    with progress_bar(enabled=progress) as bar:
+        shown = bar.add_task(label, total=len(items), detail="")
+        for item in _done(items, prepare, work, min(jobs, len(items))):
+            bar.update(shown, advance=1, detail=str(item))
+
+
+def _done(
+    items: Sequence[ItemT], prepare: Callable[[], ContextT], work: Callable[[ContextT, ItemT], None], jobs: int
+) -> Iterable[ItemT]:
+    """The items as they are finished."""
+    if jobs == 1:
+        context = prepare()
+        for item in items:
+            work(context, item)
+            yield item
+        return
+    processes = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=processes) as pool:
+        futures: dict[Future[None], ItemT] = {pool.submit(_one, prepare, work, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _one(prepare: Callable[[], Any], work: Callable[[Any, Any], None], item: Any) -> None:
+    """One item in a worker, which prepares before its first."""
+    if not _CONTEXT:
+        torch.set_num_threads(1)
+        _CONTEXT.append(prepare())
+    work(_CONTEXT[0], item)

@@ -1,0 +1,211 @@
+"""Whether the answer follows a feature's value: its direction alone, swapped between two runs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analyses.ablation import stored_probes
+from analyses.checkpoints import over_checkpoints
+from analyses.patching import chosen_labels
+from analyses.probing import part_name, probe
+from analyses.result import Result, chosen_features, trained_at
+from qfl_interp.activations import HEAD_SITES
+from qfl_interp.config import ProbeConfig
+from qfl_interp.data import held_out_pairs
+from qfl_interp.interchange import InterchangeScores, interchange_scores
+from qfl_interp.pairs import PatchPairs, patch_pairs
+from qfl_interp.plots import interchange_figure
+from qfl_interp.seeding import generator
+from qfl_interp.series import Series, Steps
+from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
+from qfl_interp.tables import column, groups, select
+
+LENS = "interchange"
+# Conditions, and what the summary calls them.
+_SWAPPED = {"none": "nothing", "feature": "its direction", "random": "random directions", "whole": "whole activation"}
+
+
+def interchange(
+    run: Series,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "last",
+    *,
+    config: ProbeConfig | None = None,
+    labels: int | Sequence[int] | None = None,
+    n_pairs: int = 256,
+    n_random: int = 32,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Result:
+    """Swap a probe's subspace between two runs that differ in the feature: does the answer move to what it implies?
+
+    A pair's examples differ in one label. Where that label is read, the corrupted run gets the clean run's component
+    along the probe's directions and keeps the rest of its own activation. `flipped` is the share of pairs whose next
+    differing token of the answer becomes the clean one. Beside it: no swap, random subspaces of the same dimension, and
+    the whole activation, which is what the place holds at all. Probes that are missing are fitted first.
+
+    Args:
+        run: What to look at.
+        features: Names; by default those of the task with `by_default`.
+        steps: As in `probe`; the last checkpoint by default.
+        config: The probes'; `config.site` is what is swapped, one without heads.
+        labels: Which labels the pairs differ in; the middle one by default.
+        n_pairs: Pairs.
+        n_random: Random subspaces.
+        jobs: Checkpoints at a time, each in a process of its own.
+        device: Where to compute.
+        progress: Draw a bar on standard error.
+
+    Returns:
+        One row a step, feature, label, layer and condition. Intervals are 95 % bootstraps over pairs (of the random
+        control's mean over draws); `p_value_paired` of the condition "feature" is a two-sided paired sign-flip test
+        against that mean, `p_value_holm` corrected over the features, labels and layers of a step in this call.
+
+    Raises:
+        QflError: Unknown feature or step, or the model has no such site.
+        ValueError: A site with heads, a label that the feature does not have or that no pair changes, or one that was
+            not fitted.
+
+    References:
+        Geiger et al., arXiv 2106.02997 and 2303.02536.
+    """
+    config = config or ProbeConfig()
+    if config.site in HEAD_SITES:
+        raise ValueError(
+            f"site of an interchange must have one activation a token, got {config.site!r}, which has one a head. "
+            "Use resid_post, attn_out or mlp_out."
+        )
+    at, table = run.resolve_steps(steps), run.table(LENS)
+    settings = hashlib.sha256(repr((n_pairs, n_random)).encode()).hexdigest()[:12]
+    targets = [(f.name, label) for f in chosen_features(run, features) for label in chosen_labels(f, labels)]
+
+    def part(step: int, name: str, label: int) -> str:
+        return f"{part_name(trained_at(step), name, config)}-{label}-{settings}"
+
+    missing = [step for step in at if not all(table.has(part(step, *target)) for target in targets)]
+    how: dict[str, Any] = {"jobs": jobs, "device": device, "progress": progress}
+    if missing:
+        probe(run, list(dict.fromkeys(name for name, _ in targets)), missing, config=config, n_untrained=0, **how)
+    parts = {step: {target: part(step, *target) for target in targets} for step in missing}
+    prepare = functools.partial(_pairs, run, targets, n_pairs, config.seed)
+    work = functools.partial(_swap_at, run, parts, n_random, config, device)
+    over_checkpoints(missing, prepare, work, label="swapping", jobs=jobs, progress=progress)
+    rows = _corrected(table.read([part(step, *target) for step in at for target in targets]))
+    shown = select(rows, feature=targets[0][0])
+    return Result(
+        f"Interchange in {run.run_id}: share of answers that follow the swapped feature, at its best layer",
+        _summary(rows),
+        rows,
+        lambda: interchange_figure(shown),
+    )
+
+
+def _pairs(
+    run: Series, targets: Sequence[tuple[str, int]], n_pairs: int, seed: int
+) -> dict[tuple[str, int], PatchPairs]:
+    """The pairs of each feature and label, the clean examples of the split "test"."""
+    return {
+        (name, label): patch_pairs(
+            run.task, held_out_pairs(run.task, "test", n_pairs, name, label, seed=seed, stream="interchange")
+        )
+        for name, label in targets
+    }
+
+
+def _swap_at(
+    run: Series,
+    parts: Mapping[int, Mapping[tuple[str, int], str]],
+    n_random: int,
+    config: ProbeConfig,
+    device: str | torch.device,
+    pairs_of: Mapping[tuple[str, int], PatchPairs],
+    step: int,
+) -> None:
+    """Swap what is missing of one checkpoint and write the rows."""
+    model, table = run.load_model(step, device=device), run.table(LENS)
+    for (name, label), part in parts[step].items():
+        if table.has(part):
+            continue
+        feature, pairs = run.task.feature(name), pairs_of[name, label]
+        # Patching drops some pairs; what is left is read back from the prompts.
+        positions, source = (
+            torch.from_numpy(np.array(feature.positions(run.task.decode(tokens))[:, label]))
+            for tokens in (pairs.corrupted_answer, pairs.clean)
+        )
+        stored = stored_probes(run, feature, step, config)
+        rows = []
+        for layer in range(len(stored.weight)):
+            kept = stored.fitted[layer, label]
+            if not kept.any():
+                raise ValueError(
+                    f"label {label} of {name!r} has no probe at step {step}: it does not vary or few examples have it. "
+                    "Choose another label."
+                )
+            scores = interchange_scores(
+                model,
+                pairs,
+                layer=layer,
+                positions=positions,
+                source_positions=source,
+                directions=stored.weight[layer, label][kept],
+                rng=generator(config.seed, f"interchange/{name}/{label}/{layer}", step),
+                name=config.site,
+                n_random=n_random,
+            )
+            rng = generator(config.seed, f"interchange/bootstrap/{name}/{label}/{layer}", step)
+            rows += [{"layer": layer, "n_directions": int(kept.sum()), **row} for row in _rows(scores, rng)]
+        where = {"step": step, "flops": run.flops(step), "feature": name, "label": label, "site": config.site}
+        where |= {"settings": config.digest(), "analysis": part.rpartition("-")[2]}
+        table.write(part, pd.DataFrame(rows).assign(**run.identity(), **where))
+
+
+def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str, object]]:
+    """One row a condition."""
+    random = np.stack([swap.flipped for swap in scores.random]).astype(float).mean(axis=0)
+    rows: list[dict[str, object]] = []
+    for condition in _SWAPPED:
+        flipped = random if condition == "random" else getattr(scores, condition).flipped.astype(float)
+        interval = bootstrap_mean(flipped, rng)
+        p_value = paired_sign_flip(flipped, random, rng).p_value if condition == "feature" else math.nan
+        rows.append(
+            {
+                "condition": condition,
+                "flipped": interval.estimate,
+                "flipped_low": interval.low,
+                "flipped_high": interval.high,
+                "logit_diff_normalised": scores.normalised(condition),
+                "p_value_paired": p_value,
+                "n_pairs": len(scores.pair),
+                "n_undecided": scores.n_undecided,
+                "n_random": len(scores.random),
+            }
+        )
+    return rows
+
+
+def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the paired p-values corrected over the features, labels and layers of each step."""
+    corrected = rows.assign(p_value_holm=math.nan)
+    for _, part in groups(select(rows, condition="feature"), "step"):
+        corrected.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
+    return corrected
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each step, feature and label at the layer where the feature's swap flips most: one column a condition."""
+    keys = ["feature", "label", "step"]
+    swapped = select(rows, condition="feature")
+    best = swapped.loc[swapped.groupby(keys, sort=False)["flipped"].idxmax(), [*keys, "layer", "p_value_holm"]]
+    named = rows.assign(swapped=rows["condition"].map(_SWAPPED))
+    wide = named.pivot_table(index=[*keys, "layer"], columns="swapped", values="flipped").reset_index()
+    merged = best.merge(wide, on=[*keys, "layer"])
+    return merged[[*keys, "layer", *_SWAPPED.values(), "p_value_holm"]]

@@ -1,0 +1,141 @@
+"""Capturing activations in memory and to disk against `run_with_cache`; reading one position back against all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.utilities import get_act_name
+
+from benchmarks._memory import reset_peak_mib, status_mib
+from qfl_interp.activations import site_spans
+from qfl_interp.config import ModelConfig
+from qfl_interp.model import build_hooked
+from qfl_interp.store import ActivationStore, StoreKey
+
+TITLE = "Activations (4 layers, d_model 64, 4 heads, 50 tokens, positions 33 to 49, batches of 500)"
+
+N_CTX, FIRST, LAST, CHUNK = 50, 33, 49, 500
+SITES = {"resid_post": ["resid_post"], "resid_mid, attn_out, z": ["resid_mid", "attn_out", "z"]}
+WAYS = {
+    "cache": "run_with_cache, names_filter, then the positions",
+    "memory": "site_spans",
+    "disk": "ActivationStore, flushed to the disk",
+}
+READS = {"position": "one position of all layers", "all": "all of it"}
+
+
+def _cached(model: Any, tokens: torch.Tensor, names: list[str]) -> dict[str, torch.Tensor]:
+    """What a user would write: each batch's cache at the sites, cut and joined."""
+    points = {(name, layer): get_act_name(name, layer) for name in names for layer in range(4)}
+    kept: dict[tuple[str, int], list[torch.Tensor]] = {key: [] for key in points}
+    with torch.no_grad():
+        for part in tokens.split(CHUNK):
+            _, cache = model.run_with_cache(part, names_filter=list(points.values()))
+            for key, point in points.items():
+                kept[key].append(cache[point][:, FIRST : LAST + 1].clone())
+    return {name: torch.stack([torch.cat(kept[name, layer]) for layer in range(4)]) for name in names}
+
+
+def _capture(way: str, names: list[str], n: int, n_rounds: int) -> dict[str, float]:
+    """Seconds of the best round, and the first one's growth of memory beyond what was resident before, in MiB."""
+    model = build_hooked(ModelConfig(d_model=64, n_layers=4), d_vocab=5, n_ctx=N_CTX)
+    tokens = torch.randint(0, 5, (n, N_CTX), generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        store = ActivationStore(folder)
+        calls: dict[str, Callable[[int, torch.Tensor], object]] = {
+            "cache": lambda _round, part: _cached(model, part, names),
+            "memory": lambda _round, part: site_spans(model, part, FIRST, LAST, names=names, chunk=CHUNK),
+            "disk": lambda round_, part: store.capture(
+                StoreKey("benchmark", round_, "random"), lambda: model, part, FIRST, LAST, names=names
+            ),
+        }
+        calls[way](n_rounds, tokens[:CHUNK])
+        before = reset_peak_mib()
+        seconds, grown = [], 0.0
+        for number in range(n_rounds):
+            start = time.perf_counter()
+            calls[way](number, tokens)
+            seconds.append(time.perf_counter() - start)
+            grown = grown or status_mib("VmHWM") - before
+    return {"seconds": min(seconds), "grown_mib": grown}
+
+
+def _read(what: str, folder: str, n: int) -> dict[str, float]:
+    """Milliseconds and growth of resident memory of summing a part of what is stored, from a map just made."""
+    tokens = torch.randint(0, 5, (n, N_CTX), generator=torch.Generator().manual_seed(0))
+    model = build_hooked(ModelConfig(d_model=64, n_layers=4), d_vocab=5, n_ctx=N_CTX)
+    key, store = StoreKey("benchmark", 0, "random"), ActivationStore(folder)
+    store.capture(key, lambda: model, tokens, FIRST, LAST, names=["resid_post"])
+    seconds, grown = [], 0.0
+    for _ in range(3):
+        before = reset_peak_mib()
+        start = time.perf_counter()
+        span = store.spans(key, lambda: model, tokens, FIRST, LAST, names=["resid_post"], progress=False)["resid_post"]
+        (span.values[:, 5] if what == "position" else span.values).sum()
+        seconds.append(time.perf_counter() - start)
+        grown = grown or status_mib("VmHWM") - before
+    return {"seconds": min(seconds), "grown_mib": grown}
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Examples a second and growth of peak memory of each way to capture; milliseconds and growth of each read.
+
+    Every case runs in a process of its own. "times" is the speed relative to `run_with_cache` of the same sites, or of
+    the read of everything.
+
+    Args:
+        quick: A tenth of the examples, one round.
+    """
+    n, n_rounds = (1000, 1) if quick else (10_000, 3)
+    rows = []
+    for sites in SITES:
+        found = {way: _child("capture", way, sites, n, n_rounds) for way in WAYS}
+        rows += [
+            {
+                "name": f"{sites}: {WAYS[way]}",
+                "value": n / f["seconds"],
+                "unit": "examples/s",
+                "grown_mib": f["grown_mib"],
+                "times": found["cache"]["seconds"] / f["seconds"],
+            }
+            for way, f in found.items()
+        ]
+    with tempfile.TemporaryDirectory() as folder:
+        _child("read", "all", folder, n, 0)
+        found = {what: _child("read", what, folder, n, 0) for what in READS}
+    rows += [
+        {
+            "name": f"read back: {READS[what]}",
+            "value": 1e3 * f["seconds"],
+            "unit": "ms",
+            "grown_mib": f["grown_mib"],
+            "times": found["all"]["seconds"] / f["seconds"],
+        }
+        for what, f in found.items()
+    ]
+    return rows
+
+
+def _child(*arguments: object) -> dict[str, float]:
+    """One case in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.activation_store", *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    _, work, way, where, n_examples, rounds = sys.argv
+    result = (
+        _capture(way, SITES[where], int(n_examples), int(rounds))
+        if work == "capture"
+        else _read(way, where, int(n_examples))
+    )
+    print(json.dumps(result))

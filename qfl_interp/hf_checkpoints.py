@@ -1,0 +1,172 @@
+"""Hugging Face checkpoints on disk or on the hub: finding the steps, reading configurations, loading weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from qfl_interp.errors import QflError
+
+# Names of step folders: step0, step_1000, step-1000, global_step5, checkpoint-500, iter_10.
+STEP_FOLDER = r"(?:global_?step|step|checkpoint|ckpt|iteration|iter)[-_]?(\d+)"
+# What may differ between the configurations of one model's checkpoints.
+_INCIDENTAL = {"_commit_hash", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the checkpoint of one step is.
+
+    Args:
+        name: A folder that `save_pretrained` wrote, or a hub repository.
+        revision: The repository's branch, tag or commit; None for a folder.
+    """
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name} at {self.revision!r}"
+
+    def read_config(self) -> dict[str, Any]:
+        """What its `config.json` says, less what tells nothing about the model. Raises `QflError` if unreadable."""
+        try:
+            with quiet():
+                values, _ = PretrainedConfig.get_config_dict(self.name, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise QflError(f"the configuration of {self} cannot be read: {error}. Save or fetch it again.") from error
+        if not values:
+            raise QflError(f"{self} has no config.json. Save it with save_pretrained.")
+        return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+
+    def config(self) -> PretrainedConfig:
+        """Its configuration, as Hugging Face reads it. Raises `QflError` where transformers knows no such model."""
+        with quiet():
+            try:
+                return AutoConfig.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise QflError(f"{self} is no model that transformers knows: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and reports of transformers, and with the global CPU generator as it was, after."""
+    bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_source(source: Source, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """The model of a checkpoint, in float32 on a device, its attention written out.
+
+    Raises:
+        QflError: A file is missing, truncated or no causal language model, or a weight is absent.
+    """
+    with quiet():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.name,
+                revision=source.revision,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except Exception as error:  # readers of four file formats raise what they like
+            raise QflError(f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
+    model, info = loaded
+    # transformers draws absent weights at random and goes on.
+    lacking = sorted({str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]})
+    if lacking:
+        raise QflError(
+            f"{source} must hold every weight of its configuration, but lacks or misshapes {len(lacking)}: "
+            f"{', '.join(lacking[:5])}. Save it again with save_pretrained."
+        )
+    return model.to(device)
+
+
+def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A freshly initialised model, in float32 on the CPU; the global generators are not touched."""
+    with quiet():
+        torch.default_generator.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Trainable parameters of a model, embeddings included, tied ones once; nothing is allocated."""
+    with quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def step_folders(folder: Path, pattern: str) -> dict[int, Path]:
+    """Step to its folder.
+
+    Args:
+        folder: Holds them; other sub-folders are passed over.
+        pattern: Regular expression of a step folder's whole name; its first group is the step.
+
+    Raises:
+        QflError: There is none, two have the same step, or one is half-written.
+        ValueError: The pattern has no group, or one that matches no number.
+    """
+    if not folder.is_dir():
+        raise QflError(f"{folder} is no folder. Give the one that holds the step folders.")
+    found: dict[int, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        match = re.fullmatch(pattern, path.name)
+        if match is None:
+            continue
+        if not match.groups() or not str(match.group(1)).isdecimal():
+            raise ValueError(
+                f"pattern must have a first group that matches the step's digits, got {pattern!r}, which matches "
+                f"{path.name!r}. For example: {STEP_FOLDER!r}."
+            )
+        step = int(match.group(1))
+        if step in found:
+            raise QflError(f"{folder} has step {step} twice: {found[step].name} and {path.name}. Move one away.")
+        found[step] = path
+    if not found:
+        raise QflError(
+            f"{folder} has no step folder. Expected names like step0, step_1000, step-1000, checkpoint-500 or iter_10; "
+            "give pattern= for others."
+        )
+    broken = [f"{path.name} ({why})" for path in found.values() if (why := _lacks(path))]
+    if broken:
+        raise QflError(
+            f"step folders of {folder} are half-written: {', '.join(broken)}. Save them again or delete them."
+        )
+    return found
+
+
+def _lacks(folder: Path) -> str:
+    """What a checkpoint folder lacks; empty where it is whole."""
+    if not (folder / "config.json").exists():
+        return "no config.json"
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError):
+            return f"unreadable {index.name}"
+        if absent := sorted(name for name in shards if not (folder / name).exists()):
+            return f"no {absent[0]}"
+    # Trainers write other .bin files too.
+    if not any(folder.glob("model*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        return "no weights"
+    return ""

@@ -1,0 +1,174 @@
+"""What the layer x something maps share: places as rows, cells in a grid, crosses where there is no value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from qfl_interp.plots.theme import FONT_SIZE, GREY
+from qfl_interp.tables import distinct
+
+# A layer and a head; -1 where the site has no heads.
+Place = tuple[int, int]
+
+_MOST_NAMED: Final = 20
+
+
+def places(rows: pd.DataFrame) -> list[Place]:
+    """The layers and heads of the rows, in order; a table without the column `head` has layers only."""
+    heads = rows["head"] if "head" in rows.columns else [-1] * len(rows)
+    return sorted({(int(layer), int(head)) for layer, head in zip(rows["layer"], heads, strict=True)})
+
+
+def place_text(place: Place) -> str:
+    """How an axis names a place: "3" is a layer, "3.2" its head 2."""
+    layer, head = place
+    return str(layer) if head < 0 else f"{layer}.{head}"
+
+
+def place_words(place: Place) -> str:
+    """How a hover text names a place."""
+    layer, head = place
+    return f"layer {layer}" if head < 0 else f"layer {layer}, head {head}"
+
+
+def place_axis(rows: Sequence[Place]) -> dict[str, Any]:
+    """A y axis with one row a place; where there are many, only some have their name."""
+    texts = [place_text(place) for place in rows]
+    if len(rows) > _MOST_NAMED:
+        first = [place for place in rows if place[1] == rows[0][1]]
+        stride = math.ceil(len(first) / _MOST_NAMED)
+        texts = [place_text(place) for place in first[::stride]]
+    return {
+        "type": "category",
+        "tickvals": texts,
+        "ticktext": texts,
+        "title": {"text": "layer" if all(head < 0 for _, head in rows) else "layer.head"},
+        "showgrid": False,
+        "showline": False,
+    }
+
+
+def cells(rows: pd.DataFrame, names: Sequence[str], keys: Iterable[tuple[int, ...]]) -> pd.DataFrame:
+    """One row for each key, in that order; NaN where the table has none.
+
+    Args:
+        rows: At most one row a key.
+        names: The columns of the key; a table without `head` gets -1.
+        keys: Their values.
+    """
+    full = rows if "head" in rows.columns else rows.assign(head=-1)
+    return full.set_index(list(names)).reindex(pd.MultiIndex.from_tuples(list(keys), names=list(names)))
+
+
+def crosses(x: Sequence[Any], y: Sequence[Any], place: dict[str, Any], hovertemplate: str) -> go.Heatmap:
+    """A grey cross in every cell, to lie below a map whose cells without a value are open.
+
+    Args:
+        x: The columns.
+        y: The rows.
+        place: The axes, `xaxis` and `yaxis`.
+        hovertemplate: Why a cell has no value.
+    """
+    shape = (len(y), len(x))
+    return go.Heatmap(
+        **place,
+        x=list(x),
+        y=list(y),
+        z=np.zeros(shape).tolist(),
+        text=np.full(shape, "×").tolist(),
+        texttemplate="%{text}",
+        textfont={"size": FONT_SIZE},
+        xgap=1,
+        ygap=1,
+        colorscale=[[0, GREY], [1, GREY]],
+        opacity=0.45,
+        showscale=False,
+        hovertemplate=hovertemplate + "<extra></extra>",
+    )
+
+
+def color_bar(title: str, left: float, right: float) -> dict[str, Any]:
+    """A horizontal colour bar above the plot area, from `left` to `right` (fractions of its width)."""
+    return {
+        "orientation": "h",
+        "x": left,
+        "xanchor": "left",
+        "len": right - left,
+        "y": 1,
+        "yanchor": "bottom",
+        "ypad": 8,
+        "xpad": 0,
+        "thickness": 9,
+        "outlinewidth": 0,
+        "ticklen": 3,
+        "tickfont": {"size": FONT_SIZE - 2},
+        "title": {"text": title, "side": "top", "font": {"size": FONT_SIZE}},
+    }
+
+
+def axis_title(text: str, y: float, below: int = 22) -> dict[str, Any]:
+    """The title of a map's x axis, `below` pixels under the height `y`, as an annotation.
+
+    Plotly's own axis title stands on the numbers of the axis as soon as the figure has a colour bar.
+    """
+    place = {"xref": "paper", "x": 0.5, "xanchor": "center", "yref": "paper", "y": y, "yanchor": "top"}
+    return {"text": text, "yshift": -below, "showarrow": False, **place}
+
+
+def choices(labels: Sequence[str], updates: Sequence[list[dict[str, Any]]], above: int) -> dict[str, Any]:
+    """Buttons at the top right that show one of several views.
+
+    None looks pressed, since plotly paints such a button pale on dark pages too; the view says itself what it is.
+
+    Args:
+        labels: What the buttons say.
+        updates: For each, the arguments of plotly's `update`: changes of traces, then of the layout.
+        above: Pixels from the plot area to the buttons.
+    """
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "showactive": False,
+        "x": 1,
+        "xanchor": "right",
+        "y": 1,
+        "yanchor": "bottom",
+        "pad": {"b": above, "r": 0},
+        "font": {"size": FONT_SIZE - 1},
+        "buttons": [
+            {"label": label, "method": "update", "args": args} for label, args in zip(labels, updates, strict=True)
+        ],
+    }
+
+
+def require_rows(rows: pd.DataFrame, table: str, one_of: Sequence[str], key: Sequence[str]) -> None:
+    """Check that a table can be drawn.
+
+    Args:
+        rows: What is to be drawn.
+        table: Its name, for the error.
+        one_of: Columns that must have one value.
+        key: Columns that tell the rows apart.
+
+    Raises:
+        ValueError: There is no row, several values in a column of `one_of`, or several rows of one key.
+    """
+    if rows.empty:
+        raise ValueError(f"the {table} table must have rows, got none. Run `qfl {table}` on this run first.")
+    for name in one_of:
+        found = distinct(rows, name)
+        if len(found) > 1:
+            raise ValueError(
+                f"this figure of the {table} table shows one {name}, got {found[:8]}. Select the rows of one of them."
+            )
+    if rows.duplicated([name for name in key if name in rows.columns]).any():
+        raise ValueError(
+            f"the {table} table must have one row a {', '.join(key)}, got several. "
+            "Select the rows of one run and one hash of settings."
+        )

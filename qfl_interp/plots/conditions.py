@@ -1,0 +1,111 @@
+"""How the conditions of an intervention look, and their curves over compute with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from qfl_interp.plots.panels import over_compute
+from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
+from qfl_interp.tables import column, distinct, select
+
+
+class Condition(NamedTuple):
+    """How one condition is drawn.
+
+    Attributes:
+        legend: In words.
+        color: Hex.
+        symbol: Plotly's marker symbol.
+        pattern: Plotly's hatching of bars.
+        dash: Plotly's dash of lines.
+    """
+
+    legend: str
+    color: str
+    symbol: str
+    pattern: str = ""
+    dash: str = "solid"
+
+
+# In the order they stand side by side. Controls are hatched, dashed and have their own symbols.
+ABLATION: Final = {
+    "intact": Condition("intact", STEEL, "circle"),
+    "ablated": Condition("feature removed", VERMILLION, "diamond"),
+    "random": Condition("random directions", GREY, "square", "/", "dash"),
+    "random_feature": Condition("another feature", "#029E73", "triangle-up", "x", "dashdot"),
+    "same_norm": Condition("same size", PURPLE, "triangle-down", "\\", "dot"),
+}
+INTERCHANGE: Final = {
+    "none": Condition("nothing swapped", STEEL, "circle"),
+    "feature": Condition("feature's directions", VERMILLION, "diamond"),
+    "random": Condition("random directions", GREY, "square", dash="dash"),
+    "whole": Condition("whole activation", "#029E73", "triangle-up", dash="dot"),
+}
+
+
+def present(rows: pd.DataFrame, known: Mapping[str, Condition]) -> list[str]:
+    """The conditions that the rows have, in the order they are drawn.
+
+    Raises:
+        ValueError: The rows have a condition that is not known.
+    """
+    found = distinct(rows, "condition")
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise ValueError(
+            f"condition must be one of {list(known)}, got {unknown[0]!r} in column 'condition'. "
+            "Leave its rows out, or give it a look in qfl_interp/plots/conditions.py."
+        )
+    return [name for name in known if name in found]
+
+
+def whiskers(
+    values: np.ndarray, low: np.ndarray, high: np.ndarray, *, thickness: float = 1.3, width: int = 4
+) -> dict[str, Any]:
+    """Plotly's error bars from an interval; none where the interval is unknown."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": np.nan_to_num(high - values),
+        "arrayminus": np.nan_to_num(values - low),
+        "thickness": thickness,
+        "width": width,
+    }
+
+
+def curves(rows: pd.DataFrame, known: Mapping[str, Condition], name: str, group: str) -> tuple[go.Scatter, ...]:
+    """One curve a condition over compute, its intervals as whiskers; a single step is a point.
+
+    Args:
+        rows: One row a step and condition; rows at 0 FLOPs are left out.
+        known: The looks.
+        name: A column of fractions with its ends in `name`_low and `name`_high.
+        group: What tells these curves from those of other lenses when a legend entry is clicked.
+    """
+    traces = []
+    for condition in present(rows, known):
+        style = known[condition]
+        drawn = over_compute(select(rows, condition=condition))
+        values, low, high = (column(drawn, name + end) for end in ("", "_low", "_high"))
+        bars = whiskers(values, low, high, thickness=1, width=0) | {"color": style.color}
+        traces.append(
+            go.Scatter(
+                x=column(drawn, "flops"),
+                y=values,
+                error_y=bars,
+                customdata=np.stack([column(drawn, "step"), low, high], axis=1),
+                mode="lines+markers",
+                name=style.legend,
+                line={"color": style.color, "width": 1.8, "dash": style.dash},
+                marker={"symbol": style.symbol, "size": 5.5, "color": style.color},
+                legendgroup=f"{group}: {condition}",
+                hovertemplate="%{y:.1%} (95 % %{customdata[1]:.1%} to %{customdata[2]:.1%}) · "
+                f"step %{{customdata[0]:,}}<extra>{style.legend}</extra>",
+            )
+        )
+    return tuple(traces)
