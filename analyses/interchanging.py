@@ -15,6 +15,7 @@ import torch
 from analyses.ablation import stored_probes
 from analyses.checkpoints import over_checkpoints
 from analyses.patching import chosen_labels
+from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe
 from analyses.result import Result, chosen_features, trained_at
 from qfl_interp.activations import HEAD_SITES
@@ -23,6 +24,7 @@ from qfl_interp.data import held_out_pairs
 from qfl_interp.interchange import InterchangeScores, interchange_scores
 from qfl_interp.pairs import PatchPairs, patch_pairs
 from qfl_interp.plots import interchange_figure
+from qfl_interp.probes import independent
 from qfl_interp.seeding import generator
 from qfl_interp.series import Series, Steps
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
@@ -30,7 +32,13 @@ from qfl_interp.tables import column, groups, select
 
 LENS = "interchange"
 # Conditions, and what the summary calls them.
-_SWAPPED = {"none": "nothing", "feature": "its direction", "random": "random directions", "whole": "whole activation"}
+_SWAPPED = {
+    "none": "nothing",
+    "feature": "probe",
+    "mean_shift": "class means",
+    "random": "random",
+    "whole": "everything",
+}
 
 
 def interchange(
@@ -49,9 +57,11 @@ def interchange(
     """Swap a probe's subspace between two runs that differ in the feature: does the answer move to what it implies?
 
     A pair's examples differ in one label. Where that label is read, the corrupted run gets the clean run's component
-    along the probe's directions and keeps the rest of its own activation. `flipped` is the share of pairs whose next
-    differing token of the answer becomes the clean one. Beside it: no swap, random subspaces of the same dimension, and
-    the whole activation, which is what the place holds at all. Probes that are missing are fitted first.
+    along the probe's directions ("feature") and keeps the rest of its own activation. `flipped` is the share of pairs
+    whose next differing token of the answer becomes the clean one. Beside it: no swap ("none"), random subspaces of the
+    probe's dimension ("random"), the whole activation ("whole"), which is all that the place holds, and the directions
+    in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which need not be
+    how the model writes it. Probes that are missing are fitted first.
 
     Args:
         run: What to look at.
@@ -67,8 +77,8 @@ def interchange(
 
     Returns:
         One row a step, feature, label, layer and condition. Intervals are 95 % bootstraps over pairs (of the random
-        control's mean over draws); `p_value_paired` of the condition "feature" is a two-sided paired sign-flip test
-        against that mean, `p_value_holm` corrected over the features, labels and layers of a step in this call.
+        control's mean over draws); `p_value_paired` of "feature" and "mean_shift" is a two-sided paired sign-flip
+        test against that mean, `p_value_holm` corrected over the features, labels and layers of a step in this call.
 
     Raises:
         QflError: Unknown feature or step, or the model has no such site.
@@ -99,10 +109,10 @@ def interchange(
     prepare = functools.partial(_pairs, run, targets, n_pairs, config.seed)
     work = functools.partial(_swap_at, run, parts, n_random, config, device)
     over_checkpoints(missing, prepare, work, label="swapping", jobs=jobs, progress=progress)
-    rows = _corrected(table.read([part(step, *target) for step in at for target in targets]))
+    rows = corrected(table.read([part(step, *target) for step in at for target in targets]))
     shown = select(rows, feature=targets[0][0])
     return Result(
-        f"Interchange in {run.run_id}: share of answers that follow the swapped feature, at its best layer",
+        f"Interchange in {run.run_id}: share of answers that follow what was swapped",
         _summary(rows),
         rows,
         lambda: interchange_figure(shown),
@@ -142,9 +152,10 @@ def _swap_at(
             for tokens in (pairs.corrupted_answer, pairs.clean)
         )
         stored = stored_probes(run, feature, step, config)
+        shifts = run.table(PROBE_LENS).read_tensors(part_name(trained_at(step), name, config))["mean_shift"].double()
         rows = []
         for layer in range(len(stored.weight)):
-            kept = stored.fitted[layer, label]
+            kept, shift = stored.fitted[layer, label], shifts[layer, label]
             if not kept.any():
                 raise ValueError(
                     f"label {label} of {name!r} has no probe at step {step}: it does not vary or few examples have it. "
@@ -157,6 +168,7 @@ def _swap_at(
                 positions=positions,
                 source_positions=source,
                 directions=stored.weight[layer, label][kept],
+                mean_shift=independent(shift, shift[:, 0]).directions,
                 rng=generator(config.seed, f"interchange/{name}/{label}/{layer}", step),
                 name=config.site,
                 n_random=n_random,
@@ -175,7 +187,7 @@ def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str,
     for condition in _SWAPPED:
         flipped = random if condition == "random" else getattr(scores, condition).flipped.astype(float)
         interval = bootstrap_mean(flipped, rng)
-        p_value = paired_sign_flip(flipped, random, rng).p_value if condition == "feature" else math.nan
+        p_value = paired_sign_flip(flipped, random, rng).p_value if condition in ("feature", "mean_shift") else math.nan
         rows.append(
             {
                 "condition": condition,
@@ -192,20 +204,18 @@ def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str,
     return rows
 
 
-def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
+def corrected(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with the paired p-values corrected over the features, labels and layers of each step."""
-    corrected = rows.assign(p_value_holm=math.nan)
-    for _, part in groups(select(rows, condition="feature"), "step"):
-        corrected.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
-    return corrected
+    with_holm = rows.assign(p_value_holm=math.nan)
+    for condition in ("feature", "mean_shift"):
+        for _, part in groups(select(rows, condition=condition), "step"):
+            with_holm.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
+    return with_holm
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each step, feature and label at the layer where the feature's swap flips most: one column a condition."""
-    keys = ["feature", "label", "step"]
-    swapped = select(rows, condition="feature")
-    best = swapped.loc[swapped.groupby(keys, sort=False)["flipped"].idxmax(), [*keys, "layer", "p_value_holm"]]
+    """One row a step, feature, label and layer: one column a condition."""
+    keys = ["feature", "label", "step", "layer"]
     named = rows.assign(swapped=rows["condition"].map(_SWAPPED))
-    wide = named.pivot_table(index=[*keys, "layer"], columns="swapped", values="flipped").reset_index()
-    merged = best.merge(wide, on=[*keys, "layer"])
-    return merged[[*keys, "layer", *_SWAPPED.values(), "p_value_holm"]]
+    wide = named.pivot_table(index=keys, columns="swapped", values="flipped", sort=False).reset_index()
+    return wide.rename_axis(columns=None)[[*keys, *_SWAPPED.values()]]

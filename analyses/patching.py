@@ -15,6 +15,7 @@ from analyses.checkpoints import over_checkpoints
 from analyses.result import Result, chosen_features, trained_at
 from qfl_interp.attribution import attribution_error, attribution_patch
 from qfl_interp.data import held_out_pairs
+from qfl_interp.errors import QflError
 from qfl_interp.pairs import PatchPairs
 from qfl_interp.patching import PatchScores, patch_pairs, patch_sweep
 from qfl_interp.plots import patch_figure
@@ -25,6 +26,8 @@ from qfl_interp.task import Feature, Task
 LENS = "patch"
 COMPONENTS = ("resid_pre", "attn_out", "mlp_out")
 _METRICS = ("logit_diff", "loss", "exact")
+# Gradients between the corrupted and the clean run that attribution averages.
+_GRADIENTS = 5
 # What stands for a token that differs between examples.
 VARIES = "·"
 
@@ -75,15 +78,16 @@ def patch(
 ) -> Result:
     """Patch clean activations into corrupted runs: every layer (and head) at every position.
 
-    A pair's examples differ in one label of the feature. The corrupted run reads the corrupted prompt and then the
-    clean answer; it gets one activation of the clean run, and three metrics say how far it moves from the corrupted
-    run (0) to the clean one (1): `logit_diff`, the clean token's logit less the corrupted one's where the two answers
-    first differ; `loss` of the clean answer; `exact`, the share of pairs whose clean answer comes out whole.
-    `attribution` is the gradient's approximation of the first, `attribution_r` its correlation with it over the map.
+    A pair's examples differ in one label of the feature. The corrupted run gets one activation of the clean run, and
+    three metrics say how far that moves it from the corrupted run (0) to the clean one (1): `logit_diff`, the clean
+    token's logit less the corrupted one's at the first token from the label on in which the two answers differ; `loss`
+    of the clean answer from there on, behind the corrupted prompt; `exact`, the share of pairs in which all of that
+    comes out. `attribution` is the first one's approximation by gradients (the mean of 5 between the runs; one alone
+    can have every sign wrong), `attribution_r` its correlation with it over the map.
 
     Args:
         run: What to look at.
-        features: Names; by default those of the task with `by_default`.
+        features: Names; by default those of the task with `by_default` whose pairs change the answer.
         steps: As in `probe`; the last checkpoint by default.
         components: Of "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", and by head "z", "q", "k", "v".
         labels: Which labels the pairs differ in; the middle one by default.
@@ -99,11 +103,17 @@ def patch(
 
     Raises:
         QflError: Unknown feature or step, or the model has no such component.
-        ValueError: A label that the feature does not have or that no pair changes.
+        ValueError: A label that the feature does not have, that no pair changes, or (of a feature that was named) whose
+            pairs leave the answer alone.
     """
-    chosen = chosen_features(run, features)
-    wanted_components = [components] if isinstance(components, str) else list(components)
     settings = PatchSettings(n_pairs, seed, attribution)
+    chosen, left_out = chosen_features(run, features), []
+    if features is None:
+        left_out = [feature.name for feature in chosen if not _decides(run, feature, labels, settings)]
+        chosen = [feature for feature in chosen if feature.name not in left_out]
+    if not chosen:
+        raise QflError(f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch.")
+    wanted_components = [components] if isinstance(components, str) else list(components)
     wanted = [
         Target(step, feature.name, label, component)
         for step in run.resolve_steps(steps)
@@ -118,7 +128,8 @@ def patch(
     rows = table.read([f"{target}-{settings.digest()}" for target in wanted])
     shown = rows[(rows["feature"] == wanted[0].feature) & (rows["label"] == wanted[0].label)]
     return Result(
-        f"Patching in {run.run_id}: the clean activation that brings most of the answer back (0 corrupted, 1 clean)",
+        f"Patching in {run.run_id}: the clean activation that brings most of the answer back (0 corrupted, 1 clean)"
+        + (f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""),
         _summary(rows),
         rows,
         lambda: patch_figure(shown),
@@ -126,16 +137,37 @@ def patch(
 
 
 def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[int]:
-    """The labels to look at; the middle one by default."""
+    """The labels to look at; the middle one by default.
+
+    Raises:
+        ValueError: The feature has no such label.
+    """
     if labels is None:
         return [feature.n_labels // 2]
-    return [int(label) for label in ([labels] if isinstance(labels, (int, np.integer)) else labels)]
+    chosen = [int(label) for label in ([labels] if isinstance(labels, (int, np.integer)) else labels)]
+    for label in chosen:
+        if not 0 <= label < feature.n_labels:
+            raise ValueError(
+                f"labels of {feature.name!r} must lie in [0, {feature.n_labels}), got {label}. They count from 0."
+            )
+    return chosen
+
+
+def _decides(run: Series, feature: Feature, labels: int | Sequence[int] | None, settings: PatchSettings) -> bool:
+    """Whether the answer hangs on the labels as the feature's pairs change them."""
+    few, wanted = settings._replace(n_pairs=min(settings.n_pairs, 16)), chosen_labels(feature, labels)
+    try:
+        for label in wanted:
+            pairs_of(run, feature.name, label, few)
+    except ValueError:
+        return False
+    return True
 
 
 def pairs_of(run: Series, feature: str, label: int, settings: PatchSettings) -> PatchPairs:
     """The clean and corrupted runs of a label, the clean examples of the split "test"."""
     drawn = held_out_pairs(run.task, "test", settings.n_pairs, feature, label, seed=settings.seed, stream="patch")
-    return patch_pairs(run.task, drawn)
+    return patch_pairs(run.task, drawn, run.task.feature(feature).positions(drawn.clean)[:, label])
 
 
 def _patch_at(
@@ -159,7 +191,7 @@ def _patch_at(
     rows = _rows(scores, pairs, run.task, rng)
     rows["attribution"], rows["attribution_r"] = np.nan, np.nan
     if settings.attribution:
-        approximate = attribution_patch(model, pairs, component=target.component).normalised()
+        approximate = attribution_patch(model, pairs, component=target.component, integrated=_GRADIENTS).normalised()
         rows["attribution"] = approximate.ravel()
         rows["attribution_r"] = attribution_error(scores.normalised(), approximate).pearson_r
     where = {**target._asdict(), "flops": run.flops(target.step), "analysis": settings.digest()}

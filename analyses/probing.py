@@ -26,6 +26,7 @@ from qfl_interp.probes import (
     Validation,
     fit_probes,
     majority_scores,
+    mean_shift,
     pool_labels,
     share_labels,
     shuffle_labels,
@@ -237,7 +238,8 @@ def read_span(task: Task, examples: Examples) -> tuple[int, int]:
 
 def labels_of(feature: Feature, examples: Examples) -> Tensor:
     """Labels as probes want them: [output, label, example]."""
-    labels = torch.from_numpy(np.ascontiguousarray(feature.labels(examples)))
+    # A copy: a task may hand out an array that must not be written to.
+    labels = torch.from_numpy(np.array(feature.labels(examples), order="C"))
     return labels[..., None].movedim(0, 2).movedim(1, 0) if labels.ndim == 2 else labels.permute(2, 1, 0)
 
 
@@ -280,8 +282,8 @@ def _fit(
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Probes of one feature, fitted and scored, with the shuffled control beside the true labels as further outputs.
 
-    The tensors: what `load_probes` needs, and `test_loss`, the loss of each test example under the probe of the label's
-    best place (`place`) by training loss.
+    The tensors: what `load_probes` needs; `mean_shift`; and `test_loss`, the loss of each test example under the probe
+    of the label's best place (`place`) by training loss.
     """
     n_outputs = len(train.y)
     control = generator(config.seed, f"probe/shuffle/{feature.name}") if config.shuffled_control else None
@@ -296,6 +298,7 @@ def _fit(
     losses = probes.example_loss(*scored)[:, :, :n_outputs].nanmean(dim=2)
     tensors = {
         **probes.tensors(slice(n_outputs)),
+        "mean_shift": mean_shift(feature.kind, train.x, train.y, example_mask=train.kept).float(),
         # NaN where the example has no such label.
         "test_loss": losses[np.maximum(place, 0), np.arange(len(place))].float(),
         "place": torch.from_numpy(place.astype(np.int64)),

@@ -1,4 +1,4 @@
-"""One page on a run: timeline, probe maps, ablation, the run's card; needs no other file and no network."""
+"""One page on a run: every lens that was computed, and the run's card; needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
+from analyses import ablation, describing, interchanging, patching, transferring, unit_ablation
 from analyses.ablation import ablate
 from analyses.emerging import emergence_tables
 from analyses.probing import probe
+from analyses.result import chosen_features
+from analyses.stored import stored_rows
+from analyses.timelining import lens_panels
 from qfl_interp.config import ProbeConfig
 from qfl_interp.report import findings, standard_sections, write_report
 from qfl_interp.run import Run
 from qfl_interp.series import Steps
+from qfl_interp.tables import distinct, select
 
 
 def report(
@@ -30,7 +36,12 @@ def report(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Path:
-    """Write the report of a run; analyses that are missing are computed first.
+    """Write the report of a run.
+
+    Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever else was
+    computed before for these features is shown too, at whatever steps: carry-forward and description length (of these
+    probes), ablation over steps, interchange, patching, single heads and neurons. Where a lens was called with several
+    settings, the call with most steps is shown.
 
     Args:
         run: What to look at.
@@ -49,6 +60,7 @@ def report(
     config = config or ProbeConfig()
     last = run.resolve_steps(steps)[-1]
     how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
+    names = [feature.name for feature in chosen_features(run, features)]
     rows = probe(run, features, steps, **how).to_dataframe()
     emerged = emergence_tables(run, features, steps, **how)
     ablated = ablate(run, features, last, n_trials=n_trials, **how).to_dataframe()
@@ -58,8 +70,36 @@ def report(
         emergence_curve=emerged.curves,
         emergence=emerged.verdicts,
         ablate=ablated,
+        **stored_tables(run, names, config),
+        panels=lens_panels(run, names, config),
     )
     return write_report(out or run.path / "report.html", card(run), sections, findings=findings(emerged.verdicts))
+
+
+def stored_tables(run: Run, features: Sequence[str], config: ProbeConfig) -> dict[str, pd.DataFrame]:
+    """What a report shows of the lenses that it does not compute, by argument of `standard_sections`.
+
+    Args:
+        run: Whose tables.
+        features: Names.
+        config: The probes', for the lenses that use them.
+    """
+    of_probes = {"settings": config.digest()}
+
+    def of_features(lens: str, by: Sequence[str], **how: Any) -> pd.DataFrame:
+        rows = stored_rows(run, lens, ["feature", *by], **how)
+        parts = [select(rows, feature=name) for name in features if name in distinct(rows, "feature")]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    swapped = of_features(interchanging.LENS, ["label"], **of_probes)
+    return {
+        "transfer": of_features(transferring.LENS, [], step="eval_step", **of_probes),
+        "mdl": of_features(describing.LENS, [], **of_probes),
+        "ablate_over_steps": of_features(ablation.LENS, ["method"], **of_probes),
+        "interchange": swapped if swapped.empty else interchanging.corrected(swapped),
+        "patch": of_features(patching.LENS, ["label"]),
+        "ablate_units": stored_rows(run, unit_ablation.LENS, ["name", "method"]),
+    }
 
 
 def card(run: Run) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
 import torch
 
 from analyses import ablation, describing, interchanging, patching
 from analyses.emerging import emergence_tables
 from analyses.result import chosen_features
+from analyses.stored import stored_rows
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots import (
     Figure,
@@ -22,7 +22,10 @@ from qfl_interp.plots import (
 )
 from qfl_interp.run import Run
 from qfl_interp.series import Steps
-from qfl_interp.tables import distinct, select
+from qfl_interp.tables import distinct, groups
+
+# Whose patches a panel shows where several components were patched.
+_COMPONENT = "resid_pre"
 
 
 def timeline(
@@ -56,30 +59,25 @@ def timeline(
 
 
 def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[Panel]:
-    """A panel for each lens and feature with rows in the run's tables.
+    """A panel for each lens and feature (and label) with rows in the run's tables.
 
     Of the lenses that use probes, the rows of this configuration; of several calls with other settings of the lens
-    itself, the rows of one, so that a curve never mixes them.
+    itself, the rows of one (`analyses.stored`).
     """
     panels = []
     for name in features:
         of_probes = {"feature": name, "settings": config.digest()}
-        ablated = _rows(run, ablation.LENS, **of_probes)
+        ablated = stored_rows(run, ablation.LENS, ["feature"], **of_probes)
         if len(ablated):
             panels.append(ablation_panel(ablated, name))
-        swapped = _rows(run, interchanging.LENS, **of_probes)
+        swapped = stored_rows(run, interchanging.LENS, ["label"], **of_probes)
         panels += [interchange_panel(swapped, name, label) for label in distinct(swapped, "label")]
-        patched = _rows(run, patching.LENS, feature=name)
-        panels += [patch_panel(patched, name, label) for label in distinct(patched, "label")]
-        described = _rows(run, describing.LENS, **of_probes)
+        patched = stored_rows(run, patching.LENS, ["label"], feature=name)
+        for label, rows in groups(patched, "label"):
+            components = distinct(rows, "component")
+            shown = _COMPONENT if _COMPONENT in components else components[0]
+            panels.append(patch_panel(rows, name, label, component=shown))
+        described = stored_rows(run, describing.LENS, ["feature"], **of_probes)
         if len(described):
             panels.append(mdl_panel(described, name))
     return panels
-
-
-def _rows(run: Run, lens: str, **equals: object) -> pd.DataFrame:
-    """Rows of a table with these values; of several calls with other settings, those of the one with most steps."""
-    rows = select(run.table(lens).read(), **equals)
-    if rows.empty:
-        return rows
-    return select(rows, analysis=rows.groupby("analysis")["step"].nunique().idxmax())

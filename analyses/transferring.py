@@ -125,7 +125,8 @@ def _score_at(
             )
         found = pd.DataFrame(rows)
         own = found.loc[found["fit_step"] == step, "test_loss"].iloc[0]
-        table.write(part, found.assign(refit_loss=own, **run.identity(), settings=config.digest()))
+        columns = {"settings": config.digest(), "analysis": part.rpartition("-")[2]}
+        table.write(part, found.assign(refit_loss=own, **run.identity(), **columns))
 
 
 def _cosines(one: Tensor, other: Tensor, place: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from qfl_interp.model import HookedModel, model_device
 from qfl_interp.pairs import PairScores, PatchPairs, logit_difference, normalise, rows_logits, score_pairs
 from qfl_interp.projection import affine_projection
 
-Condition = Literal["none", "feature", "random", "whole"]
+Condition = Literal["none", "feature", "mean_shift", "random", "whole"]
 
 
 def swap_subspace(
@@ -78,6 +78,7 @@ class InterchangeScores:
     Attributes:
         none: The base run, untouched.
         feature: The feature's subspace swapped.
+        mean_shift: The other guess at that subspace swapped, where one was given.
         random: Random subspaces of the same dimension, one entry a draw.
         whole: The whole activation swapped: what any subspace could do at most, were effects to add.
         clean: The source run, untouched.
@@ -87,6 +88,7 @@ class InterchangeScores:
 
     none: SwapScores
     feature: SwapScores
+    mean_shift: SwapScores | None
     random: tuple[SwapScores, ...]
     whole: SwapScores
     clean: SwapScores
@@ -96,7 +98,7 @@ class InterchangeScores:
     def normalised(self, condition: Condition) -> float:
         """Mean logit difference where the base run is 0 and the source run 1 (`pairs.normalise`); over all draws."""
         runs = self.random if condition == "random" else (getattr(self, condition),)
-        if not runs:
+        if not runs or runs[0] is None:
             return float("nan")
         low = self.none.logit_diff.mean()
         change = np.mean([run.logit_diff.mean() for run in runs]) - low
@@ -190,6 +192,7 @@ def interchange_scores(
     positions: Int[Tensor, " pair"],
     directions: Float[Tensor, "k d_model"],
     rng: np.random.Generator,
+    mean_shift: Float[Tensor, "j d_model"] | None = None,
     name: str = "resid_post",
     source_positions: Int[Tensor, " pair"] | None = None,
     n_random: int = 10,
@@ -211,6 +214,7 @@ def interchange_scores(
         directions: Rows that span the feature's subspace. A probe's weights say how to read a feature, not along what
             the model writes it: try the difference of class means too (Haufe et al. 2014, section 2).
         rng: Draws the random subspaces, spans of Gaussian vectors.
+        mean_shift: Rows of another guess at it (`probes.mean_shift`), to be compared.
         name: A site without heads.
         source_positions: The same in each source run; `positions` by default.
         n_random: Random subspaces.
@@ -235,6 +239,7 @@ def interchange_scores(
     return InterchangeScores(
         none=runs.scores(lambda source, where: []),
         feature=swapped(directions),
+        mean_shift=None if mean_shift is None else swapped(mean_shift),
         random=tuple(swapped(torch.from_numpy(rows).to(directions)) for rows in drawn),
         whole=runs.scores(lambda source, where: [edit_at(runs.site, lambda _: source, where, label="swap")]),
         clean=runs.untouched_source(),

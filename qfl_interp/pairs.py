@@ -1,7 +1,7 @@
 """Clean and corrupted runs side by side: what patching starts from, and the scores that say which one a run resembles.
 
-A corrupted run reads the corrupted prompt and then the *clean* answer. Every scored position of both runs is then
-defined by one forward pass, and behind `=` both runs read the same tokens.
+A corrupted run reads the corrupted prompt and then the *clean* answer, from where the two answers are told apart. Every
+scored position of both runs is then defined by one forward pass.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class PatchPairs:
 
     Attributes:
         clean: Clean prompt, clean answer.
-        corrupted: Corrupted prompt, clean answer.
+        corrupted: Corrupted prompt; its own answer up to `contrast`, the clean one's from there on.
         corrupted_answer: Corrupted prompt with the answer that is right for it.
-        loss_mask: True on the scored tokens of the clean answer, `=` included.
-        contrast: The first position whose next token differs between the two answers.
-        n_dropped: Pairs left out because their prompts differ in length or their answers are equal.
+        loss_mask: True on the scored tokens of the clean answer behind `contrast`, or from `=` on where no positions
+            were given, and on the token before them: `=`, or the one that takes its place.
+        contrast: The position whose next token decides between the two answers: the first that differs, of those from
+            a label's position on where such positions were given.
+        n_dropped: Pairs left out because their prompts differ in length or their answers are equal there.
     """
 
     clean: Tokens
@@ -81,12 +83,16 @@ class PairScores(NamedTuple):
         return float(getattr(self, metric).mean())
 
 
-def patch_pairs(task: Task, pairs: Pairs) -> PatchPairs:
+def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | None = None) -> PatchPairs:
     """The tokens of pairs, without those that cannot be patched position by position or show no difference.
 
     Args:
         task: Encodes them.
         pairs: Clean and corrupted examples, as `task.sample_pairs` gives them.
+        positions: Where the label in which they differ is read, negative where there is none. The answer is then scored
+            from the first token on that differs at or after it. Tokens before it may differ for other reasons (a bit
+            that is flipped changes its own column of a sum as well as the carry out of it); both runs read their own.
+            By default the whole answer is scored.
 
     Raises:
         ValueError: No pair is left.
@@ -97,21 +103,28 @@ def patch_pairs(task: Task, pairs: Pairs) -> PatchPairs:
     index = torch.arange(clean.tokens.shape[1])
     answer = clean.loss_mask & corrupted.loss_mask & (index > equals[:, None])
     differs = answer & (clean.tokens != corrupted.tokens)
+    if positions is not None:
+        read = torch.from_numpy(np.array(positions))[:, None]
+        differs &= (index > read) & (read >= 0)
     aligned, decided = equals == other, differs.any(dim=1)
     kept = aligned & decided
     if not bool(kept.any()):
         raise ValueError(
             f"at least one pair must have prompts of equal length and answers that differ, got {len(kept)} pairs: "
-            f"{int((~aligned).sum())} of unequal length, {int((aligned & ~decided).sum())} with equal answers. "
-            "A feature whose pairs leave the answer alone cannot be patched; choose another feature or label."
+            f"{int((~aligned).sum())} of unequal length, {int((aligned & ~decided).sum())} with equal answers"
+            + (". " if positions is None else " from the label's position on. ")
+            + "A feature whose pairs leave the answer alone cannot be patched; choose another feature or label."
         )
-    forced = torch.where(index > equals[:, None], clean.tokens, corrupted.tokens)
+    contrast = differs.int().argmax(dim=1) - 1
+    # Without positions the answers agree up to the contrast, so that this is the whole clean answer.
+    forced = torch.where(index > contrast[:, None], clean.tokens, corrupted.tokens)
+    scored = clean.loss_mask if positions is None else clean.loss_mask & (index >= contrast[:, None])
     return PatchPairs(
         clean.tokens[kept],
         forced[kept],
         corrupted.tokens[kept],
-        clean.loss_mask[kept],
-        differs.int().argmax(dim=1)[kept] - 1,
+        scored[kept],
+        contrast[kept],
         int((~kept).sum()),
     )
 

@@ -218,8 +218,9 @@ def test_normalised_by_hand():
 
     none, clean = condition(-2, 0), condition(2, 4)
     scores = InterchangeScores(
-        none, condition(0, 2), (condition(-2, 0), condition(-1, 3)), clean, clean, np.arange(2), 0
+        none, condition(0, 2), condition(1, 3), (condition(-2, 0), condition(-1, 3)), clean, clean, np.arange(2), 0
     )
-    found = [scores.normalised(name) for name in ("none", "feature", "random", "whole")]
-    np.testing.assert_allclose(found, [0, 0.5, 0.25, 1])
+    found = [scores.normalised(name) for name in ("none", "feature", "mean_shift", "random", "whole")]
+    np.testing.assert_allclose(found, [0, 0.5, 0.75, 0.25, 1])
+    assert np.isnan(replace(scores, mean_shift=None).normalised("mean_shift"))
     assert np.isnan(replace(scores, clean=none).normalised("feature"))

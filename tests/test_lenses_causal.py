@@ -55,8 +55,9 @@ def test_patch_rows_are_those_of_the_sweep(run):
         for name in ("logit_diff", "loss", "exact"):
             np.testing.assert_allclose(part[name], getattr(scores, name).mean(axis=2).ravel(), rtol=1e-6)
             np.testing.assert_allclose(part[f"{name}_normalised"], scores.normalised(name).ravel(), rtol=1e-6)
-        assert (part["logit_diff_low"] <= part["logit_diff_normalised"] + 1e-9).all()
-        assert (part["logit_diff_normalised"] <= part["logit_diff_high"] + 1e-9).all()
+        ends = scores.intervals("logit_diff", generator(0, f"patch/bootstrap/carry/{LABEL}/{component}", 40))
+        for name, expected in zip(("low", "high"), ends, strict=True):
+            np.testing.assert_allclose(part[f"logit_diff_{name}"], expected.ravel(), rtol=1e-6)
         assert part["attribution"].notna().all()
         assert part["attribution_r"].nunique() == 1
     assert (rows["n_pairs"] == 12).all()
@@ -103,10 +104,11 @@ def test_interchange_rows_are_those_of_each_condition(run):
             layer=layer,
             positions=positions,
             directions=stored["weight"][layer, LABEL],
+            mean_shift=stored["mean_shift"][layer, LABEL],
             rng=generator(0, f"interchange/carry/{LABEL}/{layer}", run.steps[-1]),
             n_random=3,
         )
-        for condition in ("none", "feature", "whole"):
+        for condition in ("none", "feature", "mean_shift", "whole"):
             row = table.loc[(layer, condition)]
             assert row["flipped"] == getattr(scores, condition).flipped.mean()
             assert row["logit_diff_normalised"] == pytest.approx(scores.normalised(condition), abs=1e-6)
@@ -115,7 +117,7 @@ def test_interchange_rows_are_those_of_each_condition(run):
         assert table.loc[(layer, "feature"), "n_directions"] == 1
     # After the last block the whole activation decides the logits: the corrupted run becomes the clean one.
     assert table.loc[(1, "whole"), "logit_diff_normalised"] == pytest.approx(1)
-    assert table["p_value_holm"].notna().sum() == 2
+    assert table["p_value_holm"].notna().sum() == 4
 
 
 @pytest.mark.parametrize("lens", [interchange, ablate])

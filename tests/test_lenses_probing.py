@@ -37,8 +37,8 @@ def read(run, hook, examples, feature, label, head=None):
     wanted = run.task.feature(feature)
     _, cache = run.load_model().run_with_cache(run.task.encode(examples).tokens)
     x = cache[hook][:, :, head] if head is not None else cache[hook]
-    at = wanted.positions(examples)[:, label]
-    return x[np.arange(len(examples)), at].detach().double().numpy(), wanted.labels(examples)[:, label]
+    at = torch.from_numpy(np.array(wanted.positions(examples)[:, label]))
+    return x[torch.arange(len(examples)), at].detach().double().numpy(), wanted.labels(examples)[:, label]
 
 
 def rows_of(run, config, feature="carry", **kwargs):
@@ -94,7 +94,7 @@ def test_pooled_probes_are_one_a_layer(run):
 
 def test_the_strength_is_chosen_on_validation_examples(run):
     """Every strength on its own, and the one with the lowest validation loss."""
-    path = (0.001, 0.1, 10.0)
+    path = (0.0003, 0.003, 0.03)
     config = qfl.ProbeConfig(path=path, n_val=100, **SIZES)
     data = probing.probe_data(run, config)
     assert (len(data.train), len(data.validation), len(data.test)) == (200, 100, 80)
@@ -229,7 +229,7 @@ def test_mdl_is_the_online_code_of_the_probes_examples(run):
     positions = carry.positions(data.train)
     tokens = run.task.encode(data.train).tokens
     span = site_span(run.load_model(), tokens, int(positions.min()), int(positions.max()))
-    y = torch.from_numpy(np.ascontiguousarray(carry.labels(data.train).T))[None]
+    y = torch.from_numpy(np.array(carry.labels(data.train).T))[None]
     code = online_code("binary", span.read(positions).x, y, CONFIG)
     last = rows[(rows["source"] == "trained") & (rows["step"] == steps[1])]
     np.testing.assert_allclose(last["codelength_bits"], code.codelength[:, :, 0].flatten(), rtol=1e-5)
@@ -251,6 +251,6 @@ def test_stored_probes_load_as_they_were_fitted(run):
     data, carry = probing.probe_data(run, CONFIG), run.task.feature("carry")
     positions = carry.positions(data.test)
     span = site_span(run.load_model(), run.task.encode(data.test).tokens, int(positions.min()), int(positions.max()))
-    y = torch.from_numpy(np.ascontiguousarray(carry.labels(data.test).T))[None]
+    y = torch.from_numpy(np.array(carry.labels(data.test).T))[None]
     scores = probes.score(span.read(positions).x, y)
     np.testing.assert_allclose(scores.loss[:, :, 0].flatten(), rows["test_loss"], rtol=1e-4)

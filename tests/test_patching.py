@@ -12,6 +12,7 @@ import qfl_interp as qfl
 from qfl_interp import pairs as pairs_module
 from qfl_interp import patching
 from qfl_interp.errors import QflError
+from qfl_interp.metrics import answer_only
 from qfl_interp.model import build_model
 from qfl_interp.pairs import MIN_GAP, PairScores, PatchPairs, normalise, patch_pairs, rows_logits, score_pairs
 from qfl_interp.patching import ALL_POSITIONS, NO_HEAD, PatchScores, Place, patch_sweep
@@ -108,6 +109,27 @@ def test_pairs_are_forced_to_read_the_clean_answer():
     assert pairs.span == slice(4, 9)
     assert len(pairs) == 1
     assert pairs.n_dropped == 0
+
+
+def test_pairs_are_decided_where_the_label_is():
+    """A flipped bit of b changes its own column and the carry out of it: 01 + 01 = 010, 01 + 00 = 100 (low bits first).
+
+    Tokens, low bits first: 1 0 + 1 0 = 0 1 0 and 1 0 + 0 0 = 1 0 0, `=` at 5. The carry out of bit 0 is read at 6.
+    """
+    task = qfl.load_task("addition", length=2)
+    examples = Pairs(np.array([[0, 1, 0, 1]]), np.array([[0, 1, 0, 0]]))
+    plain, decided = patch_pairs(task, examples), patch_pairs(task, examples, np.array([6]))
+    assert plain.contrast.tolist() == [5]
+    assert decided.contrast.tolist() == [6]
+    assert "".join(task.str_tokens(plain.corrupted[0])) == "10+00=010<EOS>"
+    # Up to the contrast the corrupted run reads its own sum bit.
+    assert "".join(task.str_tokens(decided.corrupted[0])) == "10+00=110<EOS>"
+    assert decided.loss_mask.nonzero()[:, 1].tolist() == [6, 7, 8, 9]
+    assert answer_only(decided.target)[0].tolist()[-3:] == decided.clean[0, 7:].tolist()
+    with pytest.raises(ValueError, match="1 with equal answers from the label's position on"):
+        patch_pairs(task, examples, np.array([8]))
+    with pytest.raises(ValueError, match="from the label's position on"):
+        patch_pairs(task, examples, np.array([-1]))
 
 
 def test_pairs_without_a_difference_are_dropped_and_counted():

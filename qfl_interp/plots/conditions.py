@@ -42,7 +42,8 @@ ABLATION: Final = {
 }
 INTERCHANGE: Final = {
     "none": Condition("nothing swapped", STEEL, "circle"),
-    "feature": Condition("feature's directions", VERMILLION, "diamond"),
+    "feature": Condition("probe's directions", VERMILLION, "diamond"),
+    "mean_shift": Condition("class means' difference", PURPLE, "triangle-down"),
     "random": Condition("random directions", GREY, "square", dash="dash"),
     "whole": Condition("whole activation", "#029E73", "triangle-up", dash="dot"),
 }

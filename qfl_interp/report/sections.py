@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import pandas as pd
 
-from qfl_interp.plots import ablation_figure, loss_figure, probe_heatmap, timeline_figure
+from qfl_interp.plots import Panel, ablation_figure, loss_figure, probe_heatmap, timeline_figure
+from qfl_interp.plots.conditions import ABLATION
+from qfl_interp.report.lenses import (
+    ablation_over_steps_sections,
+    interchange_sections,
+    mdl_sections,
+    patch_sections,
+    transfer_sections,
+    unit_sections,
+)
 from qfl_interp.report.page import Section
 from qfl_interp.report.words import CITATION, LIMITS, METHODS
 
@@ -47,18 +57,35 @@ def standard_sections(
     probe: pd.DataFrame | None = None,
     emergence_curve: pd.DataFrame | None = None,
     emergence: pd.DataFrame | None = None,
+    transfer: pd.DataFrame | None = None,
+    mdl: pd.DataFrame | None = None,
     ablate: pd.DataFrame | None = None,
+    ablate_over_steps: pd.DataFrame | None = None,
+    interchange: pd.DataFrame | None = None,
+    patch: pd.DataFrame | None = None,
+    ablate_units: pd.DataFrame | None = None,
+    panels: Sequence[Panel] = (),
 ) -> list[Section]:
-    """Timeline, verdicts, probe maps, ablation, methods, limits and citation, from the tables there are.
+    """Timeline, verdicts, probe maps, ablation, every further lens with rows, methods, limits and citation.
+
+    Timeline, probes and ablation have a section in any case, which says what to run where the table is missing. Each
+    table holds the rows of one call for every feature (and label), at any number of steps unless it says otherwise.
 
     Args:
         metrics: Table "metrics"; None or without rows: nothing was logged. Likewise the others.
         probe: Table "probe".
         emergence_curve: Table "emergence_curve".
         emergence: Table "emergence".
+        transfer: Table "transfer".
+        mdl: Table "mdl".
         ablate: Table "ablate", of one step.
+        ablate_over_steps: Table "ablate"; shown where it has several steps.
+        interchange: Table "interchange", with `p_value_holm`.
+        patch: Table "patch".
+        ablate_units: Table "ablate_units".
+        panels: Further panels of the timeline.
     """
-    sections = [_timeline(metrics, emergence_curve, emergence)]
+    sections = [_timeline(metrics, emergence_curve, emergence, panels)]
     if emergence is not None and not emergence.empty:
         sections.append(
             Section(
@@ -70,8 +97,9 @@ def standard_sections(
                 "examples.",
             )
         )
-    sections += _probe_maps(probe)
-    sections.append(_ablation(ablate))
+    sections += [*_probe_maps(probe), *transfer_sections(transfer), *mdl_sections(mdl)]
+    sections += [_ablation(ablate), *ablation_over_steps_sections(ablate_over_steps)]
+    sections += [*interchange_sections(interchange), *patch_sections(patch), *unit_sections(ablate_units)]
     sections.append(Section("Methods", text=METHODS))
     sections.append(Section("Limits", text=LIMITS))
     sections.append(Section("Citation", text=CITATION))
@@ -89,7 +117,12 @@ def _missing(title: str, what: str, command: str) -> Section:
     return Section(title, text=f"{what} yet. Run `{command}`, then make this report again.")
 
 
-def _timeline(metrics: pd.DataFrame | None, curves: pd.DataFrame | None, emergence: pd.DataFrame | None) -> Section:
+def _timeline(
+    metrics: pd.DataFrame | None,
+    curves: pd.DataFrame | None,
+    emergence: pd.DataFrame | None,
+    panels: Sequence[Panel],
+) -> Section:
     """The timeline; without probes, loss and exact match alone."""
     if metrics is None or metrics.empty:
         return _missing("Timeline", "Nothing was logged", "qfl train")
@@ -100,7 +133,7 @@ def _timeline(metrics: pd.DataFrame | None, curves: pd.DataFrame | None, emergen
     verdicts = pd.DataFrame() if emergence is None else emergence
     return Section(
         "Timeline",
-        figure=timeline_figure(metrics, curves, verdicts),
+        figure=timeline_figure(metrics, curves, verdicts, extra_panels=panels),
         note="The shaded band is the loss transition; open markers are where a feature became decodable. "
         "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
         "curves.",
@@ -129,11 +162,13 @@ def _ablation(ablate: pd.DataFrame | None) -> Section:
     title = "Ablation"
     if ablate is None or ablate.empty:
         return _missing(title, "No feature was ablated", "qfl ablate")
+    named = ablate.assign(condition=[ABLATION[name].legend for name in ablate["condition"]])
     return Section(
         title,
         figure=ablation_figure(ablate),
-        table=_view(ablate, _ABLATION_COLUMNS),
+        table=_view(named, _ABLATION_COLUMNS),
         downloads={"ablate": ablate},
-        note="Does the model use the features? Each one's probe direction is projected out while the model "
-        "answers; removing as many random directions is the control. Whiskers: 95 % intervals.",
+        note="Does the model use the features? Each one's probe directions are taken out while the model answers. "
+        "Hatched: controls that disturb the same places, by random directions, by those of another feature, and by a "
+        "random change of the same size. Whiskers: 95 % intervals.",
     )

@@ -52,16 +52,38 @@ METHODS: Final = """\
   it. The lead is the distance in decades of compute (log10 FLOPs); its range covers the spacing of
   checkpoints and validations and a bootstrap over the probe's test examples. A verdict is uncertain where
   that range includes 0.
-- **Ablation** projects the probe's direction out of the residual stream at its layer and positions. The
-  control removes random directions of the same number. Whiskers are bootstrap 95 % intervals over examples;
-  the p-value compares ablated with random for the same examples (sign flips), corrected for the number of
-  features (Holm).
+- **Ablation** takes the probe's directions out of the activation at its layer and positions. Three controls
+  disturb the same places: as many random directions, as many directions of another feature, and random changes
+  of the same size. Whiskers are bootstrap 95 % intervals over examples; the p-value compares ablated with
+  control for the same examples (sign flips), corrected for the number of features (Holm).
+- **Probes carried over** are fitted at one checkpoint and scored on the activations of another. A feature that
+  only grows keeps its old probes; one whose directions turn loses them, although a fresh probe reads it as
+  well as ever.
+- **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
+  predicts the next examples. The compression is the uniform code's length over it, so it also says from how
+  few examples the label can be learned (Voita and Titov, https://arxiv.org/abs/2003.12298).
+- **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
+  read, the corrupted run gets the clean run's component along some directions and keeps the rest of its own
+  activation; a pair counts as flipped if the next differing token of its answer becomes the clean one. Beside
+  the probe's directions stand no swap, random directions of the same number and the whole activation
+  (Geiger et al., https://arxiv.org/abs/2106.02997).
+- **Patching** writes one activation of the clean run, at one layer and position, into the corrupted run of such a
+  pair. The scale is the corrupted run at 0 and the clean run at 1; the logit difference is the clean token's
+  logit less the corrupted one's where their answers first differ. **Attribution** is the gradient's
+  approximation of that effect.
+- **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
+  by their value in another example. The rise of the answer's loss has a bootstrap 95 % interval over
+  examples and a p-value (sign flips) corrected for the number of units of a step (Holm).
 """
 
 LIMITS: Final = """\
 - One run is one seed: a transition moves between seeds, and the ranges here do not cover that.
 - A linear probe finds what is linearly decodable at one position; it neither shows that the model uses the
-  feature (the ablation does) nor that a feature it misses is absent.
+  feature (ablation and interchange ask that) nor that a feature it misses is absent.
+- A probe's direction is one that the label can be read along; it need not be the one that the model itself writes or
+  reads. Removing or swapping it may then do little although the model uses the feature.
+- A patch tells which places matter for the pairs it was made with, one place at a time; what several places
+  hold in common may show in none.
 - A lead can be no sharper than the spacing of checkpoints around the onset and of validations around the
   transition.
 - The paper's figures compare final models over compute budgets; this report follows one run over its
