@@ -27,7 +27,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.hooks import Site
 from qfl_interp.metrics import ExampleScores
 from qfl_interp.model import HookedModel
-from qfl_interp.plots import ablation_figure
+from qfl_interp.plots import ablation_figure, ablation_over_steps_figure
 from qfl_interp.probes import load_probes
 from qfl_interp.projection import Planes, plane_ablation, pooled_planes, probe_planes
 from qfl_interp.seeding import generator
@@ -129,10 +129,10 @@ def ablate(
     rows = _corrected(table.read([part(step, name) for step in at for name in names]))
     columns = ["step", "feature", "condition", "exact_answer", "exact_answer_low", "exact_answer_high", "loss_answer"]
     return Result(
-        f"Ablation ({method}) in {run.run_id}: exact match and loss (nats) over the answer alone",
+        f"Ablation in {run.run_id} ({method}): exact match and loss (nats) over the answer alone",
         rows.filter([*columns, "p_value_holm"]),
         rows,
-        lambda: ablation_figure(rows),
+        lambda: (ablation_figure if len(at) == 1 else ablation_over_steps_figure)(rows),
     )
 
 

@@ -23,7 +23,7 @@ from qfl_interp.onset import RATIO, find_onset, fraction_at
 from qfl_interp.plots import timeline_figure
 from qfl_interp.run import Run
 from qfl_interp.seeding import generator
-from qfl_interp.series import Steps
+from qfl_interp.series import Series, Steps
 from qfl_interp.tables import column, distinct, groups, select
 from qfl_interp.transition import Transition, find_transition
 
@@ -43,7 +43,7 @@ class Emergence(NamedTuple):
 
 
 def emergence(
-    run: Run,
+    run: Series,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -77,8 +77,9 @@ def emergence(
         One row a feature and third; `.plot()` draws the timeline.
 
     Raises:
-        QflError: As `probe`, or no probe of a feature could be fitted.
+        QflError: As `probe`, or no probe of a feature could be fitted, or the series is no `Run` and has no loss curve.
     """
+    run = with_loss_curve(run)
     found = emergence_tables(
         run,
         features,
@@ -100,7 +101,7 @@ def emergence(
 
 
 def emergence_tables(
-    run: Run,
+    run: Series,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -112,6 +113,7 @@ def emergence_tables(
     progress: bool = True,
 ) -> Emergence:
     """The tables behind `emergence`, which are written beside the run; arguments as there."""
+    run = with_loss_curve(run)
     config = config or ProbeConfig()
     names = [feature.name for feature in chosen_features(run, features)]
     saved = run.resolve_steps(steps)
@@ -145,6 +147,16 @@ def emergence_tables(
     verdict_table.write(part, found.verdicts)
     curve_table.write(part, found.curves)
     return found
+
+
+def with_loss_curve(run: Series) -> Run:
+    """The run; `QflError` for a series of checkpoints without the losses of its training."""
+    if not isinstance(run, Run):
+        raise QflError(
+            f"emergence, timeline and report need the loss curve that a Run has logged, got a {type(run).__name__}. "
+            "Use probe, transfer, mdl, patch, interchange or ablate, and draw their rows over steps."
+        )
+    return run
 
 
 def _transition(run: Run) -> Transition:

@@ -17,7 +17,7 @@ from qfl_interp.activations import Place, SiteSpan, site_span
 from qfl_interp.aggregation import select_layer
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data import held_out
-from qfl_interp.model import HookedModel
+from qfl_interp.model import HookedModel, model_on
 from qfl_interp.plots import probe_heatmap
 from qfl_interp.probes import (
     PROBE_LOSS,
@@ -93,7 +93,7 @@ class ModelAt(NamedTuple):
         """The model."""
         if self.untrained < 0:
             return run.load_model(self.step, device=device)
-        return run.untrained_model(self.untrained)[0].to(device)
+        return model_on(run.untrained_model(self.untrained)[0], device)
 
     def seed(self, run: Series) -> int:
         """The seed of its initial weights."""
@@ -194,7 +194,7 @@ def _probe_at(
         train, test = sets["train"], sets["test"]
         assert train is not None
         assert test is not None
-        rows, tensors = _fit(feature, not_rare(train), test, sets["validation"], config)
+        rows, tensors = _fit(feature, train, test, sets["validation"], config)
         placed = rows.assign(**place_columns(spans["train"].places, train.x.shape[1]))
         table.write(part_name(str(at), feature.name, config), placed.assign(**run.identity(), **where), tensors)
 
@@ -287,7 +287,8 @@ def _fit(
     """
     n_outputs = len(train.y)
     control = generator(config.seed, f"probe/shuffle/{feature.name}") if config.shuffled_control else None
-    fitted_on = _with_control(train, control)
+    common = not_rare(train)
+    fitted_on = _with_control(common, control)
     chosen_on = None if validation is None else Validation(*_with_control(validation, control))
     probes = _probes(feature, fitted_on, chosen_on, config)
     scored = FeatureData(test.x, torch.cat([test.y] * (len(fitted_on.y) // n_outputs)), test.kept)
@@ -298,7 +299,7 @@ def _fit(
     losses = probes.example_loss(*scored)[:, :, :n_outputs].nanmean(dim=2)
     tensors = {
         **probes.tensors(slice(n_outputs)),
-        "mean_shift": mean_shift(feature.kind, train.x, train.y, example_mask=train.kept).float(),
+        "mean_shift": mean_shift(feature.kind, train.x, train.y, example_mask=common.kept).float(),
         # NaN where the example has no such label.
         "test_loss": losses[np.maximum(place, 0), np.arange(len(place))].float(),
         "place": torch.from_numpy(place.astype(np.int64)),
@@ -341,7 +342,7 @@ def _rows(
     n_places, n_labels = probes.fitted.shape[:2]
     present = train.kept.sum(dim=1)
     mean_label = (train.y * train.kept).sum(dim=(0, 2)) / (present * len(train.y))
-    majority = majority_scores(feature.kind, train.y, test.y[real], train.kept, test.kept)
+    majority = majority_scores(feature.kind, train.y, test.y[real], not_rare(train).kept, test.kept)
     missing = torch.full((n_places, n_labels), torch.nan)
     shuffled = [_over_outputs(s, control) if probes.fitted.shape[2] > len(train.y) else missing for s in scores]
 

@@ -18,6 +18,7 @@ from analyses.result import chosen_features
 from analyses.stored import stored_rows
 from analyses.timelining import lens_panels
 from qfl_interp.config import ProbeConfig
+from qfl_interp.plots import Panel
 from qfl_interp.report import findings, standard_sections, write_report
 from qfl_interp.run import Run
 from qfl_interp.series import Steps
@@ -71,7 +72,8 @@ def report(
         emergence=emerged.verdicts,
         ablate=ablated,
         **stored_tables(run, names, config),
-        panels=lens_panels(run, names, config),
+        # A lens of a single step is no curve, and has a section of its own.
+        panels=[panel for panel in lens_panels(run, names, config) if _is_curve(panel)],
     )
     return write_report(out or run.path / "report.html", card(run), sections, findings=findings(emerged.verdicts))
 
@@ -100,6 +102,12 @@ def stored_tables(run: Run, features: Sequence[str], config: ProbeConfig) -> dic
         "patch": of_features(patching.LENS, ["label"]),
         "ablate_units": stored_rows(run, unit_ablation.LENS, ["name", "method"]),
     }
+
+
+def _is_curve(panel: Panel) -> bool:
+    """Whether a panel has more than one step."""
+    columns: list[Any] = [trace["x"] for trace in panel.traces]
+    return len({float(x) for column in columns for x in column if x > 0}) > 1
 
 
 def card(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from analyses import ablation, describing, interchanging, patching
-from analyses.emerging import emergence_tables
+from analyses.emerging import emergence_tables, with_loss_curve
 from analyses.result import chosen_features
 from analyses.stored import stored_rows
 from qfl_interp.config import ProbeConfig
@@ -21,7 +21,7 @@ from qfl_interp.plots import (
     timeline_figure,
 )
 from qfl_interp.run import Run
-from qfl_interp.series import Steps
+from qfl_interp.series import Series, Steps
 from qfl_interp.tables import distinct, groups
 
 # Whose patches a panel shows where several components were patched.
@@ -29,7 +29,7 @@ _COMPONENT = "resid_pre"
 
 
 def timeline(
-    run: Run,
+    run: Series,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -51,8 +51,11 @@ def timeline(
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw a bar on standard error.
+
+    Raises:
+        QflError: As `emergence`; a series that is no `Run` has no loss curve.
     """
-    config = config or ProbeConfig()
+    run, config = with_loss_curve(run), config or ProbeConfig()
     found = emergence_tables(run, features, steps, config=config, jobs=jobs, device=device, progress=progress)
     names = [feature.name for feature in chosen_features(run, features)]
     return timeline_figure(run.metrics, found.curves, found.verdicts, extra_panels=lens_panels(run, names, config))

@@ -30,6 +30,7 @@ __all__ = [
     "hooked_from_hf",
     "load_parameters",
     "model_device",
+    "model_on",
     "parameters_to_save",
 ]
 
@@ -178,6 +179,13 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
                 "it supports (GPT-NeoX, GPT-2, Llama, Mistral, Qwen, Gemma, OLMo, ...)."
             ) from error
     return bridge.eval()
+
+
+def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
+    """The model, moved to a device; TransformerLens would print that it moves."""
+    if isinstance(model, HookedTransformer | TransformerBridge):
+        return model.to(device, print_details=False)
+    return model.to(device)
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -28,8 +28,8 @@ class Suite(Series):
 
     Open one with `Suite.open` or `Suite.from_hub`. Models are wrapped in a `TransformerBridge`, in float32 and
     evaluation mode; weights are not folded, so that logits are the model's own. Tables lie in `out/<run_id>/`, and the
-    id holds the suite's name, the task's and a digest of the model's configuration and the dataset: two suites of one
-    name and configuration (trained from other seeds, say) need an `out` each.
+    id holds the suite's name, the task's and a digest of the model's configuration, the dataset and `tokens_per_step`:
+    two suites of one name and configuration (trained from other seeds, say) need an `out` each.
 
     Pickled, it is its sources: another process opens them again. Its task has to be a registered one or a `FixedTask`.
 
@@ -159,11 +159,12 @@ class Suite(Series):
 
     @property
     def run_id(self) -> str:
-        """The suite's name, the task's, and a digest of the configuration and the dataset."""
+        """The suite's name, the task's, and a digest of the configuration, the dataset and the tokens of a step."""
         task = self._task
         content = task.digest if isinstance(task, FixedTask) else task.length
         plain = re.sub(r"[^\w.-]+", "_", f"{self.name}-{task.name}")
-        return f"{plain}-{_digest([self._raw_config, task.name, content])}"
+        # Tables hold FLOPs: rows written without the tokens of a step must not come back when they are given.
+        return f"{plain}-{_digest([self._raw_config, task.name, content, self.tokens_per_step])}"
 
     @cached_property
     def n_parameters(self) -> int:

@@ -300,7 +300,7 @@ def interchange(labels: tuple[int, ...] = (1, 2), steps: tuple[int, ...] = LENS_
     rows: list[dict[str, Any]] = []
     for step, label, layer in itertools.product(steps, labels, range(N_LAYERS)):
         grown = 1 / (1 + np.exp(-(step - 170) / 30.0))
-        levels = {"none": 0.02, "random": 0.04, "feature": 0.25 + 0.2 * layer, "whole": 0.97}
+        levels = {"none": 0.02, "random": 0.04, "feature": 0.25 + 0.2 * layer, "mean_shift": 0.3, "whole": 0.97}
         for condition, level in levels.items():
             flipped = level * grown + 0.001 * label
             rows.append(

@@ -13,7 +13,6 @@ from sklearn.linear_model import LogisticRegression
 
 import qfl_interp as qfl
 from analyses import ablate, ablation, emergence, emerging, probe, probing, report, timeline
-from qfl_interp.ablate import AblationScores
 from qfl_interp.data import in_split
 from qfl_interp.metrics import ExampleScores, evaluate
 from qfl_interp.onset import Bracket
@@ -50,7 +49,7 @@ def no_work(monkeypatch):
     def fail(*_args, **_kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(probing, "fit_logistic", fail)
+    monkeypatch.setattr(probing, "fit_probes", fail)
     monkeypatch.setattr(qfl.Run, "load_model", fail)
 
 
@@ -108,7 +107,7 @@ def test_probes_agree_with_scikit_learn(probed, feature, label, layer):
     data, wanted = probing.probe_data(probed, CONFIG), probed.task.feature(feature)
     model = probed.load_model(step)
     xs, ys = [], []
-    for examples in data:
+    for examples in (data.train, data.test):
         _, cache = model.run_with_cache(probed.task.encode(examples).tokens)
         place = wanted.positions(examples)[:, label]
         xs.append(cache["resid_post", layer].detach().double().numpy()[np.arange(len(examples)), place])
@@ -124,7 +123,7 @@ def test_probes_agree_with_scikit_learn(probed, feature, label, layer):
     assert row["label_mean"] == pytest.approx(ys[0].mean())
     stored = probed.table("probe").read_tensors(part_of(step, feature))
     np.testing.assert_allclose(stored["weight"][layer, label, 0], reference.coef_[0], rtol=1e-2, atol=1e-3)
-    if layer == stored["layer"][label]:
+    if layer == stored["place"][label]:
         np.testing.assert_allclose(stored["test_loss"][label], losses, rtol=1e-3, atol=1e-4)
 
 
@@ -154,8 +153,8 @@ def test_a_deleted_part_comes_back_bit_for_bit(probed_copy, monkeypatch):
     weights = table.read_tensors(part)
     for file in table.folder.glob(f"*{part}*"):
         file.unlink()
-    fit = probing.fit_logistic
-    monkeypatch.setattr(probing, "fit_logistic", lambda *a, **k: fits.append(1) or fit(*a, **k))
+    fit = probing.fit_probes
+    monkeypatch.setattr(probing, "fit_probes", lambda *a, **k: fits.append(1) or fit(*a, **k))
     after = probe(probed_copy, "carry", step, **QUICK)
     assert fits == [1]
     again = table.read_tensors(part)
@@ -184,15 +183,6 @@ def test_a_corrupted_part_is_named(probed_copy, suffix):
         lens(probed_copy, "carry", "last", **QUICK)
     (table.folder / f"_{part}.json").unlink()
     assert lens(probed_copy, "carry", "last", **QUICK).to_dataframe()["run_id"].notna().all()
-
-
-def test_a_kind_that_probes_cannot_read_is_refused(run_copy):
-    feature = run_copy.task.feature("carry")
-    object.__setattr__(feature, "kind", "categorical")
-    with pytest.raises(qfl.QflError, match="'carry' is categorical; probes read binary, multilabel, scalar so far"):
-        probe(run_copy, **QUICK)
-    with pytest.raises(qfl.QflError, match="is categorical"):
-        emergence(run_copy, "carry", **QUICK)
 
 
 def _one_class(labels):
@@ -239,20 +229,21 @@ def test_a_feature_without_any_probe_is_said_so(run_copy, monkeypatch):
 
 def test_ablation_rows(probed, no_work):
     rows = ablate(probed, n_trials=4, **QUICK).to_dataframe()
-    assert len(rows) == 6
+    assert len(rows) == 10
     assert set(rows["step"]) == {probed.steps[-1]}
     for feature in ("first_operand", "carry"):
         part = rows[rows["feature"] == feature].set_index("condition")
-        assert part.index.tolist() == ["intact", "ablated", "random"]
-        assert part["n_trials"].tolist() == [1, 1, 4]
+        assert part.index.tolist() == ["intact", "ablated", "random", "random_feature", "same_norm"]
+        assert part["n_trials"].tolist() == [1, 1, 4, 4, 4]
         for name in ("p_value_paired", "p_value_trials", "p_value_holm"):
-            assert part[name].notna().tolist() == [False, True, False]
+            assert part[name].notna().tolist() == [False, True, True, True, True]
+            assert part.loc["ablated", name] == part.loc["random", name]
             assert 0 < part.loc["ablated", name] <= 1
         assert part.loc["ablated", "p_value_holm"] >= part.loc["ablated", "p_value_paired"]
         for metric in ("loss", "loss_answer", "exact", "exact_answer"):
             assert (part[f"{metric}_low"] <= part[metric]).all()
             assert (part[metric] <= part[f"{metric}_high"]).all()
-        assert part["loss"].nunique() == 3  # three different models
+        assert part["loss"].nunique() == 5  # five different models
     # Both features are scored on the same examples.
     intact = rows[rows["condition"] == "intact"]
     assert intact["loss"].nunique() == 1
@@ -274,12 +265,12 @@ def test_holm_is_over_the_features_of_a_step():
         {
             "step": [1] * 4 + [2] * 2,
             "condition": ["ablated", "random"] * 3,
-            "p_value_paired": [0.01, np.nan, 0.04, np.nan, 0.04, np.nan],
+            "p_value_paired": [0.01, 0.3, 0.04, 0.2, 0.04, 0.5],
         }
     )
     corrected = ablation._corrected(rows)["p_value_holm"]
     # Step 1: 2 * 0.01, then max(0.02, 0.04); step 2 alone stays.
-    np.testing.assert_allclose(corrected, [0.02, np.nan, 0.04, np.nan, 0.04, np.nan], rtol=1e-12)
+    np.testing.assert_allclose(corrected, [0.02, 0.4, 0.04, 0.4, 0.04, 0.5], rtol=1e-12)
 
 
 def test_ablation_projects_out_the_stored_probes(probed_copy):
@@ -287,8 +278,10 @@ def test_ablation_projects_out_the_stored_probes(probed_copy):
     run, step = probed_copy, probed_copy.steps[-1]
     table, part = run.table("probe"), part_of(step, "carry")
     # The best layer of a tiny run's labels is one and the same: let them take turns.
-    stored = table.read_tensors(part) | {"layer": torch.arange(N_LABELS) % N_LAYERS}
-    table.write(part, table.read([part]), stored)
+    stored, rows = table.read_tensors(part), table.read([part])
+    best = np.arange(N_LABELS) % N_LAYERS
+    rows["train_loss"] = np.where(rows["layer"] == best[rows["label"]], 0.1, 0.2)
+    table.write(part, rows, stored)
     shutil.rmtree(run.table("ablate").folder)
     examples = probing.probe_data(run, CONFIG).test
     places = run.task.feature("carry").positions(examples)[0]
@@ -297,7 +290,7 @@ def test_ablation_projects_out_the_stored_probes(probed_copy):
     def onto_planes(layer):
         def hook(x, hook):
             for label in range(N_LABELS):
-                if stored["layer"][label] == layer:
+                if best[label] == layer:
                     w, b = stored["weight"][layer, label, 0], stored["intercept"][layer, label, 0]
                     at = x[:, places[label]]
                     x[:, places[label]] = at - ((at @ w + b) / (w @ w))[:, None] * w
@@ -327,7 +320,7 @@ def curve_rows(losses, untrained=(0.8, 0.8), n_labels=3):
             rows.append(
                 {"feature": "f", "metric": "log_loss", "source": source, "model_seed": seed, "step": step}
                 | {"flops": 10.0 * step}
-                | {"layer": 0, "label": label, "fitted": True, "train_loss": loss}
+                | {"layer": 0, "head": -1, "label": label, "fitted": True, "train_loss": loss}
                 | {"test_loss": loss * (label + 1), "shuffled_test_loss": 0.7}
             )
     return pd.DataFrame(rows)
@@ -469,11 +462,15 @@ def _scores(exact: list[bool]) -> ExampleScores:
     return ExampleScores(loss, loss, right, right, np.full(4, 3))
 
 
+def _conditions(ablated, trials):
+    return {"intact": [_scores([True] * 4)], "ablated": [_scores(ablated)], "random": trials}
+
+
 def test_a_feature_that_matters_ranks_below_every_random_trial():
     trials = [_scores([True, True, True, False])] * 9
-    harmed = ablation._rows(AblationScores(_scores([True] * 4), _scores([False] * 4), trials), np.random.default_rng(0))
+    harmed = ablation._rows(_conditions([False] * 4, trials), np.random.default_rng(0))
     assert harmed.set_index("condition").loc["ablated", "p_value_trials"] == pytest.approx(1 / 10)
-    spared = ablation._rows(AblationScores(_scores([True] * 4), _scores([True] * 4), trials), np.random.default_rng(0))
+    spared = ablation._rows(_conditions([True] * 4, trials), np.random.default_rng(0))
     assert spared.set_index("condition").loc["ablated", "p_value_trials"] == 1.0
 
 

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 import qfl_interp as qfl
 from analyses import ablate, emergence, probe, probing, report
+from qfl_interp.activations import site_span
 from qfl_interp.task import NO_POSITION
 
 CONFIG = qfl.ProbeConfig(n_train=300, n_test=120)
@@ -50,7 +51,7 @@ def test_probes_agree_with_scikit_learn(case):
     rows = probe(run, name, "last", n_untrained=1, **QUICK).to_dataframe()
     data = probing.probe_data(run, CONFIG)
     for layer in range(2):
-        (x, y), (x_test, y_test) = (sites(run, feature, label, examples, layer) for examples in data)
+        (x, y), (x_test, y_test) = (sites(run, feature, label, examples, layer) for examples in (data.train, data.test))
         kept = (rows["source"] == "trained") & (rows["layer"] == layer) & (rows["label"] == label)
         row = rows[kept].iloc[0]
         assert row["n_train"] == len(x)
@@ -96,12 +97,16 @@ def test_a_label_that_few_examples_have_is_not_fitted():
     assert share[0] == 1.0
     assert share[-1] < 0.05
     model = qfl.build_model(qfl.ModelConfig(d_model=16, n_layers=1), task, seed=0)
-    data = probing.ProbeData(*(task.sample(np.random.default_rng(s), 400) for s in (1, 2)))
-    ((_, (rows, tensors)),) = probing.probe_model(model, task, [feature], data, CONFIG)
-    present = (feature.positions(data.train) != NO_POSITION).mean(axis=0)
+    examples = [task.sample(np.random.default_rng(s), 400) for s in (1, 2)]
+    train, test = (
+        probing.feature_data(feature, site_span(model, task.encode(e).tokens, *probing.read_span(task, e)), e)
+        for e in examples
+    )
+    rows, tensors = probing._fit(feature, train, test, None, CONFIG)
+    present = (feature.positions(examples[0]) != NO_POSITION).mean(axis=0)
     assert rows["n_train"].tolist() == np.rint(present * 400).astype(int).tolist()
     assert rows["fitted"].tolist() == (present >= 0.05).tolist()
-    missing = torch.from_numpy(feature.positions(data.test).T == NO_POSITION)
+    missing = torch.from_numpy(feature.positions(examples[1]).T == NO_POSITION)
     fitted = torch.from_numpy(present >= 0.05)
     assert torch.equal(tensors["test_loss"].isnan()[fitted], missing[fitted])
 

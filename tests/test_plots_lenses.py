@@ -222,9 +222,9 @@ def test_patch_panel_follows_each_layers_best_position():
 def test_interchange_points_and_whiskers_are_the_tables():
     rows = tables.interchange()
     figure = plots.interchange_figure(rows)
-    names = {"none": "nothing swapped", "feature": "feature's directions", "random": "random directions"}
+    names = {"none": "nothing swapped", "feature": "probe's directions", "mean_shift": "class means' difference"}
     for panel, label in enumerate((1, 2)):
-        for condition, name in (names | {"whole": "whole activation"}).items():
+        for condition, name in (names | {"random": "random directions", "whole": "whole activation"}).items():
             trace = shown(figure, name)[panel]
             part = select(rows, step=LAST, label=label, condition=condition)
             np.testing.assert_array_equal(trace.y, part["flipped"])
@@ -233,11 +233,11 @@ def test_interchange_points_and_whiskers_are_the_tables():
             np.testing.assert_array_equal(np.round(trace.x), range(4))
             assert trace.yaxis == ("y", "y2")[panel]
             assert trace.showlegend is (panel == 0)
-    number = next(i for i, t in enumerate(figure.data) if t.name == "feature's directions" and t.yaxis == "y2")
+    number = next(i for i, t in enumerate(figure.data) if t.name == "probe's directions" and t.yaxis == "y2")
     np.testing.assert_array_equal(
         frame(figure, 210)[number].y, select(rows, step=210, label=2, condition="feature")["flipped"]
     )
-    feature = shown(figure, "feature's directions")[0]
+    feature = shown(figure, "probe's directions")[0]
     assert feature.text[0] == "<br>against random: p = 0.004 (Holm-corrected)"
     assert shown(figure, "whole activation")[0].text[0] == ""
     assert [tuple(figure.layout[f"yaxis{n}"].range) for n in ("", 2)] == [(-0.04, 1.04)] * 2
@@ -263,7 +263,7 @@ def test_interchange_panel_stays_at_the_layer_that_flips_most_at_the_end():
     assert "label 1, layer 3" in panel.subtitle
     chosen = plots.interchange_panel(rows, "carry", 1, layer=0)
     for at, layer in ((panel, 3), (chosen, 0)):
-        (trace,) = [t for t in at.traces if t.name == "feature's directions"]
+        (trace,) = [t for t in at.traces if t.name == "probe's directions"]
         part = select(rows, label=1, layer=layer, condition="feature").iloc[1:]
         np.testing.assert_array_equal(trace.x, part["flops"])
         np.testing.assert_array_equal(trace.y, part["flipped"])

@@ -135,7 +135,17 @@ def stack_panels(panels: Sequence[Panel], transition: Transition | None, *, file
 
 
 def over_compute(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows a log axis can show, in the order of compute."""
+    """Rows a log axis can show, in the order of compute.
+
+    Raises:
+        ValueError: The compute of a row is not known.
+    """
+    unknown = np.isnan(column(table, "flops"))
+    if unknown.any():
+        raise ValueError(
+            f"a compute axis needs the FLOPs of every step, got NaN in {int(unknown.sum())} of {len(table)} rows. "
+            "Open a suite of checkpoints with tokens_per_step, or draw the rows over `step`."
+        )
     order = np.argsort(column(table, "flops"), kind="stable")
     ordered = table.iloc[order]
     return ordered.iloc[int(np.sum(column(ordered, "flops") <= 0)) :]

@@ -32,8 +32,8 @@ def transfer_sections(rows: pd.DataFrame | None) -> list[Section]:
     """
     note = (
         "Probes fitted at one step (rows) read the activations of another (columns); the outlined diagonal is each "
-        "probe at its own step. Where a row stays bright to the right, the feature keeps its directions. Buttons "
-        "change what the colours mean."
+        "probe at its own step. Brighter is better: where a row stays bright to the right, the feature keeps its "
+        "directions. Buttons change what the colours mean."
     )
     return [
         Section(
@@ -136,8 +136,8 @@ def unit_sections(rows: pd.DataFrame | None) -> list[Section]:
         Section(
             f"Single {_UNITS.get(name, _words(name))}, {_words(method)}",
             figure=units_figure(part),
-            note="How much the loss over the answer rises when this unit alone is replaced at every token. Hovering "
-            "shows 95 % intervals.",
+            note="How much the loss over the answer rises when one unit alone is replaced at every token. Hovering "
+            "over one shows the 95 % interval.",
             downloads={f"ablate_units_{name}_{method}": part},
         )
         for name, of_name in _parts(rows, "name")

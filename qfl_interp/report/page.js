@@ -46,6 +46,8 @@
     });
   };
 
+  // A link must not put a heading under the bar of links, which takes more lines the more sections there are.
+  document.documentElement.style.scrollPaddingTop = `${document.querySelector("nav").offsetHeight + 12}px`;
   for (const button of document.querySelectorAll("button[data-format]")) {
     button.addEventListener("click", () => save(plots[Number(button.dataset.figure)], button.dataset.format));
   }

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pandas as pd
 
 from qfl_interp.plots import Figure
-from qfl_interp.plots.theme import figure_json, format_power, plotly_script, template_json
+from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, plotly_script, template_json
 from qfl_interp.report.words import Finding
 
 # Nothing may be loaded from elsewhere, whatever a run's strings contain.
@@ -242,6 +242,8 @@ def _figure(section: Section, number: int) -> str:
     """The place plotly draws into, with its height reserved, export buttons and caption."""
     layout: Any = section.figure.layout if section.figure is not None else None
     height = int(layout.height or 450)
+    # Square cells leave the rest of a wide page empty, with the titles and the legend lost in it.
+    width = f";max-width:{PAPER_WIDTH}px" if layout.yaxis.scaleanchor else ""
     label = html.escape(section.title, quote=True)
     buttons = "".join(
         f'<button type="button" data-figure="{number}" data-format="{kind}">{kind.upper()}</button>'
@@ -249,7 +251,7 @@ def _figure(section: Section, number: int) -> str:
     )
     return (
         f'<figure><div class="scroll"><div class="plot" id="plot-{number}" role="img" aria-label="{label}" '
-        f'style="height:{height}px"></div></div><figcaption>{_prose(section.note)}'
+        f'style="height:{height}px{width}"></div></div><figcaption>{_prose(section.note)}'
         f'<p class="export">Save at paper size: {buttons}</p></figcaption></figure>'
     )
 

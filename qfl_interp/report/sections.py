@@ -169,6 +169,5 @@ def _ablation(ablate: pd.DataFrame | None) -> Section:
         table=_view(named, _ABLATION_COLUMNS),
         downloads={"ablate": ablate},
         note="Does the model use the features? Each one's probe directions are taken out while the model answers. "
-        "Hatched: controls that disturb the same places, by random directions, by those of another feature, and by a "
-        "random change of the same size. Whiskers: 95 % intervals.",
+        "Hatched: controls that disturb the same places. Whiskers: 95 % intervals.",
     )

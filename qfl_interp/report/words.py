@@ -65,12 +65,12 @@ METHODS: Final = """\
 - **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
   read, the corrupted run gets the clean run's component along some directions and keeps the rest of its own
   activation; a pair counts as flipped if the next differing token of its answer becomes the clean one. Beside
-  the probe's directions stand no swap, random directions of the same number and the whole activation
-  (Geiger et al., https://arxiv.org/abs/2106.02997).
+  the probe's directions stand those in which the classes' mean activations differ, no swap, random directions
+  of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
 - **Patching** writes one activation of the clean run, at one layer and position, into the corrupted run of such a
   pair. The scale is the corrupted run at 0 and the clean run at 1; the logit difference is the clean token's
-  logit less the corrupted one's where their answers first differ. **Attribution** is the gradient's
-  approximation of that effect.
+  logit less the corrupted one's at the first token from the label on in which their answers differ.
+  **Attribution** is the gradient's approximation of that effect.
 - **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
   by their value in another example. The rise of the answer's loss has a bootstrap 95 % interval over
   examples and a p-value (sign flips) corrected for the number of units of a step (Holm).
