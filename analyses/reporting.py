@@ -107,7 +107,7 @@ def stored_tables(run: Run, features: Sequence[str], config: ProbeConfig) -> dic
 def _is_curve(panel: Panel) -> bool:
     """Whether a panel has more than one step."""
     columns: list[Any] = [trace["x"] for trace in panel.traces]
-    return len({float(x) for column in columns for x in column if x > 0}) > 1
+    return len({float(x) for column in columns for x in column}) > 1
 
 
 def card(run: Run) -> dict[str, Any]:

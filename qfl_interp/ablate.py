@@ -18,11 +18,11 @@ from torch import Tensor
 from qfl_interp.ablations import BY_HEAD, Method, activations_at, replace, replacement_by
 from qfl_interp.controls import Control
 from qfl_interp.edits import RowInterventions, Rows
-from qfl_interp.forward import logits_at
+from qfl_interp.forward import logits_at, resumable, rows_logits
 from qfl_interp.generate import decode_greedy
-from qfl_interp.hooks import Intervention, Site, interventions_on
+from qfl_interp.hooks import Intervention, Site
 from qfl_interp.metrics import ExampleScores, evaluate
-from qfl_interp.model import HookedModel, HookedTransformer, model_device
+from qfl_interp.model import HookedModel, model_device
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Resid, Tokens
 from qfl_interp.task import Batch
@@ -46,7 +46,7 @@ def shared_prefix(model: HookedModel, tokens: Tokens, layer: int, *, chunk: int 
 
     None where nothing is saved: before block 0, or a model that cannot start at a block (a `TransformerBridge`).
     """
-    if layer <= 0 or not isinstance(model, HookedTransformer):
+    if layer <= 0 or not resumable(model):
         return None
     device = model_device(model)
     parts = [
@@ -64,7 +64,7 @@ def _first_block(interventions: Sequence[Intervention]) -> int:
 
 @torch.no_grad()
 def _logits_after(
-    model: HookedTransformer, prefix: Prefix, rows: slice, positions: slice, interventions: Sequence[Intervention]
+    model: HookedModel, prefix: Prefix, rows: slice, positions: slice, interventions: Sequence[Intervention]
 ) -> Tensor:
     """Logits at `positions`, from the prefix on; interventions on its very stream are applied to it."""
     resid, later = prefix.resid[rows], []
@@ -73,8 +73,7 @@ def _logits_after(
             resid = intervention.fn(resid)
         else:
             later.append(intervention)
-    with interventions_on(model, later):
-        return model(resid, start_at_layer=prefix.layer)[:, positions]
+    return rows_logits(model, None, positions, later, (prefix.layer, resid))
 
 
 def score_interventions(
@@ -101,7 +100,7 @@ def score_interventions(
 
     def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
         made = make(rows)
-        if prefix is not None and isinstance(model, HookedTransformer) and _first_block(made) >= prefix.layer:
+        if prefix is not None and _first_block(made) >= prefix.layer:
             return _logits_after(model, prefix, rows, positions, made).cpu()
         return logits_at(model, tokens, positions, made).cpu()
 

@@ -15,7 +15,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.fast_forward import fast_resid
 from qfl_interp.forward import is_fast
 from qfl_interp.hooks import Intervention, Site, interventions_on
-from qfl_interp.model import HookedModel, HookedTransformer, model_device
+from qfl_interp.model import HookedModel, HookedTransformer, layer_count, model_device
 from qfl_interp.shapes import Tokens
 from qfl_interp.task import NO_POSITION
 
@@ -164,11 +164,6 @@ def site_spans(
                 kept[name][index, :, :, start : start + n_examples] = part
         start += n_examples
     return {name: SiteSpan(name, places(name, layers, x.shape[1]), first, x.flatten(0, 1)) for name, x in kept.items()}
-
-
-def layer_count(model: HookedModel) -> int:
-    """How many blocks the model has."""
-    return int(model.cfg.n_layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
 
 def places(name: str, layers: Sequence[int], n_heads: int) -> tuple[Place, ...]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.errors import QflError
 from qfl_interp.fast_forward import fast_logits
 from qfl_interp.fast_support import require_supported
 from qfl_interp.hooks import Intervention, interventions_on
-from qfl_interp.model import HookedModel, model_device
+from qfl_interp.model import HookedModel, HookedTransformer, model_device
 from qfl_interp.shapes import Tokens
 
 
@@ -45,3 +45,39 @@ def logits_at(
         return fast_logits(model, tokens, positions)  # pyright: ignore[reportArgumentType]
     with interventions_on(model, interventions):
         return model(tokens)[:, positions]
+
+
+def resumable(model: HookedModel) -> bool:
+    """Whether the model can start at a layer from a residual stream and stop before its unembedding."""
+    return isinstance(model, HookedTransformer) and model.cfg.positional_embedding_type != "shortformer"
+
+
+@torch.no_grad()
+def rows_logits(
+    model: HookedModel,
+    tokens: Int[Tensor, "row pos"] | None,
+    span: slice,
+    interventions: Sequence[Intervention] = (),
+    start: tuple[int, Float[Tensor, "row pos d_model"]] | None = None,
+) -> Float[Tensor, "row scored d_vocab"]:
+    """Logits at `span` under interventions.
+
+    Args:
+        model: Any hooked model.
+        tokens: What it reads, on its device; None where the run starts inside the model.
+        span: Positions whose logits are asked for.
+        interventions: Installed for this call.
+        start: A layer and the residual stream before it. Where the model is `resumable` the run starts there, and
+            `tokens` are not read: no intervention may then be at an earlier layer.
+    """
+    if not resumable(model):
+        with interventions_on(model, interventions):
+            return model(tokens)[:, span]
+    assert isinstance(model, HookedTransformer)
+    layer, inputs = (None, tokens) if start is None else start
+    with interventions_on(model, interventions):
+        resid = model(inputs, start_at_layer=layer, stop_at_layer=model.cfg.n_layers)[:, span]
+    # As HookedTransformer.forward ends, at the positions asked for alone.
+    logits = model.unembed(resid if model.cfg.normalization_type is None else model.ln_final(resid))
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits

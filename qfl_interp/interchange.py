@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qfl_interp.edits import edit_at
+from qfl_interp.forward import rows_logits
 from qfl_interp.hooks import Intervention, Site, capture
 from qfl_interp.model import HookedModel, model_device
-from qfl_interp.pairs import PairScores, PatchPairs, logit_difference, normalise, rows_logits, score_pairs
+from qfl_interp.pairs import PairScores, PatchPairs, logit_difference, normalise, score_pairs
 from qfl_interp.projection import affine_projection
 
 Condition = Literal["none", "feature", "mean_shift", "random", "whole"]

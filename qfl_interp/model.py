@@ -28,6 +28,7 @@ __all__ = [
     "build_hooked",
     "build_model",
     "hooked_from_hf",
+    "layer_count",
     "load_parameters",
     "model_device",
     "model_on",
@@ -186,6 +187,11 @@ def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
     if isinstance(model, HookedTransformer | TransformerBridge):
         return model.to(device, print_details=False)
     return model.to(device)
+
+
+def layer_count(model: HookedModel) -> int:
+    """How many blocks the model has."""
+    return int(model.cfg.n_layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
 
 def model_device(model: nn.Module) -> torch.device:

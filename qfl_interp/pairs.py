@@ -6,7 +6,6 @@ scored position of both runs is then defined by one forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -16,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.hooks import Intervention, interventions_on
+from qfl_interp.forward import rows_logits
 from qfl_interp.metrics import score_logits, scored_span, targets
-from qfl_interp.model import HookedModel, HookedTransformer, model_device
+from qfl_interp.model import HookedModel, model_device
 from qfl_interp.shapes import LossMask, Tokens
 from qfl_interp.task import Pairs, Task
 
@@ -175,47 +174,6 @@ def normalise(change: Float[np.ndarray, "*place"], gap: Float[np.ndarray, "*#pla
     """
     told_apart = np.abs(gap) >= MIN_GAP
     return np.where(told_apart, change / np.where(told_apart, gap, 1.0), np.nan)
-
-
-def resumable(model: HookedModel) -> bool:
-    """Whether the model can start at a layer from a residual stream and stop before its unembedding."""
-    return isinstance(model, HookedTransformer) and model.cfg.positional_embedding_type != "shortformer"
-
-
-def n_layers(model: HookedModel) -> int:
-    """How many blocks the model has."""
-    return int(model.cfg.n_layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-
-
-@torch.no_grad()
-def rows_logits(
-    model: HookedModel,
-    tokens: Int[Tensor, "row pos"],
-    span: slice,
-    interventions: Sequence[Intervention] = (),
-    start: tuple[int, Float[Tensor, "row pos d_model"]] | None = None,
-) -> Float[Tensor, "row scored d_vocab"]:
-    """Logits at `span` under interventions.
-
-    Args:
-        model: Any hooked model.
-        tokens: What it reads, on its device.
-        span: Positions whose logits are asked for.
-        interventions: Installed for this call.
-        start: A layer and the residual stream before it. Where the model is `resumable` the run starts there, and
-            `tokens` are not read: no intervention may then be at an earlier layer.
-    """
-    if not resumable(model):
-        with interventions_on(model, interventions):
-            return model(tokens)[:, span]
-    assert isinstance(model, HookedTransformer)
-    layer, inputs = (None, tokens) if start is None else start
-    with interventions_on(model, interventions):
-        resid = model(inputs, start_at_layer=layer, stop_at_layer=model.cfg.n_layers)[:, span]
-    # As HookedTransformer.forward ends, at the positions asked for alone.
-    logits = model.unembed(resid if model.cfg.normalization_type is None else model.ln_final(resid))
-    cap = model.cfg.output_logits_soft_cap
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def end_scores(model: HookedModel, pairs: PatchPairs, tokens: Int[Tensor, "pair pos"], chunk_rows: int) -> PairScores:

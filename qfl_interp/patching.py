@@ -11,37 +11,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qfl_interp.activations import HEAD_SITES, Place
 from qfl_interp.edits import edit_at
+from qfl_interp.forward import resumable, rows_logits
 from qfl_interp.hooks import Intervention, Site, capture
-from qfl_interp.model import HookedModel, model_device
-from qfl_interp.pairs import (
-    Metric,
-    PairScores,
-    PatchPairs,
-    end_scores,
-    n_layers,
-    normalise,
-    patch_pairs,
-    resumable,
-    rows_logits,
-    score_pairs,
-)
+from qfl_interp.model import HookedModel, layer_count, model_device
+from qfl_interp.pairs import Metric, PairScores, PatchPairs, end_scores, normalise, patch_pairs, score_pairs
 
 __all__ = ["ALL_POSITIONS", "NO_HEAD", "PatchPairs", "PatchScores", "Place", "patch_pairs", "patch_sweep"]
 
-# Sites whose activation is one vector a position, and those that have one a head.
+# Sites whose activation is one vector a position; those of `HEAD_SITES` have one a head.
 STREAM_COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-HEAD_COMPONENTS = ("z", "q", "k", "v")
 # In `Place`: the activation of all heads, or one that has none. In `PatchScores.positions`: every position at once.
 NO_HEAD = -1
 ALL_POSITIONS = -1
-
-
-class Place(NamedTuple):
-    """A layer and, for q, k, v and z, one of its heads (`NO_HEAD` otherwise)."""
-
-    layer: int
-    head: int = NO_HEAD
 
 
 @dataclass(frozen=True)
@@ -110,12 +93,12 @@ def resolve_places(
     Raises:
         ValueError: An unknown component, a layer or head that is not there, or heads of a component without heads.
     """
-    if component not in STREAM_COMPONENTS + HEAD_COMPONENTS:
-        raise ValueError(f"component must be one of {STREAM_COMPONENTS + HEAD_COMPONENTS}, got {component!r}.")
-    chosen = _among("layers", layers, n_layers(model))
+    if component not in STREAM_COMPONENTS + HEAD_SITES:
+        raise ValueError(f"component must be one of {STREAM_COMPONENTS + HEAD_SITES}, got {component!r}.")
+    chosen = _among("layers", layers, layer_count(model))
     if component in STREAM_COMPONENTS:
         if heads is not None:
-            raise ValueError(f"heads go with one of {HEAD_COMPONENTS}, got heads={list(heads)} of {component!r}.")
+            raise ValueError(f"heads go with one of {HEAD_SITES}, got heads={list(heads)} of {component!r}.")
         return tuple(Place(layer) for layer in chosen)
     # Asked of the activation itself: keys and values may have fewer heads than queries.
     site = Site(chosen[0], component)

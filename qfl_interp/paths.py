@@ -11,19 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qfl_interp.forward import resumable, rows_logits
 from qfl_interp.hooks import Intervention, Site, capture, interventions_on
-from qfl_interp.model import HookedModel, model_device
-from qfl_interp.pairs import (
-    Metric,
-    PairScores,
-    PatchPairs,
-    end_scores,
-    n_layers,
-    normalise,
-    resumable,
-    rows_logits,
-    score_pairs,
-)
+from qfl_interp.model import HookedModel, layer_count, model_device
+from qfl_interp.pairs import Metric, PairScores, PatchPairs, end_scores, normalise, score_pairs
 from qfl_interp.patching import resolve_places
 
 SENDERS = ("z", "attn_out", "mlp_out")
@@ -131,7 +122,7 @@ def path_patch(
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     _check(model, pairs, senders, ends)
-    at = [node.layer for node in ends] or [n_layers(model) - 1]
+    at = [node.layer for node in ends] or [layer_count(model) - 1]
     layers = range(min(at), max(at) + 1)
     parts: list[PairScores] = []
     for row in torch.arange(len(senders) * len(pairs)).split(chunk_rows):

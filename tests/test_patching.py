@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from qfl_interp import pairs as pairs_module
-from qfl_interp import patching
+from qfl_interp import forward, patching
 from qfl_interp.errors import QflError
+from qfl_interp.forward import rows_logits
 from qfl_interp.metrics import answer_only
 from qfl_interp.model import build_model
-from qfl_interp.pairs import MIN_GAP, PairScores, PatchPairs, normalise, patch_pairs, rows_logits, score_pairs
+from qfl_interp.pairs import MIN_GAP, PairScores, PatchPairs, normalise, patch_pairs, score_pairs
 from qfl_interp.patching import ALL_POSITIONS, NO_HEAD, PatchScores, Place, patch_sweep
 from qfl_interp.task import Batch, Pairs
 
@@ -252,7 +252,7 @@ def test_chunks_and_models_that_cannot_start_in_the_middle_change_nothing(model,
         found = patch_sweep(model, pairs, **options, chunk_rows=chunk_rows)
         assert_same(found, (whole.logit_diff, whole.loss, whole.exact))
         np.testing.assert_allclose(found.clean.loss, whole.clean.loss, rtol=1e-12)
-    for module in (patching, pairs_module):
+    for module in (patching, forward):
         monkeypatch.setattr(module, "resumable", lambda model: False)
     assert_same(patch_sweep(model, pairs, **options), (whole.logit_diff, whole.loss, whole.exact))
 

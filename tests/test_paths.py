@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from qfl_interp import pairs as pairs_module
-from qfl_interp import paths
+from qfl_interp import forward, paths
 from qfl_interp.hooks import Site
 from qfl_interp.model import build_model
 from qfl_interp.pairs import patch_pairs, score_pairs
@@ -210,7 +209,7 @@ def test_receivers_are_written_together(model, pairs, caches):
 def test_models_that_cannot_stop_early_give_the_same(model, pairs, monkeypatch):
     receivers = [Node(Site(1, "k"), 0)]
     expected = path_patch(model, pairs, [z(0, 0)], receivers).loss
-    for module in (paths, pairs_module):
+    for module in (paths, forward):
         monkeypatch.setattr(module, "resumable", lambda model: False)
     np.testing.assert_allclose(path_patch(model, pairs, [z(0, 0)], receivers).loss, expected, rtol=1e-9)
 

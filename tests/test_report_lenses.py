@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import ablate_units, patch, reporting, transfer
+from analyses import ablate, ablate_units, patch, reporting, transfer
 from analyses.interchanging import corrected
 from analyses.reporting import stored_tables
 from analyses.stored import stored_rows
@@ -302,5 +302,9 @@ def test_a_report_shows_the_lenses_that_were_computed_and_computes_no_other(run_
     ablate_units(run_copy, n=8, **quiet)
     own = ["Probes carried over: carry", "Patching: carry, label 3", "Single attention heads, mean"]
     assert titles() == [*expected[:3], own[0], "Ablation", *own[1:], *expected[4:]]
+    ablate(run_copy, "carry", run_copy.steps[-2:], config=CONFIG, n_trials=2, **quiet)
+    assert "Ablation over training: carry, project out" in titles()
+    # Its panel stands in the timeline too.
+    assert (run_copy.path / "report.html").read_text(encoding="utf-8").count("Ablating carry") == 2
     assert not run_copy.table("mdl").parts()
     assert not run_copy.table("interchange").parts()

@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from qfl_interp.activations import CHUNK, SiteSpan, check_span, layer_count
+from qfl_interp.activations import CHUNK, SiteSpan, check_span
 from qfl_interp.checkpoint import step_name
 from qfl_interp.errors import QflError
-from qfl_interp.model import HookedModel
+from qfl_interp.model import HookedModel, layer_count
 from qfl_interp.progress import progress_bar
 from qfl_interp.shapes import Tokens
 from qfl_interp.store.entry import (
