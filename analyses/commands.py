@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ def capture(
     n: Annotated[int, typer.Option(help="Examples that probes are fitted on.")] = 10_000,
     n_test: Annotated[int, typer.Option(help="Examples they are scored on.")] = 1_000,
     seed: Annotated[int, typer.Option(help="Draws the examples.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="bfloat16 takes half the space.")] = "float32",
     device: Device = "cpu",
     quiet: Quiet = False,
     as_json: AsJson = False,

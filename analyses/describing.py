@@ -28,6 +28,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.plots import mdl_figure
 from qfl_interp.probes import PROBE_LOSS, online_code
 from qfl_interp.series import Series, Steps
+from qfl_interp.tables import select
 
 LENS = "mdl"
 
@@ -89,7 +90,7 @@ def mdl(
         f"Description length in {run.run_id}: compression at each label's best layer, mean over labels",
         _summary(rows),
         rows,
-        lambda: mdl_figure(rows[rows["feature"] == names[0]]),
+        lambda: mdl_figure(select(rows, feature=names[0])),
     )
 
 
@@ -135,6 +136,6 @@ def _describe_at(
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One line a feature and model: the mean over labels of the highest compression among layers."""
     keys = ["feature", "source", "model_seed", "step"]
-    best = rows.groupby([*keys, "label"], as_index=False)["compression"].max()
-    means = best.groupby(keys, as_index=False)["compression"].mean()
-    return means[["feature", "source", "step", "compression"]]
+    best = pd.DataFrame(rows.groupby([*keys, "label"], as_index=False)["compression"].max())
+    means = pd.DataFrame(best.groupby(keys, as_index=False)["compression"].mean())
+    return means.filter(["feature", "source", "step", "compression"])

@@ -14,14 +14,14 @@ import torch
 
 from analyses.ablation import stored_probes
 from analyses.checkpoints import over_checkpoints
-from analyses.patching import chosen_labels
+from analyses.patching import chosen_labels, deciding_features
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe
-from analyses.result import Result, chosen_features, trained_at
+from analyses.result import Result, trained_at
 from qfl_interp.activations import HEAD_SITES
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data import held_out_pairs
-from qfl_interp.interchange import InterchangeScores, interchange_scores
+from qfl_interp.interchange import Condition, InterchangeScores, interchange_scores
 from qfl_interp.pairs import PatchPairs, patch_pairs
 from qfl_interp.plots import interchange_figure
 from qfl_interp.probes import independent
@@ -32,7 +32,7 @@ from qfl_interp.tables import column, groups, select
 
 LENS = "interchange"
 # Conditions, and what the summary calls them.
-_SWAPPED = {
+_SWAPPED: dict[Condition, str] = {
     "none": "nothing",
     "feature": "probe",
     "mean_shift": "class means",
@@ -65,7 +65,7 @@ def interchange(
 
     Args:
         run: What to look at.
-        features: Names; by default those of the task with `by_default`.
+        features: Names; by default those of the task with `by_default` whose pairs change the answer.
         steps: As in `probe`; the last checkpoint by default.
         config: The probes'; `config.site` is what is swapped, one without heads.
         labels: Which labels the pairs differ in; the middle one by default.
@@ -96,7 +96,8 @@ def interchange(
         )
     at, table = run.resolve_steps(steps), run.table(LENS)
     settings = hashlib.sha256(repr((n_pairs, n_random)).encode()).hexdigest()[:12]
-    targets = [(f.name, label) for f in chosen_features(run, features) for label in chosen_labels(f, labels)]
+    chosen, left_out = deciding_features(run, features, labels, config.seed)
+    targets = [(f.name, label) for f in chosen for label in chosen_labels(f, labels)]
 
     def part(step: int, name: str, label: int) -> str:
         return f"{part_name(trained_at(step), name, config)}-{label}-{settings}"
@@ -112,7 +113,7 @@ def interchange(
     rows = corrected(table.read([part(step, *target) for step in at for target in targets]))
     shown = select(rows, feature=targets[0][0])
     return Result(
-        f"Interchange in {run.run_id}: share of answers that follow what was swapped",
+        f"Interchange in {run.run_id}: share of answers that follow what was swapped" + left_out,
         _summary(rows),
         rows,
         lambda: interchange_figure(shown),
@@ -216,6 +217,6 @@ def corrected(rows: pd.DataFrame) -> pd.DataFrame:
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a step, feature, label and layer: one column a condition."""
     keys = ["feature", "label", "step", "layer"]
-    named = rows.assign(swapped=rows["condition"].map(_SWAPPED))
+    named = rows.assign(swapped=[_SWAPPED[condition] for condition in rows["condition"]])
     wide = named.pivot_table(index=keys, columns="swapped", values="flipped", sort=False).reset_index()
-    return wide.rename_axis(columns=None)[[*keys, *_SWAPPED.values()]]
+    return wide.rename_axis(columns=None).filter([*keys, *_SWAPPED.values()])

@@ -21,6 +21,7 @@ from qfl_interp.patching import PatchScores, patch_pairs, patch_sweep
 from qfl_interp.plots import patch_figure
 from qfl_interp.seeding import generator
 from qfl_interp.series import Series, Steps
+from qfl_interp.tables import select
 from qfl_interp.task import Feature, Task
 
 LENS = "patch"
@@ -107,12 +108,7 @@ def patch(
             pairs leave the answer alone.
     """
     settings = PatchSettings(n_pairs, seed, attribution)
-    chosen, left_out = chosen_features(run, features), []
-    if features is None:
-        left_out = [feature.name for feature in chosen if not _decides(run, feature, labels, settings)]
-        chosen = [feature for feature in chosen if feature.name not in left_out]
-    if not chosen:
-        raise QflError(f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch.")
+    chosen, left_out = deciding_features(run, features, labels, seed)
     wanted_components = [components] if isinstance(components, str) else list(components)
     wanted = [
         Target(step, feature.name, label, component)
@@ -123,13 +119,13 @@ def patch(
     ]
     table = run.table(LENS)
     missing = [target for target in wanted if not table.has(f"{target}-{settings.digest()}")]
-    work = functools.partial(_patch_at, run, settings, device)
-    over_checkpoints(missing, dict, work, label="patching", jobs=jobs, progress=progress)
+    prepare, work = functools.partial(_Loaded, run, settings, device), functools.partial(_patch_at, run, settings)
+    over_checkpoints(missing, prepare, work, label="patching", jobs=jobs, progress=progress)
     rows = table.read([f"{target}-{settings.digest()}" for target in wanted])
-    shown = rows[(rows["feature"] == wanted[0].feature) & (rows["label"] == wanted[0].label)]
+    shown = select(rows, feature=wanted[0].feature, label=wanted[0].label)
     return Result(
         f"Patching in {run.run_id}: the clean activation that brings most of the answer back (0 corrupted, 1 clean)"
-        + (f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""),
+        + left_out,
         _summary(rows),
         rows,
         lambda: patch_figure(shown),
@@ -153,12 +149,30 @@ def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[
     return chosen
 
 
-def _decides(run: Series, feature: Feature, labels: int | Sequence[int] | None, settings: PatchSettings) -> bool:
+def deciding_features(
+    run: Series, features: str | Sequence[str] | None, labels: int | Sequence[int] | None, seed: int
+) -> tuple[list[Feature], str]:
+    """The features to patch (where none is named, all whose pairs change the answer), and what to say of the others.
+
+    Raises:
+        QflError: Unknown feature, or none is left.
+        ValueError: A label that a feature does not have.
+    """
+    chosen = chosen_features(run, features)
+    if features is not None:
+        return chosen, ""
+    kept = [feature for feature in chosen if _decides(run, feature, chosen_labels(feature, labels), seed)]
+    if not kept:
+        raise QflError(f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch.")
+    left_out = [feature.name for feature in chosen if feature not in kept]
+    return kept, f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""
+
+
+def _decides(run: Series, feature: Feature, labels: Sequence[int], seed: int) -> bool:
     """Whether the answer hangs on the labels as the feature's pairs change them."""
-    few, wanted = settings._replace(n_pairs=min(settings.n_pairs, 16)), chosen_labels(feature, labels)
     try:
-        for label in wanted:
-            pairs_of(run, feature.name, label, few)
+        for label in labels:
+            pairs_of(run, feature.name, label, PatchSettings(16, seed, attribution=False))
     except ValueError:
         return False
     return True
@@ -170,30 +184,25 @@ def pairs_of(run: Series, feature: str, label: int, settings: PatchSettings) -> 
     return patch_pairs(run.task, drawn, run.task.feature(feature).positions(drawn.clean)[:, label])
 
 
-def _patch_at(
-    run: Series,
-    settings: PatchSettings,
-    device: str | torch.device,
-    cached: dict[object, object],
-    target: Target,
-) -> None:
+class _Loaded:
+    """The last model and the last pairs of a process: targets come step by step and share them."""
+
+    def __init__(self, run: Series, settings: PatchSettings, device: str | torch.device) -> None:
+        self.model = functools.lru_cache(maxsize=1)(lambda step: run.load_model(step, device=device))
+        self.pairs = functools.lru_cache(maxsize=8)(lambda name, label: pairs_of(run, name, label, settings))
+
+
+def _patch_at(run: Series, settings: PatchSettings, loaded: _Loaded, target: Target) -> None:
     """Patch one component at one checkpoint and write the rows."""
-    # Targets come step by step: the last model and the last pairs serve again.
-    if cached.get("step") != target.step:
-        cached |= {"step": target.step, "model": run.load_model(target.step, device=device)}
-    what = (target.feature, target.label)
-    if cached.get("what") != what:
-        cached |= {"what": what, "pairs": pairs_of(run, *what, settings)}
-    model, pairs = cached["model"], cached["pairs"]
-    assert isinstance(pairs, PatchPairs)
+    model, pairs = loaded.model(target.step), loaded.pairs(target.feature, target.label)
     scores = patch_sweep(model, pairs, component=target.component)
     rng = generator(settings.seed, f"patch/bootstrap/{target.feature}/{target.label}/{target.component}", target.step)
     rows = _rows(scores, pairs, run.task, rng)
     rows["attribution"], rows["attribution_r"] = np.nan, np.nan
     if settings.attribution:
-        approximate = attribution_patch(model, pairs, component=target.component, integrated=_GRADIENTS).normalised()
-        rows["attribution"] = approximate.ravel()
-        rows["attribution_r"] = attribution_error(scores.normalised(), approximate).pearson_r
+        found = attribution_patch(model, pairs, component=target.component, integrated=_GRADIENTS).normalised()
+        rows["attribution"] = found.ravel()
+        rows["attribution_r"] = attribution_error(scores.normalised(), found).pearson_r
     where = {**target._asdict(), "flops": run.flops(target.step), "analysis": settings.digest()}
     run.table(LENS).write(f"{target}-{settings.digest()}", rows.assign(**run.identity(), **where))
 

@@ -177,7 +177,9 @@ def _probe_at(
     # Loaded when activations are computed, not when they are read from the store.
     load = functools.cache(lambda: at.load(run, device))
     kept = ActivationStore(run.path / "activations") if store and at.untrained < 0 else None
-    spans = {part: _span(run, load, at, part, part_of, config, kept) for part, part_of in data._asdict().items()}
+    read = functools.partial(_span, run, load, at, config=config, kept=kept)
+    train, test = read("train", data.train), read("test", data.test)
+    validation = read("validation", data.validation) if len(data.validation) else None
     where = {
         "source": at.source,
         "model_seed": at.seed(run),
@@ -187,15 +189,10 @@ def _probe_at(
         "settings": config.digest(),
     }
     for feature in lacking:
-        sets = {
-            part: None if span is None else feature_data(feature, span, getattr(data, part))
-            for part, span in spans.items()
-        }
-        train, test = sets["train"], sets["test"]
-        assert train is not None
-        assert test is not None
-        rows, tensors = _fit(feature, train, test, sets["validation"], config)
-        placed = rows.assign(**place_columns(spans["train"].places, train.x.shape[1]))
+        fit_on, score_on = feature_data(feature, train, data.train), feature_data(feature, test, data.test)
+        choose_on = None if validation is None else feature_data(feature, validation, data.validation)
+        rows, tensors = _fit(feature, fit_on, score_on, choose_on, config)
+        placed = rows.assign(**place_columns(train.places, fit_on.x.shape[1]))
         table.write(part_name(str(at), feature.name, config), placed.assign(**run.identity(), **where), tensors)
 
 
@@ -205,15 +202,14 @@ def _span(
     at: ModelAt,
     part: str,
     examples: Examples,
+    *,
     config: ProbeConfig,
     kept: ActivationStore | None,
-) -> SiteSpan | None:
-    """The activations over all positions that some feature of the task reads; None where there are no examples.
+) -> SiteSpan:
+    """The activations over all positions that some feature of the task reads.
 
     Not only the features asked for: another span rounds otherwise, and a part must not depend on its company.
     """
-    if len(examples) == 0:
-        return None
     first, last = read_span(run.task, examples)
     tokens = run.task.encode(examples).tokens
     if kept is None:

@@ -12,7 +12,7 @@ import torch
 
 from analyses import ablation, describing, interchanging, patching, transferring, unit_ablation
 from analyses.ablation import ablate
-from analyses.emerging import emergence_tables
+from analyses.emerging import emergence_tables, with_loss_curve
 from analyses.probing import probe
 from analyses.result import chosen_features
 from analyses.stored import stored_rows
@@ -21,12 +21,12 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.plots import Panel
 from qfl_interp.report import findings, standard_sections, write_report
 from qfl_interp.run import Run
-from qfl_interp.series import Steps
+from qfl_interp.series import Series, Steps
 from qfl_interp.tables import distinct, select
 
 
 def report(
-    run: Run,
+    run: Series,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -58,7 +58,7 @@ def report(
     Returns:
         Where the page is.
     """
-    config = config or ProbeConfig()
+    run, config = with_loss_curve(run), config or ProbeConfig()
     last = run.resolve_steps(steps)[-1]
     how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
     names = [feature.name for feature in chosen_features(run, features)]

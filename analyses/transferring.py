@@ -21,6 +21,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.plots import transfer_figure
 from qfl_interp.probes import PROBE_LOSS, load_probes
 from qfl_interp.series import Series, Steps
+from qfl_interp.tables import select
 
 LENS = "transfer"
 
@@ -79,7 +80,7 @@ def transfer(
         f"Carry-forward of the probes of {run.run_id}: test loss, fitted and evaluated at",
         _summary(rows),
         rows,
-        lambda: transfer_figure(rows[rows["feature"] == names[0]]),
+        lambda: transfer_figure(select(rows, feature=names[0])),
     )
 
 

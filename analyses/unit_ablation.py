@@ -18,6 +18,7 @@ from qfl_interp.plots import units_figure
 from qfl_interp.seeding import generator
 from qfl_interp.series import Series, Steps
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
+from qfl_interp.tables import select
 from qfl_interp.task import Batch
 
 LENS = "ablate_units"
@@ -82,9 +83,9 @@ def ablate_units(
     columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]
     return Result(
         f"{site} of {run.run_id}, one unit at a time ({method}): the largest increases of the answer's loss (nats)",
-        rows.nlargest(12, "loss_increase")[[*columns, "p_value_holm"]],
+        rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
-        lambda: units_figure(rows[rows["step"] == at[-1]]),
+        lambda: units_figure(select(rows, step=at[-1])),
     )
 
 
