@@ -77,9 +77,10 @@ def ablate(
     For each label the layers with the lowest training loss are taken; the ablation acts there (at the probes' site) at
     the token where the label is read, in every example. With a pooled probe it acts at every token from the first label
     to the last. Controls disturb the same places, `n_trials` times each: "random" takes out as many random directions,
-    through the mean activation; "random_feature" as many directions of the call's other features; "same_norm" adds
-    random vectors exactly as long as the ablation's changes, example by example. Examples are the probes' test set,
-    which neither the model nor the probes were fitted on. Probes that are missing are fitted first.
+    through the mean activation; "random_feature" as many directions of the call's other features (left out where they
+    have too few); "same_norm" adds random vectors exactly as long as the ablation's changes, example by example.
+    Examples are the probes' test set, which neither the model nor the probes were fitted on. Probes that are missing
+    are fitted first.
 
     Args:
         run: What to look at.

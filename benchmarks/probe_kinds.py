@@ -214,7 +214,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     of a multilabel feature; numbers by least squares and along a path of 5 ridge penalties. Classes and numbers come
     with a shuffled copy, as the probe lens fits them.
     """
-    n = 1_000 if quick else 10_000
+    n = 1_000 if quick else 4_000
     classifiers = {"LogisticRegression": _classifier, "newton-cholesky to tol=1e-8": _exact_classifier}
     cases = (
         ("softmax, untrained model", "categorical", classifiers, _with_shuffled(*_untrained(n + 1_000))),

@@ -27,6 +27,8 @@ Train a run, then look at it through several lenses on one compute axis. A first
     qfl train addition --length 16 --budget 3e12 --out runs/add16
     qfl probe runs/add16
     qfl emergence runs/add16
+    qfl patch runs/add16 carry
+    qfl interchange runs/add16 carry
     qfl ablate runs/add16
     qfl report runs/add16
 
