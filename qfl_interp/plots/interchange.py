@@ -19,7 +19,7 @@ from qfl_interp.tables import column, distinct, records, select
 _COLUMNS: Final = 3
 _CELL_HEIGHT: Final = 170
 _GAP: Final = 44
-_ABOVE: Final = 56
+_ABOVE: Final = 74
 _OFFSET: Final = 0.14
 
 
@@ -42,7 +42,7 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     titles = {at: step_title(select(rows, step=at), words(rows["feature"].iloc[0])) for at in steps}
     n_rows = math.ceil(len(labels) / _COLUMNS)
     inner = n_rows * _CELL_HEIGHT + (n_rows - 1) * _GAP
-    margin = {"l": 62, "r": 18, "t": 96, "b": bottom_margin(steps)}
+    margin = {"l": 62, "r": 18, "t": 114, "b": bottom_margin(steps)}
     figure = new_figure(f"interchange_{rows['feature'].iloc[0]}", inner + margin["t"] + margin["b"])
     figure.add_traces([_trace(fields) for fields in contents[first]])
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
