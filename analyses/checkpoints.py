@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 import torch
@@ -65,7 +65,7 @@ def _done(
             yield item
         return
     # Here, where an argument that cannot go to another process is an error: the pool may wait for it forever.
-    pickle.dumps((prepare, work))
+    ForkingPickler.dumps((prepare, work))
     processes = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=processes) as pool:
         futures: dict[Future[None], ItemT] = {pool.submit(_one, prepare, work, item): item for item in items}

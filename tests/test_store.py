@@ -217,6 +217,7 @@ from qfl_interp.config import ModelConfig
 from qfl_interp.model import build_hooked
 from qfl_interp.store import ActivationStore, StoreKey, writing
 writing._SAVE_EVERY = int(sys.argv[2])
+torch.set_num_threads(1)  # as in the tests: the same bits
 model = build_hooked(ModelConfig(d_model=16, n_layers=4), d_vocab=5, n_ctx=9, seed=0)
 tokens = torch.arange(2000 * 9).view(2000, 9) % 5
 true = writing._write
