@@ -16,7 +16,7 @@ from torch import Tensor
 from analyses.checkpoints import over_checkpoints
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe, probe_data
-from analyses.result import Result, chosen_features, trained_at
+from analyses.result import Result, chosen_features, chosen_labels, trained_at
 from qfl_interp.ablate import score_ablation
 from qfl_interp.ablations import activations_at, donors_of, mean, mean_of, resample, zero
 from qfl_interp.activations import HEAD_SITES
@@ -45,12 +45,13 @@ _CONDITION = {"random": "random", "feature": "random_feature", "same_norm": "sam
 
 
 class AblationSettings(NamedTuple):
-    """What decides the numbers beside the model and the probes."""
+    """What decides the numbers beside the model and the probes; no labels: all of them."""
 
     method: str
     top_k: int
     epsilon: float
     n_trials: int
+    labels: tuple[int, ...] = ()
 
     def part(self, step: int, feature: str, others: Sequence[str], config: ProbeConfig) -> str:
         """The table part of a step and feature; `others` lend directions to a control."""
@@ -67,6 +68,7 @@ def ablate(
     method: str = "project_out",
     top_k: int = 1,
     epsilon: float = 1.0,
+    labels: int | Sequence[int] | None = None,
     n_trials: int = 32,
     jobs: int = 1,
     device: str | torch.device = "cpu",
@@ -91,6 +93,9 @@ def ablate(
             example's) replace the whole activation there, with the same-norm control alone.
         top_k: Layers, those of the best probes first.
         epsilon: Strength; 1 removes the component, 0 changes nothing.
+        labels: Only these labels, all by default. A label whose value is the very next token of the answer, such as the
+            last carry of a sum, costs that token when it is taken out of the last block, whatever else the model does:
+            leave it out to ask about the others.
         n_trials: Trials of every control; 19 is the fewest that can reach p = 0.05 by rank.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
@@ -98,7 +103,8 @@ def ablate(
 
     Returns:
         One row a step, feature and condition: intact, ablated, and the controls. Intervals are 95 % percentile
-        bootstraps over examples; for a control of each example's mean over trials. p_value_paired: sign-flip test over
+        bootstraps over examples; for a control of each example's mean over trials. difference: the ablated model's
+        exact match less this control's, negative where the feature matters more. p_value_paired: sign-flip test over
         examples, ablated against this control's mean, on the answer's exact match, two-sided; the row "ablated" repeats
         that of the first control. p_value_trials: rank of the ablated model's exact match among the control's trials,
         one-sided. p_value_holm: the paired one, Holm-corrected over the features of this call, for each step and
@@ -106,12 +112,15 @@ def ablate(
 
     Raises:
         QflError: Unknown feature or step, or a feature none of whose probes could be fitted.
-        ValueError: An unknown method, a site with heads, or `n_trials` or `top_k` below 1.
+        ValueError: An unknown method or label, a site with heads, `epsilon` outside [0, 1], or `n_trials` or `top_k`
+            below 1.
     """
     config = config or ProbeConfig()
-    settings = AblationSettings(method, top_k, epsilon, n_trials)
+    chosen = chosen_features(run, features)
+    only = () if labels is None else tuple(sorted({label for f in chosen for label in chosen_labels(f, labels)}))
+    settings = AblationSettings(method, top_k, epsilon, n_trials, only)
     _check(settings, config)
-    names = [f.name for f in chosen_features(run, features)]
+    names = [f.name for f in chosen]
     at = run.resolve_steps(steps)
     table = run.table(LENS)
 
@@ -128,10 +137,10 @@ def ablate(
         missing, functools.partial(_test_examples, run, config), work, label="ablating", jobs=jobs, progress=progress
     )
     rows = _corrected(table.read([part(step, name) for step in at for name in names]))
-    columns = ["step", "feature", "condition", "exact_answer", "exact_answer_low", "exact_answer_high", "loss_answer"]
+    columns = ["step", "feature", "condition", "exact_answer", "loss_answer"]
     return Result(
         f"Ablation in {run.run_id} ({method}): exact match and loss (nats) over the answer alone",
-        rows.filter([*columns, "p_value_holm"]),
+        rows.filter([*columns, "difference", "p_value_holm"]),
         rows,
         lambda: (ablation_figure if len(at) == 1 else ablation_over_steps_figure)(rows),
     )
@@ -143,6 +152,8 @@ def _check(settings: AblationSettings, config: ProbeConfig) -> None:
         raise ValueError(f"method must be one of {METHODS}, got {settings.method!r}.")
     if settings.n_trials < 1:
         raise ValueError(f"n_trials must be at least 1, got {settings.n_trials}. The paper uses 32.")
+    if not 0 <= settings.epsilon <= 1:
+        raise ValueError(f"epsilon must lie in [0, 1], got {settings.epsilon}. 1 removes the component.")
     if settings.top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {settings.top_k}. The paper uses 1.")
     if config.site in HEAD_SITES:
@@ -173,7 +184,7 @@ def _ablate_at(
             continue
         feature = run.task.feature(name)
         others = [run.task.feature(other) for other in parts[step] if other != name]
-        planes = _planes(run, feature, step, examples, settings.top_k, config)
+        planes = _planes(run, feature, step, examples, settings, config)
         make, controls = _conditions(run, model, batch, planes, others, step, settings, config)
         rng = generator(config.seed, f"ablate/{feature.name}", step)
         scores = score_ablation(model, batch, make, controls, n_trials=settings.n_trials, rng=rng)
@@ -186,6 +197,7 @@ def _ablate_at(
             method=settings.method,
             top_k=settings.top_k,
             epsilon=settings.epsilon,
+            labels=",".join(map(str, settings.labels)) or "all",
             pooled=config.pooled,
             settings=config.digest(),
             analysis=part.rpartition("-")[2],
@@ -219,21 +231,25 @@ def stored_probes(run: Series, feature: Feature, step: int, config: ProbeConfig)
     return StoredProbes(weight.float(), intercept.float(), fitted, loss)
 
 
-def _planes(run: Series, feature: Feature, step: int, examples: Examples, top_k: int, config: ProbeConfig) -> Planes:
+def _planes(
+    run: Series, feature: Feature, step: int, examples: Examples, settings: AblationSettings, config: ProbeConfig
+) -> Planes:
     """What is projected out: the stored probes of this step at each label's best layers."""
     stored = stored_probes(run, feature, step, config)
     labels = np.flatnonzero(~np.isnan(stored.train_loss).all(axis=0))
+    if settings.labels:
+        labels = labels[np.isin(labels, settings.labels)]
     if len(labels) == 0:
         raise QflError(f"no probe of {feature.name!r} could be fitted at step {step}: the labels do not vary.")
     loss = stored.train_loss[:, labels]
     weight, intercept, fitted = (t[:, labels] for t in (stored.weight, stored.intercept, stored.fitted))
     positions = feature.positions(examples)[:, labels]
     if config.pooled:  # every label holds the one probe of its layer
-        best = np.argsort(loss.mean(axis=1), kind="stable")[:top_k]
+        best = np.argsort(loss.mean(axis=1), kind="stable")[: settings.top_k]
         one = (weight[:, 0], intercept[:, 0], fitted[:, 0])
         return pooled_planes(*one, layers=best, positions=positions, name=config.site)
     # The lowest loss first, the earliest of equal ones; NaN, where nothing was fitted, comes last.
-    best = np.argsort(loss, axis=0, kind="stable")[:top_k].T
+    best = np.argsort(loss, axis=0, kind="stable")[: settings.top_k].T
     return probe_planes(weight, intercept, fitted, layers=best, positions=positions, name=config.site)
 
 
@@ -314,6 +330,7 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
             "condition": condition,
             "n_examples": len(found[0].loss),
             "n_trials": len(found),
+            "difference": math.nan,
             "p_value_paired": math.nan,
             "p_value_trials": math.nan,
         }
@@ -322,11 +339,12 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
             row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         if condition not in ("intact", "ablated"):
             control = _columns(found, "exact_answer")
+            row["difference"] = float(ablated.mean() - control.mean())
             row["p_value_paired"] = paired_sign_flip(ablated, control.mean(axis=0), rng).p_value
             row["p_value_trials"] = rank_p_value(float(ablated.mean()), control.mean(axis=1), "less").p_value
         rows[condition] = row
     first = next(row for condition, row in rows.items() if condition not in ("intact", "ablated"))
-    rows["ablated"] |= {name: first[name] for name in ("p_value_paired", "p_value_trials")}
+    rows["ablated"] |= {name: first[name] for name in ("difference", "p_value_paired", "p_value_trials")}
     return pd.DataFrame(list(rows.values()))
 
 

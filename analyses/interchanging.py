@@ -14,10 +14,10 @@ import torch
 
 from analyses.ablation import stored_probes
 from analyses.checkpoints import over_checkpoints
-from analyses.patching import chosen_labels, deciding_features
+from analyses.patching import deciding_features
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe
-from analyses.result import Result, trained_at
+from analyses.result import Result, chosen_labels, trained_at
 from qfl_interp.activations import HEAD_SITES
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data import held_out_pairs
@@ -59,9 +59,9 @@ def interchange(
     A pair's examples differ in one label. Where that label is read, the corrupted run gets the clean run's component
     along the probe's directions ("feature") and keeps the rest of its own activation. `flipped` is the share of pairs
     whose next differing token of the answer becomes the clean one. Beside it: no swap ("none"), random subspaces of the
-    probe's dimension ("random"), the whole activation ("whole"), which is all that the place holds, and the directions
-    in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which need not be
-    how the model writes it. Probes that are missing are fitted first.
+    probe's dimension ("random"), the whole activation ("whole"; no upper bound, as effects can cancel), and the
+    directions in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which
+    need not be how the model writes it. Probes that are missing are fitted first.
 
     Args:
         run: What to look at.
@@ -94,6 +94,8 @@ def interchange(
             f"site of an interchange must have one activation a token, got {config.site!r}, which has one a head. "
             "Use resid_post, attn_out or mlp_out."
         )
+    if n_pairs < 1 or n_random < 1:
+        raise ValueError(f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}.")
     at, table = run.resolve_steps(steps), run.table(LENS)
     settings = hashlib.sha256(repr((n_pairs, n_random)).encode()).hexdigest()[:12]
     chosen, left_out = deciding_features(run, features, labels, config.seed)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from analyses.checkpoints import over_checkpoints
-from analyses.result import Result, chosen_features, trained_at
+from analyses.result import Result, chosen_features, chosen_labels, trained_at
 from qfl_interp.attribution import attribution_error, attribution_patch
 from qfl_interp.data import held_out_pairs
 from qfl_interp.errors import QflError
@@ -107,6 +107,8 @@ def patch(
         ValueError: A label that the feature does not have, that no pair changes, or (of a feature that was named) whose
             pairs leave the answer alone.
     """
+    if n_pairs < 1:
+        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}.")
     settings = PatchSettings(n_pairs, seed, attribution)
     chosen, left_out = deciding_features(run, features, labels, seed)
     wanted_components = [components] if isinstance(components, str) else list(components)
@@ -130,23 +132,6 @@ def patch(
         rows,
         lambda: patch_figure(shown),
     )
-
-
-def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[int]:
-    """The labels to look at; the middle one by default.
-
-    Raises:
-        ValueError: The feature has no such label.
-    """
-    if labels is None:
-        return [feature.n_labels // 2]
-    chosen = [int(label) for label in ([labels] if isinstance(labels, (int, np.integer)) else labels)]
-    for label in chosen:
-        if not 0 <= label < feature.n_labels:
-            raise ValueError(
-                f"labels of {feature.name!r} must lie in [0, {feature.n_labels}), got {label}. They count from 0."
-            )
-    return chosen
 
 
 def deciding_features(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
@@ -57,6 +58,23 @@ def chosen_features(run: Series, features: str | Sequence[str] | None) -> list[F
     if not names:
         raise QflError(f"task {run.task.name!r} has no features to analyse.")
     return [run.task.feature(name) for name in names]
+
+
+def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[int]:
+    """The labels to look at; the middle one by default.
+
+    Raises:
+        ValueError: The feature has no such label.
+    """
+    if labels is None:
+        return [feature.n_labels // 2]
+    chosen = [int(label) for label in ([labels] if isinstance(labels, (int, np.integer)) else labels)]
+    for label in chosen:
+        if not 0 <= label < feature.n_labels:
+            raise ValueError(
+                f"labels of {feature.name!r} must lie in [0, {feature.n_labels}), got {label}. They count from 0."
+            )
+    return chosen
 
 
 def trained_at(step: int) -> str:

@@ -73,6 +73,8 @@ def ablate_units(
         QflError: Unknown step or a site that the model does not have.
         ValueError: An unknown method.
     """
+    if n < 2:
+        raise ValueError(f"n must be at least 2 examples, got {n}.")
     settings = UnitSettings(site, method, n, seed)
     at, table = run.resolve_steps(steps), run.table(LENS)
     missing = [step for step in at if not table.has(settings.part(step))]

@@ -81,7 +81,7 @@ class InterchangeScores:
         feature: The feature's subspace swapped.
         mean_shift: The other guess at that subspace swapped, where one was given.
         random: Random subspaces of the same dimension, one entry a draw.
-        whole: The whole activation swapped: what any subspace could do at most, were effects to add.
+        whole: The whole activation swapped; no upper bound, as parts of it can work against one another.
         clean: The source run, untouched.
         pair: Which of the given pairs count, along every pair axis.
         n_undecided: Pairs left out: no such label, or no scored token at or after it differs.

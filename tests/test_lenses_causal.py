@@ -237,3 +237,21 @@ def test_the_timeline_shows_every_lens_that_exists(run):
     assert "Swapping" in after
     assert len(after) > len(before)
     assert all(word in after for word in ("blat", "atch"))
+
+
+def test_ablating_some_labels_leaves_the_others(run):
+    """Labels named one by one are those of the whole, and the two sets are told apart in the table."""
+    kwargs = {"config": CONFIG, "n_trials": 1, **QUIET}
+    every = ablate(run, "carry", labels=range(6), **kwargs).to_dataframe().set_index("condition")
+    default = ablate(run, "carry", **kwargs).to_dataframe().set_index("condition")
+    one = ablate(run, "carry", labels=2, **kwargs).to_dataframe().set_index("condition")
+    assert every.loc["ablated", "loss"] == default.loc["ablated", "loss"]
+    assert one.loc["ablated", "loss"] not in (default.loc["ablated", "loss"], one.loc["intact", "loss"])
+    assert (one["labels"].iloc[0], default["labels"].iloc[0]) == ("2", "all")
+    assert one.loc["random", "difference"] == one.loc["ablated", "exact_answer"] - one.loc["random", "exact_answer"]
+    with pytest.raises(ValueError, match=r"labels of 'carry' must lie in \[0, 6\), got 6"):
+        ablate(run, "carry", labels=6, **kwargs)
+    with pytest.raises(ValueError, match=r"epsilon must lie in \[0, 1\], got -3"):
+        ablate(run, "carry", epsilon=-3.0, **kwargs)
+    with pytest.raises(ValueError, match="n_pairs and n_random must be at least 1, got 8 and 0"):
+        interchange(run, "carry", config=CONFIG, n_pairs=8, n_random=0, **QUIET)
