@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,10 +15,9 @@ from torch import Tensor
 from analyses.checkpoints import over_checkpoints
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe, probe_data
-from analyses.result import Result, chosen_features, chosen_labels, trained_at
+from analyses.result import Result, chosen_features, chosen_labels, digest, require_one_a_token, trained_at, with_holm
 from qfl_interp.ablate import score_ablation
 from qfl_interp.ablations import activations_at, donors_of, mean, mean_of, resample, zero
-from qfl_interp.activations import HEAD_SITES
 from qfl_interp.config import ProbeConfig
 from qfl_interp.controls import Control, moves_made, plane_controls, plane_means, same_norm
 from qfl_interp.edits import RowInterventions
@@ -33,8 +31,7 @@ from qfl_interp.projection import Planes, plane_ablation, pooled_planes, probe_p
 from qfl_interp.seeding import generator
 from qfl_interp.series import Series, Steps
 from qfl_interp.shapes import Examples
-from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip, rank_p_value
-from qfl_interp.tables import column, groups
+from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
 from qfl_interp.task import Batch, Feature
 
 LENS = "ablate"
@@ -55,8 +52,7 @@ class AblationSettings(NamedTuple):
 
     def part(self, step: int, feature: str, others: Sequence[str], config: ProbeConfig) -> str:
         """The table part of a step and feature; `others` lend directions to a control."""
-        digest = hashlib.sha256(repr((*self, sorted(others))).encode()).hexdigest()[:12]
-        return f"{part_name(trained_at(step), feature, config)}-{digest}"
+        return f"{part_name(trained_at(step), feature, config)}-{digest(repr((*self, sorted(others))))}"
 
 
 def ablate(
@@ -136,7 +132,7 @@ def ablate(
     over_checkpoints(
         missing, functools.partial(_test_examples, run, config), work, label="ablating", jobs=jobs, progress=progress
     )
-    rows = _corrected(table.read([part(step, name) for step in at for name in names]))
+    rows = with_holm(table.read([part(step, name) for step in at for name in names]))
     columns = ["step", "feature", "condition", "exact_answer", "loss_answer"]
     return Result(
         f"Ablation in {run.run_id} ({method}): exact match and loss (nats) over the answer alone",
@@ -156,11 +152,9 @@ def _check(settings: AblationSettings, config: ProbeConfig) -> None:
         raise ValueError(f"epsilon must lie in [0, 1], got {settings.epsilon}. 1 removes the component.")
     if settings.top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {settings.top_k}. The paper uses 1.")
-    if config.site in HEAD_SITES:
-        raise ValueError(
-            f"site of a feature's ablation must have one activation a token, got {config.site!r}, which has one a "
-            "head. Use resid_post, attn_out or mlp_out here, and `ablate_units` for heads."
-        )
+    require_one_a_token(
+        config.site, "a feature's ablation", "Use resid_post, attn_out or mlp_out here, and `ablate_units` for heads."
+    )
 
 
 def _test_examples(run: Series, config: ProbeConfig) -> Examples:
@@ -346,13 +340,3 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
     first = next(row for condition, row in rows.items() if condition not in ("intact", "ablated"))
     rows["ablated"] |= {name: first[name] for name in ("difference", "p_value_paired", "p_value_trials")}
     return pd.DataFrame(list(rows.values()))
-
-
-def _corrected(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the paired p-values corrected over the features of each step and condition."""
-    corrected = rows.assign(p_value_holm=math.nan)
-    for _, of_step in groups(rows, "step"):
-        for condition, part in groups(of_step, "condition"):
-            if condition != "intact":
-                corrected.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
-    return corrected

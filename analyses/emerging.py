@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from jaxtyping import Float
 
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe
-from analyses.result import Result, chosen_features, trained_at
+from analyses.result import Result, chosen_features, digest, trained_at
 from qfl_interp.aggregation import THIRDS, label_groups, summarise
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence import LeadBootstrap, classify, lead_interval_bootstrap
@@ -118,7 +117,7 @@ def emergence_tables(
     names = [feature.name for feature in chosen_features(run, features)]
     saved = run.resolve_steps(steps)
     settings = f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}"
-    part = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    part = digest(settings)
     verdict_table, curve_table = run.table(LENS), run.table(CURVE_LENS)
     # An unfinished run's loss curve grows, and its transition with it.
     if run.finished and verdict_table.has(part) and curve_table.has(part):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +16,7 @@ from analyses.checkpoints import over_checkpoints
 from analyses.patching import deciding_features
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import part_name, probe
-from analyses.result import Result, chosen_labels, trained_at
-from qfl_interp.activations import HEAD_SITES
+from analyses.result import Result, chosen_labels, digest, require_one_a_token, trained_at, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data import held_out_pairs
 from qfl_interp.interchange import Condition, InterchangeScores, interchange_scores
@@ -27,8 +25,8 @@ from qfl_interp.plots import interchange_figure
 from qfl_interp.probes import independent
 from qfl_interp.seeding import generator
 from qfl_interp.series import Series, Steps
-from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
-from qfl_interp.tables import column, groups, select
+from qfl_interp.stats import bootstrap_mean, paired_sign_flip
+from qfl_interp.tables import select
 
 LENS = "interchange"
 # Conditions, and what the summary calls them.
@@ -89,15 +87,11 @@ def interchange(
         Geiger et al., arXiv 2106.02997 and 2303.02536.
     """
     config = config or ProbeConfig()
-    if config.site in HEAD_SITES:
-        raise ValueError(
-            f"site of an interchange must have one activation a token, got {config.site!r}, which has one a head. "
-            "Use resid_post, attn_out or mlp_out."
-        )
+    require_one_a_token(config.site, "an interchange", "Use resid_post, attn_out or mlp_out.")
     if n_pairs < 1 or n_random < 1:
         raise ValueError(f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}.")
     at, table = run.resolve_steps(steps), run.table(LENS)
-    settings = hashlib.sha256(repr((n_pairs, n_random)).encode()).hexdigest()[:12]
+    settings = digest(repr((n_pairs, n_random)))
     chosen, left_out = deciding_features(run, features, labels, config.seed)
     targets = [(f.name, label) for f in chosen for label in chosen_labels(f, labels)]
 
@@ -112,7 +106,7 @@ def interchange(
     prepare = functools.partial(_pairs, run, targets, n_pairs, config.seed)
     work = functools.partial(_swap_at, run, parts, n_random, config, device)
     over_checkpoints(missing, prepare, work, label="swapping", jobs=jobs, progress=progress)
-    rows = corrected(table.read([part(step, *target) for step in at for target in targets]))
+    rows = with_holm(table.read([part(step, *target) for step in at for target in targets]))
     shown = select(rows, feature=targets[0][0])
     return Result(
         f"Interchange in {run.run_id}: share of answers that follow what was swapped" + left_out,
@@ -205,15 +199,6 @@ def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str,
             }
         )
     return rows
-
-
-def corrected(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the paired p-values corrected over the features, labels and layers of each step."""
-    with_holm = rows.assign(p_value_holm=math.nan)
-    for condition in ("feature", "mean_shift"):
-        for _, part in groups(select(rows, condition=condition), "step"):
-            with_holm.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
-    return with_holm
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import pandas as pd
 import torch
 
 from analyses.checkpoints import over_checkpoints
-from analyses.result import Result, chosen_features, chosen_labels, trained_at
+from analyses.result import Result, chosen_features, chosen_labels, digest, trained_at
 from qfl_interp.attribution import attribution_error, attribution_patch
 from qfl_interp.data import held_out_pairs
 from qfl_interp.errors import QflError
@@ -48,7 +47,7 @@ class PatchSettings(NamedTuple):
 
     def digest(self) -> str:
         """Names them in a table part."""
-        return hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:12]
+        return digest(repr(tuple(self)))
 
 
 class Target(NamedTuple):

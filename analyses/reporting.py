@@ -14,7 +14,7 @@ from analyses import ablation, describing, interchanging, patching, transferring
 from analyses.ablation import ablate
 from analyses.emerging import emergence_tables, with_loss_curve
 from analyses.probing import probe
-from analyses.result import chosen_features
+from analyses.result import chosen_features, with_holm
 from analyses.stored import stored_rows
 from analyses.timelining import lens_panels
 from qfl_interp.config import ProbeConfig
@@ -98,7 +98,7 @@ def stored_tables(run: Run, features: Sequence[str], config: ProbeConfig) -> dic
         "transfer": of_features(transferring.LENS, [], step="eval_step", **of_probes),
         "mdl": of_features(describing.LENS, [], **of_probes),
         "ablate_over_steps": of_features(ablation.LENS, ["method"], **of_probes),
-        "interchange": swapped if swapped.empty else interchanging.corrected(swapped),
+        "interchange": swapped if swapped.empty else with_holm(swapped),
         "patch": of_features(patching.LENS, ["label"]),
         "ablate_units": stored_rows(run, unit_ablation.LENS, ["name", "method"]),
     }

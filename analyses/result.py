@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,8 +11,11 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from qfl_interp.activations import HEAD_SITES
 from qfl_interp.errors import QflError
 from qfl_interp.series import Series
+from qfl_interp.stats import holm
+from qfl_interp.tables import column, groups
 from qfl_interp.task import Feature
 
 
@@ -75,6 +80,29 @@ def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[
                 f"labels of {feature.name!r} must lie in [0, {feature.n_labels}), got {label}. They count from 0."
             )
     return chosen
+
+
+def digest(text: str) -> str:
+    """Twelve hexadecimal digits that name settings in a table part: the start of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_holm(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `p_value_holm`: `p_value_paired`, where there is one, corrected within each step and condition."""
+    found = rows.assign(p_value_holm=math.nan)
+    tested = rows.dropna(subset=["p_value_paired"])
+    for _, of_step in groups(tested, "step"):
+        for _, part in groups(of_step, "condition"):
+            found.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
+    return found
+
+
+def require_one_a_token(site: str, what: str, advice: str) -> None:
+    """Raise `ValueError` where a site's activation is one a head instead of one a token."""
+    if site in HEAD_SITES:
+        raise ValueError(
+            f"site of {what} must have one activation a token, got {site!r}, which has one a head. {advice}"
+        )
 
 
 def trained_at(step: int) -> str:

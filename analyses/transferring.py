@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from analyses.checkpoints import over_checkpoints
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import ProbeData, feature_data, part_name, probe, probe_data, read_span
-from analyses.result import Result, chosen_features, trained_at
+from analyses.result import Result, chosen_features, digest, trained_at
 from qfl_interp.activations import site_span
 from qfl_interp.aggregation import NOT_FITTED
 from qfl_interp.config import ProbeConfig
@@ -63,7 +62,7 @@ def transfer(
     names = [f.name for f in chosen_features(run, features)]
     saved = run.resolve_steps(steps)
     table = run.table(LENS)
-    of_steps = hashlib.sha256(repr(saved).encode()).hexdigest()[:12]
+    of_steps = digest(repr(saved))
 
     def part(step: int, name: str) -> str:
         return f"{part_name(trained_at(step), name, config)}-{of_steps}"

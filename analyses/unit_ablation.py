@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 
 from analyses.checkpoints import over_checkpoints
-from analyses.result import Result, trained_at
+from analyses.result import Result, digest, trained_at
 from qfl_interp.ablate import Method, UnitScores, score_units
 from qfl_interp.data import held_out
 from qfl_interp.plots import units_figure
@@ -34,8 +33,7 @@ class UnitSettings(NamedTuple):
 
     def part(self, step: int) -> str:
         """The table part of a step."""
-        digest = hashlib.sha256(repr(tuple(self)).encode()).hexdigest()[:12]
-        return f"{trained_at(step)}-{self.site}-{self.method}-{digest}"
+        return f"{trained_at(step)}-{self.site}-{self.method}-{digest(repr(tuple(self)))}"
 
 
 def ablate_units(
@@ -107,8 +105,8 @@ def _ablate_at(run: Series, settings: UnitSettings, device: str | torch.device, 
     )
     rows = _rows(scores, generator(settings.seed, "units/bootstrap", step))
     where = {"name": settings.site, "method": settings.method, "step": step, "flops": run.flops(step)}
-    digest = settings.part(step).rpartition("-")[2]
-    run.table(LENS).write(settings.part(step), rows.assign(**run.identity(), **where, analysis=digest))
+    part = settings.part(step)
+    run.table(LENS).write(part, rows.assign(**run.identity(), **where, analysis=part.rpartition("-")[2]))
 
 
 def _rows(scores: UnitScores, rng: np.random.Generator) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import qfl_interp as qfl
 from analyses import ablate, ablation, emergence, emerging, probe, probing, report, timeline
+from analyses.result import with_holm
 from qfl_interp.data import in_split
 from qfl_interp.metrics import ExampleScores, evaluate
 from qfl_interp.onset import Bracket
@@ -268,7 +269,7 @@ def test_holm_is_over_the_features_of_a_step():
             "p_value_paired": [0.01, 0.3, 0.04, 0.2, 0.04, 0.5],
         }
     )
-    corrected = ablation._corrected(rows)["p_value_holm"]
+    corrected = with_holm(rows)["p_value_holm"]
     # Step 1: 2 * 0.01, then max(0.02, 0.04); step 2 alone stays.
     np.testing.assert_allclose(corrected, [0.02, 0.4, 0.04, 0.4, 0.04, 0.5], rtol=1e-12)
 
