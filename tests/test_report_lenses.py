@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from analyses import ablate, ablate_units, patch, reporting, transfer
-from analyses.interchanging import corrected
 from analyses.reporting import stored_tables
+from analyses.result import with_holm
 from analyses.stored import stored_rows
 from qfl_interp import plots, report
 from qfl_interp.config import ProbeConfig
@@ -273,7 +273,7 @@ def test_interchanges_are_corrected_over_what_the_report_shows(stored):
     expected = holm(np.array([0.01] * 4 + [0.02] * 4))
     assert swapped["p_value_holm"].tolist() == pytest.approx(expected.tolist())
     assert found[found["condition"] == "none"]["p_value_holm"].isna().all()
-    pd.testing.assert_frame_equal(found, corrected(found.drop(columns="p_value_holm")))
+    pd.testing.assert_frame_equal(found, with_holm(found.drop(columns="p_value_holm")))
 
 
 def test_a_panel_of_one_step_is_left_to_its_section():
