@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qfl_interp.run import Run
     from qfl_interp.store import ActivationStore
     from qfl_interp.suite import Suite
+    from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
     from qfl_interp.task import Batch, Feature, Pairs, Task
     from qfl_interp.training import DivergedError, branch, resume, train
 
@@ -33,6 +34,7 @@ _WHERE = {
     "Batch": "task",
     "DivergedError": "training",
     "ExampleStream": "data",
+    "Execution": "sweep",
     "Feature": "task",
     "FixedFeature": "fixed_task",
     "FixedTask": "fixed_task",
@@ -44,11 +46,14 @@ _WHERE = {
     "Run": "run",
     "Site": "hooks",
     "Suite": "suite",
+    "Sweep": "sweep",
+    "SweepConfig": "sweep",
     "Task": "task",
     "TrainConfig": "config",
     "branch": "training",
     "build_model": "model",
     "capture": "hooks",
+    "estimate_sweep": "sweep",
     "fast_logits": "fast_forward",
     "generate_greedy": "generate",
     "held_out": "data",
@@ -59,6 +64,8 @@ _WHERE = {
     "project_out": "projection",
     "task_names": "registry",
     "resume": "training",
+    "run_sweep": "sweep",
+    "sweep_status": "sweep",
     "train": "training",
 }
 
@@ -67,6 +74,7 @@ __all__ = [
     "Batch",
     "DivergedError",
     "ExampleStream",
+    "Execution",
     "Feature",
     "FixedFeature",
     "FixedTask",
@@ -78,11 +86,14 @@ __all__ = [
     "Run",
     "Site",
     "Suite",
+    "Sweep",
+    "SweepConfig",
     "Task",
     "TrainConfig",
     "branch",
     "build_model",
     "capture",
+    "estimate_sweep",
     "fast_logits",
     "generate_greedy",
     "held_out",
@@ -92,6 +103,8 @@ __all__ = [
     "patch",
     "project_out",
     "resume",
+    "run_sweep",
+    "sweep_status",
     "task_names",
     "train",
 ]

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from qfl_interp.errors import QflError
+from qfl_interp.errors import QflError, StorageError
 
 FORMAT = "qfl_interp checkpoint"
 VERSION = 1
@@ -69,15 +69,15 @@ def _write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def storage_error(error: OSError, path: Path) -> QflError:
+def storage_error(error: OSError, path: Path) -> StorageError:
     """The error a user reads when writing to `path` fails."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
-        return QflError(
+        return StorageError(
             f"the disk is full: writing {path} failed with {free:,} bytes free. What was saved before is intact. "
             "Free some space and resume."
         )
-    return QflError(f"writing {path} failed: {error}. What was saved before is intact.")
+    return StorageError(f"writing {path} failed: {error}. What was saved before is intact.")
 
 
 def step_name(step: int) -> str:

@@ -7,6 +7,7 @@ the run's seed, so that no run trains on what another is tested on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +60,15 @@ def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " b
     return (share >= low) & (share < high)
 
 
+def _proposals(task: Task, rng: np.random.Generator, n: int, split: str) -> Examples:
+    """Examples of all splits, enough that about `n` are of one."""
+    low, high = _bounds(task, split)
+    return task.sample(rng, int(n / (high - low) * 1.1) + 16)
+
+
 def _draw(task: Task, rng: np.random.Generator, n: int, split: str) -> Examples:
     """About `n` examples of one split: one round of rejection sampling."""
-    low, high = _bounds(task, split)
-    drawn = task.sample(rng, int(n / (high - low) * 1.1) + 16)
+    drawn = _proposals(task, rng, n, split)
     return drawn[in_split(task, drawn, split)]
 
 
@@ -88,7 +94,7 @@ class ExampleStream:
         Raises:
             QflError: The task has no example in this split (its length is too small).
         """
-        rng = generator(self.seed, f"data/{self.split}", step)
+        rng = self._generator(step)
         parts, found = [], 0
         for _ in range(_PATIENCE):
             part = _draw(self.task, rng, self.batch_size - found, self.split)
@@ -104,6 +110,30 @@ class ExampleStream:
     def batch(self, step: int) -> Batch:
         """The encoded examples of one step."""
         return self.task.encode(self.examples(step))
+
+    def _generator(self, step: int) -> np.random.Generator:
+        """What a step's examples are drawn with."""
+        return generator(self.seed, f"data/{self.split}", step)
+
+
+def examples_of_all(streams: Sequence[ExampleStream], step: int) -> Examples:
+    """Every stream's examples of one step one after the other, each the stream's own, sorted into splits together.
+
+    Args:
+        streams: Of one task, split and batch size.
+        step: The step.
+
+    Raises:
+        QflError: As `ExampleStream.examples`.
+    """
+    task, split, size = streams[0].task, streams[0].split, streams[0].batch_size
+    drawn = [_proposals(task, stream._generator(step), size, split) for stream in streams]
+    kept = np.split(in_split(task, np.concatenate(drawn), split), np.cumsum([len(d) for d in drawn])[:-1])
+    # A stream whose first round gave too few goes on alone.
+    firsts = [own[keep][:size] for own, keep in zip(drawn, kept, strict=True)]
+    return np.concatenate(
+        [own if len(own) == size else s.examples(step) for own, s in zip(firsts, streams, strict=True)]
+    )
 
 
 def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examples:

@@ -13,6 +13,10 @@ class QflError(Exception):
     """
 
 
+class StorageError(QflError):
+    """The place where results are kept is full, read-only or out of reach: no run of a sweep could be saved there."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> QflError:
     """The error for a name that is not among `known`: suggests the nearest ones and lists all.
 

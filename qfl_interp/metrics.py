@@ -1,4 +1,4 @@
-"""Loss and exact match of scored tokens, always two ways: as the paper counts (`=` scored) and over the answer alone.
+"""Loss, exact match and success when sampling, each two ways: as the paper counts (`=` scored), over the answer alone.
 
 Exact match under greedy decoding needs no decoding: an example's greedy continuation equals the reference exactly where
 every scored token is the most likely one *given the reference before it* (by induction over the answer). One
@@ -79,14 +79,33 @@ class ExampleScores(NamedTuple):
     exact_answer: Bool[np.ndarray, " example"]
     n_scored: Int[np.ndarray, " example"]
 
+    @property
+    def success(self) -> Float[np.ndarray, " example"]:
+        """The chance that sampling at temperature 1 writes all scored tokens: exp(-sum of their losses), exactly.
+
+        Unlike `exact` it tells apart models that are never right under greedy decoding.
+        """
+        return np.exp(-self.loss * self.n_scored)
+
+    @property
+    def success_answer(self) -> Float[np.ndarray, " example"]:
+        """The same over the answer alone, given `=`."""
+        return np.exp(-self.loss_answer * (self.n_scored - 1))
+
     def means(self) -> dict[str, float]:
-        """`loss` and `loss_answer` as means over tokens, `exact` and `exact_answer` as fractions of examples."""
+        """Means over the examples, each value twice: `=` scored, and over the answer alone.
+
+        `loss` and `loss_answer` are means over tokens, in nats; `exact` and `exact_answer` fractions of examples;
+        `pass` and `pass_answer` means over examples of `success` and `success_answer`.
+        """
         n_answer = self.n_scored - 1
         return {
             "loss": float(np.average(self.loss, weights=self.n_scored)),
             "loss_answer": float(np.average(self.loss_answer, weights=n_answer)),
             "exact": float(self.exact.mean()),
             "exact_answer": float(self.exact_answer.mean()),
+            "pass": float(self.success.mean()),
+            "pass_answer": float(self.success_answer.mean()),
         }
 
 

@@ -13,6 +13,7 @@ from qfl_interp.errors import QflError
 
 TASKS = "qfl_interp.tasks"
 ANALYSES = "qfl_interp.analyses"
+SWEEP_ANALYSES = "qfl_interp.sweep_analyses"
 # Top-level packages of ours with common names, which a user's own files can shadow.
 _OWN_PACKAGES = ("tasks", "analyses")
 

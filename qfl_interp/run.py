@@ -99,8 +99,9 @@ class Run(Series):
         """One row a logged step; validation columns are NaN on steps without a validation.
 
         Columns: step, flops (nominal), actual_flops, lr, train_loss, grad_norm, seconds, tokens_per_s; on validation
-        steps val_loss and val_exact (`=` scored, as in the paper), val_loss_answer and val_exact_answer. Losses in
-        nats a token, exact match as a fraction.
+        steps val_loss, val_exact and val_pass (`=` scored, as in the paper), val_loss_answer, val_exact_answer and
+        val_pass_answer. Losses in nats a token, exact match (greedy) as a fraction; val_pass is the mean chance of
+        writing a whole example rightly when sampling at temperature 1.
 
         Raises:
             QflError: The file of a run with checkpoints is missing, or a line in the middle is not JSON.

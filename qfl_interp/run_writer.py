@@ -153,6 +153,18 @@ class RunWriter:
         shutil.rmtree(self.path / _RESUME, ignore_errors=True)
 
 
+def has_writer(path: Path) -> bool:
+    """Whether a process is training into the run directory `path` at this moment."""
+    lock = path / _LOCK
+    if not lock.exists():
+        return False
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
 def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
     """One JSON object a line."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()

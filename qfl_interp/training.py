@@ -16,31 +16,56 @@ from qfl_interp.run_writer import RunWriter
 from qfl_interp.task import Task
 from qfl_interp.training_loop import DivergedError, MakeLoggers, TrainingLoop
 
-__all__ = ["DivergedError", "branch", "plan_run", "resume", "train"]
+__all__ = ["DivergedError", "branch", "mean_real_tokens", "plan_run", "resume", "train", "train_planned"]
 
 # Validation examples over which the mean number of real tokens is taken, as in the paper.
 _N_CONTEXT = 128
 
 
-def plan_run(task: Task, model: ModelConfig, config: TrainConfig, start: Start | None = None) -> RunConfig:
+def mean_real_tokens(task: Task, seed: int) -> float:
+    """Mean number of real tokens of a sequence (to its first end of sequence), over the first 128 validation examples.
+
+    Raises:
+        QflError: The task has too few problems for a validation or test set.
+    """
+    examples = held_out(task, "val", _N_CONTEXT, seed=seed, stream="context")
+    # A problem so small that nothing is left to test on is refused now rather than by an analysis after training.
+    held_out(task, "test", 1, seed=seed, stream="context")
+    mask = task.encode(examples).loss_mask
+    # Padding after the first end of sequence is not scored, so the last scored token is the last real one.
+    real = mask.shape[1] - mask.flip(1).int().argmax(dim=1)
+    return float(real.double().mean())
+
+
+def plan_run(
+    task: Task,
+    model: ModelConfig,
+    config: TrainConfig,
+    start: Start | None = None,
+    *,
+    n_ctx_real: float | None = None,
+    allow_overshoot: bool = False,
+) -> RunConfig:
     """What a training run will be: its steps and sizes, before anything is made.
+
+    Args:
+        task: What is learned.
+        model: Shape of the model.
+        config: Length, optimisation, seed.
+        start: The parent of a branch.
+        n_ctx_real: `mean_real_tokens(task, config.seed)`, where the caller has it already.
+        allow_overshoot: A budget below one update is one update, as in the paper, instead of an error.
 
     Raises:
         QflError: The budget is smaller than one update, or the task has too few problems for a validation or test set.
     """
-    examples = held_out(task, "val", _N_CONTEXT, seed=config.seed, stream="context")
-    # A problem so small that nothing is left to test on is refused now rather than by an analysis after training.
-    held_out(task, "test", 1, seed=config.seed, stream="context")
-    mask = task.encode(examples).loss_mask
-    # Padding after the first end of sequence is not scored, so the last scored token is the last real one.
-    real = mask.shape[1] - mask.flip(1).int().argmax(dim=1)
-    n_ctx_real = float(real.double().mean())
+    n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
     if config.n_steps is not None:
         n_steps = config.n_steps
     else:
         assert config.budget_flops is not None
         one = flops_per_step(model, batch_size=config.batch_size, n_ctx=n_ctx_real)
-        if config.budget_flops < one:
+        if config.budget_flops < one and not allow_overshoot:
             raise QflError(
                 f"budget_flops must pay for at least one update of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
                 "Raise the budget, or use a smaller model or batch."
@@ -53,6 +78,20 @@ def plan_run(task: Task, model: ModelConfig, config: TrainConfig, start: Start |
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
         n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start,
     )  # fmt: skip
+
+
+def train_planned(
+    task: Task, run: RunConfig, out: Path, *, device: str | torch.device = "cpu", resume_seconds: float = 30.0
+) -> Run:
+    """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps.
+
+    Raises:
+        QflError: As in `train`.
+        DivergedError: As in `train`.
+    """
+    with RunWriter(out, run, resume=True, resume_seconds=resume_seconds) as writer:
+        TrainingLoop(task, run, writer, device, lambda _: ()).run(progress=False)
+    return Run(out, run)
 
 
 def train(

@@ -10,13 +10,14 @@ from pathlib import Path
 LAYERS = (
     ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables"),
     ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats"),
-    ("model", "hooks", "fast_support", "fast_forward", "aggregation", "transition", "onset"),
+    ("model", "hooks", "fast_support", "fast_forward", "aggregation", "transition", "onset", "scaling", "pass_until"),
     ("checkpoint", "results", "provenance", "run_config", "loggers", "edits", "projection", "forward"),
     ("activations", "store", "controls"),
     ("run", "run_writer", "series", "probes", "ablate", "ablations", "emergence"),
     ("pairs", "patching", "interchange", "attribution", "paths"),
     ("dataset", "fixed_task", "hf_checkpoints", "suite"),
-    ("training_loop", "training"),
+    ("run_session", "training_loop", "training", "stacked"),
+    ("sweep",),
     ("plots", "report"),
     ("cli",),
 )

@@ -60,12 +60,14 @@ def metrics() -> pd.DataFrame:
             "val_loss_answer": loss,
             "val_exact": exact * 0.99,
             "val_exact_answer": exact,
+            "val_pass": np.exp(-16 * loss),
+            "val_pass_answer": np.exp(-16 * loss),
             "seconds": steps * 0.09,
             "tokens_per_s": 36000.0,
         }
     )
     validated = (steps % 10 == 0) | (steps == N_STEPS)
-    columns = ["val_loss", "val_loss_answer", "val_exact", "val_exact_answer", "seconds", "tokens_per_s"]
+    columns = [name for name in table if str(name).startswith("val_")] + ["seconds", "tokens_per_s"]
     table.loc[~validated, columns] = np.nan
     return table
 

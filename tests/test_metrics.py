@@ -135,6 +135,13 @@ def test_scores_of_ragged_examples_against_a_loop(model):
     assert means["loss_answer"] == pytest.approx(np.mean(answers), rel=1e-5)
     assert means["exact_answer"] == found.exact_answer.mean()
     assert abs(means["loss"] - found.loss.mean()) > 1e-4
+    # The chance of a whole example: the product of its tokens' probabilities, averaged over examples of other lengths.
+    success = [np.prod(np.exp(-np.array(losses))) for losses, _ in rows]
+    success_answer = [np.prod(np.exp(-np.array(losses[1:]))) for losses, _ in rows]
+    np.testing.assert_allclose(found.success, success, rtol=1e-4)
+    np.testing.assert_allclose(found.success_answer, success_answer, rtol=1e-4)
+    assert means["pass"] == pytest.approx(np.mean(success), rel=1e-4)
+    assert means["pass_answer"] == pytest.approx(np.mean(success_answer), rel=1e-4)
     span = scored_span(batch.loss_mask)
     trained = masked_loss(logits[:, span], targets(*batch, span)).item()
     assert trained == pytest.approx(np.mean(tokens), rel=1e-5)

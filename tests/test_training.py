@@ -76,7 +76,8 @@ def test_metrics_and_evaluation_cadence(tiny_run):
     assert list(metrics.step[metrics.val_loss.notna()]) == list(range(0, 41, 4))
     assert metrics.train_loss.notna().sum() == 40
     expected = {"step", "flops", "actual_flops", "lr", "train_loss", "grad_norm", "seconds", "tokens_per_s",
-                "val_loss", "val_exact", "val_loss_answer", "val_exact_answer"}  # fmt: skip
+                "val_loss", "val_exact", "val_loss_answer", "val_exact_answer",
+                "val_pass", "val_pass_answer"}  # fmt: skip
     assert set(metrics.columns) == expected
     assert (metrics.seconds.diff().dropna() >= 0).all()
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from qfl_interp.cli.explore import explore
 from qfl_interp.cli.runs import runs
+from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
@@ -42,6 +43,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
     for command in (train, resume, runs, tasks, verify, explore):
         app.command()(command)
+    app.add_typer(build_sweep_app(), name="sweep")
     for name in entry_points(ANALYSES):
         try:
             app.command(name, rich_help_panel="Analyses")(load_entry_point(ANALYSES, name))

@@ -1,0 +1,77 @@
+"""Which runs can train as one stack, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+
+from qfl_interp.config import ModelConfig
+from qfl_interp.run_config import RunConfig
+
+# Fields of TrainConfig in which the members of a stack may differ; the number of updates is compared in their stead.
+_FREE = ("lr", "seed", "budget_flops", "n_steps")
+# Numbers in one tensor of the residual stream of a stack on a CPU. Few enough to stay near the core: the time of a
+# member's update fell until about here, at widths 16 and 64 with batches of 8 and 64.
+_CPU_STREAM = 2**18
+# Part of a GPU's free memory that a stack may be estimated to fill.
+_GPU_SHARE = 0.7
+
+
+def stack_key(config: RunConfig) -> Hashable:
+    """Runs with equal keys can train as one stack; a run that can be in no stack has a key of its own."""
+    if config.start is not None or config.train.compile:
+        return config
+    train = tuple((name, value) for name, value in config.train.to_dict().items() if name not in _FREE)
+    return (config.task, config.length, config.model, train, config.n_steps, config.n_ctx, config.d_vocab)
+
+
+def can_stack(a: RunConfig, b: RunConfig) -> bool:
+    """Whether two runs can train as one stack.
+
+    They have one task, length and model shape, one number of updates and everything else of `TrainConfig` in common
+    but learning rate and seed (the budget may differ where the steps are equal). Branches and runs with `compile=True`
+    train alone. Both styles of model can be stacked.
+    """
+    return a.start is None and not a.train.compile and stack_key(a) == stack_key(b)
+
+
+def bytes_per_member(model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int) -> int:
+    """About how much memory one member of a stack takes while it trains, in bytes; it grows by as much with each.
+
+    Weights, gradients and AdamW's moments with a copy for saving, and what the forward pass keeps of every token for
+    the backward pass.
+
+    Args:
+        model: Shape.
+        batch_size: Examples of an update.
+        n_ctx: Padded length of a sequence.
+        d_vocab: Size of the vocabulary.
+    """
+    d, hidden = model.d_model, model.d_mlp_used
+    matrices = 3 if model.style == "llama" else 2
+    n_parameters = model.n_layers * (4 * d**2 + matrices * d * hidden) + 2 * d_vocab * d
+    kept = model.n_layers * (8 * d + matrices * hidden + model.n_heads) + 2 * d + min(d, d_vocab)
+    return 4 * (7 * n_parameters + batch_size * n_ctx * kept)
+
+
+def max_members(
+    model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
+) -> int:
+    """How many members one stack should have at most; at least 1.
+
+    On a CPU as many as its caches serve, beyond which more are no faster; on a GPU as many as its free memory holds by
+    `bytes_per_member`.
+
+    Args:
+        model: Shape.
+        batch_size: Examples of an update.
+        n_ctx: Padded length of a sequence.
+        d_vocab: Size of the vocabulary; only an estimate of memory asks for it.
+        device: Where they train.
+    """
+    if torch.device(device).type != "cuda":
+        return max(1, _CPU_STREAM // (batch_size * n_ctx * model.d_model))
+    free, _ = torch.cuda.mem_get_info(device)
+    one = bytes_per_member(model, batch_size=batch_size, n_ctx=n_ctx, d_vocab=d_vocab)
+    return max(1, int(_GPU_SHARE * free / one))

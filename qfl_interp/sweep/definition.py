@@ -1,0 +1,205 @@
+"""What a sweep is: grids of tasks, sizes, budgets and seeds, read from TOML and checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.errors import QflError, unknown_name
+
+# The axes of a grid in the order in which they vary, the last one fastest.
+AXES = ("task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "lr", "seed")
+_DEFAULT_AXES: dict[str, tuple[Any, ...]] = {"length": (None,), "batch_size": (64,), "lr": (1e-3,), "seed": (0,)}
+# A sweep compares final models: few validations and, of the checkpoints, the first and the last.
+_DEFAULT_SETTINGS: dict[str, Any] = {"n_checkpoints": 2, "eval_fraction": 0.1}
+_MODEL = {f.name for f in dataclasses.fields(ModelConfig)} - set(AXES)
+_TRAIN = {f.name for f in dataclasses.fields(TrainConfig)} - set(AXES) - {"n_steps"}
+
+Keep = Literal["final", "all"]
+
+
+class Point(NamedTuple):
+    """One point of a grid: what to train, before the task says how many steps that is.
+
+    Attributes:
+        task: Registered name.
+        length: The task's length; None for its default.
+        model: Shape.
+        train: Optimisation; its `budget_flops` is the nominal budget.
+    """
+
+    task: str
+    length: int | None
+    model: ModelConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of its axes.
+
+    Args:
+        axes: A tuple of values for each of `AXES`; "length" may hold None, the task's default.
+        settings: Other fields of `ModelConfig` and `TrainConfig`, the same at every point.
+
+    Raises:
+        QflError: An axis or a setting is unknown or empty, or a value does not fit.
+    """
+
+    axes: Mapping[str, tuple[Any, ...]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Grid:
+        """The grid of a table of a sweep file: axes are values or lists of them, all else is a setting."""
+        axes, settings = dict(_DEFAULT_AXES), dict(_DEFAULT_SETTINGS)
+        for name, value in values.items():
+            if name in AXES:
+                axes[name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+            elif name in _MODEL | _TRAIN:
+                settings[name] = tuple(value) if isinstance(value, list) else value
+            else:
+                raise unknown_name("key of a grid", name, [*AXES, *_MODEL, *_TRAIN])
+        missing = [name for name in AXES if name not in axes]
+        if missing:
+            raise QflError(f"a grid must say {', '.join(missing)}, got {', '.join(values) or 'nothing'}.")
+        return Grid({name: axes[name] for name in AXES}, settings)
+
+    def __post_init__(self) -> None:
+        for name, values in self.axes.items():
+            if not values:
+                raise QflError(f"axis {name!r} of a grid must hold at least one value, got none: the grid is empty.")
+            if len(set(values)) < len(values):
+                raise QflError(f"axis {name!r} of a grid must hold different values, got {list(values)}.")
+        for _ in self.points():  # every combination is checked as its configurations are made
+            pass
+
+    def points(self) -> Iterator[Point]:
+        """Every combination, in the order of `AXES`.
+
+        Raises:
+            QflError: A combination is no possible configuration; says which.
+        """
+        model_settings = {name: value for name, value in self.settings.items() if name in _MODEL}
+        train_settings = {name: value for name, value in self.settings.items() if name in _TRAIN}
+        for values in itertools.product(*(self.axes[name] for name in AXES)):
+            at = dict(zip(AXES, values, strict=True))
+            try:
+                model = ModelConfig(d_model=at["d_model"], n_layers=at["n_layers"], **model_settings)
+                train = TrainConfig(
+                    **{name: at[name] for name in ("budget_flops", "batch_size", "lr", "seed")}, **train_settings
+                )
+            except (ValueError, TypeError) as error:
+                where = ", ".join(f"{name} {value}" for name, value in at.items() if value is not None)
+                raise QflError(f"no such run is possible ({where}): {error}") from error
+            yield Point(at["task"], at["length"], model, train)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads, every default filled in."""
+        axes = {name: [v for v in values if v is not None] for name, values in self.axes.items()}
+        return {name: values for name, values in axes.items() if values} | dict(self.settings)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A sweep: the runs of several grids, each once.
+
+    Args:
+        name: What people call it.
+        grids: The grids; a run in several of them is trained once.
+        min_steps: Combinations with fewer updates are left out. The paper keeps those of one update, whatever that
+            costs: with 1 a budget below one update is one update.
+        max_steps: Combinations with more updates are left out; the paper's 100,000.
+        keep: "final": of a finished run the final weights and the rows of its validations; "all": every checkpoint and
+            every row.
+
+    Raises:
+        QflError: There is no grid, or a value does not fit.
+
+    Example:
+        >>> config = SweepConfig.from_dict({"name": "tiny", "grid": [
+        ...     {"task": "addition", "length": 4, "budget_flops": [1e9, 1e10], "d_model": 16, "n_layers": [2, 4]}]})
+        >>> len(list(config.points()))
+        4
+    """
+
+    name: str
+    grids: tuple[Grid, ...]
+    min_steps: int = 10
+    max_steps: int = 100_000
+    keep: Keep = "final"
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise QflError(f"name of a sweep must be a word without '/', got {self.name!r}.")
+        if not self.grids:
+            raise QflError(f"sweep {self.name!r} has no grid. Add a [[grid]] table with task, budget_flops, ...")
+        if not 1 <= self.min_steps <= self.max_steps:
+            raise QflError(f"min_steps and max_steps must be 1 <= min <= max, got {self.min_steps}, {self.max_steps}.")
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> SweepConfig:
+        """The sweep of a parsed file: top-level keys, `defaults` for all grids, a list `grid`.
+
+        Raises:
+            QflError: A key is unknown (the nearest are suggested), a grid is empty or a shape impossible.
+        """
+        known = {f.name for f in dataclasses.fields(SweepConfig)} - {"grids"} | {"grid", "defaults"}
+        for name in values:
+            if name not in known:
+                raise unknown_name("key of a sweep", name, known)
+        defaults, tables = values.get("defaults", {}), values.get("grid", [])
+        if not isinstance(defaults, Mapping) or not isinstance(tables, Sequence):
+            raise QflError("a sweep's grids are tables [[grid]], and what they share is a table [defaults].")
+        grids = []
+        for number, table in enumerate(tables, start=1):
+            try:
+                grids.append(Grid.from_dict({**defaults, **table}))
+            except QflError as error:
+                raise QflError(f"grid {number}: {error}") from error
+        top = {name: value for name, value in values.items() if name not in ("defaults", "grid")}
+        if "name" not in top:
+            raise QflError("a sweep must have a name.")
+        if top.get("keep", "final") not in get_args(Keep):
+            raise QflError(f"keep must be one of {get_args(Keep)}, got {top['keep']!r}.")
+        return SweepConfig(grids=tuple(grids), **top)
+
+    @staticmethod
+    def from_toml(path: str | Path) -> SweepConfig:
+        """The sweep of a TOML file, named after the file where it does not say.
+
+        Raises:
+            QflError: The file cannot be read or does not fit; names the file.
+        """
+        file = Path(path)
+        try:
+            values = tomllib.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise QflError(f"{file} does not exist. sweeps/small.toml is one to start from.") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise QflError(f"{file} cannot be read as TOML: {error}") from error
+        try:
+            return SweepConfig.from_dict({"name": file.stem, **values})
+        except QflError as error:
+            raise QflError(f"{file}: {error}") from error
+
+    def points(self) -> Iterator[Point]:
+        """The points of all grids, one after the other."""
+        return itertools.chain.from_iterable(grid.points() for grid in self.grids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads, every default filled in."""
+        top = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "grids"}
+        return {**top, "grid": [grid.to_dict() for grid in self.grids]}
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that name the definition: the SHA-256 of its sorted JSON."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]

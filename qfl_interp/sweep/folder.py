@@ -1,0 +1,57 @@
+"""What a sweep's folder says about itself: its definition and how each run ended."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pandas as pd
+
+from qfl_interp.errors import QflError
+from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.records import RESULTS, latest
+from qfl_interp.sweep.storage import Storage
+
+DEFINITION = "sweep.json"
+FORMAT, VERSION = "qfl_interp sweep", 1
+
+
+def definition_json(config: SweepConfig) -> bytes:
+    """The text of `sweep.json`."""
+    return json.dumps({"format": FORMAT, "version": VERSION} | config.to_dict(), indent=1).encode()
+
+
+def read_definition(storage: Storage) -> SweepConfig:
+    """The definition of the sweep in a folder.
+
+    Raises:
+        QflError: It holds none, or one of another version, or a damaged one.
+    """
+    where = f"{storage.folder}/{DEFINITION}"
+    if not storage.exists(DEFINITION):
+        raise QflError(f"{storage.folder} is no sweep: it has no {DEFINITION}. `qfl sweep FILE.toml` makes one.")
+    try:
+        values = json.loads(storage.read_bytes(DEFINITION))
+    except (OSError, ValueError) as error:
+        raise QflError(f"{where} cannot be read: {error}.") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
+        raise QflError(f"{where} was not written by this version of qfl_interp (sweep format {VERSION}).")
+    try:
+        return SweepConfig.from_dict(values)
+    except QflError as error:
+        raise QflError(f"{where} is damaged: {error}") from error
+
+
+def read_rows(storage: Storage, columns: list[str]) -> pd.DataFrame:
+    """Columns of the rows that runs have, one row a run; `columns` holds "run_id" and "finished_at"."""
+    paths = storage.glob(f"{RESULTS}/task=*/part-*.parquet")
+    if not paths:
+        return pd.DataFrame(columns=columns)
+    parts = [pd.read_parquet(io.BytesIO(storage.read_bytes(path)), columns=columns) for path in paths]
+    return latest(pd.concat(parts, ignore_index=True))
+
+
+def recorded(storage: Storage) -> dict[str, str]:
+    """Status by run id of every run that has a row."""
+    rows = read_rows(storage, ["run_id", "status", "finished_at"])
+    return dict(zip(rows["run_id"].tolist(), rows["status"].tolist(), strict=True))

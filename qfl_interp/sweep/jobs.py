@@ -1,0 +1,121 @@
+"""What a worker process of a sweep does: train one run, or several as one program, and say how each ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from qfl_interp.checkpoint import write_atomic
+from qfl_interp.errors import StorageError
+from qfl_interp.provenance import device_name
+from qfl_interp.run import CHECKPOINTS, Run
+from qfl_interp.run_config import METRICS_FILE
+from qfl_interp.stacked import train_stacked
+from qfl_interp.sweep.definition import Keep
+from qfl_interp.sweep.plan import PlannedRun, task_at
+from qfl_interp.sweep.records import Record, make_record
+from qfl_interp.sweep.storage import Storage
+from qfl_interp.training import DivergedError, train_planned
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+class Job(NamedTuple):
+    """What one worker is handed at a time.
+
+    Attributes:
+        runs: One run, or several of one shape that train as one program.
+        attempt: 1 for the first.
+    """
+
+    runs: tuple[PlannedRun, ...]
+    attempt: int = 1
+
+
+class JobSettings(NamedTuple):
+    """What is the same for every job of a sweep.
+
+    Attributes:
+        folder: The sweep's folder: a local path or an fsspec URL.
+        device: Where to train.
+        threads: torch threads of a worker; 0 leaves them alone.
+        keep: What stays of a finished run.
+        scratch: Where runs train while `folder` is not local; a temporary folder by default.
+    """
+
+    folder: str
+    device: str = "cpu"
+    threads: int = 1
+    keep: Keep = "final"
+    scratch: str | None = None
+
+
+def run_job(job: Job, settings: JobSettings) -> list[Record]:
+    """Train the runs of a job, each from where it stands; one row a run, whatever happened to it.
+
+    A run that is complete already is not trained again.
+
+    Raises:
+        StorageError: The storage is full or cannot be written: no other run could end better.
+        KeyboardInterrupt: Ctrl-C; every run has a resume point.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    storage = Storage(settings.folder)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(settings.scratch or stack.enter_context(tempfile.TemporaryDirectory(prefix="qfl-sweep-")))
+        folders = [stack.enter_context(storage.mirrored(run.path, scratch)) for run in job.runs]
+        records = []
+        for run, folder, error in zip(job.runs, folders, _train(job.runs, folders, settings.device), strict=True):
+            records.append(_record(job, run, folder, error, settings))
+        return records
+
+
+def _train(runs: tuple[PlannedRun, ...], folders: list[Path], device: str) -> list[BaseException | None]:
+    """Train; what went wrong with each run, None where nothing did."""
+    first = runs[0].config
+    try:
+        task = task_at(first.task, first.length)
+        if len(runs) == 1:
+            train_planned(task, first, folders[0], device=device)
+            return [None]
+        return [*train_stacked(task, [(r.config, f) for r, f in zip(runs, folders, strict=True)], device=device)]
+    except (StorageError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # one bad run never stops a sweep
+        return [error] * len(runs)
+
+
+def _record(job: Job, planned: PlannedRun, folder: Path, error: BaseException | None, settings: JobSettings) -> Record:
+    """The row of a run that has been trained, tidied up where it finished."""
+    status: Status = "finished" if error is None else "diverged" if isinstance(error, DivergedError) else "failed"
+    run = Run(folder, planned.config) if error is None else None
+    if run is not None and settings.keep == "final":
+        keep_final(run)
+    return make_record(
+        planned, status, device=device_name(settings.device), attempts=job.attempt, group_size=len(job.runs), run=run,
+        error="" if error is None else _sentence(error),
+    )  # fmt: skip
+
+
+def _sentence(error: BaseException) -> str:
+    """The error as a row says it: type, message, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def keep_final(run: Run) -> None:
+    """Of a finished run keep the final weights and the rows of its validations."""
+    for step in run.steps[:-1]:
+        shutil.rmtree(run.path / CHECKPOINTS / f"step_{step:08d}")
+    rows = [line for line in (run.path / METRICS_FILE).read_bytes().splitlines(True) if b'"val_loss"' in line]
+    assert json.loads(rows[-1])["step"] == run.config.last_step
+    write_atomic(run.path / METRICS_FILE, b"".join(rows))

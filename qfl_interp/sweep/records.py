@@ -1,0 +1,148 @@
+"""One row a run of a sweep: what it was, how it ended. Kept as Parquet, partitioned by task.
+
+The runs' directories are the truth; the rows are what 20,000 of them are listed by. One process writes rows (the sweep
+holds its folder's lock); a killed one loses at most the rows of its last seconds, which are made again from the
+directories.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import time
+import uuid
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from qfl_interp.config import ModelConfig
+from qfl_interp.model import build_hooked
+from qfl_interp.run import Run
+from qfl_interp.sweep.plan import PlannedRun
+from qfl_interp.sweep.storage import Storage
+
+RESULTS = "results"
+Record = dict[str, Any]
+
+# Column -> type in the Parquet files; "task" is the partition.
+COLUMNS: dict[str, str] = {
+    "length": "int64", "budget_flops": "float64",
+    "style": "str", "d_model": "int64", "n_layers": "int64", "n_heads": "int64",
+    "lr": "float64", "batch_size": "int64", "seed": "int64", "schedule": "str", "weight_decay": "float64",
+    "n_steps": "int64", "flops": "float64", "actual_flops": "float64", "n_parameters": "int64",
+    "val_loss": "float64", "val_exact": "float64", "val_loss_answer": "float64", "val_exact_answer": "float64",
+    "val_pass": "float64", "val_pass_answer": "float64", "n_val": "int64",
+    "seconds": "float64", "status": "str", "error": "str", "attempts": "int64", "group_size": "int64",
+    "device": "str", "run_id": "str", "path": "str", "finished_at": "str",
+}  # fmt: skip
+_SCORES = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer", "val_pass", "val_pass_answer", "seconds")
+# Rows are written at least this often, in seconds, while runs finish.
+_FLUSH_SECONDS = 15.0
+
+
+@functools.lru_cache(maxsize=1024)
+def _n_parameters(model: ModelConfig, d_vocab: int, n_ctx: int) -> int:
+    return sum(p.numel() for p in build_hooked(model, d_vocab=d_vocab, n_ctx=n_ctx).parameters())
+
+
+def n_parameters(planned: PlannedRun) -> int:
+    """Trainable parameters of a run's model."""
+    return _n_parameters(planned.config.model, planned.config.d_vocab, planned.config.n_ctx)
+
+
+def make_record(
+    planned: PlannedRun,
+    status: str,
+    *,
+    device: str,
+    attempts: int,
+    group_size: int,
+    run: Run | None = None,
+    error: str = "",
+) -> Record:
+    """The row of a run.
+
+    Args:
+        planned: What was to be trained.
+        status: "finished", "diverged" or "failed".
+        device: Name of the processor it was trained on.
+        attempts: How often it was tried.
+        group_size: Runs that trained as one program.
+        run: Its directory, where it finished; its last validation enters the row.
+        error: Why it did not finish.
+    """
+    config = planned.config
+    scores = dict.fromkeys(_SCORES, math.nan)
+    if run is not None:
+        last = run.metrics.dropna(subset=["val_loss"]).iloc[-1]
+        scores = {name: float(last[name]) for name in _SCORES}
+    return {
+        "task": config.task, "length": config.length, "budget_flops": planned.budget_flops,
+        "style": config.model.style, "d_model": config.model.d_model, "n_layers": config.model.n_layers,
+        "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.train.batch_size,
+        "seed": config.train.seed, "schedule": config.train.schedule, "weight_decay": config.train.weight_decay,
+        "n_steps": config.n_steps, "flops": planned.flops, "actual_flops": planned.actual_flops,
+        "n_parameters": n_parameters(planned), "n_val": config.train.n_val,
+        **scores, "status": status, "error": error, "attempts": attempts, "group_size": group_size,
+        "device": device, "run_id": planned.run_id, "path": planned.path,
+        "finished_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }  # fmt: skip
+
+
+class RecordWriter:
+    """Collects rows and writes them, some seconds' worth at a time, as Parquet parts of their tasks.
+
+    Args:
+        storage: The sweep's folder.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._pending: list[Record] = []
+        self._written = time.monotonic()
+
+    def append(self, records: list[Record]) -> None:
+        """Take rows; write what has been taken if the last time is some seconds ago."""
+        self._pending += records
+        if time.monotonic() - self._written >= _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been taken.
+
+        Raises:
+            StorageError: The storage is full or cannot be written; the rows are kept for the next call.
+        """
+        by_task: dict[str, list[Record]] = defaultdict(list)
+        for record in self._pending:
+            by_task[record["task"]].append(record)
+        for task, records in by_task.items():
+            write_part(self.storage, task, pd.DataFrame(records))
+            self._pending = [record for record in self._pending if record["task"] != task]
+        self._written = time.monotonic()
+
+    def compact(self) -> None:
+        """Make one part of each task's many; a kill in between leaves rows twice, which readers see once."""
+        parts: dict[str, list[str]] = defaultdict(list)
+        for path in self.storage.glob(f"{RESULTS}/task=*/part-*.parquet"):
+            parts[path.split("/")[1].removeprefix("task=")].append(path)
+        for task, paths in parts.items():
+            if len(paths) > 1:
+                rows = latest(pd.concat([pd.read_parquet(io.BytesIO(self.storage.read_bytes(p))) for p in paths]))
+                write_part(self.storage, task, rows)
+                for path in paths:
+                    self.storage.remove(path)
+
+
+def write_part(storage: Storage, task: str, rows: pd.DataFrame) -> None:
+    """Write rows of one task as a new Parquet part."""
+    typed = rows.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    storage.write_bytes(f"{RESULTS}/task={task}/part-{uuid.uuid4().hex[:12]}.parquet", typed.to_parquet(index=False))
+
+
+def latest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The last row of each run, by `finished_at`."""
+    return rows.sort_values("finished_at", kind="stable").drop_duplicates("run_id", keep="last")
