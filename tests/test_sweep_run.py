@@ -21,7 +21,7 @@ from qfl_interp.registry import load_task
 from qfl_interp.run import Run
 from qfl_interp.schedule import checkpoint_steps
 from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, sweep_status
-from qfl_interp.sweep.folder import read_rows
+from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
 from qfl_interp.sweep.local_pool import LocalPool, attempt
 from qfl_interp.sweep.plan import plan_sweep
@@ -156,6 +156,7 @@ def test_a_bad_run_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = tmp_path / plan.runs[0].path
     bad.mkdir(parents=True)
     (bad / "notes.txt").write_text("somebody else's")
+    (tmp_path / DEFINITION).write_bytes(definition_json(config()))
     run_sweep(config(), str(tmp_path), Execution(attempts=2), progress=False, pool=InlinePool)
     found = rows(tmp_path, "status", "error", "attempts")
     assert found[plan.runs[0].run_id]["status"] == "failed"
@@ -182,7 +183,7 @@ def test_a_diverging_run_is_a_result(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None:
-    longer = config(budget_flops=2e10, seed=[0, 1])
+    longer = config(budget_flops=5e8, seed=[0, 1])
     pools: list[LocalPool] = []
 
     def keep(settings: JobSettings) -> LocalPool:
@@ -230,7 +231,7 @@ def until(condition: object, seconds: float = 90.0) -> None:
 def test_ctrl_c_stops_at_resume_points_and_the_next_call_goes_on(tmp_path: Path) -> None:
     toml, folder = tmp_path / "long.toml", tmp_path / "out"
     toml.write_text(
-        '[[grid]]\ntask = "addition"\nlength = 4\nbudget_flops = 3e10\nd_model = 8\nn_layers = 1\nbatch_size = 8\n'
+        '[[grid]]\ntask = "addition"\nlength = 4\nbudget_flops = 1e9\nd_model = 8\nn_layers = 1\nbatch_size = 8\n'
         "seed = [0, 1]\nn_val = 32\n"
     )
     planned = plan_sweep(SweepConfig.from_toml(toml)).runs

@@ -89,7 +89,8 @@ class _Attention(Function):
         z = kv.new_empty(*asking.shape[:2], width)
         lse = kv.new_empty(kv.shape[0], heads.n_heads, asking.shape[1])
         ctx.arguments = _arguments(asking, kv, heads, separate=q is not None)
-        attend(*(*ctx.arguments, z.numpy(), lse.numpy()))
+        arguments = [*ctx.arguments, z.numpy(), lse.numpy()]
+        attend(*arguments)
         ctx.save_for_backward(asking, kv, z, lse)
         ctx.separate = q is not None
         return z
@@ -100,8 +101,8 @@ class _Attention(Function):
         asking, kv, z, lse = ctx.saved_tensors
         dkv = torch.empty_like(kv)
         dq = torch.empty_like(asking) if ctx.separate else dkv
-        made = (t.numpy() for t in (z, lse, dz.contiguous(), dq, dkv))
-        attend_backward(*(*ctx.arguments, *made))
+        arguments = [*ctx.arguments, *(t.numpy() for t in (z, lse, dz.contiguous(), dq, dkv))]
+        attend_backward(*arguments)
         return dq if ctx.separate else None, dkv, None
 
 

@@ -18,6 +18,9 @@ import qfl_interp
 from qfl_interp.errors import QflError
 
 _REACH_SECONDS = 5.0
+# What a gRPC client says first, and the type of the frame the server answers with (RFC 9113, sections 3.4 and 6.5).
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_HTTP2_SETTINGS = 4
 _PROBE_SECONDS = 120.0
 # Results are a few rows a job: this is about the least that Ray takes.
 _OBJECT_STORE_BYTES = 100 << 20
@@ -93,7 +96,12 @@ def _require_reachable(address: str) -> None:
     if not host or not port.isdecimal():
         raise QflError(f"a Ray address is auto, local, host:port or ray://host:port, got {address!r}.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS) as connection:
+            if not os.environ.get("RAY_USE_TLS"):
+                connection.sendall(_HTTP2_PREFACE)
+                answer = connection.recv(9)
+                if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
+                    raise OSError("what listens there is no Ray")
     except (OSError, OverflowError) as error:
         raise QflError(
             f"no Ray answers at {address}: {error}. Start a head there (ray start --head --port={port}), check address "

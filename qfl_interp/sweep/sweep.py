@@ -158,7 +158,7 @@ class Sweep:
         at = np.isclose(budgets, budget_flops, rtol=1e-6, atol=0)
         if not at.any():
             known = np.unique(budgets)
-            nearest = known[np.abs(np.log(known / max(budget_flops, 1e-300))).argmin()]
+            nearest = known[np.abs(np.log(known) - np.log(max(budget_flops, 1.0))).argmin()]
             raise QflError(
                 f"no run in {self.path} had a budget of {budget_flops:g} FLOPs. The nearest is {nearest:g}; "
                 f"there are {', '.join(f'{b:g}' for b in known)}."
