@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analyses.ablation import ablate
+    from analyses.across_compute import across
     from analyses.capturing import capture
     from analyses.describing import mdl
     from analyses.emerging import emergence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from analyses.patching import patch
     from analyses.probing import probe
     from analyses.reporting import report
+    from analyses.scaling_laws import scaling
     from analyses.timelining import timeline
     from analyses.transferring import transfer
     from analyses.unit_ablation import ablate_units
@@ -30,6 +32,7 @@ QFL_INTERP_PACKAGE = True
 _WHERE = {
     "ablate": "ablation",
     "ablate_units": "unit_ablation",
+    "across": "across_compute",
     "capture": "capturing",
     "emergence": "emerging",
     "interchange": "interchanging",
@@ -37,6 +40,7 @@ _WHERE = {
     "patch": "patching",
     "probe": "probing",
     "report": "reporting",
+    "scaling": "scaling_laws",
     "timeline": "timelining",
     "transfer": "transferring",
 }
@@ -44,6 +48,7 @@ _WHERE = {
 __all__ = [
     "ablate",
     "ablate_units",
+    "across",
     "capture",
     "emergence",
     "interchange",
@@ -51,6 +56,7 @@ __all__ = [
     "patch",
     "probe",
     "report",
+    "scaling",
     "timeline",
     "transfer",
 ]

@@ -166,14 +166,14 @@ def _transition(run: Run) -> Transition:
     )
 
 
-def _by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "place label"]:
+def by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "place label"]:
     """A column of one model's rows by place (layer and head) and label."""
     return rows.pivot(index=["layer", "head"], columns="label", values=metric).to_numpy(dtype=float)
 
 
 def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     """Thirds of one model's metric; the layer is chosen on the training loss."""
-    return summarise(_by_site(rows, "train_loss"), _by_site(rows, metric))
+    return summarise(by_site(rows, "train_loss"), by_site(rows, metric))
 
 
 def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
@@ -240,7 +240,7 @@ def _bootstrap(
     if not _starts_inside(transition, column(curve, "flops")):
         return None
     (feature,) = distinct(rows, "feature")
-    fitted = _by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")
+    fitted = by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")
     members = label_groups(np.any(fitted, axis=0, keepdims=False))[third]
     parts = [part_name(trained_at(int(step)), feature, config) for step in distinct(curve, "step")]
     losses = [run.table(PROBE_LENS).read_tensors(part)["test_loss"].numpy()[members] for part in parts]

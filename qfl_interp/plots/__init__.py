@@ -5,6 +5,7 @@ from __future__ import annotations
 from plotly.graph_objects import Figure
 
 from qfl_interp.plots.ablation import ablation_figure, ablation_over_steps_figure, ablation_panel
+from qfl_interp.plots.across import across_figure
 from qfl_interp.plots.attribution import attribution_figure
 from qfl_interp.plots.heatmap import probe_heatmap
 from qfl_interp.plots.interchange import interchange_figure, interchange_panel
@@ -13,6 +14,7 @@ from qfl_interp.plots.overview import leads_figure, losses_figure
 from qfl_interp.plots.panels import Legend, Panel, Transition, stack_panels
 from qfl_interp.plots.patch_lines import patch_panel
 from qfl_interp.plots.patching import patch_figure
+from qfl_interp.plots.scaling import scaling_figure
 from qfl_interp.plots.theme import figure_config
 from qfl_interp.plots.timeline import exact_panel, feature_panel, loss_figure, loss_panel, timeline_figure
 from qfl_interp.plots.transfer import transfer_figure
@@ -26,6 +28,7 @@ __all__ = [
     "ablation_figure",
     "ablation_over_steps_figure",
     "ablation_panel",
+    "across_figure",
     "attribution_figure",
     "exact_panel",
     "feature_panel",
@@ -41,6 +44,7 @@ __all__ = [
     "patch_figure",
     "patch_panel",
     "probe_heatmap",
+    "scaling_figure",
     "stack_panels",
     "timeline_figure",
     "transfer_figure",
