@@ -86,8 +86,10 @@ def scaling(
 ) -> Scaling:
     """The scaling curve of every task and length of a sweep: best configurations, laws, transition, verdict.
 
-    The power law is tested by the classical lack-of-fit F test where configurations have several seeds, otherwise by
-    a parametric bootstrap against a law with one smooth break; `p_holm` is Holm's correction over tasks and lengths.
+    The power law is tested by the lack-of-fit F statistic where configurations have several seeds, its p-value by a
+    bootstrap in which every budget has its own variance (seeds spread most within a transition; the classical p, of
+    equal variances, is `lack_of_fit_p_equal`); otherwise by a parametric bootstrap against a law with one smooth break.
+    `p_holm` is Holm's correction over tasks and lengths.
     The loss's transition is `qfl_interp.transition.find_transition` on the mean over seeds, its bracket the spacing of
     budgets. The best configuration of a budget is chosen on the same losses that are then fitted.
 
@@ -197,7 +199,7 @@ def _fits(
     notes: list[str] = []
     power = _tried(notes, lambda: fit_power_law(budget, loss, rng=rng, **options))
     broken = _tried(notes, lambda: fit_broken_power_law(budget, loss, rng, **options))
-    fit_test = _tried(notes, lambda: lack_of_fit(budget, loss, irreducible=irreducible))
+    fit_test = _tried(notes, lambda: lack_of_fit(budget, loss, rng=rng, **options))
     compared = _tried(notes, lambda: compare_laws(budget, loss, rng, **options))
     across = _tried(notes, lambda: across_transition(budget, loss, rng, chance_loss=chance.used))
     early = _early(budget, loss, across)
@@ -220,7 +222,8 @@ def _fits(
         **_interval("break_flops", broken.break_flops if broken else None),
         "broken_aicc": broken.aicc if broken else math.nan,
         "lack_of_fit": fit_test.statistic if fit_test else math.nan,
-        "lack_of_fit_p": fit_test.p_value if fit_test else math.nan,
+        "lack_of_fit_p": fit_test.p_value_unequal if fit_test else math.nan,
+        "lack_of_fit_p_equal": fit_test.p_value if fit_test else math.nan,
         "one_break_p": compared.p_value if compared else math.nan,
         "transition_found": bool(transition and transition.found),
         **_interval("transition_start", across.start if across else None),

@@ -35,15 +35,14 @@ class _RunByDefault(typer.core.TyperGroup):
         return super().parse_args(ctx, args)
 
 
-_HELP = """Train a grid of runs over compute budgets, and look at all of them at once.
+_HELP = """Train a grid of runs over compute budgets, and look at all of them at once. A first session:
 
-    qfl sweep sweeps/tiny.toml --dry-run        what it would train, and what that costs on this machine
-    qfl sweep sweeps/tiny.toml                  train it; call again to go on after a stop
-    qfl sweep sweeps/paper.toml --ray auto --gpus-per-run 0.25 --out s3://bucket/paper
+    qfl sweep sweeps/tiny.toml --dry-run    # what there is to do, what it costs
+    qfl sweep sweeps/tiny.toml              # train; call again to go on
     qfl sweep status runs/sweeps/tiny
     qfl sweep best runs/sweeps/tiny --budget 1e10
-    qfl sweep matched runs/sweeps/tiny --d-model 16 --n-layers 2
-    qfl sweep scaling runs/sweeps/tiny
+    qfl sweep scaling runs/sweeps/tiny --out scaling.html
+    qfl sweep big.toml --ray auto --gpus-per-run 0.25 --out s3://bucket/big
 
 `qfl sweep FILE.toml` is short for `qfl sweep run FILE.toml`.
 """
