@@ -81,6 +81,7 @@ def scaling(
     count: str = "answer",
     rule: str = "mean",
     irreducible: bool = True,
+    resolution: float = 0.01,
     n_resamples: int = 499,
     seed: int = 0,
 ) -> Scaling:
@@ -101,12 +102,17 @@ def scaling(
             scored, whose chance is the paper's random line, or the base rate where it has none.
         rule: "mean": a configuration's mean loss over seeds decides. "paper": the single best run does.
         irreducible: The laws have a floor c >= 0, so that levelling off is no break.
+        resolution: Losses below this many nats count as this in the laws and their tests: once every answer is right,
+            seeds differ by decades in a loss that says little more. 0 takes them as they are.
         n_resamples: Of every bootstrap.
         seed: Draws them.
 
     Raises:
         QflError: No run finished, the sweep has no such task or length, or `count` or `rule` is none of its values.
+        ValueError: `resolution` is negative.
     """
+    if not resolution >= 0:
+        raise ValueError(f"resolution must be at least 0 nats, got {resolution}.")
     if count not in _COLUMNS:
         raise unknown_name("count of the scored tokens", count, _COLUMNS)
     table = sweep.table(task=task, length=length)
@@ -119,8 +125,8 @@ def scaling(
             curve = _curve(part)
             rows.append(_best_rows(curve))
             rng = generator(seed, f"scaling/{name}/{size}")
-            fit, drawn = _fits(curve, _chance(name, int(size), count), irreducible, n_resamples, rng)
-            of = {"task": name, "length": int(size), "count": count, "rule": rule}
+            fit, drawn = _fits(curve, _chance(name, int(size), count), irreducible, resolution, n_resamples, rng)
+            of = {"task": name, "length": int(size), "count": count, "rule": rule, "resolution": resolution}
             fits.append(of | fit)
             lines.append(drawn.assign(task=name, length=int(size)))
     found = _with_verdicts(pd.DataFrame(fits))
@@ -191,17 +197,22 @@ def _chance(task: str, length: int, count: str) -> _Chance:
 
 
 def _fits(
-    curve: _Curve, chance: _Chance, irreducible: bool, n_resamples: int, rng: np.random.Generator
+    curve: _Curve,
+    chance: _Chance,
+    irreducible: bool,
+    resolution: float,
+    n_resamples: int,
+    rng: np.random.Generator,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """The row of one task and length, and the points of the laws that are drawn."""
-    budget, loss = curve.budget, curve.scores["loss"]
+    budget, loss = curve.budget, np.maximum(curve.scores["loss"], resolution)
     options: dict[str, Any] = {"irreducible": irreducible, "n_resamples": n_resamples}
     notes: list[str] = []
     power = _tried(notes, lambda: fit_power_law(budget, loss, rng=rng, **options))
     broken = _tried(notes, lambda: fit_broken_power_law(budget, loss, rng, **options))
     fit_test = _tried(notes, lambda: lack_of_fit(budget, loss, rng=rng, **options))
     compared = _tried(notes, lambda: compare_laws(budget, loss, rng, **options))
-    across = _tried(notes, lambda: across_transition(budget, loss, rng, chance_loss=chance.used))
+    across = _tried(notes, lambda: across_transition(budget, curve.scores["loss"], rng, chance_loss=chance.used))
     early = _early(budget, loss, across)
     # -log of the pass probability is a loss of whole answers: positive, and finite below the floor of exact match.
     with np.errstate(divide="ignore"):

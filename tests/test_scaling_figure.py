@@ -23,7 +23,7 @@ from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.tables import select
 from tests import synthetic_sweep
 
-RESAMPLES = 19
+RESAMPLES = 99
 KEYS = ["d_model", "n_layers", "lr"]
 
 
@@ -99,14 +99,32 @@ def test_without_a_floor_exponent_and_test_are_those_of_a_straight_line(sweep, r
     df = len(budgets) - 2, len(x) - len(budgets)
     statistic = (rss - pure) / df[0] / (pure / df[1])
     assert fit["lack_of_fit"] == pytest.approx(statistic)
-    assert fit["p_value"] == pytest.approx(scipy.stats.f.sf(statistic, *df))
+    assert fit["lack_of_fit_p_equal"] == pytest.approx(scipy.stats.f.sf(statistic, *df))
+    assert fit["p_value"] == fit["lack_of_fit_p"]
+    # A share of the resamples, the observed one among them.
+    assert fit["p_value"] * (RESAMPLES + 1) == pytest.approx(round(fit["p_value"] * (RESAMPLES + 1)))
+    assert 0.02 < fit["p_value"] <= 1
+
+
+def test_losses_below_the_resolution_count_as_it(sweep, records):
+    found = scaling(sweep, task="maximum_subarray", irreducible=False, resolution=1.0, n_resamples=RESAMPLES)
+    budgets = synthetic_sweep.BUDGETS
+    parts = [brute_best(records, "maximum_subarray", budget)["val_loss_answer"].to_numpy() for budget in budgets]
+    losses = np.concatenate(parts)
+    assert 0 < (losses < 1.0).sum() < losses.size
+    x = np.log(np.repeat(budgets, [len(part) for part in parts]))
+    line = scipy.stats.linregress(x, np.log(np.maximum(losses, 1.0)))
+    assert found.fits["exponent"].iloc[0] == pytest.approx(-line.slope)
+    assert found.rows["loss"].min() < 1.0, "the rows say what was measured"
+    with pytest.raises(ValueError, match="resolution must be at least 0"):
+        scaling(sweep, resolution=-1.0)
 
 
 def test_verdicts_tell_the_laws_apart(found):
     fits = {row["task"]: row for row in found.fits.to_dict("records")}
     falling, power, flat = (fits[name] for name in ("addition", "maximum_subarray", "sparse_parity"))
     assert (falling["breaks"], power["breaks"], flat["breaks"]) == (True, False, False)
-    assert falling["verdict"].startswith("breaks the power law (p < 0.001); transition ")
+    assert falling["verdict"].startswith("breaks the power law (p = ")
     assert power["verdict"].startswith("no break shown (p = ")
     assert power["verdict"].endswith("; no transition; never half right")
     assert falling["transition_start"] <= 1e11 < falling["transition_end"] <= 1e12
@@ -220,7 +238,7 @@ def test_levels_laws_and_transition(figure, found):
         "maximum subarray",
         "sparse parity",
     ]
-    assert "breaks the power law (p &lt; 0.001)" in titles[0]
+    assert "breaks the power law (p = 0.03)" in titles[0]
 
 
 def test_the_base_rate_is_no_chance_of_a_loss_that_scores_the_equals_sign(sweep):

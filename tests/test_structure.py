@@ -28,7 +28,7 @@ def test_the_core_keeps_its_layers():
     [
         ("data.py", "from tasks.addition import Addition", "data.py:1: the core imports tasks.addition"),
         ("data.py", "def f():\n    import analyses", "data.py:2: the core imports analyses"),
-        ("run.py", "from qfl_interp.plots import timeline", "run.py:1: layer 5 imports plots of layer 9"),
+        ("run.py", "from qfl_interp.plots import timeline", "run.py:1: layer 5 imports plots of layer 10"),
         ("config.py", "from qfl_interp import training", "config.py:1: layer 0 imports training of layer 8"),
         (
             "probes/newton.py",
@@ -75,11 +75,11 @@ def test_outer_packages_import_what_they_may(package):
 def test_public_names_are_pinned_and_import():
     """Users rely on this list: a change belongs in the change notes."""
     assert sorted(qfl.__all__) == [
-        "ActivationStore", "Batch", "DivergedError", "ExampleStream", "Feature", "FixedFeature", "FixedTask",
-        "Intervention", "ModelConfig", "Pairs", "ProbeConfig", "QflError", "Run", "Site", "Suite", "Task",
-        "TrainConfig", "branch", "build_model", "capture", "fast_logits",
-        "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task", "patch",
-        "project_out", "resume", "task_names", "train",
+        "ActivationStore", "Batch", "DivergedError", "ExampleStream", "Execution", "Feature", "FixedFeature", "FixedTask",
+        "Intervention", "ModelConfig", "Pairs", "ProbeConfig", "QflError", "Run", "Site", "Suite", "Sweep", "SweepConfig",
+        "Task", "TrainConfig", "branch", "build_model", "capture", "estimate_sweep", "fast_logits", "generate_greedy",
+        "held_out", "hooked_from_hf", "interventions_on", "load_task", "patch", "project_out", "resume", "run_sweep",
+        "sweep_status", "task_names", "train",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
         "ablate", "ablate_units", "across", "capture", "emergence", "interchange", "mdl", "patch", "probe", "report",

@@ -231,7 +231,7 @@ def until(condition: object, seconds: float = 90.0) -> None:
 def test_ctrl_c_stops_at_resume_points_and_the_next_call_goes_on(tmp_path: Path) -> None:
     toml, folder = tmp_path / "long.toml", tmp_path / "out"
     toml.write_text(
-        '[[grid]]\ntask = "addition"\nlength = 4\nbudget_flops = 1e9\nd_model = 8\nn_layers = 1\nbatch_size = 8\n'
+        '[[grid]]\ntask = "addition"\nlength = 4\nbudget_flops = 3e9\nd_model = 8\nn_layers = 1\nbatch_size = 8\n'
         "seed = [0, 1]\nn_val = 32\n"
     )
     planned = plan_sweep(SweepConfig.from_toml(toml)).runs

@@ -189,6 +189,17 @@ def test_compacting_keeps_the_latest_row_of_each_run(tmp_path: Path) -> None:
     assert recorded(storage) == {RUNS[0].run_id: "finished"}
 
 
+def test_parts_of_a_long_sweep_stay_few(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    writer = RecordWriter(storage)
+    for number in range(70):
+        writer.append([make_record(RUNS[number % 6], "finished", device="cpu", attempts=number + 1, group_size=1)])
+        writer.flush()
+        assert len(storage.glob("results/task=addition/part-*.parquet")) <= 32
+    table = read_rows(storage, ["run_id", "attempts", "finished_at"])
+    assert sorted(table["attempts"]) == list(range(65, 71))
+
+
 def test_time_to_go_follows_the_share_of_the_work() -> None:
     tally = Tally(4)
     assert tally.eta_seconds is None

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -71,7 +72,7 @@ class LocalPool:
             )
         self._settings, self._cores, self._threads = settings, cores, threads
         self._workers: list[_Worker] = []
-        self.notes: list[str] = []
+        self.notes: Sequence[str] = ()
         per_worker = f"{threads} thread" + ("s" if threads > 1 else "")
         self.where = f"{self.n_slots} process{'es' if self.n_slots > 1 else ''} on this machine, {per_worker} each"
 

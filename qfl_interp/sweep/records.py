@@ -41,6 +41,8 @@ COLUMNS: dict[str, str] = {
 _SCORES = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer", "val_pass", "val_pass_answer", "seconds")
 # Rows are written at least this often, in seconds, while runs finish.
 _FLUSH_SECONDS = 15.0
+# Parts written before they are made into one: every reader opens them all.
+_MOST_PARTS = 32
 
 
 @functools.lru_cache(maxsize=1024)
@@ -75,7 +77,7 @@ def make_record(
         error: Why it did not finish.
     """
     config = planned.config
-    scores = dict.fromkeys(_SCORES, math.nan)
+    scores: dict[str, float] = dict.fromkeys(_SCORES, math.nan)
     if run is not None:
         last = run.metrics.dropna(subset=["val_loss"]).iloc[-1]
         scores = {name: float(last[name]) for name in _SCORES}
@@ -103,6 +105,7 @@ class RecordWriter:
         self.storage = storage
         self._pending: list[Record] = []
         self._written = time.monotonic()
+        self._n_parts = 0
 
     def append(self, records: list[Record]) -> None:
         """Take rows; write what has been taken if the last time is some seconds ago."""
@@ -122,7 +125,10 @@ class RecordWriter:
         for task, records in by_task.items():
             write_part(self.storage, task, pd.DataFrame(records))
             self._pending = [record for record in self._pending if record["task"] != task]
+            self._n_parts += 1
         self._written = time.monotonic()
+        if self._n_parts >= _MOST_PARTS:
+            self.compact()
 
     def compact(self) -> None:
         """Make one part of each task's many; a kill in between leaves rows twice, which readers see once."""
@@ -135,6 +141,7 @@ class RecordWriter:
                 write_part(self.storage, task, rows)
                 for path in paths:
                     self.storage.remove(path)
+        self._n_parts = 0
 
 
 def write_part(storage: Storage, task: str, rows: pd.DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -166,7 +165,7 @@ def run_sweep(
     return Sweep.open(out)
 
 
-def _pool(execution: Execution) -> Callable[[JobSettings], contextlib.AbstractContextManager[Pool]]:
+def _pool(execution: Execution) -> Callable[[JobSettings], Pool]:
     """Makes the pool that was asked for."""
     if execution.ray is None:
         return lambda settings: LocalPool(settings, execution.workers)
