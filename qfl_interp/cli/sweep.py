@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 import typer.core
 
@@ -28,7 +27,7 @@ _SHOWN_FAILURES = 10
 class _RunByDefault(typer.core.TyperGroup):
     """`qfl sweep FILE.toml ...` is `qfl sweep run FILE.toml ...`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         named = next((a for a in args if not a.startswith("-")), None)
         if named is not None and named not in self.commands and "--help" not in args[: args.index(named)]:
             args = ["run", *args]

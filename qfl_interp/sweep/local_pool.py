@@ -179,6 +179,8 @@ def _work(pipe: Connection, settings: JobSettings, cores: list[int]) -> None:
     """The life of a worker: one job after the other until it is told to stop."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C in the terminal reaches the driver, which then stops its workers
+    # A driver in the background of a shell ignores it, and so would its workers.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
