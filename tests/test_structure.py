@@ -75,11 +75,11 @@ def test_outer_packages_import_what_they_may(package):
 def test_public_names_are_pinned_and_import():
     """Users rely on this list: a change belongs in the change notes."""
     assert sorted(qfl.__all__) == [
-        "ActivationStore", "Batch", "DivergedError", "ExampleStream", "Execution", "Feature", "FixedFeature", "FixedTask",
-        "Intervention", "ModelConfig", "Pairs", "ProbeConfig", "QflError", "Run", "Site", "Suite", "Sweep", "SweepConfig",
-        "Task", "TrainConfig", "branch", "build_model", "capture", "estimate_sweep", "fast_logits", "generate_greedy",
-        "held_out", "hooked_from_hf", "interventions_on", "load_task", "patch", "project_out", "resume", "run_sweep",
-        "sweep_status", "task_names", "train",
+        "ActivationStore", "Batch", "DivergedError", "ExampleStream", "Execution", "Feature", "FixedFeature",
+        "FixedTask", "Intervention", "ModelConfig", "Pairs", "ProbeConfig", "QflError", "Run", "Site", "Suite",
+        "Sweep", "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "estimate_sweep",
+        "fast_logits", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task", "patch",
+        "project_out", "resume", "run_sweep", "sweep_status", "task_names", "train",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
         "ablate", "ablate_units", "across", "capture", "emergence", "interchange", "mdl", "patch", "probe", "report",

@@ -191,12 +191,16 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
         return pools[0]
 
     killed: list[int] = []
+    cores: list[set[int]] = []
 
     def kill() -> None:
         first = plan_sweep(longer).runs[0]
         metrics = tmp_path / first.path / "metrics.jsonl"
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < 30:
             time.sleep(0.02)
+        while len(pools[0].pids) < 2:
+            time.sleep(0.02)
+        cores.extend(os.sched_getaffinity(pid) for pid in pools[0].pids)
         killed.append(pools[0].pids[0])
         os.kill(killed[0], signal.SIGKILL)
 
@@ -204,6 +208,8 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
     thread.start()
     run_sweep(longer, str(tmp_path), progress=False, pool=keep)
     assert killed
+    assert [len(own) for own in cores] == [1, 1]
+    assert len(set.union(*cores)) == min(2, len(os.sched_getaffinity(0)))
     found = rows(tmp_path, "status", "attempts")
     assert {row["status"] for row in found.values()} == {"finished"}
     assert sorted(int(str(row["attempts"])) for row in found.values()) == [1, 2]
@@ -332,6 +338,16 @@ def test_disk_estimate_is_near_what_a_run_keeps(swept: Path, tmp_path: Path) -> 
     found = estimate_sweep(config(), str(tmp_path / "none"), ONE_PROCESS)
     kept = sum(path.stat().st_size for path in (swept / "runs").rglob("*") if path.is_file())
     assert 0.5 < found.disk_bytes / kept < 2
+
+
+def test_a_damaged_plan_is_named_and_written_again(swept: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept, copy)
+    (copy / "plan.json").write_text("{")
+    with pytest.raises(QflError, match=r"plan\.json cannot be read"):
+        sweep_status(str(copy))
+    run_sweep(config(), str(copy), progress=False, pool=InlinePool)
+    assert sweep_status(str(copy)).rows[0]["finished"] == 4
 
 
 def test_state_that_a_killed_sweep_left_says_so(swept: Path, tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable
 
 import pandas as pd
 
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.records import RESULTS, latest
 from qfl_interp.sweep.storage import Storage
 
-DEFINITION = "sweep.json"
+DEFINITION, PLAN = "sweep.json", "plan.json"
 FORMAT, VERSION = "qfl_interp sweep", 1
 
 
@@ -40,6 +42,25 @@ def read_definition(storage: Storage) -> SweepConfig:
         return SweepConfig.from_dict(values)
     except QflError as error:
         raise QflError(f"{where} is damaged: {error}") from error
+
+
+def plan_json(runs: Iterable[PlannedRun]) -> bytes:
+    """The text of `plan.json`: task and length of every planned run by its id, so that listing need not plan again."""
+    return json.dumps({run.run_id: [run.config.task, run.config.length] for run in runs}).encode()
+
+
+def read_plan(storage: Storage) -> dict[str, tuple[str, int]]:
+    """Task and length of every run of the sweep by its id.
+
+    Raises:
+        QflError: The file is missing or damaged.
+    """
+    try:
+        return {run_id: (task, length) for run_id, (task, length) in json.loads(storage.read_bytes(PLAN)).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise QflError(
+            f"{storage.folder}/{PLAN} cannot be read: {error}. `qfl sweep FILE.toml` writes it again."
+        ) from error
 
 
 def read_rows(storage: Storage, columns: list[str]) -> pd.DataFrame:

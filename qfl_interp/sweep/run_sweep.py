@@ -13,7 +13,7 @@ from qfl_interp.provenance import device_name
 from qfl_interp.stacked import max_members, stack_key
 from qfl_interp.sweep.calibration import CostModel, calibrate, run_bytes
 from qfl_interp.sweep.definition import SweepConfig
-from qfl_interp.sweep.folder import DEFINITION, definition_json, read_definition, recorded
+from qfl_interp.sweep.folder import DEFINITION, PLAN, definition_json, plan_json, read_definition, recorded
 from qfl_interp.sweep.jobs import JobSettings
 from qfl_interp.sweep.local_pool import LocalPool
 from qfl_interp.sweep.plan import PlannedRun, SweepPlan, plan_sweep
@@ -155,6 +155,7 @@ def run_sweep(
     storage.require_writable()
     with storage.lock() as held:
         done = _done(storage, config, extend=extend)
+        storage.write_bytes(PLAN, plan_json(plan.runs))
         storage.write_bytes(DEFINITION, definition_json(config))
         remaining = [run for run in plan.runs if done.get(run.run_id) not in _SETTLED]
         if remaining:

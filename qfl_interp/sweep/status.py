@@ -7,8 +7,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from qfl_interp.sweep.folder import read_definition, read_rows
-from qfl_interp.sweep.plan import plan_sweep
+from qfl_interp.sweep.folder import read_definition, read_plan, read_rows
 from qfl_interp.sweep.scheduler import STATE_FILE
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import records
@@ -49,16 +48,15 @@ def sweep_status(folder: str) -> SweepStatus:
     """
     storage = Storage(folder)
     config = read_definition(storage)
-    plan = plan_sweep(config)
+    plan = read_plan(storage)
     rows = read_rows(storage, ["run_id", "status", "error", "attempts", "finished_at"])
     by_id = {row["run_id"]: row for row in records(rows)}
     planned: Counter[tuple[str, int]] = Counter()
     ended: Counter[tuple[str, int, str]] = Counter()
     failures = []
-    for run in plan.runs:
-        at = run.config.task, run.config.length
+    for run_id, at in plan.items():
         planned[at] += 1
-        row = by_id.get(run.run_id)
+        row = by_id.get(run_id)
         if row is not None:
             ended[*at, row["status"]] += 1
             if row["status"] == "failed":
