@@ -141,7 +141,7 @@ def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_p
     ]
     status, out, error = call("emergence", folder, "carry", *arguments)
     assert status == 0, error
-    assert {row["feature"] for row in json.loads(out)["rows"]} == {"carry"}
+    assert {row["feature"] for row in json.loads(out)} == {"carry"}
     assert (tmp_path / "across.html").stat().st_size > 1e6
 
 

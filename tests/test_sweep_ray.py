@@ -98,7 +98,7 @@ def wait_until(what, seconds: float = 60.0):
 
 def checkpoints(run: Path) -> dict[str, int]:
     """Inode of each checkpoint's weights."""
-    return {p.parent.name: p.stat().st_ino for p in run.glob("checkpoints/*/model.safetensors")}
+    return {p.parent.name: p.stat().st_ino for p in run.glob("checkpoints/step_*/model.safetensors")}
 
 
 def collect(pool: Pool, n: int, seconds: float = 60.0) -> list[Outcome]:

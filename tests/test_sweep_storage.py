@@ -125,7 +125,7 @@ def test_storage_that_cannot_be_written_says_why(tmp_path, s3_bucket):
         Storage(str(tmp_path / "file" / "sweep")).require_writable()
     with pytest.raises(StorageError, match=r"writing s3://no-such-bucket/sweep/\.tmp-probe-.* failed: .*bucket"):
         Storage("s3://no-such-bucket/sweep").require_writable()
-    assert [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]] == ["sweeps"]
+    assert "no-such-bucket" not in [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]]
 
 
 def test_a_full_disk_stops_with_the_old_file_intact(tmp_path, monkeypatch):
