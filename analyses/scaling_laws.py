@@ -92,7 +92,8 @@ def scaling(
     equal variances, is `lack_of_fit_p_equal`); otherwise by a parametric bootstrap against a law with one smooth break.
     `p_holm` is Holm's correction over tasks and lengths.
     The loss's transition is `qfl_interp.transition.find_transition` on the mean over seeds, its bracket the spacing of
-    budgets. The best configuration of a budget is chosen on the same losses that are then fitted.
+    budgets. The best configuration of a budget is chosen by the final validation loss (`=` scored), on the validation
+    examples whose losses are then fitted.
 
     Args:
         sweep: What to look at.
@@ -122,7 +123,7 @@ def scaling(
     rows, fits, lines = [], [], []
     for name, of_task in groups(_renamed(chosen, count), "task"):
         for size, part in groups(of_task, "length"):
-            curve = _curve(part)
+            curve = _curve(part, rule)
             rows.append(_best_rows(curve))
             rng = generator(seed, f"scaling/{name}/{size}")
             fit, drawn = _fits(curve, _chance(name, int(size), count), irreducible, resolution, n_resamples, rng)
@@ -160,8 +161,10 @@ def _renamed(runs: pd.DataFrame, count: str) -> pd.DataFrame:
     return runs.rename(columns=_COLUMNS[count])
 
 
-def _curve(rows: pd.DataFrame) -> _Curve:
-    """The best configurations of one task and length by budget and seed."""
+def _curve(rows: pd.DataFrame, rule: str) -> _Curve:
+    """The best configurations of one task and length by budget and seed; single best runs are no seed's curve."""
+    if rule == "paper":
+        rows = rows.assign(seed=0)
     tables = {name: rows.pivot(index="budget_flops", columns="seed", values=name) for name in _SCORES}
     budget = tables["loss"].index.to_numpy(dtype=float)
     return _Curve(rows, budget, {name: table.to_numpy(dtype=float) for name, table in tables.items()})

@@ -52,6 +52,8 @@ def _write(folder: Path, n_runs: int, parts: int) -> None:
         rows, task = _runs(n_runs // _TASKS), f"task_{number}"
         ids = pd.Series([f"{task}16-{i:012x}" for i in range(len(rows))])
         rows = rows.assign(run_id=ids, path=f"runs/{task}/" + ids)
+        axes = ["n_layers", "batch_size", "lr", "d_model", "budget_flops"]
+        rows["configuration"] = rows.groupby(axes).ngroup().map("{:012x}".format)
         for part in range(parts):
             write_part(storage, task, rows.iloc[part::parts])
 

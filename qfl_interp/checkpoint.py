@@ -69,15 +69,20 @@ def _write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def storage_error(error: OSError, path: Path) -> StorageError:
-    """The error a user reads when writing to `path` fails."""
+# Errors of the place itself: no other file could be written there either.
+_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def storage_error(error: OSError, path: Path) -> QflError:
+    """What a user reads when writing to `path` fails: a `StorageError` where no other path there could do better."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
         return StorageError(
             f"the disk is full: writing {path} failed with {free:,} bytes free. What was saved before is intact. "
             "Free some space and resume."
         )
-    return StorageError(f"writing {path} failed: {error}. What was saved before is intact.")
+    kind = StorageError if error.errno in _STORAGE_FAULTS else QflError
+    return kind(f"writing {path} failed: {error}. What was saved before is intact.")
 
 
 def step_name(step: int) -> str:

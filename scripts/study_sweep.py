@@ -114,7 +114,7 @@ def across_tables(sweep: qfl.Sweep, within: list[qfl.Run], jobs: int) -> dict[st
     parts = []
     for task, length in sweep.table()[["task", "length"]].drop_duplicates().itertuples(index=False):
         beside = [run for run in within if (run.config.task, run.config.length) == (task, length)]
-        found = across(sweep, task=task, length=int(length), config=PROBES, within=beside or None, jobs=jobs)
+        found = across(sweep, task=task, length=int(length), config=PROBES, within=beside, jobs=jobs)
         found.plot().write_image(DOCS / "figures" / f"across-{task}-{length}.png", scale=SCALE)
         parts.append(found.to_dataframe())
     rows = pd.concat(parts, ignore_index=True)

@@ -98,6 +98,7 @@ def records(
                     "attempts": 1,
                     "group_size": 1,
                     "device": "cpu",
+                    "configuration": f"{task}-{budget:g}-{shape}-{lr}",
                     "run_id": run_id,
                     "path": f"runs/{task}/{run_id}",
                     "finished_at": "2025-01-01T00:00:00+00:00",

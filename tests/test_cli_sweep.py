@@ -12,6 +12,9 @@ import pytest
 
 import qfl_interp as qfl
 from qfl_interp.cli import main as cli
+from qfl_interp.sweep import SweepConfig
+from qfl_interp.sweep.folder import definition_json
+from qfl_interp.sweep.plan import plan_sweep
 
 DOCS = Path(__file__).parent.parent / "docs"
 TOML = """
@@ -143,6 +146,17 @@ def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_p
     assert status == 0, error
     assert {row["feature"] for row in json.loads(out)} == {"carry"}
     assert (tmp_path / "across.html").stat().st_size > 1e6
+
+
+def test_a_failed_run_shows_in_the_exit_status(call: Call, tmp_path: Path, toml: Path) -> None:
+    out = tmp_path / "out"
+    (plan,) = {run.path for run in plan_sweep(SweepConfig.from_toml(toml)).runs[:1]}
+    (out / plan).parent.mkdir(parents=True)
+    (out / plan).write_text("no folder")
+    (out / "sweep.json").write_bytes(definition_json(SweepConfig.from_toml(toml)))
+    status, text, _ = call(toml, "--out", out, "--workers", 1, "--attempts", 1, "--quiet")
+    assert status == 1
+    assert "failed after 1 attempts" in text
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def test_the_paper_takes_single_runs_with_the_equals_sign_scored(records, sweep)
         assert row.loss == there["val_loss"].min()
         assert (row.n_seeds, row.loss_low, row.loss_high) == (1, row.loss, row.loss)
     (fit,) = found.fits.to_dict("records")
+    assert fit["n_seeds"] == 1, "the best runs of several seeds are no seed's curve"
     # One run a budget leaves no spread between seeds: the bootstrap test takes over.
     assert (fit["test"], fit["p_value"]) == ("one break", fit["one_break_p"])
     assert math.isnan(fit["lack_of_fit_p"])

@@ -53,6 +53,9 @@ def test_dictionary_goes_both_ways() -> None:
         ({"n_step": 3}, "no key of a grid is named 'n_step'"),
         ({"n_steps": 3}, "no key of a grid is named 'n_steps'"),
         ({"lr": []}, "the grid is empty"),
+        ({"lr": [[1e-3]]}, r"axis 'lr' of a grid must hold numbers, got \[0.001\]"),
+        ({"budget_flops": [True]}, "axis 'budget_flops' of a grid must hold numbers, got True"),
+        ({"task": 3}, "axis 'task' of a grid must hold names, got 3"),
         ({"lr": [1e-3, 1e-3]}, "different values"),
         ({"d_model": 12}, r"no such run is possible .*d_model 12.*d_model must be a multiple of 8"),
         ({"lr": -1.0}, "lr must be positive"),
@@ -74,6 +77,11 @@ def test_bad_grids_are_refused_by_name(grid: dict[str, object], message: str) ->
         ({"name": "x", "grid": [{"task": "addition"}]}, "must say budget_flops, d_model, n_layers"),
         ({"name": "x", "min_steps": 5, "max_steps": 4, "grid": [TINY]}, "1 <= min <= max"),
         ({"name": "x", "keep": "nothing", "grid": [TINY]}, "keep must be one of"),
+        ({"name": 5, "grid": [TINY]}, "name of a sweep must be a string, got 5"),
+        ({"name": "x", "min_steps": "10", "grid": [TINY]}, "min_steps of a sweep must be an integer, got '10'"),
+        ({"name": "x", "max_steps": 1.5, "grid": [TINY]}, "max_steps of a sweep must be an integer, got 1.5"),
+        ({"name": "x", "grid": [1, 2]}, r"grids are tables \[\[grid\]\]"),
+        ({"name": "x", "grid": "abc"}, r"grids are tables \[\[grid\]\]"),
     ],
 )
 def test_bad_sweeps_are_refused(values: dict[str, object], message: str) -> None:

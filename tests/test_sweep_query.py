@@ -23,6 +23,7 @@ CONFIG = SweepConfig.from_dict(
         "grid": [{"task": "addition", "length": 4, "budget_flops": [1e9], "d_model": 16, "n_layers": 2}],
     }
 )
+CONFIGURATION_ONLY = [name for name in CONFIGURATION if name not in ("d_model", "n_layers", "lr", "batch_size")]
 BUDGETS = [10**x for x in (9.0, 9.5, 10.0, 10.5, 11.0)]
 TASKS = [("addition", 8), ("addition", 16), ("maximum_subarray", 64), ("sparse_parity", 40)]
 
@@ -45,6 +46,8 @@ def made_up(tasks=TASKS, n_seeds=4, rng_seed=0):
             "finished_at": "2026-01-01T00:00:00+00:00"}  # fmt: skip
     flops = {"flops": rows["budget_flops"], "actual_flops": rows["budget_flops"]}
     rows = rows.assign(**known, **same, **flops, status=status, run_id=run_id)
+    # As the digest of everything but the seed.
+    rows["configuration"] = rows.groupby([*columns[:-1], *CONFIGURATION_ONLY]).ngroup().map("{:012x}".format)
     return rows.assign(path="runs/" + rows["task"] + "/" + rows["run_id"])
 
 
@@ -79,8 +82,9 @@ def by_hand(rows, group):
         for configuration, runs in part.groupby(list(CONFIGURATION)):
             ended = runs[runs["status"] == "finished"]
             if len(ended):
-                scored.append(((runs["status"] == "diverged").any(), ended["val_loss"].mean(), configuration))
-        best[key] = min(scored)[2]
+                lost = (runs["status"] == "diverged").any()
+                scored.append((-len(ended), lost, ended["val_loss"].mean(), configuration))
+        best[key] = min(scored)[3]
     return best
 
 

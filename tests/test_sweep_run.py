@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from qfl_interp.sweep.jobs import Job, JobSettings, run_job
 from qfl_interp.sweep.local_pool import LocalPool, attempt
 from qfl_interp.sweep.plan import plan_sweep
 from qfl_interp.sweep.pool import Outcome
-from qfl_interp.sweep.records import COLUMNS
+from qfl_interp.sweep.records import COLUMNS, configuration_digest
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training import train
 
@@ -340,14 +341,73 @@ def test_disk_estimate_is_near_what_a_run_keeps(swept: Path, tmp_path: Path) -> 
     assert 0.5 < found.disk_bytes / kept < 2
 
 
-def test_a_damaged_plan_is_named_and_written_again(swept: Path, tmp_path: Path) -> None:
+def test_listing_survives_damaged_helpers_and_names_damaged_rows(swept: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(swept, copy)
     (copy / "plan.json").write_text("{")
-    with pytest.raises(QflError, match=r"plan\.json cannot be read"):
-        sweep_status(str(copy))
-    run_sweep(config(), str(copy), progress=False, pool=InlinePool)
+    (copy / "state.json").write_text("{")
     assert sweep_status(str(copy)).rows[0]["finished"] == 4
+    assert sweep_status(str(copy)).state is None
+    (part,) = copy.glob("results/task=addition/part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-50])
+    with pytest.raises(QflError, match=r"part-.*parquet is damaged"):
+        sweep_status(str(copy))
+
+
+def test_a_file_in_the_place_of_a_run_fails_that_run_alone(tmp_path: Path) -> None:
+    plan = plan_sweep(config())
+    bad = tmp_path / plan.runs[0].path
+    bad.parent.mkdir(parents=True)
+    bad.write_text("no folder")
+    (tmp_path / DEFINITION).write_bytes(definition_json(config()))
+    run_sweep(config(), str(tmp_path), Execution(attempts=1), progress=False, pool=InlinePool)
+    found = rows(tmp_path, "status")
+    assert [found[run.run_id]["status"] for run in plan.runs] == ["failed", "finished", "finished", "finished"]
+
+
+@pytest.mark.parametrize("keep", ["final", "all"])
+def test_a_finished_run_that_lost_its_last_row_is_no_result(tmp_path: Path, keep: Literal["final", "all"]) -> None:
+    planned = plan_sweep(config()).runs[0]
+    settings = JobSettings(str(tmp_path), keep=keep)
+    assert run_job(Job((planned,)), settings)[0]["status"] == "finished"
+    metrics = tmp_path / planned.path / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(True)[:-1]))
+    (record,) = run_job(Job((planned,)), settings)
+    assert record["status"] == "failed"
+    assert "must end with the validation of step" in record["error"]
+    assert np.isnan(record["val_loss"])
+
+
+def test_runs_of_one_configuration_differ_in_their_seed_alone() -> None:
+    runs = plan_sweep(config(seed=[0, 1, 2])).runs
+    digests = {
+        run.budget_flops: {configuration_digest(r.config) for r in runs if r.budget_flops == run.budget_flops}
+        for run in runs
+    }
+    assert [len(found) for found in digests.values()] == [1, 1]
+    assert len(set.union(*digests.values())) == 2
+    (clipped,) = plan_sweep(config(seed=0, budget_flops=1e9, clip_norm=0.5)).runs
+    assert configuration_digest(clipped.config) not in set.union(*digests.values())
+
+
+def test_a_share_of_a_gpu_on_ray_asks_nothing_of_the_drivers_own(tmp_path: Path) -> None:
+    made: list[JobSettings] = []
+    sizes: list[int] = []
+
+    class Cluster(InlinePool):
+        def __init__(self, settings: JobSettings) -> None:
+            made.append(settings)
+            super().__init__(settings._replace(device="cpu"))
+
+        def submit(self, job: Job) -> None:
+            sizes.append(len(job.runs))
+            super().submit(job)
+
+    execution = Execution(ray="auto", gpus_per_run=0.25, workers=1)
+    run_sweep(config(), str(tmp_path), execution, progress=False, pool=Cluster)
+    assert [(settings.device, settings.gpu_share) for settings in made] == [("cuda", 0.25)]
+    assert sizes == [2, 2], "the two seeds of each budget as one program"
+    assert {row["status"] for row in rows(tmp_path, "status").values()} == {"finished"}
 
 
 def test_state_that_a_killed_sweep_left_says_so(swept: Path, tmp_path: Path) -> None:

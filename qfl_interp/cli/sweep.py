@@ -15,7 +15,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.plugins import SWEEP_ANALYSES, entry_points, load_entry_point
 
 if TYPE_CHECKING:
-    from qfl_interp.sweep import Estimate
+    from qfl_interp.sweep import Estimate, SweepStatus
 
 SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder or URL.", show_default=False)]
 TaskOption = Annotated[str | None, typer.Option("--task", help="This task only.")]
@@ -95,7 +95,7 @@ def run(
     """Train every run of a sweep that is not done yet.
 
     Runs are named by the hash of their configuration: finished ones are skipped, interrupted ones go on, failed ones
-    are recorded with their error and tried again. Stop it with Ctrl-C and call it again.
+    are recorded with their error and tried again. Stop it with Ctrl-C, call it again. Exit status 1: a run failed.
 
     Example: `qfl sweep run sweeps/tiny.toml --workers 2`
     """
@@ -111,7 +111,8 @@ def run(
         _print_estimate(config.name, folder, estimate_sweep(config, folder, execution), as_json)
         return
     run_sweep(config, folder, execution, extend=extend, progress=not quiet)
-    _print_status(folder, as_json)
+    if _print_status(folder, as_json).failures:
+        raise typer.Exit(1)
 
 
 def _print_estimate(name: str, folder: str, found: Estimate, as_json: bool) -> None:
@@ -161,20 +162,21 @@ def status(folder: SweepFolder, as_json: AsJson = False) -> None:
     _print_status(folder, as_json)
 
 
-def _print_status(folder: str, as_json: bool) -> None:
+def _print_status(folder: str, as_json: bool) -> SweepStatus:
     """A sweep by task and length."""
     from qfl_interp.sweep import sweep_status
 
     found = sweep_status(folder)
     if as_json:
         print_json({"folder": folder, **found._asdict()})
-        return
+        return found
     print_rows(found.rows, title=f"sweep {found.name} in {folder}", as_json=False)
     for row in found.failures[:_SHOWN_FAILURES]:
         print(f"failed after {row['attempts']} attempts: {row['run_id']}: {row['error']}")
     if len(found.failures) > _SHOWN_FAILURES:
         print(f"... and {len(found.failures) - _SHOWN_FAILURES} more; --json lists all")
     print(found.sentence)
+    return found
 
 
 def best(

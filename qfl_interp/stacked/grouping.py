@@ -56,7 +56,13 @@ def bytes_per_member(model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab
 
 
 def max_members(
-    model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
+    model: ModelConfig,
+    *,
+    batch_size: int,
+    n_ctx: int,
+    d_vocab: int = 32,
+    device: str | torch.device = "cpu",
+    memory_share: float = 1.0,
 ) -> int:
     """How many members one stack should have at most; at least 1.
 
@@ -69,9 +75,10 @@ def max_members(
         n_ctx: Padded length of a sequence.
         d_vocab: Size of the vocabulary; only an estimate of memory asks for it.
         device: Where they train.
+        memory_share: Part of a GPU's free memory that is theirs.
     """
     if torch.device(device).type != "cuda":
         return max(1, _CPU_STREAM // (batch_size * n_ctx * model.d_model))
     free, _ = torch.cuda.mem_get_info(device)
     one = bytes_per_member(model, batch_size=batch_size, n_ctx=n_ctx, d_vocab=d_vocab)
-    return max(1, int(_GPU_SHARE * free / one))
+    return max(1, int(_GPU_SHARE * memory_share * free / one))

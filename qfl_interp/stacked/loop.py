@@ -39,6 +39,7 @@ def train_stacked(
     device: str | torch.device = "cpu",
     progress: bool = False,
     resume_seconds: float = 30.0,
+    memory_share: float = 1.0,
 ) -> list[Exception | None]:
     """Train runs of one shape together; each directory is an ordinary run afterwards, as if trained alone by `train`.
 
@@ -56,6 +57,7 @@ def train_stacked(
         device: Where to train.
         progress: Draw a live bar on standard error.
         resume_seconds: As in `train`.
+        memory_share: As in `max_members`.
 
     Returns:
         For each run None, where it is finished, or what ended it alone: a `DivergedError`, a directory that another
@@ -80,8 +82,9 @@ def train_stacked(
         return errors
     first = runs[0][0]
     size = max_members(
-        first.model, batch_size=first.train.batch_size, n_ctx=first.n_ctx, d_vocab=first.d_vocab, device=device
-    )
+        first.model, batch_size=first.train.batch_size, n_ctx=first.n_ctx, d_vocab=first.d_vocab, device=device,
+        memory_share=memory_share,
+    )  # fmt: skip
     with progress_bar(enabled=progress) as bar:
         for start in range(0, len(runs), size):
             indices = range(start, min(start + size, len(runs)))

@@ -64,6 +64,11 @@ class Grid:
         for name, value in values.items():
             if name in AXES:
                 axes[name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+                wanted = str if name == "task" else (int, float)
+                strange = [v for v in axes[name] if not isinstance(v, wanted) or isinstance(v, bool)]
+                if strange:
+                    kind = "names" if name == "task" else "numbers"
+                    raise QflError(f"axis {name!r} of a grid must hold {kind}, got {strange[0]!r}.")
             elif name in _MODEL | _TRAIN:
                 settings[name] = tuple(value) if isinstance(value, list) else value
             else:
@@ -157,8 +162,13 @@ class SweepConfig:
             if name not in known:
                 raise unknown_name("key of a sweep", name, known)
         defaults, tables = values.get("defaults", {}), values.get("grid", [])
-        if not isinstance(defaults, Mapping) or not isinstance(tables, Sequence):
+        is_list = isinstance(tables, Sequence) and all(isinstance(table, Mapping) for table in tables)
+        if not isinstance(defaults, Mapping) or not is_list:
             raise QflError("a sweep's grids are tables [[grid]], and what they share is a table [defaults].")
+        for name, kind in (("name", str), ("min_steps", int), ("max_steps", int)):
+            if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+                word = "a string" if kind is str else "an integer"
+                raise QflError(f"{name} of a sweep must be {word}, got {values[name]!r}.")
         grids = []
         for number, table in enumerate(tables, start=1):
             try:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.definition import SweepConfig
-from qfl_interp.sweep.plan import PlannedRun
+from qfl_interp.sweep.plan import PlannedRun, plan_sweep
 from qfl_interp.sweep.records import RESULTS, latest
 from qfl_interp.sweep.storage import Storage
 
@@ -49,27 +49,39 @@ def plan_json(runs: Iterable[PlannedRun]) -> bytes:
     return json.dumps({run.run_id: [run.config.task, run.config.length] for run in runs}).encode()
 
 
-def read_plan(storage: Storage) -> dict[str, tuple[str, int]]:
-    """Task and length of every run of the sweep by its id.
-
-    Raises:
-        QflError: The file is missing or damaged.
-    """
+def read_plan(storage: Storage, config: SweepConfig) -> dict[str, tuple[str, int]]:
+    """Task and length of every run of the sweep by its id; planned anew where the file is missing or damaged."""
     try:
         return {run_id: (task, length) for run_id, (task, length) in json.loads(storage.read_bytes(PLAN)).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise QflError(
-            f"{storage.folder}/{PLAN} cannot be read: {error}. `qfl sweep FILE.toml` writes it again."
-        ) from error
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {run.run_id: (run.config.task, run.config.length) for run in plan_sweep(config).runs}
 
 
 def read_rows(storage: Storage, columns: list[str]) -> pd.DataFrame:
-    """Columns of the rows that runs have, one row a run; `columns` holds "run_id" and "finished_at"."""
-    paths = storage.glob(f"{RESULTS}/task=*/part-*.parquet")
-    if not paths:
-        return pd.DataFrame(columns=columns)
-    parts = [pd.read_parquet(io.BytesIO(storage.read_bytes(path)), columns=columns) for path in paths]
-    return latest(pd.concat(parts, ignore_index=True))
+    """Columns of the rows that runs have, one row a run; `columns` holds "run_id" and "finished_at".
+
+    Raises:
+        QflError: A part is damaged; names it.
+    """
+    try:
+        return _read_rows(storage, columns)
+    except FileNotFoundError:
+        # The sweep that runs there has just put its parts together into others.
+        return _read_rows(storage, columns)
+
+
+def _read_rows(storage: Storage, columns: list[str]) -> pd.DataFrame:
+    parts = []
+    for path in storage.glob(f"{RESULTS}/task=*/part-*.parquet"):
+        data = storage.read_bytes(path)
+        try:
+            parts.append(pd.read_parquet(io.BytesIO(data), columns=columns))
+        except (ValueError, OSError) as error:
+            raise QflError(
+                f"{storage.folder}/{path} is damaged: {error}. Delete it and call the sweep again: its rows are made "
+                "anew from the runs' directories."
+            ) from error
+    return latest(pd.concat(parts, ignore_index=True)) if parts else pd.DataFrame(columns=columns)
 
 
 def recorded(storage: Storage) -> dict[str, str]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
+import time
 import traceback
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from qfl_interp.checkpoint import write_atomic
-from qfl_interp.errors import StorageError
+from qfl_interp.errors import QflError, StorageError
 from qfl_interp.provenance import device_name
 from qfl_interp.run import CHECKPOINTS, Run
 from qfl_interp.run_config import METRICS_FILE
+from qfl_interp.run_writer import has_writer
 from qfl_interp.stacked import train_stacked
 from qfl_interp.sweep.definition import Keep
 from qfl_interp.sweep.plan import PlannedRun, task_at
@@ -25,6 +26,8 @@ from qfl_interp.sweep.storage import Storage
 from qfl_interp.training import DivergedError, train_planned
 
 Status = Literal["finished", "diverged", "failed"]
+# Longer than a worker whose driver was killed takes to save where it is.
+_OTHERS_SECONDS = 30.0
 
 
 class Job(NamedTuple):
@@ -47,6 +50,7 @@ class JobSettings(NamedTuple):
         device: Where to train.
         threads: torch threads of a worker; 0 leaves them alone.
         keep: What stays of a finished run.
+        gpu_share: Part of a GPU that a job may fill.
         scratch: Where runs train while `folder` is not local; a temporary folder by default.
     """
 
@@ -54,6 +58,7 @@ class JobSettings(NamedTuple):
     device: str = "cpu"
     threads: int = 1
     keep: Keep = "final"
+    gpu_share: float = 1.0
     scratch: str | None = None
 
 
@@ -72,21 +77,31 @@ def run_job(job: Job, settings: JobSettings) -> list[Record]:
     with contextlib.ExitStack() as stack:
         scratch = Path(settings.scratch or stack.enter_context(tempfile.TemporaryDirectory(prefix="qfl-sweep-")))
         folders = [stack.enter_context(storage.mirrored(run.path, scratch)) for run in job.runs]
+        _wait_for_others(folders)
         records = []
-        for run, folder, error in zip(job.runs, folders, _train(job.runs, folders, settings.device), strict=True):
+        for run, folder, error in zip(job.runs, folders, _train(job.runs, folders, settings), strict=True):
             records.append(_record(job, run, folder, error, settings))
         return records
 
 
-def _train(runs: tuple[PlannedRun, ...], folders: list[Path], device: str) -> list[BaseException | None]:
+def _wait_for_others(folders: list[Path]) -> None:
+    """Give the workers of a sweep that was killed the time they take to stop."""
+    deadline = time.monotonic() + _OTHERS_SECONDS
+    while time.monotonic() < deadline and any(has_writer(folder) for folder in folders):
+        time.sleep(0.5)
+
+
+def _train(runs: tuple[PlannedRun, ...], folders: list[Path], settings: JobSettings) -> list[BaseException | None]:
     """Train; what went wrong with each run, None where nothing did."""
+    device = settings.device
     first = runs[0].config
     try:
         task = task_at(first.task, first.length)
         if len(runs) == 1:
             train_planned(task, first, folders[0], device=device)
             return [None]
-        return [*train_stacked(task, [(r.config, f) for r, f in zip(runs, folders, strict=True)], device=device)]
+        members = [(run.config, folder) for run, folder in zip(runs, folders, strict=True)]
+        return [*train_stacked(task, members, device=device, memory_share=settings.gpu_share)]
     except (StorageError, KeyboardInterrupt):
         raise
     except Exception as error:  # one bad run never stops a sweep
@@ -95,14 +110,21 @@ def _train(runs: tuple[PlannedRun, ...], folders: list[Path], device: str) -> li
 
 def _record(job: Job, planned: PlannedRun, folder: Path, error: BaseException | None, settings: JobSettings) -> Record:
     """The row of a run that has been trained, tidied up where it finished."""
-    status: Status = "finished" if error is None else "diverged" if isinstance(error, DivergedError) else "failed"
-    run = Run(folder, planned.config) if error is None else None
-    if run is not None and settings.keep == "final":
-        keep_final(run)
-    return make_record(
-        planned, status, device=device_name(settings.device), attempts=job.attempt, group_size=len(job.runs), run=run,
-        error="" if error is None else _sentence(error),
-    )  # fmt: skip
+    same: dict[str, Any] = {
+        "device": device_name(settings.device), "attempts": job.attempt, "group_size": len(job.runs)
+    }  # fmt: skip
+    if error is None:
+        run = Run(folder, planned.config)
+        try:
+            record = make_record(planned, "finished", run=run, **same)
+        except QflError as found:
+            error = found
+        else:
+            if settings.keep == "final":
+                keep_final(run)
+            return record
+    status: Status = "diverged" if isinstance(error, DivergedError) else "failed"
+    return make_record(planned, status, error=_sentence(error), **same)
 
 
 def _sentence(error: BaseException) -> str:
@@ -117,5 +139,4 @@ def keep_final(run: Run) -> None:
     for step in run.steps[:-1]:
         shutil.rmtree(run.path / CHECKPOINTS / f"step_{step:08d}")
     rows = [line for line in (run.path / METRICS_FILE).read_bytes().splitlines(True) if b'"val_loss"' in line]
-    assert json.loads(rows[-1])["step"] == run.config.last_step
     write_atomic(run.path / METRICS_FILE, b"".join(rows))

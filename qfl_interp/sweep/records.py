@@ -8,7 +8,9 @@ directories.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import json
 import math
 import time
 import uuid
@@ -19,8 +21,10 @@ from typing import Any
 import pandas as pd
 
 from qfl_interp.config import ModelConfig
+from qfl_interp.errors import QflError
 from qfl_interp.model import build_hooked
-from qfl_interp.run import Run
+from qfl_interp.run import Run, read_metrics
+from qfl_interp.run_config import METRICS_FILE, RunConfig
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.storage import Storage
 
@@ -36,7 +40,7 @@ COLUMNS: dict[str, str] = {
     "val_loss": "float64", "val_exact": "float64", "val_loss_answer": "float64", "val_exact_answer": "float64",
     "val_pass": "float64", "val_pass_answer": "float64", "n_val": "int64",
     "seconds": "float64", "status": "str", "error": "str", "attempts": "int64", "group_size": "int64",
-    "device": "str", "run_id": "str", "path": "str", "finished_at": "str",
+    "device": "str", "configuration": "str", "run_id": "str", "path": "str", "finished_at": "str",
 }  # fmt: skip
 _SCORES = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer", "val_pass", "val_pass_answer", "seconds")
 # Rows are written at least this often, in seconds, while runs finish.
@@ -53,6 +57,30 @@ def _n_parameters(model: ModelConfig, d_vocab: int, n_ctx: int) -> int:
 def n_parameters(planned: PlannedRun) -> int:
     """Trainable parameters of a run's model."""
     return _n_parameters(planned.config.model, planned.config.d_vocab, planned.config.n_ctx)
+
+
+def configuration_digest(config: RunConfig) -> str:
+    """Twelve hexadecimal digits equal for runs that differ in their seed alone, and in what follows from it."""
+    values = {"task": config.task, "length": config.length, "model": config.model.to_dict()}
+    train = {name: value for name, value in config.train.to_dict().items() if name != "seed"}
+    return hashlib.sha256(json.dumps(values | {"train": train}, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _final_scores(run: Run) -> dict[str, float]:
+    """The last row of a finished run's metrics.
+
+    Raises:
+        QflError: It is not the final validation: the file lost its end.
+    """
+    rows = read_metrics(run.path / METRICS_FILE)
+    if not rows or rows[-1]["step"] != run.config.last_step or "val_loss" not in rows[-1]:
+        found = f"step {rows[-1]['step']}" if rows else "no row"
+        raise QflError(
+            f"{run.path / METRICS_FILE} must end with the validation of step {run.config.last_step}, "
+            f"got {found}: its end was lost. "
+            "Delete the run's directory and call the sweep again."
+        )
+    return {name: float(rows[-1][name]) for name in _SCORES}
 
 
 def make_record(
@@ -79,8 +107,7 @@ def make_record(
     config = planned.config
     scores: dict[str, float] = dict.fromkeys(_SCORES, math.nan)
     if run is not None:
-        last = run.metrics.dropna(subset=["val_loss"]).iloc[-1]
-        scores = {name: float(last[name]) for name in _SCORES}
+        scores = _final_scores(run)
     return {
         "task": config.task, "length": config.length, "budget_flops": planned.budget_flops,
         "style": config.model.style, "d_model": config.model.d_model, "n_layers": config.model.n_layers,
@@ -89,7 +116,7 @@ def make_record(
         "n_steps": config.n_steps, "flops": planned.flops, "actual_flops": planned.actual_flops,
         "n_parameters": n_parameters(planned), "n_val": config.train.n_val,
         **scores, "status": status, "error": error, "attempts": attempts, "group_size": group_size,
-        "device": device, "run_id": planned.run_id, "path": planned.path,
+        "device": device, "configuration": configuration_digest(config), "run_id": planned.run_id, "path": planned.path,
         "finished_at": datetime.now(UTC).isoformat(timespec="microseconds"),
     }  # fmt: skip
 

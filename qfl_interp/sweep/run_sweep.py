@@ -15,7 +15,7 @@ from qfl_interp.sweep.calibration import CostModel, calibrate, run_bytes
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, PLAN, definition_json, plan_json, read_definition, recorded
 from qfl_interp.sweep.jobs import JobSettings
-from qfl_interp.sweep.local_pool import LocalPool
+from qfl_interp.sweep.local_pool import LocalPool, usable_cores
 from qfl_interp.sweep.plan import PlannedRun, SweepPlan, plan_sweep
 from qfl_interp.sweep.pool import Pool
 from qfl_interp.sweep.ray_pool import RayPool
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
         done: How many runs have each status already; nothing for those never tried.
         remaining: Runs still to train, cheapest first.
         flops: Nominal FLOPs of the remaining runs.
-        hours: Estimated hours on this machine; without stacking.
+        hours: Estimated hours, without stacking, on workers like this machine's.
         n_workers: Runs at a time.
         disk_bytes: What the remaining runs will keep on disk.
         free_bytes: What is free there; None for storage that does not say.
@@ -104,8 +104,10 @@ def estimate_sweep(config: SweepConfig, out: str, execution: Execution | None = 
     done = _done(storage, config, extend=True)
     remaining = tuple(run for run in plan.runs if done.get(run.run_id) not in _SETTLED)
     cost = calibrate(remaining, device=execution.device, threads=execution.threads) if remaining else None
-    with LocalPool(JobSettings(out, execution.device, execution.threads), execution.workers) as pool:
-        n_workers = pool.n_slots
+    if execution.ray is not None:
+        n_workers = execution.workers or len(usable_cores())
+    else:
+        n_workers = LocalPool(JobSettings(out, execution.device, execution.threads), execution.workers).n_slots
     seconds = sum(cost.run_seconds(run) for run in remaining) if cost else 0.0
     sizes = {run.config.model: n_parameters(run) for run in remaining}
     return Estimate(
@@ -155,13 +157,20 @@ def run_sweep(
     storage.require_writable()
     with storage.lock() as held:
         done = _done(storage, config, extend=extend)
-        storage.write_bytes(PLAN, plan_json(plan.runs))
-        storage.write_bytes(DEFINITION, definition_json(config))
         remaining = [run for run in plan.runs if done.get(run.run_id) not in _SETTLED]
-        if remaining:
+
+        def claim() -> None:
+            storage.write_bytes(PLAN, plan_json(plan.runs))
+            storage.write_bytes(DEFINITION, definition_json(config))
+
+        if not remaining:
+            claim()
+        else:
             device = "cuda" if execution.ray and execution.gpus_per_run else execution.device
-            settings = JobSettings(out, device, execution.threads, config.keep, execution.scratch)
+            share = min(execution.gpus_per_run, 1.0) if execution.ray and execution.gpus_per_run else 1.0
+            settings = JobSettings(out, device, execution.threads, config.keep, share, execution.scratch)
             with (pool or _pool(execution))(settings) as workers:
+                claim()
                 _train(remaining, workers, storage, held, execution, settings, progress)
     return Sweep.open(out)
 
@@ -191,11 +200,10 @@ def _train(
 
     def size(run: PlannedRun) -> int:
         config = run.config
-        most = max_members(
-            config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx, d_vocab=config.d_vocab,
-            device=settings.device,
-        )  # fmt: skip
-        return min(stack, most)
+        # How many a GPU holds only its own machine can say: its worker cuts a longer list.
+        if stack == 1 or settings.device.startswith("cuda"):
+            return stack
+        return min(stack, max_members(config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx))
 
     jobs = make_jobs(runs, lambda run: stack_key(run.config), size, pool.n_slots)
     with weighted_bar(enabled=progress) as bar:

@@ -48,7 +48,7 @@ def sweep_status(folder: str) -> SweepStatus:
     """
     storage = Storage(folder)
     config = read_definition(storage)
-    plan = read_plan(storage)
+    plan = read_plan(storage, config)
     rows = read_rows(storage, ["run_id", "status", "error", "attempts", "finished_at"])
     by_id = {row["run_id"]: row for row in records(rows)}
     planned: Counter[tuple[str, int]] = Counter()
@@ -75,7 +75,10 @@ def _read_state(storage: Storage) -> dict[str, Any] | None:
     """What the training process wrote last; what a killed one left says that nothing runs."""
     if not storage.exists(STATE_FILE):
         return None
-    state = json.loads(storage.read_bytes(STATE_FILE))
+    try:
+        state = json.loads(storage.read_bytes(STATE_FILE))
+    except ValueError:  # damaged; the next call of the sweep writes it again
+        return None
     silent = (datetime.now(UTC) - datetime.fromisoformat(state["updated"])).total_seconds()
     state["killed"] = bool(state["running"]) and silent > _SILENT_SECONDS
     return {**state, "running": []} if state["killed"] else state

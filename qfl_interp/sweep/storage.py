@@ -13,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from qfl_interp.checkpoint import storage_error, write_atomic
-from qfl_interp.errors import QflError
+from qfl_interp.errors import QflError, StorageError
 from qfl_interp.sweep.mirror import Pusher, mirrored, pull
 from qfl_interp.sweep.remote import RemoteFolder
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock
@@ -85,8 +85,11 @@ class Storage:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise storage_error(error, file) from error
-        write_atomic(file, data)
+            raise StorageError(str(storage_error(error, file))) from error
+        try:
+            write_atomic(file, data)
+        except QflError as error:
+            raise StorageError(str(error)) from error
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there."""
@@ -123,7 +126,7 @@ class Storage:
         try:
             (self.local_path / path).unlink(missing_ok=True)
         except OSError as error:
-            raise storage_error(error, self.local_path / path) from error
+            raise StorageError(str(storage_error(error, self.local_path / path))) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[Callable[[], None]]:
@@ -154,7 +157,7 @@ class Storage:
                 "another folder; nothing was changed."
             ) from error
         except OSError as error:
-            raise storage_error(error, here) from error
+            raise StorageError(str(storage_error(error, here))) from error
         try:
             yield lambda: None
         finally:

@@ -20,7 +20,7 @@ from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import column, distinct, select
 
 RULES = ("mean", "paper")
-# A configuration is all of these; its runs differ in the seed only.
+# What tables show of a configuration; column `configuration` names it whole, and its runs differ in the seed only.
 CONFIGURATION = ("style", "d_model", "n_layers", "n_heads", "lr", "batch_size", "schedule", "weight_decay")
 _ORDER = ("task", "length", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "run_id")
 _PARTITION = pyarrow.dataset.partitioning(pa.schema([("task", pa.string())]), flavor="hive")
@@ -140,9 +140,10 @@ class Sweep:
             budget_flops: A budget of the grid.
             task: Only this one.
             length: Only this one.
-            rule: "mean": the configuration (`CONFIGURATION`) with the lowest mean over seeds of the final validation
-                loss, all its finished runs; one with a diverged run comes after all without, so that luck with a
-                few seeds does not win. "paper": the single run of lowest loss, which is optimistic.
+            rule: "mean": the configuration with the lowest mean over seeds of the final validation loss, all its
+                finished runs. One with fewer finished seeds comes after all with more, so that luck with a few
+                seeds does not win, and one with a diverged run after those without. "paper": the single run of
+                lowest loss, which is optimistic.
 
         Returns:
             Rows of `table`, finished ones.
@@ -239,16 +240,17 @@ def _best_of(rows: pd.DataFrame, group: list[str], rule: str) -> pd.DataFrame:
     """Within each group the finished rows of the best configuration, or the best row; the rows' order is kept."""
     if rule not in RULES:
         raise unknown_name("rule for the best configuration", rule, RULES)
-    keys = group + [name for name in CONFIGURATION if name not in group]
+    keys = [*group, "configuration"]
     rows = rows.assign(_bad=rows["status"] == "diverged")
     rows["_bad"] = rows.groupby(keys)["_bad"].transform("any")
     rows = select(rows, status="finished")
     if rule == "paper":
         found = rows.sort_values("val_loss", kind="stable").drop_duplicates(group).sort_index()
     else:
-        rows = rows.assign(_mean=rows.groupby(keys)["val_loss"].transform("mean"))
-        first = rows.sort_values(["_bad", "_mean"], kind="stable").drop_duplicates(group)[keys]
-        found = rows.merge(first, on=keys).drop(columns="_mean")
+        by_configuration = rows.groupby(keys)["val_loss"]
+        rows = rows.assign(_mean=by_configuration.transform("mean"), _fewer=-by_configuration.transform("size"))
+        first = rows.sort_values(["_fewer", "_bad", "_mean"], kind="stable").drop_duplicates(group)[keys]
+        found = rows.merge(first, on=keys).drop(columns=["_mean", "_fewer"])
     return found.drop(columns="_bad").reset_index(drop=True)
 
 
