@@ -79,7 +79,10 @@ def run_job(job: Job, settings: JobSettings) -> list[Record]:
         folders = [stack.enter_context(storage.mirrored(run.path, scratch)) for run in job.runs]
         _wait_for_others(folders)
         records = []
-        for run, folder, error in zip(job.runs, folders, _train(job.runs, folders, settings), strict=True):
+        errors = _train(job.runs, folders, settings)
+        if any(error is not None and not isinstance(error, DivergedError) for error in errors):
+            storage.require_writable()  # where nothing can be written, no run is at fault
+        for run, folder, error in zip(job.runs, folders, errors, strict=True):
             records.append(_record(job, run, folder, error, settings))
         return records
 
