@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 import qfl_interp as qfl
+from benchmarks._timing import best_seconds
 from qfl_interp.generate import generate_greedy
 from qfl_interp.hooks import Intervention, Site, interventions_on
 from qfl_interp.model import HookedTransformer, build_model
@@ -55,16 +55,6 @@ def _check_same(model: HookedTransformer, ours: torch.Tensor, theirs: torch.Tens
         best = model(ours[example : example + 1, :first])[0, -1].topk(2).values
         assert float(best[0] - best[1]) < _TIE, f"example {example} differs at token {first}"
     return len(apart)
-
-
-def _seconds(work: Callable[[], object], rounds: int) -> float:
-    """The best of several rounds."""
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
@@ -112,7 +102,7 @@ def _compare(
         with interventions_on(model, [Intervention(Site(0), lambda x, count=count: _counted(x, count))]):
             parted = max(parted, _check_same(model, work(), written))
         passes[name] = count[0]
-    seconds = {name: _seconds(work, rounds) for name, work in contenders.items()}
+    seconds = {name: best_seconds(work, rounds) for name, work in contenders.items()}
     ours = seconds["ours, with the guess"]
     values: list[tuple[str, float, str]] = [(name, value, "s") for name, value in seconds.items()]
     values += [(f"passes, {name}", passes[name], "") for name in contenders]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks._timing import best_seconds
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import definition_json
 from qfl_interp.sweep.records import COLUMNS, write_part
@@ -58,16 +58,6 @@ def _write(folder: Path, n_runs: int, parts: int) -> None:
             write_part(storage, task, rows.iloc[part::parts])
 
 
-def _seconds(work: Callable[[], object], rounds: int) -> float:
-    """The best of several rounds."""
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """Seconds of each question, from the files on disk every time, the system's file cache warm.
 
@@ -93,7 +83,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             assert len(sweep.table()) == n_runs
             case = f"{n_runs:,} runs, {parts} part{'s' if parts > 1 else ''} a task"
             for name, ask in work.items():
-                rows.append({"name": name, "value": _seconds(ask, 1 if quick else 5), "unit": "s", "case": case})
+                rows.append({"name": name, "value": best_seconds(ask, 1 if quick else 5), "unit": "s", "case": case})
     return rows
 
 

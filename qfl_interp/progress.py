@@ -7,6 +7,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -20,16 +21,7 @@ def progress_bar(*, enabled: bool) -> Progress:
     Args:
         enabled: Draw it; otherwise nothing is printed.
     """
-    columns = [
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    ]
-    return Progress(*columns, console=Console(stderr=True), disable=not enabled)
+    return _bar(MofNCompleteColumn(), enabled=enabled)
 
 
 def weighted_bar(*, enabled: bool) -> Progress:
@@ -38,14 +30,19 @@ def weighted_bar(*, enabled: bool) -> Progress:
     Args:
         enabled: Draw it; otherwise nothing is printed.
     """
+    # Single runs of a large sweep take minutes: a speed over the last half minute would know nothing.
+    return _bar(TaskProgressColumn(), enabled=enabled, speed_seconds=1800)
+
+
+def _bar(position: ProgressColumn, *, enabled: bool, speed_seconds: float = 30.0) -> Progress:
+    """A bar with this column for how far it is; the remaining time follows the speed of the last so many seconds."""
     columns = [
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),
-        TaskProgressColumn(),
+        position,
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
     ]
-    # Single runs of a large sweep take minutes: a speed over the last half minute would know nothing.
-    return Progress(*columns, console=Console(stderr=True), disable=not enabled, speed_estimate_period=1800)
+    return Progress(*columns, console=Console(stderr=True), disable=not enabled, speed_estimate_period=speed_seconds)

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from qfl_interp.cli.explore import explore
+from qfl_interp.cli.output import add_analyses
 from qfl_interp.cli.runs import runs
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
 from qfl_interp.errors import QflError
-from qfl_interp.plugins import ANALYSES, entry_points, load_entry_point
+from qfl_interp.plugins import ANALYSES
 
 # The exit status with which Typer answers Ctrl-C, as shells do.
 _INTERRUPTED = 130
@@ -44,11 +45,7 @@ def build_app() -> typer.Typer:
     for command in (train, resume, runs, tasks, verify, explore):
         app.command()(command)
     app.add_typer(build_sweep_app(), name="sweep")
-    for name in entry_points(ANALYSES):
-        try:
-            app.command(name, rich_help_panel="Analyses")(load_entry_point(ANALYSES, name))
-        except QflError as error:  # another package's fault must not take every command away
-            print(f"warning: {error}", file=sys.stderr)
+    add_analyses(app, ANALYSES)
     return app
 
 

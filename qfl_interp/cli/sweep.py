@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from qfl_interp.cli.output import AsJson, Device, print_json, print_rows
+from qfl_interp.cli.output import AsJson, Device, add_analyses, print_json, print_rows
 from qfl_interp.cli.train import Quiet
-from qfl_interp.errors import QflError
-from qfl_interp.plugins import SWEEP_ANALYSES, entry_points, load_entry_point
+from qfl_interp.plugins import SWEEP_ANALYSES
 
 if TYPE_CHECKING:
     from qfl_interp.sweep import Estimate, SweepStatus
@@ -52,11 +50,7 @@ def build_sweep_app() -> typer.Typer:
     app = typer.Typer(help=_HELP, cls=_RunByDefault, no_args_is_help=True, rich_markup_mode="rich")
     for command in (run, status, best, matched, query):
         app.command()(command)
-    for name in entry_points(SWEEP_ANALYSES):
-        try:
-            app.command(name, rich_help_panel="Analyses")(load_entry_point(SWEEP_ANALYSES, name))
-        except QflError as error:  # another package's fault must not take every command away
-            print(f"warning: {error}", file=sys.stderr)
+    add_analyses(app, SWEEP_ANALYSES)
     return app
 
 
