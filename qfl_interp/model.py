@@ -5,6 +5,7 @@ With `hooks.py` the only module that imports transformer_lens.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ __all__ = [
     "layer_count",
     "load_parameters",
     "model_device",
+    "model_in_dtype",
     "model_on",
     "parameters_to_save",
 ]
@@ -187,6 +189,17 @@ def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
     if isinstance(model, HookedTransformer | TransformerBridge):
         return model.to(device, print_details=False)
     return model.to(device)
+
+
+def model_in_dtype(model: HookedModel, dtype: torch.dtype) -> HookedModel:
+    """The model in a precision: itself where it is in that one, otherwise a copy."""
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return model
+    other = copy.deepcopy(model)
+    # TransformerLens's norms follow `cfg.dtype`, which `.to` keeps in step and `.double()` does not.
+    if isinstance(other, HookedTransformer | TransformerBridge):
+        return other.to(dtype, print_details=False)
+    return other.to(dtype)
 
 
 def layer_count(model: HookedModel) -> int:
