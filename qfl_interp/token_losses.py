@@ -25,7 +25,7 @@ class ScoredTokens:
     """Sequences, and which of their tokens are scored one by one; ordered by example, then by position.
 
     Attributes:
-        tokens: Token ids, without what follows the last scored token.
+        tokens: Token ids of what predicts: the last scored token, and what follows it, is cut off.
         example: Row of `tokens` of each scored token.
         position: The position that *predicts* it, one before its own.
         target: Its id.
