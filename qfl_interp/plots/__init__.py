@@ -14,6 +14,10 @@ from qfl_interp.plots.overview import leads_figure, losses_figure
 from qfl_interp.plots.panels import Legend, Panel, Transition, stack_panels
 from qfl_interp.plots.patch_lines import patch_panel
 from qfl_interp.plots.patching import patch_figure
+from qfl_interp.plots.polca import polca_figure, polca_panel
+from qfl_interp.plots.polca_captured import captured_figure
+from qfl_interp.plots.polca_clusters import telling as polca_telling
+from qfl_interp.plots.polca_composition import composition_figure
 from qfl_interp.plots.scaling import scaling_figure
 from qfl_interp.plots.theme import figure_config
 from qfl_interp.plots.timeline import exact_panel, feature_panel, loss_figure, loss_panel, timeline_figure
@@ -30,6 +34,8 @@ __all__ = [
     "ablation_panel",
     "across_figure",
     "attribution_figure",
+    "captured_figure",
+    "composition_figure",
     "exact_panel",
     "feature_panel",
     "figure_config",
@@ -43,6 +49,9 @@ __all__ = [
     "mdl_panel",
     "patch_figure",
     "patch_panel",
+    "polca_figure",
+    "polca_panel",
+    "polca_telling",
     "probe_heatmap",
     "scaling_figure",
     "stack_panels",

@@ -18,6 +18,7 @@ from qfl_interp.report.lenses import (
     unit_sections,
 )
 from qfl_interp.report.page import Section
+from qfl_interp.report.polca_section import PolcaTables, polca_sections
 from qfl_interp.report.words import CITATION, LIMITS, METHODS
 
 _VERDICT_COLUMNS: Final = {
@@ -64,6 +65,7 @@ def standard_sections(
     interchange: pd.DataFrame | None = None,
     patch: pd.DataFrame | None = None,
     ablate_units: pd.DataFrame | None = None,
+    polca: PolcaTables | None = None,
     panels: Sequence[Panel] = (),
 ) -> list[Section]:
     """Timeline, verdicts, probe maps, ablation, every further lens with rows, methods, limits and citation.
@@ -83,6 +85,7 @@ def standard_sections(
         interchange: Table "interchange", with `p_value_holm`.
         patch: Table "patch".
         ablate_units: Table "ablate_units".
+        polca: Tables of one POLCA analysis.
         panels: Further panels of the timeline.
     """
     sections = [_timeline(metrics, emergence_curve, emergence, panels)]
@@ -100,6 +103,7 @@ def standard_sections(
     sections += [*_probe_maps(probe), *transfer_sections(transfer), *mdl_sections(mdl)]
     sections += [_ablation(ablate), *ablation_over_steps_sections(ablate_over_steps)]
     sections += [*interchange_sections(interchange), *patch_sections(patch), *unit_sections(ablate_units)]
+    sections += polca_sections(polca)
     sections.append(Section("Methods", text=METHODS))
     sections.append(Section("Limits", text=LIMITS))
     sections.append(Section("Citation", text=CITATION))

@@ -1,0 +1,163 @@
+"""Which directions and clusters of a POLCA analysis are drawn, and how each cluster looks in every figure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from qfl_interp.plots.theme import SERIES, plain, visible
+from qfl_interp.tables import column, distinct, groups, records, select
+
+# More curves than these cannot be told apart; the seventh colour is the grey of the marks.
+_MOST: Final = 6
+# So that two entries of a legend stand side by side.
+_LEGEND_LETTERS: Final = 23
+_CONTEXT_LETTERS: Final = 60
+
+
+class Quantity(NamedTuple):
+    """What was clustered.
+
+    Attributes:
+        title: Of its panel.
+        name: In words.
+        unit: May be empty.
+    """
+
+    title: str
+    name: str
+    unit: str
+
+    def of(self, direction: int) -> str:
+        """The title with the direction; baselines that know none have -1."""
+        return f"{self.title}, direction {direction}" if direction >= 0 else self.title
+
+    @property
+    def axis(self) -> str:
+        """Name and unit."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+# By the clusters' column `curves`.
+_QUANTITIES: Final = {
+    "projected": Quantity("POLCA", "projected loss", "nats"),
+    "exact_loss": Quantity("Clusters of the exact loss", "exact loss", "nats"),
+    "loss_change": Quantity("Clusters of the loss's changes", "loss change", "nats"),
+    "fisher": Quantity("Fisher information", "squared gradient", ""),
+}
+
+
+class Cluster(NamedTuple):
+    """One cluster of tokens and its look, the same in every figure.
+
+    Attributes:
+        row: Of table "polca_clusters".
+        label: Its name for people, not yet safe for plotly.
+        number: " [1]" for cluster 1 where another of the direction has the same name, else empty.
+        color: Hex.
+        symbol: Plotly's marker symbol.
+    """
+
+    row: dict[str, Any]
+    label: str
+    number: str
+    color: str
+    symbol: str
+
+    @property
+    def name(self) -> str:
+        """Label and number, as plotly draws them."""
+        return plain(self.label + self.number)
+
+    @property
+    def group(self) -> str:
+        """What a click on the legend hides: all that is drawn of the cluster."""
+        return f"polca {self.row['direction']}: {self.row['cluster']}"
+
+    @property
+    def quantity(self) -> Quantity:
+        """What was clustered."""
+        return _QUANTITIES[self.row["curves"]]
+
+    @property
+    def verdict(self) -> str:
+        """What is said of its break: "hidden" or "plateau" where the exact loss is flat, else nothing."""
+        return "hidden" if self.row["hidden"] else "plateau" if self.row["in_flat"] else ""
+
+    @property
+    def legend(self) -> str:
+        """Name, cut where it is long, size and verdict."""
+        size = f"n = {int(self.row['n_tokens']):,}"
+        said = f"{size}, {self.verdict}" if self.verdict else size
+        return f"{self.short(_LEGEND_LETTERS)} ({said})"
+
+    @property
+    def medoid(self) -> str:
+        """The end of the medoid's context and its token, as plotly draws them."""
+        context = visible(ending(str(self.row["medoid_context"]), _CONTEXT_LETTERS))
+        return f"{context} → {visible(self.row['medoid_target'])}"
+
+    def short(self, n: int) -> str:
+        """The name with at most `n` letters."""
+        return plain(cut(self.label, n - len(self.number)) + self.number)
+
+
+def cut(text: str, n: int) -> str:
+    """At most `n` characters of a text."""
+    return text if len(text) <= n else f"{text[: n - 1]}…"
+
+
+def ending(text: str, n: int) -> str:
+    """At most the last `n` characters of a text."""
+    return text if len(text) <= n else f"…{text[1 - n :]}"
+
+
+def telling(clusters: pd.DataFrame) -> list[int]:
+    """The directions in the order in which they are worth a look.
+
+    First where a cluster that breaks hidden or on a plateau fits its name best (F1), then where any cluster does, then
+    by the loss that the clustered tokens shed.
+
+    Args:
+        clusters: Table "polca_clusters".
+    """
+    keys = {}
+    for direction, rows in groups(clusters, "direction"):
+        f1 = np.nan_to_num(column(rows, "f1"))
+        quiet = (column(rows, "hidden") > 0) | (column(rows, "in_flat") > 0)
+        shed = np.abs(column(rows, "fall")) @ column(rows, "n_tokens")
+        keys[int(direction)] = (-float(f1[quiet].max(initial=0.0)), -float(f1.max()), -float(shed), int(direction))
+    return sorted(keys, key=lambda direction: keys[direction])
+
+
+def drawn_clusters(clusters: pd.DataFrame, direction: int) -> list[Cluster]:
+    """The largest clusters of a direction, by size, with their looks.
+
+    Args:
+        clusters: Table "polca_clusters".
+        direction: Which one.
+
+    Raises:
+        ValueError: It has no cluster.
+    """
+    rows = records(select(clusters, direction=direction))
+    if not rows:
+        known = [int(one) for one in distinct(clusters, "direction")]
+        raise ValueError(
+            f"direction must be one with a cluster in the polca tables, {known}, got {direction}. Choose one of them."
+        )
+    ordered = sorted(rows, key=lambda row: (-row["n_tokens"], row["cluster"]))[:_MOST]
+    names = [_readable(str(row["name"])) for row in ordered]
+    return [
+        Cluster(row, name, f" [{row['cluster']}]" if names.count(name) > 1 else "", color, symbol)
+        for row, name, (color, symbol) in zip(ordered, names, SERIES, strict=False)
+    ]
+
+
+def _readable(name: str) -> str:
+    """A cluster's name, `label=value` or two of them joined by " & ", with blanks in values that one can see."""
+    seen = re.sub(r"(?<==)\s+", lambda blanks: visible(blanks.group()), name)
+    return re.sub(r"(?<!=)_", " ", seen).replace(" & ", ", ")
