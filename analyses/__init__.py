@@ -1,6 +1,7 @@
 """The lenses on a run: each reads the run, writes a tidy table beside it, and returns a result to look at.
 
-    from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, timeline, report
+    from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca
+    from analyses import timeline, report
 
 The functions load on first use. Each lens has a module of its own: what it computes, its figure, its table.
 """
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from analyses.ablation import ablate
     from analyses.across_compute import across
     from analyses.capturing import capture
+    from analyses.decomposing import polca
     from analyses.describing import mdl
     from analyses.emerging import emergence
     from analyses.interchanging import interchange
@@ -38,6 +40,7 @@ _WHERE = {
     "interchange": "interchanging",
     "mdl": "describing",
     "patch": "patching",
+    "polca": "decomposing",
     "probe": "probing",
     "report": "reporting",
     "scaling": "scaling_laws",
@@ -54,6 +57,7 @@ __all__ = [
     "interchange",
     "mdl",
     "patch",
+    "polca",
     "probe",
     "report",
     "scaling",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from analyses.options import Features, Jobs, Quiet, Steps, show, with_probe_options
+from analyses.options import Features, Jobs, Quiet, Steps, show, with_probe_options, write_page
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
 from qfl_interp.config import ProbeConfig
 
@@ -187,13 +187,13 @@ def timeline(
     Example: `qfl timeline runs/add16 --out timeline.html`
     """
     from analyses.timelining import timeline as analyse
-    from qfl_interp.plots import figure_config
     from qfl_interp.run import Run
 
     figure = analyse(Run.open(run), features, steps, config=config, jobs=jobs, device=device, progress=not quiet)
     page = out or run / "timeline.html"
-    figure.write_html(page, include_plotlyjs=True, config=figure_config(figure))
-    print_json({"page": page}) if as_json else print(f"wrote {page}")
+    write_page(figure, page, quiet=as_json)
+    if as_json:
+        print_json({"page": page})
 
 
 @with_probe_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,8 @@ from qfl_interp.cli.output import print_json
 from qfl_interp.config import ProbeConfig
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
     from analyses.result import Result
 
 Features = Annotated[
@@ -20,6 +23,7 @@ Features = Annotated[
 ]
 Steps = Annotated[str, typer.Option("--steps", "--step", help="all, last, log:20, 130, or 1000,2000.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")]
+Page = Annotated[Path | None, typer.Option(help="Also draw the figure into this HTML page.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 _DEFAULT = ProbeConfig()
 
@@ -76,3 +80,12 @@ def show(result: Result, as_json: bool) -> None:
         print_json(result.to_dataframe().to_dict("records"))
     else:
         print(result)
+
+
+def write_page(figure: Figure, page: Path, *, quiet: bool) -> None:
+    """The figure as one HTML page that needs nothing else."""
+    from qfl_interp.plots import figure_config
+
+    figure.write_html(page, include_plotlyjs=True, config=figure_config(figure))
+    if not quiet:
+        print(f"wrote {page}")

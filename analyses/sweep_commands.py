@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from analyses.commands import Untrained
-from analyses.options import Features, Jobs, Quiet, show, with_probe_options
+from analyses.options import Features, Jobs, Page, Quiet, show, with_probe_options, write_page
 from qfl_interp.cli.output import AsJson, Device, print_json
 from qfl_interp.cli.sweep import LengthOption, SweepFolder, TaskOption
 from qfl_interp.config import ProbeConfig
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-Page = Annotated[Path | None, typer.Option(help="Also draw the figure into this HTML page.")]
 
 
 def scaling(
@@ -50,7 +45,7 @@ def scaling(
     else:
         print(found)
     if out is not None:
-        _write(found.plot(), out, quiet=as_json)
+        write_page(found.plot(), out, quiet=as_json)
 
 
 @with_probe_options
@@ -109,13 +104,4 @@ def emergence(
     )
     show(found, as_json)
     if out is not None:
-        _write(found.plot(), out, quiet=as_json)
-
-
-def _write(figure: Figure, page: Path, *, quiet: bool) -> None:
-    """The figure as one HTML page."""
-    from qfl_interp.plots import figure_config
-
-    figure.write_html(page, include_plotlyjs=True, config=figure_config(figure))
-    if not quiet:
-        print(f"wrote {page}")
+        write_page(found.plot(), out, quiet=as_json)

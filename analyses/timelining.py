@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from analyses import ablation, describing, interchanging, patching
+from analyses.decomposing import stored_polca
 from analyses.emerging import emergence_tables, with_loss_curve
 from analyses.result import chosen_features
 from analyses.stored import stored_rows
@@ -18,6 +19,8 @@ from qfl_interp.plots import (
     interchange_panel,
     mdl_panel,
     patch_panel,
+    polca_panel,
+    polca_telling,
     timeline_figure,
 )
 from qfl_interp.run import Run
@@ -41,7 +44,7 @@ def timeline(
     """Every lens of a run on one compute axis, as a figure.
 
     Loss, exact match and probes, which are computed where they are missing, and below them the lenses that were
-    computed before for these features, at whatever steps: ablation, interchange, patching, description length.
+    computed before for these features, at whatever steps: ablation, interchange, patching, description length, POLCA.
 
     Args:
         run: What to look at.
@@ -67,7 +70,7 @@ def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[
     Of the lenses that use probes, the rows of this configuration; of several calls with other settings of the lens
     itself, the rows of one (`analyses.stored`).
     """
-    panels = []
+    panels: list[Panel] = []
     for name in features:
         of_probes = {"feature": name, "settings": config.digest()}
         ablated = stored_rows(run, ablation.LENS, ["feature"], **of_probes)
@@ -83,4 +86,7 @@ def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[
         described = stored_rows(run, describing.LENS, ["feature"], **of_probes)
         if len(described):
             panels.append(mdl_panel(described, name))
+    found = stored_polca(run)
+    if found is not None and len(found.clusters):
+        panels.append(polca_panel(found.curves, found.clusters, polca_telling(found.clusters)[0]))
     return panels

@@ -75,5 +75,5 @@ class ParameterSpace:
         parts = vectors.split(list(self.sizes.values()), dim=-1)
         rows = vectors.shape[:-1]
         return {
-            name: part.reshape(*rows, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+            name: part.reshape((*rows, *shape)) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }

@@ -1,0 +1,9 @@
+"""Every scored token's own gradient along given directions, all of both in one call; its curvature too."""
+
+from __future__ import annotations
+
+from qfl_interp.token_gradients.directional import TokenProjections
+from qfl_interp.token_gradients.layers import covers
+from qfl_interp.token_gradients.project import project_curvature, project_gradients
+
+__all__ = ["TokenProjections", "covers", "project_curvature", "project_gradients"]

@@ -1,0 +1,222 @@
+"""Fill the tables and figures of docs/polca.md from trained runs.
+
+    python scripts/study_polca.py decimal RUN [RUN ...]     # the paper's Tables 1 and 8-11: trajectories and bases compared
+    python scripts/study_polca.py accuracy RUN              # four accuracies against the true change along each direction
+    python scripts/study_polca.py carry RUN                 # 16-bit addition: do clusters see the carry before the loss falls?
+
+The tables between the markers of docs/polca.md are replaced, rows are written to docs/polca_*.csv, figures to
+docs/figures/ (needs `pip install kaleido` and a Chromium). What a run's tables hold is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import qfl_interp as qfl
+from analyses import emergence, polca
+from analyses.decomposing import PolcaResult
+from analyses.polca_basis import find_basis, read_basis
+from analyses.polca_plan import plan_basis, theta
+from qfl_interp.curvature import Hessian
+from qfl_interp.polca.config import PolcaConfig
+from qfl_interp.polca.decomposition import (
+    directional_change,
+    first_order,
+    paper_curvature,
+    path_integral,
+    second_order,
+)
+from qfl_interp.polca.quality import restricted_homogeneity, skill_scores
+from qfl_interp.tables import column, records
+from qfl_interp.token_gradients import project_curvature, project_gradients
+from qfl_interp.token_losses import TokenLoss, scored_tokens
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCALE = 1.5
+# The paper's tens and hundreds, of thousands, hundreds, tens and ones.
+CARRY_PLACES = (1, 2)
+# Eq. 9's D in steps, of 10,000.
+SPAN = 100
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of a page."""
+    head = f"| {' | '.join(map(str, table.columns))} |\n|{' --- |' * len(table.columns)}\n"
+    return head + "".join(f"| {' | '.join(map(_cell, row.values()))} |\n" for row in records(table))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3g}"
+    return str(value)
+
+
+def fill(name: str, table: pd.DataFrame) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in docs/polca.md."""
+    page = DOCS / "polca.md"
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    text = page.read_text()
+    if not pattern.search(text):
+        raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
+    page.write_text(pattern.sub(lambda found: found[1] + markdown(table) + found[2], text))
+
+
+def ways(n_examples: int) -> Iterator[tuple[str, PolcaConfig, str]]:
+    """What is compared: its name, the directions and accuracy, the curves."""
+    how: dict[str, Any] = {"n_examples": n_examples, "n_hessian": n_examples, "basis_steps": BASIS_STEPS}
+    hessian = PolcaConfig(**how)
+    yield "exact loss", hessian, "exact_loss"
+    yield "change in exact loss", hessian, "loss_change"
+    yield "Fisher information", PolcaConfig(accuracy="first", **how), "fisher"
+    yield "LCA: largest parameters", PolcaConfig(basis="parameters", n_directions=50, **how), "projected"
+    yield "random basis", PolcaConfig(basis="random", n_directions=50, **how), "projected"
+    yield "trajectory basis", PolcaConfig(basis="trajectory", n_directions=50, **how), "projected"
+    yield "Hessian basis, shuffled", PolcaConfig(basis="shuffled", **how), "projected"
+    yield "POLCA, first order", PolcaConfig(accuracy="first", **how), "projected"
+    yield "POLCA, the paper's second order", PolcaConfig(accuracy="paper", **how), "projected"
+    yield "POLCA, path integral", hessian, "projected"
+
+
+# Every 200 of 10,000 steps, as far as checkpoints lie there.
+BASIS_STEPS = ",".join(str(step) for step in range(200, 10_001, 200))
+
+
+def best_carry(found: PolcaResult) -> dict[str, float]:
+    """The purest cluster in carries that is not one place's by construction, over all directions."""
+    carry = found.tokens["carry"].fillna(False).to_numpy(dtype=bool)
+    place = column(found.tokens, "place").astype(np.int64)
+    labels = [column(found.tokens, name).astype(np.int64) for name in found.tokens if str(name).startswith("cluster_")]
+    tops = sorted((restricted_homogeneity(own, carry, place, CARRY_PLACES) for own in labels), key=lambda b: -_or0(b))
+    return {
+        "homogeneity": tops[0].homogeneity,
+        "recall": tops[0].recall,
+        "f1": tops[0].f1,
+        "second": tops[1].homogeneity if len(tops) > 1 else float("nan"),
+        "third": tops[2].homogeneity if len(tops) > 2 else float("nan"),
+        "best_f1": max((float(column(skill_scores(own, carry), "f1").max(initial=0.0)) for own in labels), default=0.0),
+    }
+
+
+def _or0(best: Any) -> float:
+    return best.homogeneity if best.homogeneity == best.homogeneity else 0.0
+
+
+def decimal(runs: Sequence[qfl.Run], n_examples: int, jobs: int) -> None:
+    """The paper's Tables 1 and 8-11 on 3-digit addition."""
+    rows = []
+    for run in runs:
+        for name, config, curves in ways(n_examples):
+            found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)  # pyright: ignore[reportArgumentType]
+            clusters = found.to_dataframe()
+            captured = column(found.intervals, "captured").sum() / column(found.intervals, "loss_change").sum()
+            rows.append(
+                {
+                    "trajectory": name,
+                    "seed": run.config.train.seed,
+                    **best_carry(found),
+                    "clusters": len(clusters),
+                    "hidden": float(clusters["hidden"].mean()) if len(clusters) else float("nan"),
+                    "captured": float(captured) if curves == "projected" else float("nan"),
+                }
+            )
+            print(rows[-1], flush=True)
+            if name == "POLCA, path integral" and run is runs[0]:
+                found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
+    table = pd.DataFrame(rows)
+    table.to_csv(DOCS / "polca_decimal.csv", index=False)
+    summary = table.groupby("trajectory", sort=False).agg(
+        **{name: (name, "mean") for name in table.columns[2:]}, seeds=("seed", "size")
+    )
+    fill("decimal", summary.reset_index())
+
+
+def accuracy(run: qfl.Run, n_examples: int) -> None:
+    """Errors of the four accuracies: against a step along each direction alone, and against a fine path integral."""
+    config = PolcaConfig(n_examples=n_examples, n_hessian=n_examples, basis_steps="log:8", double=True)
+    plan = plan_basis(run, config)
+    find_basis(run, plan)
+    basis = read_basis(run, plan)
+    examples = qfl.held_out(run.task, "test", n_examples, seed=0, stream="polca/accuracy")
+    scored = scored_tokens(run.task.encode(examples))
+    errors: dict[str, list[np.ndarray]] = {}
+    for step, to in pairwise(run.resolve_steps("log:12")):
+        model = run.load_model(step)
+        loss = TokenLoss(model, scored, dtype=plan.dtype)
+        start, end = theta(run, plan, step, "cpu"), theta(run, plan, to, "cpu")
+        along = basis @ (end - start)
+        points = [start.lerp(end, share) for share in np.linspace(0, 1, 17)]
+        slopes = [project_gradients(loss, loss.space.unflatten(p), basis).gradients for p in points]
+        parameters = loss.space.unflatten(start)
+        curvature = project_curvature(loss, parameters, basis)
+        whole = Hessian(loss, parameters).along(basis)
+        estimates = {
+            "first order (Eq. 2)": first_order(slopes[0], along),
+            "second order, paper's ratio (Eq. 3-6)": second_order(
+                slopes[0], paper_curvature(slopes[0], slopes[-1], whole).curvature, along
+            ),
+            "second order, exact": second_order(slopes[0], curvature, along),
+            "path integral, 1 panel": path_integral([slopes[0], slopes[8], slopes[16]], along),
+            "path integral, 2 panels": path_integral(slopes[::4], along),
+        }
+        alone = directional_change(loss, parameters, basis, along)
+        path = path_integral(slopes, along)
+        for name, found in estimates.items():
+            errors.setdefault(name, []).append(
+                torch.stack([(found - alone).square(), alone.square(), (found - path).square(), path.square()])
+                .mean(dim=(1, 2))
+                .numpy()
+            )
+    rows = []
+    for name, found in errors.items():
+        total = np.stack(found)
+        rows.append(
+            {
+                "accuracy": name,
+                "alone: error / change": float(np.sqrt(total[:, 0].sum() / total[:, 1].sum())),
+                "on the path: error / change": float(np.sqrt(total[:, 2].sum() / total[:, 3].sum())),
+            }
+        )
+    fill("accuracy", pd.DataFrame(rows))
+
+
+def carry(run: qfl.Run, n_examples: int, jobs: int) -> None:
+    """16-bit addition: clusters' best agreement with the carry over training, beside the probe and the loss."""
+    config = PolcaConfig(n_examples=n_examples, n_hessian=n_examples, basis_steps="all")
+    found = polca(run, config=config, rule="down", jobs=jobs)
+    clusters = found.to_dataframe()
+    print(found)
+    print(emergence(run, "carry"))
+    wanted = clusters[clusters["best_label"].str.contains("carry")].sort_values("f1", ascending=False)
+    fill("carry", wanted.head(12)[["direction", "basis_step", "name", "n_tokens", "f1", "p_value_holm", "fall",
+                                   "break_step", "hidden", "in_flat"]])  # fmt: skip
+    found.plot().write_image(DOCS / "figures" / "polca-carry.png", scale=SCALE)
+
+
+def main() -> None:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(prog="study_polca.py", description=__doc__)
+    parser.add_argument("part", choices=("decimal", "accuracy", "carry"))
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--n-examples", type=int, default=1250)
+    parser.add_argument("--jobs", type=int, default=1)
+    asked = parser.parse_args()
+    runs = [qfl.Run.open(path) for path in asked.runs]
+    if asked.part == "decimal":
+        decimal(runs, asked.n_examples, asked.jobs)
+    elif asked.part == "accuracy":
+        accuracy(runs[0], asked.n_examples)
+    else:
+        carry(runs[0], asked.n_examples, asked.jobs)
+
+
+if __name__ == "__main__":
+    main()
