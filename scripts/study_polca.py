@@ -1,8 +1,8 @@
 """Fill the tables and figures of docs/polca.md from trained runs.
 
-    python scripts/study_polca.py decimal RUN [RUN ...]     # the paper's Tables 1 and 8-11: trajectories and bases compared
-    python scripts/study_polca.py accuracy RUN              # four accuracies against the true change along each direction
-    python scripts/study_polca.py carry RUN                 # 16-bit addition: do clusters see the carry before the loss falls?
+    python scripts/study_polca.py decimal RUN [RUN ...]   # the paper's Tables 1 and 8-11: trajectories and bases
+    python scripts/study_polca.py accuracy RUN            # four accuracies against the true change along a direction
+    python scripts/study_polca.py carry RUN               # 16-bit addition: is the carry seen before the loss falls?
 
 The tables between the markers of docs/polca.md are replaced, rows are written to docs/polca_*.csv, figures to
 docs/figures/ (needs `pip install kaleido` and a Chromium). What a run's tables hold is not computed again.
@@ -23,7 +23,7 @@ import torch
 
 import qfl_interp as qfl
 from analyses import emergence, polca
-from analyses.decomposing import PolcaResult
+from analyses.decomposing import CurveKind, PolcaResult
 from analyses.polca_basis import find_basis, read_basis
 from analyses.polca_plan import plan_basis, theta
 from qfl_interp.curvature import Hessian
@@ -46,6 +46,8 @@ SCALE = 1.5
 CARRY_PLACES = (1, 2)
 # Eq. 9's D in steps, of 10,000.
 SPAN = 100
+BASIS_EVERY = 200
+PATH = "POLCA, path integral"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -70,24 +72,29 @@ def fill(name: str, table: pd.DataFrame) -> None:
     page.write_text(pattern.sub(lambda found: found[1] + markdown(table) + found[2], text))
 
 
-def ways(n_examples: int) -> Iterator[tuple[str, PolcaConfig, str]]:
+def basis_steps(run: qfl.Run) -> str:
+    """The saved step nearest each multiple of 200: where the paper takes a basis vector."""
+    wanted = range(BASIS_EVERY, run.steps[-1] + 1, BASIS_EVERY)
+    return ",".join(str(step) for step in sorted({min(run.steps, key=lambda s: abs(s - w)) for w in wanted}))
+
+
+def ways(run: qfl.Run, n_examples: int, n_hessian: int) -> Iterator[tuple[str, PolcaConfig, CurveKind]]:
     """What is compared: its name, the directions and accuracy, the curves."""
-    how: dict[str, Any] = {"n_examples": n_examples, "n_hessian": n_examples, "basis_steps": BASIS_STEPS}
+    how: dict[str, Any] = {"n_examples": n_examples, "n_hessian": n_hessian, "basis_steps": basis_steps(run)}
     hessian = PolcaConfig(**how)
     yield "exact loss", hessian, "exact_loss"
     yield "change in exact loss", hessian, "loss_change"
-    yield "Fisher information", PolcaConfig(accuracy="first", **how), "fisher"
-    yield "LCA: largest parameters", PolcaConfig(basis="parameters", n_directions=50, **how), "projected"
-    yield "random basis", PolcaConfig(basis="random", n_directions=50, **how), "projected"
-    yield "trajectory basis", PolcaConfig(basis="trajectory", n_directions=50, **how), "projected"
-    yield "Hessian basis, shuffled", PolcaConfig(basis="shuffled", **how), "projected"
+    yield PATH, hessian, "projected"
     yield "POLCA, first order", PolcaConfig(accuracy="first", **how), "projected"
-    yield "POLCA, the paper's second order", PolcaConfig(accuracy="paper", **how), "projected"
-    yield "POLCA, path integral", hessian, "projected"
-
-
-# Every 200 of 10,000 steps, as far as checkpoints lie there.
-BASIS_STEPS = ",".join(str(step) for step in range(200, 10_001, 200))
+    yield "Fisher information on POLCA's directions", PolcaConfig(accuracy="first", **how), "fisher"
+    yield "random directions, path integral", PolcaConfig(basis="random", n_directions=50, **how), "projected"
+    yield (
+        "LCA: 50 largest parameters, path integral",
+        PolcaConfig(basis="parameters", n_directions=50, **how),
+        "projected",
+    )
+    yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
+    yield "trajectory directions, path integral", PolcaConfig(basis="trajectory", n_directions=50, **how), "projected"
 
 
 def best_carry(found: PolcaResult) -> dict[str, float]:
@@ -110,12 +117,12 @@ def _or0(best: Any) -> float:
     return best.homogeneity if best.homogeneity == best.homogeneity else 0.0
 
 
-def decimal(runs: Sequence[qfl.Run], n_examples: int, jobs: int) -> None:
+def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int) -> None:
     """The paper's Tables 1 and 8-11 on 3-digit addition."""
     rows = []
     for run in runs:
-        for name, config, curves in ways(n_examples):
-            found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)  # pyright: ignore[reportArgumentType]
+        for name, config, curves in ways(run, n_examples, n_hessian):
+            found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
             clusters = found.to_dataframe()
             captured = column(found.intervals, "captured").sum() / column(found.intervals, "loss_change").sum()
             rows.append(
@@ -129,7 +136,7 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, jobs: int) -> None:
                 }
             )
             print(rows[-1], flush=True)
-            if name == "POLCA, path integral" and run is runs[0]:
+            if name == PATH and run is runs[0]:
                 found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
     table = pd.DataFrame(rows)
     table.to_csv(DOCS / "polca_decimal.csv", index=False)
@@ -207,11 +214,12 @@ def main() -> None:
     parser.add_argument("part", choices=("decimal", "accuracy", "carry"))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--n-examples", type=int, default=1250)
+    parser.add_argument("--n-hessian", type=int, default=1250)
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
     runs = [qfl.Run.open(path) for path in asked.runs]
     if asked.part == "decimal":
-        decimal(runs, asked.n_examples, asked.jobs)
+        decimal(runs, asked.n_examples, asked.n_hessian, asked.jobs)
     elif asked.part == "accuracy":
         accuracy(runs[0], asked.n_examples)
     else:

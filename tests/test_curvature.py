@@ -406,16 +406,22 @@ def test_the_seed_decides_every_bit():
     assert torch.equal(first.vectors, again.vectors)
     assert torch.equal(first.values, again.values)
     assert not torch.equal(first.vectors, other.vectors)
-    # Where the Krylov space ends, ARPACK draws a new vector; that draw is seeded as well.
-    flat = Dense(4.0 * torch.eye(30, dtype=torch.float64))
-    assert torch.equal(top_eigenpairs(flat, 2).vectors, top_eigenpairs(flat, 2).vectors)
+
+
+def test_vectors_that_arpack_draws_are_seeded():
+    """It draws a new vector where the Krylov space ends, which from an eigenvector is at once."""
+    diagonal = Dense(torch.diag(torch.tensor([4.0, 4.0, 4.0, *[1.0] * 27], dtype=torch.float64)))
+    start = torch.eye(30, dtype=torch.float64)[3]
+    first, again = (top_eigenpairs(diagonal, 2, start=start) for _ in range(2))
+    assert torch.equal(first.vectors, again.vectors)
+    np.testing.assert_allclose(first.values, [4, 4], rtol=1e-12)
 
 
 def test_the_global_generators_are_left_alone():
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    top_eigenpairs(Dense(4.0 * torch.eye(30, dtype=torch.float64)), 2)
+    top_eigenpairs(Dense(4.0 * torch.eye(30, dtype=torch.float64)), 2, start=torch.eye(30, dtype=torch.float64)[3])
     assert torch.equal(state, torch.get_rng_state())
     np.testing.assert_array_equal(legacy, np.random.get_state()[1])  # noqa: NPY002
 
