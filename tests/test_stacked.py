@@ -108,10 +108,38 @@ def test_more_runs_than_fit_train_as_several_stacks(whole, tmp_path, addition, m
     monkeypatch.setattr(stacked.loop, "max_members", lambda *_, **__: 3)
     runs = _runs(addition, model_config, tmp_path)
     assert train_stacked(addition, runs) == [None] * 4
-    assert seen == [3, 1]
+    assert seen == [2, 2], "as equal as can be"
     assert _fingerprints(path for _, path in runs) == _fingerprints(whole)
     assert train_stacked(addition, runs) == [None] * 4
-    assert seen == [3, 1], "finished runs are not trained again"
+    assert seen == [2, 2], "finished runs are not trained again"
+
+
+@pytest.mark.parametrize(
+    ("n_runs", "most", "sizes"), [(8, 5, [4, 4]), (7, 3, [2, 2, 3]), (4, 4, [4]), (5, 1, [1] * 5), (1, 9, [1])], ids=str
+)
+def test_stacks_are_of_equal_size(n_runs, most, sizes):
+    parts = [range(n_runs)[part] for part in stacked.loop._equal_parts(n_runs, most)]
+    assert [len(part) for part in parts] == sizes
+    assert [index for part in parts for index in part] == list(range(n_runs))
+
+
+def test_a_shape_that_is_faster_alone_trains_alone(tmp_path, addition, model_config, monkeypatch, capsys):
+    """Bit for bit as `train`; what ends one run is its own error."""
+    monkeypatch.setattr(stacked.loop, "faster_alone", lambda *_, **__: True)
+    runs = _runs(addition, model_config, tmp_path, (MEMBERS[0], (3, 1e6), MEMBERS[2]), divergence_loss=20.0)
+    errors = train_stacked(addition, runs, progress=True)
+    assert [error is None for error in errors] == [True, False, True]
+    assert isinstance(errors[1], qfl.DivergedError)
+    assert "training one by one" in capsys.readouterr().err
+    for config, path in (runs[0], runs[2]):
+        solo = qfl.train(addition, model_config, config.train, tmp_path / f"solo-{path.name}", progress=False)
+        assert fingerprint(path) == fingerprint(solo.path)
+    again = train_stacked(addition, [runs[0]])
+    assert again == [None], "a finished run is left as it is"
+    with monkeypatch.context() as patched:
+        FullDisk(patched, 5)
+        with pytest.raises(StorageError, match="the disk is full"):
+            train_stacked(addition, _runs(addition, model_config, tmp_path / "full"))
 
 
 class _Dies(Exception):

@@ -18,9 +18,10 @@ from qfl_interp.metrics import IGNORED, masked_loss
 from qfl_interp.model import build_hooked, parameters_to_save
 from qfl_interp.registry import task_names
 from qfl_interp.stacked import attention as attention_module
-from qfl_interp.stacked import bytes_per_member, max_members
+from qfl_interp.stacked import bytes_per_member, kernels, max_members
 from qfl_interp.stacked.attention import Heads, attention, gated_unit
 from qfl_interp.stacked.forward import member_losses, stack_shape, stacked_logits
+from qfl_interp.stacked.grouping import faster_alone
 from qfl_interp.stacked.parameters import StackedParameters
 
 N_CTX = 14
@@ -64,14 +65,28 @@ def _written_out(q, k, v, heads):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "torch"])
 @pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
 @pytest.mark.parametrize(
-    ("n_heads", "d_head", "n_pos", "n_asked"), [(4, 4, 20, 20), (2, 6, 37, 17), (1, 2, 16, 1), (3, 2, 33, 33)], ids=str
-)
-def test_attention_and_its_gradients(n_heads, d_head, n_pos, n_asked, rotary, dtype):
+    ("n_examples", "n_heads", "d_head", "n_pos", "n_asked"),
+    [
+        (3, 4, 4, 20, 20), (3, 2, 6, 37, 17), (3, 1, 2, 16, 1), (3, 3, 2, 33, 33), (1, 1, 4, 9, 5), (15, 1, 4, 5, 5),
+        (16, 1, 4, 5, 3), (17, 1, 4, 5, 5), (1, 4, 16, 11, 11), (9, 4, 16, 12, 4), (16, 3, 4, 1, 1), (5, 2, 10, 8, 8),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_attention_and_its_gradients(n_examples, n_heads, d_head, n_pos, n_asked, rotary, dtype):
+    _check_attention(n_examples, n_heads, d_head, n_pos, n_asked, rotary, dtype)
+
+
+@pytest.mark.parametrize("d_head", [1, 3, 5])
+def test_attention_of_an_odd_width(d_head):
+    _check_attention(6, 3, d_head, 9, 4, False, torch.float32)
+
+
+def _check_attention(n_examples, n_heads, d_head, n_pos, n_asked, rotary, dtype):
     heads = _heads(n_heads, d_head, n_pos, n_pos - n_asked, rotary)
     width, full = n_heads * d_head, n_pos == n_asked
-    kv = (_randn(3, n_pos, (3 if full else 2) * width) * 2).to(dtype).requires_grad_()
-    q = None if full else (_randn(3, n_asked, width, seed=1) * 2).to(dtype).requires_grad_()
-    weight = _randn(3, n_asked, width, seed=2)
+    kv = (_randn(n_examples, n_pos, (3 if full else 2) * width) * 2).to(dtype).requires_grad_()
+    q = None if full else (_randn(n_examples, n_asked, width, seed=1) * 2).to(dtype).requires_grad_()
+    weight = _randn(n_examples, n_asked, width, seed=2)
     got = attention(q, kv, heads)
     leaves = [kv] if q is None else [q, kv]
     gradients = torch.autograd.grad((got * weight.to(dtype)).sum(), leaves)
@@ -83,6 +98,54 @@ def test_attention_and_its_gradients(n_heads, d_head, n_pos, n_asked, rotary, dt
     torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
     for gradient, exact_gradient in zip(gradients, wanted, strict=True):
         torch.testing.assert_close(gradient.double(), exact_gradient, rtol=0, atol=atol)
+
+
+def _values_and_gradients(q, kv, weight, heads):
+    leaves = [t.clone().requires_grad_() for t in (q, kv)]
+    z = attention(*leaves, heads)
+    return [z.detach(), *torch.autograd.grad((z * weight).sum(), leaves)]
+
+
+@pytest.mark.parametrize("rotary", [True, False], ids=["rotary", "learned"])
+@pytest.mark.parametrize(("n_heads", "d_head"), [(4, 4), (3, 16), (1, 6)], ids=str)
+def test_an_example_has_the_same_bits_in_any_company(n_heads, d_head, rotary):
+    """Alone, at another place, and beside numbers that are none."""
+    heads, width = _heads(n_heads, d_head, 12, 5, rotary), n_heads * d_head
+    q, kv, weight = _randn(37, 7, width), _randn(37, 12, 2 * width, seed=1), _randn(37, 7, width, seed=2)
+    together = _values_and_gradients(q, kv, weight, heads)
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(3))
+    for chosen in ([0], [36], [20], list(range(5, 22)), order.tolist()):
+        for got, want in zip(
+            _values_and_gradients(q[chosen], kv[chosen], weight[chosen], heads), together, strict=True
+        ):
+            assert torch.equal(got, want[chosen])
+    sick = q.clone()
+    sick[::2] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30])[torch.arange(width) % 4]
+    for got, want in zip(_values_and_gradients(sick, kv, weight, heads), together, strict=True):
+        assert torch.equal(got[1::2], want[1::2])
+        assert not got[::2].isfinite().all()
+
+
+def test_the_compiled_loops_write_what_they_are_to_write_and_no_more():
+    """Lanes past the last head, and a width that is no multiple of a chunk, touch nothing else."""
+    heads = _heads(3, 6, 5, 1, rotary=True)
+    q, kv, dz = _randn(3, 4, 18).numpy(), _randn(3, 5, 36, seed=1).numpy(), _randn(3, 4, 18, seed=2).numpy()
+    edge, mark = 64, np.float32(7)
+
+    def framed(*shape):
+        whole = np.full(2 * edge + int(np.prod(shape)), mark)
+        return whole, whole[edge:-edge].reshape(shape)
+
+    (all_z, z), (all_levels, levels) = framed(3, 4, 18), framed(1, 4, 2, 16)
+    (all_dq, dq), (all_dkv, dkv) = framed(3, 4, 18), framed(3, 5, 36)
+    given = (q, 0, kv, 0, 18, heads.turn.numpy(), np.float32(heads.scale), 1, 3)
+    kernels.attend(*given, z, levels)
+    kernels.attend_backward(*given, levels, dz, dq, dkv)
+    for whole, part in ((all_z, z), (all_levels, levels), (all_dq, dq), (all_dkv, dkv)):
+        assert (whole[:edge] == mark).all()
+        assert (whole[-edge:] == mark).all()
+        assert not (part == mark).any()
+        assert np.isfinite(part).all()
 
 
 def test_attention_with_scores_far_apart():
@@ -247,6 +310,15 @@ def test_members_on_a_cpu():
     small = qfl.ModelConfig(d_model=16, n_layers=4)
     assert max_members(small, batch_size=8, n_ctx=52) > max_members(small, batch_size=64, n_ctx=52) > 1
     assert max_members(qfl.ModelConfig(d_model=1024, n_layers=1), batch_size=64, n_ctx=512) == 1
+
+
+def test_large_models_of_small_batches_are_faster_alone():
+    large = qfl.ModelConfig(d_model=256, n_layers=4)
+    assert faster_alone(large, batch_size=8, n_ctx=52)
+    assert max_members(large, batch_size=8, n_ctx=52) == 1
+    assert not faster_alone(large, batch_size=64, n_ctx=52), "attention of many tokens"
+    assert not faster_alone(qfl.ModelConfig(d_model=16, n_layers=4), batch_size=1, n_ctx=52), "calls, not numbers"
+    assert not faster_alone(large, batch_size=8, n_ctx=52, device="cuda"), "and no GPU is asked"
 
 
 _MEASURE = """

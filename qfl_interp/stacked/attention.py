@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qfl_interp.stacked.kernels import attend, attend_backward, gated, gated_backward
+from qfl_interp.stacked.gates import gated, gated_backward
+from qfl_interp.stacked.kernels import attend, attend_backward
+from qfl_interp.stacked.lanes import LANES
 
 
 class Heads(NamedTuple):
@@ -87,21 +89,22 @@ class _Attention(Function):
         asking = kv if q is None else q.contiguous()
         width = kv.shape[2] // (3 if q is None else 2)
         z = kv.new_empty(*asking.shape[:2], width)
-        lse = kv.new_empty(kv.shape[0], heads.n_heads, asking.shape[1])
+        n_blocks = -(-kv.shape[0] * heads.n_heads // LANES)
+        levels = kv.new_empty(n_blocks, asking.shape[1], 2, LANES)
         ctx.arguments = _arguments(asking, kv, heads, separate=q is not None)
-        arguments = [*ctx.arguments, z.numpy(), lse.numpy()]
+        arguments = [*ctx.arguments, z.numpy(), levels.numpy()]
         attend(*arguments)
-        ctx.save_for_backward(asking, kv, z, lse)
+        ctx.save_for_backward(asking, kv, levels)
         ctx.separate = q is not None
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        asking, kv, z, lse = ctx.saved_tensors
+        asking, kv, levels = ctx.saved_tensors
         dkv = torch.empty_like(kv)
         dq = torch.empty_like(asking) if ctx.separate else dkv
-        arguments = [*ctx.arguments, *(t.numpy() for t in (z, lse, dz.contiguous(), dq, dkv))]
+        arguments = [*ctx.arguments, *(t.numpy() for t in (levels, dz.contiguous(), dq, dkv))]
         attend_backward(*arguments)
         return dq if ctx.separate else None, dkv, None
 

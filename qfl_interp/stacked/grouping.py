@@ -12,8 +12,11 @@ from qfl_interp.run_config import RunConfig
 # Fields of TrainConfig in which the members of a stack may differ; the number of updates is compared in their stead.
 _FREE = ("lr", "seed", "budget_flops", "n_steps")
 # Numbers in one tensor of the residual stream of a stack on a CPU. Few enough to stay near the core: the time of a
-# member's update fell until about here, at widths 16 and 64 with batches of 8 and 64.
-_CPU_STREAM = 2**18
+# member's update fell until about here, or less far, at widths 16, 64 and 128 with batches of 8 and 64.
+_CPU_STREAM = 2**19
+# A run with at least so many weights, and fewer tokens of an update than this times d_model, is faster alone: what a
+# stack does to weights beside the products outweighs what it saves on tokens (width 256, batch 8: 10 % slower).
+_ALONE_PARAMETERS, _ALONE_TOKENS = 2**20, 4
 # Part of a GPU's free memory that a stack may be estimated to fill.
 _GPU_SHARE = 0.7
 
@@ -48,11 +51,37 @@ def bytes_per_member(model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab
         n_ctx: Padded length of a sequence.
         d_vocab: Size of the vocabulary.
     """
-    d, hidden = model.d_model, model.d_mlp_used
-    matrices = 3 if model.style == "llama" else 2
-    n_parameters = model.n_layers * (4 * d**2 + matrices * d * hidden) + 2 * d_vocab * d
-    kept = model.n_layers * (8 * d + matrices * hidden + model.n_heads) + 2 * d + min(d, d_vocab)
-    return 4 * (7 * n_parameters + batch_size * n_ctx * kept)
+    d, matrices = model.d_model, _mlp_matrices(model)
+    kept = model.n_layers * (8 * d + matrices * model.d_mlp_used + model.n_heads) + 2 * d + min(d, d_vocab)
+    return 4 * (7 * _n_parameters(model, d_vocab) + batch_size * n_ctx * kept)
+
+
+def _mlp_matrices(model: ModelConfig) -> int:
+    """Matrices of a block's MLP."""
+    return 3 if model.style == "llama" else 2
+
+
+def _n_parameters(model: ModelConfig, d_vocab: int) -> int:
+    """Numbers in a model's matrices."""
+    d = model.d_model
+    return model.n_layers * (4 * d**2 + _mlp_matrices(model) * d * model.d_mlp_used) + 2 * d_vocab * d
+
+
+def faster_alone(
+    model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
+) -> bool:
+    """Whether runs of a shape train faster one by one than as a stack: large models of small batches on a CPU.
+
+    Args:
+        model: Shape.
+        batch_size: Examples of an update.
+        n_ctx: Padded length of a sequence.
+        d_vocab: Size of the vocabulary.
+        device: Where they train.
+    """
+    if torch.device(device).type == "cuda":
+        return False
+    return _n_parameters(model, d_vocab) >= _ALONE_PARAMETERS and batch_size * n_ctx < _ALONE_TOKENS * model.d_model
 
 
 def max_members(
@@ -66,19 +95,20 @@ def max_members(
 ) -> int:
     """How many members one stack should have at most; at least 1.
 
-    On a CPU as many as its caches serve, beyond which more are no faster; on a GPU as many as its free memory holds by
-    `bytes_per_member`.
+    On a CPU as many as its caches serve, beyond which more are no faster, and 1 of a shape that is faster alone; on a
+    GPU as many as its free memory holds by `bytes_per_member`.
 
     Args:
         model: Shape.
         batch_size: Examples of an update.
         n_ctx: Padded length of a sequence.
-        d_vocab: Size of the vocabulary; only an estimate of memory asks for it.
+        d_vocab: Size of the vocabulary.
         device: Where they train.
         memory_share: Part of a GPU's free memory that is theirs.
     """
     if torch.device(device).type != "cuda":
-        return max(1, _CPU_STREAM // (batch_size * n_ctx * model.d_model))
+        alone = faster_alone(model, batch_size=batch_size, n_ctx=n_ctx, d_vocab=d_vocab, device=device)
+        return 1 if alone else max(1, _CPU_STREAM // (batch_size * n_ctx * model.d_model))
     free, _ = torch.cuda.mem_get_info(device)
     one = bytes_per_member(model, batch_size=batch_size, n_ctx=n_ctx, d_vocab=d_vocab)
     return max(1, int(_GPU_SHARE * memory_share * free / one))

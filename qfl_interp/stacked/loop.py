@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,16 @@ from qfl_interp.run_config import RunConfig
 from qfl_interp.run_session import LOG_EVERY, RunSession, Update
 from qfl_interp.run_writer import RunWriter
 from qfl_interp.stacked.forward import Shape, member_losses, stack_shape, stacked_logits
-from qfl_interp.stacked.grouping import max_members, stack_key
+from qfl_interp.stacked.grouping import faster_alone, max_members, stack_key
 from qfl_interp.stacked.parameters import StackedParameters
 from qfl_interp.task import Batch, Task
+from qfl_interp.training import train_planned
 
 # Examples of a validation pass, of all members together.
 _EVALUATED = 256
+
+# A run's place in the caller's list, its configuration and its directory.
+_Indexed = tuple[int, RunConfig, Path]
 
 
 def train_stacked(
@@ -49,7 +54,9 @@ def train_stacked(
     so neither a kill nor a member that diverges changes them.
 
     The metrics' seconds and tokens per second are those of the whole stack's time. Memory grows with the members of a
-    stack (`bytes_per_member`); more runs than `max_members` train as several stacks, one after the other.
+    stack (`bytes_per_member`); more runs than `max_members` train as several stacks of as equal a size as can be, one
+    after the other. Runs of a shape that is faster alone (a large model with a small batch on a CPU) train one by one,
+    as `train` would, bit for bit.
 
     Args:
         task: What is learned.
@@ -80,16 +87,43 @@ def train_stacked(
     errors: list[Exception | None] = [None] * len(runs)
     if not runs:
         return errors
-    first = runs[0][0]
-    size = max_members(
-        first.model, batch_size=first.train.batch_size, n_ctx=first.n_ctx, d_vocab=first.d_vocab, device=device,
-        memory_share=memory_share,
-    )  # fmt: skip
+    config = runs[0][0]
+    sizes = {"batch_size": config.train.batch_size, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab, "device": device}
+    indexed = [(index, *run) for index, run in enumerate(runs)]
     with progress_bar(enabled=progress) as bar:
-        for start in range(0, len(runs), size):
-            indices = range(start, min(start + size, len(runs)))
-            _train_together(task, [(i, *runs[i]) for i in indices], errors, torch.device(device), resume_seconds, bar)
+        if faster_alone(config.model, **sizes):
+            _train_one_by_one(task, indexed, errors, torch.device(device), resume_seconds, bar)
+            return errors
+        for part in _equal_parts(len(runs), max_members(config.model, **sizes, memory_share=memory_share)):
+            _train_together(task, indexed[part], errors, torch.device(device), resume_seconds, bar)
     return errors
+
+
+def _equal_parts(n_runs: int, most: int) -> list[slice]:
+    """As few parts of a list as hold at most so many each; sizes differ by one at most."""
+    n_parts = -(-n_runs // most)
+    bounds = [n_runs * part // n_parts for part in range(n_parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _train_one_by_one(
+    task: Task,
+    runs: Sequence[_Indexed],
+    errors: list[Exception | None],
+    device: torch.device,
+    resume_seconds: float,
+    bar: Progress,
+) -> None:
+    """Train runs by the ordinary loop; errors go to their index."""
+    shown = bar.add_task("training one by one", total=len(runs), detail="")
+    for index, config, path in runs:
+        try:
+            train_planned(task, config, path, device=device, resume_seconds=resume_seconds)
+        except StorageError:
+            raise
+        except QflError as error:
+            errors[index] = error
+        bar.advance(shown)
 
 
 class _Member(NamedTuple):
@@ -103,7 +137,7 @@ class _Member(NamedTuple):
 
 def _train_together(
     task: Task,
-    runs: Sequence[tuple[int, RunConfig, Path]],
+    runs: Sequence[_Indexed],
     errors: list[Exception | None],
     device: torch.device,
     resume_seconds: float,

@@ -28,7 +28,7 @@ from qfl_interp.token_losses import TokenLoss
 # second-level cache, beside the directions' tile; a GPU wants few large products.
 _TOKENS, _TOKENS_GPU = 64, 1024
 _ENTRIES, _ENTRIES_GPU = 2048, 16384
-_COLUMNS = 64
+_COLUMNS = 128
 
 _Blocks = Float[Tensor, "direction block d_in d_out"]
 
@@ -53,8 +53,8 @@ def layer_projections(
     by_name = loss.space.unflatten(directions)
     gradients = directions.new_zeros(len(loss), len(directions))
     losses = directions.new_empty(len(loss))
-    # Half for what is kept of many batches, so that a tile of the directions is copied once for all of them.
-    for tokens, parts in _groups(loss, parameters, max_bytes // 2, max_bytes // 4):
+    # Most of it for what is kept of many batches, so that a tile of the directions is copied once for all of them.
+    for tokens, parts in _groups(loss, parameters, max_bytes // 4 * 3, max_bytes // 4):
         gradients[tokens] = _projected(parts, by_name)
         losses[tokens] = torch.cat([part.losses for part in parts])
     return TokenProjections(gradients, losses)

@@ -95,10 +95,12 @@ class _Tape:
         """LayerNorm, or RMS norm where there is no bias."""
         gain, bias = f"{module}.w", self._name(f"{module}.b")
         shape = (x.shape[-1],)
-        normal = functional.layer_norm(x, shape, eps=eps) if bias else functional.rms_norm(x, shape, eps=eps)
-        y = normal * self.parameters[gain]
         if bias:
-            y = y + self.parameters[bias]
+            normal = functional.layer_norm(x, shape, eps=eps)
+            y = torch.addcmul(self.parameters[bias], normal, self.parameters[gain])
+        else:
+            normal = functional.rms_norm(x, shape, eps=eps)
+            y = normal * self.parameters[gain]
         self.ops.append(_Op(y, normal.detach(), gain=gain, bias=bias))
         return y
 
@@ -144,28 +146,26 @@ def _last_logits(tape: _Tape, model: HookedTransformer, tokens: Tensor) -> Tenso
     n_pos = tokens.shape[1]
     x = tape.embed(tokens)
     turn = None if turn is None else turn[:n_pos].to(x.dtype)
-    mask = torch.full((n_pos, n_pos), -torch.inf, dtype=x.dtype, device=x.device).triu_(1)
     for layer in range(n_layers):
         block = f"blocks.{layer}"
         asked = slice(n_pos - 1 if layer == n_layers - 1 else 0, n_pos)
-        z = _attention(tape, tape.norm(x, f"{block}.ln1", eps), f"{block}.attn", n_heads, asked, mask, turn)
+        z = _attention(tape, tape.norm(x, f"{block}.ln1", eps), f"{block}.attn", n_heads, asked, turn)
         x = x[:, asked] + tape.linear(z, f"{block}.attn", "O")
         x = x + _mlp(tape, tape.norm(x, f"{block}.ln2", eps), f"{block}.mlp")
     return tape.linear(tape.norm(x, "ln_final", eps), "unembed", "U")[:, -1]
 
 
-def _attention(
-    tape: _Tape, x: Tensor, module: str, n_heads: int, asked: slice, mask: Tensor, turn: Tensor | None
-) -> Tensor:
-    """The heads' outputs side by side, before W_O, at the positions that ask."""
+def _attention(tape: _Tape, x: Tensor, module: str, n_heads: int, asked: slice, turn: Tensor | None) -> Tensor:
+    """The heads' outputs side by side, before W_O, at the positions that ask: all of them, or the last."""
     q, k, v = (
         tape.linear(source, module, which).unflatten(-1, (n_heads, -1)).transpose(1, 2)
         for source, which in ((x[:, asked], "Q"), (x, "K"), (x, "V"))
     )
     if turn is not None:
         q, k = _turned(q, turn[asked]), _turned(k, turn)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + mask[asked]
-    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    # The last position sees everything: there is nothing to mask.
+    z = functional.scaled_dot_product_attention(q, k, v, is_causal=asked.start == 0)
+    return z.transpose(1, 2).flatten(2)
 
 
 def _turned(x: Tensor, turn: Tensor) -> Tensor:

@@ -1,0 +1,216 @@
+"""Every answer token's loss gradient along 50 directions in weight space: four ways to compute it, and its curvature.
+
+The setting is POLCA's, smaller: three-digit addition, 3 layers, d_model 128, "gpt2" style, 1,250 problems or 5,000
+answer tokens, float32. Each way runs in a process of its own, which first warms up on a few problems, so that peak
+memory (above what the process held before, its result included) is that way's alone. "Per-token gradients" is
+`torch.func.vmap` of `torch.func.grad` and one product of the stacked gradients with the directions: with the chunk that
+was fastest on a small part, and with a large one. Times are compared with the first row's; processor seconds, which
+other programs on the machine disturb less, are given beside. GFLOP counts multiplications and additions of the matrix
+products alone. Agreement is the largest difference to one Jacobian-vector product at a time, relative to the largest
+entry. The second derivatives of nested forward mode, which only it can give, are measured along a fifth of the
+directions.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from benchmarks._memory import reset_peak_mib, status_mib
+from qfl_interp.config import ModelConfig
+from qfl_interp.model import build_model, model_on
+from qfl_interp.registry import load_task
+from qfl_interp.token_gradients import project_curvature, project_gradients
+from qfl_interp.token_losses import TokenLoss, scored_tokens
+
+TITLE = "Per-token gradients along directions (3 layers, d_model 128, decimal_addition)"
+
+N_PROBLEMS, N_DIRECTIONS = 1250, 50
+CHUNKS, LARGE_CHUNK = (10, 25, 50, 100), 500
+# What a way's products need of the model's parameters, by positions n and directions K: a token, or a sequence.
+_PER_TOKEN: dict[str, Callable[[float, int], float]] = {
+    "layers": lambda n, k: 6 * n + 2 * k,
+    "per-token gradients": lambda n, k: 6 * n + 2 * k,
+    "per-token gradients, large chunk": lambda n, k: 6 * n + 2 * k,
+}
+_PER_SEQUENCE: dict[str, Callable[[float, int], float]] = {
+    "JVP, one by one": lambda n, k: 6 * n * k,
+    "JVP, vmapped": lambda n, k: (2 + 4 * k) * n,
+}
+CURVATURE = "nested JVP (second derivative)"
+REFERENCE = "JVP, one by one"
+WAYS = ("per-token gradients", "per-token gradients, large chunk", REFERENCE, "JVP, vmapped", CURVATURE, "layers")
+
+
+class _Case(NamedTuple):
+    """A loss, where it is differentiated, and along what."""
+
+    loss: TokenLoss
+    theta: dict[str, Tensor]
+    directions: Tensor
+
+
+class _Measured(NamedTuple):
+    """Seconds of a way, processor seconds, peak memory, tokens a chunk and what it found."""
+
+    seconds: float
+    cpu: float
+    peak_mib: float
+    chunk: int | None
+    found: np.ndarray
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Rows of seconds, peak memory and agreement, one a way.
+
+    Args:
+        quick: Few problems and directions.
+    """
+    n_problems, n_directions = (24, 5) if quick else (N_PROBLEMS, N_DIRECTIONS)
+    found = {}
+    for way in WAYS:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+            found[way] = child.submit(_measure, way, n_problems, n_directions).result()
+    case = _case(n_problems, n_directions)
+    return [_row(way, measured, found, case) for way, measured in found.items()]
+
+
+def _row(way: str, measured: _Measured, found: dict[str, _Measured], case: _Case) -> dict[str, Any]:
+    """What was measured of a way, beside the first, and its FLOPs."""
+    first, reference = found[WAYS[0]], found[REFERENCE].found
+    row = {"name": way, "value": measured.seconds, "unit": "s", "cpu_s": measured.cpu, "peak_mib": measured.peak_mib}
+    if measured.chunk is not None:
+        row["tokens_a_chunk"] = measured.chunk
+    if way == CURVATURE:
+        return row | {"directions": measured.found.shape[1]}
+    gflop = _gflop(way, case)
+    error = np.abs(measured.found - reference).max() / np.abs(reference).max()
+    return row | {
+        "times_faster": first.seconds / measured.seconds,
+        "times_less_cpu": first.cpu / measured.cpu,
+        "gflop": gflop,
+        "gflop_per_s": gflop / measured.seconds,
+        "disagreement": float(error),
+        "directions": measured.found.shape[1],
+    }
+
+
+def _gflop(way: str, case: _Case) -> float:
+    """Multiplications and additions in matrix products, in thousand millions."""
+    scored, k = case.loss.scored, len(case.directions)
+    if way in _PER_SEQUENCE:
+        operations = len(scored.tokens) * _PER_SEQUENCE[way](scored.tokens.shape[1], k)
+    else:
+        n_pos = (scored.position + 1).double().mean() if way == "layers" else scored.tokens.shape[1]
+        operations = len(scored) * _PER_TOKEN[way](float(n_pos), k)
+    return operations * len(case.loss.space) / 1e9
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _case(n_problems: int, n_directions: int) -> _Case:
+    """A model at initialisation, problems and orthonormal directions, the same in every process."""
+    task = load_task("decimal_addition", length=3)
+    model = build_model(ModelConfig(d_model=128, n_layers=3, n_heads=4, style="gpt2"), task)
+    model = model_on(model, _device())
+    examples = task.sample(np.random.default_rng(0), n_problems)
+    loss = TokenLoss(model, scored_tokens(task.encode(examples)))
+    random = torch.randn(len(loss.space), n_directions, generator=torch.Generator().manual_seed(0))
+    directions = torch.linalg.qr(random)[0].t().contiguous()
+    return _Case(loss, loss.parameters(), directions.to(_device()))
+
+
+def _measure(way: str, n_problems: int, n_directions: int) -> _Measured:
+    """One run of a way in this process, after a warm-up."""
+    case = _case(n_problems, n_directions)
+    small = _case(min(n_problems, 50), min(n_directions, 5))
+    before = _held_mib()
+    chunk = None
+    if way in ("per-token gradients", "per-token gradients, large chunk"):
+        chunk = LARGE_CHUNK if way.endswith("large chunk") else _fastest_chunk(case)
+        work = lambda case: _per_token_gradients(case, chunk)  # noqa: E731
+    else:
+        work = _WORK[way]
+    work(small)
+    if way == CURVATURE:
+        case = case._replace(directions=case.directions[: max(1, n_directions // 5)])
+    _held_mib()
+    start, cpu = time.perf_counter(), time.process_time()
+    found = work(case).cpu()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return _Measured(seconds, cpu, _peak_mib() - before, chunk, found.numpy())
+
+
+def _held_mib() -> float:
+    """Memory held now; from here on the peak is counted anew."""
+    if _device() == "cpu":
+        return reset_peak_mib()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 2**20
+
+
+def _peak_mib() -> float:
+    """The most memory held at once."""
+    return status_mib("VmHWM") if _device() == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+
+
+def _fastest_chunk(case: _Case) -> int:
+    """The chunk with the least time a token on the first tokens."""
+    seconds = {}
+    for chunk in CHUNKS:
+        part = case._replace(loss=next(case.loss.chunks(max(1, 2 * chunk // 4))))
+        _per_token_gradients(part, chunk)
+        start = time.perf_counter()
+        _per_token_gradients(part, chunk).cpu()
+        seconds[chunk] = (time.perf_counter() - start) / len(part.loss)
+    return min(seconds, key=lambda chunk: seconds[chunk])
+
+
+def _per_token_gradients(case: _Case, chunk: int) -> Tensor:
+    """Gradients of `chunk` tokens at a time, each of the whole model, times the directions."""
+    loss, theta, directions = case
+    scored = loss.scored
+
+    def one(parameters: dict[str, Tensor], tokens: Tensor, position: Tensor, target: Tensor) -> Tensor:
+        logits = functional_call(loss.model, parameters, (tokens[None],))[0]
+        return functional.cross_entropy(logits.index_select(0, position[None]), target[None])
+
+    gradients = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0, 0))
+    rows = []
+    for start in range(0, len(scored), chunk):
+        some = slice(start, start + chunk)
+        found = gradients(theta, scored.tokens[scored.example[some]], scored.position[some], scored.target[some])
+        rows.append(torch.cat([found[name].flatten(1) for name in loss.space.shapes], 1) @ directions.t())
+    return torch.cat(rows)
+
+
+def _one_by_one(case: _Case) -> Tensor:
+    """A Jacobian-vector product a direction, 64 sequences at a time as the vmapped ones."""
+    loss, theta, directions = case
+    parts = list(loss.chunks(64))
+
+    def along(direction: Tensor) -> Tensor:
+        tangent = loss.space.unflatten(direction)
+        return torch.cat([torch.func.jvp(part, (theta,), (tangent,))[1] for part in parts])
+
+    return torch.stack([along(direction) for direction in directions], 1)
+
+
+_WORK: dict[str, Callable[[_Case], Tensor]] = {
+    REFERENCE: _one_by_one,
+    "JVP, vmapped": lambda case: project_gradients(*case, method="jvp").gradients,
+    CURVATURE: lambda case: project_curvature(*case),
+    "layers": lambda case: project_gradients(*case, method="layers").gradients,
+}
