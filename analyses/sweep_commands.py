@@ -29,6 +29,9 @@ def scaling(
     floor: Annotated[
         bool, typer.Option(help="Whether the laws have an irreducible loss, so that levelling off is no break.")
     ] = True,
+    resolution: Annotated[
+        float, typer.Option(help="Losses below this many nats count as this in the laws and their tests.")
+    ] = 0.01,
     out: Page = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,7 +42,9 @@ def scaling(
     from analyses.scaling_laws import scaling as analyse
     from qfl_interp.sweep import Sweep
 
-    found = analyse(Sweep.open(folder), task=task, length=length, count=count, rule=rule, irreducible=floor)
+    found = analyse(
+        Sweep.open(folder), task=task, length=length, count=count, rule=rule, irreducible=floor, resolution=resolution
+    )
     if as_json:
         print_json({"fits": found.fits.to_dict("records"), "rows": found.to_dataframe().to_dict("records")})
     else:

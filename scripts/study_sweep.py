@@ -23,7 +23,7 @@ SCALE = 1.5
 # What a run's row says in docs/scaling.csv.
 COLUMNS = (
     "task", "length", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "n_steps", "flops", "val_loss",
-    "val_exact", "val_loss_answer", "val_exact_answer", "val_pass_answer", "status", "seconds", "run_id",
+    "val_exact", "val_loss_answer", "val_exact_answer", "val_pass_answer", "status", "group_size", "seconds", "run_id",
 )  # fmt: skip
 PROBES = qfl.ProbeConfig(n_train=4_000, shuffled_control=False)
 

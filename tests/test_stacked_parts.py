@@ -148,10 +148,11 @@ def test_the_compiled_loops_write_what_they_are_to_write_and_no_more():
         assert np.isfinite(part).all()
 
 
-def test_attention_with_scores_far_apart():
-    """A score of 200 above the rest takes all the weight, and nothing overflows."""
+@pytest.mark.parametrize("far", [150.0, 200.0, 300.0])
+def test_attention_with_scores_far_apart(far):
+    """A score of 100 above the rest takes all the weight, and nothing overflows."""
     heads = _heads(1, 2, 3, 0, rotary=False)
-    q, k, v = torch.tensor([[1.0, 0], [1, 0], [1, 0]]), torch.tensor([[0.0, 0], [300, 0], [-300, 0]]), _randn(3, 2)
+    q, k, v = torch.tensor([[1.0, 0], [1, 0], [1, 0]]), torch.tensor([[0.0, 0], [far, 0], [-far, 0]]), _randn(3, 2)
     kv = torch.cat((q, k, v), -1)[None].requires_grad_()
     z = attention(None, kv, heads)
     torch.testing.assert_close(z[0], v[[0, 1, 1]], rtol=0, atol=1e-6)
@@ -168,6 +169,11 @@ def test_attention_keeps_what_is_not_a_number():
     assert z[1, 2].isnan().all()
     z[1, 2] = 0
     assert z.isfinite().all()
+    kv[1, 2, 0], kv[1, 3, 4] = 0, torch.nan  # one key, which two queries see
+    z = attention(None, kv, _heads(1, 4, 5, 0, rotary=True))
+    assert z[1, 3:].isnan().all()
+    assert z[0].isfinite().all()
+    assert z[1, :3].isfinite().all()
 
 
 def test_gated_unit_and_its_gradient():

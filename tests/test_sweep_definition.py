@@ -74,6 +74,7 @@ def test_bad_grids_are_refused_by_name(grid: dict[str, object], message: str) ->
         ({"name": "x"}, "has no grid"),
         ({"name": "x", "grid": [], "grids": []}, "no key of a sweep is named 'grids'.*'grid'"),
         ({"name": "a/b", "grid": [TINY]}, "without '/'"),
+        ({"name": "..", "grid": [TINY]}, r"without '/', got '\.\.'"),
         ({"name": "x", "grid": [{"task": "addition"}]}, "must say budget_flops, d_model, n_layers"),
         ({"name": "x", "min_steps": 5, "max_steps": 4, "grid": [TINY]}, "1 <= min <= max"),
         ({"name": "x", "keep": "nothing", "grid": [TINY]}, "keep must be one of"),
@@ -102,7 +103,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_tasks_and_lengths_are_refused_before_anything_runs() -> None:
-    with pytest.raises(QflError, match="no task is named 'adition'"):
+    with pytest.raises(QflError, match=r"sweep .*: no task is named 'adition'"):
         plan_sweep(config(task="adition"))
     with pytest.raises(QflError, match="length of task 'addition'"):
         plan_sweep(config(length=0))

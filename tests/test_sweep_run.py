@@ -419,3 +419,18 @@ def test_state_that_a_killed_sweep_left_says_so(swept: Path, tmp_path: Path) -> 
     status = sweep_status(str(copy))
     assert not status.running
     assert "killed perhaps" in status.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpus_per_run": 0.5}, r"are Ray's, got 1 and 0\.5 without"),
+        ({"cpus_per_run": 3.0}, r"are Ray's, got 3 and 0 without"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+    ids=["gpus", "cpus", "threads"],
+)
+def test_settings_that_would_do_nothing_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        Execution(**changes).check()
+    Execution(ray="local", gpus_per_run=0.5, cpus_per_run=3.0).check()

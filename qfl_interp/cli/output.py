@@ -17,6 +17,8 @@ from rich.table import Table
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import entry_points, load_entry_point
 
+# Columns of text in which any table fits.
+_WIDEST = 10_000
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 
@@ -82,4 +84,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str, as_json: bool) 
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
-    Console().print(table if rows else f"{title}: none")
+    console = Console()
+    # A file or another program has no width: cells are not broken there.
+    if not console.is_terminal:
+        console.width = max(console.width, Console(width=_WIDEST).measure(table).maximum)
+    console.print(table if rows else f"{title}: none")

@@ -226,10 +226,11 @@ def query(
     print_rows(records(Sweep.open(folder).query(sql)), title=sql, as_json=as_json)
 
 
-_SHOWN = (
-    "task", "length", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "n_steps", "val_loss",
-    "val_exact", "val_pass", "path",
-)  # fmt: skip
+# What fits a terminal, and what it is called there; --json has every column.
+_SHOWN = {
+    "task": "task", "length": "len", "budget_flops": "budget", "d_model": "d", "n_layers": "L", "lr": "lr",
+    "batch_size": "batch", "seed": "seed", "val_loss": "loss", "val_exact": "exact",
+}  # fmt: skip
 
 
 def _print_runs(rows: Any, title: str, as_json: bool) -> None:
@@ -237,4 +238,6 @@ def _print_runs(rows: Any, title: str, as_json: bool) -> None:
     from qfl_interp.tables import records
 
     listed = records(rows)
-    print_rows(listed if as_json else [{n: row[n] for n in _SHOWN} for row in listed], title=title, as_json=as_json)
+    print_rows(
+        listed if as_json else [{t: row[n] for n, t in _SHOWN.items()} for row in listed], title=title, as_json=as_json
+    )

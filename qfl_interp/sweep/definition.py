@@ -143,7 +143,7 @@ class SweepConfig:
     keep: Keep = "final"
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
+        if not self.name.strip(".") or "/" in self.name:
             raise QflError(f"name of a sweep must be a word without '/', got {self.name!r}.")
         if not self.grids:
             raise QflError(f"sweep {self.name!r} has no grid. Add a [[grid]] table with task, budget_flops, ...")

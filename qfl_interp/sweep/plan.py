@@ -93,7 +93,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     for point in config.points():
         try:
             task = task_at(point.task, point.length)
-        except ValueError as error:
+        except (ValueError, QflError) as error:
             raise QflError(f"sweep {config.name!r}: {error}") from error
         run = plan_run(
             task, point.model, point.train, n_ctx_real=_real_tokens(task, point.train.seed), allow_overshoot=True

@@ -81,7 +81,7 @@ class Execution(NamedTuple):
 
     def check(self) -> None:
         """Raise ValueError for a value out of its range."""
-        for name, low in (("threads", 0), ("attempts", 1), ("cpus_per_run", 0), ("gpus_per_run", 0)):
+        for name, low in (("threads", 1), ("attempts", 1), ("cpus_per_run", 0), ("gpus_per_run", 0)):
             value = getattr(self, name)
             if value < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}.")
@@ -89,6 +89,11 @@ class Execution(NamedTuple):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.ray is None and (self.cpus_per_run, self.gpus_per_run) != (1.0, 0.0):
+            raise ValueError(
+                f"cpus_per_run and gpus_per_run are Ray's, got {self.cpus_per_run:g} and {self.gpus_per_run:g} without "
+                "it. Give ray='auto' (qfl sweep --ray auto) too, or leave them out; device='cuda' trains on a GPU here."
+            )
 
 
 def estimate_sweep(config: SweepConfig, out: str, execution: Execution | None = None) -> Estimate:
