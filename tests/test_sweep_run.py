@@ -201,13 +201,21 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
             time.sleep(0.02)
         while len(pools[0].pids) < 2:
             time.sleep(0.02)
-        cores.extend(os.sched_getaffinity(pid) for pid in pools[0].pids)
+        other = pools[0].pids[1]
         killed.append(pools[0].pids[0])
+        cores.append(os.sched_getaffinity(killed[0]))
         os.kill(killed[0], signal.SIGKILL)
+        # It may still be starting, and pins itself to its core first thing.
+        for _ in range(3000):
+            if len(os.sched_getaffinity(other)) == 1:
+                break
+            time.sleep(0.02)
+        cores.append(os.sched_getaffinity(other))
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     run_sweep(longer, str(tmp_path), progress=False, pool=keep)
+    thread.join()
     assert killed
     assert [len(own) for own in cores] == [1, 1]
     assert len(set.union(*cores)) == min(2, len(os.sched_getaffinity(0)))
