@@ -10,7 +10,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 import qfl_interp as qfl
 from qfl_interp.errors import QflError
 from qfl_interp.model import build_model, hooked_from_hf
-from qfl_interp.token_gradients import TokenProjections, covers, layers, project_curvature, project_gradients
+from qfl_interp.token_gradients import TokenProjections, covers, layers, project, project_curvature, project_gradients
 from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 
 STYLES = ("llama", "gpt2")
@@ -115,8 +115,8 @@ def test_tiles_and_batches_that_do_not_divide_anything(style, monkeypatch):
 
 @pytest.mark.parametrize("method", ["layers", "jvp"])
 def test_little_memory_changes_nothing(method):
-    loss, theta = token_loss("gpt2", "breadth_first_search")
-    directions = random_directions(loss.space, 5)
+    loss, theta = token_loss("gpt2", "breadth_first_search", n=3)
+    directions = random_directions(loss.space, 3)
     ample = project_gradients(loss, theta, directions, method=method)
     for max_bytes in (1, 100_000):
         scarce = project_gradients(loss, theta, directions, method=method, max_bytes=max_bytes)
@@ -139,6 +139,14 @@ def test_batches_hold_what_memory_allows():
     for _, parts in groups:
         assert max(kept(parts)) <= limit  # a batch's working memory holds more than what it leaves
         assert sum(kept(parts)[:-1]) <= limit
+
+
+def test_parameters_reach_forward_mode_as_tensors_of_their_own():
+    """A view's tangent would be as large as what it views: gigabytes for a model of a few megabytes."""
+    loss, theta = token_loss("gpt2", n=2)
+    vector = loss.space.flatten(theta)
+    own, _ = project._checked(loss, loss.space.unflatten(vector), vector[None], 1)
+    assert all(tensor._base is None and torch.equal(tensor, theta[name]) for name, tensor in own.items())
 
 
 def test_a_token_that_the_first_position_predicts():

@@ -54,10 +54,11 @@ def _along(
     loss: TokenLoss, parameters: Mapping[str, Tensor], directions: Tensor, *, order: int, max_bytes: int
 ) -> Float[Tensor, "token direction"]:
     """Derivatives of an order along directions, some sequences and some directions at a time."""
-    pairs = max(1, max_bytes // (_bytes_per_sequence(loss) << order))
-    n_directions = min(len(directions), max(1, pairs // _SEQUENCES))
+    weights, sequence = len(loss.space) * loss.dtype.itemsize, _bytes_per_sequence(loss) << order
+    n_directions = min(len(directions), max(1, max_bytes // (weights + _SEQUENCES * sequence)))
+    n_sequences = max(1, (max_bytes // n_directions - weights) // sequence)
     rows = []
-    for part in loss.chunks(max(1, pairs // n_directions)):
+    for part in loss.chunks(n_sequences):
         function: Callable[[Any], Tensor] = part
 
         def along(direction: Tensor, function: Callable[[Any], Tensor] = function) -> Tensor:
@@ -77,8 +78,8 @@ def _derivative(function: Callable[[Any], Tensor], tangent: Mapping[str, Tensor]
 
 
 def _bytes_per_sequence(loss: TokenLoss) -> int:
-    """Working memory of one sequence: what of its activations lives at once."""
+    """Working memory of one sequence's activations, as measured: what lives at once, without its derivatives."""
     cfg: Any = loss.model.cfg
     n_pos = loss.scored.tokens.shape[1]
-    widest = 4 * cfg.d_vocab + 8 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 4 * cfg.n_heads * n_pos
-    return n_pos * widest * loss.dtype.itemsize
+    widest = cfg.d_vocab + 2 * cfg.d_model + (cfg.d_mlp or 0) + cfg.n_heads * n_pos
+    return 8 * n_pos * widest * loss.dtype.itemsize

@@ -89,4 +89,5 @@ def _checked(
         )
     where = {"device": loss.scored.tokens.device, "dtype": loss.dtype}
     theta = loss.space.unflatten(loss.space.flatten(parameters).detach().to(**where))
-    return theta, directions.detach().to(**where)
+    # Tensors of their own: of a view, forward mode would hold a tangent as large as the whole vector.
+    return {name: part.clone() for name, part in theta.items()}, directions.detach().to(**where)
