@@ -25,7 +25,7 @@ import qfl_interp as qfl
 from analyses import emergence, polca
 from analyses.decomposing import CurveKind, PolcaResult
 from analyses.polca_basis import find_basis, read_basis
-from analyses.polca_plan import plan_basis, theta
+from analyses.polca_plan import BasisPlan, plan_basis, theta
 from qfl_interp.curvature import Hessian
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import (
@@ -38,7 +38,7 @@ from qfl_interp.polca.decomposition import (
 from qfl_interp.polca.quality import restricted_homogeneity, skill_scores
 from qfl_interp.tables import column, records
 from qfl_interp.token_gradients import project_curvature, project_gradients
-from qfl_interp.token_losses import TokenLoss, scored_tokens
+from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SCALE = 1.5
@@ -136,63 +136,61 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
                 }
             )
             print(rows[-1], flush=True)
+            # After every way: one that is stopped leaves the table of those before.
+            table = pd.DataFrame(rows)
+            table.to_csv(DOCS / "polca_decimal.csv", index=False)
+            summary = table.groupby("trajectory", sort=False).agg(
+                **{score: (score, "mean") for score in table.columns[2:]}, seeds=("seed", "size")
+            )
+            fill("decimal", summary.reset_index())
             if name == PATH and run is runs[0]:
                 found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
-    table = pd.DataFrame(rows)
-    table.to_csv(DOCS / "polca_decimal.csv", index=False)
-    summary = table.groupby("trajectory", sort=False).agg(
-        **{name: (name, "mean") for name in table.columns[2:]}, seeds=("seed", "size")
-    )
-    fill("decimal", summary.reset_index())
 
 
 def accuracy(run: qfl.Run, n_examples: int) -> None:
-    """Errors of the four accuracies: against a step along each direction alone, and against a fine path integral."""
+    """Errors of the accuracies between neighbouring checkpoints, and between the few of a much sparser run."""
     config = PolcaConfig(n_examples=n_examples, n_hessian=n_examples, basis_steps="log:8", double=True)
     plan = plan_basis(run, config)
     find_basis(run, plan)
-    basis = read_basis(run, plan)
     examples = qfl.held_out(run.task, "test", n_examples, seed=0, stream="polca/accuracy")
-    scored = scored_tokens(run.task.encode(examples))
-    errors: dict[str, list[np.ndarray]] = {}
-    for step, to in pairwise(run.resolve_steps("log:12")):
-        model = run.load_model(step)
-        loss = TokenLoss(model, scored, dtype=plan.dtype)
-        start, end = theta(run, plan, step, "cpu"), theta(run, plan, to, "cpu")
-        along = basis @ (end - start)
-        points = [start.lerp(end, share) for share in np.linspace(0, 1, 17)]
-        slopes = [project_gradients(loss, loss.space.unflatten(p), basis).gradients for p in points]
-        parameters = loss.space.unflatten(start)
-        curvature = project_curvature(loss, parameters, basis)
-        whole = Hessian(loss, parameters).along(basis)
-        estimates = {
-            "first order (Eq. 2)": first_order(slopes[0], along),
-            "second order, paper's ratio (Eq. 3-6)": second_order(
-                slopes[0], paper_curvature(slopes[0], slopes[-1], whole).curvature, along
-            ),
-            "second order, exact": second_order(slopes[0], curvature, along),
-            "path integral, 1 panel": path_integral([slopes[0], slopes[8], slopes[16]], along),
-            "path integral, 2 panels": path_integral(slopes[::4], along),
-        }
-        alone = directional_change(loss, parameters, basis, along)
-        path = path_integral(slopes, along)
-        for name, found in estimates.items():
-            errors.setdefault(name, []).append(
-                torch.stack([(found - alone).square(), alone.square(), (found - path).square(), path.square()])
-                .mean(dim=(1, 2))
-                .numpy()
-            )
-    rows = []
-    for name, found in errors.items():
-        total = np.stack(found)
-        rows.append(
-            {
-                "accuracy": name,
-                "alone: error / change": float(np.sqrt(total[:, 0].sum() / total[:, 1].sum())),
-                "on the path: error / change": float(np.sqrt(total[:, 2].sum() / total[:, 3].sum())),
-            }
-        )
-    fill("accuracy", pd.DataFrame(rows))
+    scored, basis = scored_tokens(run.task.encode(examples)), read_basis(run, plan)
+    sparse, saved = run.resolve_steps("log:12"), run.steps
+    spacings = {
+        "next checkpoint": [(step, saved[saved.index(step) + 1]) for step in sparse[:-1]],
+        "12 checkpoints in all": list(pairwise(sparse)),
+    }
+    columns: dict[str, dict[str, float]] = {}
+    for spacing, intervals in spacings.items():
+        found = [_errors(run, plan, basis, scored, step, to) for step, to in intervals]
+        for name in found[0]:
+            alone, whole, path, way = np.sum([errors[name] for errors in found], axis=0)
+            columns.setdefault(name, {})[f"{spacing}: alone"] = float(np.sqrt(alone / whole))
+            columns[name][f"{spacing}: on the path"] = float(np.sqrt(path / way))
+    fill("accuracy", pd.DataFrame([{"accuracy": name, **row} for name, row in columns.items()]))
+
+
+def _errors(
+    run: qfl.Run, plan: BasisPlan, basis: torch.Tensor, scored: ScoredTokens, step: int, to: int
+) -> dict[str, np.ndarray]:
+    """Of each accuracy the mean squared error and change: of a step along each direction alone, and on the path."""
+    loss = TokenLoss(run.load_model(step), scored, dtype=plan.dtype)
+    start, end = theta(run, plan, step, "cpu"), theta(run, plan, to, "cpu")
+    along, parameters = basis @ (end - start), loss.space.unflatten(start)
+    points = [start.lerp(end, share) for share in np.linspace(0, 1, 17)]
+    slopes = [project_gradients(loss, loss.space.unflatten(p), basis).gradients for p in points]
+    ratio = paper_curvature(slopes[0], slopes[-1], Hessian(loss, parameters).along(basis)).curvature
+    estimates = {
+        "first order (Eq. 2)": first_order(slopes[0], along),
+        "second order, the paper's ratio (Eq. 3-6)": second_order(slopes[0], ratio, along),
+        "second order, exact": second_order(slopes[0], project_curvature(loss, parameters, basis), along),
+        "path integral, 1 panel (the default)": path_integral([slopes[0], slopes[8], slopes[16]], along),
+        "path integral, 2 panels": path_integral(slopes[::4], along),
+    }
+    alone, path = directional_change(loss, parameters, basis, along), path_integral(slopes, along)
+    return {
+        name: np.array([float(v.square().mean()) for v in (found - alone, alone, found - path, path)])
+        for name, found in estimates.items()
+    }
 
 
 def carry(run: qfl.Run, n_examples: int, jobs: int) -> None:
