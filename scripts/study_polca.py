@@ -143,7 +143,7 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
                 **{score: (score, "mean") for score in table.columns[2:]}, seeds=("seed", "size")
             )
             fill("decimal", summary.reset_index())
-            if name == PATH and run is runs[0]:
+            if name == PATH and run is runs[0] and len(clusters):
                 found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
 
 
