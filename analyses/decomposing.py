@@ -157,18 +157,19 @@ def polca(
     how = {"jobs": jobs, "device": device, "progress": progress}
     data = polca_trajectories(run, at, config=config, **how)
     name = digest(json.dumps([config.to_dict(), at, settings], sort_keys=True))
-    prepare = functools.partial(_prepare, run, data, settings)
     clustered = _curves(run, data, settings.curves)
+    tokens = token_labels(run.task, data.examples, data.scored)
+    shared = _Shared(data, clustered, tokens, data.losses.double().numpy()[-len(clustered.steps) :])
     table = run.table(CLUSTERS)
     parts = {direction: _part(direction, name) for direction in clustered.directions}
     missing = [direction for direction, part in parts.items() if not table.has(part)]
     work = functools.partial(_cluster_at, run, settings, name)
     # In this process: a direction takes seconds, and another one would have to read all trajectories again.
-    over_checkpoints(missing, prepare, work, label="clustering directions", progress=progress)
+    over_checkpoints(missing, lambda: shared, work, label="clustering directions", progress=progress)
     intervals = data.intervals.assign(analysis=name, curves=settings.curves, basis=config.basis)
     if not run.table(INTERVALS).has(name):
         run.table(INTERVALS).write(name, intervals)
-    return _result(run, data, clustered, settings, parts)
+    return _result(run, shared, settings, parts)
 
 
 def stored_polca(run: Series) -> PolcaTables | None:
@@ -194,19 +195,12 @@ def _part(direction: int, name: str) -> str:
 
 
 class _Shared(NamedTuple):
-    """What the clusters of every direction need."""
+    """What the clusters of every direction need: curves, labels and exact losses at the curves' steps."""
 
     data: PolcaData
     curves: Trajectories
     labels: pd.DataFrame
     losses: Float[np.ndarray, "time token"]
-
-
-def _prepare(run: Series, data: PolcaData, settings: ClusterSettings) -> _Shared:
-    """Curves, labels and exact losses at the curves' steps."""
-    curves = _curves(run, data, settings.curves)
-    losses = data.losses.double().numpy()[-len(curves.steps) :]
-    return _Shared(data, curves, token_labels(run.task, data.examples, data.scored), losses)
 
 
 def _curves(run: Series, data: PolcaData, kind: CurveKind) -> Trajectories:
@@ -329,14 +323,12 @@ def _curve_rows(run: Series, shared: _Shared, curves: Float[np.ndarray, "token t
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"cluster": pd.Series(dtype="int64")})
 
 
-def _result(
-    run: Series, data: PolcaData, clustered: Trajectories, settings: ClusterSettings, parts: dict[int, str]
-) -> PolcaResult:
+def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict[int, str]) -> PolcaResult:
     """What is in the tables, together."""
+    data, tokens = shared.data, shared.labels.copy()
     clusters, curves, composition = (
         run.table(name).read(list(parts.values())) for name in (CLUSTERS, CURVES, COMPOSITION)
     )
-    tokens = token_labels(run.task, data.examples, data.scored)
     for direction, part in parts.items():
         tokens[f"cluster_{direction}"] = run.table(CLUSTERS).read_tensors(part)["labels"].numpy()
     captured, change = column(data.intervals, "captured").sum(), column(data.intervals, "loss_change").sum()
@@ -356,5 +348,5 @@ def _result(
         data.directions,
         tokens,
         data,
-        clustered,
+        shared.curves,
     )
