@@ -105,6 +105,16 @@ class TokenLoss:
         """The model's own parameters by name, detached; they share its memory."""
         return parameters_to_save(self.model)
 
+    def own(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of parameters, detached, on the loss's device and in its precision.
+
+        Raises:
+            ValueError: They are not those of the loss.
+        """
+        vector = self.space.flatten(parameters).detach().to(self.scored.tokens.device, self.dtype)
+        # Tensors of their own: of a view, forward mode would hold a tangent as large as the whole vector.
+        return {name: part.clone() for name, part in self.space.unflatten(vector).items()}
+
     def chunks(self, n_examples: int) -> Iterator[TokenLoss]:
         """The same loss on `n_examples` sequences at a time, in order: what bounds memory."""
         for start in range(0, len(self.scored.tokens), n_examples):

@@ -9,8 +9,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import qfl_interp as qfl
 from qfl_interp.errors import QflError
+from qfl_interp.forward import is_fast
 from qfl_interp.model import build_model, hooked_from_hf
-from qfl_interp.token_gradients import TokenProjections, covers, layers, project, project_curvature, project_gradients
+from qfl_interp.token_gradients import TokenProjections, layers, project, project_curvature, project_gradients
 from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 
 STYLES = ("llama", "gpt2")
@@ -226,10 +227,10 @@ def test_gradients_are_found_where_autograd_is_off():
 def test_a_model_with_hooks_is_differentiated_through_them():
     loss, theta = token_loss("gpt2", n=2)
     directions = random_directions(loss.space, 2)
-    assert covers(loss.model)
+    assert is_fast(loss.model)
     plain = project_gradients(loss, theta, directions)
     loss.model.add_hook("blocks.0.hook_mlp_out", lambda tensor, hook: 0.5 * tensor)
-    assert not covers(loss.model)
+    assert not is_fast(loss.model)
     found = project_gradients(loss, theta, directions)
     assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
     assert float((found.gradients - plain.gradients).abs().max()) > 1e-3
@@ -256,7 +257,7 @@ def test_a_bridge_falls_back():
     tokens = torch.randint(7, (3, 6), generator=rng(0))
     scored = ScoredTokens(tokens, torch.tensor([0, 1, 2, 2]), torch.tensor([4, 3, 1, 4]), torch.tensor([1, 2, 3, 4]))
     loss = TokenLoss(model, scored, dtype=torch.float64)
-    assert not covers(loss.model)
+    assert not is_fast(loss.model)
     directions = random_directions(loss.space, 3)
     found = project_gradients(loss, loss.parameters(), directions)
     assert_agrees(found.gradients, by_autograd(loss, loss.parameters(), directions), 1e-10)

@@ -53,8 +53,7 @@ class Hessian:
         self.loss = loss
         self.chunk = chunk
         self.n_products = 0
-        parameters = loss.parameters() if parameters is None else parameters
-        self._theta = loss.space.unflatten(self._own(loss.space.flatten(parameters).detach()))
+        self._theta = loss.own(loss.parameters() if parameters is None else parameters)
 
     def __len__(self) -> int:
         """How many parameters there are."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qfl_interp.token_gradients.directional import TokenProjections
-from qfl_interp.token_gradients.layers import covers
 from qfl_interp.token_gradients.project import project_curvature, project_gradients
 
-__all__ = ["TokenProjections", "covers", "project_curvature", "project_gradients"]
+__all__ = ["TokenProjections", "project_curvature", "project_gradients"]

@@ -17,9 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qfl_interp.errors import QflError
-from qfl_interp.fast_support import require_supported
-from qfl_interp.model import HookedModel
 from qfl_interp.token_gradients.directional import TokenProjections
 from qfl_interp.token_gradients.tapped import Product, Tapped, tapped
 from qfl_interp.token_losses import TokenLoss
@@ -31,15 +28,6 @@ _ENTRIES, _ENTRIES_GPU = 2048, 16384
 _COLUMNS = 128
 
 _Blocks = Float[Tensor, "direction block d_in d_out"]
-
-
-def covers(model: HookedModel) -> bool:
-    """Whether "layers" computes this model's function: one of `build_model`, without hooks."""
-    try:
-        require_supported(model)  # pyright: ignore[reportArgumentType]  # it refuses what is no HookedTransformer
-    except QflError:
-        return False
-    return True
 
 
 def layer_projections(

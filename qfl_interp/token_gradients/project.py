@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from qfl_interp.forward import is_fast
 from qfl_interp.token_gradients.directional import TokenProjections, jvp_curvature, jvp_projections
-from qfl_interp.token_gradients.layers import covers, layer_projections
+from qfl_interp.token_gradients.layers import layer_projections
 from qfl_interp.token_losses import TokenLoss, require_finite
 
 MAX_BYTES = 256 << 20
@@ -30,7 +31,7 @@ def project_gradients(
         directions: One a row, in the order of `loss.space`; any length.
         method: "layers" forms the gradients of the model's weights token by token from what every layer read and the
             gradient of what it wrote, and multiplies them with all directions at once: for models of `build_model`
-            without hooks (`covers`), fastest beyond a handful of directions. "jvp" is one Jacobian-vector product a
+            without hooks (`is_fast`), fastest beyond a handful of directions. "jvp" is one Jacobian-vector product a
             direction, through the model with its hooks, for any model. "auto" is the first where it can be.
         max_bytes: Bound on working memory beside the arguments and the result; at least one token, or one sequence and
             one direction, is worked on whatever it says.
@@ -43,7 +44,7 @@ def project_gradients(
     if method not in ("auto", "layers", "jvp"):
         raise ValueError(f"method must be 'auto', 'layers' or 'jvp', got {method!r}.")
     theta, vectors = _checked(loss, parameters, directions, max_bytes)
-    layers = method == "layers" or (method == "auto" and covers(loss.model))
+    layers = method == "layers" or (method == "auto" and is_fast(loss.model))
     found = (layer_projections if layers else jvp_projections)(loss, theta, vectors, max_bytes=max_bytes)
     require_finite(found.losses, "loss of the tokens")
     require_finite(found.gradients, "derivative of the tokens' losses along the directions")
@@ -88,6 +89,4 @@ def _checked(
             f"parameters, got shape {tuple(directions.shape)}."
         )
     where = {"device": loss.scored.tokens.device, "dtype": loss.dtype}
-    theta = loss.space.unflatten(loss.space.flatten(parameters).detach().to(**where))
-    # Tensors of their own: of a view, forward mode would hold a tangent as large as the whole vector.
-    return {name: part.clone() for name, part in theta.items()}, directions.detach().to(**where)
+    return loss.own(parameters), directions.detach().to(**where)
