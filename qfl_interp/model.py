@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import torch
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge, JointQKVAttentionBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import PreTrainedModel
 
@@ -121,8 +122,13 @@ def _freeze_biases(model: HookedTransformer) -> None:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if name.startswith("b_"):
-                delattr(module, name)
-                module.register_buffer(name, torch.zeros_like(parameter.detach()), persistent=False)
+                _freeze(module, name, torch.zeros_like(parameter.detach()))
+
+
+def _freeze(module: nn.Module, name: str, value: Tensor) -> None:
+    """Turn a parameter into a buffer outside the state dict."""
+    delattr(module, name)
+    module.register_buffer(name, value, persistent=False)
 
 
 @torch.no_grad()
@@ -172,6 +178,7 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
             f"{name} must be loaded with attn_implementation='eager', got {attention!r}, which never forms the "
             "attention pattern that hooks read."
         )
+    own = {id(parameter) for parameter in model.parameters()}
     # The bridge draws weights for projections that it overwrites at once.
     with torch.random.fork_rng(devices=[]):
         try:
@@ -181,7 +188,33 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
                 f"TransformerLens cannot put hook points into {name}: {type(error).__name__}: {error}. Use a decoder "
                 "it supports (GPT-NeoX, GPT-2, Llama, Mistral, Qwen, Gemma, OLMo, ...)."
             ) from error
+    _freeze_untrained(bridge, own)
     return bridge.eval()
+
+
+def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:
+    """Leave as parameters of a bridge what is trained: not the projections it has split, nor biases it has added.
+
+    Args:
+        bridge: The bridge.
+        own: `id` of every parameter the Hugging Face model had.
+    """
+    for module in list(bridge.modules()):
+        for fused in _split_projections(module):
+            for inner in fused.modules():
+                for name, parameter in list(inner.named_parameters(recurse=False)):
+                    _freeze(inner, name, parameter.detach())
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        if bias is not None and id(weight) in own and id(bias) not in own:
+            _freeze(module, "bias", bias.detach())
+
+
+def _split_projections(module: nn.Module) -> Iterator[nn.Module]:
+    """The fused projections of a bridge's module whose parts it reads instead."""
+    if isinstance(module, JointQKVAttentionBridge):
+        yield module.get_submodule("qkv")
+    elif isinstance(module, JointGateUpMLPBridge):
+        yield module.get_submodule(f"_original_component.{module.fused_attr}")
 
 
 def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from transformer_lens import HookedRootModule
-from transformers import AutoModelForCausalLM, CTRLConfig
+from transformers import AutoModelForCausalLM, CTRLConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, Phi3Config
 
 from qfl_interp.edits import edit_at
 from qfl_interp.errors import QflError
 from qfl_interp.forward import is_fast, logits_at
 from qfl_interp.hf_checkpoints import Source, load_source, new_model, quiet
 from qfl_interp.hooks import BLOCK_SITES, Intervention, Site, capture, hook_point, interventions_on, patch
-from qfl_interp.model import hooked_from_hf, model_device
+from qfl_interp.model import hooked_from_hf, model_device, parameters_to_save
 from qfl_interp.projection import project_out
 from tests.helpers_suite import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, llama_config, neox_config, save_model
 
@@ -332,3 +332,33 @@ def test_gradients_pass_through_an_edited_norm(saved):
     norm = resid / (resid.square().mean(-1, keepdim=True) + eps).sqrt() / 2 * reference.model.norm.weight
     (expected,) = torch.autograd.grad((norm @ reference.lm_head.weight.T).square().sum(), resid)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        (GPTNeoXConfig, {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}),
+        (GPT2Config, {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 8}),
+        (LlamaConfig, {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}),
+        (
+            Phi3Config,
+            {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
+            | {"num_key_value_heads": 2, "pad_token_id": 0},
+        ),
+    ],
+    ids=["neox", "gpt2", "llama", "phi3"],
+)
+def test_a_bridge_has_as_many_trained_numbers_as_its_model_and_reads_all_of_them(family, sizes):
+    # Bridges keep fused projections beside the parts they split them into, and add a bias to the unembedding.
+    config = family(vocab_size=5, **sizes)
+    with quiet():
+        hf = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        n_trained = sum(parameter.numel() for parameter in hf.parameters())
+        logits = hf(torch.tensor([[1, 2, 3]])).logits.detach()
+        bridge = hooked_from_hf(hf)
+    tensors = parameters_to_save(bridge)
+    assert sum(tensor.numel() for tensor in tensors.values()) == n_trained
+    found = bridge(torch.tensor([[1, 2, 3]]))
+    torch.testing.assert_close(found.detach(), logits)
+    found.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in bridge.parameters())
