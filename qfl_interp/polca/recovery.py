@@ -1,0 +1,143 @@
+"""When a feature can be told from projected losses: the clusters as they were at each time, against shuffled labels.
+
+A cluster found with the whole of training says nothing about when its tokens could first be told apart. Here the curves
+are cut off at a time, directions that come later are left out, and what is left is clustered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Integer
+
+from qfl_interp.polca.clustering import cluster_direction
+from qfl_interp.polca.trajectories import POINTWISE, Trajectories
+
+# Quantile of the best correlation with shuffled labels that counts as reached by chance.
+CHANCE = 0.95
+
+
+def recovery(
+    trajectories: Trajectories,
+    found_at: Mapping[int, int],
+    skill: Bool[np.ndarray, " token"],
+    place: Integer[np.ndarray, " token"],
+    target: Integer[np.ndarray, " token"],
+    *,
+    times: Sequence[int],
+    min_cluster_size: int | None = None,
+    min_samples: int | None = None,
+    n_shuffles: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well a skill can be told from what was known at each time, and how well one could be told by chance.
+
+    At each place the correlation over its tokens of the skill (0 or 1) with being in a cluster (Matthews' coefficient),
+    or with the projected loss at that time, is taken at its largest absolute value over all clusters, or directions;
+    the scores are the means over the places. Knowing the place or the token to be predicted gives nothing: chance is
+    what labels shuffled among the tokens of one place and target reach, which have as many clusters and directions to
+    choose from.
+
+    Args:
+        trajectories: Projected losses, or a baseline.
+        found_at: The step from which on each direction is known.
+        skill: Whether the token needs the skill.
+        place: The token's index among its example's.
+        target: The token, as a number.
+        times: At which of the steps; two checkpoints at least must lie before or at each.
+        min_cluster_size: As for `cluster_direction`.
+        min_samples: As for `cluster_direction`.
+        n_shuffles: Shuffled labels.
+        seed: Draws them.
+
+    Returns:
+        One row a time: `step`, `n_directions` known by then, `n_clusters`; `clusters`, their score, in [0, 1], with
+        `clusters_chance`, the 95 % quantile of shuffled labels, and `clusters_p_value`, the share of them that does as
+        well (itself among them); and the same of `losses`. Without a cluster (or a direction) the score is 0.
+
+    Raises:
+        ValueError: A time has fewer than two steps up to it.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.stack([skill, *(_shuffled(skill, place, target, rng) for _ in range(n_shuffles))])
+    rows = []
+    for time in times:
+        upto = int(np.searchsorted(trajectories.steps, time, side="right"))
+        if upto < 2:
+            raise ValueError(
+                f"times must have at least two steps up to them, got {time} with steps from "
+                f"{trajectories.steps[0]}. Ask for later ones."
+            )
+        known = [name for name in trajectories.directions if found_at[name] <= time]
+        curves = [trajectories.of(name)[:, :upto].astype(np.float64) for name in known]
+        members = [
+            found == cluster
+            for curve in curves
+            for found in [
+                cluster_direction(
+                    curve,
+                    min_cluster_size=min_cluster_size,
+                    min_samples=min_samples,
+                    only_falling=trajectories.kind not in POINTWISE,
+                ).labels
+            ]
+            for cluster in range(int(found.max(initial=-1)) + 1)
+        ]
+        rows.append(
+            {"step": time, "n_directions": len(known), "n_clusters": len(members)}
+            | _scores("clusters", members, labels, place)
+            | _scores("losses", [curve[:, -1] for curve in curves], labels, place)
+        )
+    return pd.DataFrame(rows)
+
+
+def _shuffled(
+    skill: Bool[np.ndarray, " token"],
+    place: Integer[np.ndarray, " token"],
+    target: Integer[np.ndarray, " token"],
+    rng: np.random.Generator,
+) -> Bool[np.ndarray, " token"]:
+    """The labels, shuffled among the tokens of one place and target."""
+    # Two orders that sort the tokens by place and target: each with ties as they come, and with ties at random.
+    plain = np.lexsort((target, place))
+    mixed = np.lexsort((rng.random(len(skill)), target, place))
+    shuffled = np.empty_like(skill)
+    shuffled[plain] = skill[mixed]
+    return shuffled
+
+
+def _scores(
+    name: str,
+    values: Sequence[np.ndarray],
+    labels: Bool[np.ndarray, "labelling token"],
+    place: Integer[np.ndarray, " token"],
+) -> dict[str, float]:
+    """Score of the true labels (the first) and what the shuffled ones reach."""
+    if not values:
+        best = np.zeros(len(labels))
+    else:
+        table = np.stack(values).astype(np.float64)
+        best = np.mean(
+            [_correlations(table[:, at], labels[:, at]).max(axis=0) for at in (place == p for p in np.unique(place))],
+            axis=0,
+        )
+    chance = float(np.quantile(best[1:], CHANCE)) if len(best) > 1 else float("nan")
+    return {name: float(best[0]), f"{name}_chance": chance, f"{name}_p_value": float(np.mean(best >= best[0]))}
+
+
+def _correlations(
+    values: Float[np.ndarray, "value token"], labels: Bool[np.ndarray, "labelling token"]
+) -> Float[np.ndarray, "value labelling"]:
+    """Absolute Pearson correlations, 0 where either is constant."""
+    x, y = (_standardised(part.astype(np.float64)) for part in (values, labels))
+    return np.abs(x @ y.T)
+
+
+def _standardised(rows: Float[np.ndarray, "row token"]) -> Float[np.ndarray, "row token"]:
+    """Rows of mean 0 and length 1; zeros where a row is constant."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    constant = np.ptp(rows, axis=1, keepdims=True) == 0
+    return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
