@@ -1,6 +1,6 @@
 """The lenses on a run: each reads the run, writes a tidy table beside it, and returns a result to look at.
 
-    from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca
+    from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca, curvature
     from analyses import timeline, report
 
 The functions load on first use. Each lens has a module of its own: what it computes, its figure, its table.
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from analyses.ablation import ablate
     from analyses.across_compute import across
     from analyses.capturing import capture
+    from analyses.curving import curvature
     from analyses.decomposing import polca
     from analyses.describing import mdl
     from analyses.emerging import emergence
@@ -36,6 +37,7 @@ _WHERE = {
     "ablate_units": "unit_ablation",
     "across": "across_compute",
     "capture": "capturing",
+    "curvature": "curving",
     "emergence": "emerging",
     "interchange": "interchanging",
     "mdl": "describing",
@@ -53,6 +55,7 @@ __all__ = [
     "ablate_units",
     "across",
     "capture",
+    "curvature",
     "emergence",
     "interchange",
     "mdl",

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from analyses.checkpoints import over_checkpoints
 from analyses.polca_trajectories import PolcaData, polca_gradients, polca_trajectories
 from analyses.result import Result, digest
-from qfl_interp.plots import polca_figure
+from qfl_interp.plots import polca_figure, polca_means_figure
 from qfl_interp.polca.breakthroughs import BreakRule, cluster_breakthroughs, flat, plateau_after
 from qfl_interp.polca.clustering import Clusters, cluster_direction, nearest_to_medoid
 from qfl_interp.polca.config import PolcaConfig
@@ -63,6 +63,8 @@ class PolcaResult(Result):
         tokens: One row a token: place, target, context, feature labels; and the cluster of each along direction d in
             column `cluster_d` (-1: outlier, -2: left out because it does not fall).
         data: The trajectories.
+
+    `plot()` draws the clusters, and where there is none the mean curves of all tokens.
     """
 
     curves: pd.DataFrame = field(repr=False)
@@ -323,6 +325,28 @@ def _curve_rows(run: Series, shared: _Shared, curves: Float[np.ndarray, "token t
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"cluster": pd.Series(dtype="int64")})
 
 
+def _mean_rows(run: Series, shared: _Shared, settings: ClusterSettings) -> pd.DataFrame:
+    """One row a direction and step: the mean curve of all tokens, and their exact loss."""
+    steps = shared.curves.steps
+    rows = [
+        {
+            "direction": direction,
+            "basis_step": _basis_step(shared, direction),
+            "step": step,
+            "flops": run.flops(step),
+            "n_tokens": len(shared.labels),
+            "curves": settings.curves,
+            "mean": mean,
+            "exact_mean": exact,
+        }
+        for direction in shared.curves.directions
+        for step, mean, exact in zip(
+            steps, shared.curves.of(direction).mean(axis=0, dtype=np.float64), shared.losses.mean(axis=1), strict=True
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
 def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict[int, str]) -> PolcaResult:
     """What is in the tables, together."""
     data, tokens = shared.data, shared.labels.copy()
@@ -341,7 +365,9 @@ def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict
         title,
         clusters.filter([*shown, "stability"]),
         clusters,
-        lambda: polca_figure(curves, clusters),
+        lambda: (
+            polca_figure(curves, clusters) if len(clusters) else polca_means_figure(_mean_rows(run, shared, settings))
+        ),
         curves,
         composition,
         data.intervals,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from analyses.probing import labels_of, part_name, probe
 from analyses.result import trained_at
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
+from qfl_interp.curvature.eigenpairs import solver_vectors
 from qfl_interp.data import held_out
 from qfl_interp.errors import QflError
 from qfl_interp.model import HookedModel
@@ -63,7 +64,10 @@ def find_basis(
     config, table = plan.config, run.table(LENS)
     n_rows = max(len(plan), len(plan.steps)) if config.basis == "trajectory" else len(plan)
     at_once = len(plan.stages) == 1
-    needed = basis_bytes(n_rows, len(plan.space), at_once=at_once, dtype=plan.dtype, jobs=jobs)
+    memory: dict[str, Any] = {"at_once": at_once, "dtype": plan.dtype, "jobs": jobs}
+    if config.basis in ("hessian", "shuffled"):
+        memory["n_vectors"] = solver_vectors(config.per_checkpoint, config.max_products)
+    needed = basis_bytes(n_rows, len(plan.space), **memory)
     require_memory(needed, available_bytes(device), f"{len(plan)} directions of {len(plan.space):,} parameters")
     missing = [s for s in plan.stages if not all(table.has(plan.part(s.first + i)) for i in range(s.n))]
     if missing and config.basis == "probe":

@@ -12,6 +12,7 @@ import torch
 
 from analyses import ablation, describing, interchanging, patching, transferring, unit_ablation
 from analyses.ablation import ablate
+from analyses.curving import stored_curvature
 from analyses.decomposing import stored_polca
 from analyses.emerging import emergence_tables, with_loss_curve
 from analyses.probing import probe
@@ -42,8 +43,8 @@ def report(
 
     Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever else was
     computed before for these features is shown too, at whatever steps: carry-forward and description length (of these
-    probes), ablation over steps, interchange, patching, single heads and neurons, POLCA. Where a lens was called with
-    several settings, the call with most steps is shown.
+    probes), ablation over steps, interchange, patching, single heads and neurons, POLCA, curvature. Where a lens
+    was called with several settings, the call with most steps is shown.
 
     Args:
         run: What to look at.
@@ -74,6 +75,7 @@ def report(
         ablate=ablated,
         **stored_tables(run, names, config),
         polca=stored_polca(run),
+        curvature=stored_curvature(run),
         # A lens of a single step is no curve, and has a section of its own.
         panels=[panel for panel in lens_panels(run, names, config) if _is_curve(panel)],
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from analyses import ablation, describing, interchanging, patching
+from analyses.curving import stored_curvature
 from analyses.decomposing import stored_polca
 from analyses.emerging import emergence_tables, with_loss_curve
 from analyses.result import chosen_features
@@ -16,6 +17,7 @@ from qfl_interp.plots import (
     Figure,
     Panel,
     ablation_panel,
+    curvature_panels,
     interchange_panel,
     mdl_panel,
     patch_panel,
@@ -25,7 +27,7 @@ from qfl_interp.plots import (
 )
 from qfl_interp.run import Run
 from qfl_interp.series import Series, Steps
-from qfl_interp.tables import distinct, groups
+from qfl_interp.tables import column, distinct, groups
 
 # Whose patches a panel shows where several components were patched.
 _COMPONENT = "resid_pre"
@@ -44,7 +46,8 @@ def timeline(
     """Every lens of a run on one compute axis, as a figure.
 
     Loss, exact match and probes, which are computed where they are missing, and below them the lenses that were
-    computed before for these features, at whatever steps: ablation, interchange, patching, description length, POLCA.
+    computed before for these features, at whatever steps: ablation, interchange, patching, description length, POLCA,
+    curvature.
 
     Args:
         run: What to look at.
@@ -89,4 +92,7 @@ def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[
     found = stored_polca(run)
     if found is not None and len(found.clusters):
         panels.append(polca_panel(found.curves, found.clusters, polca_telling(found.clusters)[0]))
+    bent = stored_curvature(run)
+    if bent is not None and (column(bent.rows, "flops") > 0).any():
+        panels += curvature_panels(bent.rows, bent.ranks)
     return panels

@@ -22,11 +22,13 @@ import pandas as pd
 import torch
 
 import qfl_interp as qfl
-from analyses import emergence, polca
+from analyses import polca
 from analyses.decomposing import CurveKind, PolcaResult
+from analyses.emerging import emergence_tables
 from analyses.polca_basis import find_basis, read_basis
 from analyses.polca_plan import BasisPlan, plan_basis, theta
 from qfl_interp.curvature import Hessian
+from qfl_interp.plots import recovery_panel, timeline_figure
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import (
     directional_change,
@@ -36,7 +38,9 @@ from qfl_interp.polca.decomposition import (
     second_order,
 )
 from qfl_interp.polca.quality import restricted_homogeneity, skill_scores
-from qfl_interp.tables import column, records
+from qfl_interp.polca.recovery import recovery
+from qfl_interp.polca.trajectories import NO_DIRECTION, exact_loss
+from qfl_interp.tables import column, records, select
 from qfl_interp.token_gradients import project_curvature, project_gradients
 from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 
@@ -47,7 +51,11 @@ CARRY_PLACES = (1, 2)
 # Eq. 9's D in steps, of 10,000.
 SPAN = 100
 BASIS_EVERY = 200
-PATH = "POLCA, path integral"
+# Part of the run on 16-bit addition that is looked at, and from where on directions are taken.
+UNTIL, FIRST_BASIS = 300, 20
+PATH, FIRST_ORDER = "POLCA, path integral", "POLCA, first order"
+# HDBSCAN's: the paper's, and a looser one.
+MIN_SAMPLES = (None, 5)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -72,29 +80,38 @@ def fill(name: str, table: pd.DataFrame) -> None:
     page.write_text(pattern.sub(lambda found: found[1] + markdown(table) + found[2], text))
 
 
-def basis_steps(run: qfl.Run) -> str:
+def basis_steps(run: qfl.Run, every: int = BASIS_EVERY) -> str:
     """The saved step nearest each multiple of 200: where the paper takes a basis vector."""
-    wanted = range(BASIS_EVERY, run.steps[-1] + 1, BASIS_EVERY)
+    wanted = range(every, run.steps[-1] + 1, every)
     return ",".join(str(step) for step in sorted({min(run.steps, key=lambda s: abs(s - w)) for w in wanted}))
 
 
-def ways(run: qfl.Run, n_examples: int, n_hessian: int) -> Iterator[tuple[str, PolcaConfig, CurveKind]]:
+def ways(
+    run: qfl.Run, n_examples: int, n_hessian: int, *, baselines: bool
+) -> Iterator[tuple[str, PolcaConfig, CurveKind]]:
     """What is compared: its name, the directions and accuracy, the curves."""
     how: dict[str, Any] = {"n_examples": n_examples, "n_hessian": n_hessian, "basis_steps": basis_steps(run)}
     hessian = PolcaConfig(**how)
     yield "exact loss", hessian, "exact_loss"
     yield "change in exact loss", hessian, "loss_change"
     yield PATH, hessian, "projected"
-    yield "POLCA, first order", PolcaConfig(accuracy="first", **how), "projected"
+    yield FIRST_ORDER, PolcaConfig(accuracy="first", **how), "projected"
     yield "Fisher information on POLCA's directions", PolcaConfig(accuracy="first", **how), "fisher"
-    yield "random directions, path integral", PolcaConfig(basis="random", n_directions=50, **how), "projected"
+    if not baselines:
+        return
+    fifty: dict[str, Any] = {"n_directions": 50, **how}
+    yield "random directions, path integral", PolcaConfig(basis="random", **fifty), "projected"
+    yield "trajectory directions, path integral", PolcaConfig(basis="trajectory", **fifty), "projected"
+    yield "LCA: 50 largest parameters, path integral", PolcaConfig(basis="parameters", **fifty), "projected"
     yield (
-        "LCA: 50 largest parameters, path integral",
-        PolcaConfig(basis="parameters", n_directions=50, **how),
+        "LCA: 50 largest parameters, first order",
+        PolcaConfig(basis="parameters", accuracy="first", **fifty),
         "projected",
     )
     yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
-    yield "trajectory directions, path integral", PolcaConfig(basis="trajectory", n_directions=50, **how), "projected"
+    # As many products as directions at every checkpoint: a quarter of the directions, a third of the examples.
+    paper = how | {"basis_steps": basis_steps(run, 4 * BASIS_EVERY), "n_hessian": n_hessian // 3}
+    yield "POLCA, the paper's second order, 12 directions", PolcaConfig(accuracy="paper", **paper), "projected"
 
 
 def best_carry(found: PolcaResult) -> dict[str, float]:
@@ -121,30 +138,36 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
     """The paper's Tables 1 and 8-11 on 3-digit addition."""
     rows = []
     for run in runs:
-        for name, config, curves in ways(run, n_examples, n_hessian):
-            found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
-            clusters = found.to_dataframe()
-            captured = column(found.intervals, "captured").sum() / column(found.intervals, "loss_change").sum()
-            rows.append(
-                {
-                    "trajectory": name,
-                    "seed": run.config.train.seed,
-                    **best_carry(found),
-                    "clusters": len(clusters),
-                    "hidden": float(clusters["hidden"].mean()) if len(clusters) else float("nan"),
-                    "captured": float(captured) if curves == "projected" else float("nan"),
-                }
-            )
-            print(rows[-1], flush=True)
+        for name, config, curves in ways(run, n_examples, n_hessian, baselines=run is runs[0]):
+            for samples in MIN_SAMPLES:
+                found = polca(run, config=config, curves=curves, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
+                clusters = found.to_dataframe()
+                rows.append(
+                    {
+                        "trajectory": name,
+                        "min_samples": "tokens / 15" if samples is None else str(samples),
+                        "seed": run.config.train.seed,
+                        **best_carry(found),
+                        "clusters": len(clusters),
+                        "hidden": float(column(clusters, "hidden").mean()) if len(clusters) else float("nan"),
+                        "captured": _captured(found) if curves == "projected" else float("nan"),
+                    }
+                )
+                print(rows[-1], flush=True)
+                if name == FIRST_ORDER and run is runs[0] and samples is None:
+                    found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
             # After every way: one that is stopped leaves the table of those before.
             table = pd.DataFrame(rows)
             table.to_csv(DOCS / "polca_decimal.csv", index=False)
-            summary = table.groupby("trajectory", sort=False).agg(
-                **{score: (score, "mean") for score in table.columns[2:]}, seeds=("seed", "size")
+            summary = table.groupby(["trajectory", "min_samples"], sort=False).agg(
+                **{score: (score, "mean") for score in table.columns[3:]}, seeds=("seed", "size")
             )
             fill("decimal", summary.reset_index())
-            if name == PATH and run is runs[0] and len(clusters):
-                found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
+
+
+def _captured(found: PolcaResult) -> float:
+    """Part of the loss's fall that the directions have."""
+    return float(np.sum(column(found.intervals, "captured")) / np.sum(column(found.intervals, "loss_change")))
 
 
 def accuracy(run: qfl.Run, n_examples: int) -> None:
@@ -193,17 +216,76 @@ def _errors(
     }
 
 
-def carry(run: qfl.Run, n_examples: int, jobs: int) -> None:
-    """16-bit addition: clusters' best agreement with the carry over training, beside the probe and the loss."""
-    config = PolcaConfig(n_examples=n_examples, n_hessian=n_examples, basis_steps="all")
-    found = polca(run, config=config, rule="down", jobs=jobs)
-    clusters = found.to_dataframe()
+def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
+    """16-bit addition: can the carry be told from POLCA's curves before the loss falls, as a probe can?"""
+    steps = [step for step in run.steps if step <= UNTIL][::2]
+    named = ",".join(str(step) for step in [step for step in steps if step >= FIRST_BASIS][::4])
+    config = PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=named)
+    found = polca(run, steps, config=config, rule="down", resamples=0, jobs=jobs)
     print(found)
-    print(emergence(run, "carry"))
-    wanted = clusters[clusters["best_label"].str.contains("carry")].sort_values("f1", ascending=False)
-    fill("carry", wanted.head(12)[["direction", "basis_step", "name", "n_tokens", "f1", "p_value_holm", "fall",
-                                   "break_step", "hidden", "in_flat"]])  # fmt: skip
-    found.plot().write_image(DOCS / "figures" / "polca-carry.png", scale=SCALE)
+    probes = qfl.ProbeConfig(n_train=4_000, n_test=1_000)
+    emerged = emergence_tables(run, "carry", [*steps[::2], run.steps[-1]], config=probes, jobs=jobs)
+    print(emerged.verdicts.T)
+    tokens, curves = found.tokens, found.data.trajectories
+    known = [step for step in steps if step >= FIRST_BASIS][::2]
+    labels = {
+        "skill": tokens["carry"].fillna(False).to_numpy(dtype=bool),
+        "place": column(tokens, "place").astype(np.int64),
+        # The answer is written from its lowest bit: the bit before says a lot about the carry.
+        "known": pd.factorize(tokens["target"] + tokens["previous"])[0],
+    }
+    from_start = exact_loss(found.data.losses.double().numpy()[-len(curves.steps) :], curves.steps)
+    found_at = {row["direction"]: row["step"] for row in records(found.directions)}
+    told = recovery(curves, found_at, **labels, times=known)
+    plain = recovery(from_start, {NO_DIRECTION: 0}, **labels, times=known)
+    ways = [
+        ("POLCA's clusters", told, "clusters"),
+        ("a projected loss", told, "losses"),
+        ("clusters of the exact loss", plain, "clusters"),
+        ("the exact loss", plain, "losses"),
+    ]
+    rows = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "way": way,
+                    "step": table["step"],
+                    "flops": [run.flops(step) for step in table["step"]],
+                    "score": table[name],
+                    "chance": table[f"{name}_chance"],
+                    "p_value": table[f"{name}_p_value"],
+                    "n_clusters": table["n_clusters"],
+                }
+            )
+            for way, table, name in ways
+        ]
+    )
+    rows.to_csv(DOCS / "polca_carry.csv", index=False)
+    losses = run.metrics.dropna(subset=["val_loss_answer"])
+    probed = select(emerged.curves, third="all").sort_values("step")
+    shown = [known[round(i)] for i in np.linspace(0, len(known) - 1, 12)]
+    fill(
+        "carry",
+        pd.DataFrame(
+            [
+                {
+                    "step": step,
+                    "loss": float(np.interp(step, losses["step"], losses["val_loss_answer"])),
+                    "probe loss": float(np.interp(step, column(probed, "step"), column(probed, "geometric"))),
+                    **{
+                        way: f"{row['score']:.2f} ({row['chance']:.2f})"
+                        for way, *_ in ways
+                        for row in records(select(rows, way=way, step=step))
+                    },
+                }
+                for step in shown
+            ]
+        ),
+    )
+    figure = timeline_figure(
+        run.metrics, emerged.curves, emerged.verdicts, extra_panels=[recovery_panel(rows, "the carry")]
+    )
+    figure.write_image(DOCS / "figures" / "polca-carry.png", scale=SCALE)
 
 
 def main() -> None:
@@ -221,7 +303,7 @@ def main() -> None:
     elif asked.part == "accuracy":
         accuracy(runs[0], asked.n_examples)
     else:
-        carry(runs[0], asked.n_examples, asked.jobs)
+        carry(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
 
 
 if __name__ == "__main__":

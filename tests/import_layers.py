@@ -8,7 +8,7 @@ from pathlib import Path
 
 # A module imports from its own layer or an earlier one. A name stands for the module or for a whole package.
 LAYERS = (
-    ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables"),
+    ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables", "soft_rank"),
     ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats"),
     (
         "model",
@@ -26,7 +26,7 @@ LAYERS = (
     ("checkpoint", "results", "provenance", "run_config", "loggers", "edits", "projection", "forward"),
     ("activations", "store", "controls", "curvature", "token_gradients"),
     ("run", "run_writer", "series", "probes", "ablate", "ablations", "emergence"),
-    ("pairs", "patching", "interchange", "attribution", "paths", "polca"),
+    ("pairs", "patching", "interchange", "attribution", "paths", "polca", "homogeneous"),
     ("dataset", "fixed_task", "hf_checkpoints", "suite"),
     ("run_session", "training_loop", "training", "stacked"),
     ("sweep",),
@@ -38,7 +38,7 @@ ONLY_IN = {
     "transformer_lens": {"model", "hooks"},
     "transformers": {"model", "suite", "hf_checkpoints"},
     "plotly": {"plots"},
-    "sklearn": {"transition", "polca"},
+    "sklearn": {"transition", "polca", "homogeneous"},
     "IPython": {"cli"},
     "typer": {"cli"},
     "tensorboard": set(),

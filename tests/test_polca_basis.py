@@ -251,10 +251,12 @@ def test_orthogonality_is_the_largest_error_of_each(monkeypatch):
 def test_memory_is_estimated_and_refused_with_both_numbers():
     n = 10_000_000
     assert basis_bytes(50, n) == 2 * 50 * 4 * n  # projecting: twice
-    assert basis_bytes(10, n) == (10 * 4 + 24 * 8) * n  # finding: beside the solver's 24 vectors of float64
+    assert basis_bytes(10, n) == (10 * 4 + 24 * 8) * n  # finding: beside 24 vectors of float64
+    assert basis_bytes(10, n, n_vectors=60) == (10 * 4 + 60 * 8) * n
     assert basis_bytes(10, n, dtype=torch.float64) == (10 * 8 + 24 * 8) * n
     assert basis_bytes(50, n, at_once=True) == (3 * 50 * 4 + 24 * 8) * n
     assert basis_bytes(50, n, jobs=4) == 4 * 2 * 50 * 4 * n
+    assert basis_bytes(10, n, at_once=True, n_vectors=60) == (3 * 10 * 4 + 60 * 8) * n
     require_memory(2**30, 2**30, "directions")
     with pytest.raises(
         QflError, match=r"50 directions need about 2\.50 GiB.*more than the 1\.25 GiB.*fewer directions"

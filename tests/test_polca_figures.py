@@ -13,6 +13,7 @@ from qfl_interp import plots, report
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Transition
 from qfl_interp.plots.polca_clusters import telling
+from qfl_interp.plots.polca_recovery import recovery_panel
 from qfl_interp.plots.theme import plain
 from qfl_interp.report.polca_section import PolcaTables, polca_sections
 from qfl_interp.tables import select
@@ -514,3 +515,23 @@ def test_a_page_holds_tables_and_figures_and_no_markup_of_the_run():
     data = page.split('download="polca_clusters.csv" href="data:text/csv;charset=utf-8;base64,')[1].split('"')[0]
     read = pd.read_csv(io.StringIO(base64.b64decode(data).decode()))
     assert read["n_tokens"].tolist() == clusters()["n_tokens"].tolist()
+
+
+def test_a_recovery_panel_draws_each_way_with_its_chance():
+    rows = pd.DataFrame(
+        {
+            "way": ["clusters"] * 3 + ["loss"] * 3,
+            "step": [0, 10, 20] * 2,
+            "flops": [0.0, 1e9, 2e9] * 2,
+            "score": [0.0, 0.3, 0.9, 0.1, 0.2, 0.3],
+            "chance": [0.2, 0.25, 0.26, 0.1, 0.15, 0.16],
+        }
+    )
+    panel = recovery_panel(rows, "carry")
+    assert [trace.name for trace in panel.traces] == ["clusters", None, "loss", None]
+    assert [list(trace.y) for trace in panel.traces] == [[0.3, 0.9], [0.25, 0.26], [0.2, 0.3], [0.15, 0.16]]
+    assert all(list(trace.x) == [1e9, 2e9] for trace in panel.traces)
+    assert len({trace.line.color for trace in panel.traces}) == 2
+    assert "carry" in panel.title
+    with pytest.raises(ValueError, match="at most 4 ways"):
+        recovery_panel(pd.concat([rows.assign(way=rows["way"] + str(i)) for i in range(3)]), "carry")

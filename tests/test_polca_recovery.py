@@ -63,7 +63,7 @@ def test_scores_are_the_best_correlations_of_each_place():
     assert row["losses"] == pytest.approx(np.mean(by_loss), rel=1e-9)
 
 
-def test_what_place_and_target_say_is_chance():
+def test_what_place_and_the_known_say_is_chance():
     # The skill follows from place and target, and so do the curves: nothing is left that labels shuffled inside lack.
     n = 200
     place, target = np.arange(n) % 2, (np.arange(n) // 2) % 2
@@ -102,3 +102,16 @@ def test_the_seed_names_the_result_and_a_time_without_a_past_is_refused():
     assert one.equals(two)
     with pytest.raises(ValueError, match=r"times must have at least two steps up to them, got 0 with steps from 0"):
         recovery(curves, {4: 0, 7: 0}, skill, place, target, times=(0,))
+
+
+def test_a_place_where_all_are_alike_is_left_out():
+    curves, skill, place, target = planted()
+    more = [np.concatenate([part, part[:20]]) for part in (skill, place, target)]
+    more[0][-20:], more[1][-20:] = False, 2
+    values = np.concatenate([curves.values, curves.values[:, :20]], axis=1)
+    longer = Trajectories("polca", STEPS, values, (4, 7))
+    found = recovery(longer, {4: 0, 7: 0}, *more, times=(50,), n_shuffles=3)
+    expected = recovery(curves, {4: 0, 7: 0}, skill, place, target, times=(50,), n_shuffles=3)
+    assert found["losses"][0] == pytest.approx(expected["losses"][0], rel=1e-12)
+    with pytest.raises(ValueError, match="skill must be both True and False at one place at least"):
+        recovery(curves, {4: 0, 7: 0}, place == 0, place, target, times=(50,))

@@ -82,8 +82,8 @@ def test_public_names_are_pinned_and_import():
         "project_out", "resume", "run_sweep", "sweep_status", "task_names", "train",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
-        "ablate", "ablate_units", "across", "capture", "emergence", "interchange", "mdl", "patch", "polca", "probe",
-        "report", "scaling", "timeline", "transfer",
+        "ablate", "ablate_units", "across", "capture", "curvature", "emergence", "interchange", "mdl", "patch", "polca",
+        "probe", "report", "scaling", "timeline", "transfer",
     ]  # fmt: skip
     for package in (qfl, analyses):
         for name in package.__all__:

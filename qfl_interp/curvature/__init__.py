@@ -4,8 +4,39 @@ Products are forward over reverse (`torch.func.jvp` of `torch.func.grad`), in th
 SciPy's. Vectors handed over may be float32 or float64 and lie on any device.
 """
 
+from qfl_interp.curvature.along import AlongStep, along_step, cosine
+from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
 from qfl_interp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from qfl_interp.curvature.hessian import Hessian, SymmetricOperator
+from qfl_interp.curvature.learning_coefficient import LearningCoefficient, estimate_learning_coefficient
 from qfl_interp.curvature.orthonormal import orthonormalise, require_orthonormal
+from qfl_interp.curvature.preconditioned import (
+    AdamState,
+    Preconditioned,
+    adam_preconditioner,
+    adam_state,
+    adam_update,
+    stability_edge,
+)
 
-__all__ = ["Eigenpairs", "Hessian", "SymmetricOperator", "orthonormalise", "require_orthonormal", "top_eigenpairs"]
+__all__ = [
+    "AdamState",
+    "AlongStep",
+    "CurvatureConfig",
+    "Eigenpairs",
+    "Hessian",
+    "LearningCoefficient",
+    "Preconditioned",
+    "SgldConfig",
+    "SymmetricOperator",
+    "adam_preconditioner",
+    "adam_state",
+    "adam_update",
+    "along_step",
+    "cosine",
+    "estimate_learning_coefficient",
+    "orthonormalise",
+    "require_orthonormal",
+    "stability_edge",
+    "top_eigenpairs",
+]

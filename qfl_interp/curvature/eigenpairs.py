@@ -119,14 +119,45 @@ def top_eigenpairs(
     basis = torch.zeros(0, n, dtype=torch.float64) if deflate is None else deflate.detach()
     _check(n, k, basis, tol, max_products)
     operator = _Deflated(hessian, basis)
-    products = max_products - 2 * k  # the Rayleigh-Ritz step takes 2 k at most
-    krylov = min(2 * k + 8, products - 1)
+    krylov, products = _sizes(k, max_products)
     if n - len(basis) <= krylov:
         candidates = _complement(basis)
     else:
         first = _start(n, basis, start, seed)
         candidates = _lanczos(operator, k, first, krylov, tol, products, seed)
     return _rayleigh_ritz(operator, candidates, k, tol)
+
+
+def solver_vectors(k: int, max_products: int) -> int:
+    """About how many float64 vectors of one entry a parameter `top_eigenpairs` holds at once, the products' own too.
+
+    They are those of the longer Lanczos run, which comes where the shorter one has not converged, and about 12 + 4 k
+    beside it by measurement; 4 more are left for the products.
+
+    Args:
+        k: As in `top_eigenpairs`.
+        max_products: As in `top_eigenpairs`.
+    """
+    krylov, products = _sizes(k, max_products)
+    return _long(krylov, products) + 4 * k + 16
+
+
+class _Sizes(NamedTuple):
+    """Vectors of the run that is restarted, and products that Lanczos may take."""
+
+    krylov: int
+    products: int
+
+
+def _sizes(k: int, max_products: int) -> _Sizes:
+    """How `k` pairs are looked for; the Rayleigh-Ritz step takes `2 k` products at most."""
+    products = max_products - 2 * k
+    return _Sizes(min(2 * k + 8, products - 1), products)
+
+
+def _long(krylov: int, products: int) -> int:
+    """Vectors of the run that is not restarted, in a space that has room for them."""
+    return max(krylov, min(_LONG, products // 3))
 
 
 def _check(n: int, k: int, basis: Tensor, tol: float, max_products: int) -> None:
@@ -173,16 +204,19 @@ def _lanczos(
 
     # A factorisation takes as many products as it has vectors and one for its start; a restart keeps `k` or more of
     # them. A long factorisation is held back for the case of no convergence; its Ritz vectors pass at any tolerance.
-    long = min(max(krylov, min(_LONG, products // 3)), n)
+    long = min(_long(krylov, products), n)
     restarts = (products - (krylov + 1) - (long + 1)) // (krylov - k)
     if restarts < 1:
         found = vectors(krylov, _ANY, 1)
     else:
         try:
             # ARPACK stops where its estimate of the residual is within the tolerance; a little room for rounding.
-            found = vectors(krylov, 0.9 * tol, restarts)
+            found, converged = vectors(krylov, 0.9 * tol, restarts), True
         except ArpackNoConvergence as partial:
-            found = np.concatenate([partial.eigenvectors, vectors(long, _ANY, 1)], axis=1)
+            found, converged = partial.eigenvectors, False
+        if not converged:
+            # Not in the handler: the exception holds all vectors of the run that ended.
+            found = np.concatenate([found, vectors(long, _ANY, 1)], axis=1)
     return torch.from_numpy(np.ascontiguousarray(found.T)).to(operator.basis.device)
 
 

@@ -7,6 +7,7 @@ from plotly.graph_objects import Figure
 from qfl_interp.plots.ablation import ablation_figure, ablation_over_steps_figure, ablation_panel
 from qfl_interp.plots.across import across_figure
 from qfl_interp.plots.attribution import attribution_figure
+from qfl_interp.plots.curvature import curvature_figure, curvature_panels, soft_rank_figure
 from qfl_interp.plots.heatmap import probe_heatmap
 from qfl_interp.plots.interchange import interchange_figure, interchange_panel
 from qfl_interp.plots.mdl import mdl_figure, mdl_panel
@@ -18,6 +19,8 @@ from qfl_interp.plots.polca import polca_figure, polca_panel
 from qfl_interp.plots.polca_captured import captured_figure
 from qfl_interp.plots.polca_clusters import telling as polca_telling
 from qfl_interp.plots.polca_composition import composition_figure
+from qfl_interp.plots.polca_means import polca_means_figure
+from qfl_interp.plots.polca_recovery import recovery_panel
 from qfl_interp.plots.scaling import scaling_figure
 from qfl_interp.plots.theme import figure_config
 from qfl_interp.plots.timeline import exact_panel, feature_panel, loss_figure, loss_panel, timeline_figure
@@ -36,6 +39,8 @@ __all__ = [
     "attribution_figure",
     "captured_figure",
     "composition_figure",
+    "curvature_figure",
+    "curvature_panels",
     "exact_panel",
     "feature_panel",
     "figure_config",
@@ -50,10 +55,13 @@ __all__ = [
     "patch_figure",
     "patch_panel",
     "polca_figure",
+    "polca_means_figure",
     "polca_panel",
     "polca_telling",
     "probe_heatmap",
+    "recovery_panel",
     "scaling_figure",
+    "soft_rank_figure",
     "stack_panels",
     "timeline_figure",
     "transfer_figure",

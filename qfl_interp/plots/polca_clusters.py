@@ -42,7 +42,7 @@ class Quantity(NamedTuple):
 
 
 # By the clusters' column `curves`.
-_QUANTITIES: Final = {
+QUANTITIES: Final = {
     "projected": Quantity("POLCA", "projected loss", "nats"),
     "exact_loss": Quantity("Clusters of the exact loss", "exact loss", "nats"),
     "loss_change": Quantity("Clusters of the loss's changes", "loss change", "nats"),
@@ -80,7 +80,7 @@ class Cluster(NamedTuple):
     @property
     def quantity(self) -> Quantity:
         """What was clustered."""
-        return _QUANTITIES[self.row["curves"]]
+        return QUANTITIES[self.row["curves"]]
 
     @property
     def verdict(self) -> str:

@@ -23,8 +23,8 @@ from qfl_interp.curvature import SymmetricOperator, orthonormalise, top_eigenpai
 from qfl_interp.errors import QflError
 
 Directions = Float[Tensor, "direction parameter"]
-# Vectors of float64 that the eigensolver and a Hessian-vector product keep, roughly.
-_SOLVER_VECTORS = 24
+# Vectors of float64 that finding a direction takes without an eigensolver, amply.
+_VECTORS = 24
 # A principal direction with a smaller share of the whole movement is rounding.
 _MIN_SHARE = 1e-12
 # Coordinates of the parameters that are multiplied at a time in float64.
@@ -175,14 +175,28 @@ def orthogonality(basis: Directions) -> Float[Tensor, " direction"]:
 
 
 def basis_bytes(
-    n_directions: int, n_parameters: int, *, at_once: bool = False, dtype: torch.dtype = torch.float32, jobs: int = 1
+    n_directions: int,
+    n_parameters: int,
+    *,
+    at_once: bool = False,
+    n_vectors: int = _VECTORS,
+    dtype: torch.dtype = torch.float32,
+    jobs: int = 1,
 ) -> int:
     """Memory that a basis needs, in bytes, roughly.
 
-    While it is found: the directions, three times where all are found together, and the eigensolver's vectors. While
-    gradients are projected: the directions and a copy laid out for the products, in every process.
+    While it is found: the directions, three times where all are found together, and the vectors that finding takes.
+    While gradients are projected: the directions and a copy laid out for the products, in every process.
+
+    Args:
+        n_directions: How many.
+        n_parameters: Entries of each.
+        at_once: Whether all are found together.
+        n_vectors: Vectors of float64 beside the directions; `solver_vectors` for eigenvectors.
+        dtype: Precision of the directions.
+        jobs: Processes that project gradients.
     """
-    found = n_directions * dtype.itemsize * (3 if at_once else 1) + _SOLVER_VECTORS * 8
+    found = n_directions * dtype.itemsize * (3 if at_once else 1) + n_vectors * 8
     projected = jobs * 2 * n_directions * dtype.itemsize
     return n_parameters * max(found, projected)
 

@@ -24,7 +24,7 @@ def recovery(
     found_at: Mapping[int, int],
     skill: Bool[np.ndarray, " token"],
     place: Integer[np.ndarray, " token"],
-    target: Integer[np.ndarray, " token"],
+    known: Integer[np.ndarray, " token"],
     *,
     times: Sequence[int],
     min_cluster_size: int | None = None,
@@ -36,16 +36,16 @@ def recovery(
 
     At each place the correlation over its tokens of the skill (0 or 1) with being in a cluster (Matthews' coefficient),
     or with the projected loss at that time, is taken at its largest absolute value over all clusters, or directions;
-    the scores are the means over the places. Knowing the place or the token to be predicted gives nothing: chance is
-    what labels shuffled among the tokens of one place and target reach, which have as many clusters and directions to
-    choose from.
+    the scores are the means over the places at which both kinds of tokens are. What can be said without the skill gives
+    nothing: chance is what labels reach that are shuffled among the tokens of one place and one value of `known`, with
+    as many clusters and directions to choose from.
 
     Args:
         trajectories: Projected losses, or a baseline.
         found_at: The step from which on each direction is known.
         skill: Whether the token needs the skill.
         place: The token's index among its example's.
-        target: The token, as a number.
+        known: What gives no credit, as a number: the token to be predicted, say, or it together with the one before.
         times: At which of the steps; two checkpoints at least must lie before or at each.
         min_cluster_size: As for `cluster_direction`.
         min_samples: As for `cluster_direction`.
@@ -58,10 +58,13 @@ def recovery(
         well (itself among them); and the same of `losses`. Without a cluster (or a direction) the score is 0.
 
     Raises:
-        ValueError: A time has fewer than two steps up to it.
+        ValueError: A time has fewer than two steps up to it, or all tokens of each place are alike in the skill.
     """
+    places = [at for at in (place == p for p in np.unique(place)) if len(np.unique(skill[at])) == 2]
+    if not places:
+        raise ValueError("skill must be both True and False at one place at least, got one kind only at every place.")
     rng = np.random.default_rng(seed)
-    labels = np.stack([skill, *(_shuffled(skill, place, target, rng) for _ in range(n_shuffles))])
+    labels = np.stack([skill, *(_shuffled(skill, place, known, rng) for _ in range(n_shuffles))])
     rows = []
     for time in times:
         upto = int(np.searchsorted(trajectories.steps, time, side="right"))
@@ -70,12 +73,12 @@ def recovery(
                 f"times must have at least two steps up to them, got {time} with steps from "
                 f"{trajectories.steps[0]}. Ask for later ones."
             )
-        known = [name for name in trajectories.directions if found_at[name] <= time]
-        curves = [trajectories.of(name)[:, :upto].astype(np.float64) for name in known]
+        found = [name for name in trajectories.directions if found_at[name] <= time]
+        curves = [trajectories.of(name)[:, :upto].astype(np.float64) for name in found]
         members = [
-            found == cluster
+            labels_of == cluster
             for curve in curves
-            for found in [
+            for labels_of in [
                 cluster_direction(
                     curve,
                     min_cluster_size=min_cluster_size,
@@ -83,12 +86,12 @@ def recovery(
                     only_falling=trajectories.kind not in POINTWISE,
                 ).labels
             ]
-            for cluster in range(int(found.max(initial=-1)) + 1)
+            for cluster in range(int(labels_of.max(initial=-1)) + 1)
         ]
         rows.append(
-            {"step": time, "n_directions": len(known), "n_clusters": len(members)}
-            | _scores("clusters", members, labels, place)
-            | _scores("losses", [curve[:, -1] for curve in curves], labels, place)
+            {"step": time, "n_directions": len(found), "n_clusters": len(members)}
+            | _scores("clusters", members, labels, places)
+            | _scores("losses", [curve[:, -1] for curve in curves], labels, places)
         )
     return pd.DataFrame(rows)
 
@@ -96,13 +99,13 @@ def recovery(
 def _shuffled(
     skill: Bool[np.ndarray, " token"],
     place: Integer[np.ndarray, " token"],
-    target: Integer[np.ndarray, " token"],
+    known: Integer[np.ndarray, " token"],
     rng: np.random.Generator,
 ) -> Bool[np.ndarray, " token"]:
-    """The labels, shuffled among the tokens of one place and target."""
-    # Two orders that sort the tokens by place and target: each with ties as they come, and with ties at random.
-    plain = np.lexsort((target, place))
-    mixed = np.lexsort((rng.random(len(skill)), target, place))
+    """The labels, shuffled among the tokens of one place and of what is known."""
+    # Two orders that sort the tokens by place and what is known: each with ties as they come, and with ties at random.
+    plain = np.lexsort((known, place))
+    mixed = np.lexsort((rng.random(len(skill)), known, place))
     shuffled = np.empty_like(skill)
     shuffled[plain] = skill[mixed]
     return shuffled
@@ -112,17 +115,14 @@ def _scores(
     name: str,
     values: Sequence[np.ndarray],
     labels: Bool[np.ndarray, "labelling token"],
-    place: Integer[np.ndarray, " token"],
+    places: Sequence[Bool[np.ndarray, " token"]],
 ) -> dict[str, float]:
     """Score of the true labels (the first) and what the shuffled ones reach."""
     if not values:
         best = np.zeros(len(labels))
     else:
         table = np.stack(values).astype(np.float64)
-        best = np.mean(
-            [_correlations(table[:, at], labels[:, at]).max(axis=0) for at in (place == p for p in np.unique(place))],
-            axis=0,
-        )
+        best = np.mean([_correlations(table[:, at], labels[:, at]).max(axis=0) for at in places], axis=0)
     chance = float(np.quantile(best[1:], CHANCE)) if len(best) > 1 else float("nan")
     return {name: float(best[0]), f"{name}_chance": chance, f"{name}_p_value": float(np.mean(best >= best[0]))}
 

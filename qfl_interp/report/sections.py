@@ -9,6 +9,7 @@ import pandas as pd
 
 from qfl_interp.plots import Panel, ablation_figure, loss_figure, probe_heatmap, timeline_figure
 from qfl_interp.plots.conditions import ABLATION
+from qfl_interp.report.curvature_section import CurvatureTables, curvature_sections
 from qfl_interp.report.lenses import (
     ablation_over_steps_sections,
     interchange_sections,
@@ -66,6 +67,7 @@ def standard_sections(
     patch: pd.DataFrame | None = None,
     ablate_units: pd.DataFrame | None = None,
     polca: PolcaTables | None = None,
+    curvature: CurvatureTables | None = None,
     panels: Sequence[Panel] = (),
 ) -> list[Section]:
     """Timeline, verdicts, probe maps, ablation, every further lens with rows, methods, limits and citation.
@@ -86,6 +88,7 @@ def standard_sections(
         patch: Table "patch".
         ablate_units: Table "ablate_units".
         polca: Tables of one POLCA analysis.
+        curvature: Tables of one configuration of curvature.
         panels: Further panels of the timeline.
     """
     sections = [_timeline(metrics, emergence_curve, emergence, panels)]
@@ -103,7 +106,7 @@ def standard_sections(
     sections += [*_probe_maps(probe), *transfer_sections(transfer), *mdl_sections(mdl)]
     sections += [_ablation(ablate), *ablation_over_steps_sections(ablate_over_steps)]
     sections += [*interchange_sections(interchange), *patch_sections(patch), *unit_sections(ablate_units)]
-    sections += polca_sections(polca)
+    sections += [*polca_sections(polca), *curvature_sections(curvature)]
     sections.append(Section("Methods", text=METHODS))
     sections.append(Section("Limits", text=LIMITS))
     sections.append(Section("Citation", text=CITATION))

@@ -1,0 +1,1 @@
+"""Homogeneous networks beyond the edge of stability: depthwise scaling and the Taylor coefficients of a step."""

@@ -1,0 +1,43 @@
+"""The two losses: value, residuals `grad ell(f_i)`, and products with `H_i`, the loss's Hessian by the outputs."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from qfl_interp.homogeneous.config import Loss
+
+Outputs = Float[Tensor, "batch d_out"]
+# Class ids for the cross-entropy, vectors for the squared error.
+Targets = Int[Tensor, " batch"] | Float[Tensor, "batch d_out"]
+
+
+def mean_loss(loss: Loss, outputs: Outputs, targets: Targets) -> Float[Tensor, ""]:
+    """`(1/n) sum ell(f_i, y_i)`: the softmax cross-entropy in nats, or `|f - y|^2 / 2`; differentiable."""
+    if loss == "cross_entropy":
+        return functional.cross_entropy(outputs, targets)
+    return (outputs - targets).square().sum() / (2 * len(outputs))
+
+
+def residuals(loss: Loss, outputs: Outputs, targets: Targets) -> Outputs:
+    """`grad ell(f_i)`, one row an example, without the `1/n`."""
+    if loss == "cross_entropy":
+        # The right class's entry as minus the sum of the others: 1 - p would be rounded to 0 where p is nearly 1.
+        wrong = outputs.softmax(dim=1).scatter(1, targets[:, None], 0.0)
+        return wrong.scatter(1, targets[:, None], -wrong.sum(dim=1, keepdim=True))
+    return outputs - targets
+
+
+def output_hessian(loss: Loss, outputs: Outputs, tangent: Outputs) -> Outputs:
+    """`H_i v_i`, one row an example: `(diag p - p p') v`, or `v`."""
+    if loss == "mse":
+        return tangent
+    p = outputs.softmax(dim=1)
+    return p * (tangent - (p * tangent).sum(dim=1, keepdim=True))
+
+
+def targets_of(loss: Loss, labels: Int[Tensor, " batch"], d_out: int, dtype: torch.dtype) -> Targets:
+    """Class labels as the loss wants them: themselves, or one-hot."""
+    return labels if loss == "cross_entropy" else functional.one_hot(labels, d_out).to(dtype)

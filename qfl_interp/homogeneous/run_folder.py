@@ -1,0 +1,150 @@
+"""The directory of a homogeneous network's training: configuration, checkpoints, tables, how it ended.
+
+`config.json`, `checkpoints/step_XXXXXXXX/` (safetensors with checksums), `tables/{steps,layers,evaluations}/` (Parquet,
+one part a checkpoint) and, at the end, `result.json`. Every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import pandas as pd
+from torch import Tensor
+
+from qfl_interp import checkpoint as ckpt
+from qfl_interp.errors import QflError
+from qfl_interp.homogeneous.config import MLPConfig, MLPTrainConfig
+from qfl_interp.homogeneous.images import Labelled
+from qfl_interp.results import Table
+
+CONFIG_FILE, RESULT_FILE, CHECKPOINTS, TABLES = "config.json", "result.json", "checkpoints", "tables"
+FORMAT, VERSION = "qfl_interp homogeneous run", 1
+# Tables of a run.
+TABLE_NAMES = ("steps", "layers", "evaluations")
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+class Ending(NamedTuple):
+    """How a training ended.
+
+    Attributes:
+        status: "finished"; "diverged" (a loss that is not finite, or above the limit); "converged" (a batch was fitted
+            exactly, which leaves no direction); "dead" (a layer's features or backward vectors were all zero).
+        step: Updates completed.
+    """
+
+    status: str
+    step: int
+
+
+class RunFolder:
+    """One training's directory, locked while it is open; use as a context manager.
+
+    Args:
+        path: Made if it is not there.
+        model: What names the run.
+        train: Likewise.
+        data: Likewise: its name and its bytes.
+        rule: Name of the user's rule, "" for the configuration's.
+
+    Raises:
+        QflError: The directory holds something else or a run of another configuration, or another process is in it.
+    """
+
+    def __init__(self, path: Path, model: MLPConfig, train: MLPTrainConfig, data: Labelled, rule: str = "") -> None:
+        self.path = Path(path)
+        named = {
+            "format": FORMAT, "version": VERSION, "model": model.to_dict(), "train": train.to_dict(),
+            "data": {"name": data.name, "digest": data_digest(data)}, "rule": rule,
+        }  # fmt: skip
+        self._text = json.dumps(named, indent=1, sort_keys=True).encode()
+        self.digest = hashlib.sha256(self._text).hexdigest()[:12]
+        self._lock = filelock.FileLock(self.path / ".lock", timeout=0)
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise QflError(f"another process is training into {self.path}. Wait for it, or choose another.") from error
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _claim(self) -> None:
+        """Check what is in the directory, or make it this run's."""
+        config = self.path / CONFIG_FILE
+        if config.exists():
+            if config.read_bytes() != self._text:
+                raise QflError(
+                    f"{self.path} holds a run with another configuration, data set or rule. Compare its {CONFIG_FILE}, "
+                    "or train into another directory; nothing was changed."
+                )
+        else:
+            others = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and ".tmp-" not in p.name)
+            if others:
+                raise QflError(f"{self.path} is not empty and is no run (it holds {others[0]}). Take a new directory.")
+            ckpt.write_atomic(config, self._text)
+        for folder in (self.path, self.path / CHECKPOINTS):
+            ckpt.remove_leftovers(folder)
+
+    def table(self, name: str) -> Table:
+        """One of the run's tables."""
+        return Table(self.path / TABLES / name)
+
+    def save(self, step: int, weights: Mapping[str, Tensor], rows: Rows) -> None:
+        """The rows since the checkpoint before, then the checkpoint, so that a checkpoint has all rows before it."""
+        for name in TABLE_NAMES:
+            if rows[name]:
+                self.table(name).write(ckpt.step_name(step), pd.DataFrame(rows[name]))
+        ckpt.save_checkpoint(self.path / CHECKPOINTS, ckpt.Checkpoint(step, self.digest, dict(weights), None))
+
+    def latest(self) -> ckpt.Checkpoint | None:
+        """The last checkpoint that is whole; None where there is none."""
+        for folder in sorted((self.path / CHECKPOINTS).glob("step_*"), key=lambda p: p.name, reverse=True):
+            try:
+                return ckpt.load_checkpoint(folder, config_digest=self.digest)
+            except QflError:  # an earlier one gives the same numbers, later
+                continue
+        return None
+
+    def rows(self, up_to: int) -> Rows:
+        """What the tables hold of the checkpoints up to a step."""
+        found: Rows = {}
+        for name in TABLE_NAMES:
+            table = self.table(name)
+            parts = [part for part in table.parts() if (ckpt.parse_step(part) or 0) <= up_to]
+            found[name] = [{str(k): v for k, v in row.items()} for row in table.read(parts).to_dict("records")]
+        return found
+
+    def end(self, ending: Ending) -> None:
+        """Record how it ended; the run is complete."""
+        ckpt.write_atomic(self.path / RESULT_FILE, json.dumps(ending._asdict()).encode())
+
+    def ending(self) -> Ending | None:
+        """How it ended; None where it has not."""
+        path = self.path / RESULT_FILE
+        try:
+            return Ending(**json.loads(path.read_bytes())) if path.exists() else None
+        except (ValueError, TypeError) as error:
+            raise QflError(f"{path} cannot be read: {error}. Delete it, and train again.") from error
+
+
+def data_digest(data: Labelled) -> str:
+    """Twelve hexadecimal digits of the data's bytes."""
+    state = hashlib.sha256()
+    for part in (data.train_x, data.train_y, data.test_x, data.test_y):
+        state.update(f"{part.dtype}{tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
+    return state.hexdigest()[:12]

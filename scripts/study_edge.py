@@ -1,0 +1,167 @@
+"""Training beyond the edge of stability: run the experiments of docs/edge_of_stability.md, and fill its tables.
+
+    python scripts/study_edge.py runs/edge [--experiments E2 E4 grid E1] [--jobs 2] [--mnist PATH] [--write]
+
+Every training is one row in the folder's table; those that are there are not run again, so that the command can be
+stopped and repeated. `--write` puts the rows into docs/edge_of_stability.csv, the tables between the markers of the
+page, and the figures into docs/figures/ (needs `pip install kaleido` and a Chromium). `--mnist` takes a folder of IDX
+files or an .npz file, and runs E2 on it instead of on scikit-learn's digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
+from qfl_interp.homogeneous.images import Labelled, digits, mnist
+from qfl_interp.homogeneous.training import MLPRun, train_mlp
+from qfl_interp.results import Table
+from qfl_interp.tables import column, records, select
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCALE = 1.5
+SEEDS = (0, 1, 2)
+# Width m of each pattern r at depth 4 with about 174,000 weights.
+MATCHED = {0: 277, 1: 142, 2: 64}
+
+
+class Cell(NamedTuple):
+    """One training of an experiment.
+
+    Attributes:
+        experiment: Which.
+        rule: A key of `RULES`.
+        shape: Fields of `MLPConfig` beside sizes of the data.
+        train: Fields of `MLPTrainConfig` beside those of the rule.
+        n_train: Training examples, from the first on; 0 for all.
+    """
+
+    experiment: str
+    rule: str
+    shape: dict[str, Any]
+    train: dict[str, Any]
+    n_train: int = 0
+
+    def name(self, data: str) -> str:
+        """The part of the table that holds its row."""
+        return hashlib.sha256(json.dumps([data, *self], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cells(experiment: str) -> Iterator[Cell]:
+    """The trainings of an experiment, first seed first."""
+    rules = ("none", "s=1", "s=2")
+    if experiment == "E2":
+        for seed in SEEDS:
+            for r, rule, q in ((r, rule, q) for r in (2, 0) for rule in rules for q in (4, 8, 16, 32)):
+                train = {"n_steps": 160, "edge_multiple": q, "schedule": "warmup", "seed": seed, "log_every": 4}
+                yield Cell("E2", rule, {"depth": 4, "width": MATCHED[r], "width_exponent": r}, train)
+    elif experiment == "E4":
+        for rule, q in ((rule, q) for rule in ("none", "s=2") for q in (1, 1.5, 2)):
+            train = {"n_steps": 500, "edge_multiple": q, "loss": "mse", "batch_size": 256, "n_sharpness": 256,
+                     "log_every": 10}  # fmt: skip
+            yield Cell("E4", rule, {"depth": 4, "width": 32, "width_exponent": 2}, train, 256)
+    elif experiment == "grid":
+        for seed in SEEDS[:2]:
+            for depth, r, rule, q in (
+                (d, r, rule, q) for d in (3, 4, 6) for r in (2, 0) for rule in rules[:2] for q in (2, 4, 8, 16)
+            ):
+                train = {"n_steps": 120, "edge_multiple": q, "schedule": "warmup", "seed": seed, "log_every": 10}
+                yield Cell("grid", rule, {"depth": depth, "width": 16, "width_exponent": r}, train)
+    elif experiment == "E1":
+        for loss, depth, r, rule, q in (
+            (loss, depth, r, rule, q)
+            for loss in ("cross_entropy", "mse")
+            for depth, r in ((4, 0), (4, 2), (8, 0), (8, 2))
+            for rule in rules
+            for q in (4, 16, 64)
+        ):
+            shape = {"depth": depth, "width": {4: 16, 8: 8}[depth] * (4 if r == 0 else 1), "width_exponent": r}
+            yield Cell("E1", rule, shape, {"n_steps": 40, "edge_multiple": q, "loss": loss, "log_every": 10})
+    else:
+        raise SystemExit(f"no experiment is named {experiment!r}; known: E1, E2, E4, grid.")
+
+
+def load(path: str) -> Labelled:
+    """The data set: scikit-learn's digits, or a copy of MNIST."""
+    return mnist(Path(path)) if path else digits()
+
+
+def run_cell(cell: Cell, path: str) -> dict[str, Any]:
+    """Train, and say what came of it in one row."""
+    data = load(path)
+    if cell.n_train:
+        data = data._replace(train_x=data.train_x[: cell.n_train], train_y=data.train_y[: cell.n_train])
+    shape = MLPConfig(d_in=data.train_x.shape[1], d_out=data.n_classes, **cell.shape)
+    config = MLPTrainConfig(**cell.train, **RULES[cell.rule])
+    run = train_mlp(shape, config, data)
+    start = {"experiment": cell.experiment, "data": data.name, "loss": config.loss, "depth": shape.depth,
+             "r": shape.width_exponent, "width": shape.width, "n_parameters": shape.n_parameters, "rule": cell.rule,
+             "q": config.edge_multiple, "seed": config.seed}  # fmt: skip
+    return start | summary(run)
+
+
+def summary(run: MLPRun) -> dict[str, Any]:
+    """How a training ended, and the second half of its logged steps."""
+    last = records(run.evaluations)[-1]
+    ended = run.ending.status
+    steps = run.steps
+    # What a diverged run's last evaluation says is of a time before; NaN says that there is nothing to say.
+    names = ("train_loss", "train_accuracy", "test_accuracy", "soft_rank", "lambda_h", "lambda_p", "edge_ratio_p")
+    row = {name: math.nan if ended == "diverged" else last[name] for name in names}
+    late = pd.DataFrame(steps.loc[column(steps, "step") >= column(steps, "step").max() / 2])
+    ratio = column(late, "edge_ratio")
+    return {
+        "status": ended, "stopped": run.ending.step, "lr": run.lr, **row,
+        "edge_along_step": float(np.median(ratio)), "share_beyond": float((ratio > 1).mean()),
+        "share_raising": float((column(late, "loss_after") > column(late, "c0")).mean()),
+        "gauss_newton_share": float(np.median(column(late, "gauss_newton") / column(late, "c2"))),
+        "spike": float(column(steps, "c0").max() / column(steps, "c0")[0]),
+    }  # fmt: skip
+
+
+def run_all(folder: Path, experiments: list[str], jobs: int, path: str) -> pd.DataFrame:
+    """Every training that is not there yet, in processes; the rows of all."""
+    table = Table(folder / "rows")
+    name = load(path).name
+    todo = {cell.name(name): cell for experiment in experiments for cell in cells(experiment)}
+    missing = {part: cell for part, cell in todo.items() if not table.has(part)}
+    print(f"{len(todo) - len(missing)} of {len(todo)} trainings are there", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        running = {pool.submit(run_cell, cell, path): part for part, cell in missing.items()}
+        for count, done in enumerate(as_completed(running), 1):
+            row = done.result()
+            table.write(running[done], pd.DataFrame([row]))
+            print(count, {k: row[k] for k in ("experiment", "depth", "r", "rule", "q", "seed", "status")}, flush=True)
+    return table.read(list(todo))
+
+
+def main() -> None:
+    """Run, and write if asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the rows are kept")
+    parser.add_argument("--experiments", nargs="*", default=["E2", "E4", "grid", "E1"])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--mnist", default="", help="a folder of IDX files, or an .npz file")
+    parser.add_argument("--write", action="store_true", help="fill docs/edge_of_stability.md and its figures")
+    arguments = parser.parse_args()
+    rows = run_all(arguments.folder, arguments.experiments, arguments.jobs, arguments.mnist)
+    if arguments.write:
+        write(rows)
+
+
+if __name__ == "__main__":
+    main()
