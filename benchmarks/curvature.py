@@ -1,7 +1,7 @@
 """Cost of one checkpoint's sharpness, beside a training step and beside power iteration.
 
-A llama-style model on 16-bit addition at initialisation and after a few hundred updates, whose spectra differ. Lanczos
-is `top_eigenpairs` at its relative residual of 1e-2; power iteration multiplies and normalises until its own residual is
+A llama-style model on 16-bit addition at initialisation and after 300 updates, whose spectra differ. Lanczos is
+`top_eigenpairs` at its relative residual of 1e-2; power iteration multiplies and normalises until its own residual is
 as small, on `H + shift`, the shift being the length of `H` times a random unit vector: without one it finds the
 eigenvalue of largest magnitude. Both start from random vectors, on the same Hessian. A training step is the library's:
 forward and backward of 64 examples through the fast path, clipping, AdamW. The whole checkpoint adds the

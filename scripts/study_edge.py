@@ -28,6 +28,7 @@ import torch
 from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.images import Labelled, digits, mnist
 from qfl_interp.homogeneous.training import MLPRun, train_mlp
+from qfl_interp.plots.edge import edge_maps
 from qfl_interp.results import Table
 from qfl_interp.tables import column, records, select
 
@@ -147,6 +148,116 @@ def run_all(folder: Path, experiments: list[str], jobs: int, path: str) -> pd.Da
             table.write(running[done], pd.DataFrame([row]))
             print(count, {k: row[k] for k in ("experiment", "depth", "r", "rule", "q", "seed", "status")}, flush=True)
     return table.read(list(todo))
+
+
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page."""
+    text = page.read_text()
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
+        text = pattern.sub(lambda found, table=table: found[1] + table + found[2], text)
+    page.write_text(text)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table of a page; what a row lacks is a dash."""
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    body = [[row.get(name, "–") for name in head] for row in rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (head, ["---"] * len(head), *body))
+
+
+def over_seeds(rows: pd.DataFrame, keys: list[str]) -> list[dict[str, Any]]:
+    """One record for each combination of keys: how many trainings, diverged, learned, and medians over the others."""
+    found = []
+    for at, group in rows.groupby(keys, sort=False):
+        alive = pd.DataFrame(group.loc[group["status"] != "diverged"])
+        record = dict(zip(keys, at, strict=True)) | {"n": len(group), "diverged": len(group) - len(alive)}
+        record["learned"] = int((alive["train_accuracy"] > 0.9).sum())
+        numbers = [name for name in alive.columns if name not in keys and alive[name].dtype.kind == "f"]
+        found.append(record | {name: float(alive[name].median()) if len(alive) else math.nan for name in numbers})
+    return found
+
+
+def warm_up_table(rows: pd.DataFrame) -> str:
+    """E2: a row a pattern and rule, a column a learning rate."""
+    found = over_seeds(select(rows, experiment="E2"), ["r", "rule", "q"])
+    lines: dict[tuple[float, str], dict[str, Any]] = {}
+    for one in found:
+        line = lines.setdefault((one["r"], one["rule"]), {"r": f"{one['r']:g}", "rule": one["rule"]})
+        if one["diverged"]:
+            text = f"diverged {one['diverged']}/{one['n']}"
+        elif not one["learned"]:
+            text = f"finite, learned 0/{one['n']}"
+        else:
+            spike = f", spike {one['spike']:.1f}x" if one["spike"] > 1.05 else ""
+            text = (
+                f"{one['train_loss']:.2g}, {one['test_accuracy']:.3f}, {one['soft_rank']:.2f}, "
+                f"{one['edge_ratio_p']:.2g}{spike} (n={one['n']})"
+            )
+        line[f"q={one['q']:g}"] = text
+    return markdown(list(lines.values()))
+
+
+def along_table(rows: pd.DataFrame) -> str:
+    """E3: the quadratic model along the steps of E2's trainings with r = 2 that stayed finite."""
+    found = over_seeds(select(rows, experiment="E2", r=2.0), ["rule", "q"])
+    return markdown([
+        {"rule": one["rule"], "q": f"{one['q']:g}", "median lr S / 2": f"{one['edge_along_step']:.2f}",
+         "steps above 1": f"{one['share_beyond']:.0%}", "steps that raise their own batch's loss":
+         f"{one['share_raising']:.0%}", "Gauss-Newton share of c2": f"{one['gauss_newton_share']:.2f}", "n": one["n"]}
+        for one in found if one["diverged"] < one["n"]
+    ])  # fmt: skip
+
+
+def full_batch_table(rows: pd.DataFrame) -> str:
+    """E4."""
+    found = over_seeds(select(rows, experiment="E4"), ["q", "rule"])
+    return markdown([
+        {"q": f"{one['q']:g}", "rule": one["rule"], "lr lambda_P / 2 at the end": f"{one['edge_ratio_p']:.2f}",
+         "soft rank": f"{one['soft_rank']:.2f}", "lambda_P soft rank^2":
+         f"{one['lambda_p'] * one['soft_rank'] ** 2:.2f}", "train loss": f"{one['train_loss']:.2g}"}
+        for one in found
+    ])  # fmt: skip
+
+
+def explosion_table(rows: pd.DataFrame) -> str:
+    """E1: the learning rates at which a training diverged, and when."""
+    lines = []
+    for (loss, depth, r), group in select(rows, experiment="E1").groupby(["loss", "depth", "r"], sort=False):
+        line: dict[str, Any] = {"loss": loss, "l": depth, "r": f"{r:g}"}
+        for rule, part in group.groupby("rule", sort=False):
+            lost = records(pd.DataFrame(part.loc[part["status"] == "diverged"]))
+            line[str(rule)] = ", ".join(f"q={one['q']:g} (step {one['stopped']})" for one in lost) or "never"
+        lines.append(line)
+    return markdown(lines)
+
+
+def maps(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The grid's cells for a figure: the median over seeds of one number, and how many seeds diverged."""
+    cells = []
+    for one in over_seeds(select(rows, experiment="grid"), ["r", "rule", "depth", "q"]):
+        lost = f"× {one['diverged']}/{one['n']}" if one["diverged"] else ""
+        number = "" if math.isnan(one[value]) else f"{one[value]:.2f}"
+        panel = f"{ {0: 'constant', 1: 'linear', 2: 'quadratic'}[int(one['r'])] } widths, {one['rule']}"
+        cells.append({"panel": panel, "x": f"{one['q']:g}", "y": f"{one['depth']}", "value": one[value],
+                      "note": "  ".join(t for t in (number, lost) if t)})  # fmt: skip
+    return pd.DataFrame(cells)
+
+
+def write(rows: pd.DataFrame) -> None:
+    """The rows, tables and figures of the page."""
+    rows.to_csv(DOCS / "edge_of_stability.csv", index=False, float_format="%.6g")
+    tables = {"E1": explosion_table, "E2": warm_up_table, "E3": along_table, "E4": full_batch_table}
+    fill(DOCS / "edge_of_stability.md", {name: table(rows) for name, table in tables.items()})
+    axes = {"x": "learning rate in units of the edge, q", "y": "depth"}
+    for value, title, low, high in (
+        ("train_accuracy", "train accuracy", 0.0, 1.0), ("soft_rank", "soft rank", 1.0, None),
+    ):  # fmt: skip
+        name = f"edge-{value.replace('_', '-')}"
+        figure = edge_maps(maps(rows, value), **axes, value=title, filename=name, low=low, high=high)
+        figure.write_image(DOCS / "figures" / f"{name}.png", scale=SCALE)
 
 
 def main() -> None:

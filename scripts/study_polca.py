@@ -1,6 +1,7 @@
 """Fill the tables and figures of docs/polca.md from trained runs.
 
     python scripts/study_polca.py decimal RUN [RUN ...]   # the paper's Tables 1 and 8-11: trajectories and bases
+    python scripts/study_polca.py captured RUN [RUN ...]  # what part of the loss's fall lies along the directions
     python scripts/study_polca.py accuracy RUN            # four accuracies against the true change along a direction
     python scripts/study_polca.py carry RUN               # 16-bit addition: is the carry seen before the loss falls?
 
@@ -27,7 +28,7 @@ from analyses.decomposing import CurveKind, PolcaResult
 from analyses.emerging import emergence_tables
 from analyses.polca_basis import find_basis, read_basis
 from analyses.polca_plan import BasisPlan, plan_basis, theta
-from qfl_interp.curvature import Hessian
+from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.plots import recovery_panel, timeline_figure
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import (
@@ -170,6 +171,31 @@ def _captured(found: PolcaResult) -> float:
     return float(np.sum(column(found.intervals, "captured")) / np.sum(column(found.intervals, "loss_change")))
 
 
+def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int) -> None:
+    """What the Hessian's directions capture of the loss's fall, and how training moves along them."""
+    rows = []
+    for run in runs:
+        row = {"lr": run.config.train.lr, "seed": run.config.train.seed}
+        row["right at the end"] = float(column(run.metrics.dropna(subset=["val_exact_answer"]), "val_exact_answer")[-1])
+        for name, config, curves in ways(run, n_examples, n_hessian, baselines=False):
+            if name in (PATH, FIRST_ORDER):
+                found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
+                row[name] = f"{_captured(found):.1%}"
+        plan = plan_basis(run, PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=basis_steps(run)))
+        basis = read_basis(run, plan)
+        noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(0), dtype=basis.dtype)
+        both = torch.cat([basis, orthonormalise(noise)]).double()
+        ways_along = np.diff([(both @ theta(run, plan, step, "cpu").double()).numpy() for step in run.steps], axis=0)
+        # The evenly spaced checkpoints, where the loss falls little any more.
+        late = ways_along[np.array(run.steps[:-1]) >= run.steps[-1] // 5]
+        for kind, steps in (("Hessian", late[:, : len(basis)]), ("random", late[:, len(basis) :])):
+            row[f"turns back, {kind}"] = f"{np.mean(np.sign(steps[1:]) != np.sign(steps[:-1])):.0%}"
+            row[f"way kept, {kind}"] = f"{np.median(np.abs(steps.sum(axis=0)) / np.abs(steps).sum(axis=0)):.0%}"
+        rows.append(row)
+        print(row, flush=True)
+    fill("captured", pd.DataFrame(rows))
+
+
 def accuracy(run: qfl.Run, n_examples: int) -> None:
     """Errors of the accuracies between neighbouring checkpoints, and between the few of a much sparser run."""
     config = PolcaConfig(n_examples=n_examples, n_hessian=n_examples, basis_steps="log:8", double=True)
@@ -291,7 +317,7 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
 def main() -> None:
     """What was asked for."""
     parser = argparse.ArgumentParser(prog="study_polca.py", description=__doc__)
-    parser.add_argument("part", choices=("decimal", "accuracy", "carry"))
+    parser.add_argument("part", choices=("decimal", "captured", "accuracy", "carry"))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--n-examples", type=int, default=1250)
     parser.add_argument("--n-hessian", type=int, default=1250)
@@ -300,6 +326,8 @@ def main() -> None:
     runs = [qfl.Run.open(path) for path in asked.runs]
     if asked.part == "decimal":
         decimal(runs, asked.n_examples, asked.n_hessian, asked.jobs)
+    elif asked.part == "captured":
+        captured(runs, asked.n_examples, asked.n_hessian, asked.jobs)
     elif asked.part == "accuracy":
         accuracy(runs[0], asked.n_examples)
     else:

@@ -32,10 +32,11 @@ from qfl_interp.task import Batch
 from tests.conftest import tiny_train_config
 from tests.helpers_suite import save_tiny_neox, tiny_text_task
 
-EXACT = CurvatureConfig(n_examples=6, n_rank_examples=24, tol=1e-6, max_products=300, double=True)
+EXACT = CurvatureConfig(n_examples=4, n_rank_examples=8, tol=1e-3, max_products=60, double=True)
 FAST = CurvatureConfig(n_examples=4, n_rank_examples=8, tol=0.5, max_products=12)
 CHAINS = SgldConfig(n_chains=2, n_draws=3, n_burn_in=1, batch_size=2)
 LAST = 6
+STEPS = [0, 2, 5, 6]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(trained):
-    return curvature(trained, config=EXACT, progress=False)
+    return curvature(trained, STEPS, config=EXACT, progress=False)
 
 
 @pytest.fixture
@@ -58,6 +59,13 @@ def run(trained, tmp_path):
     shutil.copytree(trained.path, target)
     shutil.rmtree(target / "analyses", ignore_errors=True)
     return qfl.Run.open(target)
+
+
+@functools.cache
+def at_checkpoint(path, step):
+    """`derivatives` on the call's own examples."""
+    run = qfl.Run.open(path)
+    return derivatives(run, step, train_batch(run))
 
 
 def derivatives(run, step, batch):
@@ -75,6 +83,10 @@ def derivatives(run, step, batch):
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
     rows = [torch.autograd.grad(entry, theta, retain_graph=True)[0] for entry in gradient]
     return float(loss), gradient.detach().numpy(), torch.stack(rows).numpy(), theta.detach().numpy()
+
+
+def parameters(run, step):
+    return torch.cat([p.detach().flatten() for p in run.load_model(step).parameters()]).double().numpy()
 
 
 def train_batch(run, config=EXACT):
@@ -97,14 +109,14 @@ def cos(a, b):
 @pytest.mark.parametrize("step", [0, 2, 5])
 def test_every_column_equals_that_of_the_whole_hessian(trained, measured, step):
     batch = train_batch(trained)
-    loss, gradient, hessian, theta = derivatives(trained, step, batch)
+    loss, gradient, hessian, theta = at_checkpoint(trained.path, step)
     row = row_at(measured, step)
     assert row["sharpness_converged"]
-    origin, taken = (derivatives(trained, at, batch)[3] for at in (0, step + 1))
+    origin, taken = (parameters(trained, at) for at in (0, step + 1))
     taken = taken - theta
     expected = {
         "step_to": step + 1,
-        "n_examples": 6,
+        "n_examples": 4,
         "n_tokens": int(batch.loss_mask.sum()),
         "loss": loss,
         "gradient_norm": np.linalg.norm(gradient),
@@ -119,7 +131,8 @@ def test_every_column_equals_that_of_the_whole_hessian(trained, measured, step):
         "flops": trained.flops(step),
     }
     for name, value in expected.items():
-        assert row[name] == pytest.approx(value, rel=1e-7), name
+        # The eigenvalue's error is of the order of its residual's square.
+        assert row[name] == pytest.approx(value, rel=1e-4 if name == "sharpness" else 1e-7), name
     if step:
         assert row["cos_step_cumulative"] == pytest.approx(cos(taken, theta - origin), rel=1e-7)
     else:
@@ -128,7 +141,7 @@ def test_every_column_equals_that_of_the_whole_hessian(trained, measured, step):
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_adams_columns_equal_those_from_the_file_of_moments(trained, measured, step):
-    _, gradient, hessian, theta = derivatives(trained, step, train_batch(trained))
+    _, gradient, hessian, theta = at_checkpoint(trained.path, step)
     stored = safetensors.torch.load_file(trained.path / "checkpoints" / f"step_{step:08d}" / "optimizer.safetensors")
     names = [name for name, _ in trained.load_model(step).named_parameters()]
     second = torch.cat([stored[f"{name}/exp_avg_sq"].flatten() for name in names]).double().numpy()
@@ -136,15 +149,15 @@ def test_adams_columns_equal_those_from_the_file_of_moments(trained, measured, s
     row = row_at(measured, step)
     preconditioned = np.linalg.eigvals(p[:, None] * hessian).real.max()
     assert row["preconditioned_sharpness_converged"]
-    assert row["preconditioned_sharpness"] == pytest.approx(preconditioned, rel=1e-6)
+    assert row["preconditioned_sharpness"] == pytest.approx(preconditioned, rel=1e-4)
     assert row["moments"] == "saved"
-    taken = derivatives(trained, step + 1, train_batch(trained))[3] - theta
+    taken = parameters(trained, step + 1) - theta
     assert row["cos_preconditioned_step"] == pytest.approx(cos(-p * gradient, taken), rel=1e-6)
 
 
 def test_edges_follow_the_learning_rate_that_training_logged(trained, measured):
     logged = trained.metrics.set_index("step")["lr"]
-    for step in range(LAST):
+    for step in STEPS[:-1]:
         row = row_at(measured, step)
         assert row["lr"] == pytest.approx(logged[step + 1], rel=1e-12)
         assert row["edge"] == pytest.approx(2 / logged[step + 1])
@@ -158,7 +171,7 @@ def test_edges_follow_the_learning_rate_that_training_logged(trained, measured):
 def test_the_update_made_again_is_the_one_that_was_taken(measured):
     """With a checkpoint after every update, at the first one too, where the moments are zero."""
     rows = measured.rows[measured.rows["step"] < LAST]
-    assert len(rows) == LAST
+    assert len(rows) == 3
     for field in ("norm", "curvature", "c1", "c2", "sharpness"):
         np.testing.assert_allclose(rows[f"update_{field}"], rows[f"step_{field}"], rtol=2e-3, err_msg=field)
     np.testing.assert_allclose(rows["cos_gradient_update"], rows["cos_gradient_step"], rtol=1e-3)
@@ -178,9 +191,9 @@ def test_what_does_not_exist_at_the_ends(measured):
 
 
 def test_the_step_leads_to_the_next_saved_checkpoint_whatever_is_asked_for(run, measured):
-    found = curvature(run, [1, 5], config=EXACT, progress=False)
+    found = curvature(run, [2, 5], config=EXACT, progress=False)
     pd.testing.assert_frame_equal(
-        found.rows.reset_index(drop=True), measured.rows[measured.rows["step"].isin([1, 5])].reset_index(drop=True)
+        found.rows.reset_index(drop=True), measured.rows[measured.rows["step"].isin([2, 5])].reset_index(drop=True)
     )
 
 
@@ -320,8 +333,8 @@ def test_learning_coefficients_are_of_the_sample_in_examples(run, monkeypatch):
     one = [Batch(batch.tokens[[i]], batch.loss_mask[[i]]) for i in (0, 2)]
     expected = sum(derivatives(run, 3, part)[0] * int(part.loss_mask.sum()) for part in one) / 2
     assert seen["loss"] == pytest.approx(expected)
-    assert seen["n"] == 6
-    np.testing.assert_allclose(seen["start"], derivatives(run, 3, batch)[3])
+    assert seen["n"] == 4
+    np.testing.assert_allclose(seen["start"], parameters(run, 3))
     assert rows["n_chains"].tolist() == [2]
     assert rows["n_finite_chains"].tolist() == [2]
     assert np.isfinite(rows[["learning_coefficient", "learning_coefficient_std"]].to_numpy(float)).all()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call
 
 from qfl_interp.homogeneous import depthwise, taylor
 from qfl_interp.homogeneous.config import RULES, MLPConfig
@@ -64,13 +64,14 @@ def loss_of(model, x, y, loss):
 
 def by_autograd(model, x, y, loss, xi):
     """c0, c1 and c2 by a Hessian-vector product, and the gradients."""
-    at, theta = loss_of(model, x, y, loss), {k: v.detach() for k, v in model.named_parameters()}
-    gradient = grad(at)(theta)
-    step = {name: -scale * g for (name, g), scale in zip(gradient.items(), xi, strict=True)}
-    bent = jvp(grad(at), (theta,), (step,))[1]
-    c1 = sum(float((gradient[k] * step[k]).sum()) for k in theta)
-    c2 = sum(float((step[k] * bent[k]).sum()) for k in theta) / 2
-    return float(at(theta)), c1, c2, list(gradient.values())
+    weights = list(model.parameters())
+    value = loss_of(model, x, y, loss)(dict(model.named_parameters()))
+    gradients = torch.autograd.grad(value, weights, create_graph=True)
+    step = [-scale * g.detach() for g, scale in zip(gradients, xi, strict=True)]
+    bent = torch.autograd.grad(gradients, weights, step)
+    c1 = sum(float((g.detach() * d).sum()) for g, d in zip(gradients, step, strict=True))
+    c2 = sum(float((d * h).sum()) for d, h in zip(step, bent, strict=True)) / 2
+    return float(value.detach()), c1, c2, [g.detach() for g in gradients]
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])

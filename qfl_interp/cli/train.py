@@ -34,6 +34,7 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="AdamW's; grokking wants about 1.")] = 0.1,
     schedule: Annotated[Literal["cosine", "wsd"], typer.Option(help="Learning-rate schedule.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
+    decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
     checkpoints: Annotated[int, typer.Option(help="About how many checkpoints, half of them log-spaced.")] = 40,
     eval_fraction: Annotated[float, typer.Option(help="A validation every this part of the steps.")] = 0.005,
@@ -57,8 +58,8 @@ def train(
     model = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style)
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, weight_decay=weight_decay, schedule=schedule,
-        warmup_fraction=warmup, seed=seed, n_checkpoints=checkpoints, eval_fraction=eval_fraction, n_val=n_val,
-        save_optimizer=save_optimizer, compile=compile,
+        warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
+        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile,
     )  # fmt: skip
     from qfl_interp.registry import load_task
     from qfl_interp.training import plan_run

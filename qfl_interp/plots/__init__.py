@@ -7,7 +7,7 @@ from plotly.graph_objects import Figure
 from qfl_interp.plots.ablation import ablation_figure, ablation_over_steps_figure, ablation_panel
 from qfl_interp.plots.across import across_figure
 from qfl_interp.plots.attribution import attribution_figure
-from qfl_interp.plots.curvature import curvature_figure, curvature_panels, soft_rank_figure
+from qfl_interp.plots.curvature import curvature_figure, curvature_panels
 from qfl_interp.plots.heatmap import probe_heatmap
 from qfl_interp.plots.interchange import interchange_figure, interchange_panel
 from qfl_interp.plots.mdl import mdl_figure, mdl_panel
@@ -22,6 +22,7 @@ from qfl_interp.plots.polca_composition import composition_figure
 from qfl_interp.plots.polca_means import polca_means_figure
 from qfl_interp.plots.polca_recovery import recovery_panel
 from qfl_interp.plots.scaling import scaling_figure
+from qfl_interp.plots.soft_ranks import soft_rank_figure
 from qfl_interp.plots.theme import figure_config
 from qfl_interp.plots.timeline import exact_panel, feature_panel, loss_figure, loss_panel, timeline_figure
 from qfl_interp.plots.transfer import transfer_figure

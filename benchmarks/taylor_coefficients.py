@@ -1,0 +1,85 @@
+"""What the measurements of a homogeneous network cost beside a training step: coefficients, scales, sharpness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks._timing import best_seconds
+from qfl_interp.homogeneous.config import MLPConfig
+from qfl_interp.homogeneous.depthwise import DepthwiseRule, scales
+from qfl_interp.homogeneous.minibatch import run_minibatch
+from qfl_interp.homogeneous.mlp import HomogeneousMLP
+from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness
+from qfl_interp.homogeneous.taylor import taylor_coefficients
+
+TITLE = "Taylor coefficients of a step (homogeneous network, 64 inputs, 10 outputs, quadratic widths, batch 128)"
+
+
+def run(quick: bool = False) -> list[dict[str, Any]]:
+    """Seconds of each measurement, and how many plain training steps it takes (target for c0 to c2: under 3).
+
+    A training step is torch's own: forward and backward pass and the update of every weight. c0 to c2 include the
+    forward and the backward pass that they start from. "Hessian-vector product" is the same c2 by autograd: forward,
+    backward and second backward pass.
+
+    Args:
+        quick: One small network, one round.
+    """
+    rows = []
+    for depth, width in ((3, 4),) if quick else ((4, 64), (8, 20)):
+        rows += _measure(MLPConfig(64, 10, width, depth, 2), 1 if quick else 20)
+    return rows
+
+
+def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
+    """One network's rows."""
+    model = HomogeneousMLP(config)
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(128, 64, generator=rng), torch.randint(10, (128,), generator=rng)
+    loss = "cross_entropy"
+    weights = list(model.parameters())
+    batch = run_minibatch(model, x, y, loss)
+    xi = scales(DepthwiseRule(), batch)
+    direction = torch.randn(config.n_parameters, generator=rng)
+
+    def step() -> None:
+        gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), weights)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= 0.0 * gradient
+
+    def scaled_step() -> None:
+        found = run_minibatch(model, x, y, loss)
+        factors = scales(DepthwiseRule(), found)
+        with torch.no_grad():
+            for weight, k, gradient in zip(weights, factors, found.unit_gradients, strict=True):
+                weight -= 0.0 * k * gradient
+
+    def coefficients() -> None:
+        found = run_minibatch(model, x, y, loss)
+        taylor_coefficients(found, xi)
+
+    works = {
+        "training step": step,
+        "training step with the depthwise rule": scaled_step,
+        "c0, c1, c2 (forward and backward pass included)": coefficients,
+        "one Hessian-vector product (autograd)": lambda: MLPHessian(model, x, y, loss).product(direction),
+        "lambda_P (Lanczos to 1e-3)": lambda: top_sharpness(model, x, y, loss, xi),
+    }
+    # One thread: the cores of a busy machine would be compared, not the work.
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = {
+            name: best_seconds(work, rounds if "Lanczos" not in name else min(rounds, 3))
+            for name, work in works.items()
+        }
+    finally:
+        torch.set_num_threads(n_threads)
+    shape = {"depth": config.depth, "parameters": config.n_parameters}
+    return [
+        {"name": name, **shape, "ms": 1e3 * taken, "training_steps": taken / seconds["training step"]}
+        for name, taken in seconds.items()
+    ]

@@ -1,0 +1,122 @@
+"""The study of docs/edge_of_stability.md: its cells, its summaries and its figure."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qfl_interp.homogeneous.run_folder import Ending
+from qfl_interp.homogeneous.training import MLPRun
+from qfl_interp.plots.edge import edge_maps
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("study_edge", ROOT / "scripts" / "study_edge.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study_edge"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cells_are_different_and_named_by_what_they_are(study):
+    every = [cell for name in ("E1", "E2", "E4", "grid") for cell in study.cells(name)]
+    names = {cell.name("digits") for cell in every}
+    assert len(names) == len(every)
+    assert every[0].name("digits") == every[0].name("digits")
+    assert not names & {cell.name("mnist") for cell in every}
+    sizes = [study.MLPConfig(64, 10, m, 4, r).n_parameters for r, m in study.MATCHED.items()]
+    assert max(sizes) / min(sizes) < 1.01
+    with pytest.raises(SystemExit, match="no experiment is named 'E9'"):
+        list(study.cells("E9"))
+
+
+def test_a_cell_is_trained_and_summed_up(study):
+    cell = study.Cell(
+        "E4", "s=2", {"depth": 3, "width": 4, "width_exponent": 1},
+        {"n_steps": 4, "edge_multiple": 1.0, "batch_size": 30, "n_sharpness": 20}, 40,
+    )  # fmt: skip
+    row = study.run_cell(cell, "")
+    assert row == study.run_cell(cell, "")
+    assert (row["data"], row["rule"], row["q"], row["status"], row["stopped"]) == ("digits", "s=2", 1.0, "finished", 4)
+    assert row["n_parameters"] == 64 * 4 + 4 * 8 + 8 * 10
+
+
+def test_a_summary_looks_at_the_second_half(study):
+    steps = pd.DataFrame({
+        "step": [0, 1, 2, 3], "c0": [2.0, 6.0, 1.0, 1.0], "loss_after": [6.0, 1.0, 2.0, 0.5],
+        "edge_ratio": [9, 9, 2, 0.5],
+        "gauss_newton": [1.0, 1, 1, 3], "c2": [1.0, 1, 2, 4],
+    })  # fmt: skip
+    last = dict.fromkeys(
+        ("train_loss", "train_accuracy", "test_accuracy", "soft_rank", "lambda_h", "lambda_p", "edge_ratio_p"), 1.5
+    )
+    run = MLPRun(Ending("finished", 4), 0.1, None, steps, pd.DataFrame(), pd.DataFrame([last]))
+    found = study.summary(run)
+    assert found["spike"] == 3
+    assert found["edge_along_step"] == 1.25
+    assert found["share_beyond"] == 0.5
+    assert found["share_raising"] == 0.5
+    assert found["gauss_newton_share"] == 0.625
+    lost = study.summary(MLPRun(Ending("diverged", 4), 0.1, None, steps, pd.DataFrame(), pd.DataFrame([last])))
+    assert math.isnan(lost["train_loss"])
+    assert lost["status"] == "diverged"
+
+
+def test_medians_leave_out_what_diverged(study):
+    rows = pd.DataFrame({
+        "rule": ["a", "a", "a", "b"], "q": [1.0] * 4, "status": ["finished", "diverged", "finished", "diverged"],
+        "train_accuracy": [0.95, math.nan, 0.5, math.nan],
+    })  # fmt: skip
+    a, b = study.over_seeds(rows, ["rule", "q"])
+    assert (a["n"], a["diverged"], a["learned"]) == (3, 1, 1)
+    assert a["train_accuracy"] == pytest.approx(0.725)
+    assert (b["n"], b["diverged"], b["learned"]) == (1, 1, 0)
+    assert math.isnan(b["train_accuracy"])
+
+
+def test_a_table_puts_each_value_below_its_name(study):
+    text = study.markdown([{"a": 1, "b": 2}, {"b": 4, "a": 3}, {"a": 5, "c": 6}])
+    assert text.splitlines() == [
+        "| a | b | c |", "| --- | --- | --- |", "| 1 | 2 | – |", "| 3 | 4 | – |", "| 5 | – | 6 |",
+    ]  # fmt: skip
+
+
+def test_maps_show_each_number_where_it_belongs():
+    rows = pd.DataFrame({
+        "panel": ["one"] * 3 + ["two"], "x": ["1", "2", "2", "1"], "y": ["a", "a", "b", "b"],
+        "value": [0.1, 0.2, math.nan, 0.4], "note": ["0.1", "0.2", "×", "0.4"],
+    })  # fmt: skip
+    figure = edge_maps(rows, x="q", y="depth", value="rank", filename="f", low=0.0)
+    crossed, colours, _, second = figure.data
+    as_numbers = np.array(colours.z, dtype=float)
+    np.testing.assert_array_equal(as_numbers, [[0.1, 0.2], [math.nan, math.nan]])
+    assert np.isnan(np.array(crossed.z, dtype=float)).tolist() == [[True, True], [False, False]]
+    assert colours.text == (["0.1", "0.2"], ["", "×"]) or list(map(list, colours.text)) == [["0.1", "0.2"], ["", "×"]]
+    assert np.array(second.z, dtype=float)[1, 0] == 0.4
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 0.4)
+    with pytest.raises(ValueError, match="one row a cell"):
+        edge_maps(pd.concat([rows, rows]), x="q", y="depth", value="rank", filename="f")
+    with pytest.raises(ValueError, match="at least one, got 0"):
+        edge_maps(rows[:0], x="q", y="depth", value="rank", filename="f")
+
+
+def test_the_page_is_made_of_its_rows(study):
+    """Every row of the page's table is a training of the study, and the page has its markers."""
+    rows = pd.read_csv(ROOT / "docs" / "edge_of_stability.csv")
+    assert set(rows["status"]) <= {"finished", "diverged", "dead", "converged"}
+    assert not rows.duplicated(["experiment", "loss", "depth", "r", "rule", "q", "seed"]).any()
+    page = (ROOT / "docs" / "edge_of_stability.md").read_text()
+    for name in ("E1", "E2", "E3", "E4"):
+        assert page.count(f"<!-- {name} -->\n|") == page.count(f"<!-- /{name} -->") == 1
+    assert rows.loc[rows["status"] == "diverged", "train_loss"].isna().all()
