@@ -81,9 +81,9 @@ def fill(name: str, table: pd.DataFrame) -> None:
     page.write_text(pattern.sub(lambda found: found[1] + markdown(table) + found[2], text))
 
 
-def basis_steps(run: qfl.Run, every: int = BASIS_EVERY) -> str:
+def basis_steps(run: qfl.Run) -> str:
     """The saved step nearest each multiple of 200: where the paper takes a basis vector."""
-    wanted = range(every, run.steps[-1] + 1, every)
+    wanted = range(BASIS_EVERY, run.steps[-1] + 1, BASIS_EVERY)
     return ",".join(str(step) for step in sorted({min(run.steps, key=lambda s: abs(s - w)) for w in wanted}))
 
 
@@ -110,9 +110,6 @@ def ways(
         "projected",
     )
     yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
-    # As many products as directions at every checkpoint: a quarter of the directions, a third of the examples.
-    paper = how | {"basis_steps": basis_steps(run, 4 * BASIS_EVERY), "n_hessian": n_hessian // 3}
-    yield "POLCA, the paper's second order, 12 directions", PolcaConfig(accuracy="paper", **paper), "projected"
 
 
 def best_carry(found: PolcaResult) -> dict[str, float]:

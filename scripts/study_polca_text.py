@@ -263,6 +263,11 @@ def configuration(run: qfl.Run) -> PolcaConfig:
     return PolcaConfig(basis_steps=",".join(map(str, steps)), **FOLLOW)
 
 
+def followed(run: qfl.Run) -> list[int]:
+    """Every second checkpoint, and the last: half the time, and enough to see when a curve turns."""
+    return sorted({*run.steps[::2], run.steps[-1]})
+
+
 def main(out: Path) -> None:
     """Train, find directions, follow tokens, cluster, write; each stage is skipped where it is done."""
     started = time.monotonic()
@@ -271,7 +276,7 @@ def main(out: Path) -> None:
     # A run's directory has its task's name alone, and this one is in no registry.
     run.task = task
     print(run, f"{time.monotonic() - started:.0f} s", flush=True)
-    found = polca(run, config=configuration(run), rule="down")
+    found = polca(run, followed(run), config=configuration(run), rule="down")
     print(found, f"{time.monotonic() - started:.0f} s", flush=True)
     tables = {"directions": direction_table, "clusters": cluster_table, "exact": exact_loss_table}
     fill({"facts": facts(run, found)} | {name: markdown(table(found)) for name, table in tables.items()})

@@ -39,7 +39,7 @@ def test_a_regular_minimum_has_half_its_parameters():
     expected = (N_BETA * h.numpy() * variance / 2).sum()
     # The slowest coordinate forgets in 2 / (eps a) steps.
     error = standard_error(found, 4 / (CHAINS.step_size * a.min()))
-    assert error < 0.1
+    assert error < 0.2
     assert abs(found.estimate - expected) < 4 * error
     assert expected == pytest.approx(3.0, rel=0.15)
     assert found.n_finite == 4
@@ -62,7 +62,7 @@ def quadrature(power, localization, n_beta=N_BETA):
 
 def test_a_singular_minimum_has_less():
     """`w1^2 w2^2` in two parameters: 1/2 in the limit instead of the regular 1; at this n what quadrature gives."""
-    config = dataclasses.replace(CHAINS, step_size=3e-3, localization=10.0, n_draws=2500, n_burn_in=250)
+    config = dataclasses.replace(CHAINS, step_size=3e-3, localization=10.0, n_draws=2000, n_burn_in=250)
     found = sampled(lambda w: w[0] ** 2 * w[1] ** 2, [0.0, 0.0], config)
     expected = quadrature(2, config.localization)
     assert found.estimate == pytest.approx(expected, abs=4 * max(found.std / 2, 0.01))
@@ -86,10 +86,11 @@ def test_batches_estimate_the_mean_over_the_sample():
     x = torch.from_numpy(rng.standard_normal((200, 3)))
     y = x.sum(dim=1) + torch.from_numpy(rng.standard_normal(200))
     best = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
-    config = SgldConfig(step_size=2e-4, localization=0.01, n_chains=4, n_draws=2500, n_burn_in=250, batch_size=20)
+    config = SgldConfig(step_size=2e-3, localization=0.01, n_chains=4, n_draws=2500, n_burn_in=250, batch_size=20)
     found = estimate_learning_coefficient(lambda w, rows: ((x[rows] @ w - y[rows]) ** 2).mean() / 2, best, 200, config)
     assert found.start_loss == pytest.approx(float(((x @ best - y) ** 2).mean() / 2))
-    # n beta times a batch loss's spread over the root of all draws.
+    # Of batch losses: n beta times their spread over the root of all draws. The chains' own, and that of the gradients:
+    # they forget in 2 / (eps n beta) = 26 steps, so 0.06 and 4 %.
     spread = 200 / math.log(200) * float(((x @ best - y) ** 2 / 2).std()) / math.sqrt(20 * 10_000)
     assert found.estimate == pytest.approx(1.5, abs=4 * spread + 0.15)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short
-from qfl_interp.tables import distinct, records, select
+from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS = 2
 _CELL, _ABOVE, _BELOW, _BETWEEN = 30, 60, 52, 60
@@ -61,13 +61,17 @@ def edge_maps(
         cells = {(row["y"], row["x"]): row for row in records(select(rows, panel=panel))}
         values = np.array([[cells.get((b, a), {}).get("value", math.nan) for a in across] for b in down], dtype=float)
         notes = [[str(cells.get((b, a), {}).get("note", "")) for a in across] for b in down]
-        at = {"row": number // _COLUMNS + 1, "col": number % _COLUMNS + 1}
+        line, place = number // _COLUMNS + 1, number % _COLUMNS + 1
         for trace in _traces(values, notes, across, down):
-            figure.add_trace(trace, **at)
-        figure.update_xaxes(type="category", showgrid=False, title={"text": x} if at["row"] == n_rows else None, **at)
-        figure.update_yaxes(type="category", showgrid=False, title={"text": y} if at["col"] == 1 else None, **at)
-    found = rows["value"].dropna()
-    ends = {"cmin": float(found.min()) if low is None else low, "cmax": float(found.max()) if high is None else high}
+            figure.add_trace(trace, row=line, col=place)
+        titles = (x if line == n_rows else None, y if place == 1 else None)
+        for axes, title in zip((figure.update_xaxes, figure.update_yaxes), titles, strict=True):
+            axes(type="category", showgrid=False, title={"text": title}, row=line, col=place)
+    found = column(rows, "value")
+    ends = {
+        "cmin": float(np.nanmin(found)) if low is None else low,
+        "cmax": float(np.nanmax(found)) if high is None else high,
+    }
     bar = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
     figure.update_layout(
         coloraxis={"colorscale": "Viridis", "colorbar": bar, **ends},
