@@ -5,7 +5,7 @@
 Every training is one row in the folder's table; those that are there are not run again, so that the command can be
 stopped and repeated. `--write` puts the rows into docs/edge_of_stability.csv, the tables between the markers of the
 page, and the figures into docs/figures/ (needs `pip install kaleido` and a Chromium). `--mnist` takes a folder of IDX
-files or an .npz file, and runs E2 on it instead of on scikit-learn's digits.
+files or an .npz file, on which the experiments run instead of on scikit-learn's digits; it does not go with `--write`.
 """
 
 from __future__ import annotations
@@ -269,6 +269,8 @@ def main() -> None:
     parser.add_argument("--mnist", default="", help="a folder of IDX files, or an .npz file")
     parser.add_argument("--write", action="store_true", help="fill docs/edge_of_stability.md and its figures")
     arguments = parser.parse_args()
+    if arguments.write and arguments.mnist:
+        parser.error("--write fills a page about scikit-learn's digits: leave out --mnist")
     rows = run_all(arguments.folder, arguments.experiments, arguments.jobs, arguments.mnist)
     if arguments.write:
         write(rows)

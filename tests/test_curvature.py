@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 import qfl_interp as qfl
-from qfl_interp.curvature import Hessian, eigenpairs, orthonormal, orthonormalise, top_eigenpairs
+from qfl_interp.curvature import Hessian, orthonormal, orthonormalise, top_eigenpairs
 from qfl_interp.metrics import answer_only, masked_loss, scored_span, targets
 from qfl_interp.model import build_model
 from qfl_interp.token_losses import TokenLoss, scored_tokens

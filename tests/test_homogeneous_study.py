@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qfl_interp.homogeneous.config import MLPConfig
+from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.run_folder import Ending
 from qfl_interp.homogeneous.training import MLPRun
 from qfl_interp.plots.edge import edge_maps
 
 ROOT = Path(__file__).parent.parent
+MODEL = HomogeneousMLP(MLPConfig(d_in=3, d_out=2, width=4, depth=2, width_exponent=0), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +64,14 @@ def test_a_summary_looks_at_the_second_half(study):
     last = dict.fromkeys(
         ("train_loss", "train_accuracy", "test_accuracy", "soft_rank", "lambda_h", "lambda_p", "edge_ratio_p"), 1.5
     )
-    run = MLPRun(Ending("finished", 4), 0.1, None, steps, pd.DataFrame(), pd.DataFrame([last]))
+    run = MLPRun(Ending("finished", 4), 0.1, MODEL, steps, pd.DataFrame(), pd.DataFrame([last]))
     found = study.summary(run)
     assert found["spike"] == 3
     assert found["edge_along_step"] == 1.25
     assert found["share_beyond"] == 0.5
     assert found["share_raising"] == 0.5
     assert found["gauss_newton_share"] == 0.625
-    lost = study.summary(MLPRun(Ending("diverged", 4), 0.1, None, steps, pd.DataFrame(), pd.DataFrame([last])))
+    lost = study.summary(MLPRun(Ending("diverged", 4), 0.1, MODEL, steps, pd.DataFrame(), pd.DataFrame([last])))
     assert math.isnan(lost["train_loss"])
     assert lost["status"] == "diverged"
 

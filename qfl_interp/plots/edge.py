@@ -14,7 +14,7 @@ from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short
 from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS = 2
-_CELL, _ABOVE, _BELOW, _BETWEEN = 30, 60, 52, 60
+_CELL, _ABOVE, _BELOW, _BETWEEN = 30, 36, 52, 60
 
 
 def edge_maps(
@@ -73,6 +73,7 @@ def edge_maps(
         "cmax": float(np.nanmax(found)) if high is None else high,
     }
     bar = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    figure.update_annotations(font={"size": FONT_SIZE})  # the panels' titles
     figure.update_layout(
         coloraxis={"colorscale": "Viridis", "colorbar": bar, **ends},
         margin={"l": 64, "r": 12, "t": _ABOVE, "b": _BELOW},
