@@ -51,6 +51,8 @@ TRAIN = qfl.TrainConfig(
 FOLLOW: dict[str, Any] = {"n_examples": 40, "n_hessian": 40, "tol": 1e-2, "max_products": 40}
 # One direction a basis checkpoint: evenly over the logarithm of the steps, from the end of the warm-up.
 N_DIRECTIONS, FIRST_BASIS = 20, 100
+# The paper's `min_samples`, a fifteenth of the tokens, leaves few clusters of so few tokens.
+CLUSTERS: dict[str, Any] = {"min_cluster_size": 32, "min_samples": 10}
 # Contexts shown of each cluster, and their characters.
 N_SHOWN, CONTEXT = 4, 30
 
@@ -210,7 +212,7 @@ def cluster_table(found: PolcaResult) -> pd.DataFrame:
 def exact_loss_table(found: PolcaResult) -> pd.DataFrame:
     """The control: clusters of the same tokens' own losses, one row each."""
     losses = found.data.losses.double().numpy()
-    clusters = cluster_direction(losses.T, only_falling=False)
+    clusters = cluster_direction(losses.T, only_falling=False, **CLUSTERS)
     labels = found.tokens[[name for name in found.tokens if not str(name).startswith("cluster_")]]
     composition = enrichment(labels, clusters.labels)
     rows = []
@@ -276,7 +278,7 @@ def main(out: Path) -> None:
     # A run's directory has its task's name alone, and this one is in no registry.
     run.task = task
     print(run, f"{time.monotonic() - started:.0f} s", flush=True)
-    found = polca(run, followed(run), config=configuration(run), rule="down")
+    found = polca(run, followed(run), config=configuration(run), rule="down", **CLUSTERS)
     print(found, f"{time.monotonic() - started:.0f} s", flush=True)
     tables = {"directions": direction_table, "clusters": cluster_table, "exact": exact_loss_table}
     fill({"facts": facts(run, found)} | {name: markdown(table(found)) for name, table in tables.items()})

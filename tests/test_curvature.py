@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.func import functional_call
 
 import qfl_interp as qfl
-from qfl_interp.curvature import Hessian, orthonormal, orthonormalise, top_eigenpairs
+from qfl_interp.curvature import Hessian, eigenpairs, orthonormal, orthonormalise, top_eigenpairs
 from qfl_interp.metrics import answer_only, masked_loss, scored_span, targets
 from qfl_interp.model import build_model
 from qfl_interp.token_losses import TokenLoss, scored_tokens
@@ -398,6 +399,32 @@ def test_pairs_that_did_converge_are_kept_when_others_did_not():
 def test_more_products_come_closer_to_the_top(max_products, reached):
     pairs = top_eigenpairs(Planted(np.linspace(0, 100, 400)), tol=1e-12, max_products=max_products)
     assert reached < float(pairs.values[0]) <= 100
+
+
+@pytest.mark.parametrize(("k", "max_products"), [(1, 300), (1, 60), (2, 160), (8, 300), (25, 300)])
+def test_the_vectors_counted_are_those_of_the_longest_run(k, max_products, monkeypatch):
+    sizes, real = [], eigenpairs.eigsh
+    monkeypatch.setattr(eigenpairs, "eigsh", lambda *a, **how: sizes.append(how["ncv"]) or real(*a, **how))
+    pairs = top_eigenpairs(Planted(np.linspace(0, 100, 300)), k, tol=1e-13, max_products=max_products)
+    assert not pairs.converged.all()
+    # Beside the runs as measured: see `solver_vectors`.
+    assert eigenpairs.solver_vectors(k, max_products) == max(sizes) + 4 * k + 16
+
+
+def test_the_vectors_of_the_run_that_ended_are_let_go_before_the_next(monkeypatch):
+    held, real = [], eigenpairs.eigsh
+
+    def without_convergence(*args, **how):
+        if held:
+            assert held[0]() is None
+            return real(*args, **how)
+        workspace = np.zeros(3)
+        held.append(weakref.ref(workspace))
+        raise eigenpairs.ArpackNoConvergence("no convergence", np.empty(0), np.empty((60, 0)))
+
+    monkeypatch.setattr(eigenpairs, "eigsh", without_convergence)
+    pairs = top_eigenpairs(Planted([50.0, *np.linspace(0, 1, 59)]))
+    np.testing.assert_allclose(pairs.values, [50])
 
 
 def test_the_seed_decides_every_bit():

@@ -37,7 +37,9 @@ def texts(figure):
 
 
 def test_the_directions_that_move_most_are_drawn_and_the_note_says_so():
-    figure = plots.polca_means_figure(means().sample(frac=1, random_state=0))
+    # Where the first and the last row of a direction in the table are not its first and last step, for some the same.
+    mixed = pd.concat([means().iloc[:16:-1], means().iloc[[14, 12, 13, 15, 16, *range(12)]]])
+    figure = plots.polca_means_figure(mixed)
     lines = {trace.name: trace for trace in figure.data}
     drawn = [0, 2, 3, 4, 6, 7]
     assert list(lines) == [*(f"direction {one}, step {10 * one}" for one in drawn), "exact"]
