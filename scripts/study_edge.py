@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import multiprocessing
-import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from pages import fill, markdown
 
 from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.images import Labelled, digits, mnist
@@ -150,24 +150,6 @@ def run_all(folder: Path, experiments: list[str], jobs: int, path: str) -> pd.Da
     return table.read(list(todo))
 
 
-def fill(page: Path, tables: dict[str, str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page."""
-    text = page.read_text()
-    for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
-        text = pattern.sub(lambda found, table=table: found[1] + table + found[2], text)
-    page.write_text(text)
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table of a page; what a row lacks is a dash."""
-    head = list(dict.fromkeys(name for row in rows for name in row))
-    body = [[row.get(name, "–") for name in head] for row in rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (head, ["---"] * len(head), *body))
-
-
 def over_seeds(rows: pd.DataFrame, keys: list[str]) -> list[dict[str, Any]]:
     """One record for each combination of keys: how many trainings, diverged, learned, and medians over the others."""
     found = []
@@ -197,29 +179,29 @@ def warm_up_table(rows: pd.DataFrame) -> str:
                 f"{one['edge_ratio_p']:.2g}{spike} (n={one['n']})"
             )
         line[f"q={one['q']:g}"] = text
-    return markdown(list(lines.values()))
+    return markdown(pd.DataFrame(list(lines.values())))
 
 
 def along_table(rows: pd.DataFrame) -> str:
     """E3: the quadratic model along the steps of E2's trainings with r = 2 that stayed finite."""
     found = over_seeds(select(rows, experiment="E2", r=2.0), ["rule", "q"])
-    return markdown([
+    return markdown(pd.DataFrame([
         {"rule": one["rule"], "q": f"{one['q']:g}", "median lr S / 2": f"{one['edge_along_step']:.2f}",
          "steps above 1": f"{one['share_beyond']:.0%}", "steps that raise their own batch's loss":
          f"{one['share_raising']:.0%}", "Gauss-Newton share of c2": f"{one['gauss_newton_share']:.2f}", "n": one["n"]}
         for one in found if one["diverged"] < one["n"]
-    ])  # fmt: skip
+    ]))  # fmt: skip
 
 
 def full_batch_table(rows: pd.DataFrame) -> str:
     """E4."""
     found = over_seeds(select(rows, experiment="E4"), ["q", "rule"])
-    return markdown([
+    return markdown(pd.DataFrame([
         {"q": f"{one['q']:g}", "rule": one["rule"], "lr lambda_P / 2 at the end": f"{one['edge_ratio_p']:.2f}",
          "soft rank": f"{one['soft_rank']:.2f}", "lambda_P soft rank^2":
          f"{one['lambda_p'] * one['soft_rank'] ** 2:.2f}", "train loss": f"{one['train_loss']:.2g}"}
         for one in found
-    ])  # fmt: skip
+    ]))  # fmt: skip
 
 
 def explosion_table(rows: pd.DataFrame) -> str:
@@ -231,7 +213,7 @@ def explosion_table(rows: pd.DataFrame) -> str:
             lost = records(pd.DataFrame(part.loc[part["status"] == "diverged"]))
             line[str(rule)] = ", ".join(f"q={one['q']:g} (step {one['stopped']})" for one in lost) or "never"
         lines.append(line)
-    return markdown(lines)
+    return markdown(pd.DataFrame(lines))
 
 
 def maps(rows: pd.DataFrame, value: str) -> pd.DataFrame:

@@ -12,7 +12,6 @@ docs/figures/ (needs `pip install kaleido` and a Chromium). What a run's tables 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import polca
@@ -46,6 +46,7 @@ from qfl_interp.token_gradients import project_curvature, project_gradients
 from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = DOCS / "polca.md"
 SCALE = 1.5
 # The paper's tens and hundreds, of thousands, hundreds, tens and ones.
 CARRY_PLACES = (1, 2)
@@ -57,28 +58,6 @@ UNTIL, FIRST_BASIS = 300, 20
 PATH, FIRST_ORDER = "POLCA, path integral", "POLCA, first order"
 # HDBSCAN's: the paper's, and a looser one.
 MIN_SAMPLES = (None, 5)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of a page."""
-    head = f"| {' | '.join(map(str, table.columns))} |\n|{' --- |' * len(table.columns)}\n"
-    return head + "".join(f"| {' | '.join(map(_cell, row.values()))} |\n" for row in records(table))
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.3g}"
-    return str(value)
-
-
-def fill(name: str, table: pd.DataFrame) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in docs/polca.md."""
-    page = DOCS / "polca.md"
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    text = page.read_text()
-    if not pattern.search(text):
-        raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
-    page.write_text(pattern.sub(lambda found: found[1] + markdown(table) + found[2], text))
 
 
 def basis_steps(run: qfl.Run) -> str:
@@ -160,7 +139,7 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
             summary = table.groupby(["trajectory", "min_samples"], sort=False).agg(
                 **{score: (score, "mean") for score in table.columns[3:]}, seeds=("seed", "size")
             )
-            fill("decimal", summary.reset_index())
+            fill(PAGE, {"decimal": markdown(summary.reset_index())})
 
 
 def _captured(found: PolcaResult) -> float:
@@ -190,7 +169,7 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
             row[f"way kept, {kind}"] = f"{np.median(np.abs(steps.sum(axis=0)) / np.abs(steps).sum(axis=0)):.0%}"
         rows.append(row)
         print(row, flush=True)
-    fill("captured", pd.DataFrame(rows))
+    fill(PAGE, {"captured": markdown(pd.DataFrame(rows))})
 
 
 def accuracy(run: qfl.Run, n_examples: int) -> None:
@@ -212,7 +191,7 @@ def accuracy(run: qfl.Run, n_examples: int) -> None:
             alone, whole, path, way = np.sum([errors[name] for errors in found], axis=0)
             columns.setdefault(name, {})[f"{spacing}: alone"] = float(np.sqrt(alone / whole))
             columns[name][f"{spacing}: on the path"] = float(np.sqrt(path / way))
-    fill("accuracy", pd.DataFrame([{"accuracy": name, **row} for name, row in columns.items()]))
+    fill(PAGE, {"accuracy": markdown(pd.DataFrame([{"accuracy": name, **row} for name, row in columns.items()]))})
 
 
 def _errors(
@@ -287,24 +266,22 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
     losses = run.metrics.dropna(subset=["val_loss_answer"])
     probed = select(emerged.curves, third="all").sort_values("step")
     shown = [known[round(i)] for i in np.linspace(0, len(known) - 1, 12)]
-    fill(
-        "carry",
-        pd.DataFrame(
-            [
-                {
-                    "step": step,
-                    "loss": float(np.interp(step, losses["step"], losses["val_loss_answer"])),
-                    "probe loss": float(np.interp(step, column(probed, "step"), column(probed, "geometric"))),
-                    **{
-                        way: f"{row['score']:.2f} ({row['chance']:.2f})"
-                        for way, *_ in ways
-                        for row in records(select(rows, way=way, step=step))
-                    },
-                }
-                for step in shown
-            ]
-        ),
+    shown_rows = pd.DataFrame(
+        [
+            {
+                "step": step,
+                "loss": float(np.interp(step, losses["step"], losses["val_loss_answer"])),
+                "probe loss": float(np.interp(step, column(probed, "step"), column(probed, "geometric"))),
+                **{
+                    way: f"{row['score']:.2f} ({row['chance']:.2f})"
+                    for way, *_ in ways
+                    for row in records(select(rows, way=way, step=step))
+                },
+            }
+            for step in shown
+        ]
     )
+    fill(PAGE, {"carry": markdown(shown_rows)})
     figure = timeline_figure(
         run.metrics, emerged.curves, emerged.verdicts, extra_panels=[recovery_panel(rows, "the carry")]
     )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
-from study_polca import markdown
+from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import polca
@@ -233,17 +233,6 @@ def exact_loss_table(found: PolcaResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fill(parts: dict[str, str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in docs/polca_text.md, for each name."""
-    text = PAGE.read_text()
-    for name, content in parts.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{PAGE} has no markers <!-- {name} --> and <!-- /{name} -->. Restore them.")
-        text = pattern.sub(lambda found, content=content: found[1] + content + found[2], text)
-    PAGE.write_text(text)
-
-
 def facts(run: qfl.Run, found: PolcaResult) -> str:
     """What was trained and followed, in numbers."""
     losses = run.metrics["val_loss_answer"].dropna()
@@ -281,7 +270,7 @@ def main(out: Path) -> None:
     found = polca(run, followed(run), config=configuration(run), rule="down", **CLUSTERS)
     print(found, f"{time.monotonic() - started:.0f} s", flush=True)
     tables = {"directions": direction_table, "clusters": cluster_table, "exact": exact_loss_table}
-    fill({"facts": facts(run, found)} | {name: markdown(table(found)) for name, table in tables.items()})
+    fill(PAGE, {"facts": facts(run, found)} | {name: markdown(table(found)) for name, table in tables.items()})
     found.plot().write_image(DOCS / "figures" / "polca-text.png", scale=SCALE)
 
 

@@ -9,10 +9,10 @@ figures to docs/figures/ (needs `pip install kaleido` and a Chromium). Probes th
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import pandas as pd
+from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import across, scaling
@@ -26,30 +26,6 @@ COLUMNS = (
     "val_exact", "val_loss_answer", "val_exact_answer", "val_pass_answer", "status", "group_size", "seconds", "run_id",
 )  # fmt: skip
 PROBES = qfl.ProbeConfig(n_train=4_000, shuffled_control=False)
-
-
-def number(value: object) -> str:
-    """A value as the tables print it."""
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.3g}"
-    return str(value)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of a page."""
-    head = f"| {' | '.join(table.columns)} |\n|{' --- |' * len(table.columns)}\n"
-    return head + "".join(f"| {' | '.join(number(v) for v in row.values())} |\n" for row in records(table))
-
-
-def fill(page: Path, tables: dict[str, str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page."""
-    text = page.read_text()
-    for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
-        text = pattern.sub(lambda found, table=table: found[1] + table + found[2], text)
-    page.write_text(text)
 
 
 def scaling_tables(sweep: qfl.Sweep) -> dict[str, str]:

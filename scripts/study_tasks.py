@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import re
 import tomllib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from pages import fill
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -228,17 +228,6 @@ def lead_text(leads: pd.Series) -> str:
     interval = lead_interval_seeds(kept)
     known = f"{kept.mean():+.2f}" + (f" ({interval.low:+.2f} to {interval.high:+.2f})" if interval else "")
     return known if len(kept) == len(leads) else f"{known}, {len(kept)} of {len(leads)} seeds"
-
-
-def fill(page: Path, tables: dict[str, str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page."""
-    text = page.read_text()
-    for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->.")
-        text = pattern.sub(lambda m, table=table: f"{m[1]}{table}\n{m[2]}", text)
-    page.write_text(text)
 
 
 def without_nan(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -88,13 +88,6 @@ def test_medians_leave_out_what_diverged(study):
     assert math.isnan(b["train_accuracy"])
 
 
-def test_a_table_puts_each_value_below_its_name(study):
-    text = study.markdown([{"a": 1, "b": 2}, {"b": 4, "a": 3}, {"a": 5, "c": 6}])
-    assert text.splitlines() == [
-        "| a | b | c |", "| --- | --- | --- |", "| 1 | 2 | – |", "| 3 | 4 | – |", "| 5 | – | 6 |",
-    ]  # fmt: skip
-
-
 def test_maps_show_each_number_where_it_belongs():
     rows = pd.DataFrame({
         "panel": ["one"] * 3 + ["two"], "x": ["1", "2", "2", "1"], "y": ["a", "a", "b", "b"],

@@ -80,15 +80,6 @@ def test_half_way_is_between_the_most_frequent_answer_and_all_right(study):
     assert study.halfway(qfl.load_task("breadth_first_search", 7)) < 0.55
 
 
-def test_a_page_keeps_all_but_its_tables(study, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- runs -->\nold\nold\n<!-- /runs -->\nafter\n")
-    study.fill(page, {"runs": "| new \\1 |"})
-    assert page.read_text() == "before\n<!-- runs -->\n| new \\1 |\n<!-- /runs -->\nafter\n"
-    with pytest.raises(SystemExit, match="has no markers <!-- features -->"):
-        study.fill(page, {"features": "x"})
-
-
 def test_every_setting_of_the_study_is_one_that_trains(study, tmp_path):
     jobs = study.read_jobs(tmp_path, [])
     assert len({job.path for job in jobs}) == len(jobs)

@@ -129,13 +129,3 @@ def test_a_cell_shows_characters_and_no_markup(study, text, cell):
 def test_the_target_is_bold_after_the_end_of_its_context(study):
     row = {"context": "x" * 100 + "y z", "target": "|"}
     assert study.in_context(row) == f"<code>{'x' * (study.CONTEXT - 3)}y␣z<b>&#124;</b></code>"
-
-
-def test_each_part_of_the_page_is_replaced_between_its_markers(study, monkeypatch, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\nc\n")
-    monkeypatch.setattr(study, "PAGE", page)
-    study.fill({"one": "x \\1\n", "two": "y\n"})
-    assert page.read_text() == "a\n<!-- one -->\nx \\1\n<!-- /one -->\nb\n<!-- two -->\ny\n<!-- /two -->\nc\n"
-    with pytest.raises(SystemExit, match="no markers <!-- three -->"):
-        study.fill({"three": ""})

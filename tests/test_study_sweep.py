@@ -25,28 +25,11 @@ def study():
     return module
 
 
-def test_a_table_of_a_page(study):
-    table = pd.DataFrame({"task": ["addition 8", "x"], "loss": [0.123456, math.nan], "n": [3, 4]})
-    assert study.markdown(table).splitlines() == [
-        "| task | loss | n |", "| --- | --- | --- |", "| addition 8 | 0.123 | 3 |", "| x | – | 4 |",
-    ]  # fmt: skip
-
-
 def test_intervals_say_what_is_missing(study):
     row = {"b": 0.25, "b_low": 0.2, "b_high": 0.3, "c": 1.0, "c_low": math.nan, "c_high": math.nan}
     assert study.interval(row, "b") == "0.25 (0.2 to 0.3)"
     assert study.interval(row, "c") == "1"
     assert study.interval({"d": math.nan, "d_low": 0.0, "d_high": 0.0}, "d") == "–"
-
-
-def test_a_page_is_filled_between_its_markers(study, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- best -->\nold\n<!-- /best -->\nb\n")
-    study.fill(page, {"best": "| new |\n"})
-    study.fill(page, {"best": "| newer |\n"})
-    assert page.read_text() == "a\n<!-- best -->\n| newer |\n<!-- /best -->\nb\n"
-    with pytest.raises(SystemExit, match="no markers <!-- laws -->"):
-        study.fill(page, {"laws": ""})
 
 
 def test_the_rows_beside_the_page_are_the_sweeps_runs():

@@ -1,0 +1,43 @@
+"""What the scripts write into the pages under docs/: tables, between markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from qfl_interp.tables import records
+
+
+def fill(page: Path, parts: Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in a page, for each name.
+
+    Args:
+        page: A Markdown file with all of these markers; it is not touched where one is missing.
+        parts: What goes between them, by name.
+
+    Raises:
+        SystemExit: A marker is missing.
+    """
+    text = page.read_text()
+    for name, content in parts.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{page} has no markers <!-- {name} --> and <!-- /{name} -->. Restore them.")
+        whole = content if content.endswith("\n") else content + "\n"
+        text = pattern.sub(lambda found, whole=whole: found[1] + whole + found[2], text)
+    page.write_text(text)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of a page: numbers to three digits, a dash where there is none."""
+    head = f"| {' | '.join(map(str, table.columns))} |\n|{' --- |' * len(table.columns)}\n"
+    return head + "".join(f"| {' | '.join(map(_cell, row.values()))} |\n" for row in records(table))
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3g}"
+    return str(value)
