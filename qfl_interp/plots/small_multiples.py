@@ -55,9 +55,7 @@ def small_multiples(
     """
     missing = [name for name in _COLUMNS if name not in rows]
     if missing or not len(rows):
-        raise ValueError(
-            f"rows must have the columns {', '.join(_COLUMNS)} and a row, got {len(rows)} without {missing}."
-        )
+        raise ValueError(f"rows must have the columns {_COLUMNS} and a row, got {len(rows)} without {missing}.")
     if not (column(rows, "x") > 0).all():
         raise ValueError(f"x must be positive on a logarithmic axis, got {column(rows, 'x').min()}. Leave step 0 out.")
     down, across, kinds = distinct(rows, "row"), distinct(rows, "column"), distinct(rows, "group")
