@@ -216,7 +216,7 @@ def stage_table(stages: pd.DataFrame) -> pd.DataFrame:
 
 
 def movement_table(rows: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
-    """A row a task and quantity: its values at the four stages, each seed's beside its control's at the same compute."""
+    """A row a task and quantity: its values at the four stages, the controls' in brackets at the same compute."""
     found = []
     for name in dict.fromkeys(stages["task"]):
         for quantity, title in QUANTITIES.items():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from qfl_interp.plots.small_multiples import small_multiples
+from qfl_interp.tables import select
 
 
 def rows():
@@ -37,7 +38,7 @@ def test_every_curve_stands_in_the_panel_of_its_row_and_column():
     assert len(drawn(figure)) == 12
     for (quantity, setting), axis in axes.items():
         for trace in (one for one in drawn(figure) if one.xaxis == axis):
-            own = table.query("row == @quantity and column == @setting and curve == @trace.name")
+            own = select(table, row=quantity, column=setting, curve=trace.name)
             np.testing.assert_array_equal(trace.x, own["x"])
             np.testing.assert_array_equal(trace.y, own["y"])
 
