@@ -36,7 +36,7 @@ SCALE = 1.5
 FEATURE = "carry"
 # Of the tasks of docs/tasks.toml, and the steps between which curvature is measured.
 TASKS = {"addition": (20, 330), "decimal_addition": (60, 2_200)}
-N_CHECKPOINTS, N_MEASURED, N_SAMPLED = 64, 24, 10
+N_CHECKPOINTS, N_MEASURED, N_SAMPLED = 64, 20, 6
 CURVATURE = CurvatureConfig(n_examples=64, n_rank_examples=256, tol=0.02)
 # A step size at which chains forget their start within the burn-in: 2 / (step_size localization) = 200 steps.
 CHAINS = SgldConfig(step_size=1e-4, n_chains=2, n_burn_in=200, n_draws=100, batch_size=32)
