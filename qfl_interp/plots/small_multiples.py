@@ -62,20 +62,23 @@ def small_multiples(
     titles = [plain(quantity) if place == 0 else "" for quantity in down for place in range(len(across))]
     height = len(down) * _PANEL + _MARGIN["t"] + _MARGIN["b"]
     grid = make_subplots(
-        len(down), len(across), shared_xaxes="columns", subplot_titles=titles,
+        len(down), len(across), shared_xaxes=True, subplot_titles=titles,
         column_titles=[f"<b>{words(str(name))}</b>" for name in across],
         vertical_spacing=_BETWEEN / (height - _MARGIN["t"] - _MARGIN["b"]), horizontal_spacing=0.1,
     )  # fmt: skip
     figure = new_figure(filename, height)
     figure.layout.update(grid.layout)
     figure._grid_ref, figure._grid_str = grid._grid_ref, grid._grid_str
-    _titles_to_the_left(figure, titles)
+    # Panel titles begin where their panel does.
+    for title in filter(None, titles):
+        figure.update_annotations(x=0, xanchor="left", font={"size": FONT_SIZE}, selector={"text": title})
     colors = {kind: _GROUP_COLORS[index % len(_GROUP_COLORS)] for index, kind in enumerate(kinds)}
     for place, setting in enumerate(across, 1):
         whole = select(rows, column=setting)
         low, high = float(column(whole, "x").min()), float(column(whole, "x").max())
         for line, quantity in enumerate(down, 1):
-            shown, at = select(whole, row=quantity), {"row": line, "col": place}
+            shown = select(whole, row=quantity)
+            at: dict[str, Any] = {"row": line, "col": place}
             for kind in reversed(kinds):
                 for curve, points in groups(select(shown, group=kind), "curve"):
                     figure.add_trace(_curve(points, str(kind), str(curve), colors[kind]), **at)
@@ -96,13 +99,6 @@ def small_multiples(
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "yref": "container"}
     figure.update_layout(margin=_MARGIN, legend=legend)
     return figure
-
-
-def _titles_to_the_left(figure: go.Figure, titles: list[str]) -> None:
-    """Panel titles begin where their panel does."""
-    for note in figure.layout["annotations"]:
-        if note["text"] in titles:
-            note.update(x=0, xanchor="left", font={"size": FONT_SIZE})
 
 
 def _is_wide(rows: pd.DataFrame) -> bool:
