@@ -101,8 +101,15 @@ def _batch(run: Series, split: str, n: int, seed: int, stream: str) -> Batch:
 
 
 def load(run: Series, shared: Shared, step: int, device: str | torch.device) -> HookedModel:
-    """The model of a checkpoint in the configured precision."""
-    return model_in_dtype(run.load_model(step, device=device), torch.float64 if shared.config.double else torch.float32)
+    """The model of a checkpoint in the configured precision.
+
+    Raises:
+        ValueError: A parameter is not finite, which fused attention can hide from the loss.
+    """
+    model = run.load_model(step, device=device)
+    for name, tensor in parameters_to_save(model).items():
+        require_finite(tensor, f"parameter {name}")
+    return model_in_dtype(model, torch.float64 if shared.config.double else torch.float32)
 
 
 def trained_loss(model: HookedModel, batch: Batch) -> TokenLoss:

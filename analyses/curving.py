@@ -168,15 +168,15 @@ def _measure_at(
 
 def _sample_at(run: Series, device: str | torch.device, sgld: SgldConfig, shared: Shared, step: int) -> None:
     """Estimate the learning coefficient at one checkpoint and write it, with the chains' losses."""
-    model = load(run, shared, step, device)
     tokens, mask = shared.batch
-
-    def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:
-        loss = trained_loss(model, Batch(tokens[rows], mask[rows]))
-        return loss(shared.space.unflatten(parameters)).sum() / len(rows)
-
-    start = trained_loss(model, shared.batch)
     try:
+        model = load(run, shared, step, device)
+
+        def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:
+            loss = trained_loss(model, Batch(tokens[rows], mask[rows]))
+            return loss(shared.space.unflatten(parameters)).sum() / len(rows)
+
+        start = trained_loss(model, shared.batch)
         vector = shared.space.flatten(start.parameters())
         found = estimate_learning_coefficient(mean_loss, vector, len(tokens), sgld)
     except ValueError as error:

@@ -221,6 +221,9 @@ def _quantities(
     loss: TokenLoss, parameters: dict[str, Tensor], basis: Float[Tensor, "direction parameter"], quantity: str
 ) -> dict[str, Tensor]:
     """What is asked at one point, by name."""
+    # Not left to the loss: fused attention can hide a NaN.
+    for name, tensor in parameters.items():
+        require_finite(tensor, f"parameter {name}")
     if quantity == "dataset_curvature":
         curvature = Hessian(loss, parameters).along(basis)
         require_finite(curvature, "curvature of the mean loss along the directions")
