@@ -199,11 +199,9 @@ def stages_of(job: Job) -> dict[str, Any]:
 
 
 def at(rows: pd.DataFrame, quantity: str, flops: float) -> float:
-    """A quantity's value, between the checkpoints that have one by the logarithm of compute."""
-    known = rows[np.isfinite(column(rows, quantity))]
-    if not len(known):
-        return math.nan
-    return float(np.interp(math.log(flops), np.log(column(known, "flops")), column(known, quantity)))
+    """A quantity's value at the last checkpoint by then that has one: nothing of what comes later."""
+    known = rows[np.isfinite(column(rows, quantity)) & (column(rows, "flops") <= flops)]
+    return float(column(known, quantity)[-1]) if len(known) else math.nan
 
 
 def stage_table(stages: pd.DataFrame) -> pd.DataFrame:

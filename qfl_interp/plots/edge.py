@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short
+from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short, template
 from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS = 2
@@ -57,6 +57,7 @@ def edge_maps(
     figure = new_figure(filename, height)
     figure.layout.update(grid.layout)
     figure._grid_ref, figure._grid_str = grid._grid_ref, grid._grid_str
+    figure.update_layout(template=template())  # the grid brought plotly's own
     for number, panel in enumerate(panels):
         cells = {(row["y"], row["x"]): row for row in records(select(rows, panel=panel))}
         values = np.array([[cells.get((b, a), {}).get("value", math.nan) for a in across] for b in down], dtype=float)

@@ -17,8 +17,10 @@ from qfl_interp.plots.theme import (
     STEEL,
     VERMILLION,
     log_flops_axis,
+    log_ticks,
     new_figure,
     plain,
+    template,
     words,
 )
 from qfl_interp.tables import column, distinct, groups, select
@@ -27,7 +29,7 @@ _GROUP_COLORS: Final = (VERMILLION, GREY, STEEL, PURPLE)
 _COLUMNS: Final = ("row", "column", "group", "curve", "x", "y")
 _PANEL: Final = 104
 _BETWEEN: Final = 26
-_MARGIN: Final = {"l": 62, "r": 12, "t": 66, "b": 52}
+_MARGIN: Final = {"l": 62, "r": 12, "t": 78, "b": 52}
 # A positive quantity that spans more than this is drawn on a logarithmic axis.
 _WIDE: Final = 10.0
 
@@ -69,6 +71,10 @@ def small_multiples(
     figure = new_figure(filename, height)
     figure.layout.update(grid.layout)
     figure._grid_ref, figure._grid_str = grid._grid_ref, grid._grid_str
+    figure.update_layout(template=template())  # the grid brought plotly's own
+    for setting in across:
+        title = {"text": f"<b>{words(str(setting))}</b>"}
+        figure.update_annotations(yshift=18, font={"size": FONT_SIZE + 1}, selector=title)
     # Panel titles begin where their panel does.
     for title in filter(None, titles):
         figure.update_annotations(x=0, xanchor="left", font={"size": FONT_SIZE}, selector={"text": title})
@@ -90,21 +96,25 @@ def small_multiples(
             if setting in marks:
                 line_style = {"color": PURPLE, "dash": "dot", "width": 1}
                 figure.add_shape(_stretch(marks[setting], marks[setting], {"line": line_style}), **at)
-            figure.update_yaxes(type="log" if _is_wide(shown) else "linear", nticks=5, **at)
+            figure.update_yaxes(_value_axis(shown), **at)
             axis = log_flops_axis(low, high, x if line == len(down) else "")
             figure.update_xaxes(axis, showticklabels=line == len(down), **at)
     for kind in kinds:
         entry = _curve(pd.DataFrame({"x": [None], "y": [None]}), str(kind), str(kind), colors[kind])
         figure.add_trace(entry.update(showlegend=True), row=1, col=1)
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "yref": "container"}
-    figure.update_layout(margin=_MARGIN, legend=legend)
+    figure.update_layout(margin=_MARGIN, legend=legend, showlegend=True)
     return figure
 
 
-def _is_wide(rows: pd.DataFrame) -> bool:
-    """Whether values are better read on a logarithmic axis."""
+def _value_axis(rows: pd.DataFrame) -> dict[str, Any]:
+    """The vertical axis of a panel: logarithmic where positive values span much."""
     values = column(rows, "y")
-    return len(values) > 0 and bool((values > 0).all()) and float(values.max()) > _WIDE * float(values.min())
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if low <= 0 or high <= _WIDE * low:
+        return {"type": "linear", "nticks": 5}
+    ticks, texts = log_ticks(low, high)
+    return {"type": "log", "tickvals": ticks, "ticktext": texts}
 
 
 def _stretch(start: float, end: float, style: dict[str, Any]) -> dict[str, Any]:
