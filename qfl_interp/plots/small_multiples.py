@@ -102,7 +102,7 @@ def small_multiples(
     for kind in kinds:
         entry = _curve(pd.DataFrame({"x": [None], "y": [None]}), str(kind), str(kind), colors[kind])
         figure.add_trace(entry.update(showlegend=True), row=1, col=1)
-    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "yref": "container"}
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "top", "yref": "container"}
     figure.update_layout(margin=_MARGIN, legend=legend, showlegend=True)
     return figure
 
