@@ -31,7 +31,7 @@ from qfl_interp.run import Run
 from qfl_interp.schedule import learning_rate
 from qfl_interp.series import Series
 from qfl_interp.task import Batch
-from qfl_interp.token_losses import TokenLoss, require_finite, scored_tokens
+from qfl_interp.token_losses import TokenLoss, require_finite, require_finite_parameters, scored_tokens
 
 # What column `moments` says.
 SAVED, NOT_YET, NOT_SAVED, UNKNOWN = "saved", "no update yet", "not saved", "unknown"
@@ -107,8 +107,7 @@ def load(run: Series, shared: Shared, step: int, device: str | torch.device) -> 
         ValueError: A parameter is not finite, which fused attention can hide from the loss.
     """
     model = run.load_model(step, device=device)
-    for name, tensor in parameters_to_save(model).items():
-        require_finite(tensor, f"parameter {name}")
+    require_finite_parameters(parameters_to_save(model))
     return model_in_dtype(model, torch.float64 if shared.config.double else torch.float32)
 
 

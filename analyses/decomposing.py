@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -19,7 +20,7 @@ from analyses.checkpoints import over_checkpoints
 from analyses.polca_trajectories import PolcaData, polca_gradients, polca_trajectories
 from analyses.result import Result, digest
 from qfl_interp.plots import polca_figure, polca_means_figure
-from qfl_interp.polca.breakthroughs import BreakRule, cluster_breakthroughs, flat, plateau_after
+from qfl_interp.polca.breakthroughs import BreakRule, break_step, cluster_breakthroughs, flat, plateau_after
 from qfl_interp.polca.clustering import Clusters, cluster_direction, nearest_to_medoid
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels
@@ -144,18 +145,18 @@ def polca(
         Hidden Breakthroughs in Language Model Training (arXiv 2506.15872).
     """
     config = config or PolcaConfig()
-    if curves not in get_args(CurveKind):
-        raise ValueError(f"curves must be one of {get_args(CurveKind)}, got {curves!r}.")
-    if resamples < 0:
-        raise ValueError(f"resamples must not be negative, got {resamples}.")
+    for name, value, known in (("curves", curves, get_args(CurveKind)), ("rule", rule, get_args(BreakRule))):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {known}, got {value!r}.")
     if curves in _WITHOUT_DIRECTION:
         config = PolcaConfig(
             basis="random", n_directions=1, accuracy="first", n_examples=config.n_examples, seed=config.seed
         )
     at = run.resolve_steps(steps)
-    settings = ClusterSettings(
-        curves, min_cluster_size, min_samples, rule, span or max(1, round(_SPAN_SHARE * at[-1])), tau, resamples
-    )
+    if span is None:
+        span = max(1, round(_SPAN_SHARE * at[-1]))
+    settings = ClusterSettings(curves, min_cluster_size, min_samples, rule, span, tau, resamples)
+    _require_usable(settings, at)
     how = {"jobs": jobs, "device": device, "progress": progress}
     data = polca_trajectories(run, at, config=config, **how)
     name = digest(json.dumps([config.to_dict(), at, settings], sort_keys=True))
@@ -172,6 +173,22 @@ def polca(
     if not run.table(INTERVALS).has(name):
         run.table(INTERVALS).write(name, intervals)
     return _result(run, shared, settings, parts)
+
+
+def _require_usable(settings: ClusterSettings, steps: Sequence[int]) -> None:
+    """Raise `ValueError` for settings that would fail only after the gradients of the whole run."""
+    known: dict[str, tuple[int | None, int]] = {
+        "min_cluster_size": (settings.min_cluster_size, 2),
+        "min_samples": (settings.min_samples, 1),
+        "tau": (settings.tau, 0),
+        "resamples": (settings.resamples, 0),
+    }
+    for name, (value, least) in known.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    # Of a loss's change the first step has no value.
+    own = steps[1:] if settings.curves == "loss_change" else steps
+    break_step(np.zeros(len(own)), own, settings.span, rule=settings.rule)
 
 
 def stored_polca(run: Series) -> PolcaTables | None:
@@ -361,6 +378,12 @@ def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict
         f"POLCA of {run.run_id}: {len(clusters)} clusters along {len(parts)} directions ({settings.curves}, basis "
         f"{data.config.basis}), which capture {captured:.3g} of {change:.3g} nats"
     )
+    vague = data.directions.loc[~data.directions["converged"].astype(bool)]
+    if len(vague):
+        title += (
+            f"; {len(vague)} eigenvectors did not converge (residual up to {column(vague, 'residual').max():.1g}, "
+            f"max_products {data.config.max_products})"
+        )
     return PolcaResult(
         title,
         clusters.filter([*shown, "stability"]),

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
-from analyses.polca_plan import BasisPlan, Stage, load_checked, theta
+from analyses.polca_plan import LEAVE_OUT, BasisPlan, Stage, load_checked, theta
 from analyses.probing import LENS as PROBE_LENS
 from analyses.probing import labels_of, part_name, probe
 from analyses.result import trained_at
@@ -20,15 +20,14 @@ from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.eigenpairs import solver_vectors
 from qfl_interp.data import held_out
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.model import HookedModel
 from qfl_interp.polca.basis import (
     NewDirections,
     added_directions,
-    available_bytes,
     basis_bytes,
     hessian_directions,
     random_directions,
-    require_memory,
     top_parameters,
     trajectory_directions,
 )
@@ -68,7 +67,8 @@ def find_basis(
     if config.basis in ("hessian", "shuffled"):
         memory["n_vectors"] = solver_vectors(config.per_checkpoint, config.max_products)
     needed = basis_bytes(n_rows, len(plan.space), **memory)
-    require_memory(needed, available_bytes(device), f"{len(plan)} directions of {len(plan.space):,} parameters")
+    remedy = "Take fewer directions (basis_steps, per_checkpoint, n_directions), fewer jobs, or float32."
+    require_memory(needed, available_bytes(device), f"{len(plan)} directions of {len(plan.space):,} parameters", remedy)
     missing = [s for s in plan.stages if not all(table.has(plan.part(s.first + i)) for i in range(s.n))]
     if missing and config.basis == "probe":
         probe(
@@ -121,7 +121,7 @@ def _find(run: Series, plan: BasisPlan, device: str | torch.device, found: _Foun
     try:
         new = _new_directions(run, plan, device, found, stage)
     except ValueError as error:
-        raise QflError(f"the basis of {run.path} stopped at {stage}: {error}") from error
+        raise QflError(f"the basis of {run.path} stopped at {stage}: {error} {LEAVE_OUT}") from error
     found.basis[stage.first : stage.first + stage.n] = new.vectors
     for index in range(stage.n):
         number = stage.first + index

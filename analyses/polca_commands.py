@@ -35,19 +35,34 @@ def polca(
     panels: Annotated[int, typer.Option(help="Simpson panels between two checkpoints (path).")] = 1,
     n_examples: Annotated[int, typer.Option(help="Held-out examples whose answer tokens are followed.")] = 500,
     n_hessian: Annotated[int, typer.Option(help="Training examples of the Hessian.")] = 500,
+    n_probe: Annotated[int, typer.Option(help="Examples the probes are fitted on (basis probe).")] = 10_000,
+    tol: Annotated[float, typer.Option(help="Relative residual at which an eigenvector counts as converged.")] = 1e-3,
+    max_products: Annotated[int, typer.Option(help="Hessian-vector products at each basis checkpoint, at most.")] = 300,
     double: Annotated[bool, typer.Option("--double", help="Compute in float64.")] = False,
     curves: Annotated[
         Literal["projected", "exact_loss", "loss_change", "fisher"],
         typer.Option(help="What is clustered: projected losses, or a baseline of the paper."),
     ] = "projected",
-    min_cluster_size: Annotated[int | None, typer.Option(help="Fewest tokens of a cluster [default: 3 %].")] = None,
-    min_samples: Annotated[int | None, typer.Option(help="HDBSCAN's [default: a fifteenth of the tokens].")] = None,
+    min_cluster_size: Annotated[
+        int | None, typer.Option(help="Fewest tokens of a cluster.", show_default="3 % of the tokens")
+    ] = None,
+    min_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="HDBSCAN's: tokens that must be near one for it to be dense; fewer give more clusters.",
+            show_default="a fifteenth of the tokens",
+        ),
+    ] = None,
     rule: Annotated[
         Literal["paper", "down", "absolute"],
         typer.Option(help="The turn that counts: where a fall ends (paper), where it begins (down), the sharpest."),
     ] = "paper",
-    span: Annotated[int | None, typer.Option(help="Steps a turn is measured over [default: 1 % of the run].")] = None,
-    tau: Annotated[int | None, typer.Option(help="Step after which the loss is flat [default: measured].")] = None,
+    span: Annotated[
+        int | None, typer.Option(help="Steps a turn is measured over.", show_default="1 % of the run")
+    ] = None,
+    tau: Annotated[
+        int | None, typer.Option(help="Step after which the loss counts as flat.", show_default="measured")
+    ] = None,
     resamples: Annotated[int, typer.Option(help="Subsets of the tokens for the clusters' stability.")] = 20,
     seed: Annotated[int, typer.Option(help="Draws examples and directions.")] = 0,
     out: Page = None,
@@ -75,6 +90,9 @@ def polca(
         n_panels=panels,
         n_examples=n_examples,
         n_hessian=n_hessian,
+        n_probe=n_probe,
+        tol=tol,
+        max_products=max_products,
         seed=seed,
         double=double,
     )

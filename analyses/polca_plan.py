@@ -18,6 +18,13 @@ from qfl_interp.parameter_space import ParameterSpace
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.seeding import generator
 from qfl_interp.series import Series
+from qfl_interp.token_losses import require_finite_parameters
+
+# What to do about a checkpoint that is not finite.
+LEAVE_OUT = (
+    "Directions found and points computed before are kept. Leave out checkpoints at which the run diverged: of steps, "
+    "and of basis_steps too (--steps, --basis-steps)."
+)
 
 
 class Stage(NamedTuple):
@@ -114,7 +121,7 @@ def load_checked(run: Series, plan: BasisPlan, step: int, device: str | torch.de
     """The model of a checkpoint, in the precision of the basis.
 
     Raises:
-        QflError: Its parameters have other shapes than the first checkpoint's.
+        QflError: Its parameters have other shapes than the first checkpoint's, or are not finite.
     """
     model = run.load_model(step, device=device)
     found = ParameterSpace.of(model)
@@ -128,6 +135,10 @@ def load_checked(run: Series, plan: BasisPlan, step: int, device: str | torch.de
             f"all checkpoints must have the shapes of the first, got {len(differ)} parameters of another shape at step "
             f"{step} of {run.path}: {', '.join(differ[:5])}. POLCA follows one model: leave such checkpoints out."
         )
+    try:
+        require_finite_parameters(parameters_to_save(model))
+    except ValueError as error:
+        raise QflError(f"step {step} of {run.path} cannot be used: {error} {LEAVE_OUT}") from error
     return model_in_dtype(model, plan.dtype)
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
 from analyses.polca_basis import basis_rows, find_basis, read_basis
-from analyses.polca_plan import BasisPlan, load_checked, plan_basis, theta
+from analyses.polca_plan import LEAVE_OUT, BasisPlan, load_checked, plan_basis, theta
 from analyses.result import digest, trained_at
 from qfl_interp.curvature import Hessian
 from qfl_interp.data import held_out
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.model import parameters_to_save
 from qfl_interp.polca.basis import orthogonality
 from qfl_interp.polca.config import PolcaConfig
@@ -118,6 +119,12 @@ def polca_trajectories(
             "steps='all', or train with a larger n_checkpoints."
         )
     plan = plan_basis(run, config)
+    n_tokens = len(_scored(run, config))
+    # The curves, and what is collected of two checkpoints; clustering takes one direction at a time.
+    held = len(plan) * n_tokens * (len(at) * plan.dtype.itemsize + 4 * 8)
+    remedy = "Take fewer steps, examples or directions, or float32."
+    what = f"curves of {n_tokens:,} tokens along {len(plan)} directions at {len(at)} steps"
+    require_memory(held, available_bytes(), what, remedy)
     find_basis(run, plan, jobs=jobs, device=device, progress=progress)
     table = run.table(LENS)
     missing = [node for node in _nodes(config, at) if not table.has(_part(plan, node))]
@@ -168,6 +175,11 @@ def _examples(run: Series, config: PolcaConfig) -> Examples:
     return held_out(run.task, "test", config.n_examples, seed=config.seed, stream="polca")
 
 
+def _scored(run: Series, config: PolcaConfig) -> ScoredTokens:
+    """The tokens of those answers."""
+    return scored_tokens(run.task.encode(_examples(run, config)))
+
+
 class _Shared(NamedTuple):
     """What all points need."""
 
@@ -178,7 +190,7 @@ class _Shared(NamedTuple):
 
 def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Shared:
     """The tokens, the directions, and where training began."""
-    scored = scored_tokens(run.task.encode(_examples(run, plan.config)))
+    scored = _scored(run, plan.config)
     return _Shared(scored, read_basis(run, plan, device), theta(run, plan, run.steps[0], device))
 
 
@@ -195,7 +207,7 @@ def _compute(run: Series, plan: BasisPlan, device: str | torch.device, shared: _
     except ValueError as error:
         raise QflError(
             f"{node.quantity} of {run.path} stopped at step {node.step}{f' to {node.to}' if node.share else ''}: "
-            f"{error} Points computed before are kept; leave out steps at which the run diverged."
+            f"{error} {LEAVE_OUT}"
         ) from error
     moved = plan.space.flatten(parameters).double() - shared.origin.double()
     # One direction at a time in float64.
@@ -221,9 +233,6 @@ def _quantities(
     loss: TokenLoss, parameters: dict[str, Tensor], basis: Float[Tensor, "direction parameter"], quantity: str
 ) -> dict[str, Tensor]:
     """What is asked at one point, by name."""
-    # Not left to the loss: fused attention can hide a NaN.
-    for name, tensor in parameters.items():
-        require_finite(tensor, f"parameter {name}")
     if quantity == "dataset_curvature":
         curvature = Hessian(loss, parameters).along(basis)
         require_finite(curvature, "curvature of the mean loss along the directions")

@@ -144,6 +144,12 @@ class TokenLoss:
         return losses
 
 
+def require_finite_parameters(parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` with the first parameter that has a NaN or an infinity: fused attention can hide one."""
+    for name, tensor in parameters.items():
+        require_finite(tensor, f"parameter {name}")
+
+
 def require_finite(values: Tensor, what: str) -> None:
     """Raise `ValueError` with the first entry that is NaN or infinite."""
     finite = torch.isfinite(values)

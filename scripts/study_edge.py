@@ -63,24 +63,29 @@ class Cell(NamedTuple):
 
 def cells(experiment: str) -> Iterator[Cell]:
     """The trainings of an experiment, first seed first."""
+    for seed in SEEDS:
+        for rule, shape, train, n_train in _trainings(experiment):
+            yield Cell(experiment, rule, shape, train | {"seed": seed}, n_train)
+
+
+def _trainings(experiment: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], int]]:
+    """Rule, fields of `MLPConfig` and of `MLPTrainConfig`, and the number of training examples, for one seed."""
     rules = ("none", "s=1", "s=2")
     if experiment == "E2":
-        for seed in SEEDS:
-            for r, rule, q in ((r, rule, q) for r in (2, 0) for rule in rules for q in (4, 8, 16, 32)):
-                train = {"n_steps": 160, "edge_multiple": q, "schedule": "warmup", "seed": seed, "log_every": 4}
-                yield Cell("E2", rule, {"depth": 4, "width": MATCHED[r], "width_exponent": r}, train)
+        for r, rule, q in ((r, rule, q) for r in (2, 0) for rule in rules for q in (4, 8, 16, 32)):
+            train = {"n_steps": 160, "edge_multiple": q, "schedule": "warmup", "log_every": 4}
+            yield rule, {"depth": 4, "width": MATCHED[r], "width_exponent": r}, train, 0
     elif experiment == "E4":
         for rule, q in ((rule, q) for rule in ("none", "s=2") for q in (1, 1.5, 2)):
             train = {"n_steps": 500, "edge_multiple": q, "loss": "mse", "batch_size": 256, "n_sharpness": 256,
                      "log_every": 10}  # fmt: skip
-            yield Cell("E4", rule, {"depth": 4, "width": 32, "width_exponent": 2}, train, 256)
+            yield rule, {"depth": 4, "width": 32, "width_exponent": 2}, train, 256
     elif experiment == "grid":
-        for seed in SEEDS[:2]:
-            for depth, r, rule, q in (
-                (d, r, rule, q) for d in (3, 4, 6) for r in (2, 0) for rule in rules[:2] for q in (2, 4, 8, 16)
-            ):
-                train = {"n_steps": 120, "edge_multiple": q, "schedule": "warmup", "seed": seed, "log_every": 10}
-                yield Cell("grid", rule, {"depth": depth, "width": 16, "width_exponent": r}, train)
+        for depth, r, rule, q in (
+            (d, r, rule, q) for d in (3, 4, 6) for r in (2, 0) for rule in rules[:2] for q in (2, 4, 8, 16)
+        ):
+            train = {"n_steps": 120, "edge_multiple": q, "schedule": "warmup", "log_every": 10}
+            yield rule, {"depth": depth, "width": 16, "width_exponent": r}, train, 0
     elif experiment == "E1":
         for loss, depth, r, rule, q in (
             (loss, depth, r, rule, q)
@@ -90,7 +95,7 @@ def cells(experiment: str) -> Iterator[Cell]:
             for q in (4, 16, 64)
         ):
             shape = {"depth": depth, "width": {4: 16, 8: 8}[depth] * (4 if r == 0 else 1), "width_exponent": r}
-            yield Cell("E1", rule, shape, {"n_steps": 40, "edge_multiple": q, "loss": loss, "log_every": 10})
+            yield rule, shape, {"n_steps": 40, "edge_multiple": q, "loss": loss, "log_every": 10}, 0
     else:
         raise SystemExit(f"no experiment is named {experiment!r}; known: E1, E2, E4, grid.")
 
@@ -199,19 +204,25 @@ def full_batch_table(rows: pd.DataFrame) -> str:
     return markdown(pd.DataFrame([
         {"q": f"{one['q']:g}", "rule": one["rule"], "lr lambda_P / 2 at the end": f"{one['edge_ratio_p']:.2f}",
          "soft rank": f"{one['soft_rank']:.2f}", "lambda_P soft rank^2":
-         f"{one['lambda_p'] * one['soft_rank'] ** 2:.2f}", "train loss": f"{one['train_loss']:.2g}"}
+         f"{one['lambda_p'] * one['soft_rank'] ** 2:.2f}", "train loss": f"{one['train_loss']:.2g}", "n": one["n"]}
         for one in found
     ]))  # fmt: skip
 
 
 def explosion_table(rows: pd.DataFrame) -> str:
-    """E1: the learning rates at which a training diverged, and when."""
+    """E1: the learning rates at which trainings diverged, how many of the seeds, and when."""
     lines = []
     for (loss, depth, r), group in select(rows, experiment="E1").groupby(["loss", "depth", "r"], sort=False):
         line: dict[str, Any] = {"loss": loss, "l": depth, "r": f"{r:g}"}
         for rule, part in group.groupby("rule", sort=False):
-            lost = records(pd.DataFrame(part.loc[part["status"] == "diverged"]))
-            line[str(rule)] = ", ".join(f"q={one['q']:g} (step {one['stopped']})" for one in lost) or "never"
+            texts = []
+            for q, trainings in part.groupby("q"):
+                stopped = trainings.loc[trainings["status"] == "diverged", "stopped"]
+                if len(stopped):
+                    low, high = stopped.min(), stopped.max()
+                    at = f"step {low}" if low == high else f"steps {low} to {high}"
+                    texts.append(f"q={q:g} ({len(stopped)}/{len(trainings)}, {at})")
+            line[str(rule)] = ", ".join(texts) or "never"
         lines.append(line)
     return markdown(pd.DataFrame(lines))
 

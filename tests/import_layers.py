@@ -9,7 +9,7 @@ from pathlib import Path
 # A module imports from its own layer or an earlier one. A name stands for the module or for a whole package.
 LAYERS = (
     ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables", "soft_rank"),
-    ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats"),
+    ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats", "memory"),
     (
         "model",
         "hooks",

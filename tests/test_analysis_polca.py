@@ -153,15 +153,20 @@ def test_a_second_call_reads_and_an_interrupted_one_goes_on(analysed, run, monke
     ("changes", "words"),
     [
         ({"curves": "nonsense"}, "curves"),
-        ({"resamples": -1}, "resamples must not be negative, got -1"),
+        ({"rule": "nonsense"}, "rule"),
+        ({"resamples": -1}, "resamples must be at least 0, got -1"),
         ({"span": 1000}, "leave a checkpoint that far from both ends, got 1000"),
-        ({"min_cluster_size": 1}, "min_cluster_size must be at least 2"),
+        ({"span": 0}, "span must be positive .* got 0"),
+        ({"min_cluster_size": 1}, "min_cluster_size must be at least 2, got 1"),
+        ({"min_samples": 0}, "min_samples must be at least 1, got 0"),
+        ({"tau": -5}, "tau must be at least 0, got -5"),
     ],
-    ids=["curves", "resamples", "span", "size"],
+    ids=["curves", "rule", "resamples", "span", "no span", "size", "samples", "tau"],
 )
-def test_bad_settings_are_refused(run, changes, words):
+def test_bad_settings_are_refused_before_any_gradient(trained, monkeypatch, changes, words):
+    monkeypatch.setattr(decomposing, "polca_trajectories", lambda *args, **how: pytest.fail("gradients were taken"))
     with pytest.raises((ValueError, TypeError), match=words):
-        polca(run, **HOW | changes)
+        polca(trained, **HOW | changes)
 
 
 def test_the_repr_says_what_was_found(analysed):
@@ -169,6 +174,14 @@ def test_the_repr_says_what_was_found(analysed):
     assert repr(found).startswith("POLCA of decimal_addition2-")
     assert f"{len(found.rows)} clusters along 3 directions" in repr(found)
     assert "<table" in found._repr_html_()
+
+
+def test_the_repr_says_which_eigenvectors_did_not_converge(run):
+    config = PolcaConfig(basis_steps="last", n_examples=20, n_hessian=20, tol=1e-12, max_products=10)
+    found = polca(run, **HOW | {"config": config})
+    residual = found.directions["residual"].item()
+    assert residual > 1e-12
+    assert f"; 1 eigenvectors did not converge (residual up to {residual:.1g}, max_products 10)" in repr(found)
 
 
 def test_the_report_and_the_timeline_show_the_call_with_most_intervals(trained, run, tmp_path):
@@ -200,3 +213,13 @@ def test_the_command_prints_every_table_and_draws_the_page(run, monkeypatch, cap
     assert len(printed["directions"]) == 3
     assert [row["cluster"] for row in printed["clusters"]] == polca(run, **HOW).rows["cluster"].tolist()
     assert "POLCA, direction" in page.read_text()
+
+
+def test_the_command_s_help_says_what_is_taken_by_default(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["qfl", "polca", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    for default in ("3 % of the tokens", "a fifteenth of the tokens", "1 % of the run", "measured", "300", "0.001"):
+        assert f"default: {default}" in shown.replace("(", "").replace("[", "")

@@ -404,7 +404,7 @@ def test_two_checkpoints_are_too_few(run):
 @pytest.mark.parametrize("accuracy", ["path", "paper", "second"])
 def test_a_step_that_diverged_is_named_and_earlier_points_are_kept(run, accuracy):
     step = run.steps[2]
-    with pytest.raises(QflError, match=rf"stopped at step {step}: .*finite, got nan.*computed before are kept"):
+    with pytest.raises(QflError, match=rf"step {step} of .*finite, got nan.*computed before are kept"):
         follow(damaged(run, step, with_nan), change(accuracy=accuracy))
     done = run.table("polca_nodes").parts()
     assert [part.rpartition("-")[0] for part in done] == [f"gradients-step_{s:08d}" for s in run.steps[:2]]
@@ -414,7 +414,7 @@ def test_a_step_that_diverged_is_named_and_earlier_points_are_kept(run, accuracy
 def test_a_basis_checkpoint_that_diverged_is_named_and_earlier_directions_are_kept(run):
     step = run.steps[1]
     config = change(basis="hessian", basis_steps="all")
-    with pytest.raises(QflError, match=rf"basis of .* stopped at direction 1 at step {step}: .*finite"):
+    with pytest.raises(QflError, match=rf"step {step} of .*finite, got nan.*Directions found"):
         follow(damaged(run, step, with_nan), config)
     assert [part[:14] for part in run.table("polca_basis").parts()] == ["direction_0000"]
 
@@ -429,6 +429,26 @@ def test_checkpoints_of_different_shapes_are_refused(run):
     message = rf"1 parameters of another shape at step {step} of .*: unembed.W_U\. POLCA follows one model"
     with pytest.raises(QflError, match=message):
         follow(damaged(run, step, wider))
+
+
+@pytest.mark.parametrize("basis", ["trajectory", "parameters", "gradient", "hessian"])
+def test_every_basis_names_the_checkpoint_that_is_not_finite_and_what_to_leave_out(run, basis):
+    step = run.steps[-1]
+    config = change(basis=basis, basis_steps="all", n_directions=2)
+    message = rf"step {step} of .* parameter blocks.0.attn.W_K must be finite, got nan.*found .* kept.*--basis-steps"
+    with pytest.raises(QflError, match=message):
+        follow(damaged(run, step, with_nan), config, steps=run.steps[:3])
+
+
+def test_curves_that_do_not_fit_into_memory_are_refused_before_any_work(run, monkeypatch):
+    n_tokens = len(follow(run, change(basis="random", n_directions=2)).scored)
+    needed = 2 * n_tokens * (len(run.steps) * 8 + 32)
+    monkeypatch.setattr(polca_trajectories, "available_bytes", lambda: needed)
+    follow(run, change(basis="random", n_directions=2))
+    monkeypatch.setattr(polca_trajectories, "available_bytes", lambda: needed - 1)
+    message = rf"curves of {n_tokens} tokens along 2 directions at {len(run.steps)} steps need .*fewer steps"
+    with pytest.raises(QflError, match=message):
+        follow(run, change(basis="random", n_directions=2))
 
 
 def test_a_basis_that_does_not_fit_into_memory_is_refused_before_any_work(run, monkeypatch):

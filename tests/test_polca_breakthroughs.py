@@ -200,6 +200,14 @@ def test_hidden_is_after_tau_and_not_at_it():
     assert not any(r["in_flat"].any() for r in rows)
 
 
+def test_hidden_is_decided_by_the_mean_break_and_not_by_most_tokens():
+    """Eq. 10 and the verdict are of the mean over a cluster: few late tokens can carry it across tau."""
+    curves = np.stack([ramp(EVEN, t, t + 60) for t in (200, 200, 200, 800, 800)])  # mean 440, median 200
+    for tau, hidden in ((300, True), (440, False)):
+        found = cluster_breakthroughs(curves, np.zeros(5, dtype=int), EVEN, span=60, tau=tau, stretches=[], rule="down")
+        assert (found["break_step"].item(), bool(found["hidden"].item())) == (440, hidden)
+
+
 def test_the_paper_s_rule_finds_the_end_of_the_fall():
     curves, labels = planted()
     found = cluster_breakthroughs(curves, labels, EVEN, span=60, tau=0, stretches=[])

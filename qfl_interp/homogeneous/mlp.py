@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.hooks import HookPoint
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.model import HookedRootModule
-from qfl_interp.polca.basis import available_bytes, require_memory
 from qfl_interp.seeding import torch_generator
 from qfl_interp.task import Batch
 
@@ -87,7 +87,8 @@ class HomogeneousMLP(HookedRootModule):
     def __init__(self, config: MLPConfig, *, seed: int = 0) -> None:
         super().__init__()
         needed = _COPIES * 4 * config.n_parameters
-        require_memory(needed, available_bytes(), f"the {config.n_parameters:,} weights of widths {config.widths}")
+        what = f"the {config.n_parameters:,} weights of widths {config.widths}"
+        require_memory(needed, available_bytes(), what, "Take a smaller width, depth or width_exponent.")
         self.cfg = config
         widths, alphas = config.widths, config.multipliers
         self.blocks = nn.ModuleList(

@@ -11,8 +11,6 @@ References:
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,7 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qfl_interp.curvature import SymmetricOperator, orthonormalise, top_eigenpairs
-from qfl_interp.errors import QflError
 
 Directions = Float[Tensor, "direction parameter"]
 # Vectors of float64 that finding a direction takes without an eigensolver, amply.
@@ -29,7 +26,6 @@ _VECTORS = 24
 _MIN_SHARE = 1e-12
 # Coordinates of the parameters that are multiplied at a time in float64.
 _BLOCK = 1 << 18
-_MEMINFO = Path("/proc/meminfo")
 
 
 class NewDirections(NamedTuple):
@@ -199,29 +195,3 @@ def basis_bytes(
     found = n_directions * dtype.itemsize * (3 if at_once else 1) + n_vectors * 8
     projected = jobs * 2 * n_directions * dtype.itemsize
     return n_parameters * max(found, projected)
-
-
-def available_bytes(device: str | torch.device = "cpu") -> int:
-    """Memory that can still be had on a device, in bytes."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if _MEMINFO.exists():
-        # Counts the page cache as available, which the free pages of `sysconf` do not.
-        fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
-        return 1024 * int(fields["MemAvailable"].removesuffix("kB"))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def require_memory(needed: int, available: int, what: str) -> None:
-    """Raise `QflError` with both numbers unless the memory suffices.
-
-    Args:
-        needed: Bytes, as from `basis_bytes`.
-        available: Bytes, as from `available_bytes`.
-        what: What needs it.
-    """
-    if needed > available:
-        raise QflError(
-            f"{what} need about {needed / 2**30:.2f} GiB of memory, more than the {available / 2**30:.2f} GiB that are "
-            "free. Take fewer directions (basis_steps, per_checkpoint, n_directions), fewer jobs, or float32."
-        )
