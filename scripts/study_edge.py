@@ -179,9 +179,10 @@ def warm_up_table(rows: pd.DataFrame) -> str:
             text = f"finite, learned 0/{one['n']}"
         else:
             spike = f", spike {one['spike']:.1f}x" if one["spike"] > 1.05 else ""
+            some = f"learned {one['learned']}/{one['n']}: " if one["learned"] < one["n"] else ""
             text = (
-                f"{one['train_loss']:.2g}, {one['test_accuracy']:.3f}, {one['soft_rank']:.2f}, "
-                f"{one['edge_ratio_p']:.2g}{spike} (n={one['n']})"
+                f"{some}{one['train_loss']:.2g}, {one['test_accuracy']:.3f}, {one['soft_rank']:.2f}, "
+                f"{one['edge_ratio_p']:.2g}{spike}"
             )
         line[f"q={one['q']:g}"] = text
     return markdown(pd.DataFrame(list(lines.values())))
@@ -193,7 +194,8 @@ def along_table(rows: pd.DataFrame) -> str:
     return markdown(pd.DataFrame([
         {"rule": one["rule"], "q": f"{one['q']:g}", "median lr S / 2": f"{one['edge_along_step']:.2f}",
          "steps above 1": f"{one['share_beyond']:.0%}", "steps that raise their own batch's loss":
-         f"{one['share_raising']:.0%}", "Gauss-Newton share of c2": f"{one['gauss_newton_share']:.2f}", "n": one["n"]}
+         f"{one['share_raising']:.0%}", "Gauss-Newton share of c2": f"{one['gauss_newton_share']:.2f}",
+         "finite": f"{one['n'] - one['diverged']}/{one['n']}"}
         for one in found if one["diverged"] < one["n"]
     ]))  # fmt: skip
 
@@ -204,7 +206,7 @@ def full_batch_table(rows: pd.DataFrame) -> str:
     return markdown(pd.DataFrame([
         {"q": f"{one['q']:g}", "rule": one["rule"], "lr lambda_P / 2 at the end": f"{one['edge_ratio_p']:.2f}",
          "soft rank": f"{one['soft_rank']:.2f}", "lambda_P soft rank^2":
-         f"{one['lambda_p'] * one['soft_rank'] ** 2:.2f}", "train loss": f"{one['train_loss']:.2g}", "n": one["n"]}
+         f"{one['lambda_p'] * one['soft_rank'] ** 2:.2f}", "train loss": f"{one['train_loss']:.2g}"}
         for one in found
     ]))  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Fill the tables and figures of docs/polca.md from trained runs.
 
     python scripts/study_polca.py decimal RUN [RUN ...]   # the paper's Tables 1 and 8-11: trajectories and bases
+    python scripts/study_polca.py order RUN               # the same by the paper's own second order, fewer directions
     python scripts/study_polca.py captured RUN [RUN ...]  # what part of the loss's fall lies along the directions
     python scripts/study_polca.py accuracy RUN            # four accuracies against the true change along a direction
     python scripts/study_polca.py carry RUN               # 16-bit addition: is the carry seen before the loss falls?
@@ -40,7 +41,7 @@ from qfl_interp.polca.decomposition import (
 )
 from qfl_interp.polca.quality import restricted_homogeneity, skill_scores
 from qfl_interp.polca.recovery import recovery
-from qfl_interp.polca.trajectories import NO_DIRECTION, exact_loss
+from qfl_interp.polca.trajectories import NO_DIRECTION, POINTWISE, exact_loss
 from qfl_interp.tables import column, records, select
 from qfl_interp.token_gradients import project_curvature, project_gradients
 from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
@@ -53,6 +54,8 @@ CARRY_PLACES = (1, 2)
 # Eq. 9's D in steps, of 10,000.
 SPAN = 100
 BASIS_EVERY = 200
+# Fewer directions, for the paper's second order: a Hessian-vector product for each of them at each checkpoint.
+SPARSE_BASIS_EVERY = 800
 # Part of the run on 16-bit addition that is looked at, and from where on directions are taken.
 UNTIL, FIRST_BASIS = 300, 20
 PATH, FIRST_ORDER = "POLCA, path integral", "POLCA, first order"
@@ -60,9 +63,9 @@ PATH, FIRST_ORDER = "POLCA, path integral", "POLCA, first order"
 MIN_SAMPLES = (None, 5)
 
 
-def basis_steps(run: qfl.Run) -> str:
-    """The saved step nearest each multiple of 200: where the paper takes a basis vector."""
-    wanted = range(BASIS_EVERY, run.steps[-1] + 1, BASIS_EVERY)
+def basis_steps(run: qfl.Run, every: int = BASIS_EVERY) -> str:
+    """The saved step nearest each multiple of a number: where the paper takes a basis vector, of 200."""
+    wanted = range(every, run.steps[-1] + 1, every)
     return ",".join(str(step) for step in sorted({min(run.steps, key=lambda s: abs(s - w)) for w in wanted}))
 
 
@@ -118,18 +121,7 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
         for name, config, curves in ways(run, n_examples, n_hessian, baselines=run is runs[0]):
             for samples in MIN_SAMPLES:
                 found = polca(run, config=config, curves=curves, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
-                clusters = found.to_dataframe()
-                rows.append(
-                    {
-                        "trajectory": name,
-                        "min_samples": "tokens / 15" if samples is None else str(samples),
-                        "seed": run.config.train.seed,
-                        **best_carry(found),
-                        "clusters": len(clusters),
-                        "hidden": float(column(clusters, "hidden").mean()) if len(clusters) else float("nan"),
-                        "captured": _captured(found) if curves == "projected" else float("nan"),
-                    }
-                )
+                rows.append(_scores(name, run, found, samples))
                 print(rows[-1], flush=True)
                 if name == FIRST_ORDER and run is runs[0] and samples is None:
                     found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
@@ -140,6 +132,35 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
                 **{score: (score, "mean") for score in table.columns[3:]}, seeds=("seed", "size")
             )
             fill(PAGE, {"decimal": markdown(summary.reset_index())})
+
+
+def order(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
+    """The same by the orders of the expansion that the paper compares, along few directions."""
+    rows = []
+    for name, accuracy in ((PATH, "path"), (FIRST_ORDER, "first"), ("POLCA, the paper's second order", "paper")):
+        config = PolcaConfig(
+            accuracy=accuracy, n_examples=n_examples, n_hessian=n_hessian,
+            basis_steps=basis_steps(run, SPARSE_BASIS_EVERY),
+        )  # fmt: skip
+        for samples in MIN_SAMPLES:
+            found = polca(run, config=config, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
+            rows.append(_scores(name, run, found, samples))
+            print(rows[-1], flush=True)
+        fill(PAGE, {"order": markdown(pd.DataFrame(rows).drop(columns="seed"))})
+
+
+def _scores(name: str, run: qfl.Run, found: PolcaResult, samples: int | None) -> dict[str, Any]:
+    """One row of the tables on 3-digit addition."""
+    clusters = found.to_dataframe()
+    return {
+        "trajectory": name,
+        "min_samples": "tokens / 15" if samples is None else str(samples),
+        "seed": run.config.train.seed,
+        **best_carry(found),
+        "clusters": len(clusters),
+        "hidden": float(column(clusters, "hidden").mean()) if len(clusters) else float("nan"),
+        "captured": _captured(found) if found.clustered.kind not in ("exact_loss", *POINTWISE) else float("nan"),
+    }
 
 
 def _captured(found: PolcaResult) -> float:
@@ -291,7 +312,7 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
 def main() -> None:
     """What was asked for."""
     parser = argparse.ArgumentParser(prog="study_polca.py", description=__doc__)
-    parser.add_argument("part", choices=("decimal", "captured", "accuracy", "carry"))
+    parser.add_argument("part", choices=("decimal", "order", "captured", "accuracy", "carry"))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--n-examples", type=int, default=1250)
     parser.add_argument("--n-hessian", type=int, default=1250)
@@ -300,6 +321,8 @@ def main() -> None:
     runs = [qfl.Run.open(path) for path in asked.runs]
     if asked.part == "decimal":
         decimal(runs, asked.n_examples, asked.n_hessian, asked.jobs)
+    elif asked.part == "order":
+        order(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
     elif asked.part == "captured":
         captured(runs, asked.n_examples, asked.n_hessian, asked.jobs)
     elif asked.part == "accuracy":

@@ -116,3 +116,57 @@ def test_the_page_is_made_of_its_rows(study):
     for name in ("E1", "E2", "E3", "E4"):
         assert page.count(f"<!-- {name} -->\n|") == page.count(f"<!-- /{name} -->") == 1
     assert rows.loc[rows["status"] == "diverged", "train_loss"].isna().all()
+
+
+# What the page says of its rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    found = pd.read_csv(ROOT / "docs" / "edge_of_stability.csv")
+    return found.assign(lost=found["status"] == "diverged", learned=found["train_accuracy"] > 0.9)
+
+
+def counted(rows, what, **where):
+    """How many, and of how many."""
+    for name, value in where.items():
+        rows = rows[rows[name].isin(value if isinstance(value, list) else [value])]
+    return int(rows[what].sum()), len(rows)
+
+
+def test_the_page_counts_explosions(rows):
+    cold, warm, grid = (rows[rows["experiment"] == name] for name in ("E1", "E2", "grid"))
+    assert counted(cold, "lost", loss="cross_entropy", rule="none", q=[16, 64]) == (24, 24)
+    assert cold[cold["lost"] & (cold["loss"] == "cross_entropy") & (cold["q"] >= 16)]["stopped"].max() == 4
+    assert counted(cold, "lost", loss="cross_entropy", rule="none", q=4) == (5, 12)
+    assert counted(cold, "lost", loss="cross_entropy", rule=["s=1", "s=2"]) == (0, 72)
+    assert counted(cold, "lost", loss="mse", rule="s=1") == (0, 36)
+    assert counted(cold, "lost", loss="mse", rule="s=2", depth=4) == (18, 18)
+    assert counted(cold, "lost", loss="mse", rule="s=2", depth=8, q=[16, 64]) == (12, 12)
+    assert cold[cold["q"] >= 16]["train_accuracy"].max() < 0.125
+    assert [counted(warm, "lost", rule="none", q=q) for q in (16, 32)] == [(5, 6), (6, 6)]
+    assert [counted(warm, "lost", rule="none", q=8, r=r) for r in (2, 0)] == [(2, 3), (0, 3)]
+    assert counted(warm, "lost", rule=["s=1", "s=2"]) == (0, 48)
+    assert [counted(warm, "learned", rule="s=2", q=q)[0] for q in (16, 32)] == [6, 3]
+    assert [counted(warm, "learned", rule="s=1", q=q)[0] for q in (16, 32)] == [5, 1]
+    assert [counted(grid, "lost", rule="none", q=2, r=r) for r in (0, 2)] == [(4, 9), (0, 9)]
+    assert [counted(grid, "learned", rule="s=1", q=8, r=r) for r in (0, 2)] == [(2, 9), (9, 9)]
+
+
+def test_the_page_orders_soft_ranks_and_sharpness(rows):
+    warm, grid = rows[rows["experiment"] == "E2"], rows[rows["experiment"] == "grid"]
+    by = warm.set_index(["r", "rule", "q", "seed"])["soft_rank"]
+    for (r, rule, q, seed), rank in by.items():
+        if rule == "none" and not math.isnan(rank) and q <= 8:
+            assert by[r, "s=1", q, seed] > rank
+    learned = warm[warm["learned"]]
+    assert learned[learned["rule"] == "none"]["soft_rank"].max() == pytest.approx(1.41, abs=0.005)
+    top = learned[(learned["rule"] == "s=1") & (learned["q"] == 16)].groupby("r")["soft_rank"]
+    assert top.min().round(2).to_dict() == {0: 1.72, 2: 1.64}
+    small = grid[(grid["q"] == 2) & (grid["r"] == 2)].pivot(index=["depth", "seed"], columns="rule", values="soft_rank")
+    assert (small["none"] > small["s=1"]).all()
+    edge = learned[learned["q"] <= 16].assign(times=lambda t: t["edge_ratio_p"] / t["q"])
+    scaled = edge[edge["rule"] == "s=1"]["times"]
+    assert (round(scaled.min(), 2), round(scaled.max(), 1)) == (0.58, 1.8)
+    others = edge[edge["rule"] != "s=1"]["edge_ratio_p"]
+    assert (round(others.min(), 2), round(others.max(), 2)) == (0.17, 0.49)
