@@ -31,7 +31,7 @@ from analyses.polca_basis import find_basis, read_basis
 from analyses.polca_plan import BasisPlan, plan_basis, theta
 from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.plots import recovery_panel, timeline_figure
-from qfl_interp.polca.config import PolcaConfig
+from qfl_interp.polca.config import Accuracy, PolcaConfig
 from qfl_interp.polca.decomposition import (
     directional_change,
     first_order,
@@ -137,7 +137,8 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
 def order(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
     """The same by the orders of the expansion that the paper compares, along few directions."""
     rows = []
-    for name, accuracy in ((PATH, "path"), (FIRST_ORDER, "first"), ("POLCA, the paper's second order", "paper")):
+    orders: dict[str, Accuracy] = {PATH: "path", FIRST_ORDER: "first", "POLCA, the paper's second order": "paper"}
+    for name, accuracy in orders.items():
         config = PolcaConfig(
             accuracy=accuracy, n_examples=n_examples, n_hessian=n_hessian,
             basis_steps=basis_steps(run, SPARSE_BASIS_EVERY),
