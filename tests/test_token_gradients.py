@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,30 @@ def test_batches_hold_what_memory_allows():
     for _, parts in groups:
         assert max(kept(parts)) <= limit  # a batch's working memory holds more than what it leaves
         assert sum(kept(parts)[:-1]) <= limit
+
+
+def test_what_one_group_keeps_is_gone_before_the_next_is_formed(monkeypatch):
+    loss, theta = token_loss("gpt2", "breadth_first_search", n=40)
+    (everything,) = layers._groups(loss, theta, 1 << 40, 1 << 40)
+    max_bytes = sum(p.inputs.nbytes + p.gradient.nbytes for part in everything[1] for p in part.products)
+    del everything
+    tap, kept, alive, together = layers.tapped, [], [], []
+
+    def watched(*arguments):
+        found = tap(*arguments)
+        kept.extend(weakref.ref(tensor) for product in found.products for tensor in (product.inputs, product.gradient))
+        alive.append(sum(tensor.nbytes for ref in kept if (tensor := ref()) is not None))
+        together.append(
+            sum(tensor.nbytes for product in found.products for tensor in (product.inputs, product.gradient))
+        )
+        return found
+
+    monkeypatch.setattr(layers, "tapped", watched)
+    project_gradients(loss, theta, random_directions(loss.space, 3), method="layers", max_bytes=max_bytes)
+    assert sum(together) == max_bytes
+    # Two groups at least, of three quarters of the memory; with the one before they would hold all of it.
+    assert max(alive) <= max_bytes * 3 // 4 + max(together)
+    assert max(alive) < max_bytes
 
 
 def test_parameters_reach_forward_mode_as_tensors_of_their_own():

@@ -45,6 +45,8 @@ def layer_projections(
     for tokens, parts in _groups(loss, parameters, max_bytes // 4 * 3, max_bytes // 4):
         gradients[tokens] = _projected(parts, by_name)
         losses[tokens] = torch.cat([part.losses for part in parts])
+        # Or it would live on while the next group is formed.
+        del parts
     return TokenProjections(gradients, losses)
 
 
