@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -84,8 +85,15 @@ def read_basis(
     run: Series, plan: BasisPlan, device: str | torch.device = "cpu"
 ) -> Float[Tensor, "direction parameter"]:
     """The directions, one a row."""
-    basis = torch.empty(len(plan), len(plan.space), dtype=plan.dtype, device=device)
-    for number in range(len(plan)):
+    return _read(run, plan, range(len(plan)), device)
+
+
+def _read(
+    run: Series, plan: BasisPlan, numbers: Iterable[int], device: str | torch.device
+) -> Float[Tensor, "direction parameter"]:
+    """The directions of these numbers in their rows, zeros in the others."""
+    basis = torch.zeros(len(plan), len(plan.space), dtype=plan.dtype, device=device)
+    for number in numbers:
         basis[number] = run.table(LENS).read_tensors(plan.part(number))["direction"]
     return basis
 
@@ -106,14 +114,11 @@ class _Found(NamedTuple):
 def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Found:
     """The directions found before, and the examples."""
     config, table = plan.config, run.table(LENS)
-    basis = torch.zeros(len(plan), len(plan.space), dtype=plan.dtype, device=device)
-    for number in range(len(plan)):
-        if table.has(plan.part(number)):
-            basis[number] = table.read_tensors(plan.part(number))["direction"]
+    there = (number for number in range(len(plan)) if table.has(plan.part(number)))
     # A task over a fixed dataset that the models were not trained on has no training examples.
     split = "train" if run.task.train_fraction > 0 else "val"
     examples = held_out(run.task, split, config.n_hessian, seed=config.seed, stream="polca/hessian")
-    return _Found(basis, examples, scored_tokens(run.task.encode(examples)))
+    return _Found(_read(run, plan, there, device), examples, scored_tokens(run.task.encode(examples)))
 
 
 def _find(run: Series, plan: BasisPlan, device: str | torch.device, found: _Found, stage: Stage) -> None:

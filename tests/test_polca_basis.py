@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from qfl_interp.curvature import Hessian
+from qfl_interp.curvature import Hessian, orthonormal
 from qfl_interp.model import build_model, parameters_to_save
 from qfl_interp.parameter_space import ParameterSpace
 from qfl_interp.polca import basis as basis_module
@@ -151,7 +151,8 @@ def test_top_parameters_are_axes_by_magnitude():
 
 
 def test_trajectory_directions_are_the_right_singular_vectors(monkeypatch):
-    monkeypatch.setattr(basis_module, "_BLOCK", 7)  # several blocks
+    for module in (basis_module, orthonormal):
+        monkeypatch.setattr(module, "_BLOCK", 7)  # several blocks
     movement = randn(5, 40, seed=3) * torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=torch.float64)[:, None]
     _, singular, right = np.linalg.svd(movement.numpy(), full_matrices=False)
     found = trajectory_directions(movement.clone(), 3)
@@ -240,7 +241,7 @@ def test_a_feature_without_a_probe_has_no_gradient(task):
 
 
 def test_orthogonality_is_the_largest_error_of_each(monkeypatch):
-    monkeypatch.setattr(basis_module, "_BLOCK", 2)
+    monkeypatch.setattr(orthonormal, "_BLOCK", 6)  # two columns of three rows
     rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.1, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.5]])
     np.testing.assert_allclose(orthogonality(rows).numpy(), [0.1, 0.1, 0.75], rtol=1e-6)
 

@@ -9,7 +9,7 @@ from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
 from qfl_interp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from qfl_interp.curvature.hessian import Hessian, SymmetricOperator
 from qfl_interp.curvature.learning_coefficient import LearningCoefficient, estimate_learning_coefficient
-from qfl_interp.curvature.orthonormal import orthonormalise, require_orthonormal
+from qfl_interp.curvature.orthonormal import gram_matrix, orthonormalise, require_orthonormal
 from qfl_interp.curvature.preconditioned import (
     AdamState,
     Preconditioned,
@@ -35,6 +35,7 @@ __all__ = [
     "along_step",
     "cosine",
     "estimate_learning_coefficient",
+    "gram_matrix",
     "orthonormalise",
     "require_orthonormal",
     "stability_edge",

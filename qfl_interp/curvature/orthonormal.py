@@ -82,13 +82,18 @@ def _blocks(basis: Float[Tensor, "basis parameter"]) -> Iterator[tuple[slice, Te
         yield columns, basis[:, columns].double()
 
 
+def gram_matrix(rows: Float[Tensor, "row parameter"]) -> Float[Tensor, "row row"]:
+    """Inner products of all rows with each other, float64."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for _, block in _blocks(rows):
+        gram += block @ block.mT
+    return gram
+
+
 def require_orthonormal(basis: Tensor, name: str) -> None:
     """Raise `ValueError` unless the rows are orthonormal."""
-    identity = torch.eye(len(basis), dtype=torch.float64, device=basis.device)
-    gram = torch.zeros_like(identity)
-    for _, block in _blocks(basis):
-        gram += block @ block.mT
-    error = (gram - identity).abs().nan_to_num(math.inf)
+    gram = gram_matrix(basis)
+    error = (gram - torch.eye(len(basis), dtype=torch.float64, device=basis.device)).abs().nan_to_num(math.inf)
     if bool((error > _ORTHONORMAL).any()):
         row, column = divmod(int(error.argmax()), len(basis))
         raise ValueError(

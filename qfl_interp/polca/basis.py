@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qfl_interp.curvature import SymmetricOperator, orthonormalise, top_eigenpairs
+from qfl_interp.curvature import SymmetricOperator, gram_matrix, orthonormalise, top_eigenpairs
 
 Directions = Float[Tensor, "direction parameter"]
 # Vectors of float64 that finding a direction takes without an eigensolver, amply.
@@ -140,9 +140,7 @@ def trajectory_directions(movement: Float[Tensor, "time parameter"], n: int) -> 
     Raises:
         ValueError: The movement has fewer than n dimensions.
     """
-    gram = torch.zeros(len(movement), len(movement), dtype=torch.float64, device=movement.device)
-    for part in movement.split(_BLOCK, dim=1):
-        gram += part.double() @ part.double().mT
+    gram = gram_matrix(movement)
     eigenvalues, mixing = (part.flip(-1)[..., :n] for part in torch.linalg.eigh(gram))
     rank = int((eigenvalues > _MIN_SHARE * gram.trace()).sum())
     if rank < n:
@@ -164,9 +162,7 @@ def _without_eigenproblem(rows: Directions) -> NewDirections:
 
 def orthogonality(basis: Directions) -> Float[Tensor, " direction"]:
     """How far each direction is from orthonormal: the largest `|<b_i, b_j> - (i = j)|` over j."""
-    gram = torch.zeros(len(basis), len(basis), dtype=torch.float64, device=basis.device)
-    for part in basis.split(_BLOCK, dim=1):
-        gram += part.double() @ part.double().mT
+    gram = gram_matrix(basis)
     return (gram - torch.eye(len(basis), dtype=gram.dtype, device=gram.device)).abs().amax(dim=1)
 
 
