@@ -225,10 +225,16 @@ def movement_table(rows: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
                     for kind in values:
                         own = select(rows, task=name, seed=one["seed"], kind=kind).sort_values("step")
                         values[kind].append(at(own, quantity, one[stage]))
-                texts = [", ".join(f"{v:.3g}" for v in values[kind] if math.isfinite(v)) for kind in values]
+                texts = [_one_a_seed(values[kind]) for kind in values]
                 line[STAGES[stage]] = texts[0] + (f" ({texts[1]})" if texts[1] else "")
             found.append(line)
     return pd.DataFrame(found)
+
+
+def _one_a_seed(values: list[float]) -> str:
+    """The numbers in their order, a dash where there is none; nothing where there is none at all."""
+    known = any(math.isfinite(value) for value in values)
+    return ", ".join(f"{value:.3g}" if math.isfinite(value) else "–" for value in values) if known else ""
 
 
 STAGES = {

@@ -49,7 +49,7 @@ def test_values_of_the_controls_stand_in_brackets():
     stage = {"task": "t", "plateau": 5e9, "readable": 2e10, "falls": 3e10, "fallen": 4e10, "verdict": "quiet"}
     table = study.movement_table(rows, pd.DataFrame([stage | {"seed": 0}, stage | {"seed": 1}]))
     assert list(table["quantity"]) == list(study.QUANTITIES.values())
-    assert set(table[study.STAGES["falls"]]) == {"1, 2 (3)"}
+    assert set(table[study.STAGES["falls"]]) == {"1, 2 (3, –)"}
     assert set(table[study.STAGES["plateau"]]) == {""}
 
 
