@@ -31,7 +31,7 @@ from qfl_interp.run import Run
 from qfl_interp.schedule import learning_rate
 from qfl_interp.series import Series
 from qfl_interp.task import Batch
-from qfl_interp.token_losses import TokenLoss, require_finite, require_finite_parameters, scored_tokens
+from qfl_interp.token_losses import TokenLoss, require_finite_parameters, scored_tokens
 
 # What column `moments` says.
 SAVED, NOT_YET, NOT_SAVED, UNKNOWN = "saved", "no update yet", "not saved", "unknown"
@@ -134,10 +134,10 @@ def measure(run: Series, shared: Shared, step: int, to: int | None, device: str 
     parameters = hessian.loss.parameters()
     losses = hessian.loss.values(parameters)
     theta = shared.space.flatten(parameters).double().cpu()
-    taken = None
-    if to is not None:
-        taken = shared.space.flatten(parameters_to_save(run.load_model(to))).double() - theta
-        require_finite(taken, f"difference to the parameters of the next checkpoint, step {to},")
+    taken = None if to is None else shared.space.flatten(parameters_to_save(run.load_model(to))).double() - theta
+    if taken is not None and not bool(torch.isfinite(taken).all()):
+        # The last checkpoint before a run diverged is itself as good as any.
+        taken = None
     at = _At(run, step, shared.config, hessian, hessian.gradient(), theta, theta - shared.origin, taken)
     row = {
         "step_to": math.nan if to is None else float(to),

@@ -115,6 +115,9 @@ def curvature(
         rows = _with_coefficients(rows, run.table(COEFFICIENTS).read([names[step] for step in at]))
     ranks = run.table(RANKS).read([_ranks_part(config, step) for step in at])
     notes = [_WITHOUT[kind] for kind in distinct(rows, "moments") if kind in _WITHOUT]
+    before = rows.loc[rows["step_to"].notna() & rows["step_norm"].isna(), "step_to"]
+    if len(before):
+        notes.append(f"no step taken from before step {', '.join(f'{to:.0f}' for to in before)}, which is not finite")
     return CurvatureResult(
         "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} training examples", *notes]),
         rows.filter(list(_SUMMARY)).dropna(axis="columns", how="all"),

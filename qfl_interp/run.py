@@ -169,6 +169,14 @@ class Run(Series):
         path = self.path / CHECKPOINTS / ckpt.step_name(step)
         return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
 
+    def checkpoint_bytes(self) -> tuple[int, int]:
+        """What all checkpoints take on disk, in bytes: the parameters, and the optimiser's state where it was saved."""
+        folder = self.path / CHECKPOINTS
+        parameters, optimiser = (
+            sum(file.stat().st_size for file in folder.glob(f"step_*/{name}")) for name in (ckpt.MODEL, ckpt.OPTIMIZER)
+        )
+        return parameters, optimiser
+
     def verify(self) -> Verification:
         """Check every file of the run against its checksum; nothing is changed."""
         good, problems = [], []

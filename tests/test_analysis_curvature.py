@@ -376,12 +376,25 @@ def damage(run, step, value):
     save_checkpoint(run.path / "checkpoints", state)
 
 
+def test_the_last_checkpoint_before_a_run_diverged_is_measured_without_the_step(run):
+    whole = curvature(run, [3], config=FAST, progress=False).rows.iloc[0]
+    shutil.rmtree(run.path / "analyses" / "curvature")
+    damage(run, 4, torch.nan)
+    found = curvature(run, [1, 3], config=FAST, progress=False)
+    assert "no step taken from before step 4, which is not finite" in repr(found)
+    before, last = (found.rows.iloc[i] for i in (0, 1))
+    assert np.isfinite(before["step_sharpness"])
+    for name in ("sharpness", "loss", "preconditioned_sharpness", "update_norm", "step_to"):
+        assert last[name] == whole[name]
+    for name in ("step_norm", "step_sharpness", "cos_gradient_step", "cos_preconditioned_step", "cos_step_cumulative"):
+        assert np.isnan(last[name])
+        assert np.isfinite(whole[name])
+
+
 def test_a_checkpoint_that_is_not_finite_is_named_and_what_was_measured_stays(run):
     damage(run, 4, torch.nan)
-    with pytest.raises(
-        QflError, match=r"stopped at step 3: difference to the parameters of the next checkpoint, step 4"
-    ):
-        curvature(run, [1, 3], config=FAST, progress=False)
+    with pytest.raises(QflError, match=r"stopped at step 4: parameter blocks.0.attn.W_K must be finite"):
+        curvature(run, [1, 4], config=FAST, progress=False)
     with pytest.raises(QflError, match=r"stopped at step 4: parameter blocks.0.attn.W_K must be finite"):
         curvature(run, [4], config=FAST, progress=False)
     with pytest.raises(QflError, match=r"stopped at step 4: parameter blocks.0.attn.W_K must be finite"):

@@ -96,7 +96,8 @@ def test_train_then_resume_then_verify(call, tmp_path):
         "--batch-size",
         8,
     ]
-    status, text, _ = call("train", "addition", *settings, "--n-val", 16, "--quiet", "--json")
+    settings += ["--n-val", 16, "--save-optimizer"]
+    status, text, _ = call("train", "addition", *settings, "--quiet", "--json")
     assert status == 0
     found = json.loads(text)
     run = qfl.Run.open(out)
@@ -105,8 +106,12 @@ def test_train_then_resume_then_verify(call, tmp_path):
     assert found["val_loss"] == pytest.approx(run.metrics.val_loss.iloc[-1])
     assert run.config.train.batch_size == 8
     assert run.config.model.n_layers == 1
+    on_disk = {name: sum(f.stat().st_size for f in out.rglob(name)) for name in ("model.safetensors", "optimizer.s*")}
+    assert (found["model_bytes"], found["optimizer_bytes"]) == tuple(on_disk.values())
+    assert found["optimizer_bytes"] > found["model_bytes"] > 0
     status, text, _ = call("resume", out)
     assert status == 0
+    assert f"checkpoints: {found['model_bytes'] / 1e6:,.1f} MB of parameters, " in text
     assert "finished" in text
     assert "exact match" in text
     status, text, _ = call("verify", out, "--json")

@@ -219,6 +219,8 @@ def test_a_reader_refuses_samples_of_another_width(mlp):
     ("changes", "message"),
     [
         ({"activation": "tanh"}, "positively homogeneous functions alone"),
+        ({"activation": (float("nan"), 1.0)}, r"activation \(a, b\) must be finite, got \(nan, 1.0\)"),
+        ({"width_exponent": 40}, r"must stay below e\^40, got 'e\^.*Take a smaller width"),
         ({"activation": (0.6, 0.6)}, r"must have a\^2 \+ b\^2 = 1, got \(0.6, 0.6\)"),
         ({"depth": 1}, "depth must be at least 2"),
         ({"width": 0}, "width must be at least 1"),

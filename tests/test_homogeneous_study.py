@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
@@ -33,15 +34,20 @@ def study():
 
 
 def test_cells_are_different_and_named_by_what_they_are(study):
-    every = [cell for name in ("E1", "E2", "E4", "grid") for cell in study.cells(name)]
+    data = study.load("")
+    every = [cell for name in ("E1", "E2", "E4", "grid") for cell in study.cells(name, data)]
     names = {cell.name("digits") for cell in every}
     assert len(names) == len(every)
     assert every[0].name("digits") == every[0].name("digits")
     assert not names & {cell.name("mnist") for cell in every}
-    sizes = [study.MLPConfig(64, 10, m, 4, r).n_parameters for r, m in study.MATCHED.items()]
-    assert max(sizes) / min(sizes) < 1.01
+    for n_pixels in (64, 784):
+        like = data._replace(train_x=torch.zeros(1, n_pixels))
+        widths = {r: study.matched_width(r, like) for r in study.PATTERNS}
+        sizes = [study.MLPConfig(n_pixels, 10, m, 4, r).n_parameters for r, m in widths.items()]
+        assert max(sizes) / min(sizes) < 1.01
+        assert widths[2] == study.MATCHED_WIDTH
     with pytest.raises(SystemExit, match="no experiment is named 'E9'"):
-        list(study.cells("E9"))
+        list(study.cells("E9", data))
 
 
 def test_a_cell_is_trained_and_summed_up(study):

@@ -426,6 +426,20 @@ def test_what_cannot_be_a_minibatch_is_refused():
     model, x, y = case(16)
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):
         run_minibatch(model, x[:1], y[:1], "mse")
+    classes = torch.zeros(len(x), dtype=torch.long)
+    for targets, loss, message in (
+        (y[:, :1], "mse", r"a vector of 3 numbers for each of 6 examples, got shape \(6, 1\)"),
+        (y[:-1], "mse", r"got shape \(5, 3\)"),
+        (classes[:-1], "cross_entropy", r"a class for each of 6 examples, got shape \(5,\)"),
+        (classes + 3, "cross_entropy", "classes from 0 to 2, .* got 3 to 3"),
+        (classes - 1, "cross_entropy", "classes from 0 to 2, .* got -1 to -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_targets(loss, model(x), targets)
+    with pytest.raises(ValueError, match="classes from 0 to 2"):
+        run_minibatch(model, x, classes + 3, "cross_entropy")
+    with pytest.raises((ValueError, TypeError), match="huber"):
+        run_minibatch(model, x, y, "huber")
 
 
 def test_without_a_slope_there_is_no_sharpness():

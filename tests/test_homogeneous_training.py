@@ -323,6 +323,22 @@ def test_what_is_there_is_never_overwritten(data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train_x", torch.nan, "train_x must be finite, got a NaN or an infinity in row 3"),
+        ("test_x", torch.inf, "test_x must be finite, got a NaN or an infinity in row 3"),
+        ("train_y", 99, "train_y must be .* classes from 0 to .*, got .* to 99"),
+        ("test_y", -1, "test_y must be .* classes from 0 to .*, got .* from -1"),
+    ],
+)
+def test_bad_data_is_no_divergence(data, field, value, message):
+    damaged = getattr(data, field).clone()
+    damaged[3] = value
+    with pytest.raises(ValueError, match=message):
+        train_mlp(SHAPE, config(), data._replace(**{field: damaged}))
+
+
+@pytest.mark.parametrize(
     ("shape", "changes", "message"),
     [
         (MLPConfig(5, 3, 8), {}, "must have d_in = 6 and d_out = 3"),

@@ -39,7 +39,9 @@ def train(
     checkpoints: Annotated[int, typer.Option(help="About how many checkpoints, half of them log-spaced.")] = 40,
     eval_fraction: Annotated[float, typer.Option(help="A validation every this part of the steps.")] = 0.005,
     n_val: Annotated[int, typer.Option(help="Validation examples.")] = 1000,
-    save_optimizer: Annotated[bool, typer.Option(help="Keep AdamW's moments with every checkpoint.")] = False,
+    save_optimizer: Annotated[
+        bool, typer.Option(help="Keep AdamW's moments with every checkpoint: three times the space.")
+    ] = False,
     compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out if there is one.")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
@@ -97,9 +99,13 @@ def _print_run(run: Run, as_json: bool) -> None:
     """The run in a line, or its last metrics as JSON."""
     last = run.metrics.iloc[-1].to_dict()
     if as_json:
-        print_json({"path": run.path, "run_id": run.run_id, "steps": run.steps, **last})
+        model, moments = run.checkpoint_bytes()
+        sizes = {"model_bytes": model, "optimizer_bytes": moments}
+        print_json({"path": run.path, "run_id": run.run_id, "steps": run.steps, **sizes, **last})
     else:
         print(run)
+        model, moments = run.checkpoint_bytes()
+        print(f"checkpoints: {model / 1e6:,.1f} MB of parameters, {moments / 1e6:,.1f} MB of the optimiser's state")
         print(
             f"final validation: loss {last['val_loss']:.4g} nats, exact match {last['val_exact']:.1%} "
             f"(answer alone: {last['val_loss_answer']:.4g}, {last['val_exact_answer']:.1%})"

@@ -63,18 +63,22 @@ class MLPConfig(_Config):
         _require(good, "width_exponent must be finite and not negative", self.width_exponent, "2 is quadratic.")
         # As a logarithm: k^r m itself may be beyond what a float holds.
         largest = self.width_exponent * math.log(self.depth) + math.log(self.width)
-        _require(largest < 40, "widths k^width_exponent * width must stay below e^40", self.width_exponent, "")
+        _require(
+            largest < 40, "widths up to depth^width_exponent * width must stay below e^40", f"e^{largest:.4g}",
+            "Take a smaller width, depth or width_exponent.",
+        )  # fmt: skip
         good = math.isfinite(self.output_scale) and self.output_scale > 0
         _require(good, "output_scale must be positive and finite", self.output_scale, "")
         if isinstance(self.activation, tuple):
             a, b = self.activation
+            _require(math.isfinite(a) and math.isfinite(b), "activation (a, b) must be finite", self.activation, "")
             _require(
                 abs(a * a + b * b - 1) <= _CIRCLE, "activation (a, b) must have a^2 + b^2 = 1", self.activation,
                 f"Divide both by {math.hypot(a, b):.6g}.",
             )  # fmt: skip
         else:
             _require(
-                self.activation in ACTIVATIONS,
+                isinstance(self.activation, str) and self.activation in ACTIVATIONS,
                 f"activation must be one of {sorted(ACTIVATIONS)}, or (a, b) of a s + b |s|",
                 self.activation,
                 "The Gram formulas and the depthwise rule hold for positively homogeneous functions alone. For any "
@@ -186,7 +190,7 @@ class MLPTrainConfig(_Config):
         for name in ("lr", "edge_multiple", "kappa", "divergence_loss", "max_u"):
             value = getattr(self, name)
             good = value is None or (math.isfinite(value) and value > 0)
-            _require(good, f"{name} must be positive and finite", value, "Nothing is trained at 0.")
+            _require(good, f"{name} must be positive and finite", value, "")
         for name in ("batch_size", "n_sharpness"):
             advice = "Of one example every soft rank is 1, and the centred ones do not exist."
             _require(getattr(self, name) >= 2, f"{name} must be at least 2 examples", getattr(self, name), advice)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,6 +14,27 @@ from qfl_interp.homogeneous.config import Loss
 Outputs = Float[Tensor, "batch d_out"]
 # Class ids for the cross-entropy, vectors for the squared error.
 Targets = Int[Tensor, " batch"] | Float[Tensor, "batch d_out"]
+
+
+def require_targets(loss: Loss, outputs: Tensor, targets: Tensor) -> None:
+    """Raise `ValueError` unless the loss is known and the targets are its own: one a row, classes within the outputs.
+
+    A squared error would broadcast targets of another shape to a loss that means nothing.
+    """
+    if loss not in get_args(Loss):
+        raise ValueError(f"loss must be one of {get_args(Loss)}, got {loss!r}.")
+    n, d_out = outputs.shape
+    wanted = (n,) if loss == "cross_entropy" else (n, d_out)
+    if tuple(targets.shape) != wanted:
+        kind = "a class" if loss == "cross_entropy" else f"a vector of {d_out} numbers"
+        raise ValueError(
+            f"targets of {loss} must be {kind} for each of {n} examples, got shape {tuple(targets.shape)}."
+        )
+    if loss == "cross_entropy" and not bool(((targets >= 0) & (targets < d_out)).all()):
+        raise ValueError(
+            f"targets must be classes from 0 to {d_out - 1}, as many as there are outputs, got {int(targets.min())} to "
+            f"{int(targets.max())}."
+        )
 
 
 def mean_loss(loss: Loss, outputs: Outputs, targets: Targets) -> Float[Tensor, ""]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.homogeneous.config import Loss
-from qfl_interp.homogeneous.losses import Targets, mean_loss, residuals
+from qfl_interp.homogeneous.losses import Targets, mean_loss, require_targets, residuals
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
 
 
@@ -108,7 +108,7 @@ def run_minibatch(
         loss: Which loss.
 
     Raises:
-        ValueError: Fewer than 2 examples; or `model` is no homogeneous network.
+        ValueError: Fewer than 2 examples, targets that do not fit the loss; or `model` is no homogeneous network.
     """
     if not isinstance(model, HomogeneousMLP):
         raise ValueError(
@@ -139,7 +139,7 @@ def minibatch_of(
         loss: Which loss.
 
     Raises:
-        ValueError: Fewer than 2 examples.
+        ValueError: Fewer than 2 examples, or targets that do not fit the loss.
     """
     if len(inputs) < 2:
         raise ValueError(
@@ -153,6 +153,7 @@ def minibatch_of(
         if k + 1 < len(weights):
             signs.append(a + b * z.sign())
             features.append(signs[-1] * z)
+    require_targets(loss, preactivations[-1], targets)
     last = residuals(loss, preactivations[-1], targets) / len(inputs)
     norm = _norm(last)
     backward = [last / norm if 0 < norm < math.inf else last]

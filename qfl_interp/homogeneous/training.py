@@ -65,8 +65,8 @@ def train_mlp(
         out: Where to save the run. A run of the same arguments that is there is continued, or read if it is complete.
 
     Raises:
-        ValueError: Sizes of model and data differ, or the batch is larger than the training set; a rule gives
-            something else than one positive number a layer.
+        ValueError: Sizes of model and data differ, inputs are not finite, labels are no classes, or the batch is larger
+            than the training set; a rule gives something else than one positive number a layer.
         QflError: `out` holds something else; the widths need more memory than is free.
     """
     _require_fitting(model, config, data)
@@ -100,6 +100,15 @@ def _require_fitting(model: MLPConfig, config: MLPTrainConfig, data: Labelled) -
             f"the model must have d_in = {d_in} and d_out = {data.n_classes} for {data!r}, got {model.d_in} and "
             f"{model.d_out}."
         )
+    for name, x, y in (("train", data.train_x, data.train_y), ("test", data.test_x, data.test_y)):
+        bad = ~torch.isfinite(x).all(dim=1)
+        if bool(bad.any()):
+            raise ValueError(f"{name}_x must be finite, got a NaN or an infinity in row {int(bad.int().argmax())}.")
+        if len(y) != len(x) or bool(((y < 0) | (y >= data.n_classes)).any()):
+            raise ValueError(
+                f"{name}_y must be {len(x)} classes from 0 to {data.n_classes - 1}, got {len(y)} from "
+                f"{int(y.min())} to {int(y.max())}."
+            )
     if config.batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} training examples, got {config.batch_size}.")
 
