@@ -33,7 +33,7 @@ from qfl_interp.results import Table
 from qfl_interp.tables import column, records, select
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SCALE = 1.5
+SCALE, WIDTH = 1.5, 960
 SEEDS = (0, 1, 2)
 # Train accuracy of a training that learned.
 LEARNED = 0.9
@@ -261,13 +261,14 @@ def write(rows: pd.DataFrame) -> None:
     rows.to_csv(DOCS / "edge_of_stability.csv", index=False, float_format="%.6g")
     tables = {"E1": explosion_table, "E2": warm_up_table, "E3": along_table, "E4": full_batch_table}
     fill(DOCS / "edge_of_stability.md", {name: table(rows) for name, table in tables.items()})
-    axes = {"x": "learning rate in units of the edge, q", "y": "depth"}
+    # A row a pattern, a column a rule.
+    axes: dict[str, Any] = {"x": "learning rate in edges, q", "y": "depth", "n_columns": 3}
     for value, title, low, high in (
         ("train_accuracy", "train accuracy", 0.0, 1.0), ("soft_rank", "soft rank", 1.0, None),
     ):  # fmt: skip
         name = f"edge-{value.replace('_', '-')}"
         figure = edge_maps(maps(rows, value), **axes, value=title, filename=name, low=low, high=high)
-        figure.write_image(DOCS / "figures" / f"{name}.png", scale=SCALE)
+        figure.write_image(DOCS / "figures" / f"{name}.png", scale=SCALE, width=WIDTH)
 
 
 def main() -> None:

@@ -170,16 +170,20 @@ def measured(job: Job) -> pd.DataFrame:
     coefficients = [name for name in few if str(name).startswith("learning_coefficient")]
     rows = found.to_dataframe().drop(columns=coefficients, errors="ignore")
     rows = rows.merge(few[["step", *coefficients]], on="step", how="left")
-    ranks = select(found.ranks, position=-1).groupby("step")["participation_ratio_centred"].mean()
+    everywhere = select(found.ranks, position=-1)
+    ranks = everywhere.groupby("step")["participation_ratio_centred"].mean()
+    layer_1 = select(everywhere, layer=1).set_index("step")["stable_rank_centred"]
     losses = run.metrics.dropna(subset=["val_loss_answer"])
     rows["participation"] = ranks.loc[column(rows, "step")].to_numpy()
+    rows["stable_rank_centred_layer_1"] = layer_1.loc[column(rows, "step")].to_numpy()
     rows["loss"] = np.interp(column(rows, "step"), losses["step"], losses["val_loss_answer"])
     rows["probe"] = math.nan
     if job.kind == TRAINED:
         curves = select(run.table("emergence_curve").read(), feature=FEATURE, third="all").sort_values("step")
         rows["probe"] = np.interp(column(rows, "step"), column(curves, "step"), column(curves, "geometric"))
-    keep = ["step", "flops", *QUANTITIES, "learning_coefficient_std", "learning_coefficient_drift", "lr", "weight_norm",
-            "step_curvature", "cos_gradient_step", "cos_step_cumulative", "sharpness_residual"]  # fmt: skip
+    keep = ["step", "flops", *QUANTITIES, "stable_rank_centred_layer_1", "learning_coefficient_std",
+            "learning_coefficient_drift", "lr", "weight_norm", "step_curvature", "cos_gradient_step",
+            "cos_step_cumulative", "sharpness_residual"]  # fmt: skip
     return rows[keep].assign(task=job.task["name"], kind=job.kind, seed=job.seed)
 
 

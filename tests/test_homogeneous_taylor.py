@@ -22,6 +22,7 @@ from qfl_interp.homogeneous.depthwise import (
     relative_updates,
     scales,
 )
+from qfl_interp.homogeneous.losses import require_targets
 from qfl_interp.homogeneous.minibatch import minibatch_of, run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness

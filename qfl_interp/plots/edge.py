@@ -13,7 +13,6 @@ from plotly.subplots import make_subplots
 from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short, template
 from qfl_interp.tables import column, distinct, records, select
 
-_COLUMNS = 2
 _CELL, _ABOVE, _BELOW, _BETWEEN = 30, 36, 52, 60
 
 
@@ -24,6 +23,7 @@ def edge_maps(
     y: str,
     value: str,
     filename: str,
+    n_columns: int = 2,
     low: float | None = None,
     high: float | None = None,
 ) -> go.Figure:
@@ -36,6 +36,7 @@ def edge_maps(
         y: Title of the vertical axes.
         value: What the colour is, for its bar.
         filename: Name of a downloaded image, without its ending.
+        n_columns: Panels side by side.
         low: Number of the first colour; the smallest by default.
         high: Number of the last colour; the largest by default.
 
@@ -46,12 +47,12 @@ def edge_maps(
     if not panels or rows.duplicated(["panel", "x", "y"]).any():
         raise ValueError(f"rows must hold one row a cell and at least one, got {len(rows)} with twice the same cell.")
     across, down = distinct(rows, "x"), distinct(rows, "y")
-    n_rows = math.ceil(len(panels) / _COLUMNS)
+    n_rows = math.ceil(len(panels) / n_columns)
     inner = _CELL * len(down)
     height = _ABOVE + _BELOW + n_rows * inner + (n_rows - 1) * _BETWEEN
     between = _BETWEEN / (height - _ABOVE - _BELOW) if n_rows > 1 else 0.0
     grid = make_subplots(
-        n_rows, min(_COLUMNS, len(panels)), subplot_titles=panels, shared_yaxes=True, horizontal_spacing=0.04,
+        n_rows, min(n_columns, len(panels)), subplot_titles=panels, shared_yaxes=True, horizontal_spacing=0.04,
         vertical_spacing=between,
     )  # fmt: skip
     figure = new_figure(filename, height)
@@ -62,7 +63,7 @@ def edge_maps(
         cells = {(row["y"], row["x"]): row for row in records(select(rows, panel=panel))}
         values = np.array([[cells.get((b, a), {}).get("value", math.nan) for a in across] for b in down], dtype=float)
         notes = [[str(cells.get((b, a), {}).get("note", "")) for a in across] for b in down]
-        line, place = number // _COLUMNS + 1, number % _COLUMNS + 1
+        line, place = number // n_columns + 1, number % n_columns + 1
         for trace in _traces(values, notes, across, down):
             figure.add_trace(trace, row=line, col=place)
         titles = (x if line == n_rows else None, y if place == 1 else None)
