@@ -67,7 +67,7 @@ def write(name: str, title: str, device: str, rows: list[dict[str, Any]]) -> Non
     found[name] = {
         "title": title,
         "device": device,
-        "threads": torch.get_num_threads(),
+        "threads": rows[0].get("threads", torch.get_num_threads()),
         "cores": os.cpu_count(),
         "measured": datetime.now(UTC).date().isoformat(),
         "versions": versions(),

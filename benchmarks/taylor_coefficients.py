@@ -21,8 +21,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """Seconds of each measurement, and how many plain training steps it takes (target for c0 to c2: under 3).
 
     A training step is torch's own: forward and backward pass and the update of every weight. c0 to c2 include the
-    forward and the backward pass that they start from. "Hessian-vector product" is the same c2 by autograd: forward,
-    backward and second backward pass.
+    forward and the backward pass that they start from, and the rule's scales. "Hessian-vector product" is the same c2
+    by autograd: forward, backward and second backward pass.
 
     Args:
         quick: One small network, one round.
@@ -59,12 +59,12 @@ def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
 
     def coefficients() -> None:
         found = run_minibatch(model, x, y, loss)
-        taylor_coefficients(found, xi)
+        taylor_coefficients(found, scales(DepthwiseRule(), found))
 
     works = {
         "training step": step,
         "training step with the depthwise rule": scaled_step,
-        "c0, c1, c2 (forward and backward pass included)": coefficients,
+        "c0, c1, c2 (passes and scales included)": coefficients,
         "one Hessian-vector product (autograd)": lambda: MLPHessian(model, x, y, loss).product(direction),
         "lambda_P (Lanczos to 1e-3)": lambda: top_sharpness(model, x, y, loss, xi),
     }
@@ -78,7 +78,7 @@ def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
         }
     finally:
         torch.set_num_threads(n_threads)
-    shape = {"depth": config.depth, "parameters": config.n_parameters}
+    shape = {"threads": 1, "depth": config.depth, "parameters": config.n_parameters}
     return [
         {"name": name, **shape, "ms": 1e3 * taken, "training_steps": taken / seconds["training step"]}
         for name, taken in seconds.items()

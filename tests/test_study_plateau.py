@@ -57,3 +57,61 @@ def test_every_training_of_the_study_has_a_control_and_a_place_of_its_own(tmp_pa
     jobs = study.jobs_of(tmp_path, list(study.TASKS), [0, 1])
     assert len({job.path for job in jobs}) == len(jobs) == 8
     assert [job.kind for job in jobs[:2]] == ["trained", "control"]
+
+
+# What the page says of its rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return pd.read_csv(study.DOCS / "plateau.csv")
+
+
+def of(rows, task, seed, kind):
+    return rows[(rows["task"] == task) & (rows["seed"] == seed) & (rows["kind"] == kind)].set_index("step")
+
+
+# The last measured step before the loss of 16-bit addition falls, by seed, as the page's stages have it.
+LAST = {0: 139, 1: 162}
+
+
+def test_addition_and_its_control_differ_as_the_page_says(rows):
+    expected = {
+        0: {"probe": 22, "ends": (34.2, 32.8), "ranks": (2.24, 2.12), "edges": (0.28, 0.11), "peak": 0.71},
+        1: {"probe": 13, "ends": (34.5, 31.8), "ranks": (2.11, 1.91), "edges": (0.30, 0.14), "peak": 0.51},
+    }
+    for seed, said in expected.items():
+        right, control = (of(rows, "addition", seed, kind).loc[: LAST[seed]] for kind in ("trained", "control"))
+        assert np.abs(right["sharpness"] / control["sharpness"] - 1).max() < 0.1
+        assert round(right["probe"].iloc[0] / right["probe"].iloc[-1]) == said["probe"]
+        last = [own.iloc[-1] for own in (right, control)]
+        assert [round(own["sharpness"], 1) for own in last] == list(said["ends"])
+        assert [round(own["participation"], 2) for own in last] == list(said["ranks"])
+        assert [own["preconditioned_over_edge"] for own in last] == pytest.approx(said["edges"], abs=0.006)
+        assert 0.02 < 1 - last[0]["loss"] / last[1]["loss"] < 0.04
+        assert round(control["preconditioned_over_edge"].max(), 2) == said["peak"]
+        fallen = of(rows, "addition", seed, "trained")["sharpness"].loc[LAST[seed] :]
+        assert fallen.max() > 10 * last[0]["sharpness"]
+
+
+def test_the_soft_rank_of_layer_1_doubles_in_the_control_too(rows):
+    for seed in (0, 1):
+        for kind in ("trained", "control"):
+            rank = of(rows, "addition", seed, kind)["stable_rank_centred_layer_1"]
+            assert rank.loc[56] < 1.25
+            assert round(rank.loc[86], 1) in (1.9, 2.0)
+    peaks = [of(rows, "addition", 0, kind)["stable_rank_centred_layer_1"].max() for kind in ("trained", "control")]
+    assert [round(peak, 1) for peak in peaks] == [2.6, 2.6]
+
+
+def test_nothing_moves_on_the_plateau_of_decimal_addition(rows):
+    said = {0: ((33, 36), (3.1, 3.4), (234, 491), 229, 97), 1: ((60, 65.2), (4.2, 4.3), (234, 701), 300, 75)}
+    for seed, (sharpness, rank, (first, last), top, coefficient) in said.items():
+        run = of(rows, "decimal_addition", seed, "trained")
+        plateau = run.loc[first:last]
+        settled = plateau["sharpness"] if seed else plateau["sharpness"].iloc[1:]
+        assert (settled >= sharpness[0]).all()
+        assert (settled <= sharpness[1]).all()
+        assert plateau["participation"].round(1).between(*rank).all()
+        assert round(run["sharpness"].max()) == top
+        assert round(run["learning_coefficient"].max()) == coefficient
