@@ -26,7 +26,10 @@ import torch
 from pages import fill, markdown
 
 from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
+from qfl_interp.homogeneous.depthwise import relative_updates
 from qfl_interp.homogeneous.images import Labelled, digits, mnist
+from qfl_interp.homogeneous.minibatch import run_minibatch
+from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.training import MLPRun, train_mlp
 from qfl_interp.plots.edge import edge_maps
 from qfl_interp.results import Table
@@ -226,6 +229,26 @@ def full_batch_table(rows: pd.DataFrame) -> str:
     ]))  # fmt: skip
 
 
+def initial_updates(data: Labelled) -> pd.DataFrame:
+    """E5: by pattern and seed, the first relative changes of the hidden layers' preactivations over layer 1's."""
+    found = []
+    for r, seed in ((r, seed) for r in sorted(PATTERNS) for seed in SEEDS):
+        shape = MLPConfig(data.train_x.shape[1], data.n_classes, 32, 8, r)
+        model = HomogeneousMLP(shape, seed=seed)
+        batch = run_minibatch(model, data.train_x[:128], data.train_y[:128], "cross_entropy")
+        first, *others = relative_updates(batch, (1.0,) * shape.depth, 1.0)[: shape.n_layers]
+        found.append({"r": r, "seed": seed, "mean": float(np.mean(others)) / first,
+                      "smallest": min(others) / first, "largest": max(others) / first})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def pattern_table(data: Labelled) -> str:
+    """E5: the mean over layers and seeds, and the range."""
+    by = initial_updates(data).groupby("r")
+    table = by.agg(mean=("mean", "mean"), smallest=("smallest", "min"), largest=("largest", "max"))
+    return markdown(table.reset_index())
+
+
 def explosion_table(rows: pd.DataFrame) -> str:
     """E1: the learning rates at which trainings diverged, how many of the seeds, and when."""
     lines = []
@@ -260,7 +283,8 @@ def write(rows: pd.DataFrame) -> None:
     """The rows, tables and figures of the page."""
     rows.to_csv(DOCS / "edge_of_stability.csv", index=False, float_format="%.6g")
     tables = {"E1": explosion_table, "E2": warm_up_table, "E3": along_table, "E4": full_batch_table}
-    fill(DOCS / "edge_of_stability.md", {name: table(rows) for name, table in tables.items()})
+    filled = {name: table(rows) for name, table in tables.items()}
+    fill(DOCS / "edge_of_stability.md", filled | {"E5": pattern_table(digits())})
     # A row a pattern, a column a rule.
     axes: dict[str, Any] = {"x": "learning rate in edges, q", "y": "depth", "n_columns": 3}
     for value, title, low, high in (

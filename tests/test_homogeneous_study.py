@@ -127,6 +127,26 @@ def test_the_page_is_made_of_its_rows(study):
     assert rows.loc[rows["status"] == "diverged", "train_loss"].isna().all()
 
 
+def test_quadratic_widths_even_out_the_first_updates(study):
+    """Against the weights' own first step: the change of each layer's preactivations with its inputs as they were."""
+    data = study.load("")
+    table = study.initial_updates(data).set_index(["r", "seed"])
+    model = HomogeneousMLP(MLPConfig(64, 10, 32, 8, 1), seed=2)
+    x, y = data.train_x[:128], data.train_y[:128]
+    gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.weights))
+    changes, features = [], x
+    weights = [weight.detach() for weight in model.weights]
+    for gradient, weight, alpha in zip(gradients[:-1], weights, model.cfg.multipliers, strict=False):
+        z = alpha * features @ weight.mT
+        changes.append(float((alpha * features @ gradient.mT).norm() / z.norm()))
+        features = z.abs()
+    expected = np.array(changes[1:]) / changes[0]
+    assert len(expected) == 6
+    assert table.loc[(1, 2)].to_numpy() == pytest.approx([expected.mean(), expected.min(), expected.max()], rel=1e-4)
+    means = table["mean"].groupby("r").mean()
+    assert means[0] > 2 * means[1] > 3 * means[2]
+
+
 # What the page says of its rows
 
 
