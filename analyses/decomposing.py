@@ -122,7 +122,8 @@ def polca(
         min_samples: As in HDBSCAN; a fifteenth of the clustered tokens by default.
         rule: Which turn of a curve is its breakthrough: "paper" (the largest second difference, where a fall ends),
             "down" (the smallest, where it begins), "absolute".
-        span: Over how many steps a turn is measured; 1 % of the run by default, as in the paper.
+        span: Over how many steps a turn is measured; 1 % of the way from the first step to the last by default, as in
+            the paper.
         tau: The step after which the exact loss counts as flat; measured by default.
         resamples: Subsets of the tokens that a cluster's stability is measured on; 0 for none.
         jobs: Pieces of work at a time, each in a process of its own.
@@ -154,7 +155,7 @@ def polca(
         )
     at = run.resolve_steps(steps)
     if span is None:
-        span = max(1, round(_SPAN_SHARE * at[-1]))
+        span = max(1, round(_SPAN_SHARE * (at[-1] - at[0])))
     settings = ClusterSettings(curves, min_cluster_size, min_samples, rule, span, tau, resamples)
     _require_usable(settings, at)
     how = {"jobs": jobs, "device": device, "progress": progress}
@@ -381,8 +382,8 @@ def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict
     vague = data.directions.loc[~data.directions["converged"].astype(bool)]
     if len(vague):
         title += (
-            f"; {len(vague)} eigenvectors did not converge (residual up to {column(vague, 'residual').max():.1g}, "
-            f"max_products {data.config.max_products})"
+            f"; {len(vague)} of {len(data.directions)} eigenvectors did not converge "
+            f"(residual up to {column(vague, 'residual').max():.1g}, max_products {data.config.max_products})"
         )
     return PolcaResult(
         title,

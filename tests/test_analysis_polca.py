@@ -169,6 +169,16 @@ def test_bad_settings_are_refused_before_any_gradient(trained, monkeypatch, chan
         polca(trained, **HOW | changes)
 
 
+def test_a_turn_is_measured_over_a_share_of_the_steps_that_are_looked_at(run, monkeypatch):
+    monkeypatch.setattr(decomposing, "_SPAN_SHARE", 0.25)
+    late = run.steps[-4:]
+    wanted = round(0.25 * (late[-1] - late[0]))
+    assert 1 < wanted < 0.25 * late[-1]
+    how = HOW | {"config": PolcaConfig(basis="random", n_directions=1, n_examples=80, n_hessian=40, seed=1)}
+    found = polca(run, late, **how | {"span": None, "min_cluster_size": 5})
+    assert set(found.rows["span"]) == {wanted}
+
+
 def test_the_repr_says_what_was_found(analysed):
     _, found = analysed
     assert repr(found).startswith("POLCA of decimal_addition2-")
@@ -181,7 +191,7 @@ def test_the_repr_says_which_eigenvectors_did_not_converge(run):
     found = polca(run, **HOW | {"config": config})
     residual = found.directions["residual"].item()
     assert residual > 1e-12
-    assert f"; 1 eigenvectors did not converge (residual up to {residual:.1g}, max_products 10)" in repr(found)
+    assert f"; 1 of 1 eigenvectors did not converge (residual up to {residual:.1g}, max_products 10)" in repr(found)
 
 
 def test_the_report_and_the_timeline_show_the_call_with_most_intervals(trained, run, tmp_path):
