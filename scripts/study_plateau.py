@@ -170,12 +170,8 @@ def measured(job: Job) -> pd.DataFrame:
     coefficients = [name for name in few if str(name).startswith("learning_coefficient")]
     rows = found.to_dataframe().drop(columns=coefficients, errors="ignore")
     rows = rows.merge(few[["step", *coefficients]], on="step", how="left")
-    everywhere = select(found.ranks, position=-1)
-    ranks = everywhere.groupby("step")["participation_ratio_centred"].mean()
-    layer_1 = select(everywhere, layer=1).set_index("step")["stable_rank_centred"]
     losses = run.metrics.dropna(subset=["val_loss_answer"])
-    rows["participation"] = ranks.loc[column(rows, "step")].to_numpy()
-    rows["stable_rank_centred_layer_1"] = layer_1.loc[column(rows, "step")].to_numpy()
+    rows = rows.merge(rank_columns(found.ranks), on="step", how="left")
     rows["loss"] = np.interp(column(rows, "step"), losses["step"], losses["val_loss_answer"])
     rows["probe"] = math.nan
     if job.kind == TRAINED:
@@ -185,6 +181,14 @@ def measured(job: Job) -> pd.DataFrame:
             "learning_coefficient_drift", "lr", "weight_norm", "step_curvature", "cos_gradient_step",
             "cos_step_cumulative", "sharpness_residual"]  # fmt: skip
     return rows[keep].assign(task=job.task["name"], kind=job.kind, seed=job.seed)
+
+
+def rank_columns(ranks: pd.DataFrame) -> pd.DataFrame:
+    """By step, over all scored positions: the mean over layers of the centred participation ratio; layer 1's rank."""
+    everywhere = select(ranks, position=-1)
+    mean = everywhere.groupby("step", as_index=False).agg(participation=("participation_ratio_centred", "mean"))
+    layer_1 = select(everywhere, layer=1)[["step", "stable_rank_centred"]]
+    return mean.merge(layer_1.rename(columns={"stable_rank_centred": "stable_rank_centred_layer_1"}), on="step")
 
 
 def stages_of(job: Job) -> dict[str, Any]:

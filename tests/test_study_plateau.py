@@ -59,6 +59,18 @@ def test_every_training_of_the_study_has_a_control_and_a_place_of_its_own(tmp_pa
     assert [job.kind for job in jobs[:2]] == ["trained", "control"]
 
 
+def test_ranks_are_the_mean_of_the_layers_and_layer_1_s():
+    ranks = pd.DataFrame([
+        {"step": step, "layer": layer, "position": position, "participation_ratio_centred": step + value,
+         "stable_rank_centred": 10.0 * layer + step}
+        for step in (5, 7) for layer, value in ((0, 1.0), (1, 1.0), (2, 7.0)) for position in (-1, 3)
+    ])  # fmt: skip
+    ranks.loc[ranks["position"] == 3, ["participation_ratio_centred", "stable_rank_centred"]] = 99.0
+    found = study.rank_columns(ranks)
+    assert found["participation"].tolist() == [8.0, 10.0]  # means, where the medians are 6 and 8
+    assert found["stable_rank_centred_layer_1"].tolist() == [15.0, 17.0]
+
+
 # What the page says of its rows
 
 
