@@ -88,9 +88,10 @@ def _trainings(experiment: str, data: Labelled) -> Iterator[tuple[str, dict[str,
     """Rule, fields of `MLPConfig` and of `MLPTrainConfig`, and the number of training examples, for one seed."""
     rules = ("none", "s=1", "s=2")
     if experiment == "E2":
+        widths = {r: matched_width(r, data) for r in PATTERNS}
         for r, rule, q in ((r, rule, q) for r in PATTERNS for rule in rules for q in (4, 8, 16, 32)):
             train = {"n_steps": 160, "edge_multiple": q, "schedule": "warmup", "log_every": 4}
-            yield rule, {"depth": MATCHED_DEPTH, "width": matched_width(r, data), "width_exponent": r}, train, 0
+            yield rule, {"depth": MATCHED_DEPTH, "width": widths[r], "width_exponent": r}, train, 0
     elif experiment == "E4":
         for rule, q in ((rule, q) for rule in ("none", "s=2") for q in (1, 1.5, 2)):
             train = {"n_steps": 500, "edge_multiple": q, "loss": "mse", "batch_size": 256, "n_sharpness": 256,
