@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 
+import edge_experiments as study
+import edge_tables
 import numpy as np
 import pandas as pd
 import pytest
+import study_edge
 import torch
 
 from qfl_interp.homogeneous.config import MLPConfig
@@ -22,20 +23,9 @@ ROOT = Path(__file__).parent.parent
 MODEL = HomogeneousMLP(MLPConfig(d_in=3, d_out=2, width=4, depth=2, width_exponent=0), seed=0)
 
 
-@pytest.fixture(scope="module")
-def study():
-    spec = importlib.util.spec_from_file_location("study_edge", ROOT / "scripts" / "study_edge.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_edge"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_cells_are_different_and_named_by_what_they_are(study):
+def test_cells_are_different_and_named_by_what_they_are():
     data = study.load("")
-    every = [cell for name in ("E1", "E2", "E4", "grid") for cell in study.cells(name, data)]
+    every = [cell for name in study.EXPERIMENTS for cell in study.cells(name, data)]
     names = {cell.name("digits") for cell in every}
     assert len(names) == len(every)
     assert every[0].name("digits") == every[0].name("digits")
@@ -50,7 +40,7 @@ def test_cells_are_different_and_named_by_what_they_are(study):
         list(study.cells("E9", data))
 
 
-def test_a_cell_is_trained_and_summed_up(study):
+def test_a_cell_is_trained_and_summed_up():
     cell = study.Cell(
         "E4", "s=2", {"depth": 3, "width": 4, "width_exponent": 1},
         {"n_steps": 4, "edge_multiple": 1.0, "batch_size": 30, "n_sharpness": 20}, 40,
@@ -61,7 +51,7 @@ def test_a_cell_is_trained_and_summed_up(study):
     assert row["n_parameters"] == 64 * 4 + 4 * 8 + 8 * 10
 
 
-def test_a_summary_looks_at_the_second_half(study):
+def test_a_summary_looks_at_the_second_half():
     steps = pd.DataFrame({
         "step": [0, 1, 2, 3], "c0": [2.0, 6.0, 1.0, 1.0], "loss_after": [6.0, 1.0, 2.0, 0.5],
         "edge_ratio": [9, 9, 2, 0.5],
@@ -82,12 +72,12 @@ def test_a_summary_looks_at_the_second_half(study):
     assert lost["status"] == "diverged"
 
 
-def test_medians_leave_out_what_diverged(study):
+def test_medians_leave_out_what_diverged():
     rows = pd.DataFrame({
         "rule": ["a", "a", "a", "b"], "q": [1.0] * 4, "status": ["finished", "diverged", "finished", "diverged"],
         "train_accuracy": [0.95, math.nan, 0.5, math.nan],
     })  # fmt: skip
-    a, b = study.over_seeds(rows, ["rule", "q"])
+    a, b = edge_tables.over_seeds(rows, ["rule", "q"])
     assert (a["n"], a["diverged"], a["learned"]) == (3, 1, 1)
     assert a["train_accuracy"] == pytest.approx(0.725)
     assert (b["n"], b["diverged"], b["learned"]) == (1, 1, 0)
@@ -116,18 +106,68 @@ def test_maps_show_each_number_where_it_belongs():
         edge_maps(rows[:0], x="q", y="depth", value="rank", filename="f")
 
 
-def test_the_page_is_made_of_its_rows(study):
-    """Every row of the page's table is a training of the study, and the page has its markers."""
+def test_the_page_is_made_of_its_rows():
+    """Every training of the study is one row of the page's table, and the page has its tables."""
     rows = pd.read_csv(ROOT / "docs" / "edge_of_stability.csv")
     assert set(rows["status"]) <= {"finished", "diverged", "dead", "converged"}
-    assert not rows.duplicated(["experiment", "loss", "depth", "r", "rule", "q", "seed"]).any()
+    data = study.load("")
+    for name in study.EXPERIMENTS:
+        own = rows[rows["experiment"] == name]
+        wanted = sorted(
+            (cell.rule, cell.shape["depth"], cell.shape["width"], cell.train["edge_multiple"], cell.train["seed"],
+             cell.shape.get("activation", "abs"), cell.train.get("max_u") or 0.0, cell.train["n_steps"],
+             cell.train.get("batch_size", 128), cell.train.get("loss", "cross_entropy"),
+             cell.train.get("schedule", "constant"), cell.shape["width_exponent"])
+            for cell in study.cells(name, data)
+        )  # fmt: skip
+        columns = ["rule", "depth", "width", "q", "seed", "activation", "max_u", "n_steps", "batch_size", "loss"]
+        found = own.fillna({"max_u": 0.0})[[*columns, "schedule", "r"]]
+        assert sorted(found.itertuples(index=False, name=None)) == wanted
     page = (ROOT / "docs" / "edge_of_stability.md").read_text()
-    for name in ("E1", "E2", "E3", "E4"):
+    for name in ("E1", "E2", "E3", "E4", "E5", "E5-trained", "E6", "deep", "norm_power"):
         assert page.count(f"<!-- {name} -->\n|") == page.count(f"<!-- /{name} -->") == 1
     assert rows.loc[rows["status"] == "diverged", "train_loss"].isna().all()
 
 
-def test_quadratic_widths_even_out_the_first_updates(study):
+def test_rows_of_other_experiments_stay():
+    page = pd.DataFrame({"experiment": ["grid", "E2", "E1"], "q": [1, 2, 3]})
+    found = study_edge.merged(pd.DataFrame({"experiment": ["E2", "E2"], "more": [0, 0], "q": [7, 8]}), page)
+    assert found.to_dict("list") == {"experiment": ["E2", "E2", "grid", "E1"], "q": [7, 8, 1, 3]}
+
+
+def test_tables_say_what_became_of_each_combination():
+    alive = {"status": "finished", "train_accuracy": 0.95, "train_loss": 0.1, "test_accuracy": 0.9, "soft_rank": 1.5,
+             "edge_ratio_p": 2.0, "spike": 1.0}  # fmt: skip
+    lost = {"status": "diverged"} | {name: math.nan for name in alive if name != "status"}
+    where = {"experiment": "E6", "depth": 4, "rule": "none"}
+    rows = pd.DataFrame([
+        where | {"q": 12.0, "max_u": math.nan} | lost, where | {"q": 12.0, "max_u": math.nan} | alive,
+        where | {"q": 12.0, "max_u": 0.1} | alive, where | {"q": 12.0, "max_u": 0.1} | alive | {"soft_rank": 1.7},
+        where | {"q": 32.0, "max_u": 0.1} | alive | {"train_accuracy": 0.2},
+        where | {"q": 32.0, "max_u": 0.1} | alive | {"spike": 3.0},
+    ])  # fmt: skip
+    assert edge_tables.cap_table(rows).splitlines() == [
+        "| depth | q | rule | max_u=none | max_u=0.1 |",
+        "| --- | --- | --- | --- | --- |",
+        "| 4 | 12 | none | diverged 1/2 | 0.1, 0.900, 1.60, 2 |",
+        "| 4 | 32 | none | – | learned 1/2: 0.1, 0.900, 1.50, 2, spike 2.0x |",
+    ]
+    patterns = rows.assign(experiment="E5", width=8, r=rows["max_u"].fillna(2.0))
+    assert edge_tables.pattern_table(patterns[:4]).splitlines()[2] == (
+        "| 4 | 8 | 12 | none | 0.95, diverged 1/2 | 0.95 |"
+    )
+
+
+def test_the_norm_of_features_varies_with_the_logarithm_of_depth_in_linear_widths(monkeypatch):
+    """Against the prediction `sum k^-r`, at a small size; five standard errors of a variance."""
+    monkeypatch.setattr(study, "NORM_DEPTH", 6)
+    data = study.load("")
+    for r in (0, 1):
+        predicted = sum(k**-r for k in range(1, 7))
+        assert study.norm_variance(r, data, 150) == pytest.approx(predicted, rel=5 * math.sqrt(2 / 149))
+
+
+def test_quadratic_widths_even_out_the_first_updates():
     """Against the weights' own first step: the change of each layer's preactivations with its inputs as they were."""
     data = study.load("")
     table = study.initial_updates(data).set_index(["r", "seed"])
@@ -221,10 +261,47 @@ def test_the_page_orders_soft_ranks_and_sharpness(rows):
     assert [round(float(sharp["s=1", 1, q]), 4) for q in (4, 16)] == [0.0064, 0.0494]
 
 
-def test_medians_of_a_product_are_not_products_of_medians(study):
+def test_the_page_tells_of_caps_depth_and_first_powers(rows):
+    capped = rows[rows["experiment"] == "E6"]
+    assert counted(capped, "learned", max_u=0.1) == (12, 12)
+    assert counted(capped[capped["max_u"].isna()], "learned") == (1, 12)
+    assert [counted(capped, "learned", max_u=0.3, rule=rule) for rule in ("none", "s=1")] == [(0, 6), (3, 6)]
+    tenth = capped[capped["max_u"] == 0.1]
+    assert [round(x, 2) for x in (tenth["soft_rank"].min(), tenth["soft_rank"].max())] == [1.36, 1.64]
+    assert round(tenth["train_accuracy"].min(), 3) == 0.946
+
+    patterns = rows[rows["experiment"] == "E5"]
+    assert round(patterns[patterns["depth"] == 16]["train_accuracy"].max(), 2) <= 0.44
+    shallow = patterns[patterns["depth"] == 4]
+    assert [counted(shallow, "learned", r=r) for r in (2, 1, 0)] == [(2, 3), (2, 3), (0, 3)]
+
+    deep = rows[(rows["experiment"] == "deep") & (rows["activation"] == "abs")]
+    plain, scaled = (deep[deep["rule"] == rule].set_index(["q", "seed"]) for rule in ("none", "s=1"))
+    for q in (2, 4):
+        own = plain.loc[q][~plain.loc[q]["lost"]]
+        other = scaled.loc[q].loc[own.index]
+        assert (own["train_loss"] < other["train_loss"]).all()
+        assert (own["test_accuracy"] > other["test_accuracy"]).all()
+        assert [int((own["soft_rank"] > other["soft_rank"]).sum()), len(own)] == {2: [3, 3], 4: [1, 2]}[q]
+    for q in (6, 8):
+        assert (plain.loc[q]["learned"].sum(), scaled.loc[q]["learned"].sum()) == (1, 3)
+    relu = rows[(rows["experiment"] == "deep") & (rows["activation"] == "relu")].groupby("rule")["test_accuracy"]
+    for rule, table in (("none", plain), ("s=1", scaled)):
+        assert relu.min()[rule] > table.loc[4]["test_accuracy"].max()
+
+    first = rows[rows["experiment"] == "norm_power"]
+    assert [counted(first, "learned", depth=4, q=q)[0] for q in (4, 8, 12, 16, 32)] == [3, 2, 1, 0, 0]
+    assert not first["lost"].any()
+
+    squared = rows[rows["experiment"] == "E3"].groupby(["rule", "q"])["edge_along_step"].median()
+    assert [round(float(squared["s=1", q]), 1) for q in (0.5, 1, 2)] == [1.0, 1.0, 1.3]
+    assert squared[["none", "s=2"]].max() < 0.7
+
+
+def test_medians_of_a_product_are_not_products_of_medians():
     """The full-batch table's `lambda_P soft rank^2`: of each training, then the median."""
     rows = pd.DataFrame({
         "experiment": "E4", "q": 1.0, "rule": "none", "seed": [0, 1, 2], "status": "finished", "train_accuracy": 1.0,
         "edge_ratio_p": 0.5, "train_loss": 0.1, "lambda_p": [1.0, 2.0, 3.0], "soft_rank": [3.0, 1.0, 2.0],
     })  # fmt: skip
-    assert study.full_batch_table(rows).splitlines()[2] == "| 1 | none | 0.50 | 2.00 | 9.00 | 0.1 |"
+    assert edge_tables.full_batch_table(rows).splitlines()[2] == "| 1 | none | 0.50 | 2.00 | 9.00 | 0.1 |"

@@ -1,0 +1,243 @@
+"""The trainings that docs/edge_of_stability.md tells of: which there are, and one of them run and summed up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
+from qfl_interp.homogeneous.depthwise import relative_updates
+from qfl_interp.homogeneous.images import Labelled, digits, mnist
+from qfl_interp.homogeneous.minibatch import run_minibatch
+from qfl_interp.homogeneous.mlp import HomogeneousMLP
+from qfl_interp.homogeneous.training import MLPRun, train_mlp
+from qfl_interp.tables import column, records
+
+SEEDS = (0, 1, 2)
+PATTERNS = {2: "quadratic", 1: "linear", 0: "constant"}
+# The width m of the quadratic pattern at depth 4; the other patterns get about as many weights.
+MATCHED_DEPTH, MATCHED_WIDTH = 4, 64
+# Deeper, m = 20 with quadratic widths: 1.5 million weights.
+DEEP = {"depth": 8, "width": 20, "width_exponent": 2}
+# Networks over which the norm of the features is said to vary, and what they are like.
+N_NETWORKS, NORM_WIDTH, NORM_DEPTH = 200, 32, 16
+
+
+class Training(NamedTuple):
+    """One training of an experiment, but for its seed.
+
+    Attributes:
+        rule: A key of `RULES`.
+        shape: Fields of `MLPConfig` beside sizes of the data.
+        train: Fields of `MLPTrainConfig` beside those of the rule.
+        n_train: Training examples, from the first on; 0 for all.
+    """
+
+    rule: str
+    shape: dict[str, Any]
+    train: dict[str, Any]
+    n_train: int = 0
+
+
+class Cell(NamedTuple):
+    """One training of an experiment; fields as `Training`'s, the seed among `train`."""
+
+    experiment: str
+    rule: str
+    shape: dict[str, Any]
+    train: dict[str, Any]
+    n_train: int = 0
+
+    def name(self, data: str) -> str:
+        """The part of the table that holds its row."""
+        return hashlib.sha256(json.dumps([data, *self], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def matched_width(r: int, data: Labelled) -> int:
+    """The width m at which pattern r has about as many weights as the quadratic one."""
+
+    def weights(r: int, width: int) -> int:
+        return MLPConfig(data.train_x.shape[1], data.n_classes, width, MATCHED_DEPTH, r).n_parameters
+
+    wanted = weights(2, MATCHED_WIDTH)
+    return min(range(1, 20 * MATCHED_WIDTH), key=lambda width: abs(weights(r, width) - wanted))
+
+
+def _warm_up(q: float, **others: Any) -> dict[str, Any]:
+    """Fields of `MLPTrainConfig`: 160 steps with warm-up over the first half, if nothing else is said."""
+    return {"n_steps": 160, "edge_multiple": q, "schedule": "warmup", "log_every": 4} | others
+
+
+def _cold_starts(data: Labelled) -> Iterator[Training]:
+    """E1: constant rates."""
+    patterns = product((4, 8, 16), (0, 1, 2))
+    for loss, (depth, r), rule, q in product(("cross_entropy", "mse"), patterns, ("none", "s=1", "s=2"), (4, 16, 64)):
+        shape = {"depth": depth, "width": {4: 16, 8: 8, 16: 4}[depth] * {0: 4, 1: 2, 2: 1}[r], "width_exponent": r}
+        yield Training(rule, shape, {"n_steps": 40, "edge_multiple": q, "loss": loss, "log_every": 10})
+
+
+def _warm_starts(data: Labelled) -> Iterator[Training]:
+    """E2: rates that grow over the first half, patterns of equal weights."""
+    widths = {r: matched_width(r, data) for r in PATTERNS}
+    for r, rule, q in product(PATTERNS, ("none", "s=1", "s=2"), (4, 8, 16, 32)):
+        yield Training(rule, {"depth": MATCHED_DEPTH, "width": widths[r], "width_exponent": r}, _warm_up(q))
+
+
+def _squared(data: Labelled) -> Iterator[Training]:
+    """E3 with the squared error; with cross-entropy it is of E2's trainings."""
+    shape = {"depth": MATCHED_DEPTH, "width": MATCHED_WIDTH, "width_exponent": 2}
+    for rule, q in product(("none", "s=1", "s=2"), (0.5, 1, 2)):
+        yield Training(rule, shape, _warm_up(q, loss="mse", schedule="constant"))
+
+
+def _full_batch(data: Labelled) -> Iterator[Training]:
+    """E4."""
+    shape = {"depth": 4, "width": 32, "width_exponent": 2}
+    for rule, q in product(("none", "s=2"), (1, 1.5, 2)):
+        train = {"n_steps": 500, "edge_multiple": q, "loss": "mse", "batch_size": 256, "n_sharpness": 256,
+                 "log_every": 10}  # fmt: skip
+        yield Training(rule, shape, train, 256)
+
+
+def _patterns(data: Labelled) -> Iterator[Training]:
+    """E5: width patterns at the same m."""
+    for r in PATTERNS:
+        yield Training("s=1", {"depth": 4, "width": 64, "width_exponent": r}, _warm_up(16))
+        for rule in ("none", "s=1"):
+            yield Training(rule, {"depth": 8, "width": 20, "width_exponent": r}, _warm_up(6))
+            yield Training(rule, {"depth": 16, "width": 8, "width_exponent": r}, _warm_up(3, batch_size=64, n_steps=80))
+
+
+def _caps(data: Labelled) -> Iterator[Training]:
+    """E6: the cap on a hidden layer's relative change."""
+    wide = {"depth": MATCHED_DEPTH, "width": MATCHED_WIDTH, "width_exponent": 2}
+    for (shape, q), rule, max_u in product(((wide, 32), (DEEP, 12)), ("none", "s=1"), (None, 0.1, 0.3)):
+        yield Training(rule, shape, _warm_up(q, max_u=max_u))
+
+
+def _deep(data: Labelled) -> Iterator[Training]:
+    """At depth 8: plain and scaled steps, and the other activation."""
+    for rule, q in product(("none", "s=1"), (2, 4, 6, 8)):
+        yield Training(rule, DEEP, _warm_up(q))
+    for rule in ("none", "s=1"):
+        yield Training(rule, DEEP | {"activation": "relu"}, _warm_up(4))
+
+
+def _first_power(data: Labelled) -> Iterator[Training]:
+    """Norms to the first power."""
+    wide = {"depth": MATCHED_DEPTH, "width": MATCHED_WIDTH, "width_exponent": 2}
+    for q in (4, 8, 12, 16, 32):
+        yield Training("norm_power=1", wide, _warm_up(q))
+    yield Training("norm_power=1", DEEP, _warm_up(8, schedule="constant"))
+
+
+def _grid(data: Labelled) -> Iterator[Training]:
+    """Learning rate by depth by pattern, at the same m."""
+    for depth, r, rule, q in product((3, 4, 6), PATTERNS, ("none", "s=1", "s=2"), (2, 4, 8, 16)):
+        train = {"n_steps": 120, "edge_multiple": q, "schedule": "warmup", "log_every": 10}
+        yield Training(rule, {"depth": depth, "width": 16, "width_exponent": r}, train)
+
+
+EXPERIMENTS: dict[str, Callable[[Labelled], Iterator[Training]]] = {
+    "E2": _warm_starts, "E4": _full_batch, "E3": _squared, "E5": _patterns, "E6": _caps, "deep": _deep,
+    "norm_power": _first_power, "grid": _grid, "E1": _cold_starts,
+}  # fmt: skip
+
+
+def cells(experiment: str, data: Labelled) -> Iterator[Cell]:
+    """The trainings of an experiment, first seed first."""
+    if experiment not in EXPERIMENTS:
+        raise SystemExit(f"no experiment is named {experiment!r}; known: {', '.join(EXPERIMENTS)}.")
+    for seed in SEEDS:
+        for rule, shape, train, n_train in EXPERIMENTS[experiment](data):
+            yield Cell(experiment, rule, shape, train | {"seed": seed}, n_train)
+
+
+def load(path: str) -> Labelled:
+    """The data set: scikit-learn's digits, or a copy of MNIST."""
+    return mnist(Path(path)) if path else digits()
+
+
+def run_cell(cell: Cell, path: str) -> dict[str, Any]:
+    """Train, and say what came of it in one row."""
+    data = load(path)
+    if cell.n_train:
+        data = data._replace(train_x=data.train_x[: cell.n_train], train_y=data.train_y[: cell.n_train])
+    shape = MLPConfig(d_in=data.train_x.shape[1], d_out=data.n_classes, **cell.shape)
+    config = MLPTrainConfig(**cell.train, **RULES[cell.rule])
+    run = train_mlp(shape, config, data)
+    start = {"experiment": cell.experiment, "data": data.name, "loss": config.loss, "activation": shape.activation,
+             "depth": shape.depth, "r": shape.width_exponent, "width": shape.width, "n_parameters": shape.n_parameters,
+             "rule": cell.rule, "max_u": config.max_u or math.nan, "schedule": config.schedule,
+             "n_steps": config.n_steps, "batch_size": config.batch_size, "q": config.edge_multiple,
+             "seed": config.seed}  # fmt: skip
+    return start | summary(run)
+
+
+def summary(run: MLPRun) -> dict[str, Any]:
+    """How a training ended, and the second half of its logged steps."""
+    last = records(run.evaluations)[-1]
+    ended = run.ending.status
+    steps = run.steps
+    # What a diverged run's last evaluation says is of a time before; NaN says that there is nothing to say.
+    names = ("train_loss", "train_accuracy", "test_accuracy", "soft_rank", "lambda_h", "lambda_p", "edge_ratio_p")
+    row = {name: math.nan if ended == "diverged" else last[name] for name in names}
+    late = pd.DataFrame(steps.loc[column(steps, "step") >= column(steps, "step").max() / 2])
+    ratio = column(late, "edge_ratio")
+    return {
+        "status": ended, "stopped": run.ending.step, "lr": run.lr, **row,
+        "edge_along_step": float(np.median(ratio)), "share_beyond": float((ratio > 1).mean()),
+        "share_raising": float((column(late, "loss_after") > column(late, "c0")).mean()),
+        "gauss_newton_share": float(np.median(column(late, "gauss_newton") / column(late, "c2"))),
+        "spike": float(column(steps, "c0").max() / column(steps, "c0")[0]),
+    }  # fmt: skip
+
+
+def initial_updates(data: Labelled) -> pd.DataFrame:
+    """E5: by pattern and seed, the first relative changes of the hidden layers' preactivations over layer 1's."""
+    found = []
+    for r, seed in ((r, seed) for r in sorted(PATTERNS) for seed in SEEDS):
+        shape = MLPConfig(data.train_x.shape[1], data.n_classes, 32, 8, r)
+        model = HomogeneousMLP(shape, seed=seed)
+        batch = run_minibatch(model, data.train_x[:128], data.train_y[:128], "cross_entropy")
+        first, *others = relative_updates(batch, (1.0,) * shape.depth, 1.0)[: shape.n_layers]
+        found.append({"r": r, "seed": seed, "mean": float(np.mean(others)) / first,
+                      "smallest": min(others) / first, "largest": max(others) / first})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def norm_variance(r: int, data: Labelled, n_networks: int = N_NETWORKS) -> float:
+    """E5: the variance over untrained networks of `log(|x_k|^2 / m_k)` at the last hidden layer, times m / 2.
+
+    Predicted [R]: the sum of `j^-r` over the hidden layers, for the absolute value.
+    """
+    d_in, n_classes = data.train_x.shape[1], data.n_classes
+    shape = MLPConfig(d_in, n_classes, NORM_WIDTH, NORM_DEPTH + 1, r)
+    logs = []
+    for seed in range(n_networks):
+        model, x = HomogeneousMLP(shape, seed=seed), data.train_x[:1]
+        with torch.no_grad():
+            for block in model.blocks:
+                x = block(x)
+        logs.append(math.log(float(x.double().square().mean())))
+    return float(np.var(logs, ddof=1)) * NORM_WIDTH / 2
+
+
+def untrained(r: int, data: Labelled) -> dict[str, float]:
+    """E5: one row about untrained networks of a width pattern, the first updates' range over layers and seeds."""
+    updates = initial_updates(data)
+    own = updates.loc[updates["r"] == r]
+    return {
+        "r": r, "mean": float(own["mean"].mean()), "smallest": float(own["smallest"].min()),
+        "largest": float(own["largest"].max()), "log-norm variance": norm_variance(r, data),
+        "predicted": sum(k**-r for k in range(1, NORM_DEPTH + 1)),
+    }  # fmt: skip
