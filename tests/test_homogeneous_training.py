@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -303,6 +304,55 @@ def test_a_finished_run_is_read_not_trained(data, tmp_path, monkeypatch):
     train_mlp(SHAPE, config(), data, out=tmp_path / "run")
     monkeypatch.setattr(training._Trainer, "run", None)
     assert train_mlp(SHAPE, config(), data, out=tmp_path / "run").ending == ("finished", 6)
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["checkpoints/step_00000012/model.safetensors", "checkpoints/*/model.safetensors",
+     "tables/steps/step_00000001.parquet", "tables/*/*.parquet", "tables/layers/_step_00000012.json", "nothing"],
+)  # fmt: skip
+def test_a_damaged_run_is_trained_again(data, tmp_path, broken):
+    """Bytes changed, or a part's manifest deleted as the table's error advises: the same bits, or no answer."""
+    wanted = config(n_steps=12, edge_multiple=2.0, n_checkpoints=4, eval_every=5, log_every=2)
+    whole = train_mlp(SHAPE, wanted, data, out=tmp_path / "run")
+    hurt = sorted((tmp_path / "run").glob(broken))
+    assert bool(hurt) == (broken != "nothing")
+    for path in hurt:
+        path.unlink() if path.suffix == ".json" else damage(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert_same(train_mlp(SHAPE, wanted, data, out=tmp_path / "run"), whole)
+        assert [str(one.message) for one in said if "earlier checkpoint" in str(one.message)] or not hurt
+        said.clear()
+        assert_same(train_mlp(SHAPE, wanted, data, out=tmp_path / "run"), whole)
+        assert not said
+
+
+def test_a_damaged_run_that_is_stopped_again_is_not_taken_for_finished(data, tmp_path, monkeypatch):
+    wanted = config(n_steps=12, n_checkpoints=4)
+    whole = train_mlp(SHAPE, wanted, data, out=tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "step_00000012" / "model.safetensors")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.RunFolder, "save", stop)
+    with pytest.warns(UserWarning, match="earlier checkpoint"), pytest.raises(KeyboardInterrupt):
+        train_mlp(SHAPE, wanted, data, out=tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "result.json").exists()
+    with pytest.warns(UserWarning, match="earlier checkpoint"):
+        assert_same(train_mlp(SHAPE, wanted, data, out=tmp_path / "run"), whole)
+
+
+def test_a_run_is_saved_into_a_directory(data, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(QflError, match="is a file"):
+        train_mlp(SHAPE, config(), data, out=tmp_path / "run")
 
 
 def test_what_is_there_is_never_overwritten(data, tmp_path):

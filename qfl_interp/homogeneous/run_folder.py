@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,14 @@ class Ending(NamedTuple):
     step: int
 
 
+class Saved(NamedTuple):
+    """Where a training can go on: what a checkpoint holds, and the rows before it."""
+
+    step: int
+    weights: dict[str, Tensor]
+    rows: Rows
+
+
 class RunFolder:
     """One training's directory, locked while it is open; use as a context manager.
 
@@ -63,11 +72,14 @@ class RunFolder:
             "format": FORMAT, "version": VERSION, "model": model.to_dict(), "train": train.to_dict(),
             "data": {"name": data.name, "digest": data_digest(data)}, "rule": rule,
         }  # fmt: skip
+        self._model, self._train = model, train
         self._text = json.dumps(named, indent=1, sort_keys=True).encode()
         self.digest = hashlib.sha256(self._text).hexdigest()[:12]
         self._lock = filelock.FileLock(self.path / ".lock", timeout=0)
 
     def __enter__(self) -> RunFolder:
+        if self.path.exists() and not self.path.is_dir():
+            raise QflError(f"a run is saved into a directory, and {self.path} is a file. Choose another place.")
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -89,8 +101,8 @@ class RunFolder:
         if config.exists():
             if config.read_bytes() != self._text:
                 raise QflError(
-                    f"{self.path} holds a run with another configuration, data set or rule. Compare its {CONFIG_FILE}, "
-                    "or train into another directory; nothing was changed."
+                    f"{self.path} holds a run with another configuration, data set or rule, or its {CONFIG_FILE} is "
+                    "damaged. Compare it, or train into another directory; nothing was changed."
                 )
         else:
             others = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and ".tmp-" not in p.name)
@@ -111,16 +123,36 @@ class RunFolder:
                 self.table(name).write(ckpt.step_name(step), pd.DataFrame(rows[name]))
         ckpt.save_checkpoint(self.path / CHECKPOINTS, ckpt.Checkpoint(step, self.digest, dict(weights), None))
 
-    def latest(self) -> ckpt.Checkpoint | None:
-        """The last checkpoint that is whole; None where there is none."""
+    def latest(self) -> Saved | None:
+        """The last checkpoint that is whole, and all rows before it are; None where there is none.
+
+        One that is damaged is warned of: training from an earlier one gives the same numbers again.
+        """
         for folder in sorted((self.path / CHECKPOINTS).glob("step_*"), key=lambda p: p.name, reverse=True):
             try:
-                return ckpt.load_checkpoint(folder, config_digest=self.digest)
-            except QflError:  # an earlier one gives the same numbers, later
+                saved = ckpt.load_checkpoint(folder, config_digest=self.digest)
+                rows = self._rows(saved.step)
+                self._require_whole(saved.step, rows)
+            except QflError as error:
+                warnings.warn(f"{error} Training goes on from an earlier checkpoint.", stacklevel=3)
                 continue
+            return Saved(saved.step, saved.model, rows)
         return None
 
-    def rows(self, up_to: int) -> Rows:
+    def _require_whole(self, step: int, rows: Rows) -> None:
+        """Raise `QflError` where a row is missing that was written before the checkpoint of a step."""
+        every = self._train.eval_every
+        logged = list(range(0, step, self._train.log_every))
+        measured = {0, *(range(every, min(step + 1, self._train.n_steps), every) if every else ())}
+        wanted = {"steps": logged, "layers": [at for at in logged for _ in range(self._model.depth)]}
+        missing = [name for name, at in wanted.items() if [row["step"] for row in rows[name]] != at]
+        if not measured <= {row["step"] for row in rows["evaluations"]}:
+            missing.append("evaluations")
+        if missing:
+            where = self.path / TABLES / missing[0]
+            raise QflError(f"{where} lacks rows that were written before step {step}.")
+
+    def _rows(self, up_to: int) -> Rows:
         """What the tables hold of the checkpoints up to a step."""
         found: Rows = {}
         for name in TABLE_NAMES:
@@ -128,6 +160,10 @@ class RunFolder:
             parts = [part for part in table.parts() if (ckpt.parse_step(part) or 0) <= up_to]
             found[name] = [{str(k): v for k, v in row.items()} for row in table.read(parts).to_dict("records")]
         return found
+
+    def reopen(self) -> None:
+        """Forget how it ended: what was there then is damaged, and is trained again."""
+        (self.path / RESULT_FILE).unlink(missing_ok=True)
 
     def end(self, ending: Ending) -> None:
         """Record how it ended; the run is complete."""

@@ -62,7 +62,8 @@ def train_mlp(
         data: What it learns.
         rule: A rule of one's own instead of the configuration's: numbers of a minibatch to a factor a layer. A saved
             run is known by the rule's name.
-        out: Where to save the run. A run of the same arguments that is there is continued, or read if it is complete.
+        out: Where to save the run. A run of the same arguments that is there is continued, or read if it is complete;
+            what is damaged of it is trained again, with a warning.
 
     Raises:
         ValueError: Sizes of model and data differ, inputs are not finite, labels are no classes, or the batch is larger
@@ -74,11 +75,11 @@ def train_mlp(
     if out is None:
         return trainer.result(trainer.run(None))
     with RunFolder(Path(out), model, config, data, "" if rule is None else _name(rule)) as folder:
-        ending = folder.ending()
-        saved = folder.latest()
+        ending, saved = folder.ending(), folder.latest()
         if saved is not None:
-            trainer.restore(saved.step, saved.model, folder.rows(saved.step))
-        if ending is None:
+            trainer.restore(*saved)
+        if ending is None or saved is None or saved.step != ending.step:
+            folder.reopen()
             ending = trainer.run(folder)
             folder.end(ending)
         return trainer.result(ending)
