@@ -44,14 +44,19 @@ def over_checkpoints(
     Raises:
         ValueError: `jobs` is below 1.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}. Use the number of cores, or 1 for no extra process.")
+    require_jobs(jobs)
     if not items:
         return
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task(label, total=len(items), detail="")
         for item in _done(items, prepare, work, min(jobs, len(items))):
             bar.update(shown, advance=1, detail=str(item))
+
+
+def require_jobs(jobs: int) -> None:
+    """Raise `ValueError` where `jobs` is no number of processes."""
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}. Use the number of cores, or 1 for no extra process.")
 
 
 def _done(

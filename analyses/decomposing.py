@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 
 from analyses.checkpoints import over_checkpoints
-from analyses.polca_trajectories import PolcaData, polca_gradients, polca_trajectories
+from analyses.polca_trajectories import PolcaData, polca_gradients, polca_trajectories, require_followable
 from analyses.result import Result, digest
 from qfl_interp.plots import polca_figure, polca_means_figure
 from qfl_interp.polca.breakthroughs import BreakRule, break_step, cluster_breakthroughs, flat, plateau_after
@@ -150,13 +150,16 @@ def polca(
         if value not in known:
             raise ValueError(f"{name} must be one of {known}, got {value!r}.")
     if curves in _WITHOUT_DIRECTION:
-        config = PolcaConfig(
-            basis="random", n_directions=1, accuracy="first", n_examples=config.n_examples, seed=config.seed
-        )
+        own = {name: getattr(config, name) for name in ("n_examples", "seed", "double")}
+        config = PolcaConfig(basis="random", n_directions=1, accuracy="first", **own)
+    elif curves == "fisher":
+        # Gradients at the checkpoints are all it needs.
+        config = replace(config, accuracy="first")
     at = run.resolve_steps(steps)
     if span is None:
         span = max(1, round(_SPAN_SHARE * (at[-1] - at[0])))
     settings = ClusterSettings(curves, min_cluster_size, min_samples, rule, span, tau, resamples)
+    require_followable(run, at, jobs)
     _require_usable(settings, at)
     how = {"jobs": jobs, "device": device, "progress": progress}
     data = polca_trajectories(run, at, config=config, **how)

@@ -27,13 +27,26 @@ LEAVE_OUT = (
 )
 
 
+# What decides a basis beside its checkpoints and sizes.
+_DECIDES = {
+    "hessian": ("n_hessian", "tol", "max_products", "seed"),
+    "shuffled": ("n_hessian", "tol", "max_products", "seed"),
+    "random": ("seed",),
+    "parameters": (),
+    "gradient": ("n_hessian", "seed"),
+    "trajectory": (),
+    "probe": ("feature", "n_probe", "n_hessian", "seed"),
+}
+
+
 class Stage(NamedTuple):
     """Directions that are found together.
 
     Attributes:
         first: Number of the first of them.
         n: How many.
-        step: The checkpoint they come from: the last one for directions of the whole run, the first for random ones.
+        step: The checkpoint they come from: the last basis checkpoint for directions of the whole run, the run's first
+            checkpoint for random ones.
     """
 
     first: int
@@ -72,9 +85,8 @@ class BasisPlan:
     @property
     def digest(self) -> str:
         """Names what decides the directions in table parts."""
-        elsewhere = ("accuracy", "n_panels", "n_examples", "basis_steps")
-        settings = {name: value for name, value in self.config.to_dict().items() if name not in elsewhere}
-        return digest(json.dumps(settings | {"stages": self.stages, "steps": self.steps}, sort_keys=True))
+        named = {name: getattr(self.config, name) for name in ("basis", "double", *_DECIDES[self.config.basis])}
+        return digest(json.dumps(named | {"stages": self.stages, "steps": self.steps}, sort_keys=True))
 
     def part(self, number: int) -> str:
         """The table part of a direction."""
@@ -91,8 +103,12 @@ def plan_basis(run: Series, config: PolcaConfig) -> BasisPlan:
     if config.basis == "probe":
         run.task.feature(config.feature)
     space = ParameterSpace.of(run.load_model(run.steps[0]))
-    steps = () if config.basis in ("random", "parameters") else tuple(run.resolve_steps(config.basis_steps))
-    plan = BasisPlan(config, steps, _stages(run, config, steps), space)
+    try:
+        named = tuple(run.resolve_steps(config.basis_steps))
+    except ValueError as error:
+        raise ValueError(f"basis_steps: {error}") from error
+    steps = () if config.basis in ("random", "parameters") else named
+    plan = BasisPlan(config, steps, _stages(run, config, named), space)
     if not 1 <= len(plan) <= len(space):
         raise ValueError(
             f"a basis must have 1 to {len(space):,} directions, as many as the model has parameters, got {len(plan)} "
@@ -107,7 +123,7 @@ def _stages(run: Series, config: PolcaConfig, steps: tuple[int, ...]) -> tuple[S
     if config.basis == "random":
         return (Stage(0, config.n_directions, run.steps[0]),)
     if config.basis == "parameters":
-        return (Stage(0, config.n_directions, run.steps[-1]),)
+        return (Stage(0, config.n_directions, steps[-1]),)
     if config.basis == "trajectory":
         return (Stage(0, min(config.n_directions, len(steps) - 1), steps[-1]),)
     n = config.per_checkpoint if config.basis in ("hessian", "shuffled") else 1

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
+from analyses.checkpoints import over_checkpoints, require_jobs
 from analyses.polca_basis import basis_rows, find_basis, read_basis
-from analyses.polca_plan import LEAVE_OUT, BasisPlan, load_checked, plan_basis, theta
+from analyses.polca_plan import LEAVE_OUT, BasisPlan, load_checked, plan_basis
 from analyses.result import digest, trained_at
 from qfl_interp.curvature import Hessian
 from qfl_interp.data import held_out
@@ -113,11 +113,7 @@ def polca_trajectories(
     """
     config = config or PolcaConfig()
     at = run.resolve_steps(steps)
-    if len(at) < _MIN_CHECKPOINTS:
-        raise QflError(
-            f"POLCA needs at least {_MIN_CHECKPOINTS} checkpoints, got {len(at)} of {run.path}: {at}. Take "
-            "steps='all', or train with a larger n_checkpoints."
-        )
+    require_followable(run, at, jobs)
     plan = plan_basis(run, config)
     n_tokens = len(_scored(run, config))
     # The curves, and what is collected of two checkpoints; clustering takes one direction at a time.
@@ -132,6 +128,21 @@ def polca_trajectories(
     work = functools.partial(_compute, run, plan, device)
     over_checkpoints(missing, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
     return _collect(run, plan, at)
+
+
+def require_followable(run: Series, steps: Sequence[int], jobs: int) -> None:
+    """Raise before any work where it could not be finished.
+
+    Raises:
+        QflError: There are fewer than 3 checkpoints.
+        ValueError: `jobs` is below 1.
+    """
+    if len(steps) < _MIN_CHECKPOINTS:
+        raise QflError(
+            f"POLCA needs at least {_MIN_CHECKPOINTS} checkpoints, got {len(steps)} of {run.path}: {list(steps)}. Take "
+            "steps='all', or train with a larger n_checkpoints."
+        )
+    require_jobs(jobs)
 
 
 def polca_gradients(run: Series, steps: Steps, config: PolcaConfig) -> Float[Tensor, "time token direction"]:
@@ -189,9 +200,13 @@ class _Shared(NamedTuple):
 
 
 def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Shared:
-    """The tokens, the directions, and where training began."""
-    scored = _scored(run, plan.config)
-    return _Shared(scored, read_basis(run, plan, device), theta(run, plan, run.steps[0], device))
+    """The tokens, the directions, and where coordinates along them are 0: at the first checkpoint that is finite."""
+    scored, basis = _scored(run, plan.config), read_basis(run, plan, device)
+    for step in run.steps:
+        origin = plan.space.flatten(parameters_to_save(run.load_model(step, device=device)))
+        if bool(torch.isfinite(origin).all()):
+            return _Shared(scored, basis, origin.to(plan.dtype))
+    raise QflError(f"no checkpoint of {run.path} is finite: there is nothing to follow. Train again, at a lower rate.")
 
 
 def _compute(run: Series, plan: BasisPlan, device: str | torch.device, shared: _Shared, node: Node) -> None:

@@ -20,9 +20,9 @@ class PolcaConfig(_Config):
         basis: Where the directions come from. "hessian": the top eigenvectors of the loss's Hessian at each basis
             checkpoint, orthogonal to those found before (the paper's Algorithm 1). "shuffled": the same with the basis
             checkpoints in random order. "random": orthonormal, without looking at the model. "parameters": the
-            parameters of largest magnitude at the end, one a direction (loss change allocation). "gradient": the
-            loss's gradient at each basis checkpoint. "trajectory": principal directions of the way the parameters
-            took. "probe": the gradient, at each basis checkpoint, of the loss of a feature's probes.
+            parameters of largest magnitude at the last basis checkpoint, one a direction (loss change allocation).
+            "gradient": the loss's gradient at each basis checkpoint. "trajectory": principal directions of the way the
+            parameters took. "probe": the gradient, at each basis checkpoint, of the loss of a feature's probes.
         basis_steps: The basis checkpoints, as analyses name steps: "all", "log:16", "100,200".
         per_checkpoint: Eigenvectors taken at each of them ("hessian" and "shuffled"); the paper takes 1.
         n_directions: Directions of "random", "parameters" and "trajectory" (the last has one less than basis

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -82,8 +82,10 @@ def decompose(accuracy: Accuracy, interval: Interval) -> Decomposition:
         interval: With what the accuracy needs.
 
     Raises:
-        ValueError: Something the accuracy needs is missing.
+        ValueError: An unknown accuracy, or something that it needs is missing.
     """
+    if accuracy not in get_args(Accuracy):
+        raise ValueError(f"accuracy must be one of {get_args(Accuracy)}, got {accuracy!r}.")
     needed = {"second": interval.curvature, "paper": interval.dataset_curvature}
     if accuracy in needed and needed[accuracy] is None:
         raise ValueError(
@@ -126,7 +128,12 @@ def paper_curvature(
         dataset_curvature: `b' H b` of the mean loss of the same tokens at the start.
         floor: Where the mean change of slope is at most this fraction of the root mean square over tokens, the ratio is
             ill-conditioned and 1 takes its place: every token gets the dataset's curvature.
+
+    Raises:
+        ValueError: `floor` is negative.
     """
+    if not floor >= 0:
+        raise ValueError(f"floor must be a fraction, 0 or above, got {floor}.")
     change = next_gradients - gradients
     mean = change.mean(dim=0)
     guarded = mean.abs() <= floor * change.square().mean(dim=0).sqrt()
