@@ -16,7 +16,9 @@ from analyses.decomposing import stored_polca
 from analyses.reporting import report
 from qfl_interp.cli import main as cli
 from qfl_interp.config import ProbeConfig
+from qfl_interp.errors import QflError
 from qfl_interp.polca.breakthroughs import break_step, flat, plateau_after
+from qfl_interp.polca.clustering import DROPPED
 from qfl_interp.polca.config import PolcaConfig
 from tests.conftest import tiny_train_config
 
@@ -126,6 +128,10 @@ def test_baselines_cluster_other_curves_of_the_same_tokens(run):
     assert exact.tokens["context"].equals(fisher.tokens["context"])
     slopes = decomposing.polca_gradients(run, "all", CONFIG).numpy()
     np.testing.assert_allclose(fisher.clustered.of(1), slopes[:, :, 1].T ** 2)
+    assert fisher.data.config.accuracy == "first"
+    # Squared slopes need not fall, losses must.
+    assert not fisher.tokens.filter(like="cluster_").eq(DROPPED).any(axis=None)
+    assert polca(run, **HOW).tokens.filter(like="cluster_").eq(DROPPED).any(axis=None)
     for found in (exact, change, fisher):
         assert set(found.rows["curves"]) <= {found.rows["curves"].iloc[0]} if len(found.rows) else True
     assert set(exact.rows["direction"]) <= {-1}
@@ -160,12 +166,15 @@ def test_a_second_call_reads_and_an_interrupted_one_goes_on(analysed, run, monke
         ({"min_cluster_size": 1}, "min_cluster_size must be at least 2, got 1"),
         ({"min_samples": 0}, "min_samples must be at least 1, got 0"),
         ({"tau": -5}, "tau must be at least 0, got -5"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
+        ({"steps": "last", "span": None}, "POLCA needs at least 3 checkpoints, got 1"),
+        ({"steps": [0, 80], "span": 1}, "POLCA needs at least 3 checkpoints, got 2"),
     ],
-    ids=["curves", "rule", "resamples", "span", "no span", "size", "samples", "tau"],
+    ids=["curves", "rule", "resamples", "span", "no span", "size", "samples", "tau", "jobs", "one", "two"],
 )
 def test_bad_settings_are_refused_before_any_gradient(trained, monkeypatch, changes, words):
     monkeypatch.setattr(decomposing, "polca_trajectories", lambda *args, **how: pytest.fail("gradients were taken"))
-    with pytest.raises((ValueError, TypeError), match=words):
+    with pytest.raises((ValueError, TypeError, QflError), match=words):
         polca(trained, **HOW | changes)
 
 

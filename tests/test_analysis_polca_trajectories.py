@@ -440,6 +440,50 @@ def test_every_basis_names_the_checkpoint_that_is_not_finite_and_what_to_leave_o
         follow(damaged(run, step, with_nan), config, steps=run.steps[:3])
 
 
+@pytest.mark.parametrize(
+    ("basis", "accuracy"), [("parameters", "first"), ("random", "path"), ("trajectory", "path"), ("hessian", "path")]
+)
+def test_a_first_or_last_checkpoint_that_diverged_can_be_left_out(run, basis, accuracy):
+    """What the error advises; the curves are those of the same steps of the run as it was."""
+    kept = ",".join(str(step) for step in run.steps[1:-1])
+    config = change(basis=basis, basis_steps=kept, n_directions=2, accuracy=accuracy)
+    others = qfl.Run.open(shutil.copytree(run.path, run.path.with_name("other")))
+    whole = follow(others, config, kept)
+    hurt = damaged(run, run.steps[-1], with_nan)
+    load = hurt.load_model
+    hurt.load_model = lambda at="last", **how: with_nan(load(at, **how)) if at == 0 else load(at, **how)
+    found = follow(hurt, config, kept)
+    np.testing.assert_allclose(found.trajectories.values, whole.trajectories.values, rtol=1e-9, atol=1e-12)
+    hurt.load_model = lambda at="last", **how: with_nan(load(at, **how))
+    with pytest.raises(QflError, match=r"no checkpoint of .* is finite|must be finite"):
+        follow(hurt, change(config, seed=5), kept)
+
+
+def test_a_basis_is_named_by_what_decides_it_alone(run):
+    """Another accuracy, other examples, another number of what this basis does not use: the same directions."""
+    for basis, others in (
+        ("hessian", {"n_directions": 9, "n_probe": 7, "n_examples": 3, "accuracy": "first", "n_panels": 3}),
+        ("random", {"n_hessian": 9, "tol": 0.1, "max_products": 50, "basis_steps": "last"}),
+        ("parameters", {"n_hessian": 9, "seed": 4, "tol": 0.1}),
+    ):
+        config = change(basis=basis, basis_steps="all")
+        named = plan_basis(run, config).digest
+        assert plan_basis(run, change(config, **others)).digest == named
+        assert plan_basis(run, change(config, double=False)).digest != named
+    for basis, decisive in (
+        ("hessian", {"n_hessian": 9}), ("hessian", {"seed": 4}), ("hessian", {"tol": 0.1}),
+        ("hessian", {"per_checkpoint": 2}), ("hessian", {"basis_steps": "0,20"}), ("random", {"seed": 4}),
+        ("random", {"n_directions": 4}), ("parameters", {"basis_steps": "0"}), ("gradient", {"n_hessian": 9}),
+    ):  # fmt: skip
+        config = change(basis=basis, basis_steps="all")
+        assert plan_basis(run, change(config, **decisive)).digest != plan_basis(run, config).digest
+
+
+def test_what_is_wrong_with_basis_steps_is_said_of_them(run):
+    with pytest.raises(ValueError, match=r"basis_steps: steps must be 'all'.* got '5:5'"):
+        follow(run, change(basis="hessian", basis_steps="5:5"))
+
+
 def test_curves_that_do_not_fit_into_memory_are_refused_before_any_work(run, monkeypatch):
     n_tokens = len(follow(run, change(basis="random", n_directions=2)).scored)
     needed = 2 * n_tokens * (len(run.steps) * 8 + 32)

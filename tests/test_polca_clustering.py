@@ -11,7 +11,6 @@ from qfl_interp.polca.clustering import (
     DROPPED,
     OUTLIER,
     cluster_direction,
-    cluster_trajectories,
     default_cluster_size,
     nearest_to_medoid,
 )
@@ -21,7 +20,6 @@ from qfl_interp.polca.trajectories import (
     exact_loss,
     fisher,
     loss_change,
-    projected,
 )
 
 TIME = np.linspace(0, 1, 21)
@@ -70,9 +68,6 @@ def test_kinds_by_hand():
     assert found.of(7).tolist() == [[1.0, 9.0]]
     assert found.of(2).tolist() == [[4.0, 0.25]]
     assert (found.kind, found.directions) == ("fisher", (7, 2))
-    cumulative = projected(slopes, [0, 5], kind="lca")
-    assert cumulative.values.tolist() == [[[1.0, 3.0]], [[-2.0, 0.5]]]
-    assert (cumulative.kind, cumulative.directions) == ("lca", (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +161,15 @@ def test_all_tokens_are_clustered_without_the_filter():
     assert found.n_falling == 100
 
 
+def test_a_token_that_ends_where_it_began_does_not_fall():
+    curves, _ = planted((40,))
+    flat = np.concatenate([curves, np.zeros((15, curves.shape[1])), np.sin(2 * np.pi * TIME)[None].repeat(5, axis=0)])
+    flat[-5:, -1] = 0.0
+    found = cluster_direction(flat, min_cluster_size=10, min_samples=3)
+    assert found.n_falling == 40
+    assert np.all(found.labels[40:] == DROPPED)
+
+
 def test_a_direction_whose_mean_rises_is_dropped():
     curves, _ = planted()
     rising = cluster_direction(-curves, min_cluster_size=10, min_samples=3)
@@ -224,21 +228,6 @@ def test_equal_curves_are_no_obstacle():
     curves = np.repeat(np.array([fall(0.2, 1.0), fall(0.8, 2.0)]), (20, 10), axis=0)
     found = cluster_direction(curves, min_cluster_size=5, min_samples=2)
     assert found.labels.tolist() == [0] * 20 + [1] * 10
-
-
-def test_filters_apply_to_kinds_that_have_a_fall():
-    curves, _ = planted((60, 40), risers=30)
-    values = np.stack([curves, -curves])
-    polca = cluster_trajectories(
-        Trajectories("polca", tuple(range(21)), values, (3, 8)), min_cluster_size=10, min_samples=3
-    )
-    assert list(polca) == [3, 8]
-    assert [polca[d].kept for d in polca] == [True, False]
-    assert np.sum(polca[3].labels == DROPPED) == 30
-    pointwise = cluster_trajectories(
-        Trajectories("fisher", tuple(range(21)), values, (3, 8)), min_cluster_size=10, min_samples=3
-    )
-    assert [len(pointwise[d]) for d in pointwise] == [3, 3]
 
 
 @pytest.mark.parametrize(

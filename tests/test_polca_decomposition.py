@@ -121,6 +121,12 @@ def test_what_an_accuracy_needs_is_asked_for(accuracy, missing):
         decompose(accuracy, interval)
 
 
+def test_an_unknown_accuracy_is_refused():
+    interval = Interval(randn(3, seed=1), [randn(10, 3, seed=2)])
+    with pytest.raises((ValueError, TypeError), match="third"):
+        decompose("third", interval)
+
+
 # The paper's ratio
 
 
@@ -148,6 +154,12 @@ def test_a_vanishing_denominator_is_guarded_and_counted():
     dataset = torch.tensor([3.0, 4.0, 5.0, 6.0, 7.0], dtype=torch.float64)
     found = paper_curvature(torch.zeros_like(change), change, dataset)
     assert found.guarded.tolist() == [True, True, False, True, False]
+    # The floor is relative: slopes along a direction that the loss hardly knows are as good as any.
+    tiny = paper_curvature(torch.zeros_like(change), 1e-6 * change, dataset)
+    assert tiny.guarded.tolist() == found.guarded.tolist()
+    torch.testing.assert_close(tiny.curvature, found.curvature)
+    with pytest.raises(ValueError, match="floor must be a fraction, 0 or above, got -1"):
+        paper_curvature(torch.zeros_like(change), change, dataset, floor=-1.0)
     for direction in (0, 1, 3):
         assert found.curvature[:, direction].tolist() == [dataset[direction]] * 4
     torch.testing.assert_close(found.curvature[:, 4], 7 * torch.tensor([1.5, 0.5, 1.5, 0.5], dtype=torch.float64))

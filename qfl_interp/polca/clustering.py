@@ -18,8 +18,6 @@ from jaxtyping import Bool, Float, Int
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import pairwise_distances_chunked
 
-from qfl_interp.polca.trajectories import POINTWISE, Trajectories
-
 OUTLIER = -1
 DROPPED = -2
 # The paper's 150 of 5,000 tokens.
@@ -107,28 +105,6 @@ def cluster_direction(
     labels[used] = _hdbscan(curves[used], size, min_samples)
     medoids = {cluster: _medoid(curves, labels == cluster) for cluster in range(int(labels.max(initial=-1)) + 1)}
     return Clusters(labels, medoids, True, n_falling)
-
-
-def cluster_trajectories(
-    trajectories: Trajectories, *, min_cluster_size: int | None = None, min_samples: int | None = None
-) -> dict[int, Clusters]:
-    """The clusters of every direction by its name; the filters apply to the kinds that have a fall.
-
-    Args:
-        trajectories: POLCA's or a baseline's.
-        min_cluster_size: As for `cluster_direction`.
-        min_samples: As for `cluster_direction`.
-    """
-    only_falling = trajectories.kind not in POINTWISE
-    return {
-        direction: cluster_direction(
-            trajectories.of(direction),
-            min_cluster_size=min_cluster_size,
-            min_samples=min_samples,
-            only_falling=only_falling,
-        )
-        for direction in trajectories.directions
-    }
 
 
 def nearest_to_medoid(

@@ -79,25 +79,6 @@ class Trajectories:
         return self.values[self.directions.index(direction)]
 
 
-def projected(
-    losses: Float[np.ndarray, "time token direction"],
-    steps: Sequence[int],
-    *,
-    kind: TrajectoryKind = "polca",
-    directions: Sequence[int] | None = None,
-) -> Trajectories:
-    """Trajectories of projected losses as the decomposition gives them, time first.
-
-    Args:
-        losses: In nats, 0 at the first time.
-        steps: The training step of each time.
-        kind: "polca", "first_order" or "lca".
-        directions: Name of each direction; by default its index.
-    """
-    names = range(losses.shape[2]) if directions is None else directions
-    return Trajectories(kind, _integers(steps), np.ascontiguousarray(losses.transpose(2, 1, 0)), _integers(names))
-
-
 def exact_loss(losses: Float[np.ndarray, "time token"], steps: Sequence[int]) -> Trajectories:
     """The tokens' own losses in nats, the baseline that needs no direction."""
     return Trajectories("exact_loss", _integers(steps), np.ascontiguousarray(losses.T)[None], (NO_DIRECTION,))
