@@ -34,7 +34,7 @@ from qfl_interp.task import Batch
 from qfl_interp.token_losses import TokenLoss, require_finite_parameters, scored_tokens
 
 # What column `moments` says.
-SAVED, NOT_YET, NOT_SAVED, UNKNOWN = "saved", "no update yet", "not saved", "unknown"
+SAVED, NOT_YET, NOT_SAVED, UNREADABLE, UNKNOWN = "saved", "no update yet", "not saved", "unreadable", "unknown"
 # torch.nn.utils.clip_grad_norm_ adds this to the norm it divides by.
 _CLIP_EPS = 1e-6
 
@@ -183,9 +183,7 @@ def _optimiser(at: _At, sharpness: float) -> dict[str, Any]:
     if isinstance(at.run, Run):
         lr = _learning_rate(at.run, at.step)
         edge, adam_edge = stability_edge(lr), stability_edge(lr, momentum=at.run.config.train.betas[0])
-        tensors = at.run.load_checkpoint(at.step, with_optimizer=True).optimizer
-        state = None if tensors is None else adam_state(at.hessian.loss.space, tensors)
-        moments = NOT_SAVED if state is None else SAVED if state.n_updates else NOT_YET
+        state, moments = _moments(at.run, at.step, at.hessian.loss.space)
     inverse, row = None, {"moments": moments, "lr": lr, "edge": edge, "sharpness_over_edge": sharpness / edge}
     name = "preconditioned_sharpness"
     found: dict[str, Any] = dict.fromkeys((name, f"{name}_residual"), math.nan)
@@ -204,6 +202,19 @@ def _optimiser(at: _At, sharpness: float) -> dict[str, Any]:
         else:
             row[f"cos_preconditioned_{of}"] = cosine(-inverse * _flat(at.gradient), step)
     return row
+
+
+def _moments(run: Run, step: int, space: ParameterSpace) -> tuple[AdamState | None, str]:
+    """Adam's moments at a checkpoint, and what column `moments` says of them."""
+    try:
+        tensors = run.load_checkpoint(step, with_optimizer=True).optimizer
+        if tensors is None:
+            return None, NOT_SAVED
+        state = adam_state(space, tensors)
+    except QflError:
+        # The parameters have been read: everything that does not need the moments can be measured.
+        return None, UNREADABLE
+    return state, SAVED if state.n_updates else NOT_YET
 
 
 def _flat(vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
-from analyses.curvature_at import NOT_SAVED, UNKNOWN, Shared, load, measure, shared_of, trained_loss
+from analyses.curvature_at import NOT_SAVED, UNKNOWN, UNREADABLE, Shared, load, measure, shared_of, trained_loss
 from analyses.residual_ranks import rank_rows
 from analyses.result import Result, digest, trained_at
 from analyses.stored import stored_rows
@@ -23,7 +23,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.plots import Figure, curvature_figure, soft_rank_figure
 from qfl_interp.report import CurvatureTables
 from qfl_interp.series import Series, Steps
-from qfl_interp.tables import distinct, select
+from qfl_interp.tables import distinct, records, select
 from qfl_interp.task import Batch
 
 LENS, RANKS, COEFFICIENTS = "curvature", "soft_ranks", "learning_coefficient"
@@ -31,6 +31,7 @@ _MIN_CHECKPOINTS = 2
 _SUMMARY = (
     "step", "loss", "sharpness", "sharpness_over_edge", "preconditioned_sharpness", "preconditioned_over_edge",
     "step_sharpness", "cos_gradient_step", "cos_step_cumulative", "weight_norm", "learning_coefficient",
+    "learning_coefficient_std", "n_finite_chains",
 )  # fmt: skip
 _WITHOUT = {
     NOT_SAVED: "no preconditioned sharpness: Adam's moments were not saved (train with save_optimizer=True)",
@@ -114,17 +115,31 @@ def curvature(
         over_checkpoints(missing, prepare, work, label="sampling near minima", jobs=jobs, progress=progress)
         rows = _with_coefficients(rows, run.table(COEFFICIENTS).read([names[step] for step in at]))
     ranks = run.table(RANKS).read([_ranks_part(config, step) for step in at])
-    notes = [_WITHOUT[kind] for kind in distinct(rows, "moments") if kind in _WITHOUT]
-    before = rows.loc[rows["step_to"].notna() & rows["step_norm"].isna(), "step_to"]
-    if len(before):
-        notes.append(f"no step taken from before step {', '.join(f'{to:.0f}' for to in before)}, which is not finite")
     return CurvatureResult(
-        "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} training examples", *notes]),
+        "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} training examples", *_notes(rows)]),
         rows.filter(list(_SUMMARY)).dropna(axis="columns", how="all"),
         rows,
         lambda: curvature_figure(rows, ranks),
         ranks,
     )
+
+
+def _notes(rows: pd.DataFrame) -> list[str]:
+    """What the rows lack, and why."""
+    notes = [_WITHOUT[kind] for kind in distinct(rows, "moments") if kind in _WITHOUT]
+    lost = rows["step_to"].notna() & rows["step_norm"].isna()
+    for steps, what in (
+        (distinct(select(rows, moments=UNREADABLE), "step"), "Adam's moments are damaged (see `qfl verify`) at step"),
+        (distinct(pd.DataFrame(rows.loc[lost]), "step"), "the next checkpoint is not finite after step"),
+    ):
+        if steps:
+            notes.append(f"{what} {', '.join(str(step) for step in steps)}")
+    if "n_finite_chains" in rows:
+        away = pd.DataFrame(rows.loc[rows["n_finite_chains"] < rows["n_chains"]])
+        if len(away):
+            counts = (f"{row['n_finite_chains']} of {row['n_chains']} at step {row['step']}" for row in records(away))
+            notes.append(f"chains that stayed finite: {', '.join(counts)} (take a smaller step size)")
+    return notes
 
 
 def stored_curvature(run: Series) -> CurvatureTables | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float
 
 from analyses.checkpoints import over_checkpoints
+from analyses.polca_result import PolcaResult
 from analyses.polca_trajectories import PolcaData, polca_gradients, polca_trajectories, require_followable
-from analyses.result import Result, digest
+from analyses.result import digest
 from qfl_interp.plots import polca_figure, polca_means_figure
 from qfl_interp.polca.breakthroughs import BreakRule, break_step, cluster_breakthroughs, flat, plateau_after
-from qfl_interp.polca.clustering import Clusters, cluster_direction, nearest_to_medoid
+from qfl_interp.polca.clustering import Clusters, cluster_direction
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels
 from qfl_interp.polca.quality import silhouette, stability
@@ -49,46 +50,6 @@ class ClusterSettings(NamedTuple):
     span: int
     tau: int | None
     resamples: int
-
-
-@dataclass(frozen=True, repr=False)
-class PolcaResult(Result):
-    """The clusters of a run's tokens along directions of weight space; `rows` has one row a cluster.
-
-    Attributes:
-        curves: One row a direction, cluster and step: mean, medoid and quartiles of the clustered curves and of the
-            tokens' exact loss, in nats.
-        composition: One row a direction, cluster and value of a label: its share in the cluster, lift, tests.
-        intervals: One row an interval between checkpoints: the loss change, and what the directions capture of it.
-        directions: One row a direction: where it comes from, eigenvalue, residual.
-        tokens: One row a token: place, target, context, feature labels; and the cluster of each along direction d in
-            column `cluster_d` (-1: outlier, -2: left out because it does not fall).
-        data: The trajectories.
-
-    `plot()` draws the clusters, and where there is none the mean curves of all tokens.
-    """
-
-    curves: pd.DataFrame = field(repr=False)
-    composition: pd.DataFrame = field(repr=False)
-    intervals: pd.DataFrame = field(repr=False)
-    directions: pd.DataFrame = field(repr=False)
-    tokens: pd.DataFrame = field(repr=False)
-    data: PolcaData = field(repr=False)
-    clustered: Trajectories = field(repr=False)
-
-    def nearest(self, direction: int, cluster: int, n: int = 10) -> pd.DataFrame:
-        """The `n` tokens of a cluster nearest its medoid, itself first: context, target, labels.
-
-        Raises:
-            ValueError: There is no such direction or cluster.
-        """
-        labels = column(self.tokens, f"cluster_{direction}") if direction in self.clustered.directions else np.empty(0)
-        found = select(self.rows, direction=direction, cluster=cluster)
-        if found.empty:
-            known = self.rows[["direction", "cluster"]].drop_duplicates().to_numpy().tolist()
-            raise ValueError(f"direction and cluster must be one of {known}, got {[direction, cluster]}.")
-        clusters = Clusters(labels.astype(np.int64), {cluster: int(column(found, "medoid")[0])}, True, 0)
-        return self.tokens.iloc[nearest_to_medoid(self.clustered.of(direction), clusters, cluster, n)]
 
 
 def polca(
@@ -377,10 +338,12 @@ def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict
     for direction, part in parts.items():
         tokens[f"cluster_{direction}"] = run.table(CLUSTERS).read_tensors(part)["labels"].numpy()
     captured, change = column(data.intervals, "captured").sum(), column(data.intervals, "loss_change").sum()
+    # Of a loss that hardly changes, a share says nothing.
+    part = f", {captured / change:.1%} of it" if change and abs(captured / change) < 100 else ""
     shown = ["direction", "basis_step", "cluster", "n_tokens", "name", "f1", "fall", "break_step", "hidden", "in_flat"]
     title = (
         f"POLCA of {run.run_id}: {len(clusters)} clusters along {len(parts)} directions ({settings.curves}, basis "
-        f"{data.config.basis}), which capture {captured:.3g} of {change:.3g} nats"
+        f"{data.config.basis}); the loss changes by {change:.3g} nats, along them by {captured:.3g}{part}"
     )
     vague = data.directions.loc[~data.directions["converged"].astype(bool)]
     if len(vague):

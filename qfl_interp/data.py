@@ -21,6 +21,8 @@ from qfl_interp.task import Batch, Pairs, Task
 SPLITS = ("train", "val", "test")
 # Rounds without one new example after which a split counts as exhausted.
 _PATIENCE = 20
+# Examples drawn at a time at least, of a set that is larger.
+_ROUND = 1 << 18
 
 
 def _mix(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
@@ -155,7 +157,9 @@ def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examp
     kept = task.sample(rng, 0)
     idle = 0
     while len(kept) < n and idle < _PATIENCE:
-        both = np.concatenate([kept, _draw(task, rng, max(n - len(kept), 256), split)])
+        # Not all that are asked for at once: there may be far fewer.
+        round_size = min(n - len(kept), max(_ROUND, len(kept)))
+        both = np.concatenate([kept, _draw(task, rng, max(round_size, 256), split)])
         _, first = np.unique(both, axis=0, return_index=True)
         idle = idle + 1 if len(first) == len(kept) else 0
         kept = both[np.sort(first)]

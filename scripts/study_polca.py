@@ -25,10 +25,11 @@ from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import polca
-from analyses.decomposing import CurveKind, PolcaResult
+from analyses.decomposing import CurveKind
 from analyses.emerging import emergence_tables
 from analyses.polca_basis import find_basis, read_basis
 from analyses.polca_plan import BasisPlan, plan_basis, theta
+from analyses.polca_result import PolcaResult
 from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.plots import recovery_panel, timeline_figure
 from qfl_interp.polca.config import Accuracy, PolcaConfig

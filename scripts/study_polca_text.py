@@ -26,7 +26,7 @@ from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import polca
-from analyses.decomposing import PolcaResult
+from analyses.polca_result import PolcaResult
 from qfl_interp.dataset import FixedFeature
 from qfl_interp.fixed_task import FixedTask
 from qfl_interp.polca.clustering import cluster_direction, nearest_to_medoid

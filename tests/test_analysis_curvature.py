@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     """A run of 78 parameters with every step saved, the moments beside it; tests that write work on copies."""
     task = qfl.load_task("addition", length=4)
     out = tmp_path_factory.mktemp("runs") / "smallest"
-    config = tiny_train_config(n_steps=LAST, n_checkpoints=14, lr=3e-2, save_optimizer=True, clip_norm=0.5)
+    config = tiny_train_config(n_steps=LAST, n_checkpoints=14, lr=3e-2, save_optimizer=True, clip_norm=0.05)
     return qfl.train(task, qfl.ModelConfig(d_model=2, n_layers=1, n_heads=1), config, out, progress=False)
 
 
@@ -342,7 +342,37 @@ def test_learning_coefficients_are_of_the_sample_in_examples(run, monkeypatch):
     assert np.isfinite(rows[["learning_coefficient", "learning_coefficient_std"]].to_numpy(float)).all()
 
 
+def test_chains_that_leave_for_infinity_are_counted_and_said(run):
+    wild = SgldConfig(n_chains=3, n_draws=8, n_burn_in=1, batch_size=2, step_size=1e4)
+    found = curvature(run, [3], config=FAST, sgld=wild, progress=False)
+    assert found.rows["n_finite_chains"].tolist() == [0]
+    assert found.rows["n_chains"].tolist() == [3]
+    assert np.isnan(found.rows["learning_coefficient"]).all()
+    assert "chains that stayed finite: 0 of 3 at step 3 (take a smaller step size)" in repr(found)
+    assert "stayed finite" not in repr(curvature(run, [3], config=FAST, sgld=CHAINS, progress=False))
+
+
 # What a run lacks
+
+
+@pytest.mark.parametrize("how", ["a byte", "the file"])
+def test_damaged_moments_cost_their_own_columns_alone(run, how):
+    whole = curvature(run, [3], config=FAST, progress=False).rows.iloc[0]
+    shutil.rmtree(run.path / "analyses")
+    file = run.path / "checkpoints" / "step_00000003" / "optimizer.safetensors"
+    if how == "a byte":
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    else:
+        file.unlink()
+    found = curvature(run, [3], config=FAST, progress=False)
+    row = found.rows.iloc[0]
+    assert row["moments"] == "unreadable"
+    assert "Adam's moments are damaged (see `qfl verify`) at step 3" in repr(found)
+    for name in ("loss", "sharpness", "step_curvature", "cos_gradient_step", "lr"):
+        assert row[name] == whole[name]
+    for name in ("preconditioned_sharpness", "update_norm", "cos_preconditioned_step"):
+        assert np.isnan(row[name])
+        assert np.isfinite(whole[name])
 
 
 def test_a_run_without_moments_says_so(tiny_run, tmp_path):
@@ -381,7 +411,7 @@ def test_the_last_checkpoint_before_a_run_diverged_is_measured_without_the_step(
     shutil.rmtree(run.path / "analyses" / "curvature")
     damage(run, 4, torch.nan)
     found = curvature(run, [1, 3], config=FAST, progress=False)
-    assert "no step taken from before step 4, which is not finite" in repr(found)
+    assert "the next checkpoint is not finite after step 3" in repr(found)
     before, last = (found.rows.iloc[i] for i in (0, 1))
     assert np.isfinite(before["step_sharpness"])
     for name in ("sharpness", "loss", "preconditioned_sharpness", "update_norm", "step_to"):

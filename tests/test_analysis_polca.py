@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import adjusted_rand_score
 
 import qfl_interp as qfl
 from analyses import decomposing, polca, timelining
@@ -117,6 +118,25 @@ def test_nearest_begins_with_the_medoid_and_stays_in_the_cluster(analysed):
     assert distance[near.index].max() <= np.sort(distance[members])[4] + 1e-12
     with pytest.raises(ValueError, match=r"must be one of .*got \[0, 99\]"):
         found.nearest(0, 99)
+
+
+def test_scores_are_of_a_label_s_value_over_each_direction_s_clusters(analysed):
+    _, found = analysed
+    scores = found.scores("place", 0)
+    assert len(scores) == len(found.rows) > 0
+    for row in scores.to_dict("records"):
+        labels = found.tokens[f"cluster_{row['direction']}"].to_numpy()
+        place = found.tokens["place"].to_numpy()
+        inside, clustered = labels == row["cluster"], labels >= 0
+        assert row["homogeneity"] == pytest.approx((place[inside] == 0).mean())
+        assert row["recall"] == pytest.approx((place[inside] == 0).sum() / max(1, (place[clustered] == 0).sum()))
+        assert row["base_rate"] == pytest.approx((place == 0).mean())
+        assert row["adjusted_rand"] == pytest.approx(adjusted_rand_score(place[clustered], labels[clustered]))
+    assert set(found.scores("carry")["homogeneity"]) != set(found.scores("carry", False)["homogeneity"])
+    with pytest.raises(ValueError, match=r"label must be one of \['example', .* got 'colour'"):
+        found.scores("colour")
+    with pytest.raises(ValueError, match=r"value must be one that a token's 'place' has, such as \[0, .* got 99"):
+        found.scores("place", 99)
 
 
 def test_baselines_cluster_other_curves_of_the_same_tokens(run):

@@ -103,6 +103,23 @@ def test_a_task_sets_its_share_of_training_problems(monkeypatch):
     assert in_split(task, drawn, "train").all()
 
 
+def test_a_set_larger_than_the_split_is_the_split(monkeypatch):
+    """In rounds of a bounded size, whatever is asked for."""
+    task = qfl.load_task("addition", 4)
+    sizes, real = [], type(task).sample
+    monkeypatch.setattr(type(task), "sample", lambda self, rng, n: sizes.append(n) or real(self, rng, n))
+    monkeypatch.setattr(data, "_ROUND", 500)
+    everything = held_out(task, "val", 10**9, seed=0, stream="x")
+    assert max(sizes) < 500 / 0.05
+    numbers = np.arange(256)
+    every = (numbers[:, None] >> np.arange(7, -1, -1) & 1).astype(np.uint8)
+    assert {row.tobytes() for row in everything} == {row.tobytes() for row in every[in_split(task, every, "val")]}
+    wide = qfl.load_task("addition", 16)
+    several = held_out(wide, "val", 1700, seed=0, stream="x")
+    assert len({row.tobytes() for row in several}) == 1700
+    assert in_split(wide, several, "val").all()
+
+
 def test_held_out_pairs_differ_in_the_label_and_keep_the_split(addition):
     pairs = held_out_pairs(addition, "test", 50, "carry", 3, seed=1, stream="x")
     carry = addition.features["carry"]

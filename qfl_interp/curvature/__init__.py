@@ -4,7 +4,7 @@ Products are forward over reverse (`torch.func.jvp` of `torch.func.grad`), in th
 SciPy's. Vectors handed over may be float32 or float64 and lie on any device.
 """
 
-from qfl_interp.curvature.along import AlongStep, along_step, cosine
+from qfl_interp.curvature.along import AlongStep, along_step, cosine, step_sharpness
 from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
 from qfl_interp.curvature.eigenpairs import Eigenpairs, top_eigenpairs
 from qfl_interp.curvature.hessian import Hessian, SymmetricOperator
@@ -39,5 +39,6 @@ __all__ = [
     "orthonormalise",
     "require_orthonormal",
     "stability_edge",
+    "step_sharpness",
     "top_eigenpairs",
 ]

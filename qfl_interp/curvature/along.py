@@ -52,7 +52,15 @@ def along_step(
     unit = step / norm
     curvature = float(unit @ hessian.product(unit).to(step.device).double())
     c2 = curvature * norm**2 / 2
-    return AlongStep(norm, curvature, c1, c2, 2 * c2 / abs(c1) if c1 else math.nan)
+    return AlongStep(norm, curvature, c1, c2, step_sharpness(c1, c2))
+
+
+def step_sharpness(c1: float, c2: float) -> float:
+    """`S = 2 c2 / |c1|` of the quadratic model `c0 + c1 s + c2 s^2` along a step [R]; NaN where there is no slope.
+
+    Above 2 the model raises the loss at s = 1; below 0 there is no edge.
+    """
+    return 2 * c2 / abs(c1) if c1 else math.nan
 
 
 def cosine(one: Float[Tensor, " parameter"], other: Float[Tensor, " parameter"]) -> float:

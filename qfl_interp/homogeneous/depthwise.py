@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.homogeneous.config import MLPTrainConfig
-from qfl_interp.homogeneous.minibatch import Minibatch
+from qfl_interp.homogeneous.minibatch import Minibatch, frobenius
 
 # Factor of each layer's gradient, first layer first.
 Scales = tuple[float, ...]
@@ -109,7 +109,7 @@ def alignments(batch: Minibatch) -> tuple[float, ...]:
     Equal Gram matrices give 1 / participation ratio exactly.
     """
     norms = zip(batch.unit_gradients, batch.alphas, batch.feature_norms, batch.unit_backward_norms, strict=True)
-    return tuple(float(g.norm().double() / (alpha * x * b)) ** 2 for g, alpha, x, b in norms)
+    return tuple((frobenius(g) / (alpha * x * b)) ** 2 for g, alpha, x, b in norms)
 
 
 def relative_updates(batch: Minibatch, xi: Scales, lr: float) -> tuple[float, ...]:
@@ -119,8 +119,7 @@ def relative_updates(batch: Minibatch, xi: Scales, lr: float) -> tuple[float, ..
     """
     found = []
     for k, z in enumerate(batch.preactivations):
-        length = float(torch.linalg.vector_norm(z, dtype=torch.float64))
-        change = float(torch.linalg.vector_norm(own_image(batch, k), dtype=torch.float64))
+        length, change = frobenius(z), frobenius(own_image(batch, k))
         found.append(lr * xi[k] * batch.residual_norm * change / length if length else math.nan)
     return tuple(found)
 

@@ -1,4 +1,7 @@
-"""The two losses: value, residuals `grad ell(f_i)`, and products with `H_i`, the loss's Hessian by the outputs."""
+"""The two losses: value, residuals `grad ell(f_i)`, and products with `H_i`, the loss's Hessian by the outputs.
+
+Which losses the source trains with is not known to us; these are our choice [R].
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Rows of numbers about a network in training: one about the step, one a layer, one about the whole network."""
+"""Rows of numbers about a network in training: one about the step, one a layer, one about the whole network.
+
+The cosine of the new and the cumulative update is an idea of the source's first version [A]; the other columns are
+those of our reconstruction [R].
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qfl_interp.curvature import cosine
 from qfl_interp.homogeneous.config import MLPTrainConfig, SoftRank
 from qfl_interp.homogeneous.depthwise import Rule, Scales, alignments, relative_updates, scales
 from qfl_interp.homogeneous.images import Labelled
 from qfl_interp.homogeneous.losses import mean_loss, targets_of
-from qfl_interp.homogeneous.minibatch import Minibatch, run_minibatch
+from qfl_interp.homogeneous.minibatch import Minibatch, frobenius, run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import Sharpness, top_sharpness
 from qfl_interp.homogeneous.taylor import Coefficients
@@ -47,11 +52,10 @@ def layer_rows(step: int, lr: float, batch: Minibatch, xi: Scales, start: tuple[
     rows = []
     for k, (weight, first, gradient) in enumerate(zip(batch.weights, start, batch.unit_gradients, strict=True)):
         way = first - weight
-        lengths = float(way.norm().double()) * float(gradient.norm().double())
-        cosine = float((way * gradient).sum()) / lengths if lengths > 0 else math.nan
+        along = cosine(way.flatten(), gradient.flatten())
         rows.append({
-            "step": step, "layer": k, "xi": xi[k], "u": u[k], "rho": rho[k], "cumulative_cosine": cosine,
-            "weight_norm": float(weight.norm()), **ranks_of(batch.features[k]),
+            "step": step, "layer": k, "xi": xi[k], "u": u[k], "rho": rho[k], "cumulative_cosine": along,
+            "weight_norm": frobenius(weight), **ranks_of(batch.features[k]),
         })  # fmt: skip
     return rows
 

@@ -1,5 +1,7 @@
 """One minibatch through a homogeneous network and back: everything that rules and formulas are made of.
 
+The multilinear form with frozen slopes is exact wherever no preactivation is 0; the multipliers are our choice [R].
+
 Layers count from 0 in code: entry k of a tuple belongs to `W_{k+1}` of the source.
 """
 
@@ -72,12 +74,12 @@ class Minibatch:
     @cached_property
     def feature_norms(self) -> tuple[float, ...]:
         """`|X|_F` of what each layer reads, summed in float64."""
-        return tuple(_norm(x) for x in self.features)
+        return tuple(frobenius(x) for x in self.features)
 
     @cached_property
     def unit_backward_norms(self) -> tuple[float, ...]:
         """`|B_k|_F / residual_norm`."""
-        return tuple(_norm(b) for b in self.unit_backward)
+        return tuple(frobenius(b) for b in self.unit_backward)
 
     @cached_property
     def unit_gradients(self) -> tuple[Tensor, ...]:
@@ -91,7 +93,7 @@ class Minibatch:
         return tuple(self.residual_norm * g for g in self.unit_gradients)
 
 
-def _norm(x: Tensor) -> float:
+def frobenius(x: Tensor) -> float:
     """The Frobenius norm, summed in float64: squares of float32 overflow early."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64))
 
@@ -155,7 +157,7 @@ def minibatch_of(
             features.append(signs[-1] * z)
     require_targets(loss, preactivations[-1], targets)
     last = residuals(loss, preactivations[-1], targets) / len(inputs)
-    norm = _norm(last)
+    norm = frobenius(last)
     backward = [last / norm if 0 < norm < math.inf else last]
     for k in range(len(weights) - 1, 0, -1):
         backward.append(signs[k - 1] * (alphas[k] * (backward[-1] @ weights[k])))

@@ -1,5 +1,7 @@
 """The homogeneous network with TransformerLens hook points, and the same network reading token ids.
 
+Activation and widths are the source's [A], multipliers and initial weights ours [R]; see `config`.
+
 Hidden layer `i` (from 0) is block `i`; the stream between two layers stands for the residual stream:
 
 | hook point | `Site` | holds |

@@ -1,4 +1,8 @@
-"""Top eigenvalues of a homogeneous network's Hessian, plain and preconditioned by the scales of a rule."""
+"""Top eigenvalues of a homogeneous network's Hessian, plain and preconditioned by the scales of a rule [R].
+
+That the rule's own sharpness, with the scales held fixed, is the one to judge its edge by, and that it does not change
+under the rescalings of `depthwise`, is our derivation [R].
+"""
 
 from __future__ import annotations
 

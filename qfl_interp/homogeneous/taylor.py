@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qfl_interp.curvature import step_sharpness
 from qfl_interp.homogeneous.depthwise import Scales, gram_is_cheaper, own_image
 from qfl_interp.homogeneous.losses import mean_loss, output_hessian
-from qfl_interp.homogeneous.minibatch import Minibatch
+from qfl_interp.homogeneous.minibatch import Minibatch, frobenius
 
 
 class Coefficients(NamedTuple):
@@ -47,14 +48,8 @@ class Coefficients(NamedTuple):
 
     @property
     def sharpness(self) -> float:
-        """`S = 2 c2 / |c1|`: the quadratic model does not raise the loss where `lr S / 2 <= 1`. Below 0: no edge.
-
-        Raises:
-            ValueError: `c1` is 0, so that there is no step.
-        """
-        if self.c1 == 0:
-            raise ValueError("the sharpness along a step needs a slope, got c1 = 0. Is the batch fitted exactly?")
-        return 2 * self.c2 / abs(self.c1)
+        """`S = 2 c2 / |c1|`, as `qfl_interp.curvature.step_sharpness`; `lr S / 2` above 1 is beyond the edge."""
+        return step_sharpness(self.c1, self.c2)
 
 
 @torch.no_grad()
@@ -87,7 +82,7 @@ def _gradient_square(batch: Minibatch, k: int) -> float:
     if gram_is_cheaper(batch, k):
         x, b = batch.features[k], batch.unit_backward[k]
         return batch.alphas[k] ** 2 * float(((x @ x.mT) * (b @ b.mT)).sum())
-    return float(batch.unit_gradients[k].square().sum())
+    return frobenius(batch.unit_gradients[k]) ** 2
 
 
 def _moving(batch: Minibatch, k: int, tangent: Tensor) -> float:

@@ -1,4 +1,8 @@
-"""Minibatch SGD with depthwise gradient scaling, at any learning rate; divergence is a result."""
+"""Minibatch SGD with depthwise gradient scaling, at any learning rate; divergence is a result.
+
+The form of the step, `W_k <- W_k - lr xi_k G_k`, is the source's [A]; schedules, units and cap are marked where they
+are defined, in `config`.
+"""
 
 from __future__ import annotations
 

@@ -99,9 +99,11 @@ def _sharpness_panel(rows: pd.DataFrame) -> Panel:
     traces = _curves(rows, _SHARPNESS, "sharpness", positive=True)
     values = _values(traces)
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
+    below = any((column(rows, look.column) <= 0).any() for look in _SHARPNESS if look.column in rows)
+    gaps = "; gaps: not positive" if below else ""
     return Panel(
         title="Sharpness",
-        subtitle="largest eigenvalue of the loss's Hessian on training examples; dotted: the edge of stability",
+        subtitle=f"largest eigenvalue of the loss's Hessian on training examples; dotted: the edge of stability{gaps}",
         traces=tuple(traces),
         y_title="curvature (nats)",
         y_range=(low / 1.5, max(high, 1.05 * low) * 1.5),
