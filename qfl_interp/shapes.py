@@ -1,8 +1,12 @@
-"""jaxtyping aliases used across the library; axis names are spelled alike everywhere."""
+"""jaxtyping aliases used across the library, axis names spelled alike everywhere; tensors shown by their shape."""
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
@@ -14,3 +18,18 @@ PosLoss = Float[Tensor, "batch pos"]
 
 # Raw examples of a task: one row of integers an example.
 Examples = Integer[np.ndarray, "batch raw"]
+
+
+def compact_repr(self: Any) -> str:
+    """The `__repr__` of a named tuple or dataclass that holds tensors: each by dtype and shape, `float32[3, 10]`."""
+    names = [field.name for field in fields(self)] if is_dataclass(self) else self._fields
+    return f"{type(self).__name__}({', '.join(f'{name}={_compact(getattr(self, name))}' for name in names)})"
+
+
+def _compact(value: Any) -> str:
+    """A tensor's dtype and shape, a number to four digits."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_compact, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)

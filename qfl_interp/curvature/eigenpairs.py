@@ -14,6 +14,7 @@ from torch import Tensor
 from qfl_interp.curvature.hessian import SymmetricOperator
 from qfl_interp.curvature.orthonormal import orthonormalise, project_out, require_orthonormal
 from qfl_interp.seeding import generator, torch_generator
+from qfl_interp.shapes import compact_repr
 from qfl_interp.token_losses import require_finite
 
 # Since SciPy 1.17 ARPACK draws its restart vectors from a generator that is new in each process unless it is given.
@@ -40,6 +41,8 @@ class Eigenpairs(NamedTuple):
     residuals: Float[Tensor, " pair"]
     converged: Bool[Tensor, " pair"]
     n_products: int
+
+    __repr__ = compact_repr
 
 
 class _Deflated:

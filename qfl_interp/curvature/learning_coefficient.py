@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qfl_interp.curvature.config import SgldConfig
 from qfl_interp.seeding import generator, torch_generator
+from qfl_interp.shapes import compact_repr
 
 # (parameters, rows of the sample) -> mean loss of those examples, in nats an example; differentiable.
 MeanLoss = Callable[[Tensor, Tensor], Tensor]
@@ -38,6 +39,8 @@ class LearningCoefficient(NamedTuple):
     start_loss: float
     by_chain: Float[Tensor, " chain"]
     losses: Float[Tensor, "chain step"]
+
+    __repr__ = compact_repr
 
 
 def estimate_learning_coefficient(

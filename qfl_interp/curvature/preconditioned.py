@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qfl_interp.curvature.hessian import SymmetricOperator
 from qfl_interp.parameter_space import ParameterSpace
+from qfl_interp.shapes import compact_repr
 
 
 class AdamState(NamedTuple):
@@ -30,6 +31,8 @@ class AdamState(NamedTuple):
     first: Float[Tensor, " parameter"]
     second: Float[Tensor, " parameter"]
     n_updates: int
+
+    __repr__ = compact_repr
 
 
 def adam_state(space: ParameterSpace, tensors: Mapping[str, Tensor]) -> AdamState:

@@ -18,9 +18,10 @@ from torch import Tensor
 from qfl_interp.homogeneous.config import Loss
 from qfl_interp.homogeneous.losses import Targets, mean_loss, require_targets, residuals
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
+from qfl_interp.shapes import compact_repr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Minibatch:
     """Features, slopes and backward vectors of one minibatch.
 
@@ -50,6 +51,8 @@ class Minibatch:
     targets: Targets
     residual_norm: float
     unit_backward: tuple[Tensor, ...]
+
+    __repr__ = compact_repr
 
     @property
     def n(self) -> int:

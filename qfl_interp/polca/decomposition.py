@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qfl_interp.polca.config import Accuracy
+from qfl_interp.shapes import compact_repr
 from qfl_interp.token_losses import TokenLoss
 
 PerToken = Float[Tensor, "token direction"]
@@ -49,6 +50,8 @@ class Interval(NamedTuple):
     curvature: PerToken | None = None
     dataset_curvature: PerDirection | None = None
 
+    __repr__ = compact_repr
+
 
 class Decomposition(NamedTuple):
     """One interval's loss change by token and direction.
@@ -61,6 +64,8 @@ class Decomposition(NamedTuple):
     contributions: PerToken
     n_guarded: int
 
+    __repr__ = compact_repr
+
 
 class PaperCurvature(NamedTuple):
     """The paper's estimate of every token's curvature.
@@ -72,6 +77,8 @@ class PaperCurvature(NamedTuple):
 
     curvature: PerToken
     guarded: Bool[Tensor, " direction"]
+
+    __repr__ = compact_repr
 
 
 def decompose(accuracy: Accuracy, interval: Interval) -> Decomposition:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qfl_interp.shapes import compact_repr
 from qfl_interp.token_losses import TokenLoss
 
 # Sequences in a chunk, where memory allows: enough rows for matrix products to be fast.
@@ -25,6 +26,8 @@ class TokenProjections(NamedTuple):
 
     gradients: Float[Tensor, "token direction"]
     losses: Float[Tensor, " token"]
+
+    __repr__ = compact_repr
 
 
 def jvp_projections(
