@@ -2,6 +2,7 @@
 
     python scripts/study_polca.py decimal RUN [RUN ...]   # the paper's Tables 1 and 8-11: trajectories and bases
     python scripts/study_polca.py order RUN               # the same by the paper's own second order, fewer directions
+    python scripts/study_polca.py sensitivity RUN         # the same with fewer directions, checkpoints, other sizes
     python scripts/study_polca.py captured RUN [RUN ...]  # what part of the loss's fall lies along the directions
     python scripts/study_polca.py accuracy RUN            # four accuracies against the true change along a direction
     python scripts/study_polca.py carry RUN               # 16-bit addition: is the carry seen before the loss falls?
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pages import fill, markdown
+from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
 import qfl_interp as qfl
 from analyses import polca
@@ -29,7 +31,6 @@ from analyses.decomposing import CurveKind
 from analyses.emerging import emergence_tables
 from analyses.polca_basis import find_basis, read_basis
 from analyses.polca_plan import BasisPlan, plan_basis, theta
-from analyses.polca_result import PolcaResult
 from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.plots import recovery_panel, timeline_figure
 from qfl_interp.polca.config import Accuracy, PolcaConfig
@@ -40,9 +41,8 @@ from qfl_interp.polca.decomposition import (
     path_integral,
     second_order,
 )
-from qfl_interp.polca.quality import restricted_homogeneity, skill_scores
 from qfl_interp.polca.recovery import recovery
-from qfl_interp.polca.trajectories import NO_DIRECTION, POINTWISE, exact_loss
+from qfl_interp.polca.trajectories import NO_DIRECTION, exact_loss
 from qfl_interp.tables import column, records, select
 from qfl_interp.token_gradients import project_curvature, project_gradients
 from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
@@ -50,8 +50,6 @@ from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "polca.md"
 SCALE = 1.5
-# The paper's tens and hundreds, of thousands, hundreds, tens and ones.
-CARRY_PLACES = (1, 2)
 # Eq. 9's D in steps, of 10,000.
 SPAN = 100
 BASIS_EVERY = 200
@@ -95,34 +93,14 @@ def ways(
     yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
 
 
-def best_carry(found: PolcaResult) -> dict[str, float]:
-    """The purest cluster in carries that is not one place's by construction, over all directions."""
-    carry = found.tokens["carry"].fillna(False).to_numpy(dtype=bool)
-    place = column(found.tokens, "place").astype(np.int64)
-    labels = [column(found.tokens, name).astype(np.int64) for name in found.tokens if str(name).startswith("cluster_")]
-    tops = sorted((restricted_homogeneity(own, carry, place, CARRY_PLACES) for own in labels), key=lambda b: -_or0(b))
-    return {
-        "homogeneity": tops[0].homogeneity,
-        "recall": tops[0].recall,
-        "f1": tops[0].f1,
-        "second": tops[1].homogeneity if len(tops) > 1 else float("nan"),
-        "third": tops[2].homogeneity if len(tops) > 2 else float("nan"),
-        "best_f1": max((float(column(skill_scores(own, carry), "f1").max(initial=0.0)) for own in labels), default=0.0),
-    }
-
-
-def _or0(best: Any) -> float:
-    return best.homogeneity if best.homogeneity == best.homogeneity else 0.0
-
-
-def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int) -> None:
-    """The paper's Tables 1 and 8-11 on 3-digit addition."""
+def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int, n_baselines: int) -> None:
+    """The paper's Tables 1 and 8-11 on 3-digit addition; the other bases on the first runs."""
     rows = []
-    for run in runs:
-        for name, config, curves in ways(run, n_examples, n_hessian, baselines=run is runs[0]):
+    for number, run in enumerate(runs):
+        for name, config, curves in ways(run, n_examples, n_hessian, baselines=number < n_baselines):
             for samples in MIN_SAMPLES:
                 found = polca(run, config=config, curves=curves, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
-                rows.append(_scores(name, run, found, samples))
+                rows.append(scores(name, run, found, samples))
                 print(rows[-1], flush=True)
                 if name == FIRST_ORDER and run is runs[0] and samples is None:
                     found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
@@ -130,7 +108,7 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int)
             table = pd.DataFrame(rows)
             table.to_csv(DOCS / "polca_decimal.csv", index=False)
             summary = table.groupby(["trajectory", "min_samples"], sort=False).agg(
-                **{score: (score, "mean") for score in table.columns[3:]}, seeds=("seed", "size")
+                **{score: (score, "mean") for score in SCORES}, seeds=("seed", "size")
             )
             fill(PAGE, {"decimal": markdown(summary.reset_index())})
 
@@ -146,28 +124,40 @@ def order(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
         )  # fmt: skip
         for samples in MIN_SAMPLES:
             found = polca(run, config=config, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
-            rows.append(_scores(name, run, found, samples))
+            rows.append(scores(name, run, found, samples))
             print(rows[-1], flush=True)
-        fill(PAGE, {"order": markdown(pd.DataFrame(rows).drop(columns="seed"))})
+        fill(PAGE, {"order": markdown(pd.DataFrame(rows)[["trajectory", "min_samples", *SCORES]])})
 
 
-def _scores(name: str, run: qfl.Run, found: PolcaResult, samples: int | None) -> dict[str, Any]:
-    """One row of the tables on 3-digit addition."""
-    clusters = found.to_dataframe()
-    return {
-        "trajectory": name,
-        "min_samples": "tokens / 15" if samples is None else str(samples),
-        "seed": run.config.train.seed,
-        **best_carry(found),
-        "clusters": len(clusters),
-        "hidden": float(column(clusters, "hidden").mean()) if len(clusters) else float("nan"),
-        "captured": _captured(found) if found.clustered.kind not in ("exact_loss", *POINTWISE) else float("nan"),
-    }
-
-
-def _captured(found: PolcaResult) -> float:
-    """Part of the loss's fall that the directions have."""
-    return float(np.sum(column(found.intervals, "captured")) / np.sum(column(found.intervals, "loss_change")))
+def sensitivity(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
+    """What fewer directions, checkpoints further apart, and other smallest clusters give."""
+    rows = []
+    for name, config, curves in ways(run, n_examples, n_hessian, baselines=False):
+        if name not in (PATH, FIRST_ORDER):
+            continue
+        how: dict[str, Any] = {"config": config, "curves": curves, "min_samples": MIN_SAMPLES[1], "resamples": 0,
+                               "span": SPAN, "jobs": jobs}  # fmt: skip
+        whole = polca(run, **how)
+        cases = [(f"the first {n} directions", whole, n) for n in (10, 25)] + [("as above", whole, None)]
+        for every in (2, 4):
+            steps = sorted({*run.steps[::every], run.steps[-1]})
+            cases.append((f"every {every}. checkpoint", polca(run, steps, **how), None))
+        for size in (20, 120):
+            cases.append((f"clusters of {size} tokens at least", polca(run, min_cluster_size=size, **how), None))
+        for what, found, n in cases:
+            clusters = found.to_dataframe()
+            clusters = pd.DataFrame(clusters.loc[clusters["direction"] < (n or len(found.directions))])
+            rows.append({
+                "trajectory": name, "with": what, **best_carry(found, n), "clusters": len(clusters),
+                "hidden": mean_of(clusters, "hidden"), "silhouette": mean_of(clusters, "silhouette"),
+                "jump_share": mean_of(clusters, "jump_share"),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(DOCS / "polca_sensitivity.csv", index=False)
+    shown = ["trajectory", "with", "homogeneity", "by chance", "best_f1", "adjusted_rand", "clusters", "hidden",
+             "silhouette", "jump_share"]  # fmt: skip
+    fill(PAGE, {"sensitivity": markdown(table[shown])})
 
 
 def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int) -> None:
@@ -179,7 +169,7 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
         for name, config, curves in ways(run, n_examples, n_hessian, baselines=False):
             if name in (PATH, FIRST_ORDER):
                 found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
-                row[name] = f"{_captured(found):.1%}"
+                row[name] = f"{captured_share(found):.1%}"
         plan = plan_basis(run, PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=basis_steps(run)))
         basis = read_basis(run, plan)
         noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(0), dtype=basis.dtype)
@@ -314,17 +304,20 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
 def main() -> None:
     """What was asked for."""
     parser = argparse.ArgumentParser(prog="study_polca.py", description=__doc__)
-    parser.add_argument("part", choices=("decimal", "order", "captured", "accuracy", "carry"))
+    parser.add_argument("part", choices=("decimal", "order", "sensitivity", "captured", "accuracy", "carry"))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--n-examples", type=int, default=1250)
     parser.add_argument("--n-hessian", type=int, default=1250)
+    parser.add_argument("--baselines", type=int, default=99, help="of the first so many runs: other bases (decimal)")
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
     runs = [qfl.Run.open(path) for path in asked.runs]
     if asked.part == "decimal":
-        decimal(runs, asked.n_examples, asked.n_hessian, asked.jobs)
+        decimal(runs, asked.n_examples, asked.n_hessian, asked.jobs, asked.baselines)
     elif asked.part == "order":
         order(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
+    elif asked.part == "sensitivity":
+        sensitivity(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
     elif asked.part == "captured":
         captured(runs, asked.n_examples, asked.n_hessian, asked.jobs)
     elif asked.part == "accuracy":

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import polca_scores
 import pytest
+
+from qfl_interp.polca.quality import restricted_homogeneity
 
 DOCS = Path(__file__).parent.parent / "docs"
 # Where the exact loss leaves its plateau, as the page says.
 TRANSITION = 160
+
+
+def test_chance_is_the_best_cluster_s_homogeneity_with_shuffled_carries():
+    """One direction with a cluster in the tens and hundreds, one with a cluster in the ones, which does not count."""
+    rng = np.random.default_rng(1)
+    place = np.tile(np.arange(4), 60)
+    carry = rng.random(240) < np.array([0.3, 0.5, 0.4, 0.0])[place]
+    labels = [np.where(np.isin(place, (1, 2)) & (rng.random(240) < 0.4), 0, -1), np.where(place == 3, 0, -2)]
+    labels[1][:40] = 1
+    found = polca_scores.chance_homogeneity(labels, carry, place, 400)
+    best = []
+    for _ in range(400):
+        mixed = carry.copy()
+        for at in range(4):
+            mixed[place == at] = rng.permutation(mixed[place == at])
+        tops = [restricted_homogeneity(own, mixed, place, (1, 2)).homogeneity for own in labels]
+        best.append(np.nanmax(tops))
+    assert found == pytest.approx(np.quantile(best, 0.95), abs=0.02)
+    assert found > np.mean(best) + 0.03
+    assert math.isnan(polca_scores.chance_homogeneity([np.full(240, -1)], carry, place))
+    assert math.isnan(polca_scores.chance_homogeneity([labels[1] * (place == 3) - (place != 3)], carry, place))
 
 
 @pytest.fixture(scope="module")
