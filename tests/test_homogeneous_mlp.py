@@ -219,6 +219,7 @@ def test_a_reader_refuses_samples_of_another_width(mlp):
     ("changes", "message"),
     [
         ({"activation": "tanh"}, "positively homogeneous functions alone"),
+        ({"activation": (1.0, 0.0, 0.0)}, r"\(1.0, 0.0, 0.0\)"),
         ({"activation": (float("nan"), 1.0)}, r"activation \(a, b\) must be finite, got \(nan, 1.0\)"),
         ({"width_exponent": 40}, r"must stay below e\^40, got 'e\^.*Take a smaller width"),
         ({"activation": (0.6, 0.6)}, r"must have a\^2 \+ b\^2 = 1, got \(0.6, 0.6\)"),
@@ -230,7 +231,7 @@ def test_a_reader_refuses_samples_of_another_width(mlp):
     ],
 )
 def test_bad_shapes_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         MLPConfig(**{"d_in": 3, "d_out": 2, "width": 4} | changes)
 
 
@@ -269,6 +270,16 @@ def test_rules_name_fields_of_the_configuration():
 def test_only_a_homogeneous_network_has_the_formulas():
     with pytest.raises((ValueError, TypeError), match="HomogeneousMLP"):
         run_minibatch(torch.nn.Linear(3, 2), torch.ones(2, 3), torch.ones(2, 2), "mse")
+
+
+def test_inputs_that_do_not_fit_are_refused(mlp, samples):
+    targets = torch.zeros(12, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="inputs must have d_in = 3 columns, got 2"):
+        run_minibatch(mlp, samples[:, :2], targets, "mse")
+    hurt = samples.clone()
+    hurt[5, 1] = torch.nan
+    with pytest.raises(ValueError, match="inputs must be finite, got a NaN or an infinity in row 5"):
+        run_minibatch(mlp, hurt, targets, "mse")
 
 
 # Data

@@ -336,7 +336,13 @@ def test_layer_stats_are_true_norms():
 def test_bad_rules_are_refused():
     model, x, y = case(12)
     batch = run_minibatch(model, x, y, "mse")
-    for rule in (lambda _: (1.0, 1.0), lambda _: (1.0, 0.0, 1.0), lambda _: (1.0, math.nan, 1.0), lambda _: (1, -1, 1)):
+    for rule in (
+        lambda _: (1.0, 1.0),
+        lambda _: (1.0, 0.0, 1.0),
+        lambda _: (1.0, math.nan, 1.0),
+        lambda _: (1, -1, 1),
+        lambda _: None,
+    ):
         with pytest.raises(ValueError, match="must give 3 positive finite numbers"):
             scales(rule, batch)
     assert scales(lambda stats: [stats.n] * 3, batch) == (6.0, 6.0, 6.0)

@@ -70,6 +70,7 @@ class MLPConfig(_Config):
         good = math.isfinite(self.output_scale) and self.output_scale > 0
         _require(good, "output_scale must be positive and finite", self.output_scale, "")
         if isinstance(self.activation, tuple):
+            _require(len(self.activation) == 2, "activation must be (a, b) of a s + b |s|", self.activation, "")
             a, b = self.activation
             _require(math.isfinite(a) and math.isfinite(b), "activation (a, b) must be finite", self.activation, "")
             _require(

@@ -13,7 +13,7 @@ not depend on the multipliers alpha. With the exponent 1 on the norms it is not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,14 +92,15 @@ def scales(rule: Rule, batch: Minibatch) -> Scales:
     """
     stats = layer_stats(batch)
     try:
-        found = tuple(float(xi) for xi in rule(stats))
+        given = rule(stats)
+        found = tuple(float(xi) for xi in given) if isinstance(given, Iterable) else ()
     except (ZeroDivisionError, OverflowError) as error:
         raise ValueError(
             f"the rule divides by zero or overflows: feature norms {stats.feature_norms}, backward norms "
             f"{stats.backward_norms}. A layer is dead or the batch is fitted exactly."
         ) from error
     if len(found) != batch.depth or not all(math.isfinite(xi) and xi > 0 for xi in found):
-        raise ValueError(f"a rule must give {batch.depth} positive finite numbers, one a layer, got {found}.")
+        raise ValueError(f"a rule must give {batch.depth} positive finite numbers, one a layer, got {given!r}.")
     return found
 
 

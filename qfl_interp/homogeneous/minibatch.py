@@ -113,13 +113,19 @@ def run_minibatch(
         loss: Which loss.
 
     Raises:
-        ValueError: Fewer than 2 examples, targets that do not fit the loss; or `model` is no homogeneous network.
+        ValueError: Fewer than 2 examples, inputs of another width or not finite, targets that do not fit the loss; or
+            `model` is no homogeneous network.
     """
     if not isinstance(model, HomogeneousMLP):
         raise ValueError(
             f"the formulas need a HomogeneousMLP, got {type(model).__name__}: they hold for positively homogeneous "
             "networks without biases alone. For any other take Hessian products: qfl_interp.curvature.along_step."
         )
+    if inputs.shape[1] != model.cfg.d_in:
+        raise ValueError(f"inputs must have d_in = {model.cfg.d_in} columns, got {inputs.shape[1]}.")
+    bad = ~torch.isfinite(inputs).all(dim=1)
+    if bool(bad.any()):
+        raise ValueError(f"inputs must be finite, got a NaN or an infinity in row {int(bad.int().argmax())}.")
     weights = tuple(w.detach() for w in model.weights)
     return minibatch_of(weights, model.cfg.multipliers, model.cfg.slopes, inputs, targets, loss)
 

@@ -56,7 +56,7 @@ class MLPRun:
 
 
 def train_mlp(
-    model: MLPConfig, config: MLPTrainConfig, data: Labelled, *, rule: Rule | None = None, out: Path | None = None
+    model: MLPConfig, config: MLPTrainConfig, data: Labelled, *, rule: Rule | None = None, out: str | Path | None = None
 ) -> MLPRun:
     """Train a homogeneous network; the same arguments give the same bits.
 
