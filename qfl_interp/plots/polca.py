@@ -14,7 +14,7 @@ from qfl_interp.plots.cells import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Transition, over_compute, stack_panels
 from qfl_interp.plots.polca_clusters import Cluster, drawn_clusters, telling
 from qfl_interp.plots.polca_marks import basis_mark, breaks, tau_mark
-from qfl_interp.tables import column, select
+from qfl_interp.tables import column, distinct, select
 
 _MOST_DIRECTIONS: Final = 2
 _BAND_OPACITY: Final = 0.16
@@ -81,6 +81,9 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
     marks, texts = basis_mark(parts[0], found[0], y_range)
     left_out = len(select(clusters, direction=direction)) - len(found)
     more = f", without {left_out} smaller clusters" if left_out else ""
+    n_directions = len(distinct(clusters, "direction"))
+    if n_directions > 1:
+        more += f"; {n_directions} directions have clusters"
     return Panel(
         title=quantity.of(direction),
         subtitle=f"{quantity.name} by cluster of tokens{more}",

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from qfl_interp.plots.cells import require_rows
 from qfl_interp.plots.panels import Legend, Panel, over_compute, stack_panels
 from qfl_interp.plots.polca_clusters import QUANTITIES
-from qfl_interp.plots.theme import PURPLE, SERIES
+from qfl_interp.plots.theme import GREY, ordered_colors
 from qfl_interp.tables import column, groups, select
 
 # More curves than these cannot be told apart.
@@ -57,7 +57,7 @@ def _means(parts: list[pd.DataFrame], chosen: list[int], n_directions: int) -> P
         note="for clusters take more directions or checkpoints, or a smaller min_cluster_size or min_samples",
         traces=tuple(
             _line(part, "mean", _name(part, one), color)
-            for part, one, (color, _) in zip(parts, chosen, SERIES, strict=False)
+            for part, one, color in zip(parts, chosen, ordered_colors(len(parts)), strict=True)
         ),
         y_title=quantity.axis,
         y_range=_range(np.concatenate([column(part, "mean") for part in parts])),
@@ -76,7 +76,7 @@ def _exact(part: pd.DataFrame) -> Panel:
     return Panel(
         title="Exact loss",
         subtitle="of the same tokens",
-        traces=(_line(part, "exact_mean", "exact", PURPLE),),
+        traces=(_line(part, "exact_mean", "exact", GREY),),
         y_title="loss (nats)",
         y_range=_range(column(part, "exact_mean")),
         height=110,
