@@ -93,6 +93,12 @@ def ways(
     yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
 
 
+def keep(part: str, table: pd.DataFrame, shown: pd.DataFrame | None = None) -> None:
+    """Write a part's rows to a file of their own, and a table of them, or of something else, into the page."""
+    table.to_csv(DOCS / f"polca_{part}.csv", index=False)
+    fill(PAGE, {part: markdown(table if shown is None else shown)})
+
+
 def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int, n_baselines: int) -> None:
     """The paper's Tables 1 and 8-11 on 3-digit addition; the other bases on the first runs."""
     rows = []
@@ -106,11 +112,10 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int,
                     found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
             # After every way: one that is stopped leaves the table of those before.
             table = pd.DataFrame(rows)
-            table.to_csv(DOCS / "polca_decimal.csv", index=False)
             summary = table.groupby(["trajectory", "min_samples"], sort=False).agg(
                 **{score: (score, "mean") for score in SCORES}, seeds=("seed", "size")
             )
-            fill(PAGE, {"decimal": markdown(summary.reset_index())})
+            keep("decimal", table, summary.reset_index())
 
 
 def order(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
@@ -126,7 +131,8 @@ def order(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
             found = polca(run, config=config, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
             rows.append(scores(name, run, found, samples))
             print(rows[-1], flush=True)
-        fill(PAGE, {"order": markdown(pd.DataFrame(rows)[["trajectory", "min_samples", *SCORES]])})
+        table = pd.DataFrame(rows)
+        keep("order", table, pd.DataFrame(table[["trajectory", "min_samples", *SCORES]]))
 
 
 def sensitivity(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
@@ -154,10 +160,9 @@ def sensitivity(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> Non
             })  # fmt: skip
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    table.to_csv(DOCS / "polca_sensitivity.csv", index=False)
     shown = ["trajectory", "with", "homogeneity", "by chance", "best_f1", "adjusted_rand", "clusters", "hidden",
              "silhouette", "jump_share"]  # fmt: skip
-    fill(PAGE, {"sensitivity": markdown(table[shown])})
+    keep("sensitivity", table, pd.DataFrame(table[shown]))
 
 
 def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int) -> None:
@@ -169,7 +174,7 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
         for name, config, curves in ways(run, n_examples, n_hessian, baselines=False):
             if name in (PATH, FIRST_ORDER):
                 found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
-                row[name] = f"{captured_share(found):.1%}"
+                row[name] = captured_share(found)
         plan = plan_basis(run, PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=basis_steps(run)))
         basis = read_basis(run, plan)
         noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(0), dtype=basis.dtype)
@@ -178,11 +183,14 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
         # The evenly spaced checkpoints, where the loss falls little any more.
         late = ways_along[np.array(run.steps[:-1]) >= run.steps[-1] // 5]
         for kind, steps in (("Hessian", late[:, : len(basis)]), ("random", late[:, len(basis) :])):
-            row[f"turns back, {kind}"] = f"{np.mean(np.sign(steps[1:]) != np.sign(steps[:-1])):.0%}"
-            row[f"way kept, {kind}"] = f"{np.median(np.abs(steps.sum(axis=0)) / np.abs(steps).sum(axis=0)):.0%}"
+            row[f"turns back, {kind}"] = float(np.mean(np.sign(steps[1:]) != np.sign(steps[:-1])))
+            row[f"way kept, {kind}"] = float(np.median(np.abs(steps.sum(axis=0)) / np.abs(steps).sum(axis=0)))
         rows.append(row)
         print(row, flush=True)
-    fill(PAGE, {"captured": markdown(pd.DataFrame(rows))})
+    table = pd.DataFrame(rows)
+    shares = {name: [f"{share:.1%}" for share in table[name]] for name in (PATH, FIRST_ORDER)}
+    shares |= {name: [f"{share:.0%}" for share in table[name]] for name in table.columns[5:]}
+    keep("captured", table, table.assign(**shares))
 
 
 def accuracy(run: qfl.Run, n_examples: int) -> None:
@@ -204,7 +212,7 @@ def accuracy(run: qfl.Run, n_examples: int) -> None:
             alone, whole, path, way = np.sum([errors[name] for errors in found], axis=0)
             columns.setdefault(name, {})[f"{spacing}: alone"] = float(np.sqrt(alone / whole))
             columns[name][f"{spacing}: on the path"] = float(np.sqrt(path / way))
-    fill(PAGE, {"accuracy": markdown(pd.DataFrame([{"accuracy": name, **row} for name, row in columns.items()]))})
+    keep("accuracy", pd.DataFrame([{"accuracy": name, **row} for name, row in columns.items()]))
 
 
 def _errors(
