@@ -248,13 +248,13 @@ def test_orthogonality_is_the_largest_error_of_each(monkeypatch):
 
 def test_memory_is_estimated():
     n = 10_000_000
-    assert basis_bytes(50, n) == 2 * 50 * 4 * n  # projecting: twice
-    assert basis_bytes(10, n) == (10 * 4 + 24 * 8) * n  # finding: beside 24 vectors of float64
-    assert basis_bytes(10, n, n_vectors=60) == (10 * 4 + 60 * 8) * n
-    assert basis_bytes(10, n, dtype=torch.float64) == (10 * 8 + 24 * 8) * n
-    assert basis_bytes(50, n, at_once=True) == (3 * 50 * 4 + 24 * 8) * n
-    assert basis_bytes(50, n, jobs=4) == 4 * 2 * 50 * 4 * n
-    assert basis_bytes(10, n, at_once=True, n_vectors=60) == (3 * 10 * 4 + 60 * 8) * n
+    assert basis_bytes(50, n) == 2 * 50 * 4 * n + 5 * 8 * 50**2  # projecting: twice
+    assert basis_bytes(10, n) == (10 * 4 + 24 * 8) * n + 5 * 8 * 10**2  # finding: beside 24 vectors of float64
+    assert basis_bytes(10, n, n_vectors=60) == (10 * 4 + 60 * 8) * n + 5 * 8 * 10**2
+    assert basis_bytes(10, n, dtype=torch.float64) == (10 * 8 + 24 * 8) * n + 5 * 8 * 10**2
+    assert basis_bytes(50, n, at_once=True) == (3 * 50 * 4 + 24 * 8) * n + 5 * 8 * 50**2
+    assert basis_bytes(50, n, jobs=4) == 4 * 2 * 50 * 4 * n + 5 * 8 * 50**2
+    assert basis_bytes(10, n, at_once=True, n_vectors=60) == (3 * 10 * 4 + 60 * 8) * n + 5 * 8 * 10**2
 
 
 @pytest.mark.parametrize(

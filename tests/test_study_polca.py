@@ -66,6 +66,20 @@ def test_before_the_transition_it_is_two_hundredths_at_most(carry):
     assert 0.01 < (before["score"] - before["chance"]).max() < 0.025
 
 
+def test_the_page_compares_the_accuracies_as_they_were_measured():
+    errors = pd.read_csv(DOCS / "polca_accuracy.csv").set_index("accuracy")
+    near, far = errors.filter(like="next checkpoint"), errors.filter(like="12 checkpoints")
+    assert near.loc["second order, exact"].iloc[0] < 0.05
+    assert near.loc["path integral, 1 panel (the default)"].iloc[1] < 0.02
+    ratio = near.loc["second order, the paper's ratio (Eq. 3-6)"]
+    assert (ratio > near.loc["first order (Eq. 2)"]).all()
+    assert 0.35 < near.loc["path integral, 2 panels"].iloc[0] < 0.45
+    expansions = [name for name in far.index if "order" in name]
+    assert far.loc[expansions].min(axis=None) > 0.9
+    one, two = (far.loc[name].iloc[1] for name in far.index if "path" in name)
+    assert (round(one, 1), round(1 / two)) == (0.4, 7)
+
+
 def test_homogeneities_in_the_verdict_are_those_of_the_table():
     rows = pd.read_csv(DOCS / "polca_decimal.csv")
     means = rows.groupby(["trajectory", "min_samples"])["homogeneity"].mean()

@@ -22,6 +22,8 @@ from qfl_interp.curvature import SymmetricOperator, gram_matrix, orthonormalise,
 Directions = Float[Tensor, "direction parameter"]
 # Vectors of float64 that finding a direction takes without an eigensolver, amply.
 _VECTORS = 24
+# Square matrices of all inner products that are held at once: the products, a block of them, the identity, the errors.
+_GRAMS = 5
 # A principal direction with a smaller share of the whole movement is rounding.
 _MIN_SHARE = 1e-12
 # Coordinates of the parameters that are multiplied at a time in float64.
@@ -178,7 +180,8 @@ def basis_bytes(
     """Memory that a basis needs, in bytes, roughly.
 
     While it is found: the directions, three times where all are found together, and the vectors that finding takes.
-    While gradients are projected: the directions and a copy laid out for the products, in every process.
+    While gradients are projected: the directions and a copy laid out for the products, in every process. Always: their
+    inner products with each other, which show that they are orthonormal.
 
     Args:
         n_directions: How many.
@@ -190,4 +193,4 @@ def basis_bytes(
     """
     found = n_directions * dtype.itemsize * (3 if at_once else 1) + n_vectors * 8
     projected = jobs * 2 * n_directions * dtype.itemsize
-    return n_parameters * max(found, projected)
+    return n_parameters * max(found, projected) + _GRAMS * 8 * n_directions**2
