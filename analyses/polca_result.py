@@ -64,9 +64,8 @@ class PolcaResult(Result):
         Returns:
             Columns `direction`, `cluster`, `n_tokens`; `homogeneity` (share of the cluster with the value), `recall`
             (share of the clustered tokens with the value that are in it), `f1`; `base_rate`, the share of all tokens
-            with the value, which a cluster of random tokens has for its homogeneity; and the direction's
-            `adjusted_rand`, the agreement of all its clusters with all of the label's values (tokens without the label
-            are a group of their own).
+            with the value; and the direction's `adjusted_rand`, the agreement of all its clusters with all values of
+            the label over the clustered tokens (those without the label are a group of their own).
 
         Raises:
             ValueError: There is no such label, or no token has the value.

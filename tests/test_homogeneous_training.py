@@ -313,20 +313,28 @@ def damage(path):
 @pytest.mark.parametrize(
     "broken",
     ["checkpoints/step_00000012/model.safetensors", "checkpoints/*/model.safetensors",
-     "tables/steps/step_00000001.parquet", "tables/*/*.parquet", "tables/layers/_step_00000012.json", "nothing"],
+     "tables/steps/step_00000001.parquet", "tables/*/*.parquet", "tables/layers/_step_00000012.json",
+     "tables/evaluations/_step_00000012.json", "tables/evaluations/_step_00000000.json", "result.json", "nothing"],
 )  # fmt: skip
-def test_a_damaged_run_is_trained_again(data, tmp_path, broken):
-    """Bytes changed, or a part's manifest deleted as the table's error advises: the same bits, or no answer."""
-    wanted = config(n_steps=12, edge_multiple=2.0, n_checkpoints=4, eval_every=5, log_every=2)
+@pytest.mark.parametrize("eval_every", [0, 5])
+@pytest.mark.parametrize("ended", ["finished", "diverged"])
+def test_a_damaged_run_is_trained_again(data, tmp_path, broken, eval_every, ended):
+    """Bytes changed, or a part's manifest deleted as the table's error advises: the same bits, with a warning."""
+    rate = {"edge_multiple": 2.0} if ended == "finished" else {"edge_multiple": 50.0, "loss": "mse"}
+    rule = "s=1" if ended == "finished" else "none"
+    wanted = config(rule, n_steps=12, n_checkpoints=4, eval_every=eval_every, log_every=2, **rate)
     whole = train_mlp(SHAPE, wanted, data, out=tmp_path / "run")
-    hurt = sorted((tmp_path / "run").glob(broken))
-    assert bool(hurt) == (broken != "nothing")
+    assert whole.ending.status == ended
+    last = f"{whole.ending.step:08d}"
+    hurt = sorted((tmp_path / "run").glob(broken.replace("00000012", last)))
+    # What diverged early has fewer checkpoints, and no last evaluation of its own.
+    assert bool(hurt) == (broken != "nothing") or ended == "diverged"
     for path in hurt:
-        path.unlink() if path.suffix == ".json" else damage(path)
+        path.unlink() if "_step" in path.name else damage(path)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert_same(train_mlp(SHAPE, wanted, data, out=tmp_path / "run"), whole)
-        assert [str(one.message) for one in said if "earlier checkpoint" in str(one.message)] or not hurt
+        assert bool(said) == bool(hurt)
         said.clear()
         assert_same(train_mlp(SHAPE, wanted, data, out=tmp_path / "run"), whole)
         assert not said
@@ -341,7 +349,7 @@ def test_a_damaged_run_that_is_stopped_again_is_not_taken_for_finished(data, tmp
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training.RunFolder, "save", stop)
-    with pytest.warns(UserWarning, match="earlier checkpoint"), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(UserWarning, match="earlier checkpoint|from where it is whole"), pytest.raises(KeyboardInterrupt):
         train_mlp(SHAPE, wanted, data, out=tmp_path / "run")
     monkeypatch.undo()
     assert not (tmp_path / "run" / "result.json").exists()

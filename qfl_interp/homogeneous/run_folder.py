@@ -165,17 +165,43 @@ class RunFolder:
         """Forget how it ended: what was there then is damaged, and is trained again."""
         (self.path / RESULT_FILE).unlink(missing_ok=True)
 
-    def end(self, ending: Ending) -> None:
-        """Record how it ended; the run is complete."""
-        ckpt.write_atomic(self.path / RESULT_FILE, json.dumps(ending._asdict()).encode())
+    def end(self, ending: Ending, rows: Rows) -> None:
+        """Record how it ended and how many rows there are; the run is complete."""
+        ckpt.write_atomic(self.path / RESULT_FILE, self._result(ending, rows))
 
     def ending(self) -> Ending | None:
-        """How it ended; None where it has not."""
+        """How it ended; None where it has not, or where that is damaged, of which there is a warning."""
         path = self.path / RESULT_FILE
+        if not path.exists():
+            return None
         try:
-            return Ending(**json.loads(path.read_bytes())) if path.exists() else None
-        except (ValueError, TypeError) as error:
-            raise QflError(f"{path} cannot be read: {error}. Delete it, and train again.") from error
+            found = json.loads(path.read_bytes())
+            ending = Ending(found["status"], found["step"])
+            whole = found["sha256"] == _sealed(ending, found["rows"])
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if whole:
+            return ending
+        warnings.warn(f"{path} is damaged. Training goes on from the last checkpoint.", stacklevel=3)
+        return None
+
+    def is_complete(self, ending: Ending, saved: Saved | None) -> bool:
+        """Whether what is saved is the end of the training, with every row; a warning where it is not."""
+        if saved is not None and (self.path / RESULT_FILE).read_bytes() == self._result(ending, saved.rows):
+            return saved.step == ending.step
+        warnings.warn(f"{self.path} lacks rows of its end. It is trained again from where it is whole.", stacklevel=3)
+        return False
+
+    @staticmethod
+    def _result(ending: Ending, rows: Rows) -> bytes:
+        """What the file of the result holds."""
+        counts = {name: len(rows[name]) for name in TABLE_NAMES}
+        return json.dumps(ending._asdict() | {"rows": counts, "sha256": _sealed(ending, counts)}).encode()
+
+
+def _sealed(ending: Ending, counts: Mapping[str, int]) -> str:
+    """A checksum of a result."""
+    return hashlib.sha256(json.dumps([ending, counts], sort_keys=True).encode()).hexdigest()
 
 
 def data_digest(data: Labelled) -> str:

@@ -67,7 +67,7 @@ def train_mlp(
         rule: A rule of one's own instead of the configuration's: numbers of a minibatch to a factor a layer. A saved
             run is known by the rule's name.
         out: Where to save the run. A run of the same arguments that is there is continued, or read if it is complete;
-            what is damaged of it is trained again, with a warning.
+            where its last checkpoint, rows or result are damaged it is trained again from before, with a warning.
 
     Raises:
         ValueError: Sizes of model and data differ, inputs are not finite, labels are no classes, or the batch is larger
@@ -82,10 +82,10 @@ def train_mlp(
         ending, saved = folder.ending(), folder.latest()
         if saved is not None:
             trainer.restore(*saved)
-        if ending is None or saved is None or saved.step != ending.step:
+        if ending is None or not folder.is_complete(ending, saved):
             folder.reopen()
             ending = trainer.run(folder)
-            folder.end(ending)
+            folder.end(ending, trainer.rows)
         return trainer.result(ending)
 
 
