@@ -352,19 +352,20 @@ def grows(d, n_members, batch):
     stack.states(2, ["x"] * n_members)
     return (status_mib("VmHWM") - before) * 2**20 / n_members
 grows(16, 1, 1)
-print(json.dumps([grows(*case) for case in json.loads(sys.argv[1])]))
+print(grows(*json.loads(sys.argv[1])))
 """
 
 
-def test_memory_of_a_member_is_as_estimated():
-    """Peak memory of a process of its own, within a factor of 3: many activations, and many weights."""
-    cases = [(16, 8, 64), (64, 4, 64), (256, 4, 1)]
-    command = [sys.executable, "-c", _MEASURE, json.dumps(cases)]
-    measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    for (d_model, _, batch), found in zip(cases, measured, strict=True):
-        config = qfl.ModelConfig(d_model=d_model, n_layers=3)
-        estimate = bytes_per_member(config, batch_size=batch, n_ctx=52, d_vocab=5)
-        assert estimate / 3 < found < 3 * estimate, (d_model, batch)
+@pytest.mark.parametrize(("d_model", "n_members", "batch"), [(16, 8, 64), (64, 4, 64), (256, 4, 1)])
+def test_memory_of_a_member_is_as_estimated(d_model, n_members, batch):
+    """Peak memory of a process of its own, within a factor of 3: many activations, and many weights.
+
+    One process for each: what an earlier one has freed may stay with the allocator, and hide what this one takes.
+    """
+    command = [sys.executable, "-c", _MEASURE, json.dumps([d_model, n_members, batch])]
+    found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    estimate = bytes_per_member(qfl.ModelConfig(d_model=d_model, n_layers=3), batch_size=batch, n_ctx=52, d_vocab=5)
+    assert estimate / 3 < found < 3 * estimate
 
 
 def test_compiled_loops_are_what_a_cpu_runs(monkeypatch):
