@@ -12,42 +12,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analyses.ablation import ablate
-    from analyses.across_compute import across
-    from analyses.capturing import capture
-    from analyses.curving import curvature
-    from analyses.decomposing import polca
-    from analyses.describing import mdl
-    from analyses.emerging import emergence
-    from analyses.interchanging import interchange
-    from analyses.patching import patch
-    from analyses.probing import probe
-    from analyses.reporting import report
-    from analyses.scaling_laws import scaling
-    from analyses.timelining import timeline
-    from analyses.transferring import transfer
-    from analyses.unit_ablation import ablate_units
+    from analyses.lenses.ablate.lens import ablate
+    from analyses.lenses.ablate_units.lens import ablate_units
+    from analyses.lenses.capture.lens import capture
+    from analyses.lenses.curvature.lens import curvature
+    from analyses.lenses.emergence.lens import emergence
+    from analyses.lenses.interchange.lens import interchange
+    from analyses.lenses.mdl.lens import mdl
+    from analyses.lenses.patch.lens import patch
+    from analyses.lenses.polca.lens import polca
+    from analyses.lenses.probe.lens import probe
+    from analyses.lenses.transfer.lens import transfer
+    from analyses.pages.report import report
+    from analyses.pages.timeline import timeline
+    from analyses.sweeps.across import across
+    from analyses.sweeps.scaling import scaling
 
 # Lets qfl_interp tell this package from a user's own analyses.py that shadows it.
 QFL_INTERP_PACKAGE = True
 
 # Modules are named apart from their functions, so that importing one never hides the other.
 _WHERE = {
-    "ablate": "ablation",
-    "ablate_units": "unit_ablation",
-    "across": "across_compute",
-    "capture": "capturing",
-    "curvature": "curving",
-    "emergence": "emerging",
-    "interchange": "interchanging",
-    "mdl": "describing",
-    "patch": "patching",
-    "polca": "decomposing",
-    "probe": "probing",
-    "report": "reporting",
-    "scaling": "scaling_laws",
-    "timeline": "timelining",
-    "transfer": "transferring",
+    "ablate": "lenses.ablate.lens",
+    "ablate_units": "lenses.ablate_units.lens",
+    "across": "sweeps.across",
+    "capture": "lenses.capture.lens",
+    "curvature": "lenses.curvature.lens",
+    "emergence": "lenses.emergence.lens",
+    "interchange": "lenses.interchange.lens",
+    "mdl": "lenses.mdl.lens",
+    "patch": "lenses.patch.lens",
+    "polca": "lenses.polca.lens",
+    "probe": "lenses.probe.lens",
+    "report": "pages.report",
+    "scaling": "sweeps.scaling",
+    "timeline": "pages.timeline",
+    "transfer": "lenses.transfer.lens",
 }
 
 __all__ = [

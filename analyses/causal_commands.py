@@ -38,9 +38,9 @@ def patch(
 
     Examples: `qfl patch runs/add16 carry`, `qfl patch runs/add16 carry --label 3 --component z --steps log:8`
     """
-    from analyses.patching import COMPONENTS
-    from analyses.patching import patch as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.patch.lens import COMPONENTS
+    from analyses.lenses.patch.lens import patch as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run),
@@ -77,8 +77,8 @@ def interchange(
 
     Example: `qfl interchange runs/add16 carry`
     """
-    from analyses.interchanging import interchange as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.interchange.lens import interchange as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run),
@@ -120,8 +120,8 @@ def ablate(
 
     Examples: `qfl ablate runs/add16 carry`, `qfl ablate runs/add16 --steps log:10 --jobs 2`
     """
-    from analyses.ablation import ablate as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.ablate.lens import ablate as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run),
@@ -156,8 +156,8 @@ def ablate_units(
 
     Example: `qfl ablate-units runs/add16 --site z --method mean`
     """
-    from analyses.unit_ablation import ablate_units as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.ablate_units.lens import ablate_units as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run),

@@ -30,8 +30,8 @@ def capture(
 
     Example: `qfl capture runs/add16 resid_post z --steps last`
     """
-    from analyses.capturing import capture as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.capture.lens import capture as analyse
+    from qfl_interp.runs.run import Run
 
     opened = Run.open(run)
     show(
@@ -68,8 +68,8 @@ def probe(
 
     Examples: `qfl probe runs/add16 carry --steps log:20`, `qfl probe runs/add16 --site z --steps last`
     """
-    from analyses.probing import probe as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.probe.lens import probe as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run),
@@ -101,8 +101,8 @@ def transfer(
 
     Example: `qfl transfer runs/add16 carry --steps log:12`
     """
-    from analyses.transferring import transfer as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.transfer.lens import transfer as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(Run.open(run), features, steps, config=config, jobs=jobs, device=device, progress=not quiet)
     show(found, as_json)
@@ -125,8 +125,8 @@ def mdl(
 
     Example: `qfl mdl runs/add16 carry --steps log:10`
     """
-    from analyses.describing import mdl as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.mdl.lens import mdl as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run),
@@ -160,8 +160,8 @@ def emergence(
 
     Example: `qfl emergence runs/add16`
     """
-    from analyses.emerging import emergence as analyse
-    from qfl_interp.run import Run
+    from analyses.lenses.emergence.lens import emergence as analyse
+    from qfl_interp.runs.run import Run
 
     found = analyse(
         Run.open(run), features, steps, config=config, ratio=ratio, jobs=jobs, device=device, progress=not quiet
@@ -186,8 +186,8 @@ def timeline(
 
     Example: `qfl timeline runs/add16 --out timeline.html`
     """
-    from analyses.timelining import timeline as analyse
-    from qfl_interp.run import Run
+    from analyses.pages.timeline import timeline as analyse
+    from qfl_interp.runs.run import Run
 
     figure = analyse(Run.open(run), features, steps, config=config, jobs=jobs, device=device, progress=not quiet)
     page = out or run / "timeline.html"
@@ -214,8 +214,8 @@ def report(
 
     Example: `qfl report runs/add16`
     """
-    from analyses.reporting import report as analyse
-    from qfl_interp.run import Run
+    from analyses.pages.report import report as analyse
+    from qfl_interp.runs.run import Run
 
     page = analyse(
         Run.open(run),

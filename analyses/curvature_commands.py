@@ -36,9 +36,9 @@ def curvature(
 
     Examples: `qfl curvature runs/add16`, `qfl curvature runs/add16 --steps log:20 --learning-coefficient --out c.html`
     """
-    from analyses.curving import curvature as analyse
+    from analyses.lenses.curvature.lens import curvature as analyse
     from qfl_interp.curvature import CurvatureConfig, SgldConfig
-    from qfl_interp.run import Run
+    from qfl_interp.runs.run import Run
 
     sgld = SgldConfig(
         step_size=step_size, localization=localization, n_chains=chains, n_draws=draws, n_burn_in=draws, seed=seed

@@ -84,7 +84,7 @@ def show(result: Result, as_json: bool) -> None:
 
 def write_page(figure: Figure, page: Path, *, quiet: bool) -> None:
     """The figure as one HTML page that needs nothing else."""
-    from qfl_interp.plots import figure_config
+    from qfl_interp.plots.theme import figure_config
 
     figure.write_html(page, include_plotlyjs=True, config=figure_config(figure))
     if not quiet:

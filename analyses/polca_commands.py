@@ -76,9 +76,9 @@ def polca(
     Examples: `qfl polca runs/add16`, `qfl polca runs/add16 --basis-steps log:40 --out polca.html`,
     `qfl polca runs/add16 --curves exact_loss` (a baseline)
     """
-    from analyses.decomposing import polca as analyse
+    from analyses.lenses.polca.lens import polca as analyse
     from qfl_interp.polca.config import PolcaConfig
-    from qfl_interp.run import Run
+    from qfl_interp.runs.run import Run
 
     config = PolcaConfig(
         basis=basis,

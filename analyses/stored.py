@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qfl_interp.series import Series
+from qfl_interp.runs.series import Series
 from qfl_interp.tables import select
 
 

@@ -39,7 +39,7 @@ def scaling(
 
     Example: `qfl sweep scaling runs/sweeps/tiny --out scaling.html`
     """
-    from analyses.scaling_laws import scaling as analyse
+    from analyses.sweeps.scaling import scaling as analyse
     from qfl_interp.sweep import Sweep
 
     found = analyse(
@@ -86,8 +86,8 @@ def emergence(
 
     Example: `qfl sweep emergence runs/sweeps/tiny carry --task addition --within runs/add16 --out across.html`
     """
-    from analyses.across_compute import across as analyse
-    from qfl_interp.run import Run
+    from analyses.sweeps.across import across as analyse
+    from qfl_interp.runs.run import Run
     from qfl_interp.sweep import Sweep
 
     found = analyse(

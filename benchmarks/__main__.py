@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import benchmarks
-from qfl_interp.provenance import device_name, versions
+from qfl_interp.runs.provenance import device_name, versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -15,10 +15,11 @@ import torch
 from transformer_lens.utilities import get_act_name
 
 from benchmarks._memory import reset_peak_mib, status_mib
-from qfl_interp.activations import site_spans
+from qfl_interp.activations.spans import site_spans
+from qfl_interp.activations.store import ActivationStore
+from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.config import ModelConfig
-from qfl_interp.model import build_hooked
-from qfl_interp.store import ActivationStore, StoreKey
+from qfl_interp.models.build import build_hooked
 
 TITLE = "Activations (4 layers, d_model 64, 4 heads, 50 tokens, positions 33 to 49, batches of 500)"
 

@@ -22,7 +22,7 @@ def _train(n_checkpoints: int, n_steps: int) -> dict[str, float]:
     import torch
 
     import qfl_interp as qfl
-    from qfl_interp.run_writer import RunWriter
+    from qfl_interp.runs.writer import RunWriter
 
     task = qfl.load_task("addition", 16)
     config = qfl.TrainConfig(n_steps=n_steps, n_checkpoints=n_checkpoints, n_val=64, eval_fraction=1.0)

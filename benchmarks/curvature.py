@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from analyses.curvature_at import Shared, load, measure, shared_of, trained_loss
-from analyses.residual_ranks import rank_rows
+from analyses.lenses.curvature.measure import Shared, load, measure, shared_of, trained_loss
+from analyses.lenses.curvature.ranks import rank_rows
 from benchmarks._timing import best_seconds
 from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.curvature import CurvatureConfig, Hessian, SymmetricOperator, top_eigenpairs
-from qfl_interp.registry import load_task
-from qfl_interp.run import Run
-from qfl_interp.training import train
+from qfl_interp.data.registry import load_task
+from qfl_interp.runs.run import Run
+from qfl_interp.training.train import train
 
 TITLE = "Sharpness of a checkpoint (addition-16, 2 layers, d_model 32, 128 examples)"
 

@@ -11,10 +11,10 @@ import torch
 
 import qfl_interp as qfl
 from benchmarks._timing import best_seconds
-from qfl_interp.generate import generate_greedy
-from qfl_interp.hooks import Intervention, Site, interventions_on
-from qfl_interp.model import HookedTransformer, build_model
-from qfl_interp.projection import project_out
+from qfl_interp.interventions.project_out import project_out
+from qfl_interp.models.build import HookedTransformer, build_model
+from qfl_interp.models.generate import generate_greedy
+from qfl_interp.models.hooks import Intervention, Site, interventions_on
 
 TITLE = "Greedy decoding of answers, batched, intact and under an ablation"
 

@@ -70,7 +70,7 @@ def _last_step(out: Path) -> int:
 
 def _measure(folder: Path, n_steps: int, n_kills: int) -> dict[str, Any]:
     """Train once whole and once with `n_kills` kills, and compare."""
-    import qfl_interp.training  # noqa: F401  # imported once here, so that a fork starts at once
+    import qfl_interp.training.train  # noqa: F401  # imported once here, so that a fork starts at once
 
     reference, killed = folder / "reference", folder / "killed"
     os.waitpid(_start(reference, n_steps), 0)

@@ -22,7 +22,7 @@ LABEL = 3
 def _trained(quick: bool) -> tuple[Any, Any]:
     """A model trained on addition (to the end in the full run), and pairs that differ in one carry."""
     import qfl_interp as qfl
-    from qfl_interp.pairs import patch_pairs
+    from qfl_interp.interventions.pairs import patch_pairs
 
     task = qfl.load_task("addition", length=4 if quick else 16)
     steps, shape = (30, {"n_layers": 2}) if quick else (700, {"n_layers": 4})
@@ -98,8 +98,8 @@ def _one_by_one(model: Any, pairs: Any) -> np.ndarray:
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
     """Seconds of each sweep (best of interleaved rounds), ratios, agreement; and attribution's time and error."""
-    from qfl_interp.attribution import attribution_error, attribution_patch
-    from qfl_interp.patching import patch_sweep
+    from qfl_interp.interventions.attribution import attribution_error, attribution_patch
+    from qfl_interp.interventions.patching import patch_sweep
 
     model, pairs = _trained(quick)
     n_rounds, rows = 1 if quick else 2, []

@@ -63,7 +63,7 @@ def _planted(kind: str, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
 def _untrained(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream of an untrained 4-layer model where the digits of 3-digit sums are predicted."""
     from qfl_interp import ModelConfig, load_task
-    from qfl_interp.model import build_model
+    from qfl_interp.models.build import build_model
 
     task = load_task("decimal_addition", length=N_LABELS - 1)
     model = build_model(ModelConfig(d_model=D_MODEL, n_layers=N_LAYERS), task, seed=seed)

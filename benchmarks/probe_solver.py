@@ -51,7 +51,7 @@ def _planted(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def _untrained(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream of an untrained 4-layer model where the carries of 16-bit additions are read."""
     from qfl_interp import ModelConfig
-    from qfl_interp.model import build_model
+    from qfl_interp.models.build import build_model
     from tasks.addition import Addition
 
     task = Addition(N_LABELS)

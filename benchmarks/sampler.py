@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 import qfl_interp as qfl
-from qfl_interp.data import ExampleStream
-from qfl_interp.registry import task_names
+from qfl_interp.data.examples import ExampleStream
+from qfl_interp.data.registry import task_names
 from qfl_interp.seeding import generator
 
 TITLE = "Sampler (every task at its default length, one core)"

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import torch
 
 from qfl_interp.config import ModelConfig, TrainConfig
-from qfl_interp.registry import load_task
-from qfl_interp.run_config import RunConfig
-from qfl_interp.stacked import train_stacked
-from qfl_interp.training import plan_run, train_planned
+from qfl_interp.data.registry import load_task
+from qfl_interp.runs.config import RunConfig
+from qfl_interp.training.stacked import train_stacked
+from qfl_interp.training.train import plan_run, train_planned
 
 TITLE = "Stacked training (addition-16, 4 layers, 4 heads) against runs alone"
 

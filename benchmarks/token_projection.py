@@ -28,10 +28,10 @@ from torch.nn import functional
 
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.config import ModelConfig
-from qfl_interp.model import build_model, model_on
-from qfl_interp.registry import load_task
-from qfl_interp.token_gradients import project_curvature, project_gradients
-from qfl_interp.token_losses import TokenLoss, scored_tokens
+from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
+from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
+from qfl_interp.data.registry import load_task
+from qfl_interp.models.build import build_model, model_on
 
 TITLE = "Per-token gradients along directions (3 layers, d_model 128, decimal_addition)"
 

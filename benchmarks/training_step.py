@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.config import ModelConfig
-from qfl_interp.fast_forward import compile_fast_logits, fast_logits
-from qfl_interp.model import build_hooked
+from qfl_interp.models.build import build_hooked
+from qfl_interp.models.fast_forward import compile_fast_logits, fast_logits
 
 TITLE = "Training step (addition-16, 4 layers, 4 heads, batch 64)"
 

@@ -9,64 +9,64 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qfl_interp.activations.store import ActivationStore
     from qfl_interp.config import ModelConfig, ProbeConfig, TrainConfig
-    from qfl_interp.data import ExampleStream, held_out
+    from qfl_interp.data.examples import ExampleStream, held_out
+    from qfl_interp.data.fixed_task import FixedFeature, FixedTask
+    from qfl_interp.data.registry import load_task, task_names
+    from qfl_interp.data.task import Batch, Feature, Pairs, Task
     from qfl_interp.errors import QflError
-    from qfl_interp.fast_forward import fast_logits
-    from qfl_interp.fixed_task import FixedFeature, FixedTask
-    from qfl_interp.generate import generate_greedy
-    from qfl_interp.hooks import Intervention, Site, capture, interventions_on, patch
-    from qfl_interp.model import build_model, hooked_from_hf
-    from qfl_interp.projection import project_out
-    from qfl_interp.registry import load_task, task_names
-    from qfl_interp.run import Run
-    from qfl_interp.store import ActivationStore
-    from qfl_interp.suite import Suite
+    from qfl_interp.interventions.project_out import project_out
+    from qfl_interp.models.build import build_model, hooked_from_hf
+    from qfl_interp.models.fast_forward import fast_logits
+    from qfl_interp.models.generate import generate_greedy
+    from qfl_interp.models.hooks import Intervention, Site, capture, interventions_on, patch
+    from qfl_interp.runs.run import Run
+    from qfl_interp.runs.suite import Suite
     from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
-    from qfl_interp.task import Batch, Feature, Pairs, Task
-    from qfl_interp.training import DivergedError, branch, resume, train
+    from qfl_interp.training.train import DivergedError, branch, resume, train
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _WHERE = {
-    "ActivationStore": "store",
-    "Batch": "task",
-    "DivergedError": "training",
-    "ExampleStream": "data",
+    "ActivationStore": "activations.store",
+    "Batch": "data.task",
+    "DivergedError": "training.train",
+    "ExampleStream": "data.examples",
     "Execution": "sweep",
-    "Feature": "task",
-    "FixedFeature": "fixed_task",
-    "FixedTask": "fixed_task",
-    "Intervention": "hooks",
+    "Feature": "data.task",
+    "FixedFeature": "data.fixed_task",
+    "FixedTask": "data.fixed_task",
+    "Intervention": "models.hooks",
     "ModelConfig": "config",
-    "Pairs": "task",
+    "Pairs": "data.task",
     "ProbeConfig": "config",
     "QflError": "errors",
-    "Run": "run",
-    "Site": "hooks",
-    "Suite": "suite",
+    "Run": "runs.run",
+    "Site": "models.hooks",
+    "Suite": "runs.suite",
     "Sweep": "sweep",
     "SweepConfig": "sweep",
-    "Task": "task",
+    "Task": "data.task",
     "TrainConfig": "config",
-    "branch": "training",
-    "build_model": "model",
-    "capture": "hooks",
+    "branch": "training.train",
+    "build_model": "models.build",
+    "capture": "models.hooks",
     "estimate_sweep": "sweep",
-    "fast_logits": "fast_forward",
-    "generate_greedy": "generate",
-    "held_out": "data",
-    "hooked_from_hf": "model",
-    "interventions_on": "hooks",
-    "load_task": "registry",
-    "patch": "hooks",
-    "project_out": "projection",
-    "task_names": "registry",
-    "resume": "training",
+    "fast_logits": "models.fast_forward",
+    "generate_greedy": "models.generate",
+    "held_out": "data.examples",
+    "hooked_from_hf": "models.build",
+    "interventions_on": "models.hooks",
+    "load_task": "data.registry",
+    "patch": "models.hooks",
+    "project_out": "interventions.project_out",
+    "task_names": "data.registry",
+    "resume": "training.train",
     "run_sweep": "sweep",
     "sweep_status": "sweep",
-    "train": "training",
+    "train": "training.train",
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ _ConfigT = TypeVar("_ConfigT", bound="_Config")
 _NUMBERS = {"int": (numbers.Integral, int, "an integer"), "float": (numbers.Real, float, "a number")}
 
 
-# Where probes read: names of `qfl_interp.hooks.Site` whose activations have a position.
+# Where probes read: names of `qfl_interp.models.hooks.Site` whose activations have a position.
 PROBE_SITES = (
     "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_pre", "mlp_post",
 )  # fmt: skip
@@ -145,7 +145,7 @@ class TrainConfig(_Config):
     """How a model is trained. Exactly one of `budget_flops` and `n_steps` sets the length.
 
     Args:
-        budget_flops: Nominal training FLOPs, turned into steps by `qfl_interp.compute`.
+        budget_flops: Nominal training FLOPs, turned into steps by `qfl_interp.runs.flops`.
         n_steps: Number of optimiser updates, instead of a budget.
         lr: Peak learning rate.
         batch_size: Examples per update.
@@ -244,8 +244,8 @@ class ProbeConfig(_Config):
         seed: Draws those examples and the shuffled labels.
         shuffled_control: Fit every probe once more on shuffled labels.
         max_iter: Newton iterations at most; one that has not converged by then is reported, not hidden.
-        site: What is read: a name of `qfl_interp.hooks.Site` such as "resid_post", "resid_mid", "attn_out", "mlp_out",
-            or "z" for every head on its own.
+        site: What is read: a name of `qfl_interp.models.hooks.Site` such as "resid_post", "resid_mid", "attn_out",
+            "mlp_out", or "z" for every head on its own.
         pooled: One probe for all labels of a feature instead of one for each: the paper's option.
 
     Raises:

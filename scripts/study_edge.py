@@ -21,11 +21,11 @@ import edge_tables as tables
 import pandas as pd
 import torch
 from edge_experiments import EXPERIMENTS, PATTERNS, cells, load, run_cell, untrained
+from figures.edge import edge_maps
 from pages import fill, markdown
 
 from qfl_interp.homogeneous.images import digits
-from qfl_interp.plots.edge import edge_maps
-from qfl_interp.results import Table
+from qfl_interp.runs.table import Table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ROWS, PAGE = DOCS / "edge_of_stability.csv", DOCS / "edge_of_stability.md"

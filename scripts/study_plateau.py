@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from figures.small_multiples import small_multiples
 from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import curvature, emergence, timeline
 from qfl_interp.curvature import CurvatureConfig, SgldConfig
-from qfl_interp.plots.small_multiples import small_multiples
 from qfl_interp.shapes import Examples
 from qfl_interp.tables import column, records, select
 

@@ -22,17 +22,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from figures.polca_recovery import recovery
+from figures.polca_recovery_panel import recovery_panel
 from pages import fill, markdown
 from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
 import qfl_interp as qfl
 from analyses import polca
-from analyses.decomposing import CurveKind
-from analyses.emerging import emergence_tables
-from analyses.polca_basis import find_basis, read_basis
-from analyses.polca_plan import BasisPlan, plan_basis, theta
+from analyses.lenses.emergence.lens import emergence_tables
+from analyses.lenses.polca.basis import find_basis, read_basis
+from analyses.lenses.polca.lens import CurveKind
+from analyses.lenses.polca.plan import BasisPlan, plan_basis, theta
+from analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.curvature import Hessian, orthonormalise
-from qfl_interp.plots import recovery_panel, timeline_figure
+from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
+from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
 from qfl_interp.polca.config import Accuracy, PolcaConfig
 from qfl_interp.polca.decomposition import (
     directional_change,
@@ -41,11 +45,8 @@ from qfl_interp.polca.decomposition import (
     path_integral,
     second_order,
 )
-from qfl_interp.polca.recovery import recovery
 from qfl_interp.polca.trajectories import NO_DIRECTION, exact_loss
 from qfl_interp.tables import column, records, select
-from qfl_interp.token_gradients import project_curvature, project_gradients
-from qfl_interp.token_losses import ScoredTokens, TokenLoss, scored_tokens
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "polca.md"

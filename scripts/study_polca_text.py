@@ -26,9 +26,9 @@ from pages import fill, markdown
 
 import qfl_interp as qfl
 from analyses import polca
-from analyses.polca_result import PolcaResult
-from qfl_interp.dataset import FixedFeature
-from qfl_interp.fixed_task import FixedTask
+from analyses.lenses.polca.result import PolcaResult
+from qfl_interp.data.dataset import FixedFeature
+from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.polca.clustering import cluster_direction, nearest_to_medoid
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.naming import cluster_name, enrichment

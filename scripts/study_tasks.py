@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from figures.overview import leads_figure, losses_figure
 from pages import fill
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import qfl_interp as qfl
 from analyses import emergence, timeline
-from qfl_interp.aggregation import THIRDS
-from qfl_interp.emergence import lead_interval_seeds
-from qfl_interp.plots.overview import leads_figure, losses_figure
-from qfl_interp.provenance import device_name
+from qfl_interp.emergence.aggregation import THIRDS
+from qfl_interp.emergence.verdict import lead_interval_seeds
+from qfl_interp.runs.provenance import device_name
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SCALE = 1.5

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int, Integer, UInt8, UInt64
 
+from qfl_interp.data.task import Batch, Feature, Task
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Feature, Task
 from tasks._layout import check_array, consecutive, scored_from
 
 # The vocabulary of every bit task.

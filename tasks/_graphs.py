@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Integer, UInt8, UInt32, UInt64
 
-from qfl_interp.baselines import measured_base_rate
+from qfl_interp.data.baselines import measured_base_rate
+from qfl_interp.data.task import NO_POSITION, Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import NO_POSITION, Batch, Feature, Pairs, Task
 from tasks._graph_kernels import (
     BAD_EDGE,
     BAD_ORDER,

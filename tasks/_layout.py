@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
+from qfl_interp.data.task import Batch, Task
 from qfl_interp.shapes import Examples, LossMask
-from qfl_interp.task import Batch, Task
 
 
 def check_array(task: Task, examples: np.ndarray) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qfl_interp.data.task import NO_POSITION, Pairs, Task
 from qfl_interp.shapes import Examples
-from qfl_interp.task import NO_POSITION, Pairs, Task
 
 # Rounds without one pair after which the label counts as one that cannot change.
 _PATIENCE = 50

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int8, Integer, UInt64
 
-from qfl_interp.baselines import measured_base_rate
+from qfl_interp.data.baselines import measured_base_rate
+from qfl_interp.data.task import Batch, Task
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Task
 from tasks._kernels import kernel
 from tasks._layout import check_array, scored_between
 

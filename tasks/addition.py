@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from qfl_interp.data.task import Feature, Pairs
 from qfl_interp.shapes import Examples
-from qfl_interp.task import Feature, Pairs
 from tasks._bits import TwoOperandTask, operands
 from tasks._pairs import check_label
 

@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from qfl_interp.task import Feature
+from qfl_interp.data.task import Feature
 from tasks._graphs import Answer, Graphs, GraphTask
 from tasks._kernels import kernel
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8, UInt64
 
+from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Feature, Pairs, Task
 from tasks._layout import check_array, consecutive, scored_from
 from tasks._pairs import check_label, pairs_by_edit
 

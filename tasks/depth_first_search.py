@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qfl_interp.task import Feature
+from qfl_interp.data.task import Feature
 from tasks._graph_kernels import depth_first
 from tasks._graphs import Answer, Graphs, GraphTask
 

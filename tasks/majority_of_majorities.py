@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
+from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Feature, Pairs, Task
 from tasks._bits import (
     ANY_BIT,
     BIT_TOKENS,

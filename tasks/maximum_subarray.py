@@ -9,8 +9,8 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Int16, Int64, Integer, UInt64
 
+from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Feature, Pairs, Task
 from tasks._kernels import kernel
 from tasks._layout import consecutive
 from tasks._pairs import pairs_by_edit

@@ -9,8 +9,8 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from qfl_interp.data.task import NO_POSITION, Feature
 from qfl_interp.shapes import Examples
-from qfl_interp.task import NO_POSITION, Feature
 from tasks._graphs import Answer, Graphs, GraphTask
 from tasks._kernels import kernel
 

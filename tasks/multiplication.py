@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer, UInt8, UInt64
 
-from qfl_interp.baselines import measured_base_rate
+from qfl_interp.data.baselines import measured_base_rate
+from qfl_interp.data.task import Feature, Pairs
 from qfl_interp.shapes import Examples
-from qfl_interp.task import Feature, Pairs
 from tasks._bits import TwoOperandTask, packed
 from tasks._pairs import check_label, pairs_by_edit
 

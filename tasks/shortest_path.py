@@ -9,8 +9,8 @@ from typing import no_type_check
 import numpy as np
 from jaxtyping import UInt8
 
+from qfl_interp.data.task import Feature, Pairs
 from qfl_interp.shapes import Examples
-from qfl_interp.task import Feature, Pairs
 from tasks._graphs import Answer, Graphs, GraphTask
 from tasks._kernels import kernel
 from tasks._pairs import pairs_by_edit

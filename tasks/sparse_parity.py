@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
+from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples, Tokens
-from qfl_interp.task import Batch, Feature, Pairs, Task
 from tasks._bits import ANY_BIT, checked_bits, checked_prompt, packed, uniform_bits
 from tasks._layout import scored_from
 from tasks._pairs import check_label

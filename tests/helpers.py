@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import qfl_interp as qfl
 
@@ -32,3 +35,19 @@ def check_golden(task: qfl.Task, group: dict[str, Any], keys: dict[str, str]) ->
         assert feature.labels(examples).tolist() == [e["labels"] for e in expected]
         assert feature.positions(examples).tolist() == [e["token_index"] for e in expected]
     np.testing.assert_array_equal(task.decode(batch.tokens), examples)
+
+
+class FullDisk:
+    """Makes the n-th flush to disk, counted from 0, and all later ones fail as a full disk does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_at: int, number: int = errno.ENOSPC) -> None:
+        self.calls = 0
+        true_fsync = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            self.calls += 1
+            if self.calls > fails_at:
+                raise OSError(number, os.strerror(number))
+            true_fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)

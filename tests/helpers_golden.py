@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qfl_interp.config import ModelConfig
-from qfl_interp.model import HookedTransformer, build_hooked, load_parameters
+from qfl_interp.models.build import HookedTransformer, build_hooked, load_parameters
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,4 +1,4 @@
-"""Which file of the core may import which: the layers of the library, checked on the source."""
+"""Which room of the core may import which: one ordered list, checked on the source."""
 
 from __future__ import annotations
 
@@ -6,46 +6,40 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-# A module imports from its own layer or an earlier one. A name stands for the module or for a whole package.
-LAYERS = (
-    ("errors", "shapes", "config", "task", "seeding", "metrics", "progress", "interrupt", "tables", "soft_rank"),
-    ("plugins", "registry", "compute", "schedule", "data", "baselines", "generate", "fused_ops", "stats", "memory"),
-    (
-        "model",
-        "hooks",
-        "parameter_space",
-        "token_losses",
-        "fast_support",
-        "fast_forward",
-        "aggregation",
-        "transition",
-        "onset",
-        "scaling",
-        "pass_until",
-    ),
-    ("checkpoint", "results", "provenance", "run_config", "loggers", "edits", "projection", "forward"),
-    ("activations", "store", "controls", "curvature", "token_gradients"),
-    ("run", "run_writer", "series", "probes", "ablate", "ablations", "emergence"),
-    ("pairs", "patching", "interchange", "attribution", "paths", "polca", "homogeneous"),
-    ("dataset", "fixed_task", "hf_checkpoints", "suite"),
-    ("run_session", "training_loop", "training", "stacked"),
-    ("sweep",),
-    ("plots", "report"),
-    ("cli",),
+# The ground: files at the top of the core, which import each other and nothing else of it.
+GROUND = ("errors", "shapes", "config", "plugins", "seeding", "tables", "stats", "progress", "memory")
+# A room imports from itself and from earlier ones. Rooms of one line may stand in any order beside each other.
+ROOMS = (
+    "data",
+    "models",
+    "runs",
+    "training",
+    "sweep",
+    "activations",
+    "probes",
+    "interventions",
+    "emergence",
+    "scaling",
+    "curvature",
+    "polca",
+    "homogeneous",
+    "plots",
+    "report",
+    "cli",
 )
-# Third-party packages that only some modules may import, at any depth.
+# Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
-    "transformer_lens": {"model", "hooks"},
-    "transformers": {"model", "suite", "hf_checkpoints"},
-    "plotly": {"plots"},
-    "sklearn": {"transition", "polca", "homogeneous"},
-    "IPython": {"cli"},
-    "typer": {"cli"},
-    "tensorboard": set(),
-    "wandb": set(),
+    "transformer_lens": ("models/build.py", "models/hooks.py"),
+    "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),
+    "plotly": ("plots", "report"),
+    "sklearn": ("emergence", "polca", "homogeneous"),
+    "IPython": ("cli",),
+    "typer": ("cli",),
+    "tensorboard": (),
+    "wandb": (),
 }
 # What `qfl --help` reads: these load no package that takes long to import, at module level.
-LIGHT = ("errors", "config", "plugins", "run_config", "cli")
+LIGHT = ("errors.py", "config.py", "plugins.py", "runs/config.py", "cli")
 HEAVY = {
     "torch",
     "numpy",
@@ -62,11 +56,6 @@ OTHERS = ("tasks", "analyses", "tests", "benchmarks")
 CORE = "qfl_interp"
 
 
-def _module(path: Path, root: Path) -> str:
-    """The first name below the core: "model", "plots", ..."""
-    return path.relative_to(root).with_suffix("").parts[0]
-
-
 def _imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
     """Every imported module by its full name, with the statement."""
     for node in ast.walk(tree):
@@ -75,7 +64,7 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import in line {node.lineno}"
             name = node.module or ""
-            # `from qfl_interp import checkpoint` names a module, `from qfl_interp.errors import X` does not.
+            # `from qfl_interp import plots` names a room, `from qfl_interp.errors import X` does not.
             yield from ((f"{name}.{alias.name}" if name == CORE else name, node) for alias in node.names)
 
 
@@ -88,24 +77,30 @@ def _deferred(tree: ast.Module) -> set[ast.stmt]:
 
 def violations(root: Path) -> list[str]:
     """One sentence for each import below `root` that breaks a rule; `root` is the core's folder."""
-    layer = {name: number for number, names in enumerate(LAYERS) for name in names}
+    floor = dict.fromkeys(GROUND, 0) | {room: number for number, room in enumerate(ROOMS, start=1)}
     found = []
     for path in sorted(root.rglob("*.py")):
-        module = _module(path, root)
+        inside = path.relative_to(root)
+        room = inside.with_suffix("").parts[0]
         tree = ast.parse(path.read_text())
         deferred = _deferred(tree)
-        if module != "__init__" and module not in layer:
-            found.append(f"{path.name}: module {module!r} is in no layer")
+        if room != "__init__" and (room not in floor or (len(inside.parts) == 1) != (room in GROUND)):
+            found.append(f"{inside}: {room!r} is no room and no file of the ground")
             continue
         for name, statement in _imported(tree):
             top, *rest = name.split(".")
-            place = f"{path.relative_to(root)}:{statement.lineno}"
+            place = f"{inside}:{statement.lineno}"
             if top in OTHERS:
                 found.append(f"{place}: the core imports {name}")
-            if top in ONLY_IN and module not in ONLY_IN[top]:
-                found.append(f"{place}: {top} belongs in {sorted(ONLY_IN[top])}")
-            if module in LIGHT and top in HEAVY and statement not in deferred:
+            if top in ONLY_IN and not _within(inside, ONLY_IN[top]):
+                found.append(f"{place}: {top} belongs in {list(ONLY_IN[top])}")
+            if _within(inside, LIGHT) and top in HEAVY and statement not in deferred:
                 found.append(f"{place}: {top} at module level slows `qfl --help`")
-            if top == CORE and module != "__init__" and rest and layer.get(rest[0], -1) > layer[module]:
-                found.append(f"{place}: layer {layer[module]} imports {rest[0]} of layer {layer[rest[0]]}")
+            if top == CORE and room != "__init__" and rest and floor.get(rest[0], -1) > floor[room]:
+                found.append(f"{place}: {room} imports {rest[0]}, a later room")
     return found
+
+
+def _within(path: Path, places: tuple[str, ...]) -> bool:
+    """Whether a file is one of these, or in one of these rooms."""
+    return path.parts[0] in places or path.as_posix() in places

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from qfl_interp.data import ExampleStream, held_out, in_split
+from qfl_interp.data.examples import ExampleStream, held_out, in_split
+from qfl_interp.data.task import NO_POSITION, Task
 from qfl_interp.seeding import generator
-from qfl_interp.task import NO_POSITION, Task
 
 # Lengths each task is tried at besides its default one: odd, small, beyond one machine word.
 LENGTHS = {

@@ -26,18 +26,17 @@ def test_the_core_keeps_its_layers():
 @pytest.mark.parametrize(
     ("path", "source", "report"),
     [
-        ("data.py", "from tasks.addition import Addition", "data.py:1: the core imports tasks.addition"),
-        ("data.py", "def f():\n    import analyses", "data.py:2: the core imports analyses"),
-        ("run.py", "from qfl_interp.plots import timeline", "run.py:1: layer 5 imports plots of layer 10"),
-        ("config.py", "from qfl_interp import training", "config.py:1: layer 0 imports training of layer 8"),
-        (
-            "probes/newton.py",
-            "import transformer_lens.utils",
-            "transformer_lens belongs in ['hooks', 'model']",
-        ),
-        ("report/page.py", "import plotly", "page.py:1: plotly belongs in ['plots']"),
-        ("run_config.py", "import torch", "run_config.py:1: torch at module level slows `qfl --help`"),
-        ("utils.py", "", "utils.py: module 'utils' is in no layer"),
+        ("data/x.py", "from tasks.addition import Addition", "data/x.py:1: the core imports tasks.addition"),
+        ("data/x.py", "def f():\n    import analyses", "data/x.py:2: the core imports analyses"),
+        ("runs/x.py", "from qfl_interp.plots import theme", "runs/x.py:1: runs imports plots, a later room"),
+        ("config.py", "from qfl_interp import data", "config.py:1: config imports data, a later room"),
+        ("probes/x.py", "import transformer_lens.utils", "belongs in ['models/build.py', 'models/hooks.py']"),
+        ("models/x.py", "import transformer_lens", "belongs in ['models/build.py', 'models/hooks.py']"),
+        ("sweep/x.py", "import plotly", "x.py:1: plotly belongs in ['plots', 'report']"),
+        ("runs/config.py", "import torch", "runs/config.py:1: torch at module level slows `qfl --help`"),
+        ("utils.py", "", "utils.py: 'utils' is no room and no file of the ground"),
+        ("data.py", "", "data.py: 'data' is no room and no file of the ground"),
+        ("errors/x.py", "", "errors/x.py: 'errors' is no room and no file of the ground"),
     ],
 )
 def test_the_checker_reports_a_bad_file(tmp_path, path, source, report):
@@ -52,9 +51,10 @@ def test_the_checker_lets_good_files_pass(tmp_path):
     (tmp_path / "cli").mkdir()
     (tmp_path / "cli" / "main.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\n"
-        "    from qfl_interp.training import train\n"
+        "    from qfl_interp.training.train import train\n"
     )
-    (tmp_path / "model.py").write_text("import transformer_lens\nfrom qfl_interp.errors import QflError\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "build.py").write_text("import transformer_lens\nfrom qfl_interp.errors import QflError\n")
     assert import_layers.violations(tmp_path) == []
 
 
@@ -66,8 +66,8 @@ def test_outer_packages_import_what_they_may(package):
             top, *rest = name.split(".")
             if package == "tasks":
                 assert top not in ("analyses", "tests"), path
-                allowed = ("task", "shapes", "errors", "baselines", "seeding")
-                assert top != "qfl_interp" or rest[0] in allowed, (path, name)
+                allowed = ("data.task", "data.baselines", "shapes", "errors", "seeding")
+                assert top != "qfl_interp" or ".".join(rest) in allowed, (path, name)
             else:
                 assert top not in ("tasks", "tests", "transformer_lens"), (path, name)
 

@@ -10,7 +10,7 @@ import typer
 
 from qfl_interp.cli.output import AsJson, print_rows
 from qfl_interp.errors import QflError
-from qfl_interp.run_config import CONFIG_FILE, METRICS_FILE, RunConfig
+from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig
 
 # Enough of a metrics file's end to hold its last line.
 _TAIL_BYTES = 4096

@@ -19,7 +19,7 @@ from qfl_interp.cli.output import AsJson, print_json
 from qfl_interp.errors import QflError
 
 if TYPE_CHECKING:
-    from qfl_interp.task import Task
+    from qfl_interp.data.task import Task
 
 # A page at least this wide has room for a column of features.
 _WIDE = 120
@@ -41,7 +41,7 @@ def tasks(
 
     Example: `qfl tasks addition --length 6 --examples 2`
     """
-    from qfl_interp.registry import load_task
+    from qfl_interp.data.registry import load_task
 
     if name is None:
         if examples:
@@ -66,7 +66,7 @@ def tasks(
 
 def _list(length: int | None, as_json: bool) -> None:
     """Every task on a line; those that cannot have `length` at their own."""
-    from qfl_interp.registry import load_task, task_names
+    from qfl_interp.data.registry import load_task, task_names
 
     rows, console, errors = [], Console(), Console(stderr=True, soft_wrap=True)
     # Seen on terminals only, and gone at the end.

@@ -11,8 +11,8 @@ from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
 from qfl_interp.config import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from qfl_interp.loggers import Logger
-    from qfl_interp.run import Run
+    from qfl_interp.runs.run import Run
+    from qfl_interp.training.loggers import Logger
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
@@ -63,9 +63,9 @@ def train(
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
         eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile,
     )  # fmt: skip
-    from qfl_interp.registry import load_task
-    from qfl_interp.training import plan_run
-    from qfl_interp.training import train as run_training
+    from qfl_interp.data.registry import load_task
+    from qfl_interp.training.train import plan_run
+    from qfl_interp.training.train import train as run_training
 
     loaded = load_task(task, length)
     plan = plan_run(loaded, model, config)
@@ -82,14 +82,14 @@ def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: 
 
     Example: `qfl resume runs/add16`
     """
-    from qfl_interp.training import resume as continue_run
+    from qfl_interp.training.train import resume as continue_run
 
     _print_run(continue_run(run, device=device, progress=not quiet), as_json)
 
 
 def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:
     """The mirrors that were asked for."""
-    from qfl_interp.loggers import TensorBoardLogger, WandbLogger
+    from qfl_interp.training.loggers import TensorBoardLogger, WandbLogger
 
     made: list[Logger] = [TensorBoardLogger(run.path / "tensorboard")] if tensorboard else []
     return made + ([WandbLogger(wandb, config=run.config.train.to_dict())] if wandb else [])

@@ -14,7 +14,7 @@ def verify(run: RunPath, as_json: AsJson = False) -> None:
 
     Example: `qfl verify runs/add16`
     """
-    from qfl_interp.run import Run
+    from qfl_interp.runs.run import Run
 
     opened = Run.open(run)
     found = opened.verify()

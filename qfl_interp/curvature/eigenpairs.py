@@ -13,9 +13,9 @@ from torch import Tensor
 
 from qfl_interp.curvature.hessian import SymmetricOperator
 from qfl_interp.curvature.orthonormal import orthonormalise, project_out, require_orthonormal
+from qfl_interp.curvature.token_losses import require_finite
 from qfl_interp.seeding import generator, torch_generator
 from qfl_interp.shapes import compact_repr
-from qfl_interp.token_losses import require_finite
 
 # Since SciPy 1.17 ARPACK draws its restart vectors from a generator that is new in each process unless it is given.
 _TAKES_RNG = "rng" in inspect.signature(eigsh).parameters

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
-from qfl_interp.token_losses import TokenLoss, require_finite
+from qfl_interp.curvature.token_losses import TokenLoss, require_finite
 
 
 @runtime_checkable

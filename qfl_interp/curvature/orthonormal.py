@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qfl_interp.token_losses import require_finite
+from qfl_interp.curvature.token_losses import require_finite
 
 # How far from orthonormal rows may be: those in float32 are within 1e-6.
 _ORTHONORMAL = 1e-5

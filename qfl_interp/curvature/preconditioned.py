@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.curvature.hessian import SymmetricOperator
-from qfl_interp.parameter_space import ParameterSpace
+from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.shapes import compact_repr
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qfl_interp.curvature import cosine
+from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.homogeneous.config import MLPTrainConfig, SoftRank
 from qfl_interp.homogeneous.depthwise import Rule, Scales, alignments, relative_updates, scales
 from qfl_interp.homogeneous.images import Labelled
@@ -22,7 +23,6 @@ from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import Sharpness, top_sharpness
 from qfl_interp.homogeneous.taylor import Coefficients
 from qfl_interp.seeding import generator
-from qfl_interp.soft_rank import gradient_weighted, soft_ranks
 
 
 def step_row(step: int, lr: float, found: Coefficients, loss_after: float) -> dict[str, Any]:

@@ -17,11 +17,11 @@ import filelock
 import pandas as pd
 from torch import Tensor
 
-from qfl_interp import checkpoint as ckpt
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous.config import MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.images import Labelled
-from qfl_interp.results import Table
+from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.table import Table
 
 CONFIG_FILE, RESULT_FILE, CHECKPOINTS, TABLES = "config.json", "result.json", "checkpoints", "tables"
 FORMAT, VERSION = "qfl_interp homogeneous run", 1

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from qfl_interp.curvature import top_eigenpairs
+from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.curvature.preconditioned import Preconditioned
 from qfl_interp.homogeneous.config import Loss
 from qfl_interp.homogeneous.depthwise import Scales, preconditioner
 from qfl_interp.homogeneous.losses import Targets, mean_loss
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
-from qfl_interp.model import parameters_to_save
-from qfl_interp.parameter_space import ParameterSpace
+from qfl_interp.models.build import parameters_to_save
 
 
 class MLPHessian:

@@ -25,9 +25,9 @@ from qfl_interp.homogeneous.minibatch import Minibatch, run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.run_folder import TABLE_NAMES, Ending, Rows, RunFolder
 from qfl_interp.homogeneous.taylor import Coefficients, taylor_coefficients
-from qfl_interp.model import load_parameters, parameters_to_save
-from qfl_interp.schedule import checkpoint_steps
+from qfl_interp.models.build import load_parameters, parameters_to_save
 from qfl_interp.seeding import generator
+from qfl_interp.training.schedule import checkpoint_steps
 
 
 @dataclass(frozen=True)

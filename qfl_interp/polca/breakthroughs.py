@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, Integer
 
-from qfl_interp.transition import MIN_PLATEAU_DECADES
+from qfl_interp.emergence.transition import MIN_PLATEAU_DECADES
 
 BreakRule = Literal["paper", "down", "absolute"]
 # The exact loss is flat where it ranges over at most this share of its range in the whole run.

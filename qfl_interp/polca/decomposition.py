@@ -11,7 +11,7 @@ token's loss changes by about
   a complete basis it adds up to the token's loss change exactly, as the others do not.
 
 Cross terms of two directions belong to no single direction: "second" and "paper" leave them out, "path" shares them.
-Gradients and curvatures come from `qfl_interp.token_gradients`.
+Gradients and curvatures come from `qfl_interp.curvature.token_gradients`.
 
 References:
     Hidden Breakthroughs in Language Model Training (arXiv 2506.15872), section 3 and Appendix C.
@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qfl_interp.curvature.token_losses import TokenLoss
 from qfl_interp.polca.config import Accuracy
 from qfl_interp.shapes import compact_repr
-from qfl_interp.token_losses import TokenLoss
 
 PerToken = Float[Tensor, "token direction"]
 PerDirection = Float[Tensor, " direction"]

@@ -10,10 +10,10 @@ import pandas as pd
 import scipy.stats
 from jaxtyping import Bool, Int, Integer, Num
 
+from qfl_interp.curvature.token_losses import ScoredTokens
+from qfl_interp.data.task import Feature, Task
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import holm
-from qfl_interp.task import Feature, Task
-from qfl_interp.token_losses import ScoredTokens
 
 UNNAMED = "unnamed"
 # A label names a cluster if its Holm-adjusted p-value is below this.

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from qfl_interp.hooks import Intervention, Site, interventions_on
-from qfl_interp.model import HookedModel, model_device, parameters_to_save
-from qfl_interp.parameter_space import ParameterSpace
+from qfl_interp.curvature.parameter_space import ParameterSpace
+from qfl_interp.data.task import NO_POSITION
+from qfl_interp.models.build import HookedModel, model_device, parameters_to_save
+from qfl_interp.models.hooks import Intervention, Site, interventions_on
 from qfl_interp.probes import Probes, RegressionProbes, SoftmaxProbes
 from qfl_interp.shapes import Tokens
-from qfl_interp.task import NO_POSITION
 
 
 def probe_gradient(

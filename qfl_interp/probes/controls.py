@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Num, Shaped
 from torch import Tensor
 
+from qfl_interp.data.task import FeatureKind
 from qfl_interp.probes.kinds import count_classes
 from qfl_interp.probes.regression import number_scores
 from qfl_interp.probes.result import ExampleMask, mean_over
 from qfl_interp.probes.softmax import classes_in
-from qfl_interp.task import FeatureKind
 
 
 class ConstantScores(NamedTuple):

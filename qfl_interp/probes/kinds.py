@@ -12,11 +12,11 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from qfl_interp.config import ProbeConfig
+from qfl_interp.data.task import FeatureKind
 from qfl_interp.probes.logistic import LogisticProbes, fit_logistic
 from qfl_interp.probes.regression import RegressionProbes, fit_regression, fit_ridge_path
 from qfl_interp.probes.result import Activations, ExampleMask, Probes, ProbeScores
 from qfl_interp.probes.softmax import SoftmaxProbes, fit_softmax
-from qfl_interp.task import FeatureKind
 
 # What the loss of each kind of feature is called.
 PROBE_LOSS: Mapping[str, str] = MappingProxyType(

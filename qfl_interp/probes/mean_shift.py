@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from qfl_interp.data.task import FeatureKind
 from qfl_interp.probes.kinds import count_classes
 from qfl_interp.probes.result import Activations, ExampleMask
-from qfl_interp.task import FeatureKind
 
 
 def mean_shift(

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from qfl_interp.config import ProbeConfig
+from qfl_interp.data.task import FeatureKind
 from qfl_interp.probes.kinds import count_classes, fit_probes
 from qfl_interp.probes.result import Activations, ExampleMask, ProbeMetric, Probes
-from qfl_interp.task import FeatureKind
 
 # The shares of the examples after which a probe is fitted anew; Voita and Titov's.
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
+from plotly.graph_objects import Figure
 
-from qfl_interp.plots import Figure
 from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, plotly_script, template_json
-from qfl_interp.report.words import Finding
 
 # Nothing may be loaded from elsewhere, whatever a run's strings contain.
 _POLICY: Final = (
@@ -36,6 +35,21 @@ _TILES: Final = {
     "nominal_flops": "FLOPs, nominal",
     "seconds": "training time",
 }
+
+
+class Finding(NamedTuple):
+    """The verdict on one feature.
+
+    Attributes:
+        feature: Its name.
+        verdict: "quiet", "loud", "not learned", "no transition", "mixed" where the thirds differ, or "undecided" where
+            the range of the lead leaves both quiet and loud open.
+        sentence: What was found, to be read after the feature's name and the verdict.
+    """
+
+    feature: str
+    verdict: str
+    sentence: str
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from qfl_interp.emergence.transition import Transition, find_transition
 from qfl_interp.stats import Interval, t_interval
-from qfl_interp.transition import Transition, find_transition
 
 # A plateau of a sweep holds at least this many budgets.
 MIN_PLATEAU_BUDGETS = 2

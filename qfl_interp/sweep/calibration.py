@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from qfl_interp.schedule import checkpoint_steps
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.plan import PlannedRun, task_at
-from qfl_interp.training import train_planned
+from qfl_interp.training.schedule import checkpoint_steps
+from qfl_interp.training.train import train_planned
 
 # Sizes that are measured, from the cheapest update to the dearest.
 _N_SIZES = 4

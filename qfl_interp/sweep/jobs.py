@@ -12,18 +12,18 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from qfl_interp.checkpoint import write_atomic
 from qfl_interp.errors import QflError, StorageError
-from qfl_interp.provenance import device_name
-from qfl_interp.run import CHECKPOINTS, Run
-from qfl_interp.run_config import METRICS_FILE
-from qfl_interp.run_writer import has_writer
-from qfl_interp.stacked import train_stacked
+from qfl_interp.runs.checkpoint import write_atomic
+from qfl_interp.runs.config import METRICS_FILE
+from qfl_interp.runs.provenance import device_name
+from qfl_interp.runs.run import CHECKPOINTS, Run
+from qfl_interp.runs.writer import has_writer
 from qfl_interp.sweep.definition import Keep
 from qfl_interp.sweep.plan import PlannedRun, task_at
 from qfl_interp.sweep.records import Record, make_record
 from qfl_interp.sweep.storage import Storage
-from qfl_interp.training import DivergedError, train_planned
+from qfl_interp.training.stacked import train_stacked
+from qfl_interp.training.train import DivergedError, train_planned
 
 Status = Literal["finished", "diverged", "failed"]
 # Longer than a worker whose driver was killed takes to save where it is.

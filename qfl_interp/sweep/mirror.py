@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import filelock
 
-from qfl_interp.checkpoint import MANIFEST, parse_step
 from qfl_interp.errors import QflError, StorageError
-from qfl_interp.run import CHECKPOINTS
-from qfl_interp.run_config import CONFIG_FILE, RunConfig
+from qfl_interp.runs.checkpoint import MANIFEST, parse_step
+from qfl_interp.runs.config import CONFIG_FILE, RunConfig
+from qfl_interp.runs.run import CHECKPOINTS
 from qfl_interp.sweep.remote import RemoteFolder
 
 _RESUME, _LOCK, _TEMPORARY = "resume", ".lock", ".tmp-"

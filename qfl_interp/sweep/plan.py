@@ -7,13 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qfl_interp.compute import actual_flops_per_step, flops_per_step
+from qfl_interp.data.registry import load_task
+from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
-from qfl_interp.registry import load_task
-from qfl_interp.run_config import RunConfig
+from qfl_interp.runs.config import RunConfig
+from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.sweep.definition import SweepConfig
-from qfl_interp.task import Task
-from qfl_interp.training import mean_real_tokens, plan_run
+from qfl_interp.training.train import mean_real_tokens, plan_run
 
 
 @dataclass(frozen=True)

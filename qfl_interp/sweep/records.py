@@ -22,9 +22,9 @@ import pandas as pd
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
-from qfl_interp.model import build_hooked
-from qfl_interp.run import Run, read_metrics
-from qfl_interp.run_config import METRICS_FILE, RunConfig
+from qfl_interp.models.build import build_hooked
+from qfl_interp.runs.config import METRICS_FILE, RunConfig
+from qfl_interp.runs.run import Run, read_metrics
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.storage import Storage
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from qfl_interp.errors import QflError
 from qfl_interp.progress import weighted_bar
-from qfl_interp.provenance import device_name
-from qfl_interp.stacked import max_members, stack_key
+from qfl_interp.runs.provenance import device_name
 from qfl_interp.sweep.calibration import CostModel, calibrate, run_bytes
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, PLAN, definition_json, plan_json, read_definition, recorded
@@ -23,6 +22,7 @@ from qfl_interp.sweep.records import Record, n_parameters
 from qfl_interp.sweep.scheduler import Tally, make_jobs, run_jobs
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
+from qfl_interp.training.stacked import max_members, stack_key
 
 # Rows of these are results: the runs are not trained again.
 _SETTLED = ("finished", "diverged")

@@ -12,8 +12,8 @@ import filelock
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from qfl_interp.checkpoint import storage_error, write_atomic
 from qfl_interp.errors import QflError, StorageError
+from qfl_interp.runs.checkpoint import storage_error, write_atomic
 from qfl_interp.sweep.mirror import Pusher, mirrored, pull
 from qfl_interp.sweep.remote import RemoteFolder
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock

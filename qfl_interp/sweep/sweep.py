@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from qfl_interp.errors import QflError, unknown_name
-from qfl_interp.run import Run
+from qfl_interp.runs.run import Run
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import read_definition
 from qfl_interp.sweep.records import COLUMNS, RESULTS

@@ -1,0 +1,1 @@
+"""One folder a lens: what it computes, its figure, its words."""

@@ -1,0 +1,1 @@
+"""Which features does the answer need?"""

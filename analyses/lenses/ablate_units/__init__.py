@@ -1,0 +1,1 @@
+"""Which heads or neurons does the answer need?"""

@@ -1,0 +1,137 @@
+"""Which heads and neurons the answer needs: each one ablated on its own."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analyses.checkpoints import over_checkpoints
+from analyses.lenses.ablate_units.figure import units_figure
+from analyses.result import Result, digest, trained_at
+from qfl_interp.data.examples import held_out
+from qfl_interp.data.task import Batch
+from qfl_interp.interventions.scoring import Method, UnitScores, score_units
+from qfl_interp.runs.series import Series, Steps
+from qfl_interp.seeding import generator
+from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
+from qfl_interp.tables import select
+
+LENS = "ablate_units"
+
+
+class UnitSettings(NamedTuple):
+    """What decides the numbers beside the model."""
+
+    site: str
+    method: str
+    n: int
+    seed: int
+
+    def part(self, step: int) -> str:
+        """The table part of a step."""
+        return f"{trained_at(step)}-{self.site}-{self.method}-{digest(repr(tuple(self)))}"
+
+
+def ablate_units(
+    run: Series,
+    steps: Steps = "last",
+    *,
+    site: str = "z",
+    method: str = "mean",
+    n: int = 256,
+    seed: int = 0,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Result:
+    """Ablate every head (or neuron) on its own, at every token, and score the answer.
+
+    Args:
+        run: What to look at.
+        steps: As in `probe`; the last checkpoint by default.
+        site: "z" for heads, "mlp_post" for neurons.
+        method: What takes a unit's place: "zero", its "mean" over the examples at each position, or "resample", its
+            value in another example.
+        n: Held-out examples of the split "test".
+        seed: Draws examples, donors and bootstraps.
+        jobs: Checkpoints at a time, each in a process of its own.
+        device: Where to compute.
+        progress: Draw a bar on standard error.
+
+    Returns:
+        One row a step, layer and unit. `loss_increase` is in nats a token of the answer, its interval a 95 % bootstrap
+        over examples; `p_value_holm` a paired sign-flip test of that increase, Holm-corrected over the units of the
+        step.
+
+    Raises:
+        QflError: Unknown step or a site that the model does not have.
+        ValueError: An unknown method.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2 examples, got {n}.")
+    settings = UnitSettings(site, method, n, seed)
+    at, table = run.resolve_steps(steps), run.table(LENS)
+    missing = [step for step in at if not table.has(settings.part(step))]
+    work = functools.partial(_ablate_at, run, settings, device)
+    prepare = functools.partial(_examples, run, settings)
+    over_checkpoints(missing, prepare, work, label="ablating units", jobs=jobs, progress=progress)
+    rows = table.read([settings.part(step) for step in at])
+    columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]
+    return Result(
+        f"{site} of {run.run_id}, one unit at a time ({method}): the largest increases of the answer's loss (nats)",
+        rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
+        rows,
+        lambda: units_figure(select(rows, step=at[-1])),
+    )
+
+
+def _examples(run: Series, settings: UnitSettings) -> Batch:
+    """What the units are scored on."""
+    return run.task.encode(held_out(run.task, "test", settings.n, seed=settings.seed, stream="units"))
+
+
+def _ablate_at(run: Series, settings: UnitSettings, device: str | torch.device, batch: Batch, step: int) -> None:
+    """Score the units of one checkpoint and write the rows."""
+    scores = score_units(
+        run.load_model(step, device=device),
+        batch,
+        name=settings.site,
+        method=cast(Method, settings.method),
+        rng=generator(settings.seed, "units/donors", step),
+    )
+    rows = _rows(scores, generator(settings.seed, "units/bootstrap", step))
+    where = {"name": settings.site, "method": settings.method, "step": step, "flops": run.flops(step)}
+    part = settings.part(step)
+    run.table(LENS).write(part, rows.assign(**run.identity(), **where, analysis=part.rpartition("-")[2]))
+
+
+def _rows(scores: UnitScores, rng: np.random.Generator) -> pd.DataFrame:
+    """One row a layer and unit."""
+    rows = []
+    for number, layer in enumerate(scores.layers):
+        for index, unit in enumerate(scores.units):
+            loss = scores.loss_answer[number, index]
+            increase = bootstrap_mean(loss - scores.intact.loss_answer, rng)
+            rows.append(
+                {
+                    "layer": layer,
+                    "unit": unit,
+                    "loss_answer": float(loss.mean()),
+                    "exact_answer": float(scores.exact_answer[number, index].mean()),
+                    "loss_increase": increase.estimate,
+                    "loss_increase_low": increase.low,
+                    "loss_increase_high": increase.high,
+                    "p_value_paired": paired_sign_flip(loss, scores.intact.loss_answer, rng).p_value,
+                    "n_examples": len(loss),
+                }
+            )
+    found = pd.DataFrame(rows)
+    return found.assign(
+        p_value_holm=holm(found["p_value_paired"].to_numpy()),
+        intact_loss_answer=float(scores.intact.loss_answer.mean()),
+        intact_exact_answer=float(scores.intact.exact_answer.mean()),
+    )

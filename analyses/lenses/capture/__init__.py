@@ -1,0 +1,1 @@
+"""Activations on disk, for later analyses."""

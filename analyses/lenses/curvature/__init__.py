@@ -1,0 +1,1 @@
+"""How sharp is the loss, and where do the steps go?"""

@@ -1,0 +1,1 @@
+"""Was a feature learned before the loss moved, or with it?"""

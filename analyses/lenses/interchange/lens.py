@@ -1,0 +1,209 @@
+"""Whether the answer follows a feature's value: its direction alone, swapped between two runs."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analyses.checkpoints import over_checkpoints
+from analyses.lenses.ablate.lens import stored_probes
+from analyses.lenses.interchange.figure import interchange_figure
+from analyses.lenses.patch.lens import deciding_features
+from analyses.lenses.probe.lens import LENS as PROBE_LENS
+from analyses.lenses.probe.lens import part_name, probe
+from analyses.result import Result, chosen_labels, digest, require_one_a_token, trained_at, with_holm
+from qfl_interp.config import ProbeConfig
+from qfl_interp.data.examples import held_out_pairs
+from qfl_interp.interventions.interchange import Condition, InterchangeScores, interchange_scores
+from qfl_interp.interventions.pairs import PatchPairs, patch_pairs
+from qfl_interp.probes import independent
+from qfl_interp.runs.series import Series, Steps
+from qfl_interp.seeding import generator
+from qfl_interp.stats import bootstrap_mean, paired_sign_flip
+from qfl_interp.tables import select
+
+LENS = "interchange"
+# Conditions, and what the summary calls them.
+_SWAPPED: dict[Condition, str] = {
+    "none": "nothing",
+    "feature": "probe",
+    "mean_shift": "class means",
+    "random": "random",
+    "whole": "everything",
+}
+
+
+def interchange(
+    run: Series,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "last",
+    *,
+    config: ProbeConfig | None = None,
+    labels: int | Sequence[int] | None = None,
+    n_pairs: int = 256,
+    n_random: int = 32,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Result:
+    """Swap a probe's subspace between two runs that differ in the feature: does the answer move to what it implies?
+
+    A pair's examples differ in one label. Where that label is read, the corrupted run gets the clean run's component
+    along the probe's directions ("feature") and keeps the rest of its own activation. `flipped` is the share of pairs
+    whose next differing token of the answer becomes the clean one. Beside it: no swap ("none"), random subspaces of the
+    probe's dimension ("random"), the whole activation ("whole"; no upper bound, as effects can cancel), and the
+    directions in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which
+    need not be how the model writes it. Probes that are missing are fitted first.
+
+    Args:
+        run: What to look at.
+        features: Names; by default those of the task with `by_default` whose pairs change the answer.
+        steps: As in `probe`; the last checkpoint by default.
+        config: The probes'; `config.site` is what is swapped, one without heads.
+        labels: Which labels the pairs differ in; the middle one by default.
+        n_pairs: Pairs.
+        n_random: Random subspaces.
+        jobs: Checkpoints at a time, each in a process of its own.
+        device: Where to compute.
+        progress: Draw a bar on standard error.
+
+    Returns:
+        One row a step, feature, label, layer and condition. Intervals are 95 % bootstraps over pairs (of the random
+        control's mean over draws); `p_value_paired` of "feature" and "mean_shift" is a two-sided paired sign-flip
+        test against that mean, `p_value_holm` corrected over the features, labels and layers of a step in this call.
+
+    Raises:
+        QflError: Unknown feature or step, or the model has no such site.
+        ValueError: A site with heads, a label that the feature does not have or that no pair changes, or one that was
+            not fitted.
+
+    References:
+        Geiger et al., arXiv 2106.02997 and 2303.02536.
+    """
+    config = config or ProbeConfig()
+    require_one_a_token(config.site, "an interchange", "Use resid_post, attn_out or mlp_out.")
+    if n_pairs < 1 or n_random < 1:
+        raise ValueError(f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}.")
+    at, table = run.resolve_steps(steps), run.table(LENS)
+    settings = digest(repr((n_pairs, n_random)))
+    chosen, left_out = deciding_features(run, features, labels, config.seed)
+    targets = [(f.name, label) for f in chosen for label in chosen_labels(f, labels)]
+
+    def part(step: int, name: str, label: int) -> str:
+        return f"{part_name(trained_at(step), name, config)}-{label}-{settings}"
+
+    missing = [step for step in at if not all(table.has(part(step, *target)) for target in targets)]
+    how: dict[str, Any] = {"jobs": jobs, "device": device, "progress": progress}
+    if missing:
+        probe(run, list(dict.fromkeys(name for name, _ in targets)), missing, config=config, n_untrained=0, **how)
+    parts = {step: {target: part(step, *target) for target in targets} for step in missing}
+    prepare = functools.partial(_pairs, run, targets, n_pairs, config.seed)
+    work = functools.partial(_swap_at, run, parts, n_random, config, device)
+    over_checkpoints(missing, prepare, work, label="swapping", jobs=jobs, progress=progress)
+    rows = with_holm(table.read([part(step, *target) for step in at for target in targets]))
+    shown = select(rows, feature=targets[0][0])
+    return Result(
+        f"Interchange in {run.run_id}: share of answers that follow what was swapped" + left_out,
+        _summary(rows),
+        rows,
+        lambda: interchange_figure(shown),
+    )
+
+
+def _pairs(
+    run: Series, targets: Sequence[tuple[str, int]], n_pairs: int, seed: int
+) -> dict[tuple[str, int], PatchPairs]:
+    """The pairs of each feature and label, the clean examples of the split "test"."""
+    return {
+        (name, label): patch_pairs(
+            run.task, held_out_pairs(run.task, "test", n_pairs, name, label, seed=seed, stream="interchange")
+        )
+        for name, label in targets
+    }
+
+
+def _swap_at(
+    run: Series,
+    parts: Mapping[int, Mapping[tuple[str, int], str]],
+    n_random: int,
+    config: ProbeConfig,
+    device: str | torch.device,
+    pairs_of: Mapping[tuple[str, int], PatchPairs],
+    step: int,
+) -> None:
+    """Swap what is missing of one checkpoint and write the rows."""
+    model, table = run.load_model(step, device=device), run.table(LENS)
+    for (name, label), part in parts[step].items():
+        if table.has(part):
+            continue
+        feature, pairs = run.task.feature(name), pairs_of[name, label]
+        # Patching drops some pairs; what is left is read back from the prompts.
+        positions, source = (
+            torch.from_numpy(np.array(feature.positions(run.task.decode(tokens))[:, label]))
+            for tokens in (pairs.corrupted_answer, pairs.clean)
+        )
+        stored = stored_probes(run, feature, step, config)
+        shifts = run.table(PROBE_LENS).read_tensors(part_name(trained_at(step), name, config))["mean_shift"].double()
+        rows = []
+        for layer in range(len(stored.weight)):
+            kept, shift = stored.fitted[layer, label], shifts[layer, label]
+            if not kept.any():
+                raise ValueError(
+                    f"label {label} of {name!r} has no probe at step {step}: it does not vary or few examples have it. "
+                    "Choose another label."
+                )
+            scores = interchange_scores(
+                model,
+                pairs,
+                layer=layer,
+                positions=positions,
+                source_positions=source,
+                directions=stored.weight[layer, label][kept],
+                mean_shift=independent(shift, shift[:, 0]).directions,
+                rng=generator(config.seed, f"interchange/{name}/{label}/{layer}", step),
+                name=config.site,
+                n_random=n_random,
+            )
+            rng = generator(config.seed, f"interchange/bootstrap/{name}/{label}/{layer}", step)
+            rows += [{"layer": layer, "n_directions": int(kept.sum()), **row} for row in _rows(scores, rng)]
+        where = {"step": step, "flops": run.flops(step), "feature": name, "label": label, "site": config.site}
+        where |= {"settings": config.digest(), "analysis": part.rpartition("-")[2]}
+        table.write(part, pd.DataFrame(rows).assign(**run.identity(), **where))
+
+
+def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str, object]]:
+    """One row a condition."""
+    random = np.stack([swap.flipped for swap in scores.random]).astype(float).mean(axis=0)
+    rows: list[dict[str, object]] = []
+    for condition in _SWAPPED:
+        flipped = random if condition == "random" else getattr(scores, condition).flipped.astype(float)
+        interval = bootstrap_mean(flipped, rng)
+        p_value = paired_sign_flip(flipped, random, rng).p_value if condition in ("feature", "mean_shift") else math.nan
+        rows.append(
+            {
+                "condition": condition,
+                "flipped": interval.estimate,
+                "flipped_low": interval.low,
+                "flipped_high": interval.high,
+                "logit_diff_normalised": scores.normalised(condition),
+                "p_value_paired": p_value,
+                "n_pairs": len(scores.pair),
+                "n_undecided": scores.n_undecided,
+                "n_random": len(scores.random),
+            }
+        )
+    return rows
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a step, feature, label and layer: one column a condition."""
+    keys = ["feature", "label", "step", "layer"]
+    named = rows.assign(swapped=[_SWAPPED[condition] for condition in rows["condition"]])
+    wide = named.pivot_table(index=keys, columns="swapped", values="flipped", sort=False).reset_index()
+    return wide.rename_axis(columns=None).filter([*keys, *_SWAPPED.values()])

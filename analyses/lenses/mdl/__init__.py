@@ -1,0 +1,1 @@
+"""How easily can a feature be read?"""

@@ -1,0 +1,1 @@
+"""Where is a feature, and what brings it there?"""

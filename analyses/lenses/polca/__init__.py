@@ -1,0 +1,1 @@
+"""Which tokens learn together, unseen in the loss?"""

@@ -1,0 +1,1 @@
+"""Which features can be read off, where and when?"""

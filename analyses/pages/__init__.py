@@ -1,0 +1,1 @@
+"""Every lens of a run on one compute axis, and on one page."""

@@ -1,0 +1,1 @@
+"""What is asked of a sweep: emergence across budgets, laws of scaling."""

@@ -1,0 +1,1 @@
+"""Activations of many examples at chosen places, in memory or on disk."""

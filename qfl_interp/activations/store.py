@@ -1,0 +1,218 @@
+"""The store itself: which activations there are, capturing what is missing, mapping what is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from qfl_interp.activations.spans import CHUNK, SiteSpan, check_span
+from qfl_interp.activations.store_entry import (
+    DTYPES,
+    VERSION,
+    Entry,
+    Request,
+    StoreDtype,
+    StoreKey,
+    find_entries,
+    map_span,
+    read_entry,
+)
+from qfl_interp.activations.store_writing import locked, plan_passes, run_pass, writing
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import HookedModel, layer_count
+from qfl_interp.progress import progress_bar
+from qfl_interp.runs.checkpoint import step_name
+from qfl_interp.shapes import Tokens
+
+
+class ActivationStore:
+    """Activations of chosen sites in a folder, float32 or bfloat16, captured unless they are there.
+
+    Several processes may use one store: those that capture under the same key wait for each other.
+
+    Args:
+        folder: Where; made on the first capture. `run.path / "activations"` keeps them beside the run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        rows = self.entries()
+        n_keys = len(rows.drop_duplicates(["run_id", "step", "dataset"]))
+        return (
+            f"ActivationStore({str(self.folder)!r}: {len(rows)} layers of {n_keys} keys, {rows['mib'].sum():,.1f} MiB)"
+        )
+
+    def key_folder(self, key: StoreKey) -> Path:
+        """The folder of a key.
+
+        Raises:
+            ValueError: A name is empty or starts with a dot, or the step is negative.
+        """
+        if key.step < 0 or not all(name and not name.startswith(".") for name in (key.run_id, key.dataset)):
+            raise ValueError(
+                f"a key must have names that do not start with a dot and a step of at least 0, got {tuple(key)}. "
+                'For example StoreKey(run.run_id, 1000, "probe/val/10000/seed0").'
+            )
+        return self.folder / quote(key.run_id, safe="") / step_name(key.step) / quote(key.dataset, safe="")
+
+    def spans(
+        self,
+        key: StoreKey,
+        load_model: Callable[[], HookedModel],
+        tokens: Tokens,
+        first: int,
+        last: int,
+        *,
+        names: Sequence[str],
+        layers: Sequence[int] | None = None,
+        dtype: StoreDtype = "float32",
+        chunk: int = CHUNK,
+        progress: bool = True,
+    ) -> dict[str, SiteSpan]:
+        """The activations that `site_spans` gives, mapped from disk: `capture`, then a map of the files.
+
+        Nothing is read before it is used, and a slice costs its own pages; evenly spaced layers (at a site with heads:
+        layers in a row) are a view of the map, others a copy of the span in memory. Writing into a span changes this
+        process's memory alone, never the file.
+
+        Args:
+            key: As for `capture`; so are the other arguments.
+            load_model: As for `capture`.
+            tokens: As for `capture`.
+            first: First position; a stored span that is wider serves too.
+            last: Last position.
+            names: As for `capture`.
+            layers: In the order they are wanted.
+            dtype: As for `capture`.
+            chunk: As for `capture`.
+            progress: Draw a bar on standard error while capturing.
+
+        Raises:
+            QflError: As `capture`.
+            ValueError: As `capture`.
+        """
+        with progress_bar(enabled=progress) as bar:
+            shown = bar.add_task("capturing", total=None, visible=False, detail=f"{key.dataset} at step {key.step}")
+
+            def on_examples(n: int, total: int) -> None:
+                bar.update(shown, completed=n, total=total, visible=True)
+
+            request = Request(first, last, tuple(names), _chosen(layers), dtype)
+            entries = self._capture(key, load_model, tokens, request, chunk, on_examples)
+        folder = self.key_folder(key)
+        return {name: map_span(folder, entry, request) for name, entry in entries.items()}
+
+    def capture(
+        self,
+        key: StoreKey,
+        load_model: Callable[[], HookedModel],
+        tokens: Tokens,
+        first: int,
+        last: int,
+        *,
+        names: Sequence[str],
+        layers: Sequence[int] | None = None,
+        dtype: StoreDtype = "float32",
+        chunk: int = CHUNK,
+        on_examples: Callable[[int, int], object] = lambda _n, _total: None,
+    ) -> None:
+        """Write the sites that are not there yet, in batches. Memory: one batch's forward pass and its activations.
+
+        A capture that was killed goes on at its last save (one every 256 MiB). A layer that a stored site lacks is
+        added over the positions stored; a span that no stored one covers is stored beside it.
+
+        Args:
+            key: Which model and data set.
+            load_model: Called only if something is missing.
+            tokens: Whole sequences; the same ones whenever this key is used.
+            first: First position kept.
+            last: Last position kept.
+            names: Sites, as for `site_spans`.
+            layers: Blocks; all by default.
+            dtype: On disk. bfloat16 takes half the space and keeps 8 significant bits.
+            chunk: Examples a batch.
+            on_examples: Called after each batch with how many of how many examples are done.
+
+        Raises:
+            QflError: The key holds other tokens or another model; the disk has too little room (both sizes are named)
+                or fails; a file was damaged; the model has no such hook point.
+            ValueError: As `site_spans`; or another dtype.
+        """
+        request = Request(first, last, tuple(names), _chosen(layers), dtype)
+        self._capture(key, load_model, tokens, request, chunk, on_examples)
+
+    def _capture(
+        self,
+        key: StoreKey,
+        load_model: Callable[[], HookedModel],
+        tokens: Tokens,
+        request: Request,
+        chunk: int,
+        on_examples: Callable[[int, int], object],
+    ) -> dict[str, Entry]:
+        """The whole entries of a request, by name, captured where they are not there."""
+        check_span(tokens, request.first, request.last, request.names, request.layers)
+        if request.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {request.dtype!r}.")
+        folder = self.key_folder(key)
+        digest = hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.cpu().long().numpy().tobytes()).hexdigest()
+        found = find_entries(folder, digest, request)
+        if all(entry and not entry.lacking(request.layers) for entry in found.values()):
+            return {name: entry for name, entry in found.items() if entry}
+        with locked(folder):
+            # Another process may have captured them while this one waited.
+            found = find_entries(folder, digest, request)
+            lacking = [name for name, entry in found.items() if not entry or entry.lacking(request.layers)]
+            if lacking:
+                model = load_model()
+                layers = request.layers or tuple(range(layer_count(model)))
+                blank = Entry(VERSION, *key, digest, "", request.first, request.last, request.dtype, len(tokens),
+                               layer_count(model), 1, 0, {})  # fmt: skip
+                work = {name: found[name] or dataclasses.replace(blank, site=name) for name in lacking}
+                for todo, entries in plan_passes(work, layers).items():
+                    with writing(folder):
+                        run_pass(folder, model, tokens, todo, entries, chunk, on_examples)
+            return {name: entry for name, entry in find_entries(folder, digest, request).items() if entry}
+
+    def entries(self) -> pd.DataFrame:
+        """What is whole, one row a layer of a site.
+
+        Columns: run_id, step, dataset, site, layer, first, last (positions, inclusive), n_examples, dtype, mib.
+
+        Raises:
+            QflError: A manifest cannot be read.
+        """
+        columns = ["run_id", "step", "dataset", "site", "layer", "first", "last", "n_examples", "dtype", "mib"]
+        rows = []
+        for path in sorted(self.folder.glob("*/*/*/*.json")):
+            entry = read_entry(path)
+            values = dataclasses.asdict(entry) | {"mib": entry.layer_bytes / 2**20}
+            whole = sorted(int(layer) for layer, n in entry.done.items() if n == entry.n_examples)
+            rows += [values | {"layer": layer} for layer in whole]
+        return pd.DataFrame(rows, columns=columns)
+
+    def delete(self, key: StoreKey) -> None:
+        """Remove everything stored under a key; spans that are mapped stay readable.
+
+        Raises:
+            QflError: There is nothing under it.
+        """
+        folder = self.key_folder(key)
+        if not folder.exists():
+            known = self.entries()[["run_id", "step", "dataset"]].drop_duplicates()
+            listed = ", ".join(str(tuple(row)) for row in known.to_numpy().tolist()) or "none"
+            raise QflError(f"{self.folder} holds nothing under {tuple(key)}. Its keys: {listed}.")
+        shutil.rmtree(folder)
+
+
+def _chosen(layers: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Layers as a value; None for all."""
+    return None if layers is None else tuple(int(layer) for layer in layers)

@@ -1,0 +1,176 @@
+"""What a store holds of one site under one key: the manifest, the request it may answer, the map of its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import mmap
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from qfl_interp.activations.spans import SiteSpan, places
+from qfl_interp.errors import QflError
+
+StoreDtype = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VERSION = 1
+# A private writable map as large as the file would count against memory without this flag (Python 3.13 names it).
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class StoreKey(NamedTuple):
+    """Which activations: a model and a data set. Nothing else is checked of the model, so that it need not be loaded.
+
+    Attributes:
+        run_id: Names the run and its configuration.
+        step: The checkpoint's.
+        dataset: Names the examples: whatever they depend on, such as split, number and seed.
+    """
+
+    run_id: str
+    step: int
+    dataset: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """The manifest of one site's file.
+
+    Attributes:
+        version: Of the format.
+        run_id: As in the key.
+        step: As in the key.
+        dataset: As in the key.
+        tokens: SHA-256 of the tokens.
+        site: Name.
+        first: First position stored.
+        last: Last position stored.
+        dtype: Name of a `StoreDtype`.
+        n_examples: Of the data set.
+        n_layers: Of the model: the file has room for each.
+        n_heads: 1 at a site without heads.
+        d: Width of the activation, of each head's where there are heads.
+        done: Layer -> examples written.
+    """
+
+    version: int
+    run_id: str
+    step: int
+    dataset: str
+    tokens: str
+    site: str
+    first: int
+    last: int
+    dtype: str
+    n_examples: int
+    n_layers: int
+    n_heads: int
+    d: int
+    done: dict[str, int]
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending."""
+        return f"{self.site}_{self.first}-{self.last}_{self.dtype}"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """The axes [layer, head, pos, example, d]."""
+        return self.n_layers, self.n_heads, self.last - self.first + 1, self.n_examples, self.d
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of one layer."""
+        return torch.Size(self.shape[1:]).numel() * DTYPES[self.dtype].itemsize
+
+    def lacking(self, layers: Sequence[int] | None) -> tuple[int, ...]:
+        """Those of `layers` (of all, where None) that are not whole."""
+        asked = range(self.n_layers) if layers is None else layers
+        return tuple(layer for layer in asked if self.done.get(str(layer), 0) < self.n_examples)
+
+    def with_done(self, layers: Sequence[int], n: int) -> Entry:
+        """The manifest once `n` examples of `layers` are written."""
+        return dataclasses.replace(self, done=self.done | {str(layer): n for layer in layers})
+
+
+class Request(NamedTuple):
+    """What a call wants; `layers` None for all."""
+
+    first: int
+    last: int
+    names: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    dtype: str
+
+
+def read_entry(path: Path) -> Entry:
+    """One manifest, if it is what was written and its file has its size.
+
+    Raises:
+        QflError: It is not, or cannot be read.
+    """
+    advice = "Delete the folder (store.delete(key)) and capture again."
+    try:
+        entry = Entry(**json.loads(path.read_bytes()))
+        size = path.with_suffix(".bin").stat().st_size
+    except (OSError, ValueError, TypeError) as error:
+        raise QflError(f"{path} or the activations beside it cannot be read: {error}. {advice}") from error
+    if entry.version != VERSION or entry.stem != path.stem:
+        raise QflError(f"{path} was not written by this version of qfl_interp (store version {VERSION}). {advice}")
+    if size != entry.n_layers * entry.layer_bytes:
+        raise QflError(
+            f"{path.with_suffix('.bin')} must have {entry.n_layers * entry.layer_bytes:,} bytes, got {size:,}: "
+            f"damaged. {advice}"
+        )
+    return entry
+
+
+def find_entries(folder: Path, digest: str, request: Request) -> dict[str, Entry | None]:
+    """For each name the stored entry that covers the request's positions and lacks the fewest of its layers.
+
+    Args:
+        folder: The key's.
+        digest: SHA-256 of the tokens.
+        request: What is wanted.
+
+    Raises:
+        QflError: The folder holds activations of other tokens, or a manifest cannot be read.
+    """
+    stored = [read_entry(path) for path in sorted(folder.glob("*.json"))]
+    for entry in stored:
+        if entry.tokens != digest:
+            raise QflError(
+                f"a key stands for one data set, but {folder} holds activations of other tokens (SHA-256 "
+                f"{entry.tokens[:12]}..., now {digest[:12]}...). Name this data set otherwise, or delete(key) first."
+            )
+    found = {}
+    for name in request.names:
+        fits = [
+            e
+            for e in stored
+            if (e.site, e.dtype) == (name, request.dtype) and e.first <= request.first and request.last <= e.last
+        ]
+        found[name] = min(fits, key=lambda e: len(e.lacking(request.layers)), default=None)
+    return found
+
+
+def map_span(folder: Path, entry: Entry, request: Request) -> SiteSpan:
+    """The request's part of a stored entry, mapped: no page is read before it is used.
+
+    The map is private: what is written into the span stays in this process's memory.
+    """
+    with (folder / f"{entry.stem}.bin").open("rb") as file:
+        flags = mmap.MAP_PRIVATE | _NO_RESERVE
+        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    whole = torch.frombuffer(mapped, dtype=DTYPES[entry.dtype]).view(entry.shape)
+    cut = whole[:, :, request.first - entry.first : request.last - entry.first + 1]
+    layers = request.layers or tuple(range(entry.n_layers))
+    steps = {after - before for before, after in itertools.pairwise(layers)} or {1}
+    even = len(steps) == 1 and min(steps) > 0
+    picked = cut[layers[0] : layers[-1] + 1 : min(steps)] if even else cut[list(layers)]
+    return SiteSpan(entry.site, places(entry.site, layers, entry.n_heads), request.first, picked.flatten(0, 1))

@@ -1,0 +1,92 @@
+"""The entry points: arguments are checked here, and the way is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from qfl_interp.curvature.token_gradients.directional import TokenProjections, jvp_curvature, jvp_projections
+from qfl_interp.curvature.token_gradients.layers import layer_projections
+from qfl_interp.curvature.token_losses import TokenLoss, require_finite
+from qfl_interp.models.forward import is_fast
+
+MAX_BYTES = 256 << 20
+
+
+def project_gradients(
+    loss: TokenLoss,
+    parameters: Mapping[str, Tensor],
+    directions: Float[Tensor, "direction parameter"],
+    *,
+    method: str = "auto",
+    max_bytes: int = MAX_BYTES,
+) -> TokenProjections:
+    """Derivative of each scored token's loss along each direction, and the losses: `<b, dL(x; theta) / dtheta>`.
+
+    Args:
+        loss: Of which tokens, and in which precision. The model is not changed.
+        parameters: Where the derivative is taken, by name; the model's own values are not used.
+        directions: One a row, in the order of `loss.space`; any length.
+        method: "layers" forms the gradients of the model's weights token by token from what every layer read and the
+            gradient of what it wrote, and multiplies them with all directions at once: for models of `build_model`
+            without hooks (`is_fast`), fastest beyond a handful of directions. "jvp" is one Jacobian-vector product a
+            direction, through the model with its hooks, for any model. "auto" is the first where it can be.
+        max_bytes: Bound on working memory beside the arguments and the result; at least one token, or one sequence and
+            one direction, is worked on whatever it says.
+
+    Raises:
+        ValueError: An unknown method; no direction, or directions of another space; a loss or a derivative that is
+            not finite, with its token.
+        QflError: "layers" was asked for a model that it does not know.
+    """
+    if method not in ("auto", "layers", "jvp"):
+        raise ValueError(f"method must be 'auto', 'layers' or 'jvp', got {method!r}.")
+    theta, vectors = _checked(loss, parameters, directions, max_bytes)
+    layers = method == "layers" or (method == "auto" and is_fast(loss.model))
+    found = (layer_projections if layers else jvp_projections)(loss, theta, vectors, max_bytes=max_bytes)
+    require_finite(found.losses, "loss of the tokens")
+    require_finite(found.gradients, "derivative of the tokens' losses along the directions")
+    return found
+
+
+def project_curvature(
+    loss: TokenLoss,
+    parameters: Mapping[str, Tensor],
+    directions: Float[Tensor, "direction parameter"],
+    *,
+    max_bytes: int = MAX_BYTES,
+) -> Float[Tensor, "token direction"]:
+    """Second derivative of each scored token's loss along each direction, `b' H(x; theta) b`, exact.
+
+    Nested forward mode: a Jacobian-vector product of the Jacobian-vector product, for any model.
+
+    Args:
+        loss: As for `project_gradients`.
+        parameters: As for `project_gradients`.
+        directions: As for `project_gradients`.
+        max_bytes: As for `project_gradients`.
+
+    Raises:
+        ValueError: As for `project_gradients`.
+    """
+    theta, vectors = _checked(loss, parameters, directions, max_bytes)
+    curvature = jvp_curvature(loss, theta, vectors, max_bytes=max_bytes)
+    require_finite(curvature, "curvature of the tokens' losses along the directions")
+    return curvature
+
+
+def _checked(
+    loss: TokenLoss, parameters: Mapping[str, Tensor], directions: Tensor, max_bytes: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Parameters and directions that fit the loss, on its device and in its precision."""
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}.")
+    if len(directions) == 0 or directions.shape[1] != len(loss.space):
+        raise ValueError(
+            f"directions must be at least one row of {len(loss.space)} coordinates, as many as the model has "
+            f"parameters, got shape {tuple(directions.shape)}."
+        )
+    where = {"device": loss.scored.tokens.device, "dtype": loss.dtype}
+    return loss.own(parameters), directions.detach().to(**where)

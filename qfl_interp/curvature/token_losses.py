@@ -1,0 +1,162 @@
+"""The loss of every single scored token as a function of a model's parameters, differentiable to any order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from qfl_interp.curvature.parameter_space import ParameterSpace
+from qfl_interp.data.task import Batch
+from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, parameters_to_save
+from qfl_interp.models.metrics import IGNORED, answer_only, scored_span, targets
+from qfl_interp.shapes import Tokens
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """Sequences, and which of their tokens are scored one by one; ordered by example, then by position.
+
+    Attributes:
+        tokens: Token ids of what predicts: the last scored token, and what follows it, is cut off.
+        example: Row of `tokens` of each scored token.
+        position: The position that *predicts* it, one before its own.
+        target: Its id.
+    """
+
+    tokens: Tokens
+    example: Int[Tensor, " token"]
+    position: Int[Tensor, " token"]
+    target: Int[Tensor, " token"]
+
+    def __len__(self) -> int:
+        """How many tokens are scored."""
+        return len(self.target)
+
+    def of_examples(self, rows: slice) -> ScoredTokens:
+        """The scored tokens of some of the sequences, whose rows count from 0 again."""
+        start, stop, _ = rows.indices(len(self.tokens))
+        kept = (self.example >= start) & (self.example < stop)
+        return ScoredTokens(self.tokens[start:stop], self.example[kept] - start, self.position[kept], self.target[kept])
+
+    def to(self, device: str | torch.device) -> ScoredTokens:
+        """The same on another device."""
+        fields = (self.tokens, self.example, self.position, self.target)
+        return ScoredTokens(*(field.to(device) for field in fields))
+
+
+def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
+    """The tokens of a batch that are scored.
+
+    Args:
+        batch: Encoded examples.
+        prompt_end: Score the last token of the prompt (`=`) too, as the quiet-features paper's loss does. By default
+            the answer alone.
+
+    Raises:
+        ValueError: Nothing is scored.
+    """
+    span = scored_span(batch.loss_mask)
+    target = targets(batch.tokens, batch.loss_mask, span)
+    target = target if prompt_end else answer_only(target)
+    example, place = torch.nonzero(target != IGNORED, as_tuple=True)
+    if len(example) == 0:
+        raise ValueError("batch must score at least one token of an answer, got none: loss_mask keeps the prompt only.")
+    return ScoredTokens(batch.tokens[:, : span.stop], example, span.start + place, target[example, place])
+
+
+class TokenLoss:
+    """The cross-entropy of each scored token, in nats, as a function of the parameters: `theta -> [token]`.
+
+    Computed by the model itself with other tensors in its parameters' place (`torch.func.functional_call`): plain
+    attention, which has derivatives of every order in both modes, and with the hooks it has. The model is not changed.
+
+    Args:
+        model: Any hooked model in evaluation mode.
+        scored: On which tokens.
+        dtype: Precision of everything; a model in another one is copied first.
+    """
+
+    def __init__(self, model: HookedModel, scored: ScoredTokens, *, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model_in_dtype(model, dtype)
+        self.scored = scored.to(model_device(self.model))
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        """How many tokens are scored."""
+        return len(self.scored)
+
+    def __repr__(self) -> str:
+        return f"TokenLoss({len(self)} tokens of {len(self.scored.tokens)} examples, {self.space!r}, {self.dtype})"
+
+    @cached_property
+    def space(self) -> ParameterSpace:
+        """The parameters as a vector."""
+        return ParameterSpace.of(self.model)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The model's own parameters by name, detached; they share its memory."""
+        return parameters_to_save(self.model)
+
+    def own(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of parameters, detached, on the loss's device and in its precision.
+
+        Raises:
+            ValueError: They are not those of the loss.
+        """
+        vector = self.space.flatten(parameters).detach().to(self.scored.tokens.device, self.dtype)
+        # Tensors of their own: of a view, forward mode would hold a tangent as large as the whole vector.
+        return {name: part.clone() for name, part in self.space.unflatten(vector).items()}
+
+    def chunks(self, n_examples: int) -> Iterator[TokenLoss]:
+        """The same loss on `n_examples` sequences at a time, in order: what bounds memory."""
+        for start in range(0, len(self.scored.tokens), n_examples):
+            part = self.scored.of_examples(slice(start, start + n_examples))
+            if len(part):
+                yield TokenLoss(self.model, part, dtype=self.dtype)
+
+    def __call__(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " token"]:
+        """The loss of each scored token at these parameters; differentiable.
+
+        Args:
+            parameters: By name, of the loss's precision.
+        """
+        scored = self.scored
+        logits = functional_call(self.model, dict(parameters), (scored.tokens,))[scored.example, scored.position]
+        return functional.cross_entropy(logits, scored.target, reduction="none")
+
+    @torch.no_grad()
+    def values(self, parameters: Mapping[str, Tensor], *, chunk: int = 256) -> Float[Tensor, " token"]:
+        """The losses without derivatives, `chunk` sequences at a time.
+
+        Raises:
+            ValueError: A loss is not finite; names the token.
+        """
+        losses = torch.cat([part(parameters) for part in self.chunks(chunk)])
+        require_finite(losses, "loss of the tokens")
+        return losses
+
+
+def require_finite_parameters(parameters: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` with the first parameter that has a NaN or an infinity: fused attention can hide one."""
+    for name, tensor in parameters.items():
+        require_finite(tensor, f"parameter {name}")
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raise `ValueError` with the first entry that is NaN or infinite."""
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        where = tuple(int(i) for i in torch.nonzero(~finite)[0])
+        count = math.prod(values.shape) - int(finite.sum())
+        raise ValueError(
+            f"{what} must be finite, got {float(values[where])} at {list(where)} and in {count} of {values.numel()} "
+            "entries. Did the run diverge?"
+        )

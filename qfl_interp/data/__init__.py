@@ -1,0 +1,1 @@
+"""What is learned from: tasks by name, data sets, streams and splits of examples."""

@@ -1,0 +1,1 @@
+"""When the loss moves, when a feature is learned, and which came first."""

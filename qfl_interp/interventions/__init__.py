@@ -1,0 +1,1 @@
+"""Changing activations, and what the model does then."""

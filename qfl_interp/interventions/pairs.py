@@ -1,0 +1,186 @@
+"""Clean and corrupted runs side by side: what patching starts from, and the scores that say which one a run resembles.
+
+A corrupted run reads the corrupted prompt and then the *clean* answer, from where the two answers are told apart. Every
+scored position of both runs is then defined by one forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qfl_interp.data.task import Pairs, Task
+from qfl_interp.models.build import HookedModel, model_device
+from qfl_interp.models.forward import rows_logits
+from qfl_interp.models.metrics import score_logits, scored_span, targets
+from qfl_interp.shapes import LossMask, Tokens
+
+Metric = Literal["logit_diff", "loss", "exact"]
+
+# A clean and a corrupted mean closer than this (logits, nats, or a fraction of pairs) leave nothing to normalise by:
+# single precision alone moves a mean by about 1e-6.
+MIN_GAP = 1e-4
+
+
+@dataclass(frozen=True)
+class PatchPairs:
+    """Tokens of pairs whose prompts are equally long and whose answers differ.
+
+    Attributes:
+        clean: Clean prompt, clean answer.
+        corrupted: Corrupted prompt; its own answer up to `contrast`, the clean one's from there on.
+        corrupted_answer: Corrupted prompt with the answer that is right for it.
+        loss_mask: True on the scored tokens of the clean answer behind `contrast`, or from `=` on where no positions
+            were given, and on the token before them: `=`, or the one that takes its place.
+        contrast: The position whose next token decides between the two answers: the first that differs, of those from
+            a label's position on where such positions were given.
+        n_dropped: Pairs left out because their prompts differ in length or their answers are equal there.
+    """
+
+    clean: Tokens
+    corrupted: Tokens
+    corrupted_answer: Tokens
+    loss_mask: LossMask
+    contrast: Int[Tensor, " batch"]
+    n_dropped: int
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @cached_property
+    def span(self) -> slice:
+        """Positions whose predictions are scored for some pair; a patch behind them changes no score."""
+        return scored_span(self.loss_mask)
+
+    @cached_property
+    def target(self) -> Int[Tensor, "batch scored"]:
+        """The clean token each position of `span` should predict, `metrics.IGNORED` where it is not scored."""
+        return targets(self.clean, self.loss_mask, self.span)
+
+
+class PairScores(NamedTuple):
+    """Scores of one run of each pair.
+
+    Attributes:
+        logit_diff: Logit of the clean token minus that of the corrupted one, where the answers first differ.
+        loss: Mean cross-entropy of the clean answer without `=`, nats.
+        exact: Whether every token of the clean answer, without `=`, is the most likely one.
+    """
+
+    logit_diff: Float[np.ndarray, " pair"]
+    loss: Float[np.ndarray, " pair"]
+    exact: Bool[np.ndarray, " pair"]
+
+    def mean(self, metric: Metric) -> float:
+        """A metric's mean over pairs."""
+        return float(getattr(self, metric).mean())
+
+
+def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | None = None) -> PatchPairs:
+    """The tokens of pairs, without those that cannot be patched position by position or show no difference.
+
+    Args:
+        task: Encodes them.
+        pairs: Clean and corrupted examples, as `task.sample_pairs` gives them.
+        positions: Where the label in which they differ is read, negative where there is none. The answer is then scored
+            from the first token on that differs at or after it. Tokens before it may differ for other reasons (a bit
+            that is flipped changes its own column of a sum as well as the carry out of it); both runs read their own.
+            By default the whole answer is scored.
+
+    Raises:
+        ValueError: No pair is left.
+    """
+    clean, corrupted = task.encode(pairs.clean), task.encode(pairs.corrupted)
+    # The first scored token of an example is `=`.
+    equals, other = (batch.loss_mask.int().argmax(dim=1) for batch in (clean, corrupted))
+    index = torch.arange(clean.tokens.shape[1])
+    answer = clean.loss_mask & corrupted.loss_mask & (index > equals[:, None])
+    differs = answer & (clean.tokens != corrupted.tokens)
+    if positions is not None:
+        read = torch.from_numpy(np.array(positions))[:, None]
+        differs &= (index > read) & (read >= 0)
+    aligned, decided = equals == other, differs.any(dim=1)
+    kept = aligned & decided
+    if not bool(kept.any()):
+        raise ValueError(
+            f"at least one pair must have prompts of equal length and answers that differ, got {len(kept)} pairs: "
+            f"{int((~aligned).sum())} of unequal length, {int((aligned & ~decided).sum())} with equal answers"
+            + (". " if positions is None else " from the label's position on. ")
+            + "A feature whose pairs leave the answer alone cannot be patched; choose another feature or label."
+        )
+    contrast = differs.int().argmax(dim=1) - 1
+    # Without positions the answers agree up to the contrast, so that this is the whole clean answer.
+    forced = torch.where(index > contrast[:, None], clean.tokens, corrupted.tokens)
+    scored = clean.loss_mask if positions is None else clean.loss_mask & (index >= contrast[:, None])
+    return PatchPairs(
+        clean.tokens[kept],
+        forced[kept],
+        corrupted.tokens[kept],
+        scored[kept],
+        contrast[kept],
+        int((~kept).sum()),
+    )
+
+
+def logit_difference(
+    logits: Float[Tensor, "row d_vocab"], towards: Int[Tensor, " row"], away: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """Logit of token `towards` minus that of token `away`, in float64; differentiable."""
+    pair = torch.stack([towards, away], dim=1).to(logits.device)
+    chosen = logits.double().gather(1, pair)
+    return chosen[:, 0] - chosen[:, 1]
+
+
+def contrast_logit_diff(
+    logits: Float[Tensor, "row scored d_vocab"], pairs: PatchPairs, rows: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """`PairScores.logit_diff` of logits at `pairs.span`, one row for each pair of `rows`; differentiable."""
+    at = pairs.contrast[rows]
+    there = logits[torch.arange(len(rows)), at - pairs.span.start]
+    return logit_difference(there, pairs.clean[rows, at + 1], pairs.corrupted_answer[rows, at + 1])
+
+
+@torch.no_grad()
+def score_pairs(
+    logits: Float[Tensor, "row scored d_vocab"], pairs: PatchPairs, rows: Int[Tensor, " row"]
+) -> PairScores:
+    """Scores in float64 of logits at `pairs.span`.
+
+    Args:
+        logits: One row for each entry of `rows`.
+        pairs: What was run.
+        rows: Which pair each row of logits belongs to; a pair may occur more than once.
+    """
+    scores = score_logits(logits, pairs.target[rows].to(logits.device))
+    difference = contrast_logit_diff(logits, pairs, rows)
+    return PairScores(difference.cpu().numpy(), scores.loss_answer, scores.exact_answer)
+
+
+def normalise(change: Float[np.ndarray, "*place"], gap: Float[np.ndarray, "*#place"]) -> Float[np.ndarray, "*place"]:
+    """A change of a mean as a fraction of the gap from the corrupted mean to the clean one: 0 = corrupted, 1 = clean.
+
+    Args:
+        change: Patched mean minus corrupted mean.
+        gap: Clean mean minus corrupted mean.
+
+    Returns:
+        `change / gap`; NaN where `|gap|` is below `MIN_GAP`, as the two runs cannot be told apart there.
+    """
+    told_apart = np.abs(gap) >= MIN_GAP
+    return np.where(told_apart, change / np.where(told_apart, gap, 1.0), np.nan)
+
+
+def end_scores(model: HookedModel, pairs: PatchPairs, tokens: Int[Tensor, "pair pos"], chunk_rows: int) -> PairScores:
+    """Scores of every pair's run on `tokens`, untouched: the clean or the corrupted end of the scale."""
+    device = model_device(model)
+    parts = [
+        score_pairs(rows_logits(model, tokens[rows, : pairs.span.stop].to(device), pairs.span), pairs, rows)
+        for rows in torch.arange(len(pairs)).split(chunk_rows)
+    ]
+    return PairScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))

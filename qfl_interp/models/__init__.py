@@ -1,0 +1,1 @@
+"""All that knows TransformerLens: building models, hook points, passes, metrics."""

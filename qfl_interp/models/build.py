@@ -1,0 +1,283 @@
+"""ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
+
+With `hooks.py` the only module that imports transformer_lens.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Set
+
+import torch
+from torch import Tensor, nn
+from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge, JointQKVAttentionBridge
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import PreTrainedModel
+
+from qfl_interp.config import ModelConfig
+from qfl_interp.data.task import Task
+from qfl_interp.errors import QflError
+from qfl_interp.seeding import torch_generator
+
+__all__ = [
+    "HookedModel",
+    "HookedTransformer",
+    "TransformerBridge",
+    "build_hooked",
+    "build_model",
+    "hooked_from_hf",
+    "layer_count",
+    "load_parameters",
+    "model_device",
+    "model_in_dtype",
+    "model_on",
+    "parameters_to_save",
+]
+
+# Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model.
+HookedModel = HookedRootModule | TransformerBridge
+
+
+def build_model(config: ModelConfig, task: Task, *, seed: int = 0) -> HookedTransformer:
+    """A freshly initialised model for a task, in float32 on the CPU.
+
+    Args:
+        config: Shape and style.
+        task: Gives the vocabulary and the context length.
+        seed: Decides the initial weights; the global generators are not touched.
+
+    Example:
+        >>> from qfl_interp.data.registry import load_task
+        >>> model = build_model(ModelConfig(d_model=16, n_layers=4), load_task("addition", length=16))
+        >>> sum(p.numel() for p in model.parameters())
+        12464
+    """
+    return build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, seed=seed)
+
+
+def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0) -> HookedTransformer:
+    """A freshly initialised model for a vocabulary and a context length, in float32 on the CPU.
+
+    "llama": every bias of TransformerLens becomes a zero buffer that no checkpoint holds, so that the
+    parameters are the paper's, `2 d_vocab d_model + d_model + n_layers (4 d_model^2 + 3 d_model d_mlp + 2
+    d_model)` of them. "gpt2": biases are trained.
+
+    Args:
+        config: Shape and style.
+        d_vocab: Size of the vocabulary.
+        n_ctx: Longest sequence.
+        seed: Decides the initial weights; the global generators are not touched.
+
+    Raises:
+        ValueError: `d_vocab` or `n_ctx` is not positive.
+
+    References:
+        Quiet Feature Learning in Algorithmic Tasks (arXiv 2505.03997), "Transformer++"; for "gpt2" the
+        arithmetic setting of Hidden Breakthroughs (arXiv 2506.15872), section 4.
+    """
+    for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    cfg = _lens_config(config, d_vocab, n_ctx)
+    with warnings.catch_warnings():
+        # It exists in transformer-lens 3.x only; pyproject.toml pins that.
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        model = HookedTransformer(cfg)
+    if config.style == "llama":
+        _freeze_biases(model)
+    _initialise(model, config, torch_generator(seed, "init"))
+    return model
+
+
+def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int) -> HookedTransformerConfig:
+    """TransformerLens's configuration of the same model; weights are left for us to draw."""
+    llama = config.style == "llama"
+    return HookedTransformerConfig(
+        d_model=config.d_model,
+        d_head=config.d_head,
+        d_mlp=config.d_mlp_used,
+        n_heads=config.n_heads,
+        n_layers=config.n_layers,
+        n_ctx=n_ctx,
+        d_vocab=d_vocab,
+        eps=config.norm_eps,
+        act_fn="silu" if llama else "gelu_new",
+        gated_mlp=llama,
+        normalization_type="RMS" if llama else "LN",
+        positional_embedding_type="rotary" if llama else "standard",
+        rotary_dim=config.d_head if llama else None,
+        rotary_adjacent_pairs=llama,
+        rotary_base=config.rope_theta,
+        init_weights=False,
+        device="cpu",
+    )
+
+
+def _freeze_biases(model: HookedTransformer) -> None:
+    """Turn every bias into a zero buffer outside the state dict."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if name.startswith("b_"):
+                _freeze(module, name, torch.zeros_like(parameter.detach()))
+
+
+def _freeze(module: nn.Module, name: str, value: Tensor) -> None:
+    """Turn a parameter into a buffer outside the state dict."""
+    delattr(module, name)
+    module.register_buffer(name, value, persistent=False)
+
+
+@torch.no_grad()
+def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Generator) -> None:
+    """Draw every weight matrix in place, by name, so that no other order of construction changes a weight.
+
+    Gains are 1 and biases 0 from construction.
+    """
+    for name, parameter in sorted(model.named_parameters()):
+        matrix = name.rpartition(".")[2]
+        if not matrix.startswith("W_"):
+            continue
+        if config.style == "gpt2":
+            nn.init.normal_(parameter, std=0.8 / math.sqrt(config.d_model), generator=rng)
+        elif matrix == "W_E":
+            nn.init.normal_(parameter, generator=rng)
+        else:
+            # Heads side by side make d_model outputs, so W_O reads d_model inputs; only W_out reads d_mlp.
+            bound = 1 / math.sqrt(config.d_mlp_used if matrix == "W_out" else config.d_model)
+            nn.init.uniform_(parameter, -bound, bound, generator=rng)
+
+
+def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
+    """A bridge with TransformerLens hook points around a Hugging Face causal language model, in evaluation mode.
+
+    Weights are not folded or centred: its logits are those of the model itself. The bridge puts its own modules into
+    the model's tree, so that the model given should not be used any more. It has no tokenizer: give it token ids.
+    The global generators are not touched.
+
+    Args:
+        model: Loaded with `attn_implementation="eager"`; other implementations never form attention patterns.
+
+    Raises:
+        QflError: Another attention implementation, or an architecture TransformerLens has no bridge for.
+
+    Example:
+        >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+        >>> tiny = GPTNeoXConfig(vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                      num_attention_heads=2, attn_implementation="eager")
+        >>> hooked_from_hf(GPTNeoXForCausalLM(tiny))(torch.tensor([[1, 2]])).shape
+        torch.Size([1, 2, 5])
+    """
+    name = type(model).__name__
+    attention = getattr(model.config, "_attn_implementation", "eager")
+    if attention != "eager":
+        raise QflError(
+            f"{name} must be loaded with attn_implementation='eager', got {attention!r}, which never forms the "
+            "attention pattern that hooks read."
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    # The bridge draws weights for projections that it overwrites at once.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            bridge = build_bridge_from_module(model, name, hf_config=model.config, model_name=name)
+        except Exception as error:  # adapters raise whatever their architecture makes them trip over
+            raise QflError(
+                f"TransformerLens cannot put hook points into {name}: {type(error).__name__}: {error}. Use a decoder "
+                "it supports (GPT-NeoX, GPT-2, Llama, Mistral, Qwen, Gemma, OLMo, ...)."
+            ) from error
+    _freeze_untrained(bridge, own)
+    return bridge.eval()
+
+
+def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:
+    """Leave as parameters of a bridge what is trained: not the projections it has split, nor biases it has added.
+
+    Args:
+        bridge: The bridge.
+        own: `id` of every parameter the Hugging Face model had.
+    """
+    for module in list(bridge.modules()):
+        for fused in _split_projections(module):
+            for inner in fused.modules():
+                for name, parameter in list(inner.named_parameters(recurse=False)):
+                    _freeze(inner, name, parameter.detach())
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        if bias is not None and id(weight) in own and id(bias) not in own:
+            _freeze(module, "bias", bias.detach())
+
+
+def _split_projections(module: nn.Module) -> Iterator[nn.Module]:
+    """The fused projections of a bridge's module whose parts it reads instead."""
+    if isinstance(module, JointQKVAttentionBridge):
+        yield module.get_submodule("qkv")
+    elif isinstance(module, JointGateUpMLPBridge):
+        yield module.get_submodule(f"_original_component.{module.fused_attr}")
+
+
+def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
+    """The model, moved to a device; TransformerLens would print that it moves."""
+    if isinstance(model, HookedTransformer | TransformerBridge):
+        return model.to(device, print_details=False)
+    return model.to(device)
+
+
+def model_in_dtype(model: HookedModel, dtype: torch.dtype) -> HookedModel:
+    """The model in a precision: itself where it is in that one, otherwise a copy."""
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return model
+    other = copy.deepcopy(model)
+    # TransformerLens's norms follow `cfg.dtype`, which `.to` keeps in step and `.double()` does not.
+    if isinstance(other, HookedTransformer | TransformerBridge):
+        return other.to(dtype, print_details=False)
+    return other.to(dtype)
+
+
+def layer_count(model: HookedModel) -> int:
+    """How many blocks the model has."""
+    return int(model.cfg.n_layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def parameters_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors by name, detached, sharing the model's memory.
+
+    Masks, rotary tables and frozen biases follow from the configuration and are left out.
+    """
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into the model, after all of them were checked.
+
+    Args:
+        model: Built from the configuration the tensors were saved with.
+        tensors: What `parameters_to_save` gave.
+
+    Raises:
+        QflError: A name, shape or dtype does not fit; all mismatches are listed and the model is unchanged.
+    """
+    parameters = dict(model.named_parameters())
+    faults = [f"{name}: missing" for name in sorted(parameters.keys() - tensors.keys())]
+    faults += [f"{name}: not in this model" for name in sorted(tensors.keys() - parameters.keys())]
+    for name in sorted(parameters.keys() & tensors.keys()):
+        want, got = parameters[name], tensors[name]
+        if want.shape != got.shape:
+            faults.append(f"{name}: shape {tuple(got.shape)} instead of {tuple(want.shape)}")
+        if want.dtype != got.dtype:
+            faults.append(f"{name}: dtype {got.dtype} instead of {want.dtype}")
+    if faults:
+        listed = "\n  ".join(faults)
+        raise QflError(
+            f"these weights do not fit the model, {len(faults)} mismatches:\n  {listed}\n"
+            "Nothing was loaded. Build the model from the configuration saved beside the weights."
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])

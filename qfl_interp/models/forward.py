@@ -1,0 +1,83 @@
+"""Logits of any hooked model at some positions: through fused attention where nothing is hooked and that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import HookedModel, HookedTransformer, model_device
+from qfl_interp.models.fast_forward import fast_logits
+from qfl_interp.models.fast_support import require_supported
+from qfl_interp.models.hooks import Intervention, interventions_on
+from qfl_interp.shapes import Tokens
+
+
+def is_fast(model: HookedModel) -> bool:
+    """Whether `fast_logits` computes this model's function as it is now (no hooks attached)."""
+    try:
+        require_supported(model)  # pyright: ignore[reportArgumentType]  # it refuses what it does not know
+    except QflError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def logits_at(
+    model: HookedModel, tokens: Tokens, positions: slice, interventions: Sequence[Intervention] = ()
+) -> Float[Tensor, "batch asked d_vocab"]:
+    """`model(tokens)[:, positions]` under interventions, on the model's device, without gradients.
+
+    Args:
+        model: Any hooked model.
+        tokens: Token ids; moved to the model's device.
+        positions: Which positions' logits.
+        interventions: Installed for this call alone. Without any, a model `fast_logits` knows takes that way.
+
+    Raises:
+        QflError: A hook point does not exist or did not fire.
+    """
+    tokens = tokens.to(model_device(model))
+    if not interventions and is_fast(model):
+        return fast_logits(model, tokens, positions)  # pyright: ignore[reportArgumentType]
+    with interventions_on(model, interventions):
+        return model(tokens)[:, positions]
+
+
+def resumable(model: HookedModel) -> bool:
+    """Whether the model can start at a layer from a residual stream and stop before its unembedding."""
+    return isinstance(model, HookedTransformer) and model.cfg.positional_embedding_type != "shortformer"
+
+
+@torch.no_grad()
+def rows_logits(
+    model: HookedModel,
+    tokens: Int[Tensor, "row pos"] | None,
+    span: slice,
+    interventions: Sequence[Intervention] = (),
+    start: tuple[int, Float[Tensor, "row pos d_model"]] | None = None,
+) -> Float[Tensor, "row scored d_vocab"]:
+    """Logits at `span` under interventions.
+
+    Args:
+        model: Any hooked model.
+        tokens: What it reads, on its device; None where the run starts inside the model.
+        span: Positions whose logits are asked for.
+        interventions: Installed for this call.
+        start: A layer and the residual stream before it. Where the model is `resumable` the run starts there, and
+            `tokens` are not read: no intervention may then be at an earlier layer.
+    """
+    if not resumable(model):
+        with interventions_on(model, interventions):
+            return model(tokens)[:, span]
+    assert isinstance(model, HookedTransformer)
+    layer, inputs = (None, tokens) if start is None else start
+    with interventions_on(model, interventions):
+        resid = model(inputs, start_at_layer=layer, stop_at_layer=model.cfg.n_layers)[:, span]
+    # As HookedTransformer.forward ends, at the positions asked for alone.
+    logits = model.unembed(resid if model.cfg.normalization_type is None else model.ln_final(resid))
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits

@@ -1,0 +1,158 @@
+"""Loss, exact match and success when sampling, each two ways: as the paper counts (`=` scored), over the answer alone.
+
+Exact match under greedy decoding needs no decoding: an example's greedy continuation equals the reference exactly where
+every scored token is the most likely one *given the reference before it* (by induction over the answer). One
+teacher-forced pass therefore gives both loss and exact match, under interventions at fixed token indices too;
+`generate` is the check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from qfl_interp.data.task import Batch
+from qfl_interp.shapes import LossMask, Tokens
+
+# Marks a position whose prediction is not scored.
+IGNORED = -100
+
+# (tokens of a chunk, positions to predict at, rows of the chunk in the batch) -> logits at those positions
+Forward = Callable[[Tensor, slice, slice], Tensor]
+
+
+def scored_span(loss_mask: LossMask) -> slice:
+    """Positions whose predictions are scored for some example: those before a scored token, first to last.
+
+    Raises:
+        ValueError: Nothing is scored.
+    """
+    scored = torch.nonzero(loss_mask.any(dim=0)).flatten()
+    if len(scored) == 0 or int(scored[0]) == 0:
+        raise ValueError(
+            "loss_mask must keep at least one token, and not the first, which nothing predicts; "
+            f"got {int(loss_mask.sum())} kept tokens of shape {tuple(loss_mask.shape)}."
+        )
+    return slice(int(scored[0]) - 1, int(scored[-1]))
+
+
+def targets(tokens: Tokens, loss_mask: LossMask, span: slice) -> Int[Tensor, "batch scored"]:
+    """The token each position of `span` should predict, `IGNORED` where it is not scored."""
+    following = slice(span.start + 1, span.stop + 1)
+    return tokens[:, following].masked_fill(~loss_mask[:, following], IGNORED)
+
+
+def masked_loss(
+    logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats over the scored tokens of the whole batch (not per example)."""
+    return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+
+
+def answer_only(target: Int[Tensor, "batch scored"]) -> Int[Tensor, "batch scored"]:
+    """The targets without each example's first scored token, `=`: the answer and its end of sequence."""
+    kept = target != IGNORED
+    first = kept & (kept.cumsum(dim=1) == 1)
+    return target.masked_fill(first, IGNORED)
+
+
+class ExampleScores(NamedTuple):
+    """Scores of single examples, float64 on the CPU.
+
+    Attributes:
+        loss: Mean cross-entropy over the example's scored tokens, nats (`=` scored).
+        loss_answer: The same over the answer alone.
+        exact: Whether every scored token is the most likely one (greedy exact match, `=` scored).
+        exact_answer: The same over the answer alone.
+        n_scored: Scored tokens of each example, `=` included.
+    """
+
+    loss: Float[np.ndarray, " example"]
+    loss_answer: Float[np.ndarray, " example"]
+    exact: Bool[np.ndarray, " example"]
+    exact_answer: Bool[np.ndarray, " example"]
+    n_scored: Int[np.ndarray, " example"]
+
+    @property
+    def success(self) -> Float[np.ndarray, " example"]:
+        """The chance that sampling at temperature 1 writes all scored tokens: exp(-sum of their losses), exactly.
+
+        Unlike `exact` it tells apart models that are never right under greedy decoding.
+        """
+        return np.exp(-self.loss * self.n_scored)
+
+    @property
+    def success_answer(self) -> Float[np.ndarray, " example"]:
+        """The same over the answer alone, given `=`."""
+        return np.exp(-self.loss_answer * (self.n_scored - 1))
+
+    def means(self) -> dict[str, float]:
+        """Means over the examples, each value twice: `=` scored, and over the answer alone.
+
+        `loss` and `loss_answer` are means over tokens, in nats; `exact` and `exact_answer` fractions of examples;
+        `pass` and `pass_answer` means over examples of `success` and `success_answer`.
+        """
+        n_answer = self.n_scored - 1
+        return {
+            "loss": float(np.average(self.loss, weights=self.n_scored)),
+            "loss_answer": float(np.average(self.loss_answer, weights=n_answer)),
+            "exact": float(self.exact.mean()),
+            "exact_answer": float(self.exact_answer.mean()),
+            "pass": float(self.success.mean()),
+            "pass_answer": float(self.success_answer.mean()),
+        }
+
+
+def score_logits(logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"]) -> ExampleScores:
+    """Scores of each example from the logits at the scored positions.
+
+    A tie between tokens counts as correct only where the reference has the lowest id, as greedy decoding picks it.
+    """
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1).double(), target.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(target)
+    right = logits.argmax(dim=-1) == target
+
+    def over(kept: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        mean = (losses * kept).sum(dim=1) / kept.sum(dim=1)
+        return mean.cpu().numpy(), (right | ~kept).all(dim=1).cpu().numpy()
+
+    kept = target != IGNORED
+    loss, exact = over(kept)
+    loss_answer, exact_answer = over(answer_only(target) != IGNORED)
+    return ExampleScores(loss, loss_answer, exact, exact_answer, kept.sum(dim=1).cpu().numpy())
+
+
+@torch.no_grad()
+def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256) -> ExampleScores:
+    """Teacher-forced scores of every example of `batch`.
+
+    Args:
+        forward: `(tokens, positions, rows) -> logits` at those positions; `rows` says which examples of the batch the
+            chunk holds, for interventions that differ by example.
+        batch: What is scored.
+        chunk: Examples per forward pass; bounds the memory.
+
+    Raises:
+        ValueError: An example has no scored answer, so that its mean loss does not exist.
+    """
+    span = scored_span(batch.loss_mask)
+    n_scored = batch.loss_mask.sum(dim=1)
+    if int(n_scored.min()) < 2:
+        example = int(n_scored.argmin())
+        raise ValueError(
+            "loss_mask must keep `=` and at least one answer token of every example, "
+            f"got {int(n_scored[example])} kept tokens in example {example}. Leave such examples out."
+        )
+    target = targets(batch.tokens, batch.loss_mask, span)
+    parts = []
+    for start in range(0, len(batch.tokens), chunk):
+        rows = slice(start, min(start + chunk, len(batch.tokens)))
+        parts.append(score_logits(forward(batch.tokens[rows], span, rows), target[rows]))
+    return ExampleScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))

@@ -1,0 +1,230 @@
+"""One training run on disk: configuration, metrics by step, checkpoints, analysis tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
+from qfl_interp.data.registry import load_task
+from qfl_interp.runs.table import Table
+from qfl_interp.runs.config import METRICS_FILE, RunConfig
+from qfl_interp.runs.series import ANALYSES, Series
+from qfl_interp.runs.series import Steps as Steps
+from qfl_interp.data.task import Task
+
+CHECKPOINTS, PROVENANCE_FILE = "checkpoints", "provenance.json"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Run.verify` found.
+
+    Attributes:
+        good: Steps whose checkpoints are whole.
+        problems: One sentence for each file that is not what it should be.
+        finished: Whether training ended and its final checkpoint is whole.
+    """
+
+    good: tuple[int, ...]
+    problems: tuple[str, ...]
+    finished: bool
+
+    def __bool__(self) -> bool:
+        """True where nothing is wrong."""
+        return not self.problems
+
+
+class Run(Series):
+    """A run directory, opened for reading.
+
+    An analysis reads a run and writes tables beside it; it never changes a checkpoint. Pickled, it is its path: another
+    process opens the directory again.
+
+    Attributes:
+        path: The directory.
+        config: What names the run.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in a directory.
+
+        Raises:
+            QflError: It is no run, or was written by another version.
+        """
+        folder = Path(path)
+        return cls(folder, RunConfig.read(folder))
+
+    @property
+    def run_id(self) -> str:
+        """Task, length and a digest of the configuration."""
+        return self.config.run_id
+
+    def identity(self) -> dict[str, Any]:
+        """The columns that say whose row it is: `run_id`, `config_hash`, `seed`."""
+        return {"run_id": self.run_id, "config_hash": self.config.digest, "seed": self.config.train.seed}
+
+    @cached_property
+    def task(self) -> Task:
+        """The task it was trained on."""
+        return load_task(self.config.task, self.config.length)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+        found = (ckpt.parse_step(path.name) for path in (self.path / CHECKPOINTS).glob("step_*"))
+        return sorted(step for step in found if step is not None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the final checkpoint is there."""
+        return self.config.last_step in self.steps
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a logged step; validation columns are NaN on steps without a validation.
+
+        Columns: step, flops (nominal), actual_flops, lr, train_loss, grad_norm, seconds, tokens_per_s; on validation
+        steps val_loss, val_exact and val_pass (`=` scored, as in the paper), val_loss_answer, val_exact_answer and
+        val_pass_answer. Losses in nats a token, exact match (greedy) as a fraction; val_pass is the mean chance of
+        writing a whole example rightly when sampling at temperature 1.
+
+        Raises:
+            QflError: The file of a run with checkpoints is missing, or a line in the middle is not JSON.
+        """
+        path = self.path / METRICS_FILE
+        if self.steps and not path.exists():
+            raise QflError(f"{path} is missing: restore it, or train the run again into another directory.")
+        return pd.DataFrame(read_metrics(path))
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """One record a training session: versions, command, git commit, device.
+
+        Raises:
+            QflError: The file is not JSON.
+        """
+        path = self.path / PROVENANCE_FILE
+        try:
+            return json.loads(path.read_bytes()) if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise QflError(f"{path} cannot be read: {error}. Restore or delete it; no number depends on it.") from error
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable parameters."""
+        return sum(p.numel() for p in self._empty_model().parameters())
+
+    def flops(self, step: int) -> float:
+        """Nominal training FLOPs up to `step`, as the paper counts."""
+        config = self.config
+        return step * flops_per_step(config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx_real)
+
+    def actual_flops(self, step: int) -> float:
+        """FLOPs of the matrix products up to `step`, padding and real widths included."""
+        config = self.config
+        return step * actual_flops_per_step(
+            config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx, d_vocab=config.d_vocab
+        )
+
+    def _empty_model(self) -> HookedTransformer:
+        """A model of this run's shape, weights yet to be loaded."""
+        return build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
+
+    def load_model(
+        self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu"
+    ) -> HookedTransformer:
+        """The model at a step.
+
+        Raises:
+            QflError: The step was not saved (the nearest one is named), or its checkpoint is truncated, corrupted or
+                foreign; other steps stay usable.
+        """
+        model = self._empty_model()
+        load_parameters(model, self.load_checkpoint(self.resolve_steps(step)[0]).model)
+        return model.to(device, print_details=False)
+
+    def untrained_model(self, index: int) -> tuple[HookedTransformer, int]:
+        """A freshly initialised model of this run's shape, on the CPU, and the seed of its weights."""
+        seed = self.untrained_seed(index)
+        return build_model(self.config.model, self.task, seed=seed), seed
+
+    def load_checkpoint(self, step: int, *, with_optimizer: bool = False) -> ckpt.Checkpoint:
+        """The checked contents of one checkpoint, as tensors by name. Raises `QflError` as `load_model` does."""
+        (step,) = self.resolve_steps(step)
+        path = self.path / CHECKPOINTS / ckpt.step_name(step)
+        return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
+
+    def checkpoint_bytes(self) -> tuple[int, int]:
+        """What all checkpoints take on disk, in bytes: the parameters, and the optimiser's state where it was saved."""
+        folder = self.path / CHECKPOINTS
+        parameters, optimiser = (
+            sum(file.stat().st_size for file in folder.glob(f"step_*/{name}")) for name in (ckpt.MODEL, ckpt.OPTIMIZER)
+        )
+        return parameters, optimiser
+
+    def verify(self) -> Verification:
+        """Check every file of the run against its checksum; nothing is changed."""
+        good, problems = [], []
+        for step in self.steps:
+            try:
+                ckpt.verify_checkpoint(self.path / CHECKPOINTS / ckpt.step_name(step), config_digest=self.config.digest)
+                good.append(step)
+            except QflError as error:
+                problems.append(str(error))
+        foreign = [p for p in sorted((self.path / CHECKPOINTS).glob("[!.]*")) if ckpt.parse_step(p.name) is None]
+        problems += [f"{path} is not a checkpoint of this run." for path in foreign]
+        for read in (lambda: self.metrics, lambda: self.provenance):
+            try:
+                read()
+            except QflError as error:
+                problems.append(str(error))
+        for folder in sorted((self.path / ANALYSES).glob("*")):
+            problems += Table(folder).verify()
+        return Verification(tuple(good), tuple(problems), self.config.last_step in good)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A task's features hold functions, which do not travel.
+        return type(self).open, (self.path.absolute(),)
+
+    def __repr__(self) -> str:
+        config = self.config
+        saved = self.steps
+        state = "finished" if self.finished else "unfinished"
+        return (
+            f"Run({str(self.path)!r}: {config.task} length {config.length}, {config.model.n_layers} layers, "
+            f"d_model {config.model.d_model}, seed {config.train.seed}, {state}, "
+            f"{len(saved)} checkpoints to step {saved[-1] if saved else 0} of {config.last_step})"
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a killed writer left unfinished is not there.
+
+    Raises:
+        QflError: A line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise QflError(f"line {number} of {path} is corrupted: {error}. Remove it, or restore the file.") from error
+    return rows

@@ -1,0 +1,116 @@
+"""What an analysis needs of something with checkpoints: a `Run` of this library, a `Suite` of Hugging Face models."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import HookedModel
+from qfl_interp.runs.table import Table
+from qfl_interp.seeding import generator
+from qfl_interp.data.task import Task
+
+# "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
+Steps = str | int | list[int] | tuple[int, ...]
+ANALYSES = "analyses"
+
+
+class Series(abc.ABC):
+    """Models of one training, by step, with the task they are examined on and a place for tables.
+
+    Attributes:
+        path: Its own folder: tables and stored activations lie here, and messages name it.
+    """
+
+    path: Path
+
+    @property
+    @abc.abstractmethod
+    def run_id(self) -> str:
+        """A name that tells it from every other, as a person reads it."""
+
+    @property
+    @abc.abstractmethod
+    def task(self) -> Task:
+        """What the models are examined on."""
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, ascending."""
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """The columns that say whose row it is: `run_id`, `config_hash`, `seed`."""
+
+    @abc.abstractmethod
+    def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedModel:
+        """The model at a step. Raises `QflError` where the step was not saved or cannot be read."""
+
+    @abc.abstractmethod
+    def untrained_model(self, index: int) -> tuple[HookedModel, int]:
+        """A freshly initialised model of the same shape, on the CPU, and the seed of its weights.
+
+        Args:
+            index: Which one, from 0; the seed is `untrained_seed(index)`.
+        """
+
+    @abc.abstractmethod
+    def flops(self, step: int) -> float:
+        """Training FLOPs up to `step`; NaN where that is unknown."""
+
+    def untrained_seed(self, index: int) -> int:
+        """The seed of the weights of the untrained model number `index`; another series has others."""
+        return int(generator(self.identity()["seed"], f"probe/untrained_{index:02d}").integers(2**31))
+
+    def table(self, lens: str) -> Table:
+        """The table of one analysis ("probe", "ablate", ...)."""
+        return Table(self.path / ANALYSES / lens)
+
+    def resolve_steps(self, steps: Steps) -> list[int]:
+        """The saved steps that `steps` names, ascending.
+
+        Args:
+            steps: "all"; "last"; "log:N" for about N log-spaced saved steps, first and last included; "10,20" or a
+                sequence for those; a number for one.
+
+        Raises:
+            QflError: A step was not saved (the nearest one is named), or nothing was.
+            ValueError: The text is none of these.
+        """
+        saved = self.steps
+        if not saved:
+            raise QflError(f"{self.path} has no checkpoint yet.")
+        listed = _listed(steps, saved)
+        for step in listed:
+            if step not in saved:
+                nearest = min(saved, key=lambda s: abs(s - step))
+                raise QflError(
+                    f"step {step} of {self.path} was not saved. The nearest saved step is {nearest}; "
+                    f"{len(saved)} steps lie between {saved[0]} and {saved[-1]}."
+                )
+        return sorted(set(listed))
+
+
+def _listed(steps: Steps, saved: Sequence[int]) -> list[int]:
+    """The steps that the text or numbers name, saved or not."""
+    if steps == "all":
+        return list(saved)
+    if steps == "last":
+        return [saved[-1]]
+    if isinstance(steps, str) and steps.startswith("log:") and steps[4:].isdigit() and int(steps[4:]) > 0:
+        positions = np.log1p(saved)
+        wanted = np.linspace(positions[0], positions[-1], int(steps[4:]))
+        return [saved[int(np.abs(positions - w).argmin())] for w in wanted]
+    if isinstance(steps, str):
+        try:
+            return [int(part) for part in steps.split(",")]
+        except ValueError as error:
+            raise ValueError(f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {steps!r}.") from error
+    return [int(step) for step in ([steps] if isinstance(steps, (int, np.integer)) else steps)]

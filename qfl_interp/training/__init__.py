@@ -1,0 +1,1 @@
+"""The loop that turns a task and a configuration into a run."""

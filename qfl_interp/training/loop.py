@@ -1,0 +1,218 @@
+"""The training loop: fresh examples, masked loss, AdamW; metrics, checkpoints and resume points on the way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from qfl_interp.config import TrainConfig
+from qfl_interp.data.examples import ExampleStream, held_out
+from qfl_interp.data.task import Task
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import HookedTransformer, build_model, load_parameters, parameters_to_save
+from qfl_interp.models.fast_forward import compile_fast_logits, fast_logits
+from qfl_interp.models.metrics import evaluate, masked_loss, scored_span, targets
+from qfl_interp.progress import progress_bar
+from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.config import RunConfig
+from qfl_interp.runs.run import Run
+from qfl_interp.runs.writer import RunWriter
+from qfl_interp.training.interrupt import deferred_interrupt
+from qfl_interp.training.loggers import Logger
+from qfl_interp.training.session import LOG_EVERY, RunSession, Update
+from qfl_interp.training.session import DivergedError as DivergedError
+
+# The mirrors of a run's metrics, made once its directory is.
+MakeLoggers = Callable[[Run], Sequence[Logger]]
+
+
+class _Update(NamedTuple):
+    """What one optimiser update left to be logged; the tensors are read later, not to wait for the device."""
+
+    step: int
+    lr: float
+    loss: Tensor
+    grad_norm: Tensor
+    seconds: float
+
+
+class TrainingLoop:
+    """One training session on a run directory."""
+
+    def __init__(
+        self,
+        task: Task,
+        run: RunConfig,
+        writer: RunWriter,
+        device: str | torch.device,
+        make_loggers: MakeLoggers,
+        initial: ckpt.Checkpoint | None = None,
+    ) -> None:
+        self.run_config, self.config, self.writer = run, run.train, writer
+        self.session = RunSession(run, writer)
+        self.make_loggers = make_loggers
+        self.device = torch.device(device)
+        self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
+        self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
+        self.forward = functools.partial(fast_logits, self.model)
+        self.optimizer = _make_optimizer(self.model, self.config)
+        self.step = run.first_step
+        self.initial = initial
+        self.val_batch = task.encode(
+            held_out(task, "val", self.config.n_val, seed=self.config.seed, stream="validation")
+        )
+        self.pending: list[_Update] = []
+
+    def run(self, *, progress: bool) -> None:
+        """Train from where the directory stands to the last step."""
+        if self.session.is_complete():
+            self.writer.finish()
+            return
+        with progress_bar(enabled=progress) as bar:
+            for refused in self._restore():
+                bar.console.print("passed over:", refused, markup=False)
+            self.session.begin(self.step, self.device)
+            if self.config.compile:
+                self.forward = compile_fast_logits(self.model)
+            self.session.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
+            try:
+                with deferred_interrupt() as interrupted:
+                    self._updates(bar, interrupted)
+            finally:
+                for logger in self.session.loggers:
+                    logger.close()
+        self.writer.finish()
+
+    def _restore(self) -> list[str]:
+        """Load the latest resume point, or the initial weights; returns why later points were passed over."""
+        state, refused = self.writer.resume_point()
+        state = state or self.initial
+        if state is None and self.run_config.start is not None:
+            raise QflError(
+                f"{self.writer.path} is a branch of {self.run_config.start.run_id} and has no resume point yet. "
+                "Call branch(...) again with resume=True."
+            )
+        if state is not None:
+            assert state.optimizer is not None
+            load_parameters(self.model, state.model)
+            _load_optimizer(self.model, self.optimizer, state.optimizer)
+            self.step = state.step
+        return refused
+
+    def _updates(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
+        """All remaining updates, with what is due after each; Ctrl-C leaves a resume point between two of them."""
+        run = self.run_config
+        shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
+        if self.step == run.first_step:
+            self.session.start_row(self._validation())
+            self._checkpoint()
+        while self.step < run.last_step:
+            self._update()
+            evaluation = self.session.evaluates_at(self.step)
+            if evaluation or self.step in self.session.to_save or len(self.pending) >= LOG_EVERY:
+                self._flush(self._validation() if evaluation else {})
+                bar.update(shown, completed=self.step, detail=self._detail())
+            if self.step in self.session.to_save:
+                self._checkpoint()
+            if interrupted():
+                self._flush()
+                self.writer.save_resume_point(self._state())
+                raise KeyboardInterrupt
+
+    def _update(self) -> None:
+        """One optimiser update on fresh examples."""
+        batch = self.stream.batch(self.step)
+        span = scored_span(batch.loss_mask)
+        target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
+        loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm, foreach=True)
+        lr = self.session.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.step += 1
+        self.pending.append(_Update(self.step, lr, loss.detach(), norm.detach(), self.session.seconds))
+
+    def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
+        if not self.pending:
+            return
+        losses = torch.stack([update.loss for update in self.pending]).tolist()
+        norms = torch.stack([update.grad_norm for update in self.pending]).tolist()
+        self.session.log(
+            [
+                Update(update.step, update.lr, loss, norm, update.seconds)
+                for update, loss, norm in zip(self.pending, losses, norms, strict=True)
+            ],
+            validation,
+        )
+        self.pending.clear()
+
+    def _validation(self) -> dict[str, float]:
+        """Loss and exact match on the fixed validation set, both ways of counting."""
+
+        def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
+            return fast_logits(self.model, tokens.to(self.device), positions)
+
+        scores = evaluate(lambda *a: forward(*a).cpu(), self.val_batch)
+        return {f"val_{name}": value for name, value in scores.means().items()}
+
+    def _checkpoint(self) -> None:
+        """Save this step."""
+        self.session.save(self._state())
+
+    def _state(self) -> ckpt.Checkpoint:
+        """Weights and optimiser as they are."""
+        optimizer = _optimizer_tensors(self.model, self.optimizer)
+        return ckpt.Checkpoint(self.step, self.run_config.digest, parameters_to_save(self.model), optimizer)
+
+    def _detail(self) -> str:
+        """What the progress bar says."""
+        seen = {
+            "loss": "train_loss",
+            "val": "val_loss",
+            "exact": "val_exact",
+            "FLOPs": "flops",
+            "tok/s": "tokens_per_s",
+        }
+        latest = self.session.latest
+        return "  ".join(f"{short} {latest[name]:.3g}" for short, name in seen.items() if name in latest)
+
+
+def _make_optimizer(model: HookedTransformer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over every parameter, gains and embeddings included, as in the paper."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _optimizer_tensors(model: HookedTransformer, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW's state as "<parameter>/<exp_avg, exp_avg_sq or step>"; empty before the first update."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(model: HookedTransformer, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+    """Put back what `_optimizer_tensors` took."""
+    indices = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("/")
+        state.setdefault(indices[name], {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,154 @@
+"""What training keeps of one run, however it is computed: metrics, checkpoints, resume points, whether it diverged."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+
+from qfl_interp.errors import QflError
+from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.config import RunConfig
+from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
+from qfl_interp.runs.run import Run
+from qfl_interp.runs.writer import RunWriter
+from qfl_interp.training.loggers import Logger
+from qfl_interp.training.schedule import checkpoint_steps, is_evaluation_step, learning_rate
+
+# Losses are checked and written at least this often, in updates.
+LOG_EVERY = 10
+
+
+class DivergedError(QflError):
+    """Training stopped at a loss that is not finite or far too high; the run keeps its good checkpoints."""
+
+
+class Update(NamedTuple):
+    """What one optimiser update is logged with.
+
+    Attributes:
+        step: Updates done, this one included.
+        lr: Its learning rate.
+        loss: Training loss of the weights before it, nats.
+        grad_norm: Global norm of the gradient before clipping.
+        seconds: Training time until then.
+    """
+
+    step: int
+    lr: float
+    loss: float
+    grad_norm: float
+    seconds: float
+
+
+class RunSession:
+    """One training session's records on a run directory.
+
+    Args:
+        run: What names the run.
+        writer: Its directory, locked.
+
+    Attributes:
+        loggers: Told of every row beside the metrics file.
+        latest: The latest value of every metric.
+    """
+
+    def __init__(self, run: RunConfig, writer: RunWriter) -> None:
+        self.run_config, self.config, self.writer = run, run.train, writer
+        self.flops = flops_per_step(run.model, batch_size=self.config.batch_size, n_ctx=run.n_ctx_real)
+        self.actual = actual_flops_per_step(
+            run.model, batch_size=self.config.batch_size, n_ctx=run.n_ctx, d_vocab=run.d_vocab
+        )
+        self.to_save = {run.first_step + s for s in checkpoint_steps(run.n_steps, self.config.n_checkpoints)}
+        self.loggers: list[Logger] = []
+        self.latest: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Training time of this session and those before it."""
+        return time.monotonic() - self._started
+
+    def is_complete(self) -> bool:
+        """Whether the final checkpoint is there and whole; a damaged one is trained again."""
+        run = Run(self.writer.path, self.run_config)
+        try:
+            return run.finished and bool(run.load_checkpoint(self.run_config.last_step))
+        except QflError:
+            return False
+
+    def begin(self, step: int, device: str | torch.device) -> None:
+        """Record the session and drop the metrics that will be logged again after `step`."""
+        self.writer.record_session(device)
+        anew = step == self.run_config.first_step
+        self._started = time.monotonic() - self.writer.truncate_metrics(step - anew)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the update after `step`."""
+        return learning_rate(self.config, step=step - self.run_config.first_step, n_steps=self.run_config.n_steps)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether a validation follows the update that ends at `step`."""
+        run = self.run_config
+        return is_evaluation_step(step - run.first_step, n_steps=run.n_steps, eval_fraction=self.config.eval_fraction)
+
+    def start_row(self, validation: Mapping[str, float]) -> None:
+        """Write the row of the initial weights."""
+        self._write([self._row(self.run_config.first_step, 0.0, **validation)])
+
+    def log(self, updates: Sequence[Update], validation: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Check updates and write their rows; `validation` belongs to the last of them.
+
+        Raises:
+            DivergedError: A loss or a gradient norm is not finite, or a loss too high; the rows before it are written.
+        """
+        rows = []
+        for update in updates:
+            loss, norm = update.loss, update.grad_norm
+            if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
+                self._write(rows)
+                raise self._diverged(update.step, update.lr, f"training loss {loss:.4g}, gradient norm {norm:.4g}")
+            rows.append(self._row(update.step, update.seconds, lr=update.lr, train_loss=loss, grad_norm=norm))
+        rows[-1] |= validation
+        self._write(rows)
+        if not all(math.isfinite(value) for value in validation.values()):
+            raise self._diverged(updates[-1].step, updates[-1].lr, f"validation {dict(validation)}")
+
+    def save(self, state: ckpt.Checkpoint) -> None:
+        """Save a checkpoint."""
+        self.writer.save(state, keep_optimizer=self.config.save_optimizer)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows to the metrics and to the loggers."""
+        self.writer.append_metrics(rows)
+        for row in rows:
+            self.latest |= row
+            for logger in self.loggers:
+                logger.log(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def _diverged(self, step: int, lr: float, what: str) -> DivergedError:
+        """The error that names the place and what is left."""
+        # The loss of an update is that of the weights before it: the checkpoint just before is the one that diverged.
+        saved = [s for s in Run(self.writer.path, self.run_config).steps if s < step - 1]
+        kept = f"step {saved[-1]}" if saved else "none"
+        return DivergedError(
+            f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "
+            f"{self.config.divergence_loss:g} nats). Last good checkpoint in {self.writer.path}: {kept}. "
+            "Try a lower lr or a longer warm-up."
+        )
+
+    def _row(self, step: int, seconds: float, **values: float) -> dict[str, Any]:
+        """One row of metrics; what was not measured is not in it."""
+        tokens = (step - self.run_config.first_step) * self.config.batch_size * self.run_config.n_ctx
+        return {
+            "step": step,
+            "flops": step * self.flops,
+            "actual_flops": step * self.actual,
+            "seconds": round(seconds, 3),
+            "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+            **values,
+        }

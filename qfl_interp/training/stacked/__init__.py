@@ -1,0 +1,11 @@
+"""Runs of one shape that differ in learning rate or seed, trained as one program: stacked weights, batched products.
+
+Each is an ordinary run directory, equal to the run trained alone within float32 rounding.
+"""
+
+from __future__ import annotations
+
+from qfl_interp.training.stacked.grouping import bytes_per_member, can_stack, max_members, stack_key
+from qfl_interp.training.stacked.loop import train_stacked
+
+__all__ = ["bytes_per_member", "can_stack", "max_members", "stack_key", "train_stacked"]

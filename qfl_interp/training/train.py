@@ -1,0 +1,201 @@
+"""Start, resume and branch training runs; the same seed gives the same bits, however often a run was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.data.examples import held_out
+from qfl_interp.data.task import Task
+from qfl_interp.errors import QflError
+from qfl_interp.runs.config import RunConfig, Start
+from qfl_interp.runs.flops import flops_per_step, steps_for_budget
+from qfl_interp.runs.run import Run
+from qfl_interp.runs.writer import RunWriter
+from qfl_interp.training.loop import DivergedError, MakeLoggers, TrainingLoop
+
+__all__ = ["DivergedError", "branch", "mean_real_tokens", "plan_run", "resume", "train", "train_planned"]
+
+# Validation examples over which the mean number of real tokens is taken, as in the paper.
+_N_CONTEXT = 128
+
+
+def mean_real_tokens(task: Task, seed: int) -> float:
+    """Mean number of real tokens of a sequence (to its first end of sequence), over the first 128 validation examples.
+
+    Raises:
+        QflError: The task has too few problems for a validation or test set.
+    """
+    examples = held_out(task, "val", _N_CONTEXT, seed=seed, stream="context")
+    # A problem so small that nothing is left to test on is refused now rather than by an analysis after training.
+    held_out(task, "test", 1, seed=seed, stream="context")
+    mask = task.encode(examples).loss_mask
+    # Padding after the first end of sequence is not scored, so the last scored token is the last real one.
+    real = mask.shape[1] - mask.flip(1).int().argmax(dim=1)
+    return float(real.double().mean())
+
+
+def plan_run(
+    task: Task,
+    model: ModelConfig,
+    config: TrainConfig,
+    start: Start | None = None,
+    *,
+    n_ctx_real: float | None = None,
+    allow_overshoot: bool = False,
+) -> RunConfig:
+    """What a training run will be: its steps and sizes, before anything is made.
+
+    Args:
+        task: What is learned.
+        model: Shape of the model.
+        config: Length, optimisation, seed.
+        start: The parent of a branch.
+        n_ctx_real: `mean_real_tokens(task, config.seed)`, where the caller has it already.
+        allow_overshoot: A budget below one update is one update, as in the paper, instead of an error.
+
+    Raises:
+        QflError: The budget is smaller than one update, or the task has too few problems for a validation or test set.
+    """
+    n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
+    if config.n_steps is not None:
+        n_steps = config.n_steps
+    else:
+        assert config.budget_flops is not None
+        one = flops_per_step(model, batch_size=config.batch_size, n_ctx=n_ctx_real)
+        if config.budget_flops < one and not allow_overshoot:
+            raise QflError(
+                f"budget_flops must pay for at least one update of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
+                "Raise the budget, or use a smaller model or batch."
+            )
+        n_steps = steps_for_budget(
+            model, budget_flops=config.budget_flops, batch_size=config.batch_size, n_ctx=n_ctx_real
+        )
+    first = start.step if start else 0
+    return RunConfig(
+        task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
+        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start,
+    )  # fmt: skip
+
+
+def train_planned(
+    task: Task, run: RunConfig, out: Path, *, device: str | torch.device = "cpu", resume_seconds: float = 30.0
+) -> Run:
+    """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps.
+
+    Raises:
+        QflError: As in `train`.
+        DivergedError: As in `train`.
+    """
+    with RunWriter(out, run, resume=True, resume_seconds=resume_seconds) as writer:
+        TrainingLoop(task, run, writer, device, lambda _: ()).run(progress=False)
+    return Run(out, run)
+
+
+def train(
+    task: Task,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    make_loggers: MakeLoggers = lambda run: (),
+    progress: bool = True,
+    resume_seconds: float = 30.0,
+) -> Run:
+    """Train a model and keep its checkpoints from the first step to the last.
+
+    The same task, configurations, device and thread count give the same bits, however often the run was killed and
+    resumed on the way.
+
+    Args:
+        task: What is learned.
+        model_config: Shape of the model.
+        config: Length, optimisation, seed.
+        out: The run directory to make.
+        resume: Continue the run in `out` if there is one; a finished one is returned as it is.
+        device: Where to train.
+        make_loggers: Gives the mirrors of the metrics, once the run directory is made.
+        progress: Draw a live bar on standard error.
+        resume_seconds: Least time between two resume points; a killed run repeats at most this much, and the stretch
+            between two checkpoints.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`.
+        DivergedError: The loss is not finite or above `config.divergence_loss`; names the step, the learning rate and
+            the last good checkpoint.
+    """
+    run_config = plan_run(task, model_config, config)
+    with RunWriter(Path(out), run_config, resume=resume, resume_seconds=resume_seconds) as writer:
+        TrainingLoop(task, run_config, writer, device, make_loggers).run(progress=progress)
+    return Run.open(out)
+
+
+def resume(path: str | Path, *, device: str | torch.device = "cpu", progress: bool = True) -> Run:
+    """Continue the run in a directory with its own settings; a finished one is returned as it is.
+
+    Raises:
+        QflError: `path` is no run, another process trains into it, or it is a branch without a resume point (call
+            `branch` again with resume=True).
+    """
+    found = Run.open(path)
+    with RunWriter(found.path, found.config, resume=True) as writer:
+        loop = TrainingLoop(found.task, found.config, writer, device, lambda run: ())
+        loop.run(progress=progress)
+    return found
+
+
+def branch(
+    parent: Run,
+    step: int,
+    n_steps: int,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Run:
+    """Decay the learning rate to its floor from a checkpoint of a "wsd" run's stable stage, in a run of its own.
+
+    One stable run gives the end points of many compute budgets. Steps, FLOPs and data go on where the parent was.
+
+    Args:
+        parent: A run with schedule "wsd" and `save_optimizer=True`.
+        step: A saved step of its stable stage.
+        n_steps: Updates of the branch, all of them decay.
+        out: The run directory to make.
+        resume: As in `train`.
+        device: As in `train`.
+        progress: As in `train`.
+
+    Raises:
+        QflError: The parent has another schedule, no optimiser state at `step`, or `step` is outside the stable stage;
+            or as `train`.
+    """
+    config = parent.config.train
+    if config.schedule != "wsd":
+        raise QflError(f"a branch needs a parent with schedule 'wsd', got {config.schedule!r} in {parent.path}.")
+    total = parent.config.n_steps
+    stable = (int(config.warmup_fraction * total), total - int(config.decay_fraction * total))
+    if not stable[0] <= step <= stable[1]:
+        raise QflError(f"step of a branch must lie in the parent's stable stage {list(stable)}, got {step}.")
+    state = parent.load_checkpoint(step, with_optimizer=True)
+    if state.optimizer is None:
+        raise QflError(
+            f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True."
+        )
+    values = config.to_dict() | {
+        "n_steps": n_steps, "budget_flops": None, "warmup_fraction": 0.0, "decay_fraction": 1.0
+    }  # fmt: skip
+    start = Start(parent.run_id, step)
+    run_config = plan_run(parent.task, parent.config.model, TrainConfig.from_dict(values), start)
+    with RunWriter(Path(out), run_config, resume=resume) as writer:
+        loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
+        loop.run(progress=progress)
+    return Run.open(out)

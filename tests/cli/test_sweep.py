@@ -1,0 +1,192 @@
+"""`qfl sweep`: each command on one small sweep; the Python of docs/sweeps.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import qfl_interp as qfl
+from qfl_interp.cli import main as cli
+from qfl_interp.sweep import SweepConfig
+from qfl_interp.sweep.folder import definition_json
+from qfl_interp.sweep.plan import plan_sweep
+
+DOCS = Path(__file__).parents[2] / "docs"
+TOML = """
+[[grid]]
+task = "addition"
+length = 3
+budget_flops = [1e8, 3e8, 1e9]
+d_model = 8
+n_layers = 1
+batch_size = 8
+seed = [0, 1]
+n_val = 32
+"""
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run `qfl sweep ...` in this process; returns the exit status, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qfl", "sweep", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as leaving:
+            status = int(leaving.code or 0)
+        out, error = capsys.readouterr()
+        return status, out, error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "mine.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(toml: Path) -> Path:
+    """The sweep, trained by the command itself."""
+    out = toml.parent / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["qfl", "sweep", str(toml), "--out", str(out), "--workers", "1", "--quiet"])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+    assert not leaving.value.code
+    return out
+
+
+@pytest.mark.parametrize("command", ["run", "status", "best", "matched", "query", "scaling", "emergence"])
+def test_help_of_every_command(call: Call, command: str) -> None:
+    status, out, _ = call(command, "--help")
+    assert status == 0
+    assert "Example: " in out
+
+
+def test_help_of_the_group_teaches(call: Call) -> None:
+    status, out, _ = call("--help")
+    assert status == 0
+    assert "qfl sweep sweeps/tiny.toml --dry-run" in out
+    assert {"run", "status", "best", "matched", "query", "scaling", "emergence"} <= set(out.split())
+
+
+def test_dry_run_says_what_there_is_to_do_and_makes_nothing(call: Call, toml: Path) -> None:
+    out_folder = toml.parent / "nothing"
+    status, out, _ = call(toml, "--dry-run", "--out", out_folder)
+    assert status == 0
+    assert re.search(r"runs +6\n", out)
+    assert re.search(r"to train +6, 2\.\d+e\+09 nominal FLOPs", out)
+    assert "GiB free" in out
+    assert not out_folder.exists()
+
+
+def test_dry_run_as_json_counts_what_is_done(call: Call, toml: Path, folder: Path) -> None:
+    status, out, _ = call("run", toml, "--dry-run", "--out", folder, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["runs"], found["remaining"], found["done"], found["hours"]) == (6, 0, {"finished": 6}, 0.0)
+
+
+def test_status_counts_runs(call: Call, folder: Path) -> None:
+    status, out, _ = call("status", folder, "--json")
+    found = json.loads(out)
+    assert status == 0
+    expected = {"task": "addition", "length": 3, "runs": 6, "finished": 6, "diverged": 0, "failed": 0, "remaining": 0}
+    assert found["rows"] == [expected]
+    assert found["failures"] == []
+    assert "6 of the 6 runs" in found["sentence"]
+    _, text, _ = call("status", folder)
+    assert "addition" in text
+
+
+def test_best_matched_and_query_agree_with_the_table(call: Call, folder: Path) -> None:
+    table = qfl.Sweep.open(folder).table()
+    _, out, _ = call("best", folder, "--budget", "3e8", "--json")
+    at = table[table["budget_flops"] == 3e8]
+    assert [row["run_id"] for row in json.loads(out)] == at["run_id"].tolist()
+    _, out, _ = call("matched", folder, "--d-model", 8, "--n-layers", 1, "--json")
+    assert len(json.loads(out)) == 6
+    _, out, _ = call("query", folder, "select max(n_steps) as most from runs", "--json")
+    assert json.loads(out) == [{"most": int(table["n_steps"].max())}]
+    status, text, _ = call("best", folder, "--budget", "3e8")
+    assert status == 0
+    assert all(f"{loss:.4g}" in text for loss in at["val_loss"])
+
+
+def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_path: Path) -> None:
+    status, out, error = call("scaling", folder, "--out", tmp_path / "scaling.html", "--json")
+    assert status == 0, error
+    assert {row["budget_flops"] for row in json.loads(out)["rows"]} == {1e8, 3e8, 1e9}
+    assert (tmp_path / "scaling.html").stat().st_size > 1e6
+    arguments = [
+        "--n-train",
+        "100",
+        "--n-test",
+        "50",
+        "--n-untrained",
+        "1",
+        "--out",
+        tmp_path / "across.html",
+        "--json",
+    ]
+    status, out, error = call("emergence", folder, "carry", *arguments)
+    assert status == 0, error
+    assert {row["feature"] for row in json.loads(out)} == {"carry"}
+    assert (tmp_path / "across.html").stat().st_size > 1e6
+
+
+def test_a_failed_run_shows_in_the_exit_status(call: Call, tmp_path: Path, toml: Path) -> None:
+    out = tmp_path / "out"
+    (plan,) = {run.path for run in plan_sweep(SweepConfig.from_toml(toml)).runs[:1]}
+    (out / plan).parent.mkdir(parents=True)
+    (out / plan).write_text("no folder")
+    (out / "sweep.json").write_bytes(definition_json(SweepConfig.from_toml(toml)))
+    status, text, _ = call(toml, "--out", out, "--workers", 1, "--attempts", 1, "--quiet")
+    assert status == 1
+    assert "failed after 1 attempts" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.toml"], "missing.toml does not exist"),
+        (["status", "nowhere"], "nowhere is no sweep"),
+        (["best", "{folder}", "--budget", "5e8"], "no run in .* had a budget of 5e.08 FLOPs. The nearest is"),
+        (["matched", "{folder}", "--d-model", "3", "--n-layers", "1"], "no run in .* has d_model 3"),
+        (["query", "{folder}", "select nonsense from runs"], "DuckDB refuses the query"),
+        (["{toml}", "--ray", "127.0.0.1:1", "--out", "{folder}2"], "127.0.0.1:1"),
+        (["{toml}", "--workers", "0", "--out", "{folder}3"], "workers must be at least 1"),
+        (["{toml}", "--out", "strange://x"], "strange"),
+    ],
+)
+def test_mistakes_end_in_one_message(call: Call, folder: Path, toml: Path, arguments: list[str], message: str) -> None:
+    status, _, error = call(*(a.format(folder=folder, toml=toml) for a in arguments))
+    assert status == 1
+    assert re.search(message, error.replace("\n", " ")), error
+    assert "Traceback" not in error
+
+
+def test_the_python_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "sweeps.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__page__"}
+    exec(compile(block, "sweeps.md", "exec"), names)
+    out = capsys.readouterr().out
+    assert "4 finished, 0 diverged, 0 failed" in out
+    assert "[100000000.0, 100000000.0, 300000000.0, 300000000.0]" in out
+    assert isinstance(names["run"], qfl.Run)

@@ -1,0 +1,317 @@
+"""Per-token derivatives along directions, from layers and by forward mode, against autograd one token at a time."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+import qfl_interp as qfl
+from qfl_interp.curvature.token_gradients import TokenProjections, layers, project, project_curvature, project_gradients
+from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import build_model, hooked_from_hf
+from qfl_interp.models.forward import is_fast
+
+STYLES = ("llama", "gpt2")
+# Answers of equal length; of two lengths behind prompts of two lengths; a task whose answer is longer than a batch.
+TASKS = {"decimal_addition": 2, "breadth_first_search": 4, "addition": 3}
+WIDTH = {"d_model": 12, "n_heads": 2, "n_layers": 2}
+
+
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def token_loss(style, task_name="decimal_addition", n=5, dtype=torch.float64, **changes):
+    """The loss, and parameters that are not the model's own."""
+    task = qfl.load_task(task_name, length=TASKS[task_name])
+    model = build_model(qfl.ModelConfig(style=style, **(WIDTH | changes)), task, seed=1)
+    loss = TokenLoss(model, scored_tokens(task.encode(task.sample(np.random.default_rng(0), n))), dtype=dtype)
+    return loss, moved(loss)
+
+
+def moved(loss):
+    """Every parameter of the model plus noise, so that no gain is 1, no bias 0 and nothing symmetric."""
+    random = rng(2)
+    return {
+        name: tensor + 0.3 * torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(loss.dtype)
+        for name, tensor in loss.parameters().items()
+    }
+
+
+def per_parameter(space, dtype):
+    """A direction for each parameter of the model, random in it and zero elsewhere."""
+    names = {name: index for index, name in enumerate(space.shapes)}
+    rows = torch.zeros(len(names), len(space), dtype=dtype)
+    for name, part in space.unflatten(rows).items():
+        own = part[names[name]]
+        own.copy_(torch.randn(own.shape, generator=rng(names[name]), dtype=torch.float64))
+    return rows
+
+
+def random_directions(space, n, dtype=torch.float64):
+    return torch.randn(n, len(space), generator=rng(5), dtype=torch.float64).to(dtype)
+
+
+def by_autograd(loss, theta, directions):
+    """Each token's gradient from a backward pass of its own, times the directions."""
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in theta.items()}
+    rows = []
+    for value in loss(theta):
+        gradient = torch.autograd.grad(value, list(theta.values()), retain_graph=True, materialize_grads=True)
+        rows.append(directions @ torch.cat([part.flatten() for part in gradient]))
+    return torch.stack(rows)
+
+
+def assert_agrees(found, expected, tolerance):
+    """Within `tolerance` of the column's largest entry, so that a small parameter cannot hide behind a large one.
+
+    Entries below a hundredth of the largest of all may be rounding in any way of computing them: a key's bias moves all
+    scores of a query alike, and no loss.
+    """
+    scale = expected.abs().amax(0).clamp_min(1e-2 * float(expected.abs().max()))
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", ["layers", "jvp"])
+@pytest.mark.parametrize("task_name", TASKS)
+@pytest.mark.parametrize("style", STYLES)
+def test_every_parameter_agrees_with_autograd(style, task_name, method):
+    loss, theta = token_loss(style, task_name)
+    directions = per_parameter(loss.space, loss.dtype)
+    found = project_gradients(loss, theta, directions, method=method)
+    assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
+    torch.testing.assert_close(found.losses, loss(theta), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_layers_agree_with_products_in_float32(style):
+    loss, theta = token_loss(style, "breadth_first_search", n=12, dtype=torch.float32)
+    directions = per_parameter(loss.space, loss.dtype)
+    ours, theirs = (project_gradients(loss, theta, directions, method=m) for m in ("layers", "jvp"))
+    assert ours.gradients.dtype == torch.float32
+    assert_agrees(ours.gradients, theirs.gradients, 1e-5)
+
+
+def test_answers_of_unequal_length_are_among_the_cases():
+    """What the tests above rest on: several positions, which not every example has."""
+    loss, _ = token_loss("gpt2", "breadth_first_search")
+    counts = torch.bincount(loss.scored.position)
+    assert len(counts[counts > 0].unique()) > 1
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_tiles_and_batches_that_do_not_divide_anything(style, monkeypatch):
+    loss, theta = token_loss(style, n=7)
+    directions = random_directions(loss.space, 3)
+    expected = project_gradients(loss, theta, directions, method="layers").gradients
+    for constant, value in (("_TOKENS", 3), ("_ENTRIES", 35), ("_COLUMNS", 5)):
+        monkeypatch.setattr(layers, constant, value)
+    found = project_gradients(loss, theta, directions, method="layers").gradients
+    assert_agrees(found, expected, 1e-12)
+    assert_agrees(found, by_autograd(loss, theta, directions), 1e-10)
+
+
+@pytest.mark.parametrize("method", ["layers", "jvp"])
+def test_little_memory_changes_nothing(method):
+    loss, theta = token_loss("gpt2", "breadth_first_search", n=3)
+    directions = random_directions(loss.space, 3)
+    ample = project_gradients(loss, theta, directions, method=method)
+    for max_bytes in (1, 100_000):
+        scarce = project_gradients(loss, theta, directions, method=method, max_bytes=max_bytes)
+        assert_agrees(scarce.gradients, ample.gradients, 1e-12)
+        torch.testing.assert_close(scarce.losses, ample.losses, rtol=1e-12, atol=0)
+
+
+def test_batches_hold_what_memory_allows():
+    loss, theta = token_loss("gpt2", "breadth_first_search", n=40)
+    (everything,) = layers._groups(loss, theta, 1 << 40, 1 << 40)
+    assert everything[0].tolist() == sorted(everything[0].tolist(), key=lambda i: (int(loss.scored.position[i]), i))
+
+    def kept(parts):
+        return [sum(p.inputs.nbytes + p.gradient.nbytes for p in part.products) for part in parts]
+
+    limit = sum(kept(everything[1])) // 5
+    groups = list(layers._groups(loss, theta, limit, limit))
+    assert len(groups) >= 5
+    assert torch.cat([tokens for tokens, _ in groups]).tolist() == everything[0].tolist()
+    for _, parts in groups:
+        assert max(kept(parts)) <= limit  # a batch's working memory holds more than what it leaves
+        assert sum(kept(parts)[:-1]) <= limit
+
+
+def test_what_one_group_keeps_is_gone_before_the_next_is_formed(monkeypatch):
+    loss, theta = token_loss("gpt2", "breadth_first_search", n=40)
+    (everything,) = layers._groups(loss, theta, 1 << 40, 1 << 40)
+    max_bytes = sum(p.inputs.nbytes + p.gradient.nbytes for part in everything[1] for p in part.products)
+    del everything
+    tap, kept, alive, together = layers.tapped, [], [], []
+
+    def watched(*arguments):
+        found = tap(*arguments)
+        kept.extend(weakref.ref(tensor) for product in found.products for tensor in (product.inputs, product.gradient))
+        alive.append(sum(tensor.nbytes for ref in kept if (tensor := ref()) is not None))
+        together.append(
+            sum(tensor.nbytes for product in found.products for tensor in (product.inputs, product.gradient))
+        )
+        return found
+
+    monkeypatch.setattr(layers, "tapped", watched)
+    project_gradients(loss, theta, random_directions(loss.space, 3), method="layers", max_bytes=max_bytes)
+    assert sum(together) == max_bytes
+    # Two groups at least, of three quarters of the memory; with the one before they would hold all of it.
+    assert max(alive) <= max_bytes * 3 // 4 + max(together)
+    assert max(alive) < max_bytes
+
+
+def test_parameters_reach_forward_mode_as_tensors_of_their_own():
+    """A view's tangent would be as large as what it views: gigabytes for a model of a few megabytes."""
+    loss, theta = token_loss("gpt2", n=2)
+    vector = loss.space.flatten(theta)
+    own, _ = project._checked(loss, loss.space.unflatten(vector), vector[None], 1)
+    assert all(tensor._base is None and torch.equal(tensor, theta[name]) for name, tensor in own.items())
+
+
+def test_a_token_that_the_first_position_predicts():
+    """A sequence of one token: every matrix is read once."""
+    loss, _ = token_loss("gpt2")
+    tokens = loss.scored.tokens
+    scored = ScoredTokens(tokens, torch.tensor([1, 1, 0]), torch.tensor([0, 3, 0]), torch.tensor([2, 5, 7]))
+    loss = TokenLoss(loss.model, scored, dtype=torch.float64)
+    theta, directions = moved(loss), random_directions(loss.space, 4)
+    found = project_gradients(loss, theta, directions, method="layers")
+    assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
+
+
+def test_a_vocabulary_wider_than_the_stream_and_one_layer():
+    loss, theta = token_loss("gpt2", d_model=4, n_layers=1)
+    assert loss.model.cfg.d_vocab > 4
+    directions = per_parameter(loss.space, loss.dtype)
+    found = project_gradients(loss, theta, directions, method="layers")
+    assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_curvature_is_the_second_derivative(style):
+    loss, theta = token_loss(style, n=2, d_model=8, n_layers=1)
+    directions = random_directions(loss.space, 3)
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in theta.items()}
+    expected = torch.empty(len(loss), 3, dtype=torch.float64)
+    for token, value in enumerate(loss(theta)):
+        first = torch.autograd.grad(value, list(theta.values()), create_graph=True)
+        gradient = torch.cat([part.flatten() for part in first])
+        for column, b in enumerate(directions):
+            product = torch.autograd.grad(gradient @ b, list(theta.values()), retain_graph=True)
+            expected[token, column] = b @ torch.cat([part.flatten() for part in product])
+    found = project_curvature(loss, theta, directions)
+    assert not found.requires_grad
+    assert_agrees(found, expected, 1e-10)
+    assert_agrees(project_curvature(loss, theta, directions, max_bytes=1), expected, 1e-10)
+
+
+def test_derivatives_are_those_of_finite_differences():
+    """First and second, on the losses' own values."""
+    loss, theta = token_loss("llama", n=3)
+    (b,) = directions = random_directions(loss.space, 1) / len(loss.space) ** 0.5
+    centre, step = loss.space.flatten(theta), 1e-4
+    down, here, up = (loss.values(loss.space.unflatten(centre + s * step * b)) for s in (-1, 0, 1))
+    first = project_gradients(loss, theta, directions).gradients[:, 0]
+    torch.testing.assert_close(first, (up - down) / (2 * step), rtol=1e-6, atol=1e-7)
+    second = project_curvature(loss, theta, directions)[:, 0]
+    torch.testing.assert_close(second, (up - 2 * here + down) / step**2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_model_is_left_as_it_was(style):
+    loss, theta = token_loss(style, n=2, dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in loss.parameters().items()}
+    directions = random_directions(loss.space, 2, torch.float32)
+    kept = directions.clone()
+    for method in ("layers", "jvp"):
+        project_gradients(loss, theta, directions, method=method)
+    project_curvature(loss, theta, directions)
+    for name, tensor in loss.parameters().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(p.grad is None and p.requires_grad for p in loss.model.parameters())
+    assert torch.equal(directions, kept)
+
+
+def test_gradients_are_found_where_autograd_is_off():
+    loss, theta = token_loss("gpt2", n=2)
+    directions = random_directions(loss.space, 2)
+    expected = project_gradients(loss, theta, directions, method="layers")
+    with torch.no_grad():
+        found = project_gradients(loss, theta, directions, method="layers")
+    assert torch.equal(found.gradients, expected.gradients)
+    assert not expected.gradients.requires_grad
+
+
+def test_a_model_with_hooks_is_differentiated_through_them():
+    loss, theta = token_loss("gpt2", n=2)
+    directions = random_directions(loss.space, 2)
+    assert is_fast(loss.model)
+    plain = project_gradients(loss, theta, directions)
+    loss.model.add_hook("blocks.0.hook_mlp_out", lambda tensor, hook: 0.5 * tensor)
+    assert not is_fast(loss.model)
+    found = project_gradients(loss, theta, directions)
+    assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
+    assert float((found.gradients - plain.gradients).abs().max()) > 1e-3
+    with pytest.raises(QflError, match=r"hooks are attached at blocks\.0\.hook_mlp_out"):
+        project_gradients(loss, theta, directions, method="layers")
+
+
+def test_auto_takes_the_layers_of_a_model_it_knows():
+    loss, theta = token_loss("gpt2", n=2, dtype=torch.float32)
+    directions = random_directions(loss.space, 2, torch.float32)
+    found = {m: project_gradients(loss, theta, directions, method=m) for m in ("auto", "layers", "jvp")}
+    assert isinstance(found["auto"], TokenProjections)
+    assert torch.equal(found["auto"].gradients, found["layers"].gradients)
+    assert not torch.equal(found["auto"].gradients, found["jvp"].gradients)  # rounding tells them apart
+
+
+def test_a_bridge_falls_back():
+    config = GPTNeoXConfig(
+        vocab_size=7, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, attn_implementation="eager",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = hooked_from_hf(GPTNeoXForCausalLM(config))
+    tokens = torch.randint(7, (3, 6), generator=rng(0))
+    scored = ScoredTokens(tokens, torch.tensor([0, 1, 2, 2]), torch.tensor([4, 3, 1, 4]), torch.tensor([1, 2, 3, 4]))
+    loss = TokenLoss(model, scored, dtype=torch.float64)
+    assert not is_fast(loss.model)
+    directions = random_directions(loss.space, 3)
+    found = project_gradients(loss, loss.parameters(), directions)
+    assert_agrees(found.gradients, by_autograd(loss, loss.parameters(), directions), 1e-10)
+
+
+def test_bad_arguments_are_refused():
+    loss, theta = token_loss("gpt2", n=2)
+    directions = random_directions(loss.space, 2)
+    with pytest.raises(ValueError, match=r"method must be 'auto', 'layers' or 'jvp', got 'vjp'"):
+        project_gradients(loss, theta, directions, method="vjp")
+    n = len(loss.space)
+    for wrong in (directions[:, 1:], directions[:0]):
+        with pytest.raises(
+            ValueError, match=rf"at least one row of {n} coordinates, .*\({len(wrong)}, {wrong.shape[1]}\)"
+        ):
+            project_curvature(loss, theta, wrong)
+    with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
+        project_gradients(loss, theta, directions, max_bytes=0)
+    with pytest.raises(ValueError, match=r"embed\.W_E is missing"):
+        project_gradients(loss, {k: v for k, v in theta.items() if k != "embed.W_E"}, directions)
+
+
+@pytest.mark.parametrize("method", ["layers", "jvp"])
+def test_a_loss_that_is_not_a_number_is_named(method):
+    loss, theta = token_loss("gpt2", n=3)
+    directions = random_directions(loss.space, 2)
+    theta["unembed.b_U"] = theta["unembed.b_U"] * torch.nan
+    with pytest.raises(ValueError, match=r"loss of the tokens must be finite, got nan at \[0\]"):
+        project_gradients(loss, theta, directions, method=method)
+    with pytest.raises(ValueError, match="curvature of the tokens' losses along the directions must be finite"):
+        project_curvature(loss, theta, directions)

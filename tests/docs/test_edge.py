@@ -1,0 +1,24 @@
+"""The code on docs/edge_of_stability.md runs as it stands, and says what it should."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_PAGE = Path(__file__).parents[2] / "docs" / "edge_of_stability.md"
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train, look = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), flags=re.DOTALL)
+    space: dict = {}
+    exec(compile(train, str(_PAGE), "exec"), space)
+    assert space["run"].ending == ("finished", 160)
+    exec(compile(look, str(_PAGE), "exec"), space)
+    assert space["features"].shape == (360, 3, 256)
+    assert float(space["intact"].exact.mean()) > 0.8
+    assert float(space["without"].exact.mean()) < 0.2
+    *layers, _, units = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in layers] == [0, 1, 2]
+    assert min(float(line.split()[1]) for line in layers) > 0.6
+    assert units == "(1, 64, 360)"
