@@ -14,7 +14,7 @@ from plotly.graph_objects import Figure
 from qfl_interp.activations.spans import HEAD_SITES
 from qfl_interp.data.task import Feature
 from qfl_interp.errors import QflError
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.stats import holm
 from qfl_interp.tables import column, groups
 
@@ -52,7 +52,7 @@ class Result:
         return f"<b>{self.title}</b>{self.summary.to_html(index=False, max_rows=20, float_format=lambda v: f'{v:.4g}')}"
 
 
-def chosen_features(run: Series, features: str | Sequence[str] | None) -> list[Feature]:
+def chosen_features(run: Checkpoints, features: str | Sequence[str] | None) -> list[Feature]:
     """The run's features of these names; by default those the task has `by_default`.
 
     Raises:

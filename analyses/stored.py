@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import select
 
 
-def stored_rows(run: Series, lens: str, by: Sequence[str], *, step: str = "step", **equals: object) -> pd.DataFrame:
+def stored_rows(
+    run: Checkpoints, lens: str, by: Sequence[str], *, step: str = "step", **equals: object
+) -> pd.DataFrame:
     """A lens' rows with these values; for each value of the columns `by`, the rows of one call.
 
     Of several calls with other settings, it is the one with most steps, and of those the one with most rows: a curve

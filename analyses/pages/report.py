@@ -30,12 +30,12 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import write_report
 from qfl_interp.runs.run import Run
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import distinct, select
 
 
 def report(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,

@@ -27,7 +27,7 @@ from analyses.stored import stored_rows
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.runs.run import Run
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import column, distinct, groups
 
 # Whose patches a panel shows where several components were patched.
@@ -35,7 +35,7 @@ _COMPONENT = "resid_pre"
 
 
 def timeline(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,

@@ -18,7 +18,7 @@ from qfl_interp.models.build import HookedTransformer, build_hooked, build_model
 from qfl_interp.data.registry import load_task
 from qfl_interp.runs.table import Table
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
-from qfl_interp.runs.series import ANALYSES, Series
+from qfl_interp.runs.series import ANALYSES, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
 from qfl_interp.data.task import Task
 
@@ -44,7 +44,7 @@ class Verification:
         return not self.problems
 
 
-class Run(Series):
+class Run(Checkpoints):
     """A run directory, opened for reading.
 
     An analysis reads a run and writes tables beside it; it never changes a checkpoint. Pickled, it is its path: another

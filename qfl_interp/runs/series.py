@@ -21,7 +21,7 @@ Steps = str | int | list[int] | tuple[int, ...]
 ANALYSES = "analyses"
 
 
-class Series(abc.ABC):
+class Checkpoints(abc.ABC):
     """Models of one training, by step, with the task they are examined on and a place for tables.
 
     Attributes:

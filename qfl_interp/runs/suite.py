@@ -19,11 +19,11 @@ from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
 from qfl_interp.models.build import TransformerBridge, hooked_from_hf
 from qfl_interp.data.registry import load_task, task_class, task_names
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.data.task import Task
 
 
-class Suite(Series):
+class Suite(Checkpoints):
     """A series of Hugging Face checkpoints with a task to examine them on.
 
     Open one with `Suite.open` or `Suite.from_hub`. Models are wrapped in a `TransformerBridge`, in float32 and

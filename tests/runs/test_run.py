@@ -16,7 +16,7 @@ from qfl_interp.data.examples import held_out
 from qfl_interp.runs.run import read_metrics
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.seeding import generator
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 
 
 def _step_folder(run, step):
@@ -141,7 +141,7 @@ def test_resolve_steps(tiny_run):
 
 
 def test_a_run_is_a_series(tiny_run, addition, model_config):
-    assert isinstance(tiny_run, Series)
+    assert isinstance(tiny_run, Checkpoints)
     assert tiny_run.identity() == {"run_id": tiny_run.run_id, "config_hash": tiny_run.config.digest, "seed": 3}
     assert tiny_run.table("probe").folder == tiny_run.path / "analyses" / "probe"
     seeds = [int(generator(3, f"probe/untrained_0{index}").integers(2**31)) for index in range(2)]

@@ -21,7 +21,7 @@ from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.runs.hf_checkpoints import quiet
 from qfl_interp.models.hooks import Site, capture
 from qfl_interp.data.registry import load_task
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.suite import Suite
 from tests.helpers_suite import D_VOCAB, N_CTX, llama_config, neox_config, save_model, save_tiny_neox, tiny_text_task
 
@@ -54,7 +54,7 @@ def same_weights(one, other):
 
 def test_every_step_is_the_model_that_was_saved(folder, task):
     suite = Suite.open(folder, task)
-    assert isinstance(suite, Series)
+    assert isinstance(suite, Checkpoints)
     assert suite.steps == suite.resolve_steps("all") == list(STEPS)
     assert suite.resolve_steps("last") == [100]
     outputs = []

@@ -29,7 +29,7 @@ from qfl_interp.models.build import HookedModel
 from qfl_interp.models.hooks import Site
 from qfl_interp.models.metrics import ExampleScores
 from qfl_interp.probes import load_probes
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
@@ -56,7 +56,7 @@ class AblationSettings(NamedTuple):
 
 
 def ablate(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "last",
     *,
@@ -157,13 +157,13 @@ def _check(settings: AblationSettings, config: ProbeConfig) -> None:
     )
 
 
-def _test_examples(run: Series, config: ProbeConfig) -> Examples:
+def _test_examples(run: Checkpoints, config: ProbeConfig) -> Examples:
     """The probes' test examples."""
     return probe_data(run, config).test
 
 
 def _ablate_at(
-    run: Series,
+    run: Checkpoints,
     parts: Mapping[int, Mapping[str, str]],
     settings: AblationSettings,
     config: ProbeConfig,
@@ -208,7 +208,7 @@ class StoredProbes(NamedTuple):
     train_loss: np.ndarray
 
 
-def stored_probes(run: Series, feature: Feature, step: int, config: ProbeConfig) -> StoredProbes:
+def stored_probes(run: Checkpoints, feature: Feature, step: int, config: ProbeConfig) -> StoredProbes:
     """The planes on which the probes of one feature at one step cannot tell its classes apart (`Probes.planes`)."""
     part, table = part_name(trained_at(step), feature.name, config), run.table(PROBE_LENS)
     probes, rows = load_probes(feature.kind, table.read_tensors(part)), table.read([part])
@@ -226,7 +226,7 @@ def stored_probes(run: Series, feature: Feature, step: int, config: ProbeConfig)
 
 
 def _planes(
-    run: Series, feature: Feature, step: int, examples: Examples, settings: AblationSettings, config: ProbeConfig
+    run: Checkpoints, feature: Feature, step: int, examples: Examples, settings: AblationSettings, config: ProbeConfig
 ) -> Planes:
     """What is projected out: the stored probes of this step at each label's best layers."""
     stored = stored_probes(run, feature, step, config)
@@ -248,7 +248,7 @@ def _planes(
 
 
 def _conditions(
-    run: Series,
+    run: Checkpoints,
     model: HookedModel,
     batch: Batch,
     planes: Planes,
@@ -273,7 +273,7 @@ def _conditions(
     return make, {"same_norm": lambda rng: same_norm(moves, rng)}
 
 
-def _pool(run: Series, others: Sequence[Feature], step: int, config: ProbeConfig) -> dict[int, Tensor]:
+def _pool(run: Checkpoints, others: Sequence[Feature], step: int, config: ProbeConfig) -> dict[int, Tensor]:
     """Other features' fitted directions by layer."""
     found: dict[int, list[Tensor]] = {}
     for feature in others:

@@ -15,7 +15,7 @@ from analyses.result import Result, digest, trained_at
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.interventions.scoring import Method, UnitScores, score_units
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
 from qfl_interp.tables import select
@@ -37,7 +37,7 @@ class UnitSettings(NamedTuple):
 
 
 def ablate_units(
-    run: Series,
+    run: Checkpoints,
     steps: Steps = "last",
     *,
     site: str = "z",
@@ -89,12 +89,12 @@ def ablate_units(
     )
 
 
-def _examples(run: Series, settings: UnitSettings) -> Batch:
+def _examples(run: Checkpoints, settings: UnitSettings) -> Batch:
     """What the units are scored on."""
     return run.task.encode(held_out(run.task, "test", settings.n, seed=settings.seed, stream="units"))
 
 
-def _ablate_at(run: Series, settings: UnitSettings, device: str | torch.device, batch: Batch, step: int) -> None:
+def _ablate_at(run: Checkpoints, settings: UnitSettings, device: str | torch.device, batch: Batch, step: int) -> None:
     """Score the units of one checkpoint and write the rows."""
     scores = score_units(
         run.load_model(step, device=device),

@@ -17,12 +17,12 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.theme import new_figure
 from qfl_interp.progress import progress_bar
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import column, distinct, groups, select
 
 
 def capture(
-    run: Series,
+    run: Checkpoints,
     sites: str | Sequence[str] = ("resid_post",),
     steps: Steps = "last",
     *,
@@ -97,7 +97,7 @@ def capture(
     return Result(f"Activations of {run.run_id} in {store.folder}", _summary(rows), rows, lambda: _figure(rows))
 
 
-def _load(run: Series, step: int, device: str | torch.device) -> HookedModel:
+def _load(run: Checkpoints, step: int, device: str | torch.device) -> HookedModel:
     """The model at a step."""
     return run.load_model(step, device=device)
 

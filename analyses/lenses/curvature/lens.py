@@ -34,7 +34,7 @@ from analyses.stored import stored_rows
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import distinct, records, select
 
 LENS, RANKS, COEFFICIENTS = "curvature", "soft_ranks", "learning_coefficient"
@@ -68,7 +68,7 @@ class CurvatureResult(Result):
 
 
 def curvature(
-    run: Series,
+    run: Checkpoints,
     steps: Steps = "all",
     *,
     config: CurvatureConfig | None = None,
@@ -153,7 +153,7 @@ def _notes(rows: pd.DataFrame) -> list[str]:
     return notes
 
 
-def stored_curvature(run: Series) -> CurvatureTables | None:
+def stored_curvature(run: Checkpoints) -> CurvatureTables | None:
     """The tables of one configuration, of several the one with most steps; None without any."""
     rows = stored_rows(run, LENS, ["run_id"])
     if rows.empty:
@@ -181,7 +181,7 @@ def _chains_part(config: CurvatureConfig, sgld: SgldConfig, step: int) -> str:
 
 
 def _measure_at(
-    run: Series, device: str | torch.device, following: dict[int, int | None], shared: Shared, step: int
+    run: Checkpoints, device: str | torch.device, following: dict[int, int | None], shared: Shared, step: int
 ) -> None:
     """Measure one checkpoint and write its rows; the table of curvature last, which says that it is done."""
     to = following[step]
@@ -195,7 +195,7 @@ def _measure_at(
     run.table(LENS).write(_part(shared.config, step, to), pd.DataFrame([identity | row]))
 
 
-def _sample_at(run: Series, device: str | torch.device, sgld: SgldConfig, shared: Shared, step: int) -> None:
+def _sample_at(run: Checkpoints, device: str | torch.device, sgld: SgldConfig, shared: Shared, step: int) -> None:
     """Estimate the learning coefficient at one checkpoint and write it, with the chains' losses."""
     tokens, mask = shared.batch
     try:
@@ -222,7 +222,7 @@ def _sample_at(run: Series, device: str | torch.device, sgld: SgldConfig, shared
     run.table(COEFFICIENTS).write(part, pd.DataFrame([where | row]), {"losses": found.losses})
 
 
-def _stopped(run: Series, step: int, error: ValueError) -> QflError:
+def _stopped(run: Checkpoints, step: int, error: ValueError) -> QflError:
     """The error that names the checkpoint."""
     return QflError(
         f"curvature of {run.path} stopped at step {step}: {error} Checkpoints measured before are kept; leave out "

@@ -30,7 +30,7 @@ from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
 from qfl_interp.runs.run import Run
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.training.schedule import learning_rate
 
 # What column `moments` says.
@@ -60,7 +60,7 @@ class Shared(NamedTuple):
 class _At(NamedTuple):
     """A checkpoint: where it is, how the loss lies there, and the way to the next one (None after the last)."""
 
-    run: Series
+    run: Checkpoints
     step: int
     config: CurvatureConfig
     hessian: Hessian
@@ -70,7 +70,7 @@ class _At(NamedTuple):
     taken: Float[Tensor, " parameter"] | None
 
 
-def shared_of(run: Series, config: CurvatureConfig) -> Shared:
+def shared_of(run: Checkpoints, config: CurvatureConfig) -> Shared:
     """The examples, and where training began.
 
     Raises:
@@ -89,7 +89,7 @@ def shared_of(run: Series, config: CurvatureConfig) -> Shared:
     )
 
 
-def _batch(run: Series, split: str, n: int, seed: int, stream: str) -> Batch:
+def _batch(run: Checkpoints, split: str, n: int, seed: int, stream: str) -> Batch:
     """Encoded examples of a split."""
     examples = held_out(run.task, split, n, seed=seed, stream=stream)
     if len(examples) < 2:
@@ -100,7 +100,7 @@ def _batch(run: Series, split: str, n: int, seed: int, stream: str) -> Batch:
     return run.task.encode(examples)
 
 
-def load(run: Series, shared: Shared, step: int, device: str | torch.device) -> HookedModel:
+def load(run: Checkpoints, shared: Shared, step: int, device: str | torch.device) -> HookedModel:
     """The model of a checkpoint in the configured precision.
 
     Raises:
@@ -117,7 +117,7 @@ def trained_loss(model: HookedModel, batch: Batch) -> TokenLoss:
     return TokenLoss(model, scored_tokens(batch, prompt_end=True), dtype=dtype)
 
 
-def measure(run: Series, shared: Shared, step: int, to: int | None, device: str | torch.device) -> dict[str, Any]:
+def measure(run: Checkpoints, shared: Shared, step: int, to: int | None, device: str | torch.device) -> dict[str, Any]:
     """The row of a checkpoint; docs/curvature.md says what each column is.
 
     Args:

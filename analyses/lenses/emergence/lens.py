@@ -22,7 +22,7 @@ from qfl_interp.emergence.transition import Transition, find_transition
 from qfl_interp.emergence.verdict import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
 from qfl_interp.runs.run import Run
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import column, distinct, groups, select
 
@@ -42,7 +42,7 @@ class Emergence(NamedTuple):
 
 
 def emergence(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -58,8 +58,8 @@ def emergence(
     The transition is found in the validation loss over the answer alone (`qfl_interp.emergence.transition`), a
     feature's onset in the geometric mean over each third of its labels (`qfl_interp.emergence.onset`). The baseline is
     the mean over the untrained models. A verdict's lead is in decades of nominal FLOPs. Its range `lead_low` to
-    `lead_high` is what the spacing of checkpoints and validations leaves open, widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the
-    probes' test examples; neither covers other seeds.
+    `lead_high` is what the spacing of checkpoints and validations leaves open, widened by `bootstrap_low` to
+    `bootstrap_high`, the 95 % bootstrap over the probes' test examples; neither covers other seeds.
 
     Args:
         run: What to look at.
@@ -100,7 +100,7 @@ def emergence(
 
 
 def emergence_tables(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -148,7 +148,7 @@ def emergence_tables(
     return found
 
 
-def with_loss_curve(run: Series) -> Run:
+def with_loss_curve(run: Checkpoints) -> Run:
     """The run; `QflError` for a series of checkpoints without the losses of its training."""
     if not isinstance(run, Run):
         raise QflError(

@@ -23,7 +23,7 @@ from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.interventions.interchange import Condition, InterchangeScores, interchange_scores
 from qfl_interp.interventions.pairs import PatchPairs, patch_pairs
 from qfl_interp.probes import independent
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip
 from qfl_interp.tables import select
@@ -40,7 +40,7 @@ _SWAPPED: dict[Condition, str] = {
 
 
 def interchange(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "last",
     *,
@@ -117,7 +117,7 @@ def interchange(
 
 
 def _pairs(
-    run: Series, targets: Sequence[tuple[str, int]], n_pairs: int, seed: int
+    run: Checkpoints, targets: Sequence[tuple[str, int]], n_pairs: int, seed: int
 ) -> dict[tuple[str, int], PatchPairs]:
     """The pairs of each feature and label, the clean examples of the split "test"."""
     return {
@@ -129,7 +129,7 @@ def _pairs(
 
 
 def _swap_at(
-    run: Series,
+    run: Checkpoints,
     parts: Mapping[int, Mapping[tuple[str, int], str]],
     n_random: int,
     config: ProbeConfig,

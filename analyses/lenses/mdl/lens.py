@@ -27,14 +27,14 @@ from qfl_interp.activations.spans import site_span
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError
 from qfl_interp.probes import PROBE_LOSS, online_code
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import select
 
 LENS = "mdl"
 
 
 def mdl(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "log:20",
     *,
@@ -95,7 +95,7 @@ def mdl(
 
 
 def _describe_at(
-    run: Series,
+    run: Checkpoints,
     features: Sequence[str],
     config: ProbeConfig,
     device: str | torch.device,

@@ -19,7 +19,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.interventions.attribution import attribution_error, attribution_patch
 from qfl_interp.interventions.pairs import PatchPairs
 from qfl_interp.interventions.patching import PatchScores, patch_pairs, patch_sweep
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import select
 
@@ -63,7 +63,7 @@ class Target(NamedTuple):
 
 
 def patch(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "last",
     *,
@@ -134,7 +134,7 @@ def patch(
 
 
 def deciding_features(
-    run: Series, features: str | Sequence[str] | None, labels: int | Sequence[int] | None, seed: int
+    run: Checkpoints, features: str | Sequence[str] | None, labels: int | Sequence[int] | None, seed: int
 ) -> tuple[list[Feature], str]:
     """The features to patch (where none is named, all whose pairs change the answer), and what to say of the others.
 
@@ -152,7 +152,7 @@ def deciding_features(
     return kept, f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""
 
 
-def _decides(run: Series, feature: Feature, labels: Sequence[int], seed: int) -> bool:
+def _decides(run: Checkpoints, feature: Feature, labels: Sequence[int], seed: int) -> bool:
     """Whether the answer hangs on the labels as the feature's pairs change them."""
     try:
         for label in labels:
@@ -162,7 +162,7 @@ def _decides(run: Series, feature: Feature, labels: Sequence[int], seed: int) ->
     return True
 
 
-def pairs_of(run: Series, feature: str, label: int, settings: PatchSettings) -> PatchPairs:
+def pairs_of(run: Checkpoints, feature: str, label: int, settings: PatchSettings) -> PatchPairs:
     """The clean and corrupted runs of a label, the clean examples of the split "test"."""
     drawn = held_out_pairs(run.task, "test", settings.n_pairs, feature, label, seed=settings.seed, stream="patch")
     return patch_pairs(run.task, drawn, run.task.feature(feature).positions(drawn.clean)[:, label])
@@ -171,12 +171,12 @@ def pairs_of(run: Series, feature: str, label: int, settings: PatchSettings) -> 
 class _Loaded:
     """The last model and the last pairs of a process: targets come step by step and share them."""
 
-    def __init__(self, run: Series, settings: PatchSettings, device: str | torch.device) -> None:
+    def __init__(self, run: Checkpoints, settings: PatchSettings, device: str | torch.device) -> None:
         self.model = functools.lru_cache(maxsize=1)(lambda step: run.load_model(step, device=device))
         self.pairs = functools.lru_cache(maxsize=8)(lambda name, label: pairs_of(run, name, label, settings))
 
 
-def _patch_at(run: Series, settings: PatchSettings, loaded: _Loaded, target: Target) -> None:
+def _patch_at(run: Checkpoints, settings: PatchSettings, loaded: _Loaded, target: Target) -> None:
     """Patch one component at one checkpoint and write the rows."""
     model, pairs = loaded.model(target.step), loaded.pairs(target.feature, target.label)
     scores = patch_sweep(model, pairs, component=target.component)

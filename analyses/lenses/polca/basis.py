@@ -36,7 +36,7 @@ from qfl_interp.polca.basis import (
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.probe_gradient import probe_gradient
 from qfl_interp.probes import load_probes
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.seeding import torch_generator
 from qfl_interp.shapes import Examples
 
@@ -44,7 +44,7 @@ LENS = "polca_basis"
 
 
 def find_basis(
-    run: Series, plan: BasisPlan, *, jobs: int = 1, device: str | torch.device = "cpu", progress: bool = True
+    run: Checkpoints, plan: BasisPlan, *, jobs: int = 1, device: str | torch.device = "cpu", progress: bool = True
 ) -> None:
     """Find the directions that are not in the run's table yet, and write them there as they are found.
 
@@ -82,14 +82,14 @@ def find_basis(
 
 
 def read_basis(
-    run: Series, plan: BasisPlan, device: str | torch.device = "cpu"
+    run: Checkpoints, plan: BasisPlan, device: str | torch.device = "cpu"
 ) -> Float[Tensor, "direction parameter"]:
     """The directions, one a row."""
     return _read(run, plan, range(len(plan)), device)
 
 
 def _read(
-    run: Series, plan: BasisPlan, numbers: Iterable[int], device: str | torch.device
+    run: Checkpoints, plan: BasisPlan, numbers: Iterable[int], device: str | torch.device
 ) -> Float[Tensor, "direction parameter"]:
     """The directions of these numbers in their rows, zeros in the others."""
     basis = torch.zeros(len(plan), len(plan.space), dtype=plan.dtype, device=device)
@@ -98,7 +98,7 @@ def _read(
     return basis
 
 
-def basis_rows(run: Series, plan: BasisPlan) -> pd.DataFrame:
+def basis_rows(run: Checkpoints, plan: BasisPlan) -> pd.DataFrame:
     """One row a direction: what its finding said of it."""
     return run.table(LENS).read([plan.part(number) for number in range(len(plan))])
 
@@ -111,7 +111,7 @@ class _Found(NamedTuple):
     scored: ScoredTokens
 
 
-def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Found:
+def _prepare(run: Checkpoints, plan: BasisPlan, device: str | torch.device) -> _Found:
     """The directions found before, and the examples."""
     config, table = plan.config, run.table(LENS)
     there = (number for number in range(len(plan)) if table.has(plan.part(number)))
@@ -121,7 +121,7 @@ def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Found
     return _Found(_read(run, plan, there, device), examples, scored_tokens(run.task.encode(examples)))
 
 
-def _find(run: Series, plan: BasisPlan, device: str | torch.device, found: _Found, stage: Stage) -> None:
+def _find(run: Checkpoints, plan: BasisPlan, device: str | torch.device, found: _Found, stage: Stage) -> None:
     """Find the directions of one stage and write them."""
     try:
         new = _new_directions(run, plan, device, found, stage)
@@ -146,7 +146,7 @@ def _find(run: Series, plan: BasisPlan, device: str | torch.device, found: _Foun
 
 
 def _new_directions(
-    run: Series, plan: BasisPlan, device: str | torch.device, found: _Found, stage: Stage
+    run: Checkpoints, plan: BasisPlan, device: str | torch.device, found: _Found, stage: Stage
 ) -> NewDirections:
     """The directions of one stage."""
     config, before = plan.config, found.basis[: stage.first]
@@ -170,7 +170,7 @@ def _new_directions(
     )
 
 
-def _movement(run: Series, plan: BasisPlan, device: str | torch.device) -> Float[Tensor, "time parameter"]:
+def _movement(run: Checkpoints, plan: BasisPlan, device: str | torch.device) -> Float[Tensor, "time parameter"]:
     """`theta_t - theta_0` of the basis checkpoints after the first."""
     movement = torch.empty(len(plan.steps) - 1, len(plan.space), dtype=plan.dtype, device=device)
     start = theta(run, plan, plan.steps[0], device)
@@ -185,7 +185,7 @@ def _probe_config(config: PolcaConfig) -> ProbeConfig:
 
 
 def _probe_gradient(
-    run: Series, config: PolcaConfig, model: HookedModel, examples: Examples, step: int
+    run: Checkpoints, config: PolcaConfig, model: HookedModel, examples: Examples, step: int
 ) -> Float[Tensor, " parameter"]:
     """The gradient of the loss of the feature's probes at one checkpoint."""
     feature = run.task.feature(config.feature)

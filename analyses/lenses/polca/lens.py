@@ -29,7 +29,7 @@ from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels
 from qfl_interp.polca.quality import silhouette, stability
 from qfl_interp.polca.trajectories import POINTWISE, Trajectories, exact_loss, fisher, loss_change
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import column, records, select
 
 CLUSTERS, CURVES, COMPOSITION, INTERVALS = "polca_clusters", "polca_curves", "polca_composition", "polca_intervals"
@@ -54,7 +54,7 @@ class ClusterSettings(NamedTuple):
 
 
 def polca(
-    run: Series,
+    run: Checkpoints,
     steps: Steps = "all",
     *,
     config: PolcaConfig | None = None,
@@ -157,7 +157,7 @@ def _require_usable(settings: ClusterSettings, steps: Sequence[int]) -> None:
     break_step(np.zeros(len(own)), own, settings.span, rule=settings.rule)
 
 
-def stored_polca(run: Series) -> PolcaTables | None:
+def stored_polca(run: Checkpoints) -> PolcaTables | None:
     """The tables of one finished call on projected losses: of several the one with most intervals; None without any.
 
     Of equally many, one with the Hessian's directions comes first, and then the one with most directions.
@@ -188,7 +188,7 @@ class _Shared(NamedTuple):
     losses: Float[np.ndarray, "time token"]
 
 
-def _curves(run: Series, data: PolcaData, kind: CurveKind) -> Trajectories:
+def _curves(run: Checkpoints, data: PolcaData, kind: CurveKind) -> Trajectories:
     """What is clustered."""
     steps = data.trajectories.steps
     if kind == "projected":
@@ -199,7 +199,7 @@ def _curves(run: Series, data: PolcaData, kind: CurveKind) -> Trajectories:
     return exact_loss(losses, steps) if kind == "exact_loss" else loss_change(losses, steps)
 
 
-def _cluster_at(run: Series, settings: ClusterSettings, name: str, shared: _Shared, direction: int) -> None:
+def _cluster_at(run: Checkpoints, settings: ClusterSettings, name: str, shared: _Shared, direction: int) -> None:
     """Cluster the tokens along one direction and write its rows; the table of clusters last, which says it is done."""
     curves = shared.curves.of(direction).astype(np.float64)
     grouped = functools.partial(
@@ -232,7 +232,7 @@ def _basis_step(shared: _Shared, direction: int) -> int:
 
 
 def _cluster_rows(
-    run: Series,
+    run: Checkpoints,
     settings: ClusterSettings,
     shared: _Shared,
     direction: int,
@@ -280,7 +280,9 @@ def _cluster_rows(
     return pd.DataFrame(rows, columns=None if rows else ["cluster", "name"])
 
 
-def _curve_rows(run: Series, shared: _Shared, curves: Float[np.ndarray, "token time"], found: Clusters) -> pd.DataFrame:
+def _curve_rows(
+    run: Checkpoints, shared: _Shared, curves: Float[np.ndarray, "token time"], found: Clusters
+) -> pd.DataFrame:
     """One row a cluster and step."""
     steps = shared.curves.steps
     parts = []
@@ -308,7 +310,7 @@ def _curve_rows(run: Series, shared: _Shared, curves: Float[np.ndarray, "token t
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"cluster": pd.Series(dtype="int64")})
 
 
-def _mean_rows(run: Series, shared: _Shared, settings: ClusterSettings) -> pd.DataFrame:
+def _mean_rows(run: Checkpoints, shared: _Shared, settings: ClusterSettings) -> pd.DataFrame:
     """One row a direction and step: the mean curve of all tokens, and their exact loss."""
     steps = shared.curves.steps
     rows = [
@@ -330,7 +332,7 @@ def _mean_rows(run: Series, shared: _Shared, settings: ClusterSettings) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _result(run: Series, shared: _Shared, settings: ClusterSettings, parts: dict[int, str]) -> PolcaResult:
+def _result(run: Checkpoints, shared: _Shared, settings: ClusterSettings, parts: dict[int, str]) -> PolcaResult:
     """What is in the tables, together."""
     data, tokens = shared.data, shared.labels.copy()
     clusters, curves, composition = (

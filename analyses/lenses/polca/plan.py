@@ -17,7 +17,7 @@ from qfl_interp.curvature.token_losses import require_finite_parameters
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
 from qfl_interp.polca.config import PolcaConfig
-from qfl_interp.runs.series import Series
+from qfl_interp.runs.series import Checkpoints
 from qfl_interp.seeding import generator
 
 # What to do about a checkpoint that is not finite.
@@ -93,7 +93,7 @@ class BasisPlan:
         return f"direction_{number:04d}-{self.digest}"
 
 
-def plan_basis(run: Series, config: PolcaConfig) -> BasisPlan:
+def plan_basis(run: Checkpoints, config: PolcaConfig) -> BasisPlan:
     """The directions that a configuration asks for.
 
     Raises:
@@ -118,7 +118,7 @@ def plan_basis(run: Series, config: PolcaConfig) -> BasisPlan:
     return plan
 
 
-def _stages(run: Series, config: PolcaConfig, steps: tuple[int, ...]) -> tuple[Stage, ...]:
+def _stages(run: Checkpoints, config: PolcaConfig, steps: tuple[int, ...]) -> tuple[Stage, ...]:
     """Which directions are found together, in the order of the work."""
     if config.basis == "random":
         return (Stage(0, config.n_directions, run.steps[0]),)
@@ -133,7 +133,7 @@ def _stages(run: Series, config: PolcaConfig, steps: tuple[int, ...]) -> tuple[S
     return tuple(Stage(number * n, n, int(step)) for number, step in enumerate(order))
 
 
-def load_checked(run: Series, plan: BasisPlan, step: int, device: str | torch.device) -> HookedModel:
+def load_checked(run: Checkpoints, plan: BasisPlan, step: int, device: str | torch.device) -> HookedModel:
     """The model of a checkpoint, in the precision of the basis.
 
     Raises:
@@ -158,6 +158,6 @@ def load_checked(run: Series, plan: BasisPlan, step: int, device: str | torch.de
     return model_in_dtype(model, plan.dtype)
 
 
-def theta(run: Series, plan: BasisPlan, step: int, device: str | torch.device) -> Float[Tensor, " parameter"]:
+def theta(run: Checkpoints, plan: BasisPlan, step: int, device: str | torch.device) -> Float[Tensor, " parameter"]:
     """The parameters of a checkpoint as one vector. Raises as `load_checked` does."""
     return plan.space.flatten(parameters_to_save(load_checked(run, plan, step, device)))

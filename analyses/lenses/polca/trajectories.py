@@ -29,7 +29,7 @@ from qfl_interp.polca.basis import orthogonality
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import Interval, captured_fraction, decompose
 from qfl_interp.polca.trajectories import Trajectories, TrajectoryKind
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
 
 LENS = "polca_nodes"
@@ -84,7 +84,7 @@ class Node(NamedTuple):
 
 
 def polca_trajectories(
-    run: Series,
+    run: Checkpoints,
     steps: Steps = "all",
     *,
     config: PolcaConfig | None = None,
@@ -130,7 +130,7 @@ def polca_trajectories(
     return _collect(run, plan, at)
 
 
-def require_followable(run: Series, steps: Sequence[int], jobs: int) -> None:
+def require_followable(run: Checkpoints, steps: Sequence[int], jobs: int) -> None:
     """Raise before any work where it could not be finished.
 
     Raises:
@@ -145,7 +145,7 @@ def require_followable(run: Series, steps: Sequence[int], jobs: int) -> None:
     require_jobs(jobs)
 
 
-def polca_gradients(run: Series, steps: Steps, config: PolcaConfig) -> Float[Tensor, "time token direction"]:
+def polca_gradients(run: Checkpoints, steps: Steps, config: PolcaConfig) -> Float[Tensor, "time token direction"]:
     """`<b, g>` of every token at checkpoints that `polca_trajectories` has been at, for baselines that need them.
 
     Raises:
@@ -181,12 +181,12 @@ def _part(plan: BasisPlan, node: Node) -> str:
     return f"{node}-{digest(f'{plan.digest} {plan.config.n_examples} {plan.config.seed}')}"
 
 
-def _examples(run: Series, config: PolcaConfig) -> Examples:
+def _examples(run: Checkpoints, config: PolcaConfig) -> Examples:
     """Whose answers are followed."""
     return held_out(run.task, "test", config.n_examples, seed=config.seed, stream="polca")
 
 
-def _scored(run: Series, config: PolcaConfig) -> ScoredTokens:
+def _scored(run: Checkpoints, config: PolcaConfig) -> ScoredTokens:
     """The tokens of those answers."""
     return scored_tokens(run.task.encode(_examples(run, config)))
 
@@ -199,7 +199,7 @@ class _Shared(NamedTuple):
     origin: Float[Tensor, " parameter"]
 
 
-def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Shared:
+def _prepare(run: Checkpoints, plan: BasisPlan, device: str | torch.device) -> _Shared:
     """The tokens, the directions, and where coordinates along them are 0: at the first checkpoint that is finite."""
     scored, basis = _scored(run, plan.config), read_basis(run, plan, device)
     for step in run.steps:
@@ -209,7 +209,7 @@ def _prepare(run: Series, plan: BasisPlan, device: str | torch.device) -> _Share
     raise QflError(f"no checkpoint of {run.path} is finite: there is nothing to follow. Train again, at a lower rate.")
 
 
-def _compute(run: Series, plan: BasisPlan, device: str | torch.device, shared: _Shared, node: Node) -> None:
+def _compute(run: Checkpoints, plan: BasisPlan, device: str | torch.device, shared: _Shared, node: Node) -> None:
     """Compute what is asked at one point and write it."""
     model = load_checked(run, plan, node.step, device)
     parameters = parameters_to_save(model)
@@ -258,12 +258,12 @@ def _quantities(
     return {quantity: found.gradients, "losses": found.losses}
 
 
-def _tensors(run: Series, plan: BasisPlan, node: Node) -> dict[str, Tensor]:
+def _tensors(run: Checkpoints, plan: BasisPlan, node: Node) -> dict[str, Tensor]:
     """What was stored at a point."""
     return run.table(LENS).read_tensors(_part(plan, node))
 
 
-def _collect(run: Series, plan: BasisPlan, steps: Sequence[int]) -> PolcaData:
+def _collect(run: Checkpoints, plan: BasisPlan, steps: Sequence[int]) -> PolcaData:
     """Trajectories and intervals from the stored points; two checkpoints are in memory at a time."""
     config = plan.config
     examples = _examples(run, config)
@@ -308,7 +308,7 @@ def _collect(run: Series, plan: BasisPlan, steps: Sequence[int]) -> PolcaData:
 
 
 def _interval(
-    run: Series, plan: BasisPlan, step: int, to: int, start: dict[str, Tensor], end: dict[str, Tensor]
+    run: Checkpoints, plan: BasisPlan, step: int, to: int, start: dict[str, Tensor], end: dict[str, Tensor]
 ) -> Interval:
     """What is stored of one interval, in float64."""
     config = plan.config

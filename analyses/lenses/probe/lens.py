@@ -34,7 +34,7 @@ from qfl_interp.probes import (
     share_labels,
     shuffle_labels,
 )
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 
@@ -57,7 +57,7 @@ class ProbeData(NamedTuple):
     validation: Examples
 
 
-def probe_data(run: Series, config: ProbeConfig) -> ProbeData:
+def probe_data(run: Checkpoints, config: ProbeConfig) -> ProbeData:
     """Examples to fit and choose on, from the split "val", and to score on, from "test"; fewer where it holds fewer."""
     n_val = config.n_val if config.path else 0
     drawn = held_out(run.task, "val", config.n_train + n_val, seed=config.seed, stream="probe")
@@ -90,24 +90,24 @@ class ModelAt(NamedTuple):
         """What the tables call it."""
         return "trained" if self.untrained < 0 else "untrained"
 
-    def load(self, run: Series, device: str | torch.device) -> HookedModel:
+    def load(self, run: Checkpoints, device: str | torch.device) -> HookedModel:
         """The model."""
         if self.untrained < 0:
             return run.load_model(self.step, device=device)
         return model_on(run.untrained_model(self.untrained)[0], device)
 
-    def seed(self, run: Series) -> int:
+    def seed(self, run: Checkpoints) -> int:
         """The seed of its initial weights."""
         return int(run.identity()["seed"]) if self.untrained < 0 else run.untrained_seed(self.untrained)
 
 
-def models_at(run: Series, steps: Steps, n_untrained: int) -> list[ModelAt]:
+def models_at(run: Checkpoints, steps: Steps, n_untrained: int) -> list[ModelAt]:
     """The checkpoints that `steps` names and the untrained controls."""
     return [ModelAt(step) for step in run.resolve_steps(steps)] + [ModelAt(0, i) for i in range(n_untrained)]
 
 
 def probe(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
@@ -164,7 +164,7 @@ def probe(
 
 
 def _probe_at(
-    run: Series,
+    run: Checkpoints,
     features: Sequence[str],
     config: ProbeConfig,
     store: bool,
@@ -198,7 +198,7 @@ def _probe_at(
 
 
 def _span(
-    run: Series,
+    run: Checkpoints,
     load: Callable[[], HookedModel],
     at: ModelAt,
     part: str,

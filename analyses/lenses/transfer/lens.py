@@ -19,14 +19,14 @@ from qfl_interp.activations.spans import site_span
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.aggregation import NOT_FITTED
 from qfl_interp.probes import PROBE_LOSS, load_probes
-from qfl_interp.runs.series import Series, Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import select
 
 LENS = "transfer"
 
 
 def transfer(
-    run: Series,
+    run: Checkpoints,
     features: str | Sequence[str] | None = None,
     steps: Steps = "log:20",
     *,
@@ -84,7 +84,7 @@ def transfer(
 
 
 def _score_at(
-    run: Series,
+    run: Checkpoints,
     fit_steps: Sequence[int],
     parts: dict[int, dict[str, str]],
     config: ProbeConfig,
