@@ -103,8 +103,3 @@ def require_one_a_token(site: str, what: str, advice: str) -> None:
         raise ValueError(
             f"site of {what} must have one activation a token, got {site!r}, which has one a head. {advice}"
         )
-
-
-def trained_at(step: int) -> str:
-    """How a table part names the model at a step."""
-    return f"step_{step:08d}"

@@ -16,7 +16,8 @@ from analyses.checkpoints import over_checkpoints
 from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe, probe_data
-from analyses.result import Result, chosen_features, chosen_labels, digest, require_one_a_token, trained_at, with_holm
+from analyses.models_at import trained_at
+from analyses.result import Result, chosen_features, chosen_labels, digest, require_one_a_token, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.task import Batch, Feature
 from qfl_interp.errors import QflError

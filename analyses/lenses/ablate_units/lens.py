@@ -11,7 +11,8 @@ import torch
 
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.ablate_units.figure import units_figure
-from analyses.result import Result, digest, trained_at
+from analyses.models_at import trained_at
+from analyses.result import Result, digest
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.interventions.scoring import Method, UnitScores, score_units

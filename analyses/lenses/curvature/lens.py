@@ -29,7 +29,8 @@ from analyses.lenses.curvature.measure import (
 from analyses.lenses.curvature.ranks import rank_rows
 from analyses.lenses.curvature.ranks_figure import soft_rank_figure
 from analyses.lenses.curvature.section import CurvatureTables
-from analyses.result import Result, digest, trained_at
+from analyses.models_at import trained_at
+from analyses.result import Result, digest
 from analyses.stored import stored_rows
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.task import Batch

@@ -17,7 +17,8 @@ from analyses.lenses.interchange.figure import interchange_figure
 from analyses.lenses.patch.lens import deciding_features
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe
-from analyses.result import Result, chosen_labels, digest, require_one_a_token, trained_at, with_holm
+from analyses.models_at import trained_at
+from analyses.result import Result, chosen_labels, digest, require_one_a_token, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.interventions.interchange import Condition, InterchangeScores, interchange_scores

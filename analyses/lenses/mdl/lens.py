@@ -12,16 +12,15 @@ import torch
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.mdl.figure import mdl_figure
 from analyses.lenses.probe.lens import (
-    ModelAt,
     ProbeData,
     feature_data,
-    models_at,
     not_rare,
     part_name,
     place_columns,
     probe_data,
     read_span,
 )
+from analyses.models_at import ModelAt, models_at
 from analyses.result import Result, chosen_features
 from qfl_interp.activations.spans import site_span
 from qfl_interp.config import ProbeConfig

@@ -12,7 +12,8 @@ import torch
 
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.patch.figure import patch_figure
-from analyses.result import Result, chosen_features, chosen_labels, digest, trained_at
+from analyses.models_at import trained_at
+from analyses.result import Result, chosen_features, chosen_labels, digest
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.data.task import Feature, Task
 from qfl_interp.errors import QflError

@@ -15,7 +15,7 @@ from analyses.checkpoints import over_checkpoints
 from analyses.lenses.polca.plan import LEAVE_OUT, BasisPlan, Stage, load_checked, theta
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import labels_of, part_name, probe
-from analyses.result import trained_at
+from analyses.models_at import trained_at
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.eigenpairs import solver_vectors

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.probe.figure import probe_heatmap
-from analyses.result import Result, chosen_features, trained_at
+from analyses.models_at import ModelAt, models_at
+from analyses.result import Result, chosen_features
 from qfl_interp.activations.spans import Place, SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreKey
@@ -21,7 +22,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import NO_POSITION, Feature, Task
 from qfl_interp.emergence.aggregation import select_layer
-from qfl_interp.models.build import HookedModel, model_on
+from qfl_interp.models.build import HookedModel
 from qfl_interp.probes import (
     PROBE_LOSS,
     Probes,
@@ -69,41 +70,6 @@ def probe_data(run: Checkpoints, config: ProbeConfig) -> ProbeData:
 def part_name(at: str, feature: str, config: ProbeConfig) -> str:
     """The table part of one model and feature under one configuration."""
     return f"{at}-{feature}-{config.digest()}"
-
-
-class ModelAt(NamedTuple):
-    """A model to look at: a checkpoint, or a freshly initialised one that serves as a control.
-
-    Attributes:
-        step: The checkpoint's; 0 for an untrained model.
-        untrained: Number of the untrained model; -1 for a checkpoint.
-    """
-
-    step: int
-    untrained: int = -1
-
-    def __str__(self) -> str:
-        return trained_at(self.step) if self.untrained < 0 else f"untrained_{self.untrained:02d}"
-
-    @property
-    def source(self) -> str:
-        """What the tables call it."""
-        return "trained" if self.untrained < 0 else "untrained"
-
-    def load(self, run: Checkpoints, device: str | torch.device) -> HookedModel:
-        """The model."""
-        if self.untrained < 0:
-            return run.load_model(self.step, device=device)
-        return model_on(run.untrained_model(self.untrained)[0], device)
-
-    def seed(self, run: Checkpoints) -> int:
-        """The seed of its initial weights."""
-        return int(run.identity()["seed"]) if self.untrained < 0 else run.untrained_seed(self.untrained)
-
-
-def models_at(run: Checkpoints, steps: Steps, n_untrained: int) -> list[ModelAt]:
-    """The checkpoints that `steps` names and the untrained controls."""
-    return [ModelAt(step) for step in run.resolve_steps(steps)] + [ModelAt(0, i) for i in range(n_untrained)]
 
 
 def probe(

@@ -14,7 +14,8 @@ from analyses.checkpoints import over_checkpoints
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import ProbeData, feature_data, part_name, probe, probe_data, read_span
 from analyses.lenses.transfer.figure import transfer_figure
-from analyses.result import Result, chosen_features, digest, trained_at
+from analyses.models_at import trained_at
+from analyses.result import Result, chosen_features, digest
 from qfl_interp.activations.spans import site_span
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.aggregation import NOT_FITTED

@@ -1,0 +1,119 @@
+"""A lens that computes a table part by part: find what is missing, compute it model by model, keep it, read it back."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analyses.checkpoints import over_checkpoints
+from analyses.lens import Lens, Page
+from analyses.models_at import ModelAt
+from analyses.stored import stored_rows
+from qfl_interp.plots.panels import Panel
+from qfl_interp.report.page import Section
+from qfl_interp.runs.series import Checkpoints
+
+SharedT = TypeVar("SharedT")
+ViewT = TypeVar("ViewT")
+
+
+class Piece(NamedTuple):
+    """One table part: the model it is of, and what of it.
+
+    Attributes:
+        at: The checkpoint, or an untrained control.
+        key: Columns that tell the part from others of the model: `{"feature": "carry", "label": 3}`.
+    """
+
+    at: ModelAt
+    key: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
+    """One call of a lens on a run; its fields are the settings, and it has to pickle.
+
+    Attributes:
+        by: Columns that tell apart what one figure shows.
+        run: What is looked at.
+        device: Where to compute.
+    """
+
+    by: ClassVar[tuple[str, ...]] = ("run_id",)
+
+    run: Checkpoints
+    device: str | torch.device = "cpu"
+
+    @abc.abstractmethod
+    def part(self, piece: Piece) -> str:
+        """The name of a part: `<model>-<what>-<digest of the settings>`."""
+
+    def share(self) -> SharedT:
+        """What all models need; once a process."""
+        return None  # type: ignore[return-value]  # of a lens that shares nothing
+
+    def view(self, shared: SharedT, at: ModelAt) -> ViewT:
+        """What all parts of a model need, by default the model; once a model."""
+        return at.load(self.run, self.device)  # type: ignore[return-value]  # of a lens that views the model
+
+    @abc.abstractmethod
+    def rows(self, shared: SharedT, view: ViewT, piece: Piece) -> pd.DataFrame | tuple[pd.DataFrame, dict[str, Tensor]]:
+        """The rows of a part, and tensors to keep with them."""
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        """Columns behind the rows' own and the run's, equal in all rows of a part."""
+        analysis = self.part(piece).rpartition("-")[2]
+        return {"step": piece.at.step, "flops": self.run.flops(piece.at.step), **piece.key, "analysis": analysis}
+
+    def compute(self, pieces: Sequence[Piece], *, label: str, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
+        """The rows of all pieces; those that are not in the run's table yet are computed and written first."""
+        table = self.run.table(self.name)
+        missing: dict[ModelAt, list[Piece]] = {}
+        for piece in pieces:
+            if not table.has(self.part(piece)):
+                missing.setdefault(piece.at, []).append(piece)
+        work = functools.partial(self._look, missing)
+        over_checkpoints(list(missing), self.share, work, label=label, jobs=jobs, progress=progress)
+        return table.read([self.part(piece) for piece in pieces])
+
+    def _look(self, missing: Mapping[ModelAt, Sequence[Piece]], shared: SharedT, at: ModelAt) -> None:
+        """Compute what is missing of one model and write it, a part as it is done."""
+        view, table = self.view(shared, at), self.run.table(self.name)
+        for piece in missing[at]:
+            found = self.rows(shared, view, piece)
+            rows, tensors = found if isinstance(found, tuple) else (found, None)
+            table.write(self.part(piece), rows.assign(**self.run.identity(), **self.columns(piece)), tensors)
+
+    @staticmethod
+    def panels_of(rows: pd.DataFrame) -> list[Panel]:
+        """Panels of rows that one call for each value of `by` has written."""
+        return []
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        """Sections of such rows."""
+        return []
+
+    @classmethod
+    def stored(cls, page: Page) -> pd.DataFrame:
+        """The rows that a page shows: of its features and probes, where the table has these columns."""
+        return stored_rows(page.run, cls.name, cls.by)
+
+    @classmethod
+    def panels(cls, page: Page) -> list[Panel]:
+        """Panels of what was computed before."""
+        rows = cls.stored(page)
+        return [] if rows.empty else cls.panels_of(rows)
+
+    @classmethod
+    def sections(cls, page: Page) -> list[Section]:
+        """Sections of what was computed before."""
+        rows = cls.stored(page)
+        return [] if rows.empty else cls.sections_of(rows)
