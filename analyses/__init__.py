@@ -8,8 +8,9 @@ The functions load on first use. Each lens has a module of its own: what it comp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qfl_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from analyses.lenses.ablate.lens import ablate
@@ -31,25 +32,6 @@ if TYPE_CHECKING:
 # Lets qfl_interp tell this package from a user's own analyses.py that shadows it.
 QFL_INTERP_PACKAGE = True
 
-# Modules are named apart from their functions, so that importing one never hides the other.
-_WHERE = {
-    "ablate": "lenses.ablate.lens",
-    "ablate_units": "lenses.ablate_units.lens",
-    "across": "sweeps.across",
-    "capture": "lenses.capture.lens",
-    "curvature": "lenses.curvature.lens",
-    "emergence": "lenses.emergence.lens",
-    "interchange": "lenses.interchange.lens",
-    "mdl": "lenses.mdl.lens",
-    "patch": "lenses.patch.lens",
-    "polca": "lenses.polca.lens",
-    "probe": "lenses.probe.lens",
-    "report": "pages.report",
-    "scaling": "sweeps.scaling",
-    "timeline": "pages.timeline",
-    "transfer": "lenses.transfer.lens",
-}
-
 __all__ = [
     "ablate",
     "ablate_units",
@@ -68,11 +50,4 @@ __all__ = [
     "transfer",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a lens from its module."""
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f"analyses.{_WHERE[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'analyses' has no attribute {name!r}. Lenses: {', '.join(__all__)}.")
+__getattr__, __dir__ = lazy_names(__name__, __all__)

@@ -5,8 +5,9 @@ The names below load on first use, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qfl_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qfl_interp.activations.store import ActivationStore
@@ -27,47 +28,6 @@ if TYPE_CHECKING:
     from qfl_interp.training.train import DivergedError, branch, resume, train
 
 __version__ = "0.1.0"
-
-# Public name -> the module that defines it.
-_WHERE = {
-    "ActivationStore": "activations.store",
-    "Batch": "data.task",
-    "DivergedError": "training.train",
-    "ExampleStream": "data.examples",
-    "Execution": "sweep",
-    "Feature": "data.task",
-    "FixedFeature": "data.fixed_task",
-    "FixedTask": "data.fixed_task",
-    "Intervention": "models.hooks",
-    "ModelConfig": "config",
-    "Pairs": "data.task",
-    "ProbeConfig": "config",
-    "QflError": "errors",
-    "Run": "runs.run",
-    "Site": "models.hooks",
-    "Suite": "runs.suite",
-    "Sweep": "sweep",
-    "SweepConfig": "sweep",
-    "Task": "data.task",
-    "TrainConfig": "config",
-    "branch": "training.train",
-    "build_model": "models.build",
-    "capture": "models.hooks",
-    "estimate_sweep": "sweep",
-    "fast_logits": "models.fast_forward",
-    "generate_greedy": "models.generate",
-    "held_out": "data.examples",
-    "hooked_from_hf": "models.build",
-    "interventions_on": "models.hooks",
-    "load_task": "data.registry",
-    "patch": "models.hooks",
-    "project_out": "interventions.project_out",
-    "task_names": "data.registry",
-    "resume": "training.train",
-    "run_sweep": "sweep",
-    "sweep_status": "sweep",
-    "train": "training.train",
-}
 
 __all__ = [
     "ActivationStore",
@@ -109,16 +69,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module."""
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f"qfl_interp.{_WHERE[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'qfl_interp' has no attribute {name!r}. Public names: {', '.join(__all__)}.")
-
-
-def __dir__() -> list[str]:
-    """The public names, for tab completion."""
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazy_names(__name__, __all__)
