@@ -236,6 +236,21 @@ def test_a_floor_is_no_lack_of_fit_of_the_law_with_a_floor():
     assert np.mean(np.array(with_floor) < 0.05) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 60)
 
 
+def test_faster_than_the_law_is_seen_below_exact_match():
+    """The chance of a whole answer, always under one in a hundred: its -log falls off its line; on a line it does not."""
+    rng = np.random.default_rng(1)
+    budget = 10.0 ** np.arange(9, 12.1, 0.5)
+    surprise = 47 * (budget / 1e9) ** -0.05 / (1 + (budget / 1e11) ** 0.7)
+    rate = np.exp(-noisy(surprise, 0.05, 3, rng))
+    below = rate.max(axis=1) < 1e-2
+    assert below.sum() >= 5
+    assert lack_of_fit(budget[below], -np.log(rate[below])).p_value < 1e-3
+    steady = np.exp(-noisy(47 * (budget / 1e9) ** -0.1, 0.05, 3, rng))
+    assert lack_of_fit(budget, -np.log(steady)).p_value > 0.01
+    law = fit_power_law(budget, -np.log(steady))
+    assert law.exponent.estimate == pytest.approx(0.1, abs=0.02)
+
+
 def test_comparison_has_its_size():
     """Under a power law p-values are uniform."""
     rng = np.random.default_rng(11)
