@@ -27,12 +27,7 @@ from qfl_interp.homogeneous.losses import require_targets
 from qfl_interp.homogeneous.minibatch import minibatch_of, run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness
-from qfl_interp.homogeneous.taylor import (
-    frozen_sign_loss,
-    pair_coefficients,
-    tangent_kernel,
-    taylor_coefficients,
-)
+from qfl_interp.homogeneous.taylor import taylor_coefficients
 
 ACTIVATIONS = ("abs", "relu", (0.6, 0.8), (-0.28, 0.96))
 RULE = {name: DepthwiseRule(**fields) for name, fields in RULES.items()}
@@ -100,59 +95,32 @@ def test_coefficients_equal_autograd(loss, depth):
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_both_routes_pairs_kernel_and_frozen_signs_agree(loss, monkeypatch):
+def test_both_routes_agree(loss, monkeypatch):
+    """Through Gram matrices, and through gradients."""
     model, x, y = case(3, 4, 1, loss, "relu")
     batch = run_minibatch(model, x, y, loss)
-    xi = (0.3, 1.7, 0.9, 2.1)
-    found = {}
+    found = []
     for gram in (False, True):
         for module in (taylor, depthwise):
             monkeypatch.setattr(module, "gram_is_cheaper", lambda *_, gram=gram: gram)
-        found[gram] = taylor_coefficients(batch, xi)
-        pairs = pair_coefficients(batch, xi)
-        assert float(pairs.gauss_newton.sum()) == pytest.approx(found[gram].gauss_newton, rel=1e-12)
-        assert float(pairs.feature_motion.sum()) == pytest.approx(found[gram].feature_motion, rel=1e-12)
-        torch.testing.assert_close(pairs.gauss_newton, pairs.gauss_newton.T, rtol=1e-12, atol=1e-15)
-        assert not pairs.feature_motion.tril().any()
-    np.testing.assert_allclose(found[False], found[True], rtol=1e-12)
-
-    kernel = tangent_kernel(batch, xi).reshape(18, 18)
-    b = (batch.residual_norm * batch.unit_backward[-1]).flatten()
-    assert float(-b @ kernel @ b) == pytest.approx(found[True].c1, rel=1e-12)
-    df = -(kernel @ b).view(6, 3)
-    p = batch.outputs.softmax(1)
-    hessian = (
-        torch.diag_embed(p) - p[:, :, None] * p[:, None] if loss == "cross_entropy" else torch.eye(3).expand(6, 3, 3)
-    )
-    bent = torch.einsum("io,iop,ip->", df, hessian.to(df), df)
-    assert float(bent) / 12 == pytest.approx(found[True].gauss_newton, rel=1e-12)
-
-    s = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
-    value = frozen_sign_loss(batch, xi, s)
-    (first,) = torch.autograd.grad(value, s, create_graph=True)
-    (second,) = torch.autograd.grad(first, s)
-    derivatives = (float(value.detach()), float(first.detach()), float(second) / 2)
-    np.testing.assert_allclose(derivatives, (found[True].c0, found[True].c1, found[True].c2), rtol=1e-11)
+        found.append(taylor_coefficients(batch, (0.3, 1.7, 0.9, 2.1)))
+    np.testing.assert_allclose(*found, rtol=1e-12)
 
 
-def test_pair_entries_are_mixed_derivatives():
-    """Entry (j, k) of both parts together: half the mixed derivative of the loss by the two layers' steps."""
+def test_gauss_newton_is_the_change_of_the_outputs_and_feature_motion_the_rest():
+    """The parts alone: the outputs' change along the step by autograd, through the Hessian of the loss by outputs."""
     model, x, y = case(4, 3, 0, "cross_entropy")
     batch = run_minibatch(model, x, y, "cross_entropy")
     xi = (0.5, 1.5, 0.8)
-    pairs = pair_coefficients(batch, xi)
-    hessian = MLPHessian(model, x, y, "cross_entropy")
-    parts = [torch.zeros(len(w.flatten()), dtype=torch.float64) for w in batch.weights]
-
-    def step(layer):
-        own = [*parts]
-        own[layer] = -xi[layer] * batch.gradients()[layer].flatten()
-        return torch.cat(own)
-
-    for j, k in itertools.product(range(3), range(3)):
-        mixed = float(step(j) @ hessian.product(step(k))) / 2
-        both = pairs.gauss_newton[j, k] + (pairs.feature_motion[j, k] + pairs.feature_motion[k, j]) / 2
-        assert float(both) == pytest.approx(mixed, rel=1e-9, abs=1e-12)
+    found = taylor_coefficients(batch, xi)
+    theta = dict(model.named_parameters())
+    step = {name: -k * g for name, k, g in zip(theta, xi, batch.gradients(), strict=True)}
+    _, df = torch.func.jvp(lambda at: functional_call(model, at, (x,)), (theta,), (step,))
+    df, p = df.detach(), model(x).detach().softmax(1)
+    bent = p * df * df, (p * df).sum(1).square()
+    assert found.gauss_newton == pytest.approx(float(bent[0].sum() - bent[1].sum()) / 12, rel=1e-12)
+    _, _, c2, _ = by_autograd(model, x, y, "cross_entropy", xi)
+    assert found.feature_motion == pytest.approx(c2 - found.gauss_newton, rel=1e-9)
 
 
 FIXED = {
@@ -284,10 +252,13 @@ def test_last_layer_sharpness_times_its_soft_rank_is_one():
     batch = run_minibatch(model, x, y, "mse")
     k = batch.features[-1] @ batch.features[-1].T
     xi = 6 / float(k.trace()) / batch.alphas[-1] ** 2
-    alone = pair_coefficients(batch, (1.0, 1.0, xi)).gauss_newton[2, 2]
-    c1 = xi * float(batch.gradients()[-1].square().sum())
+    gradient = batch.gradients()[-1].flatten()
+    c1 = xi * float(gradient.square().sum())
+    hessian = MLPHessian(model, x, y, "mse")
+    step = torch.cat([torch.zeros(len(hessian) - len(gradient), dtype=torch.float64), -xi * gradient])
+    alone = float(step @ hessian.product(step)) / 2
     last = batch.unit_backward[-1]
-    assert 2 * float(alone) / c1 * gradient_weighted(k, last @ last.T) == pytest.approx(1, rel=1e-12)
+    assert 2 * alone / c1 * gradient_weighted(k, last @ last.T) == pytest.approx(1, rel=1e-12)
 
 
 def test_the_last_diagonal_block_of_the_preconditioned_hessian():

@@ -237,7 +237,7 @@ def test_a_floor_is_no_lack_of_fit_of_the_law_with_a_floor():
 
 
 def test_faster_than_the_law_is_seen_below_exact_match():
-    """The chance of a whole answer, always under one in a hundred: its -log falls off its line; on a line it does not."""
+    """Of the chance of a whole answer, under one in a hundred everywhere: -log falls off its line, or stays on it."""
     rng = np.random.default_rng(1)
     budget = 10.0 ** np.arange(9, 12.1, 0.5)
     surprise = 47 * (budget / 1e9) ** -0.05 / (1 + (budget / 1e11) ** 0.7)
