@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.panels import Legend, Panel, Transition, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
 from qfl_interp.plots.theme import (
     FONT_SIZE,
     GREY,
@@ -187,7 +187,7 @@ def _plateau(emergence: pd.DataFrame) -> float:
     return float(rows[0]["plateau_loss"]) if rows and rows[0]["transition_found"] else math.nan
 
 
-def _transition(emergence: pd.DataFrame) -> tuple[Transition | None, str]:
+def _transition(emergence: pd.DataFrame) -> tuple[Shade | None, str]:
     """The band, or None and the reason why there is none."""
     rows = records(emergence)
     if not rows:
@@ -195,7 +195,7 @@ def _transition(emergence: pd.DataFrame) -> tuple[Transition | None, str]:
     row = rows[0]
     if row["transition_found"]:
         start, end = float(row["transition_start_flops"]), float(row["transition_end_flops"])
-        return Transition(start, end, "loss transition"), ""
+        return Shade(start, end, "loss transition"), ""
     reason = plain(row["transition_reason"])
     return None, "no loss transition found" + (f": {reason}" if reason else "")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.conditions import whiskers
-from qfl_interp.plots.grid import Cell, Grid, LegendRow
+from qfl_interp.plots.grid import Cell, LegendRow, PaperGrid
+from qfl_interp.plots.lines import legend_entry, whiskers
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
@@ -58,7 +58,7 @@ def across_figure(
         baseline: Which untrained baseline is drawn: chosen by the rule of the trained probes, or as the paper does.
     """
     panels = records(curves.filter(["task", "length", "feature", "metric"]).drop_duplicates())
-    grid = Grid(_HEIGHTS, len(panels), n_columns=min(_COLUMNS, len(panels)), head=_HEAD)
+    grid = PaperGrid(_HEIGHTS, len(panels), n_columns=min(_COLUMNS, len(panels)), head=_HEAD)
     figure = grid.figure("across", _legends(curves, verdicts))
     for index, panel in enumerate(panels):
         of_task = {"task": panel["task"], "length": panel["length"]}
@@ -77,11 +77,11 @@ def across_figure(
         for cell in cells:
             _transition(figure, cell, verdict)
         if grid.is_first(index):
-            figure.add_annotation(**grid.side_title(index, 0, "task loss"))
-            figure.add_annotation(**grid.side_title(index, 1, "probe test loss"))
+            figure.add_annotation(grid.side_title(index, 0, "task loss"))
+            figure.add_annotation(grid.side_title(index, 1, "probe test loss"))
         name = f"<b>{words(panel['task'])} {panel['length']}</b>: {words(panel['feature'])}"
         small = f'<br><span style="font-size:{FONT_SIZE - 2}px">{_METRIC[panel["metric"]]}{_leads(verdict)}</span>'
-        figure.add_annotation(text=name + small, align="left", **grid.head(index), font={"size": FONT_SIZE})
+        figure.add_annotation(grid.head(index, name + small))
     return figure
 
 
@@ -201,21 +201,21 @@ def _legends(curves: pd.DataFrame, verdicts: pd.DataFrame) -> list[LegendRow]:
     """The thirds, then all else."""
     lines = {"mode": "lines+markers"}
     thirds = [
-        go.Scatter(
-            **lines, name=style.name, legendgroup=third, line={"color": style.color, "width": 2},
+        legend_entry(
+            style.name, group=third, **lines, line={"color": style.color, "width": 2},
             marker={"color": style.color, "symbol": style.symbol, "size": 6.5},
         )
         for third, style in THIRD_STYLES.items() if third in _thirds(curves)
     ]  # fmt: skip
     grey = {"color": GREY, "width": 1.5, "dash": "dot"}
-    thirds.append(go.Scatter(mode="lines", name=_BASELINE, legendgroup=_BASELINE, line=grey))
+    thirds.append(legend_entry(_BASELINE, line=grey))
     purple = {"color": PURPLE, "width": 1.9}
     others = [
-        go.Scatter(**lines, name=_TASK_LOSS, legendgroup=_TASK_LOSS, line=purple, marker={"color": PURPLE, "size": 5}),
-        go.Scatter(mode="lines", name=_BASE_RATE, legendgroup=_BASE_RATE, line=_LEVEL_LINE),
+        legend_entry(_TASK_LOSS, **lines, line=purple, marker={"color": PURPLE, "size": 5}),
+        legend_entry(_BASE_RATE, line=_LEVEL_LINE),
     ]
     if np.isfinite(column(verdicts, "transition_start_flops")).any():
         band = {"color": BAND, "size": 11, "symbol": "square"}
-        others.append(go.Scatter(mode="markers", name=_BAND, legendgroup=_BAND, marker=band))
-        others.append(go.Scatter(mode="lines", name=_THRESHOLD, legendgroup=_THRESHOLD, line=_THRESHOLD_LINE))
+        others.append(legend_entry(_BAND, mode="markers", marker=band))
+        others.append(legend_entry(_THRESHOLD, line=_THRESHOLD_LINE))
     return [LegendRow("", thirds), LegendRow("", others)]

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.conditions import whiskers
-from qfl_interp.plots.grid import Cell, Grid, LegendRow
+from qfl_interp.plots.grid import Cell, LegendRow, PaperGrid
+from qfl_interp.plots.lines import legend_entry, whiskers
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
@@ -80,7 +80,7 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
             transition_start, transition_end (NaN: none), note (under the title; plain text, lines end in a newline).
             One column of panels a row, in this order.
     """
-    grid = Grid([row.height for row in _ROWS], len(notes), n_columns=min(_COLUMNS, len(notes)), head=_HEAD)
+    grid = PaperGrid([row.height for row in _ROWS], len(notes), n_columns=min(_COLUMNS, len(notes)), head=_HEAD)
     shapes = _shapes(runs)
     figure = grid.figure("scaling", _legends(shapes, distinct(lines, "kind"), notes))
     for index, note in enumerate(records(notes)):
@@ -101,7 +101,7 @@ def _shapes(runs: pd.DataFrame) -> dict[tuple[int, int], str]:
 
 def _column(
     figure: go.Figure,
-    grid: Grid,
+    grid: PaperGrid,
     index: int,
     note: dict[str, Any],
     runs: pd.DataFrame,
@@ -120,7 +120,7 @@ def _column(
         x_axis |= {"dtick": 1 if math.log10(high / low) < 5 else 2, "showticklabels": bottom}
         figure.update_layout(cell.layout(x_axis, _y_axis(row, runs, best, note)))
         if grid.is_first(index):
-            figure.add_annotation(**grid.side_title(index, number, row.title))
+            figure.add_annotation(grid.side_title(index, number, row.title))
         _band(figure, cell, note)
         for shape, color in shapes.items():
             _dots(figure, cell, row, select(runs, d_model=shape[0], n_layers=shape[1]), shape, color, shapes, budgets)
@@ -134,10 +134,7 @@ def _column(
                 )  # fmt: skip
     title = f"<b>{words(note['task'])}</b> {note['length']}"
     below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
-    figure.add_annotation(
-        text=f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>', align="left",
-        **grid.head(index), font={"size": FONT_SIZE},
-    )  # fmt: skip
+    figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
 
 
 def _gap(budgets: np.ndarray) -> float:
@@ -268,11 +265,9 @@ def _legends(shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.Dat
     if np.isfinite(column(notes, "transition_start")).any():
         square = {"color": BAND, "size": 11, "symbol": "square"}
         drawn.append(("transition", {"mode": "markers", "marker": square}))
-    lines = [go.Scatter(**look, name=name, legendgroup=name) for name, look in drawn]
+    lines = [legend_entry(name, **look) for name, look in drawn]
     dots = [
-        go.Scatter(
-            mode="markers", marker={"color": color, "size": 7}, name=_shape_name(shape), legendgroup=_shape_name(shape)
-        )
+        legend_entry(_shape_name(shape), mode="markers", marker={"color": color, "size": 7})
         for shape, color in shapes.items()
     ]
     return [LegendRow("", lines), LegendRow("d_model × layers: ", dots)]

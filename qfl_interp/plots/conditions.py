@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.panels import over_compute
+from qfl_interp.plots.lines import over_compute, whiskers
 from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
 from qfl_interp.tables import column, distinct, select
 
@@ -63,20 +63,6 @@ def present(rows: pd.DataFrame, known: Mapping[str, Condition]) -> list[str]:
             "Leave its rows out, or give it a look in qfl_interp/plots/conditions.py."
         )
     return [name for name in known if name in found]
-
-
-def whiskers(
-    values: np.ndarray, low: np.ndarray, high: np.ndarray, *, thickness: float = 1.3, width: int = 4
-) -> dict[str, Any]:
-    """Plotly's error bars from an interval; none where the interval is unknown."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": np.nan_to_num(high - values),
-        "arrayminus": np.nan_to_num(values - low),
-        "thickness": thickness,
-        "width": width,
-    }
 
 
 def curves(rows: pd.DataFrame, known: Mapping[str, Condition], name: str, group: str) -> tuple[go.Scatter, ...]:

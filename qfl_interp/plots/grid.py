@@ -1,4 +1,4 @@
-"""Small multiples in pixels: where each panel of a grid of columns stands, its axes, its head, legends above."""
+"""Panels side by side and below each other: where each stands, its axes and titles, and legends above all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import FONT_SIZE, PAPER_WIDTH, new_figure
+from qfl_interp.plots.theme import FONT_SIZE, PAPER_WIDTH, legend_row, new_figure, text_at
 
 # Of a legend's entry: the line before the name with what stands around it, a letter of the name, a line's height.
 _ENTRY_WIDTH: Final = 42
@@ -48,6 +48,10 @@ class Cell(NamedTuple):
         """The y axis as traces name it."""
         return f"y{self.suffix}"
 
+    def title(self, text: str, above: int = 2, **look: Any) -> dict[str, Any]:
+        """A text some pixels above its left end, as an annotation."""
+        return text_at(text, self.x_domain[0], self.y_domain[1], **{"yshift": above, **look})
+
     @property
     def axes(self) -> dict[str, str]:
         """What puts a trace into this panel."""
@@ -62,51 +66,84 @@ class Cell(NamedTuple):
 
 
 class Grid:
-    """Columns of panels side by side, wrapped into blocks; every column is a stack with a head above it.
+    """Columns of panels side by side, wrapped into blocks; every column is a stack.
 
     Args:
         heights: Of a column's panels in pixels, from the top.
         n: Columns in all.
+        n_columns: Most columns side by side.
+        span: Left end of the first and right end of the last column, as fractions of the plot area.
+        gap: Between two columns, likewise.
+        head: Pixels above a column, for its title.
+        between: Pixels between the panels of a column.
+        foot: Pixels between two blocks, for the axis above; the lowest block stands on the margin.
+        above: Pixels left free above the first block.
+        first: Number of the first panel's axes.
+    """
+
+    def __init__(
+        self,
+        heights: Sequence[int],
+        n: int,
+        n_columns: int,
+        *,
+        span: tuple[float, float] = (0.0, 1.0),
+        gap: float = 0.04,
+        head: int = 0,
+        between: int = _GAP,
+        foot: int = _FOOT,
+        above: int = 0,
+        first: int = 1,
+    ) -> None:
+        self._heights, self._n, self._across = tuple(heights), n, min(n, n_columns)
+        self._span, self._gap, self._head, self._between, self._above = span, gap, head, between, above
+        self._first = first
+        self._block = head + sum(heights) + between * (len(heights) - 1) + foot
+        self.height = above + self._block * math.ceil(n / self._across) - foot
+
+    def is_first(self, index: int) -> bool:
+        """Whether a column is the leftmost of its block, which has the titles of the y axes."""
+        return index % self._across == 0
+
+    def is_last(self, index: int) -> bool:
+        """Whether there is no column below, which has the titles of the x axes."""
+        return index + self._across >= self._n
+
+    def cell(self, index: int, row: int = 0) -> Cell:
+        """Panel `row`, from the top, of column `index`."""
+        block, place = divmod(index, self._across)
+        width = (self._span[1] - self._span[0] - self._gap * (self._across - 1)) / self._across
+        left = self._span[0] + place * (width + self._gap)
+        top = self._above + block * self._block + self._head + sum(self._heights[:row]) + self._between * row
+        y_domain = (max(1 - (top + self._heights[row]) / self.height, 0.0), 1 - top / self.height)
+        return Cell(index * len(self._heights) + row + self._first, (left, left + width), y_domain)
+
+
+class PaperGrid(Grid):
+    """A grid as wide as the paper, with room for tick labels beside each column and titles at the left edge.
+
+    Args:
+        heights: As in `Grid`; likewise the others.
+        n: Columns in all.
         n_columns: Columns side by side.
-        head: Pixels above a column for its title.
+        head: Pixels above a column.
     """
 
     def __init__(self, heights: Sequence[int], n: int, n_columns: int, head: int) -> None:
-        self._heights, self._columns, self._head = tuple(heights), n_columns, head
-        self._block = head + sum(heights) + _GAP * (len(heights) - 1) + _FOOT
-        self.height = self._block * math.ceil(n / n_columns)
+        span = ((_TITLE + _TICKS) / PAPER_WIDTH, 1 - _RIGHT / PAPER_WIDTH)
+        super().__init__(heights, n, n_columns, span=span, gap=(_TICKS + _RIGHT) / PAPER_WIDTH, head=head)
 
-    def is_first(self, index: int) -> bool:
-        """Whether a column is the leftmost of its block, which has the axis titles."""
-        return index % self._columns == 0
-
-    def cell(self, index: int, row: int) -> Cell:
-        """Panel `row`, from the top, of column `index`."""
-        block, place = divmod(index, self._columns)
-        left, right = self._sides(place)
-        top = block * self._block + self._head + sum(self._heights[:row]) + _GAP * row
-        bottom = top + self._heights[row]
-        y_domain = (max(1 - bottom / self.height, 0.0), 1 - top / self.height)
-        return Cell(index * len(self._heights) + row + 1, (left, right), y_domain)
-
-    def head(self, index: int) -> dict[str, Any]:
-        """Where a column's head starts, as fields of an annotation."""
-        block, place = divmod(index, self._columns)
-        left = self._sides(place)[0] - _TICKS * 0.8 / PAPER_WIDTH
-        y = 1 - block * self._block / self.height
-        return {"xref": "paper", "yref": "paper", "x": left, "y": y, "xanchor": "left", "yanchor": "top"}
+    def head(self, index: int, text: str) -> dict[str, Any]:
+        """A column's head as an annotation."""
+        cell = self.cell(index)
+        y = cell.y_domain[1] + self._head / self.height
+        left = cell.x_domain[0] - 0.8 * _TICKS / PAPER_WIDTH
+        return text_at(text, left, y, yanchor="top", align="left", font={"size": FONT_SIZE})
 
     def side_title(self, index: int, row: int, text: str) -> dict[str, Any]:
-        """The title of the y axes of one row of panels, left of column `index`, as fields of an annotation."""
+        """The title of the y axes of one row of panels, left of column `index`, as an annotation."""
         low, high = self.cell(index, row).y_domain
-        place = {"xref": "paper", "yref": "paper", "x": 0.004, "y": (low + high) / 2}
-        return {"text": text, "textangle": -90, "xanchor": "left", "yanchor": "middle", **place}
-
-    def _sides(self, place: int) -> tuple[float, float]:
-        """Left and right end of the panels of a column, as fractions of the figure."""
-        width = (PAPER_WIDTH - _TITLE) / self._columns
-        left = _TITLE + width * place
-        return (left + _TICKS) / PAPER_WIDTH, (left + width - _RIGHT) / PAPER_WIDTH
+        return text_at(text, 0.004, (low + high) / 2, textangle=-90, yanchor="middle")
 
     def figure(self, filename: str, legends: Sequence[LegendRow] = ()) -> go.Figure:
         """An empty figure of the right height, with legends below each other above the panels.
@@ -116,28 +153,17 @@ class Grid:
             legends: From top to bottom.
         """
         lines = [line for row in legends for line in _filled(row)]
-        margin = _LINE_HEIGHT * len(lines) + (_PAD if lines else 0)
-        figure = new_figure(filename, self.height + margin)
-        figure.update_layout(margin={"l": 0, "r": 0, "t": margin, "b": 0}, hovermode="closest")
+        top = _LINE_HEIGHT * len(lines) + (_PAD if lines else 0)
+        figure = new_figure(filename, self.height, {"l": 0, "r": 0, "t": top, "b": _FOOT})
+        figure.update_layout(hovermode="closest")
         # A legend a line, so that each has the height counted on; the template gives only the first no background.
         for number, line in enumerate(lines, start=1):
             name = "legend" if number == 1 else f"legend{number}"
-            empty: dict[str, Any] = {"x": [None], "y": [None], "hoverinfo": "skip", "showlegend": True, "legend": name}
             for entry in line.entries:
-                figure.add_trace(go.Scatter({**entry.to_plotly_json(), **empty}))
+                figure.add_trace(go.Scatter({**entry.to_plotly_json(), "legend": name}))
+            title = {"text": line.title, "font": {"size": FONT_SIZE - 1}, "side": "left"} if line.title else None
             above = 1 + _LINE_HEIGHT * (len(lines) - number) / self.height
-            look: dict[str, Any] = {"orientation": "h", "groupclick": "togglegroup", "tracegroupgap": 0}
-            look |= {
-                "bgcolor": "rgba(0,0,0,0)",
-                "x": 0.01,
-                "xanchor": "left",
-                "y": above,
-                "yanchor": "bottom",
-                "font": {"size": FONT_SIZE - 1},
-            }
-            if line.title:
-                look["title"] = {"text": line.title, "font": {"size": FONT_SIZE - 1}, "side": "left"}
-            figure.update_layout({name: look})
+            figure.update_layout({name: legend_row(0.01, above, title=title)})
         return figure
 
 
@@ -146,7 +172,7 @@ class LegendRow(NamedTuple):
 
     Attributes:
         title: In front of its entries; may be empty.
-        entries: Traces that stand for a whole legend group; a click hides the group in every panel.
+        entries: Traces as `legend_entry` makes them; a click hides their group in every panel.
     """
 
     title: str

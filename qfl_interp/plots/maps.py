@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import FONT_SIZE, GREY
-from qfl_interp.tables import distinct
+from qfl_interp.plots.grid import Cell
+from qfl_interp.plots.theme import FONT_SIZE, GREY, log_ticks, short
+from qfl_interp.tables import column, distinct
 
 # A layer and a head; -1 where the site has no heads.
 Place = tuple[int, int]
@@ -93,6 +95,112 @@ def crosses(x: Sequence[Any], y: Sequence[Any], place: dict[str, Any], hovertemp
     )
 
 
+@dataclass(frozen=True)
+class CellMap:
+    """Where the cells of a map stand: a row of cells for each value of some columns, a cell for each of another.
+
+    Args:
+        key: Columns of a table that tell the cells apart, the last of them along the x axis.
+        down: Values of all but the last, from the bottom to the top.
+        across: Values of the last, from left to right.
+        y: What the axis calls the rows.
+        axes: Plotly's fields that put a trace into a panel, as `Cell.axes`.
+    """
+
+    key: tuple[str, ...]
+    down: Sequence[tuple[int, ...]]
+    across: Sequence[int]
+    y: Sequence[Any]
+    axes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def by_place(cls, rows: pd.DataFrame, across: str, axes: Mapping[str, str] | None = None) -> CellMap:
+        """Layers, or layers and heads, against a column."""
+        found = places(rows)
+        values = sorted(int(value) for value in distinct(rows, across))
+        return cls(("layer", "head", across), found, values, [place_text(place) for place in found], axes or {})
+
+    def cells(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with one row a cell, from the left and row by row; NaN where it has none, at most one a cell."""
+        return cells(table, self.key, [(*row, column) for row in self.down for column in self.across])
+
+    def grid(self, values: Any) -> np.ndarray:
+        """One entry a cell, with axes row, column, and those it had behind."""
+        array = np.asarray(values)
+        return array.reshape(len(self.down), len(self.across), *array.shape[1:])
+
+    def heat(
+        self,
+        table: pd.DataFrame,
+        value: str,
+        hover: str,
+        *,
+        beside: Sequence[str] = (),
+        floor: float | None = None,
+        **look: Any,
+    ) -> go.Heatmap:
+        """The cells of one table, coloured by a column; open where it has no value.
+
+        Args:
+            table: At most one row a cell.
+            value: The column.
+            hover: Template of the hover text, in which `beside` are customdata[0], [1], ...
+            beside: Further columns for the hover text.
+            floor: Colours are logarithms, of values not below this; None for the values themselves.
+            **look: Further fields of the trace.
+        """
+        full = self.cells(table)
+        values = column(full, value)
+        fields: dict[str, Any] = {
+            "x": list(self.across),
+            "y": list(self.y),
+            "z": short(self.grid(values if floor is None else np.log10(np.maximum(values, floor)))),
+            "hovertemplate": hover + "<extra></extra>",
+        }
+        if beside:
+            fields["customdata"] = short(self.grid(full[list(beside)].to_numpy(dtype=float)))
+        shared = {"xgap": 1, "ygap": 1, "hoverongaps": False, "coloraxis": "coloraxis", **self.axes}
+        return go.Heatmap(shared | fields | look)
+
+    def crosses(self, why: str) -> go.Heatmap:
+        """A grey cross in every cell, to lie below `heat`; the hover text says why a cell has no value."""
+        return crosses(self.across, self.y, dict(self.axes), why)
+
+    def layout(self, cell: Cell, title: str = "") -> dict[str, Any]:
+        """Both axes of the map in a panel, for `update_layout`."""
+        bare = {"showgrid": False, "showline": False}
+        x_axis = {**bare, "dtick": math.ceil(len(self.across) / 12), "title": {"text": title}}
+        return cell.layout(x_axis, place_axis([(row[0], row[1]) for row in self.down]))
+
+
+def color_axis(
+    title: str,
+    low: float,
+    high: float,
+    *,
+    scale: Any = "Viridis",
+    log: bool = False,
+    span: tuple[float, float] = (0.0, 1.0),
+    **bar: Any,
+) -> dict[str, Any]:
+    """Colours from `low` to `high`, with a horizontal bar above the plot area, as a colour axis of the layout.
+
+    Args:
+        title: Quantity and unit.
+        low: Value of the first colour.
+        high: Value of the last one.
+        scale: Plotly's colour scale.
+        log: Whether colours are logarithms of the values, as of `CellMap.heat` with a floor.
+        span: Left and right end of the bar, as fractions of the plot area.
+        **bar: Further fields of the bar.
+    """
+    ticks, texts = log_ticks(low, high) if log else ([], [])
+    # What is not said stays as it was when a button changes the colours.
+    marks = {"tickvals": [math.log10(tick) for tick in ticks] or None, "ticktext": texts or None, "tickformat": None}
+    ends = (math.log10(low), math.log10(high)) if log else (low, high)
+    return {"colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": color_bar(title, *span) | marks | bar}
+
+
 def color_bar(title: str, left: float, right: float) -> dict[str, Any]:
     """A horizontal colour bar above the plot area, from `left` to `right` (fractions of its width)."""
     return {
@@ -118,7 +226,7 @@ def axis_title(text: str, y: float, below: int = 22) -> dict[str, Any]:
     Plotly's own axis title stands on the numbers of the axis as soon as the figure has a colour bar.
     """
     place = {"xref": "paper", "x": 0.5, "xanchor": "center", "yref": "paper", "y": y, "yanchor": "top"}
-    return {"text": text, "yshift": -below, "showarrow": False, **place}
+    return {"text": text, "yshift": -below, **place}
 
 
 def choices(labels: Sequence[str], updates: Sequence[list[dict[str, Any]]], above: int) -> dict[str, Any]:

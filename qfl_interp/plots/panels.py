@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.lines import STEP, curve, over_compute, value_range
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
@@ -18,11 +18,15 @@ from qfl_interp.plots.theme import (
     PAPER_WIDTH,
     PURPLE,
     format_power,
+    legend_row,
+    log_axis,
     log_flops_axis,
-    log_ticks,
     new_figure,
+    ordered_colors,
+    stretch,
+    text_at,
 )
-from qfl_interp.tables import column
+from qfl_interp.tables import groups
 
 _MARGIN: Final = {"l": 76, "r": 18, "t": 48, "b": 54}
 _TITLE_HEIGHT: Final = 20
@@ -77,12 +81,12 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Transition:
-    """The interval in which the loss falls.
+class Shade:
+    """A stretch of compute that is shaded, as the one in which the loss falls.
 
     Args:
-        start: Nominal FLOPs where the loss leaves its plateau.
-        end: Nominal FLOPs where it has fallen.
+        start: Nominal FLOPs where it begins.
+        end: Nominal FLOPs where it ends.
         label: Written once, above the band.
     """
 
@@ -91,14 +95,14 @@ class Transition:
     label: str
 
 
-def stack_panels(panels: Sequence[Panel], transition: Transition | None, *, filename: str, note: str = "") -> go.Figure:
-    """Panels below each other on one logarithmic compute axis, with the transition shaded across all of them.
+def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str, note: str = "") -> go.Figure:
+    """Panels below each other on one logarithmic compute axis, with a stretch shaded across all of them.
 
     Args:
         panels: From top to bottom.
-        transition: Shaded; None where the loss has none.
+        shade: Across all panels; None for none.
         filename: Name of a downloaded image, without its ending.
-        note: Written where the transition's label would stand if there is no transition.
+        note: Written where the label of the shade would stand if there is none.
 
     Raises:
         ValueError: There is no panel, or no point with more than 0 FLOPs.
@@ -108,47 +112,64 @@ def stack_panels(panels: Sequence[Panel], transition: Transition | None, *, file
     low, high = _flops_range(panels)
     heads = [_head_height(panel, panels[:index]) for index, panel in enumerate(panels)]
     inner = sum(panel.height for panel in panels) + sum(heads) + _PANEL_GAP * (len(panels) - 1)
-    figure = new_figure(filename, inner + _MARGIN["t"] + _MARGIN["b"])
+    figure = new_figure(filename, inner, _MARGIN)
     axis = log_flops_axis(low, high)
-    spike = {
-        "showspikes": True,
-        "spikemode": "across",
-        "spikethickness": 1,
-        "spikedash": "dot",
-        "spikesnap": "cursor",
-        "spikecolor": GREY,
-    }
-    figure.update_layout(
-        margin=_MARGIN,
-        hovermode="x unified",
-        hoverdistance=40,
-        xaxis={**axis, **spike, "anchor": _axis_id(len(panels) - 1)},
-    )
+    spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
+    x_axis = {**axis, "showspikes": True, **spike, "anchor": _axis_id(len(panels) - 1)}
+    figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis=x_axis)
     top = float(inner)
     for index, (panel, head) in enumerate(zip(panels, heads, strict=True)):
         bottom = top - head - panel.height
         _add_panel(figure, panel, _axis_id(index)[1:], (bottom / inner, (top - head) / inner), head)
         top = bottom - _PANEL_GAP
     _add_traces(figure, panels)
-    _add_transition(figure, transition, note, axis["range"])
+    _add_shade(figure, shade, note, axis["range"])
     return figure
 
 
-def over_compute(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows a log axis can show, in the order of compute.
+def line_panel(
+    rows: pd.DataFrame,
+    name: str,
+    *,
+    by: str,
+    title: str,
+    y_title: str,
+    names: Mapping[Any, str] | None = None,
+    subtitle: str = "",
+    number: str = ".4g",
+    height: int = 120,
+) -> Panel:
+    """One curve over compute for each value of a column: what most lenses show.
+
+    Args:
+        rows: A table with columns `flops`, `step`, `by` and `name`; rows at 0 FLOPs are left out.
+        name: The column that is drawn.
+        by: The column whose values are the curves, dark to light in their order.
+        title: Of the panel.
+        y_title: Quantity and unit.
+        names: What the legend calls each value; by default the column and the value.
+        subtitle: Continues the title.
+        number: Format of a value in the hover text.
+        height: In pixels, of the plot area.
 
     Raises:
         ValueError: The compute of a row is not known.
     """
-    unknown = np.isnan(column(table, "flops"))
-    if unknown.any():
-        raise ValueError(
-            f"a compute axis needs the FLOPs of every step, got NaN in {int(unknown.sum())} of {len(table)} rows. "
-            "Open a suite of checkpoints with tokens_per_step, or draw the rows over `step`."
-        )
-    order = np.argsort(column(table, "flops"), kind="stable")
-    ordered = table.iloc[order]
-    return ordered.iloc[int(np.sum(column(ordered, "flops") <= 0)) :]
+    parts = sorted(groups(over_compute(rows), by), key=lambda part: part[0])
+    traces = []
+    for (value, part), color in zip(parts, ordered_colors(len(parts)), strict=True):
+        text = names[value] if names else f"{by} {value}"
+        hover = f"%{{y:{number}}} · {STEP}"
+        traces.append(curve(part, name, text, color, size=4, hover=hover, legendgroup=f"{title}: {text}"))
+    return Panel(
+        title=title,
+        subtitle=subtitle,
+        traces=tuple(traces),
+        y_title=y_title,
+        y_range=value_range(*traces, below=0.04),
+        height=height,
+        legend=Legend(title),
+    )
 
 
 def _flops_range(panels: Sequence[Panel]) -> tuple[float, float]:
@@ -187,33 +208,19 @@ def _legend_lines(panel: Panel) -> int:
 
 def _y_axis(panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:
     """Layout of a panel's y axis, which does not zoom: dragging selects a stretch of compute everywhere."""
-    low, high = panel.y_range
-    axis: dict[str, Any] = {
-        "domain": domain,
-        "title": {"text": panel.y_title},
-        "fixedrange": True,
-        "anchor": "x",
-    }
-    if not panel.log_y:
-        return axis | {"range": [low, high], "nticks": 5}
-    ticks, texts = log_ticks(low, high)
-    return axis | {
-        "type": "log",
-        "range": [math.log10(low), math.log10(high)],
-        "tickvals": ticks,
-        "ticktext": texts,
-    }
+    axis = {"domain": domain, "title": {"text": panel.y_title}, "fixedrange": True, "anchor": "x"}
+    return axis | (log_axis(*panel.y_range) if panel.log_y else {"range": list(panel.y_range), "nticks": 5})
 
 
 def _add_panel(figure: go.Figure, panel: Panel, suffix: str, domain: tuple[float, float], head: int) -> None:
     """Axis, head and texts of one panel, whose plot area fills `domain` under a head of `head` pixels."""
     figure.update_layout({f"yaxis{suffix}": _y_axis(panel, domain)})
-    place = {"xref": "paper", "yref": "paper", "x": 0, "y": domain[1], "xanchor": "left", "yanchor": "top"}
     title = f"<b>{panel.title}</b>" + (f"  {panel.subtitle}" if panel.subtitle else "")
-    figure.add_annotation(**place, text=title, yshift=head, align="left")
+    look: dict[str, Any] = {"yanchor": "top", "align": "left"}
+    figure.add_annotation(text_at(title, 0, domain[1], yshift=head, **look))
     if panel.note:
-        font = {"size": FONT_SIZE - 1}
-        figure.add_annotation(**place, text=panel.note, font=font, yshift=head - _TITLE_HEIGHT, align="left")
+        look |= {"font": {"size": FONT_SIZE - 1}, "yshift": head - _TITLE_HEIGHT}
+        figure.add_annotation(text_at(panel.note, 0, domain[1], **look))
     for text in panel.annotations:
         figure.add_annotation(**text, xref="x", yref=f"y{suffix}")
 
@@ -224,27 +231,13 @@ def _add_traces(figure: go.Figure, panels: Sequence[Panel]) -> None:
     for index, panel in enumerate(panels):
         opens = _opens(panels, index)
         entries = panel.legend.entries if panel.legend and opens else ()
-        for trace in (*panel.traces, *entries):
-            added: dict[str, Any] = {"xaxis": "x", "yaxis": _axis_id(index)}
-            if panel.legend:
-                added["legend"] = f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1")
-            if not opens:
-                added["showlegend"] = False
-            figure.add_trace(go.Scatter({**trace.to_plotly_json(), **added}))
-        if panel.legend and opens:
-            place = {
-                "x": 0,
-                "xanchor": "left",
-                "y": figure.layout[f"yaxis{_axis_id(index)[1:]}"]["domain"][1],
-            }
-            look: dict[str, Any] = {
-                "yanchor": "bottom",
-                "orientation": "h",
-                "groupclick": "togglegroup",
-                "tracegroupgap": 0,
-            }
-            look |= {"font": {"size": FONT_SIZE - 1}, "bgcolor": "rgba(0,0,0,0)"}
-            figure.update_layout({f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1"): {**place, **look}})
+        added: dict[str, Any] = {"xaxis": "x", "yaxis": _axis_id(index)} | ({} if opens else {"showlegend": False})
+        if panel.legend:
+            added["legend"] = f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1")
+        figure.add_traces([go.Scatter({**trace.to_plotly_json(), **added}) for trace in (*panel.traces, *entries)])
+        if opens:
+            axis: Any = figure.layout[f"yaxis{_axis_id(index)[1:]}"]
+            figure.update_layout({added["legend"]: legend_row(0, axis["domain"][1])})
 
 
 def _axis_id(index: int) -> str:
@@ -252,33 +245,21 @@ def _axis_id(index: int) -> str:
     return f"y{index + 1}" if index else "y"
 
 
-def _add_transition(figure: go.Figure, transition: Transition | None, note: str, log_range: list[float]) -> None:
-    """The band across all panels, with its label above them; or the note that there is none."""
-    label = {"yref": "paper", "y": 1, "yshift": 6, "yanchor": "bottom", "font": {"size": FONT_SIZE - 1}}
-    if transition is None:
-        if note:
-            figure.add_annotation(**label, xref="paper", x=0, xanchor="left", text=f"<i>{note}</i>")
+def _add_shade(figure: go.Figure, shade: Shade | None, text: str, log_range: list[float]) -> None:
+    """The band across all panels, with its label above them; or the text that there is none."""
+    font = {"size": FONT_SIZE - 1}
+    if shade is None:
+        if text:
+            figure.add_annotation(text_at(f"<i>{text}</i>", yshift=6, font=font))
         return
     figure.add_shape(
-        type="rect",
-        name="transition",
-        xref="x",
-        yref="paper",
-        x0=transition.start,
-        x1=transition.end,
-        y0=0,
-        y1=1,
-        fillcolor=BAND,
-        line={"width": 0},
-        layer="below",
+        stretch(shade.start, shade.end, fillcolor=BAND, line={"width": 0}, xref="x", yref="paper", name="transition")
     )
-    centre = math.sqrt(transition.start * transition.end)
+    centre = math.sqrt(shade.start * shade.end)
     place = (math.log10(centre) - log_range[0]) / (log_range[1] - log_range[0])
     # Keep the label inside the figure: near an edge it hangs to the other side.
-    anchor, at = (
-        ("left", transition.start) if place < 0.3 else ("right", transition.end) if place > 0.7 else ("center", centre)
-    )
-    text = f"<b>{transition.label}</b> {format_power(transition.start)} – {format_power(transition.end)} FLOPs"
-    label["font"] = {"size": FONT_SIZE - 1, "color": PURPLE}
+    anchor, at = ("left", shade.start) if place < 0.3 else ("right", shade.end) if place > 0.7 else ("center", centre)
+    label = f"<b>{shade.label}</b> {format_power(shade.start)} – {format_power(shade.end)} FLOPs"
     # Annotations on a log axis are placed by their logarithm, shapes by their value.
-    figure.add_annotation(**label, xref="x", x=math.log10(at), xanchor=anchor, text=text)
+    look = {"xref": "x", "xanchor": anchor, "yshift": 6, "font": font | {"color": PURPLE}}
+    figure.add_annotation(text_at(label, math.log10(at), **look))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import FONT_SIZE, format_power
-from qfl_interp.tables import distinct
+from qfl_interp.plots.theme import FONT_SIZE, format_power, grow, text_at
+from qfl_interp.tables import distinct, select
 
 # Pixels below the plot area: what the slider itself takes, and what an axis title with its numbers takes above it.
 SLIDER_HEIGHT: Final = 48
@@ -46,13 +47,82 @@ def step_title(rows: pd.DataFrame, name: str) -> str:
 
 def heading(title: str, above: int) -> dict[str, Any]:
     """A title `above` pixels over the plot area, as an annotation, which a frame can replace."""
-    place = {"xref": "paper", "x": 0, "xanchor": "left", "yref": "paper", "y": 1, "yanchor": "bottom"}
-    return {"text": title, "font": {"size": FONT_SIZE + 1}, "showarrow": False, "yshift": above, **place}
+    return text_at(title, font={"size": FONT_SIZE + 1}, yshift=above)
 
 
 def bottom_margin(steps: Sequence[int], axis_height: int = AXIS_HEIGHT) -> int:
     """Pixels below the plot area, with a slider where there are several steps."""
     return axis_height + (SLIDER_HEIGHT if len(steps) > 1 else 0)
+
+
+def over_steps(
+    figure: go.Figure,
+    rows: pd.DataFrame,
+    draw: Callable[[pd.DataFrame], Sequence[Any]],
+    *,
+    table: str,
+    title: str | Callable[[pd.DataFrame], str],
+    above: int,
+    step: int | None = None,
+    layout: Callable[[pd.DataFrame], dict[str, Any]] | None = None,
+) -> None:
+    """Draw one step of a table, under a heading with step and compute; where there are several, with a slider.
+
+    Only what differs between steps becomes part of a frame.
+
+    Args:
+        figure: With its axes, its margin, the texts and traces that stay. It grows by the height of the slider.
+        rows: At any number of steps.
+        draw: The traces of one step's rows; as many at every step, and of the same kinds.
+        table: The table's name, for errors.
+        title: What the figure is of, or how the whole heading is made from one step's rows.
+        above: Pixels from the plot area to the heading.
+        step: The step shown first; None for the last.
+        layout: Further changes of the layout that a step's rows bring.
+
+    Raises:
+        ValueError: The rows do not have the step.
+    """
+    steps, first = shown_steps(rows, step, table)
+    parts = {at: select(rows, step=at) for at in steps}
+    texts = list(figure.layout["annotations"])
+    layouts = {}
+    for at, part in parts.items():
+        text = step_title(part, title) if isinstance(title, str) else title(part)
+        layouts[at] = {"annotations": [heading(text, above), *texts], **(layout(part) if layout else {})}
+    drawn = {at: [trace.to_plotly_json() for trace in draw(part)] for at, part in parts.items()}
+    moving = [_differing(list(traces)) for traces in zip(*drawn.values(), strict=True)]
+    numbers = [number for number, names in enumerate(moving) if names]
+    already = len(figure.data)
+    figure.add_traces(drawn[first])
+    figure.update_layout(layouts[first])
+    if len(steps) == 1:
+        return
+    figure.frames = [
+        go.Frame(
+            name=str(at),
+            data=[{name: drawn[at][number].get(name) for name in ("type", *moving[number])} for number in numbers],
+            traces=[already + number for number in numbers],
+            layout=layouts[at],
+        )
+        for at in steps
+    ]
+    margin: Any = figure.layout["margin"]
+    _add_slider(figure, steps, first, margin["b"])
+    grow(figure, SLIDER_HEIGHT)
+
+
+def _differing(traces: Sequence[dict[str, Any]]) -> list[str]:
+    """The fields of a trace that are not the same at every step."""
+    names = dict.fromkeys(name for trace in traces for name in trace)
+    return [name for name in names if not all(_same(trace.get(name), traces[0].get(name)) for trace in traces[1:])]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of a field are equal, entry by entry."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+    return np.array_equal(np.asarray(one, dtype=object), np.asarray(other, dtype=object))
 
 
 def add_steps(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -117,15 +118,33 @@ def template(dark: bool = False) -> go.layout.Template:
     return go.layout.Template(layout=layout, data={"bar": [whiskers]})
 
 
-def new_figure(filename: str, height: int) -> go.Figure:
+def new_figure(filename: str, height: int, margin: Mapping[str, int] | None = None) -> go.Figure:
     """An empty figure in the house style.
 
     Args:
         filename: Name of a downloaded image, without its ending.
-        height: In pixels; the width follows the page, and is `PAPER_WIDTH` in a downloaded image.
+        height: In pixels, of the plot area; without margins, of the whole figure. The width follows the page, and is
+            `PAPER_WIDTH` in a downloaded image.
+        margin: Pixels left ("l"), right ("r"), above ("t") and below ("b") the plot area; by default plotly's.
     """
-    meta = {"filename": filename, "width": PAPER_WIDTH, "height": height}
-    return go.Figure(layout={"template": template(), "height": height, "autosize": True, "meta": meta})
+    whole = height + (margin["t"] + margin["b"] if margin else 0)
+    meta = {"filename": filename, "width": PAPER_WIDTH, "height": whole}
+    layout = {"template": template(), "height": whole, "autosize": True, "meta": meta}
+    return go.Figure(layout=layout | ({"margin": dict(margin)} if margin else {}))
+
+
+def grow(figure: go.Figure, below: int) -> None:
+    """More room below the plot area, in pixels."""
+    layout = figure.layout.to_plotly_json()
+    height, margin = layout["height"] + below, layout["margin"]
+    meta = layout["meta"] | {"height": height}
+    figure.update_layout(height=height, margin=margin | {"b": margin["b"] + below}, meta=meta)
+
+
+def text_at(text: str, x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str, Any]:
+    """A text on the figure as an annotation: it starts at `x` and stands on `y`, fractions of the plot area."""
+    place = {"xref": "paper", "x": x, "xanchor": "left", "yref": "paper", "y": y, "yanchor": "bottom"}
+    return {"text": text, **place, **look}
 
 
 def figure_config(figure: go.Figure, image_format: str = "svg") -> dict[str, Any]:
@@ -224,6 +243,38 @@ def log_flops_axis(low: float, high: float, title: str = "training compute (FLOP
         # plotly.js draws 10ⁿ a quarter larger than asked.
         "tickfont": {"size": FONT_SIZE - 2},
     }
+
+
+def legend_row(x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str, Any]:
+    """A legend in a row that starts at `x` and stands on `y`, fractions of the plot area; a click takes a group."""
+    place = {"x": x, "xanchor": "left", "y": y, "yanchor": "bottom", "orientation": "h"}
+    groups = {"groupclick": "togglegroup", "tracegroupgap": 0}
+    return {**place, **groups, "font": {"size": FONT_SIZE - 1}, "bgcolor": "rgba(0,0,0,0)", **look}
+
+
+def stretch(start: float, end: float, **look: Any) -> dict[str, Any]:
+    """A rectangle over the whole height of what `yref` says, or a line where both ends are one, as a shape."""
+    kind = "rect" if end > start else "line"
+    return {"type": kind, "x0": start, "x1": end, "y0": 0, "y1": 1, "layer": "below", **look}
+
+
+def log_axis(low: float, high: float, *, narrow: bool = False) -> dict[str, Any]:
+    """A logarithmic axis of values from `low` to `high`, as fields of a y axis.
+
+    Args:
+        low: Lowest value, above 0.
+        high: Highest value.
+        narrow: Whether the ticks of a small panel over more than three decades are few, and powers of ten.
+    """
+    decades = math.log10(high / low)
+    axis: dict[str, Any] = {"type": "log", "range": [math.log10(low), math.log10(high)]}
+    if narrow and decades > 3:
+        # plotly.js draws 10ⁿ a quarter larger than asked.
+        power = {"exponentformat": "power", "tickfont": {"size": FONT_SIZE - 4}}
+        return axis | power | {"dtick": math.ceil(decades / 4)}
+    ticks, texts = log_ticks(low, high)
+    small = {"tickfont": {"size": FONT_SIZE - 2}} if narrow else {}
+    return axis | {"tickvals": ticks, "ticktext": texts} | small
 
 
 def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:

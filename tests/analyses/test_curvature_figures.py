@@ -10,7 +10,7 @@ from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from analyses.lenses.curvature.ranks_figure import soft_rank_figure
 from analyses.lenses.curvature.section import CurvatureTables, curvature_sections
 from analyses.pages.sections import standard_sections
-from qfl_interp.plots.panels import Transition
+from qfl_interp.plots.panels import Shade
 
 STEPS = [0, 1, 10, 100, 1000]
 FLOPS_PER_STEP = 1e8
@@ -131,7 +131,7 @@ def test_learning_coefficients_with_their_spread():
 
 
 def test_the_figure_adds_the_loss_along_the_steps_and_the_weights():
-    figure = curvature_figure(sampled(), ranks(), transition=Transition(1e9, 1e10, "loss transition"))
+    figure = curvature_figure(sampled(), ranks(), transition=Shade(1e9, 1e10, "loss transition"))
     text = " ".join(str(one.text) for one in figure.layout.annotations)
     for title in ("Sharpness", "Sharpness along the step", "Weight norm", "Alignment", "Soft rank", "learning"):
         assert title in text

@@ -17,7 +17,7 @@ from analyses.lenses.polca.figure import polca_figure, polca_panel
 from analyses.lenses.polca.section import PolcaTables, polca_sections
 from analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
-from qfl_interp.plots.panels import Transition
+from qfl_interp.plots.panels import Shade
 from qfl_interp.plots.theme import plain
 from qfl_interp.report.page import render_report
 from qfl_interp.tables import select
@@ -295,7 +295,7 @@ def test_baselines_are_not_called_projected_loss(kind, title, axis):
 
 
 def test_a_transition_is_shaded():
-    drawn = polca_figure(curves(), clusters(), 1, transition=Transition(2e10, 8e10, "loss transition"))
+    drawn = polca_figure(curves(), clusters(), 1, transition=Shade(2e10, 8e10, "loss transition"))
     (band,) = drawn.layout.shapes
     assert (band.x0, band.x1) == (2e10, 8e10)
 

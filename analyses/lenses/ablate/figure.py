@@ -11,7 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from qfl_interp.plots.conditions import ABLATION, Condition, curves, present, whiskers
+from qfl_interp.plots.conditions import ABLATION, Condition, curves, present
+from qfl_interp.plots.lines import whiskers
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, log_ticks, new_figure, plain, words

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.conditions import whiskers
+from qfl_interp.plots.lines import whiskers
 from qfl_interp.plots.maps import axis_title, cells, color_bar, crosses, require_rows
 from qfl_interp.plots.slider import add_steps, bottom_margin, shown_steps, step_title
 from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, VERMILLION, format_p, new_figure, plain, short

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Transition, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
 from qfl_interp.plots.theme import (
     GREY,
     PURPLE,
@@ -56,7 +56,7 @@ _ANGLES: Final = (
 )
 
 
-def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Transition | None = None) -> go.Figure:
+def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
     """Everything that `curvature_panels` shows, the loss along the steps and the weights' norm, over compute.
 
     Args:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.conditions import INTERCHANGE, curves, present, whiskers
+from qfl_interp.plots.conditions import INTERCHANGE, curves, present
+from qfl_interp.plots.lines import whiskers
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import add_steps, bottom_margin, shown_steps, step_title

@@ -13,7 +13,7 @@ from plotly.colors import hex_to_rgb
 from analyses.lenses.polca.clusters import Cluster, drawn_clusters, telling
 from analyses.lenses.polca.marks import basis_mark, breaks, tau_mark
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Transition, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
 from qfl_interp.tables import column, distinct, select
 
 _MOST_DIRECTIONS: Final = 2
@@ -26,7 +26,7 @@ def polca_figure(
     clusters: pd.DataFrame,
     direction: int | None = None,
     *,
-    transition: Transition | None = None,
+    transition: Shade | None = None,
 ) -> go.Figure:
     """Projected loss by cluster over compute, and below it the exact loss of the same tokens.
 
