@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,11 +79,6 @@ def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[
                 f"labels of {feature.name!r} must lie in [0, {feature.n_labels}), got {label}. They count from 0."
             )
     return chosen
-
-
-def digest(text: str) -> str:
-    """Twelve hexadecimal digits that name settings in a table part: the start of the text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def with_holm(rows: pd.DataFrame) -> pd.DataFrame:

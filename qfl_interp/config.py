@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import numbers
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 
 # beartype, which checks the annotations in tests, refuses typing.Self on a method it sees alone.
@@ -72,8 +71,7 @@ class _Config:
 
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this configuration: the SHA-256 of its sorted JSON."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return json_digest(self.to_dict())
 
 
 @dataclass(frozen=True)

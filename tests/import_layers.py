@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # The ground: files at the top of the core, which import each other and nothing else of it.
-GROUND = ("errors", "lazy", "shapes", "config", "plugins", "seeding", "tables", "stats", "progress", "memory")
+GROUND = (
+    "errors",
+    "digests",
+    "lazy",
+    "shapes",
+    "config",
+    "plugins",
+    "seeding",
+    "tables",
+    "stats",
+    "progress",
+    "memory",
+)
 # A room imports from itself and from earlier ones. Rooms of one line may stand in any order beside each other.
 ROOMS = (
     "data",
@@ -39,7 +51,7 @@ ONLY_IN = {
     "wandb": (),
 }
 # What `qfl --help` reads: these load no package that takes long to import, at module level.
-LIGHT = ("errors.py", "lazy.py", "config.py", "plugins.py", "runs/config.py", "cli")
+LIGHT = ("errors.py", "digests.py", "lazy.py", "config.py", "plugins.py", "runs/config.py", "cli")
 HEAVY = {
     "torch",
     "numpy",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from qfl_interp.data.dataset import (
     vocabulary_of,
 )
 from qfl_interp.data.task import NO_POSITION, Batch, Feature, Pairs, Task
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.shapes import Examples, Tokens
 
@@ -113,16 +113,14 @@ class FixedTask(Task):
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the dataset: of the SHA-256 of all that decides a number."""
         parts = [self._tokens, self._loss_mask, np.float64(self.train_fraction)]
-        state = hashlib.sha256()
+        names = []
         for name, feature in sorted(self._fixed.items()):
-            state.update(f"{name}\0{feature.kind}\0".encode())
+            names.append(f"{name}\0{feature.kind}\0")
             parts += [feature.labels, feature.positions]
         for name, rows in sorted(self._pairs.items()):
-            state.update(f"{name}\0pairs\0".encode())
+            names.append(f"{name}\0pairs\0")
             parts.append(rows)
-        for part in parts:
-            state.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
-        return state.hexdigest()[:12]
+        return digest(*names, *(x for p in parts for x in (f"{p.dtype}{p.shape}", np.ascontiguousarray(p).data)))
 
     @property
     def n_ctx(self) -> int:

@@ -17,6 +17,7 @@ import filelock
 import pandas as pd
 from torch import Tensor
 
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous.config import MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.images import Labelled
@@ -74,7 +75,7 @@ class RunFolder:
         }  # fmt: skip
         self._model, self._train = model, train
         self._text = json.dumps(named, indent=1, sort_keys=True).encode()
-        self.digest = hashlib.sha256(self._text).hexdigest()[:12]
+        self.digest = digest(self._text)
         self._lock = filelock.FileLock(self.path / ".lock", timeout=0)
 
     def __enter__(self) -> RunFolder:
@@ -206,7 +207,5 @@ def _sealed(ending: Ending, counts: Mapping[str, int]) -> str:
 
 def data_digest(data: Labelled) -> str:
     """Twelve hexadecimal digits of the data's bytes."""
-    state = hashlib.sha256()
-    for part in (data.train_x, data.train_y, data.test_x, data.test_y):
-        state.update(f"{part.dtype}{tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
-    return state.hexdigest()[:12]
+    parts = (data.train_x, data.train_y, data.test_x, data.test_y)
+    return digest(*(x for p in parts for x in (f"{p.dtype}{tuple(p.shape)}", p.contiguous().numpy().data)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 
 CONFIG_FILE = "config.json"
@@ -66,7 +66,7 @@ class RunConfig:
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the run: the SHA-256 of its sorted JSON."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(asdict(self))
 
     @property
     def run_id(self) -> str:

@@ -11,16 +11,16 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from qfl_interp.runs import checkpoint as ckpt
-from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
+from qfl_interp.data.registry import load_task
+from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
-from qfl_interp.data.registry import load_task
-from qfl_interp.runs.table import Table
+from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
+from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.runs.series import ANALYSES, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
-from qfl_interp.data.task import Task
+from qfl_interp.runs.table import Table
 
 CHECKPOINTS, PROVENANCE_FILE = "checkpoints", "provenance.json"
 

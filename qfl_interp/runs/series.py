@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.runs.table import Table
 from qfl_interp.seeding import generator
-from qfl_interp.data.task import Task
 
 # "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
 Steps = str | int | list[int] | tuple[int, ...]

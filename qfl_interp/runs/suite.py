@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,13 +12,14 @@ from typing import Any, Literal
 import torch
 from transformers import PretrainedConfig
 
-from qfl_interp.errors import QflError
 from qfl_interp.data.fixed_task import FixedTask
-from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
-from qfl_interp.models.build import TransformerBridge, hooked_from_hf
 from qfl_interp.data.registry import load_task, task_class, task_names
-from qfl_interp.runs.series import Checkpoints
 from qfl_interp.data.task import Task
+from qfl_interp.digests import json_digest
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import TransformerBridge, hooked_from_hf
+from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
+from qfl_interp.runs.series import Checkpoints
 
 
 class Suite(Checkpoints):
@@ -155,7 +154,7 @@ class Suite(Checkpoints):
     @property
     def config_hash(self) -> str:
         """Twelve hexadecimal digits that name the model's configuration."""
-        return _digest(self._raw_config)
+        return json_digest(self._raw_config)
 
     @property
     def run_id(self) -> str:
@@ -164,7 +163,7 @@ class Suite(Checkpoints):
         content = task.digest if isinstance(task, FixedTask) else task.length
         plain = re.sub(r"[^\w.-]+", "_", f"{self.name}-{task.name}")
         # Tables hold FLOPs: rows written without the tokens of a step must not come back when they are given.
-        return f"{plain}-{_digest([self._raw_config, task.name, content, self.tokens_per_step])}"
+        return f"{plain}-{json_digest([self._raw_config, task.name, content, self.tokens_per_step])}"
 
     @cached_property
     def n_parameters(self) -> int:
@@ -243,11 +242,6 @@ def _reopen(
     """A suite that was pickled."""
     opened = load_task(*task) if isinstance(task, tuple) else task
     return Suite(name, sources, opened, out=out, seed=seed, tokens_per_step=tokens_per_step)
-
-
-def _digest(value: Any) -> str:
-    """Twelve hexadecimal digits of the SHA-256 of the value's sorted JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _require_fit(task: Task, config: PretrainedConfig, source: Source) -> None:

@@ -18,8 +18,8 @@ import pandas as pd
 import safetensors.torch
 from torch import Tensor
 
-from qfl_interp.runs.checkpoint import write_atomic
 from qfl_interp.errors import QflError
+from qfl_interp.runs.checkpoint import write_atomic
 
 
 class Table:

@@ -12,11 +12,11 @@ from typing import Any
 import filelock
 import torch
 
-from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.errors import QflError
+from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig
 from qfl_interp.runs.provenance import session_record
 from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, Run, read_metrics
-from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig
 
 _LOCK, _RESUME = ".lock", "resume"
 

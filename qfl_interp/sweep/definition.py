@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
 
 # The axes of a grid in the order in which they vary, the last one fastest.
@@ -212,4 +211,4 @@ class SweepConfig:
 
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the definition: the SHA-256 of its sorted JSON."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(self.to_dict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import socket
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import qfl_interp
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 
 _REACH_SECONDS = 5.0
@@ -159,12 +159,11 @@ def totals(nodes: Sequence[Mapping[str, Any]]) -> str:
 
 def code_fingerprint() -> str:
     """Versions and a hash of this package's source, equal where runs come out the same."""
-    digest = hashlib.sha256()
     assert qfl_interp.__file__ is not None
     root = Path(qfl_interp.__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return f"qfl-interp {version('qfl-interp')} (source {digest.hexdigest()[:12]}), torch {version('torch')}"
+    files = sorted(root.rglob("*.py"))
+    source = digest(*(part for f in files for part in (f"{f.relative_to(root).as_posix()}\0", f.read_bytes())))
+    return f"qfl-interp {version('qfl-interp')} (source {source}), torch {version('torch')}"
 
 
 def require_same_code(ray: ModuleType, node_ids: Iterable[str]) -> None:

@@ -8,9 +8,7 @@ directories.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import json
 import math
 import time
 import uuid
@@ -21,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from qfl_interp.config import ModelConfig
+from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_hooked
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
@@ -63,7 +62,7 @@ def configuration_digest(config: RunConfig) -> str:
     """Twelve hexadecimal digits equal for runs that differ in their seed alone, and in what follows from it."""
     values = {"task": config.task, "length": config.length, "model": config.model.to_dict()}
     train = {name: value for name, value in config.train.to_dict().items() if name != "seed"}
-    return hashlib.sha256(json.dumps(values | {"train": train}, sort_keys=True).encode()).hexdigest()[:12]
+    return json_digest(values | {"train": train})
 
 
 def _final_scores(run: Run) -> dict[str, float]:

@@ -1,13 +1,11 @@
 """Checkpoints on disk: whole or not there, checked on every read, nothing executed."""
 
 from __future__ import annotations
-from helpers import FullDisk
 
 import ast
 import errno
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import FullDisk
 
 import qfl_interp as qfl
 from qfl_interp.runs import checkpoint as ckpt

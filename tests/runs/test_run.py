@@ -13,10 +13,10 @@ import torch
 
 import qfl_interp as qfl
 from qfl_interp.data.examples import held_out
-from qfl_interp.runs.run import read_metrics
 from qfl_interp.runs.config import RunConfig
-from qfl_interp.seeding import generator
+from qfl_interp.runs.run import read_metrics
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.seeding import generator
 
 
 def _step_folder(run, step):

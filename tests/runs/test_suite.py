@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as hf_logging
 
-from qfl_interp.errors import QflError
 from qfl_interp.data.fixed_task import FixedTask
-from qfl_interp.runs.hf_checkpoints import quiet
-from qfl_interp.models.hooks import Site, capture
 from qfl_interp.data.registry import load_task
+from qfl_interp.errors import QflError
+from qfl_interp.models.hooks import Site, capture
+from qfl_interp.runs.hf_checkpoints import quiet
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.suite import Suite
 from tests.helpers_suite import D_VOCAB, N_CTX, llama_config, neox_config, save_model, save_tiny_neox, tiny_text_task

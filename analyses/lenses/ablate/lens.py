@@ -17,9 +17,10 @@ from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_f
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe, probe_data
 from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features, chosen_labels, digest, require_one_a_token, with_holm
+from analyses.result import Result, chosen_features, chosen_labels, require_one_a_token, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.task import Batch, Feature
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.interventions.controls import Control, moves_made, plane_controls, plane_means, same_norm
 from qfl_interp.interventions.edits import RowInterventions

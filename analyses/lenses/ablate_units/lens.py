@@ -12,9 +12,10 @@ import torch
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.ablate_units.figure import units_figure
 from analyses.models_at import trained_at
-from analyses.result import Result, digest
+from analyses.result import Result
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
+from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import Method, UnitScores, score_units
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator

@@ -30,10 +30,11 @@ from analyses.lenses.curvature.ranks import rank_rows
 from analyses.lenses.curvature.ranks_figure import soft_rank_figure
 from analyses.lenses.curvature.section import CurvatureTables
 from analyses.models_at import trained_at
-from analyses.result import Result, digest
+from analyses.result import Result
 from analyses.stored import stored_rows
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.task import Batch
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import distinct, records, select

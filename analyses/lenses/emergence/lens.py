@@ -15,8 +15,9 @@ from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe
 from analyses.models_at import trained_at
 from analyses.pages.timeline_figure import timeline_figure
-from analyses.result import Result, chosen_features, digest
+from analyses.result import Result, chosen_features
 from qfl_interp.config import ProbeConfig
+from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import THIRDS, label_groups, summarise
 from qfl_interp.emergence.onset import RATIO, find_onset, fraction_at
 from qfl_interp.emergence.transition import Transition, find_transition

@@ -18,9 +18,10 @@ from analyses.lenses.patch.lens import deciding_features
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe
 from analyses.models_at import trained_at
-from analyses.result import Result, chosen_labels, digest, require_one_a_token, with_holm
+from analyses.result import Result, chosen_labels, require_one_a_token, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
+from qfl_interp.digests import digest
 from qfl_interp.interventions.interchange import Condition, InterchangeScores, interchange_scores
 from qfl_interp.interventions.pairs import PatchPairs, patch_pairs
 from qfl_interp.probes import independent

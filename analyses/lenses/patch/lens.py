@@ -13,9 +13,10 @@ import torch
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.patch.figure import patch_figure
 from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features, chosen_labels, digest
+from analyses.result import Result, chosen_features, chosen_labels
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.data.task import Feature, Task
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.interventions.attribution import attribution_error, attribution_patch
 from qfl_interp.interventions.pairs import PatchPairs

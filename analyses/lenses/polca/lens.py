@@ -22,7 +22,7 @@ from analyses.lenses.polca.means_figure import polca_means_figure
 from analyses.lenses.polca.result import PolcaResult
 from analyses.lenses.polca.section import PolcaTables
 from analyses.lenses.polca.trajectories import PolcaData, polca_gradients, polca_trajectories, require_followable
-from analyses.result import digest
+from qfl_interp.digests import digest
 from qfl_interp.polca.breakthroughs import BreakRule, break_step, cluster_breakthroughs, flat, plateau_after
 from qfl_interp.polca.clustering import Clusters, cluster_direction
 from qfl_interp.polca.config import PolcaConfig

@@ -18,11 +18,11 @@ from analyses.checkpoints import over_checkpoints, require_jobs
 from analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
 from analyses.lenses.polca.plan import LEAVE_OUT, BasisPlan, load_checked, plan_basis
 from analyses.models_at import trained_at
-from analyses.result import digest
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite, scored_tokens
 from qfl_interp.data.examples import held_out
+from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import parameters_to_save

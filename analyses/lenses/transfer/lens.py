@@ -15,9 +15,10 @@ from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import ProbeData, feature_data, part_name, probe, probe_data, read_span
 from analyses.lenses.transfer.figure import transfer_figure
 from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features, digest
+from analyses.result import Result, chosen_features
 from qfl_interp.activations.spans import site_span
 from qfl_interp.config import ProbeConfig
+from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import NOT_FITTED
 from qfl_interp.probes import PROBE_LOSS, load_probes
 from qfl_interp.runs.series import Checkpoints, Steps

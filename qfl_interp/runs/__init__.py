@@ -1,0 +1,1 @@
+"""What lies on disk: a run's configuration, checkpoints and tables, and other people's suites of checkpoints."""
