@@ -1,17 +1,21 @@
-"""Entry points: how tasks and analyses, ours and others', are found without the core naming one."""
+"""Entry points: how tasks, lenses and analyses, ours and others', are found without the core naming one."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar
 
 from qfl_interp.errors import QflError
 
+LoadedT = TypeVar("LoadedT")
+
 TASKS = "qfl_interp.tasks"
+LENSES = "qfl_interp.lenses"
 LENSES = "qfl_interp.lenses"
 ANALYSES = "qfl_interp.analyses"
 SWEEP_ANALYSES = "qfl_interp.sweep_analyses"
@@ -20,24 +24,39 @@ _OWN_PACKAGES = ("tasks", "analyses")
 
 
 @functools.cache
-def entry_points(group: str) -> Mapping[str, importlib.metadata.EntryPoint]:
-    """The installed entry points of one group by name, nothing imported yet."""
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group by name; of one name ours first."""
     found = importlib.metadata.entry_points(group=group)
-    return MappingProxyType({point.name: point for point in sorted(found, key=lambda p: p.name)})
+    return tuple(sorted(found, key=lambda p: (p.name, p.module.split(".")[0] not in _OWN_PACKAGES, p.value)))
 
 
-def load_entry_point(group: str, name: str) -> Any:
-    """The object an entry point names.
+@functools.cache
+def entry_points(group: str) -> Mapping[str, EntryPoint]:
+    """The installed entry points of one group by name, nothing imported yet; of one name the first, ours before all."""
+    found: dict[str, EntryPoint] = {}
+    for point in _installed(group):
+        found.setdefault(point.name, point)
+    return MappingProxyType(found)
+
+
+def load_entry_point(group: str, name: str, load: Callable[[EntryPoint], LoadedT] = EntryPoint.load) -> LoadedT:
+    """What an entry point names.
+
+    Args:
+        group: One of the groups above.
+        name: One of the group's names.
+        load: How to load it; by default its module is imported.
 
     Raises:
-        QflError: Its module cannot be imported; says what shadows it where that is the cause.
+        QflError: It cannot be loaded, whatever its module raised, even SystemExit; says what shadows it where that is
+            the cause.
     """
     point = entry_points(group)[name]
     try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
+        return load(point)
+    except (Exception, SystemExit) as error:
         package = point.module.split(".")[0]
-        if package in _OWN_PACKAGES:
+        if isinstance(error, (ImportError, AttributeError)) and package in _OWN_PACKAGES:
             module = __import__(package)
             where = Path(getattr(module, "__file__", None) or ".").resolve()
             if not getattr(module, "QFL_INTERP_PACKAGE", False):
@@ -45,4 +64,35 @@ def load_entry_point(group: str, name: str) -> Any:
                     f"the package {package!r} of qfl_interp is shadowed by {where}. "
                     "Rename that file or folder, or run from another directory."
                 ) from error
-        raise QflError(f"entry point {name!r} of {group} ({point.value}) cannot be loaded: {error}.") from error
+        said = isinstance(error, (ImportError, AttributeError, QflError))
+        why = str(error) if said else f"{type(error).__name__}: {error}"
+        message = f"entry point {name!r} of {group} ({point.value}) cannot be loaded: {why}"
+        raise QflError(" ".join(message.split()).rstrip(".") + ".") from error
+
+
+def load_all(
+    group: str, load: Callable[[EntryPoint], LoadedT] = EntryPoint.load
+) -> tuple[dict[str, LoadedT], list[str]]:
+    """Every entry point of a group, as far as they can be loaded: one that cannot must not take the others away.
+
+    Args:
+        group: One of the groups above.
+        load: As in `load_entry_point`.
+
+    Returns:
+        What was loaded by name, in the names' order, and one line for each that could not be loaded or whose name
+        another one has.
+    """
+    chosen = entry_points(group)
+    faults = [
+        f"entry point {point.name!r} of {group} ({point.value}) is left out: {chosen[point.name].value} has this name."
+        for point in _installed(group)
+        if point.value != chosen[point.name].value
+    ]
+    loaded = {}
+    for name in chosen:
+        try:
+            loaded[name] = load_entry_point(group, name, load)
+        except QflError as error:
+            faults.append(str(error))
+    return loaded, faults
