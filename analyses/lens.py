@@ -7,13 +7,14 @@ lens and know none by name. `analyses.part_lens` has the base of those that comp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 
 from qfl_interp.config import ProbeConfig
-from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.panels import Panel, Shade
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Steps
@@ -42,6 +43,23 @@ class Page:
     jobs: int = 1
     device: str | torch.device = "cpu"
     progress: bool = True
+
+
+class Shading(NamedTuple):
+    """Where a lens finds that the loss falls, as the timeline shows it.
+
+    Attributes:
+        band: Shaded across all panels; None where there is none.
+        note: Then, why.
+        plateau_loss: The level that the loss leaves, in nats; NaN without one.
+    """
+
+    band: Shade | None
+    note: str = ""
+    plateau_loss: float = math.nan
+
+
+NO_SHADING: Final = Shading(None, "transition not analysed")
 
 
 class Lens:

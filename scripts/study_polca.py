@@ -29,6 +29,7 @@ from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
 import qfl_interp as qfl
 from analyses import polca
+from analyses.lenses.emergence.figure import feature_panels, shading
 from analyses.lenses.emergence.lens import emergence_tables
 from analyses.lenses.polca.basis import find_basis, read_basis
 from analyses.lenses.polca.lens import CurveKind
@@ -304,9 +305,8 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
         ]
     )
     fill(PAGE, {"carry": markdown(shown_rows)})
-    figure = timeline_figure(
-        run.metrics, emerged.curves, emerged.verdicts, extra_panels=[recovery_panel(rows, "the carry")]
-    )
+    panels = [*feature_panels(emerged.curves, emerged.verdicts), recovery_panel(rows, "the carry")]
+    figure = timeline_figure(run.metrics, panels, shading(emerged.verdicts))
     figure.write_image(DOCS / "figures" / "polca-carry.png", scale=SCALE)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analyses.lenses.ablate.figure import ablation_figure
 from analyses.lenses.curvature.section import CurvatureTables, curvature_sections
+from analyses.lenses.emergence.figure import feature_panels, shading
 from analyses.lenses.polca.section import PolcaTables, polca_sections
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.pages.lens_sections import (
@@ -19,7 +20,7 @@ from analyses.pages.lens_sections import (
     transfer_sections,
     unit_sections,
 )
-from analyses.pages.timeline_figure import loss_figure, timeline_figure
+from analyses.pages.timeline_figure import timeline_figure
 from analyses.pages.words import CITATION, LIMITS, METHODS
 from qfl_interp.plots.conditions import ABLATION
 from qfl_interp.plots.panels import Panel
@@ -139,11 +140,11 @@ def _timeline(
     downloads = {"validation": metrics.dropna(subset=["val_loss"])}
     if curves is None or curves.empty:
         note = "No feature was probed yet: run `qfl probe` to see when each becomes decodable."
-        return Section("Timeline", figure=loss_figure(metrics), note=note, downloads=downloads)
+        return Section("Timeline", figure=timeline_figure(metrics), note=note, downloads=downloads)
     verdicts = pd.DataFrame() if emergence is None else emergence
     return Section(
         "Timeline",
-        figure=timeline_figure(metrics, curves, verdicts, extra_panels=panels),
+        figure=timeline_figure(metrics, [*feature_panels(curves, verdicts), *panels], shading(verdicts)),
         note="The shaded band is the loss transition; open markers are where a feature became decodable. "
         "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
         "curves.",

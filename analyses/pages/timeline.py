@@ -11,6 +11,7 @@ from analyses.lenses.ablate import lens as ablation
 from analyses.lenses.ablate.figure import ablation_panel
 from analyses.lenses.curvature.figure import curvature_panels
 from analyses.lenses.curvature.lens import stored_curvature
+from analyses.lenses.emergence.figure import feature_panels, shading
 from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
 from analyses.lenses.interchange import lens as interchanging
 from analyses.lenses.interchange.figure import interchange_panel
@@ -65,7 +66,8 @@ def timeline(
     run, config = with_loss_curve(run), config or ProbeConfig()
     found = emergence_tables(run, features, steps, config=config, jobs=jobs, device=device, progress=progress)
     names = [feature.name for feature in chosen_features(run, features)]
-    return timeline_figure(run.metrics, found.curves, found.verdicts, extra_panels=lens_panels(run, names, config))
+    panels = [*feature_panels(found.curves, found.verdicts), *lens_panels(run, names, config)]
+    return timeline_figure(run.metrics, panels, shading(found.verdicts))
 
 
 def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[Panel]:

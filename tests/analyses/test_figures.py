@@ -11,6 +11,7 @@ from plotly import graph_objects as go
 
 from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
 from analyses.lenses.ablate_units.figure import units_figure
+from analyses.lenses.emergence.figure import feature_panels
 from analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from analyses.lenses.patch.attribution_figure import attribution_figure
@@ -469,7 +470,7 @@ def test_one_analysed_step_is_a_point_in_the_timeline():
         interchange_panel(tables.interchange(), "carry", 2),
         mdl_panel(tables.mdl(), "carry"),
     ]
-    figure = timeline_figure(tables.metrics(), tables.emergence_curve(), tables.emergence(), extra_panels=lenses)
+    figure = timeline_figure(tables.metrics(), [*feature_panels(tables.emergence_curve(), tables.emergence()), *lenses])
     assert {trace.xaxis for trace in figure.data} == {"x"}
     titles = [text for text in texts(figure) if text.startswith("<b>") and "transition" not in text]
     assert [title.split("</b>")[0] for title in titles[-4:]] == [

@@ -306,8 +306,7 @@ def test_the_panel_is_the_figures_upper_one_and_fits_a_timeline(figure):
     assert [t.name for t in panel.traces] == [t.name for t in upper]
     for ours, theirs in zip(panel.traces, upper, strict=True):
         np.testing.assert_array_equal(ours.y, theirs.y)
-    metrics, emergence = tables.metrics(), tables.emergence()
-    stacked = timeline_figure(metrics, tables.emergence_curve(), emergence, extra_panels=[panel])
+    stacked = timeline_figure(tables.metrics(), [panel])
     assert any("POLCA, direction 1" in text for text in texts(stacked))
 
 

@@ -11,8 +11,9 @@ from figures.overview import leads_figure, losses_figure
 from plotly import graph_objects as go
 
 from analyses.lenses.ablate.figure import ablation_figure
+from analyses.lenses.emergence.figure import emergence_figure, feature_panel, feature_panels, shading
 from analyses.lenses.probe.figure import probe_heatmap
-from analyses.pages.timeline_figure import feature_panel, loss_figure, timeline_figure
+from analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plots.theme import figure_config
@@ -26,7 +27,7 @@ def timeline(**changes: pd.DataFrame) -> go.Figure:
         "emergence_curves": tables.emergence_curve(),
         "emergence": tables.emergence(),
     }
-    return timeline_figure(**(given | changes))
+    return emergence_figure(**(given | changes))
 
 
 def named(figure: go.Figure, name: str) -> list:
@@ -49,7 +50,7 @@ def test_timeline_curves_are_the_tables_without_step_0():
 
 @pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
 def test_timeline_shows_each_third_with_its_own_controls(mean):
-    figure = timeline_figure(tables.metrics(), tables.emergence_curve(), tables.emergence(), mean=mean)
+    figure = emergence_figure(tables.metrics(), tables.emergence_curve(), tables.emergence(), mean=mean)
     for third in ("beginning", "middle", "end"):
         for panel, feature in enumerate(("first_operand", "carry")):
             rows = select(tables.emergence_curve(), feature=feature, third=third)
@@ -161,7 +162,8 @@ def test_height_grows_so_that_panels_keep_theirs(n_features):
 def test_a_new_lens_adds_a_panel():
     curve = go.Scatter(x=[1e10, 1e12], y=[3.0, 40.0], name="sharpness")
     panel = Panel("Sharpness", (curve,), y_title="largest eigenvalue", y_range=(0.0, 50.0))
-    figure = timeline_figure(tables.metrics(), tables.emergence_curve(), tables.emergence(), extra_panels=[panel])
+    features = feature_panels(tables.emergence_curve(), tables.emergence())
+    figure = timeline_figure(tables.metrics(), [*features, panel], shading(tables.emergence()))
     (drawn,) = named(figure, "sharpness")
     assert (drawn.xaxis, drawn.yaxis) == ("x", "y5")
     assert tuple(figure.layout.yaxis5.range) == (0, 50)
@@ -178,13 +180,7 @@ def test_names_from_a_run_cannot_carry_markup():
 def test_only_step_0_is_an_error():
     metrics = select(tables.metrics(), step=0)
     with pytest.raises(ValueError, match="more than 0 FLOPs, got none"):
-        loss_figure(metrics)
-
-
-def test_loss_figure_has_the_training_loss():
-    metrics = tables.metrics()
-    (train,) = named(loss_figure(metrics), "training batches (= scored)")
-    np.testing.assert_array_equal(train.y, metrics["train_loss"][1:])
+        timeline_figure(metrics)
 
 
 def heat(figure: go.Figure, step: int) -> list:

@@ -11,7 +11,7 @@ import pytest
 
 from analyses.lenses.ablate.figure import ablation_figure
 from analyses.pages.sections import standard_sections
-from analyses.pages.timeline_figure import loss_figure
+from analyses.pages.timeline_figure import timeline_figure
 from analyses.pages.words import findings
 from qfl_interp.report.page import Finding, Section, render_report, write_report
 from tests import synthetic_tables as tables
@@ -165,7 +165,7 @@ def test_strings_from_the_run_are_escaped_everywhere():
     card = {"task": EVIL, "length": 16, EVIL: EVIL, "model": {EVIL: EVIL}, "device": EVIL}
     text = render_report(card, [section], findings=[Finding(EVIL, EVIL, EVIL)], title=EVIL)
     page = Page(text)
-    clean = Page(render_report({}, [Section("t", figure=loss_figure(tables.metrics()))]))
+    clean = Page(render_report({}, [Section("t", figure=timeline_figure(tables.metrics()))]))
     assert page.count("script") == clean.count("script")
     assert page.count("img") == 0
     assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)

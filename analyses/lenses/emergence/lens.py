@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from analyses.lenses.emergence.figure import emergence_figure
 from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe
 from analyses.models_at import trained_at
-from analyses.pages.timeline_figure import timeline_figure
 from analyses.result import Result, chosen_features
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -97,7 +97,7 @@ def emergence(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}",
         found.verdicts.filter(columns),
         found.verdicts,
-        lambda: timeline_figure(run.metrics, found.curves, found.verdicts),
+        lambda: emergence_figure(run.metrics, found.curves, found.verdicts),
     )
 
 

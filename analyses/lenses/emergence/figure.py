@@ -1,0 +1,212 @@
+"""When each feature becomes decodable: its probes' loss over compute, with the verdicts, below the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analyses.lens import NO_SHADING, Shading
+from analyses.pages.timeline_figure import LOSS_FLOOR, STEP, loss_range, timeline_figure
+from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute
+from qfl_interp.plots.theme import GREY, THIRD_STYLES, format_power, plain, words
+from qfl_interp.tables import column, distinct, records, select
+
+Mean = Literal["geometric", "arithmetic"]
+
+_PROBE_LOSS: Final = {"log_loss": "test log loss (nats)", "mse": "test mean squared error"}
+
+
+def emergence_figure(
+    metrics: pd.DataFrame,
+    emergence_curves: pd.DataFrame,
+    emergence: pd.DataFrame,
+    *,
+    mean: Mean = "geometric",
+    log_loss: bool = True,
+) -> go.Figure:
+    """When the loss falls, and when each feature becomes decodable, on one logarithmic compute axis.
+
+    Panels from the top: validation loss, exact match, one for each feature of `emergence` (where it is empty, of the
+    curves). The transition is shaded across all of them.
+
+    Args:
+        metrics: Table "metrics" of the run.
+        emergence_curves: Table "emergence_curve".
+        emergence: Table "emergence": transition, onsets and verdicts. May be empty.
+        mean: Which mean over a third's labels is drawn; the paper takes the geometric one.
+        log_loss: Whether losses have a logarithmic axis.
+    """
+    features = distinct(emergence, "feature") or distinct(emergence_curves, "feature")
+    shown = pd.DataFrame(emergence_curves.loc[emergence_curves["feature"].isin(features)])
+    panels = feature_panels(shown, emergence, mean=mean, log_y=log_loss)
+    return timeline_figure(metrics, panels, shading(emergence), log_loss=log_loss)
+
+
+def feature_panels(
+    curves: pd.DataFrame, verdicts: pd.DataFrame, *, mean: Mean = "geometric", log_y: bool = True
+) -> list[Panel]:
+    """A panel for each feature of the curves; arguments as of `feature_panel`, of all features."""
+    return [
+        feature_panel(select(curves, feature=feature), select(verdicts, feature=feature), mean=mean, log_y=log_y)
+        for feature in distinct(curves, "feature")
+    ]
+
+
+def feature_panel(
+    curves: pd.DataFrame, verdicts: pd.DataFrame, *, mean: Mean = "geometric", log_y: bool = True
+) -> Panel:
+    """One feature's probe loss by third of the answer, with its controls, onsets and verdicts.
+
+    Args:
+        curves: Rows of "emergence_curve" of one feature.
+        verdicts: Rows of "emergence" of that feature. May be empty.
+        mean: Which mean over a third's labels is drawn.
+        log_y: Whether y is logarithmic.
+    """
+    feature = distinct(curves, "feature")[0]
+    thirds = [third for third in THIRD_STYLES if third in distinct(curves, "third")]
+    if len(thirds) > 1 and "all" in thirds:
+        thirds.remove("all")
+    by_third = {third: over_compute(select(curves, third=third)) for third in thirds}
+    shown = pd.concat([by_third[third] for third in thirds])
+    controls = [f"baseline_{mean}", "shuffled_geometric"]
+    y_range = loss_range(shown[[mean, *controls]].to_numpy(dtype=float).ravel(), log_y)
+    traces: list[go.Scatter] = []
+    for third in thirds:
+        traces += _third_traces(by_third[third], third, mean)
+    notes = []
+    for third in thirds:
+        for row in records(select(verdicts, third=third)):
+            notes.append(f'<span style="color:{THIRD_STYLES[third].color}">{third}:</span> {verdict_text(row)}')
+            if math.isfinite(row["onset_flops"]):
+                traces.append(_onset_trace(by_third[third], row, third, mean, y_range[0]))
+    return Panel(
+        title=words(feature),
+        subtitle=f"probe loss on held-out examples, {mean} mean over each third's labels",
+        traces=tuple(traces),
+        y_title=_PROBE_LOSS[distinct(curves, "metric")[0]],
+        y_range=y_range,
+        note="   ·   ".join(notes),
+        log_y=log_y,
+        legend=Legend("features", _control_entries()),
+    )
+
+
+def verdict_text(row: Mapping[str, Any]) -> str:
+    """A verdict and its lead in a few words: "quiet 0.21 decades before"."""
+    text = f"<b>{plain(row['verdict'])}</b>" + ("" if row["certain"] else " (uncertain)")
+    lead = row["lead_log10"]
+    if not math.isfinite(lead):
+        return text
+    side = "before" if lead >= 0 else "after"
+    return f"{text} {abs(lead):.2f} decades {side}"
+
+
+def shading(emergence: pd.DataFrame) -> Shading:
+    """The band of the loss transition and its plateau, or the reason why there is none."""
+    if emergence.empty:
+        return NO_SHADING
+    row = records(emergence)[0]
+    if row["transition_found"]:
+        start, end = float(row["transition_start_flops"]), float(row["transition_end_flops"])
+        return Shading(Shade(start, end, "loss transition"), "", float(row["plateau_loss"]))
+    reason = plain(row["transition_reason"])
+    return Shading(None, "no loss transition found" + (f": {reason}" if reason else ""))
+
+
+def _third_traces(rows: pd.DataFrame, third: str, mean: Mean) -> list[go.Scatter]:
+    """One third's curve with its two controls: the untrained model (dotted) and shuffled labels (thin)."""
+    style = THIRD_STYLES[third]
+    flops = column(rows, "flops")
+    shared: dict[str, Any] = {"x": flops, "mode": "lines", "hoverinfo": "skip", "showlegend": False}
+    untrained = go.Scatter(
+        **shared,
+        y=column(rows, f"baseline_{mean}"),
+        name=f"{third}, untrained model",
+        line={"color": style.color, "width": 1.4, "dash": "dot"},
+        opacity=0.65,
+        legendgroup="untrained",
+    )
+    shuffled = go.Scatter(
+        **shared,
+        y=column(rows, "shuffled_geometric"),
+        name=f"{third}, shuffled labels",
+        line={"color": style.color, "width": 0.7},
+        opacity=0.5,
+        legendgroup="shuffled",
+    )
+    numbers = rows[["step", f"baseline_{mean}", "shuffled_geometric", "n_labels"]].to_numpy(dtype=float)
+    curve = go.Scatter(
+        x=flops,
+        y=column(rows, mean),
+        customdata=numbers,
+        mode="lines+markers",
+        name=style.name,
+        line={"color": style.color, "width": 2},
+        marker={"symbol": style.symbol, "size": 5.5, "color": style.color},
+        legendgroup=third,
+        hovertemplate="%{y:.4f} (untrained %{customdata[1]:.3f}, shuffled %{customdata[2]:.3f}) · "
+        f"n = %{{customdata[3]}} labels · {STEP}<extra>{third}</extra>",
+    )
+    return [untrained, shuffled, curve]
+
+
+def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mean: Mean, floor: float) -> go.Scatter:
+    """A large open marker on the curve where the feature was learned, with a stem down to the axis."""
+    style = THIRD_STYLES[third]
+    onset = float(verdict["onset_flops"])
+    losses = np.log(np.maximum(column(rows, mean), LOSS_FLOOR))
+    height = float(np.exp(np.interp(math.log(onset), np.log(column(rows, "flops")), losses)))
+    low, high = verdict["lead_low"], verdict["lead_high"]
+    interval = f" (range {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
+    steps = f"between steps {verdict['onset_step_before']:,.0f} and {verdict['onset_step_after']:,.0f}"
+    return go.Scatter(
+        x=[onset, onset],
+        y=[height, floor],
+        mode="lines+markers",
+        name=f"{third}, onset",
+        line={"color": style.color, "width": 1.2, "dash": "dot"},
+        marker={
+            "symbol": [f"{style.symbol}-open", "line-ns"],
+            "size": [12, 0],
+            "color": style.color,
+            "line": {"width": 2},
+        },
+        legendgroup="onset",
+        showlegend=False,
+        hovertemplate=f"{verdict_text(verdict)}{interval} · learned at {format_power(onset)} FLOPs, {steps}"
+        f"<extra>{third}, onset</extra>",
+    )
+
+
+def _control_entries() -> tuple[go.Scatter, ...]:
+    """Legend entries that toggle the controls and the onsets of all panels at once."""
+    point: dict[str, Any] = {"x": [None], "y": [None], "hoverinfo": "skip", "showlegend": True}
+    return (
+        go.Scatter(
+            **point,
+            mode="lines",
+            name="untrained model",
+            line={"color": GREY, "dash": "dot"},
+            legendgroup="untrained",
+        ),
+        go.Scatter(
+            **point,
+            mode="lines",
+            name="shuffled labels",
+            line={"color": GREY, "width": 0.8},
+            legendgroup="shuffled",
+        ),
+        go.Scatter(
+            **point,
+            mode="markers",
+            name="onset",
+            marker={"symbol": "circle-open", "size": 11, "color": GREY, "line": {"width": 2}},
+            legendgroup="onset",
+        ),
+    )
