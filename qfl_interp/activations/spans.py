@@ -136,7 +136,7 @@ def site_spans(
     that a site's values do not depend on which others are captured with it.
 
     Memory: the result, `n_places (last - first + 1) examples d` numbers a name; one chunk's forward pass; and one
-    chunk's share of the result once more. For more than fits take `qfl_interp.store.ActivationStore`.
+    chunk's share of the result once more. For more than fits take `qfl_interp.activations.store.ActivationStore`.
 
     Args:
         model: Any hooked model.

@@ -215,7 +215,9 @@ KILLED = """
 import os, signal, sys, torch
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.build import build_hooked
-from qfl_interp.store import ActivationStore, StoreKey, writing
+from qfl_interp.activations import store_writing as writing
+from qfl_interp.activations.store import ActivationStore
+from qfl_interp.activations.store_entry import StoreKey
 writing._SAVE_EVERY = int(sys.argv[2])
 torch.set_num_threads(1)  # as in the tests: the same bits
 model = build_hooked(ModelConfig(d_model=16, n_layers=4), d_vocab=5, n_ctx=9, seed=0)
@@ -379,7 +381,8 @@ import json, sys, torch
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.build import build_hooked
-from qfl_interp.store import ActivationStore, StoreKey
+from qfl_interp.activations.store import ActivationStore
+from qfl_interp.activations.store_entry import StoreKey
 torch.set_num_threads(1)
 model = build_hooked(ModelConfig(d_model=64, n_layers=2), d_vocab=5, n_ctx=40)
 tokens = torch.zeros(10000, 40, dtype=torch.long)
