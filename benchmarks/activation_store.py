@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformer_lens.utilities import get_act_name
 
+from benchmarks._measuring import in_process
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.activations.spans import site_spans
 from qfl_interp.activations.store import ActivationStore
@@ -98,7 +95,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     n, n_rounds = (1000, 1) if quick else (10_000, 3)
     rows = []
     for sites in SITES:
-        found = {way: _child("capture", way, sites, n, n_rounds) for way in WAYS}
+        found = {way: in_process(_capture, way, SITES[sites], n, n_rounds) for way in WAYS}
         rows += [
             {
                 "name": f"{sites}: {WAYS[way]}",
@@ -110,8 +107,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             for way, f in found.items()
         ]
     with tempfile.TemporaryDirectory() as folder:
-        _child("read", "all", folder, n, 0)
-        found = {what: _child("read", what, folder, n, 0) for what in READS}
+        in_process(_read, "all", folder, n)
+        found = {what: in_process(_read, what, folder, n) for what in READS}
     rows += [
         {
             "name": f"read back: {READS[what]}",
@@ -123,20 +120,3 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         for what, f in found.items()
     ]
     return rows
-
-
-def _child(*arguments: object) -> dict[str, float]:
-    """One case in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.activation_store", *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-if __name__ == "__main__":
-    _, work, way, where, n_examples, rounds = sys.argv
-    result = (
-        _capture(way, SITES[where], int(n_examples), int(rounds))
-        if work == "capture"
-        else _read(way, where, int(n_examples))
-    )
-    print(json.dumps(result))

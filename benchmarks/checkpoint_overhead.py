@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
+
+import qfl_interp as qfl
+from benchmarks._measuring import in_process
+from qfl_interp.runs.writer import RunWriter
 
 TITLE = "Checkpoint overhead (addition-16, d_model 64, 4 layers, batch 64)"
 
@@ -19,11 +22,6 @@ _FEW, _MANY = 2, 100
 
 def _train(n_checkpoints: int, n_steps: int) -> dict[str, float]:
     """Train once; seconds of the whole run and inside the writing of checkpoints, their bytes and number."""
-    import torch
-
-    import qfl_interp as qfl
-    from qfl_interp.runs.writer import RunWriter
-
     task = qfl.load_task("addition", 16)
     config = qfl.TrainConfig(n_steps=n_steps, n_checkpoints=n_checkpoints, n_val=64, eval_fraction=1.0)
     writing = 0.0
@@ -62,8 +60,8 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     n_steps, n_pairs = (60, 1) if quick else (716, 2)
     few, many = [], []
     for _ in range(n_pairs):
-        few.append(_child(_FEW, n_steps))
-        many.append(_child(_MANY, n_steps))
+        few.append(in_process(_train, _FEW, n_steps))
+        many.append(in_process(_train, _MANY, n_steps))
     inside = statistics.median(m["writing"] / (m["seconds"] - m["writing"]) for m in many)
     whole = statistics.median(m["seconds"] / f["seconds"] - 1 for m, f in zip(many, few, strict=True))
     added = statistics.median(m["peak_mb"] - f["peak_mb"] for m, f in zip(many, few, strict=True))
@@ -81,14 +79,3 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     ]
     common = {"steps": n_steps, "checkpoints": n_saved}
     return [{"name": name, "value": value, "unit": unit, **common} for name, value, unit in measured]
-
-
-def _child(n_checkpoints: int, n_steps: int) -> dict[str, float]:
-    """`_train` in a process of its own, so that peak memory is that run's."""
-    command = [sys.executable, "-m", "benchmarks.checkpoint_overhead", str(n_checkpoints), str(n_steps)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-if __name__ == "__main__":
-    print(json.dumps(_train(int(sys.argv[1]), int(sys.argv[2]))))

@@ -19,7 +19,7 @@ import torch
 
 from analyses.lenses.curvature.measure import Shared, load, measure, shared_of, trained_loss
 from analyses.lenses.curvature.ranks import rank_rows
-from benchmarks._timing import best_seconds
+from benchmarks._measuring import best_seconds
 from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.curvature import CurvatureConfig, Hessian, SymmetricOperator, top_eigenpairs
 from qfl_interp.data.registry import load_task

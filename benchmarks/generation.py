@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 import qfl_interp as qfl
-from benchmarks._timing import best_seconds
+from benchmarks._measuring import best_seconds
 from qfl_interp.interventions.project_out import project_out
 from qfl_interp.models.build import HookedTransformer, build_model
 from qfl_interp.models.generate import generate_greedy
@@ -119,8 +118,3 @@ def _counted(x: torch.Tensor, count: list[int]) -> torch.Tensor:
     """The activation as it is; one more pass."""
     count[0] += 1
     return x
-
-
-if __name__ == "__main__":
-    for row in run(quick="--quick" in sys.argv):
-        print(f"{row['case']}: {row['name']}: {row['value']:.4g} {row['unit']}")

@@ -7,12 +7,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
+
+import qfl_interp as qfl
+from benchmarks._measuring import in_process
 
 TITLE = "Kill -9 and resume (addition-6, 2 layers, d_model 16)"
 
@@ -32,10 +35,6 @@ def fingerprint(run: Path) -> dict[str, Any]:
 
 def _train(out: Path, n_steps: int) -> None:
     """Train into `out` to the end, going on from whatever is there."""
-    import torch
-
-    import qfl_interp as qfl
-
     torch.set_num_threads(1)
     config = qfl.TrainConfig(
         n_steps=n_steps, batch_size=16, eval_fraction=0.1, n_checkpoints=n_steps // 5, n_val=32, seed=5
@@ -103,13 +102,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """
     n_steps, n_kills = (40, 3) if quick else (300, 20)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.kill_resume", folder, str(n_steps), str(n_kills)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    found = json.loads(done.stdout.splitlines()[-1])
+        found = in_process(_measure, Path(folder), n_steps, n_kills)
     after = ", ".join(map(str, found.pop("killed_after_steps")))
     return [{"name": f"training of {n_steps} steps, killed after steps {after}", "value": found.pop("kills"),
              "unit": "kills", **found}]  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -142,8 +141,3 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
                 (f"{kind}: largest error of the normalised map", error.max_abs_error, "", component),
             ]
     return [{"name": name, "value": value, "unit": unit, "case": f"{case}: {size}"} for name, value, unit, case in rows]
-
-
-if __name__ == "__main__":
-    for row in run(quick="--quick" in sys.argv):
-        print(f"{row['case']}: {row['name']}: {row['value']:.4g} {row['unit']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -10,6 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from benchmarks._streams import untrained
+from qfl_interp.config import ModelConfig, ProbeConfig
+from qfl_interp.data.registry import load_task
+from qfl_interp.probes import fit_probes, shuffle_labels
+from qfl_interp.probes.regression import fit_ridge_path
 
 TITLE = "Probes of every kind: batched solvers against loops over scikit-learn"
 
@@ -32,13 +37,13 @@ def _split(x: torch.Tensor, y: torch.Tensor, n: int) -> _Case:
     return _Case(x[:, :, :n].contiguous(), y[:, :, :n], x[:, :, n:].contiguous(), y[:, :, n:])
 
 
-def _planted(kind: str, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _planted(kind: str, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Made-up residual streams with a feature's values written along directions of their own.
 
     At every layer and label: a constant offset, 24 latents with power-law strengths, isotropic noise, and a
     direction for each class, output, or the number itself, whose strength grows over layers and labels.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     if kind == "categorical":
         y = rng.integers(0, N_CLASSES, (1, N_LABELS, n))
         written = np.eye(N_CLASSES)[y[0]]
@@ -60,41 +65,20 @@ def _planted(kind: str, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
     return x, torch.from_numpy(y)
 
 
-def _untrained(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _untrained(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream of an untrained 4-layer model where the digits of 3-digit sums are predicted."""
-    from qfl_interp import ModelConfig, load_task
-    from qfl_interp.models.build import build_model
-
     task = load_task("decimal_addition", length=N_LABELS - 1)
-    model = build_model(ModelConfig(d_model=D_MODEL, n_layers=N_LAYERS), task, seed=seed)
-    examples = task.sample(np.random.default_rng(seed), n)
-    feature = task.feature("digit")
-    tokens = task.encode(examples).tokens
-    where = torch.tensor(np.asarray(feature.positions(examples)))[:, :, None].expand(-1, -1, D_MODEL)
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS)]
-    x = torch.empty(N_LAYERS, N_LABELS, n, D_MODEL)
-    for first in range(0, n, 500):
-        rows = slice(first, first + 500)
-        with torch.no_grad():
-            _, cache = model.run_with_cache(tokens[rows], names_filter=names)
-        for layer, name in enumerate(names):
-            x[layer, :, rows] = cache[name].gather(1, where[rows]).transpose(0, 1)
-    return x, torch.tensor(np.asarray(feature.labels(examples))).T[None].long()
+    x, y = untrained(task, "digit", ModelConfig(d_model=D_MODEL, n_layers=N_LAYERS), n)
+    return x, y[None].long()
 
 
 def _with_shuffled(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A second output whose labels are permuted."""
-    from qfl_interp.probes import shuffle_labels
-
     return x, torch.cat([y, shuffle_labels(y, np.random.default_rng(1))])
 
 
 def _ours(kind: str, case: _Case, path: bool, device: str) -> tuple[float, np.ndarray]:
     """Seconds to fit and the loss on the test examples, of the last strength where there are several."""
-    from qfl_interp.config import ProbeConfig
-    from qfl_interp.probes import fit_probes
-    from qfl_interp.probes.regression import fit_ridge_path
-
     x, y, x_test, y_test = (part.to(device) for part in case)
 
     def fit(n: int) -> Any:
@@ -234,8 +218,3 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         ),
     )
     return [row for name, kind, fits, data in cases for row in _compare(name, kind, fits, _split(*data, n))]
-
-
-if __name__ == "__main__":
-    for row in run(quick="--quick" in sys.argv):
-        print(f"{row['case']}: {row['name']}: {row['value']:.4g} {row['unit']}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 import tempfile
 import time
 import warnings
@@ -12,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._measuring import in_process
 from benchmarks._memory import reset_peak_mib, status_mib
+from benchmarks._streams import untrained
+from qfl_interp.config import ModelConfig
+from qfl_interp.data.registry import load_task
+from qfl_interp.probes import fit_logistic
 
 TITLE = "Probes: one batched Newton solve against a loop over scikit-learn's LogisticRegression"
 
@@ -20,7 +23,7 @@ C = 100.0
 N_LAYERS, N_LABELS, D_MODEL = 4, 16, 64
 
 
-def _planted(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _planted(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Made-up residual streams with the carries of addition planted in them.
 
     At every layer and label position: a constant offset, 24 latents with power-law strengths mixed in at
@@ -28,7 +31,7 @@ def _planted(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     direction of its own. Its strength grows over layers and positions, so that probes range from near chance
     to nearly separable.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (n, 2, N_LABELS))
     carry = np.zeros((N_LABELS, n), dtype=bool)
     for j in range(N_LABELS):
@@ -48,33 +51,14 @@ def _planted(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.from_numpy(carry)
 
 
-def _untrained(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _untrained(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The residual stream of an untrained 4-layer model where the carries of 16-bit additions are read."""
-    from qfl_interp import ModelConfig
-    from qfl_interp.models.build import build_model
-    from tasks.addition import Addition
-
-    task = Addition(N_LABELS)
-    model = build_model(ModelConfig(d_model=D_MODEL, n_layers=N_LAYERS, n_heads=4), task, seed=seed)
-    examples = task.sample(np.random.default_rng(seed), n)
-    carry = task.feature("carry")
-    tokens = task.encode(examples).tokens
-    where = torch.tensor(np.asarray(carry.positions(examples)))[:, :, None].expand(-1, -1, D_MODEL)
-    x = torch.empty(N_LAYERS, N_LABELS, n, D_MODEL)
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(N_LAYERS)]
-    for first in range(0, n, 500):
-        rows = slice(first, first + 500)
-        with torch.no_grad():
-            _, cache = model.run_with_cache(tokens[rows], names_filter=names)
-        for layer, name in enumerate(names):
-            x[layer, :, rows] = cache[name].gather(1, where[rows]).transpose(0, 1)
-    return x, torch.tensor(np.asarray(carry.labels(examples))).T.bool()
+    x, y = untrained(load_task("addition", N_LABELS), "carry", ModelConfig(d_model=D_MODEL, n_layers=N_LAYERS), n)
+    return x, y.bool()
 
 
 def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.Tensor) -> dict[str, Any]:
     """Seconds to fit, log losses on the test examples and peak extra memory."""
-    from qfl_interp.probes import fit_logistic
-
     fit_logistic(x[:1, :1, :100], y[None, :1, :100], c=C, max_iter=5)  # threads started, libraries loaded
     before, start = reset_peak_mib(), time.perf_counter()
     probes = fit_logistic(x, y[None], c=C, max_iter=100)
@@ -119,10 +103,10 @@ def _sklearn(
     return {"seconds": seconds, "loss": loss, "mib": status_mib("VmHWM") - before}
 
 
-def _job(name: str, path: str, pipe: Any) -> None:
-    """One contender in a process of its own, so that its peak memory is above the bare data's."""
+def _job(name: str, path: str) -> dict[str, Any]:
+    """One contender, whose peak memory is above the bare data's."""
     data = torch.load(path)
-    pipe.send(_ours(*data) if name == "ours" else _sklearn(*data, exact=name == "exact"))
+    return _ours(*data) if name == "ours" else _sklearn(*data, exact=name == "exact")
 
 
 def _save(kind: str, n: int, labels: int, path: str) -> None:
@@ -133,25 +117,13 @@ def _save(kind: str, n: int, labels: int, path: str) -> None:
     torch.save(tuple(t.clone() for t in (x[:, :, :n], y[:, :n], x[:, :, n:], y[:, n:])), path)
 
 
-def _in_process(*job: Any) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_job, args=(*job, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    finally:
-        process.join()
-
-
 def _compare(kind: str, n: int, labels: int, n_rounds: int) -> list[dict[str, Any]]:
     """The rows of one kind of activations."""
     contenders = ("ours", "sklearn", "exact")
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/activations.pt"
         _save(kind, n, labels, path)
-        rounds = [{who: _in_process(who, path) for who in contenders} for _ in range(n_rounds)]
+        rounds = [{who: in_process(_job, who, path) for who in contenders} for _ in range(n_rounds)]
     best = {who: min((r[who] for r in rounds), key=lambda row: row["seconds"]) for who in contenders}
     case = f"{kind}: {N_LAYERS} layers x {labels} positions x {n} examples x d_model {D_MODEL}"
     seconds = {who: best[who]["seconds"] for who in contenders}
@@ -183,8 +155,3 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """
     n, labels, n_rounds = (2_000, 4, 1) if quick else (10_000, N_LABELS, 2)
     return [row for kind in ("untrained", "planted") for row in _compare(kind, n, labels, n_rounds)]
-
-
-if __name__ == "__main__":
-    for row in run(quick="--quick" in sys.argv):
-        print(f"{row['case']}: {row['name']}: {row['value']:.4g} {row['unit']}")

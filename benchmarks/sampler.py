@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
 import qfl_interp as qfl
+from benchmarks._measuring import in_process
 from qfl_interp.data.examples import ExampleStream
 from qfl_interp.data.registry import task_names
 from qfl_interp.seeding import generator
@@ -145,15 +142,9 @@ def _work(task: qfl.Task) -> dict[str, Callable[[qfl.Task, int], Callable[[int],
 def _first_batch_row(name: str) -> dict[str, Any]:
     """Seconds of a task's first batch in a fresh process that finds nothing compiled."""
     with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.sampler", name],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"},
-        )
-    seconds = json.loads(done.stdout.splitlines()[-1])
+        own = {"NUMBA_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}
+        with mock.patch.dict(os.environ, own):  # what a process started now finds
+            seconds = in_process(_seconds_of_first_batch, name)
     return {"name": f"{name}, first batch", "value": seconds, "unit": "s", "task": name, "work": "first batch"}
 
 
@@ -164,14 +155,3 @@ def _seconds_of_first_batch(name: str) -> float:
     for make in _work(task).values():
         make(task, SIZES[0])(0)
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Seconds of one task's first batch; without arguments, all rows.")
-    parser.add_argument("task", choices=task_names(), nargs="?")
-    arguments = parser.parse_args()
-    if arguments.task is None:
-        for row in run():
-            print(json.dumps(row))
-    else:
-        print(_seconds_of_first_batch(arguments.task))

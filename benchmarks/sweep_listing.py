@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks._timing import best_seconds
+from benchmarks._measuring import best_seconds
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import definition_json
 from qfl_interp.sweep.records import COLUMNS, write_part
@@ -85,8 +84,3 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
             for name, ask in work.items():
                 rows.append({"name": name, "value": best_seconds(ask, 1 if quick else 5), "unit": "s", "case": case})
     return rows
-
-
-if __name__ == "__main__":
-    for row in run(quick="--quick" in sys.argv):
-        print(f"{row['case']}: {row['name']}: {row['value']:.4g} {row['unit']}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._timing import best_seconds
+from benchmarks._measuring import best_seconds
 from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.homogeneous.depthwise import DepthwiseRule, scales
 from qfl_interp.homogeneous.minibatch import run_minibatch

@@ -14,10 +14,8 @@ machine gives to any of them.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from benchmarks._measuring import in_process
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
@@ -80,10 +79,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
         quick: Few problems and directions.
     """
     n_problems, n_directions = (24, 5) if quick else (N_PROBLEMS, N_DIRECTIONS)
-    found = {}
-    for way in WAYS:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-            found[way] = child.submit(_measure, way, n_problems, n_directions).result()
+    found = {way: in_process(_measure, way, n_problems, n_directions) for way in WAYS}
     case = _case(n_problems, n_directions)
     return [*(_row(way, measured, found, case) for way, measured in found.items()), _product()]
 

@@ -7,11 +7,7 @@ is each variant's own process's.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -21,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks._measuring import in_process
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.build import build_hooked
@@ -130,7 +127,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     rows = []
     for d_model in (16,) if quick else (16, 64, 256):
         times = _milliseconds(d_model, variants, device, n_rounds=5 if quick else 15)
-        memory = {variant: _child_memory_mib(variant, d_model) for variant in variants}
+        memory = {variant: in_process(_memory_mib, variant, d_model) for variant in variants}
         for metric, unit, values in (("time", "ms", times), ("peak memory", "MiB", memory)):
             for variant in variants:
                 row = {"name": f"d_model {d_model}, {LABELS[variant]}, {metric}", "value": values[variant]}
@@ -158,14 +155,8 @@ def _milliseconds(d_model: int, variants: tuple[str, ...], device: torch.device,
     return {variant: statistics.median(times) for variant, times in taken.items()}
 
 
-def _child_memory_mib(variant: str, d_model: int) -> float:
-    """What ten steps add to a process's peak memory (the device's peak on a GPU), in MiB."""
-    command = [sys.executable, "-m", "benchmarks.training_step", variant, str(d_model)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def _own_memory_mib(variant: str, d_model: int) -> float:
-    """As `_child_memory_mb`, in this process."""
+def _memory_mib(variant: str, d_model: int) -> float:
+    """What ten steps add to this process's peak memory (the device's peak on a GPU), in MiB."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Libraries that load at the first step are not what a variant needs.
     make_step("llama", 8, device)()
@@ -176,15 +167,3 @@ def _own_memory_mib(variant: str, d_model: int) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return status_mib("VmHWM") - before
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Peak memory of one variant, in MiB; without arguments, all rows.")
-    parser.add_argument("variant", choices=VARIANTS, nargs="?")
-    parser.add_argument("d_model", type=int, nargs="?", default=64)
-    arguments = parser.parse_args()
-    if arguments.variant is None:
-        for row in run():
-            print(json.dumps(row))
-    else:
-        print(_own_memory_mib(arguments.variant, arguments.d_model))

@@ -1,0 +1,25 @@
+"""Timing of one piece of work, and work in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+
+def best_seconds(work: Callable[[], object], rounds: int) -> float:
+    """The best of several rounds."""
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def in_process(work: Callable[..., Any], *arguments: object) -> Any:
+    """What a module's function returns in a fresh process, so that its peak memory is that work's alone."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
