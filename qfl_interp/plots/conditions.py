@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.lines import over_compute, whiskers
+from qfl_interp.plots.lines import STEP, curve, over_compute
 from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
-from qfl_interp.tables import column, distinct, select
+from qfl_interp.tables import distinct, select
 
 
 class Condition(NamedTuple):
@@ -77,22 +76,16 @@ def curves(rows: pd.DataFrame, known: Mapping[str, Condition], name: str, group:
     traces = []
     for condition in present(rows, known):
         style = known[condition]
+        hover = f"%{{y:.1%}} (95 % %{{customdata[1]:.1%}} to %{{customdata[2]:.1%}}) · {STEP}"
+        look: dict[str, Any] = {
+            "width": 1.8,
+            "dash": style.dash,
+            "size": 5.5,
+            "symbol": style.symbol,
+            "interval": (1, 0),
+        }
+        beside = ("step", f"{name}_low", f"{name}_high")
+        look |= {"interval": (1, 0), "beside": beside, "legendgroup": f"{group}: {condition}"}
         drawn = over_compute(select(rows, condition=condition))
-        values, low, high = (column(drawn, name + end) for end in ("", "_low", "_high"))
-        bars = whiskers(values, low, high, thickness=1, width=0) | {"color": style.color}
-        traces.append(
-            go.Scatter(
-                x=column(drawn, "flops"),
-                y=values,
-                error_y=bars,
-                customdata=np.stack([column(drawn, "step"), low, high], axis=1),
-                mode="lines+markers",
-                name=style.legend,
-                line={"color": style.color, "width": 1.8, "dash": style.dash},
-                marker={"symbol": style.symbol, "size": 5.5, "color": style.color},
-                legendgroup=f"{group}: {condition}",
-                hovertemplate="%{y:.1%} (95 % %{customdata[1]:.1%} to %{customdata[2]:.1%}) · "
-                f"step %{{customdata[0]:,}}<extra>{style.legend}</extra>",
-            )
-        )
+        traces.append(curve(drawn, name, style.legend, style.color, hover=hover, **look))
     return tuple(traces)

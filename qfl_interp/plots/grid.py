@@ -53,7 +53,7 @@ class Cell(NamedTuple):
         return text_at(text, self.x_domain[0], self.y_domain[1], **{"yshift": above, **look})
 
     @property
-    def axes(self) -> dict[str, str]:
+    def axes(self) -> dict[str, Any]:
         """What puts a trace into this panel."""
         return {"xaxis": self.x, "yaxis": self.y}
 
@@ -63,6 +63,21 @@ class Cell(NamedTuple):
             f"xaxis{self.suffix}": x_axis | {"domain": self.x_domain, "anchor": self.y},
             f"yaxis{self.suffix}": y_axis | {"domain": self.y_domain, "anchor": self.x},
         }
+
+
+def stack_cells(heights: Sequence[int], below: Sequence[int]) -> tuple[int, list[Cell]]:
+    """Panels below each other over the whole width, and the height of the plot area they fill.
+
+    Args:
+        heights: In pixels, from the top.
+        below: Pixels below each; under the last one there is the margin.
+    """
+    inner = sum(heights) + sum(below[:-1])
+    tops = [sum(heights[:n]) + sum(below[:n]) for n in range(len(heights))]
+    return inner, [
+        Cell(number, (0.0, 1.0), (1 - (top + height) / inner, 1 - top / inner))
+        for number, (top, height) in enumerate(zip(tops, heights, strict=True), start=1)
+    ]
 
 
 class Grid:

@@ -45,7 +45,7 @@ def curve(
     x: str = "flops",
     hover: str = "",
     beside: Sequence[str] = ("step",),
-    interval: bool = False,
+    interval: tuple[float, int] | None = None,
     floor: float | None = None,
     width: float = 2,
     dash: str | None = None,
@@ -63,7 +63,7 @@ def curve(
         x: The column on the x axis.
         hover: Template of the hover text, in which `beside` are customdata[0], [1], ...; empty: the mouse passes over.
         beside: Further columns for the hover text.
-        interval: Whether columns `y`_low and `y`_high are drawn as whiskers.
+        interval: Thickness of the whiskers from column `y`_low to `y`_high and width of their ends; None for none.
         floor: Values below are drawn at this level.
         width: Of the line, in pixels; 0 leaves it out.
         dash: Plotly's dash.
@@ -85,7 +85,7 @@ def curve(
         fields["marker"] = {"color": color, "size": size, "symbol": symbol}
     if interval:
         ends = column(rows, f"{y}_low"), column(rows, f"{y}_high")
-        fields["error_y"] = whiskers(values, *ends, thickness=1, width=2) | {"color": color}
+        fields["error_y"] = whiskers(values, *ends, *interval) | {"color": color}
     if hover:
         extra = "" if "<extra>" in hover else f"<extra>{name}</extra>"
         fields |= {"customdata": rows[list(beside)].to_numpy(dtype=float), "hovertemplate": hover + extra}
@@ -117,7 +117,7 @@ def legend_entry(name: str, *, group: str = "", **look: Any) -> go.Scatter:
 
 
 def whiskers(
-    values: np.ndarray, low: np.ndarray, high: np.ndarray, *, thickness: float = 1.3, width: int = 4
+    values: np.ndarray, low: np.ndarray, high: np.ndarray, thickness: float = 1.3, width: int = 4
 ) -> dict[str, Any]:
     """Plotly's error bars from an interval; none where the interval is unknown."""
     return {

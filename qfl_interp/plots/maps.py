@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +18,8 @@ from qfl_interp.tables import column, distinct
 # A layer and a head; -1 where the site has no heads.
 Place = tuple[int, int]
 
+# Of an axis along cells.
+BARE: Final = {"showgrid": False, "showline": False}
 _MOST_NAMED: Final = 20
 
 
@@ -51,8 +53,7 @@ def place_axis(rows: Sequence[Place]) -> dict[str, Any]:
         "tickvals": texts,
         "ticktext": texts,
         "title": {"text": "layer" if all(head < 0 for _, head in rows) else "layer.head"},
-        "showgrid": False,
-        "showline": False,
+        **BARE,
     }
 
 
@@ -120,6 +121,10 @@ class CellMap:
         values = sorted(int(value) for value in distinct(rows, across))
         return cls(("layer", "head", across), found, values, [place_text(place) for place in found], axes or {})
 
+    def within(self, cell: Cell) -> CellMap:
+        """The same map in a panel."""
+        return replace(self, axes=cell.axes)
+
     def cells(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with one row a cell, from the left and row by row; NaN where it has none, at most one a cell."""
         return cells(table, self.key, [(*row, column) for row in self.down for column in self.across])
@@ -166,11 +171,10 @@ class CellMap:
         """A grey cross in every cell, to lie below `heat`; the hover text says why a cell has no value."""
         return crosses(self.across, self.y, dict(self.axes), why)
 
-    def layout(self, cell: Cell, title: str = "") -> dict[str, Any]:
-        """Both axes of the map in a panel, for `update_layout`."""
-        bare = {"showgrid": False, "showline": False}
-        x_axis = {**bare, "dtick": math.ceil(len(self.across) / 12), "title": {"text": title}}
-        return cell.layout(x_axis, place_axis([(row[0], row[1]) for row in self.down]))
+    def layout(self, cell: Cell, title: str = "", **x_axis: Any) -> dict[str, Any]:
+        """Both axes of the map in a panel, for `update_layout`; further fields are those of the x axis."""
+        fields = {"dtick": math.ceil(len(self.across) / 12), "title": {"text": title}, **BARE, **x_axis}
+        return cell.layout(fields, place_axis([(row[0], row[1]) for row in self.down]))
 
 
 def color_axis(

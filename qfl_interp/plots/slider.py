@@ -89,13 +89,15 @@ def over_steps(
     layouts = {}
     for at, part in parts.items():
         text = step_title(part, title) if isinstance(title, str) else title(part)
-        layouts[at] = {"annotations": [heading(text, above), *texts], **(layout(part) if layout else {})}
+        layouts[at] = {**(layout(part) if layout else {}), "annotations": [heading(text, above), *texts]}
     drawn = {at: [trace.to_plotly_json() for trace in draw(part)] for at, part in parts.items()}
     moving = [_differing(list(traces)) for traces in zip(*drawn.values(), strict=True)]
     numbers = [number for number, names in enumerate(moving) if names]
     already = len(figure.data)
     figure.add_traces(drawn[first])
-    figure.update_layout(layouts[first])
+    figure.update_layout(layout(parts[first]) if layout else {})
+    # A list would be merged into the one there is.
+    figure.update_layout(annotations=layouts[first]["annotations"], overwrite=True)
     if len(steps) == 1:
         return
     figure.frames = [

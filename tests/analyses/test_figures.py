@@ -120,12 +120,12 @@ def test_patch_colours_are_centred_on_the_corrupted_run_with_1_marked():
 
 def test_patch_buttons_show_one_metric_of_every_component_over_the_crosses():
     figure = patch_figure(tables.patch(), metric="loss_normalised")
-    assert [t.name for t in figure.data if t.visible is not False] == [None, "loss_normalised"] * 2
+    assert [t.name for t in figure.data if t.visible is not False] == [None] * 2 + ["loss_normalised"] * 2
     (menu,) = [menu for menu in figure.layout.updatemenus if len(menu.buttons) == 3]
     assert [button.label for button in menu.buttons] == ["logit difference", "loss", "exact match"]
     change, layout = menu.buttons[2].args
     assert [t.name for t, on in zip(figure.data, change["visible"], strict=True) if on] == [
-        None, "exact_normalised", None, "exact_normalised",
+        None, None, "exact_normalised", "exact_normalised",
     ]  # fmt: skip
     assert layout["coloraxis.colorbar.title.text"] == "exact match (0: corrupted run, 1: clean run)"
 
@@ -547,7 +547,7 @@ def test_probe_heatmap_has_a_row_a_head_where_the_site_has_heads():
     figure = probe_heatmap(rows, "carry")
     assert list(figure.data[0].y) == ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1", "3.0", "3.1"]
     expected = select(rows, source="trained", step=LAST, layer=2, head=1)["test_score"].to_numpy()
-    np.testing.assert_allclose(grid(figure.data[2].z)[5], expected, rtol=1e-3)
+    np.testing.assert_allclose(grid(figure.data[3].z)[5], expected, rtol=1e-3)
     assert figure.layout.yaxis.title.text == "layer.head"
 
 

@@ -9,13 +9,13 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
 
 from qfl_interp.plots.conditions import ABLATION, Condition, curves, present
-from qfl_interp.plots.lines import whiskers
+from qfl_interp.plots.grid import Cell
+from qfl_interp.plots.lines import LOSS_FLOOR, finite, value_range, whiskers
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
-from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, log_ticks, new_figure, plain, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, log_axis, new_figure, plain, text_at, words
 from qfl_interp.tables import column, distinct, records, select
 
 Count = Literal["answer", "paper"]
@@ -28,7 +28,6 @@ _BAR_SHARE: Final = 0.89
 _COUNT_TITLES: Final = {"answer": "over the answer alone", "paper": "as the paper counts"}
 # A log axis suits losses that differ by more than this factor.
 _LOG_RATIO: Final = 20.0
-_LOSS_FLOOR: Final = 1e-12
 _ROW_HEIGHT: Final = 270
 
 
@@ -41,9 +40,7 @@ class _Quantity(NamedTuple):
         log: Whether y is logarithmic.
         low: Lower end of the y axis; its logarithm on a log axis.
         high: Upper end, likewise.
-        suffix: Ending of plotly's axis names.
-        x_domain: Left and right edge, as fractions of the figure.
-        y_domain: Bottom and top edge, likewise.
+        cell: Where it stands.
     """
 
     name: str
@@ -51,9 +48,12 @@ class _Quantity(NamedTuple):
     log: bool
     low: float
     high: float
-    suffix: str
-    x_domain: tuple[float, float]
-    y_domain: tuple[float, float]
+    cell: Cell
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is a fraction of examples."""
+        return self.name.startswith("exact")
 
 
 def ablation_figure(
@@ -87,8 +87,8 @@ def ablation_figure(
     features = distinct(ablate, "feature")
     # More than three conditions take a second line of the legend.
     top = 30 if len(present(ablate, ABLATION)) <= 3 else 50
-    figure = new_figure("ablation", top + _ROW_HEIGHT * len(counts))
-    figure.update_layout(margin={"l": 66, "r": 18, "t": top, "b": 34})
+    margin = {"l": 66, "r": 18, "t": top, "b": 34}
+    figure = new_figure("ablation", _ROW_HEIGHT * len(counts) - margin["b"], margin)
     place = {"x": 0, "y": 1, "yanchor": "top", "yref": "container"}
     figure.update_layout(legend={"orientation": "h", "traceorder": "normal", **place})
     for quantity in _quantities(ablate, counts, loss_scale):
@@ -105,36 +105,25 @@ def _quantities(ablate: pd.DataFrame, counts: Sequence[Count], loss_scale: Scale
     for row, count in enumerate(counts):
         ending = "" if count == "paper" else "_answer"
         y_domain = (1 - (row + 0.88) / len(counts), 1 - (row + 0.12) / len(counts))
-        for side, (kind, name, x_domain) in enumerate(
-            [("Exact match", f"exact{ending}", (0.0, 0.45)), ("Loss", f"loss{ending}", (0.56, 1.0))]
-        ):
-            log = kind == "Loss" and _use_log(column(ablate, name), loss_scale)
-            low, high = (0.0, 1.19) if kind == "Exact match" else _loss_limits(ablate, name, log)
-            number = 2 * row + side + 1
-            suffix = str(number) if number > 1 else ""
-            title = f"{kind} {_COUNT_TITLES[count]}"
-            quantities.append(_Quantity(name, title, log, low, high, suffix, x_domain, y_domain))
+        left, right = Cell(2 * row + 1, (0.0, 0.45), y_domain), Cell(2 * row + 2, (0.56, 1.0), y_domain)
+        limits = _loss_limits(ablate, f"loss{ending}", loss_scale)
+        quantities += [
+            _Quantity(f"exact{ending}", f"Exact match {_COUNT_TITLES[count]}", False, 0.0, 1.19, left),
+            _Quantity(f"loss{ending}", f"Loss {_COUNT_TITLES[count]}", *limits, right),
+        ]
     return quantities
 
 
-def _use_log(losses: Float[np.ndarray, " row"], scale: Scale) -> bool:
-    """Whether the losses get a logarithmic axis."""
-    if scale != "auto":
-        return scale == "log"
-    known = losses[np.isfinite(losses)]
-    return len(known) > 0 and bool(known.max() > _LOG_RATIO * max(float(known.min()), _LOSS_FLOOR))
-
-
-def _loss_limits(ablate: pd.DataFrame, name: str, log: bool) -> tuple[float, float]:
-    """Ends of a loss axis, with room for a bracket above the highest whisker; logarithms on a log axis."""
-    values = np.concatenate([column(ablate, name + ending) for ending in ("", "_low", "_high")])
-    values = values[np.isfinite(values)]
-    high = max(float(values.max()) if len(values) else 1.0, _LOSS_FLOOR)
-    if not log:
-        return 0.0, 1.19 * high
-    low = math.log10(max(float(values.min()) if len(values) else 0.1, _LOSS_FLOOR))
-    span = max(math.log10(high) - low, 0.3)
-    return low - 0.08 * span, low + 1.2 * span
+def _loss_limits(ablate: pd.DataFrame, name: str, scale: Scale) -> tuple[bool, float, float]:
+    """Whether a loss axis is logarithmic, and its ends, with room for a bracket above the highest whisker."""
+    known = finite(ablate[name])
+    far = len(known) > 0 and bool(known.max() > _LOG_RATIO * max(float(known.min()), LOSS_FLOOR))
+    values = np.maximum(finite(ablate[[name, f"{name}_low", f"{name}_high"]]), LOSS_FLOOR)
+    if not (far if scale == "auto" else scale == "log"):
+        return False, *value_range(values if len(values) else 1.0, below=0.0, above=0.19)
+    low, high = (math.log10(end) for end in (values.min(initial=0.1), values.max(initial=1.0)))
+    span = max(high - low, 0.3)
+    return True, low - 0.08 * span, low + 1.2 * span
 
 
 def _add_series(figure: go.Figure, ablate: pd.DataFrame, features: list[str], quantity: _Quantity) -> None:
@@ -143,13 +132,14 @@ def _add_series(figure: go.Figure, ablate: pd.DataFrame, features: list[str], qu
     for condition, offset in offsets.items():
         rows, style = select(ablate, condition=condition), ABLATION[condition]
         shared = _series(rows, features, quantity, style, offset)
+        marker: dict[str, Any] = {"color": style.color}
         if quantity.log:
-            marker = {"color": style.color, "symbol": style.symbol, "size": 10}
-            figure.add_trace(go.Scatter(**shared, mode="markers", marker=marker))
+            look = {"symbol": style.symbol, "size": 10}
+            figure.add_trace(go.Scatter(**shared, mode="markers", marker=marker | look))
         else:
             pattern = {"shape": style.pattern, "fillmode": "overlay", "size": 6, "fgopacity": 0.6}
-            marker = {"color": style.color, "pattern": pattern, "line": {"width": 0}}
-            figure.add_trace(go.Bar(**shared, width=_BAR_SHARE * _GROUP_WIDTH / len(offsets), marker=marker))
+            look = {"pattern": pattern, "line": {"width": 0}}
+            figure.add_trace(go.Bar(**shared, width=_BAR_SHARE * _GROUP_WIDTH / len(offsets), marker=marker | look))
 
 
 def _offsets(ablate: pd.DataFrame) -> dict[str, float]:
@@ -164,32 +154,26 @@ def _series(
 ) -> dict[str, Any]:
     """What a condition's bars and points have in common: values, whiskers, hover text, legend."""
     values, low, high = (column(rows, quantity.name + ending) for ending in ("", "_low", "_high"))
-    number = ":.1%" if quantity.name.startswith("exact") else ":.4g"
+    number = ":.1%" if quantity.is_exact else ":.4g"
+    texts = [_settings_text(row) + (_p_text(row) if quantity.is_exact else "") for row in records(rows)]
     return {
         "x": [features.index(feature) + offset for feature in rows["feature"]],
-        "y": np.maximum(values, _LOSS_FLOOR) if quantity.log else values,
+        "y": np.maximum(values, LOSS_FLOOR) if quantity.log else values,
         "error_y": whiskers(values, low, high) | ({"color": style.color} if quantity.log else {}),
         "customdata": np.stack([low, high, column(rows, "n_examples"), column(rows, "n_trials")], axis=1),
-        "hovertext": [
-            _settings_text(row) + (_p_text(row) if quantity.name.startswith("exact") else "") for row in records(rows)
-        ],
-        "hovertemplate": f"<b>%{{y{number}}}</b> (95 % %{{customdata[0]{number}}} to "
-        f"%{{customdata[1]{number}}})<br>"
-        "n = %{customdata[2]:,} examples, %{customdata[3]:,} trials%{hovertext}"
-        f"<extra>{style.legend}</extra>",
+        "hovertext": texts,
+        "hovertemplate": f"<b>%{{y{number}}}</b> (95 % %{{customdata[0]{number}}} to %{{customdata[1]{number}}})<br>"
+        f"n = %{{customdata[2]:,}} examples, %{{customdata[3]:,}} trials%{{hovertext}}<extra>{style.legend}</extra>",
         "name": style.legend,
         "legendgroup": style.legend,
-        "showlegend": not quantity.suffix,
-        "xaxis": f"x{quantity.suffix}",
-        "yaxis": f"y{quantity.suffix}",
+        "showlegend": quantity.cell.number == 1,
+        **quantity.cell.axes,
     }
 
 
 def _add_axes(figure: go.Figure, features: list[str], quantity: _Quantity) -> None:
     """Axes and title of one panel."""
     x_axis = {
-        "domain": quantity.x_domain,
-        "anchor": f"y{quantity.suffix}",
         "range": [-0.5, len(features) - 0.5],
         "tickvals": list(range(len(features))),
         "ticktext": [words(feature) for feature in features],
@@ -197,25 +181,19 @@ def _add_axes(figure: go.Figure, features: list[str], quantity: _Quantity) -> No
         "ticks": "",
         "fixedrange": True,
     }
-    y_axis: dict[str, Any] = {
-        "domain": quantity.y_domain,
-        "anchor": f"x{quantity.suffix}",
-        "range": [quantity.low, quantity.high],
-        "title": {"text": "nats per scored token"},
-    }
-    if quantity.name.startswith("exact"):
-        y_axis |= {"title": {"text": "fraction of examples"}, "tickvals": [0, 0.25, 0.5, 0.75, 1]}
-    if quantity.log:
-        ticks, texts = log_ticks(10**quantity.low, 10**quantity.high)
-        y_axis |= {"type": "log", "tickvals": ticks, "ticktext": texts}
-    figure.update_layout({f"xaxis{quantity.suffix}": x_axis, f"yaxis{quantity.suffix}": y_axis})
-    place = {"x": quantity.x_domain[0], "y": quantity.y_domain[1], "xanchor": "left", "yanchor": "bottom"}
-    figure.add_annotation(text=f"<b>{quantity.title}</b>", xref="paper", yref="paper", **place)
+    if quantity.is_exact:
+        y_axis = {"title": {"text": "fraction of examples"}, "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+    else:
+        y_axis = {"title": {"text": "nats per scored token"}}
+    ends = quantity.low, quantity.high
+    y_axis |= log_axis(10 ** ends[0], 10 ** ends[1]) if quantity.log else {"range": ends}
+    figure.update_layout(quantity.cell.layout(x_axis, y_axis))
+    figure.add_annotation(quantity.cell.title(f"<b>{quantity.title}</b>", 0))
 
 
 def _add_brackets(figure: go.Figure, ablate: pd.DataFrame, features: list[str], quantity: _Quantity) -> None:
     """A bracket from ablated to random with the p-value, where the table has one."""
-    axes = {"xref": f"x{quantity.suffix}", "yref": f"y{quantity.suffix}"}
+    axes = {"xref": quantity.cell.x, "yref": quantity.cell.y}
     offsets = _offsets(ablate)
     for row in records(select(ablate, condition="ablated")):
         p_value = row["p_value_holm"] if math.isfinite(row["p_value_holm"]) else row["p_value_paired"]
@@ -224,15 +202,15 @@ def _add_brackets(figure: go.Figure, ablate: pd.DataFrame, features: list[str], 
             continue
         ends = [column(control, quantity.name + ending)[0] for ending in ("", "_high")]
         peak = float(np.nanmax([*ends, row[quantity.name], row[f"{quantity.name}_high"]]))
-        height = (math.log10(max(peak, _LOSS_FLOOR)) if quantity.log else peak) + 0.03 * (quantity.high - quantity.low)
+        height = (math.log10(max(peak, LOSS_FLOOR)) if quantity.log else peak) + 0.03 * (quantity.high - quantity.low)
         # On a log axis a shape is placed by its value, a text by its logarithm.
         level = 10**height if quantity.log else height
         place = features.index(row["feature"])
         left, right = (place + offsets[name] for name in ("ablated", "random"))
-        line = {"color": GREY, "width": 1.2}
-        figure.add_shape(type="line", x0=left, x1=right, y0=level, y1=level, line=line, **axes)
-        text = {"text": format_p(p_value), "font": {"size": FONT_SIZE - 1}, "yanchor": "bottom"}
-        figure.add_annotation(x=(left + right) / 2, y=height, **text, **axes)
+        ends = {"x0": left, "x1": right, "y0": level, "y1": level}
+        figure.add_shape(type="line", line={"color": GREY, "width": 1.2}, **ends, **axes)
+        look = {"font": {"size": FONT_SIZE - 1}, "xanchor": None, **axes}
+        figure.add_annotation(text_at(format_p(p_value), (left + right) / 2, height, **look))
 
 
 def _settings_text(row: Mapping[str, Any]) -> str:

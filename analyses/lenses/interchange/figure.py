@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.conditions import INTERCHANGE, curves, present
-from qfl_interp.plots.lines import whiskers
+from qfl_interp.plots.grid import Cell, Grid
+from qfl_interp.plots.lines import curve
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
-from qfl_interp.plots.slider import add_steps, bottom_margin, shown_steps, step_title
+from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
 from qfl_interp.plots.theme import FONT_SIZE, format_p, new_figure, words
 from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS: Final = 3
 _CELL_HEIGHT: Final = 170
 _GAP: Final = 44
-_ABOVE: Final = 74
 _OFFSET: Final = 0.14
+_BESIDE: Final = ("layer", "flipped_low", "flipped_high", "logit_diff_normalised", "n_directions", "n_pairs")
+_HOVER: Final = (
+    "layer %{customdata[0]}: <b>%{y:.1%}</b> of answers flipped "
+    "(95 % %{customdata[1]:.1%} to %{customdata[2]:.1%})<br>"
+    "logit difference, normalised: %{customdata[3]:.3f}<br>"
+    "%{customdata[4]} direction(s), %{customdata[5]:,} pairs%{text}"
+)
 
 
 def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
@@ -37,50 +43,44 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
         ValueError: No row, several features, several rows of one point, or an unknown step or condition.
     """
     require_rows(rows, "interchange", ("feature",), ("step", "label", "layer", "condition"))
-    steps, first = shown_steps(rows, step, "interchange")
     labels, layers = (sorted(int(v) for v in distinct(rows, name)) for name in ("label", "layer"))
-    contents = {at: _contents(select(rows, step=at), rows, labels, layers) for at in steps}
-    titles = {at: step_title(select(rows, step=at), words(rows["feature"].iloc[0])) for at in steps}
-    n_rows = math.ceil(len(labels) / _COLUMNS)
-    inner = n_rows * _CELL_HEIGHT + (n_rows - 1) * _GAP
-    margin = {"l": 62, "r": 18, "t": 114, "b": bottom_margin(steps)}
-    figure = new_figure(f"interchange_{rows['feature'].iloc[0]}", inner + margin["t"] + margin["b"])
-    figure.add_traces([_trace(fields) for fields in contents[first]])
-    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
-    figure.update_layout(margin=margin, legend=legend | {"itemwidth": 30, "yref": "paper"})
+    conditions = present(rows, INTERCHANGE)
+    grid = Grid([_CELL_HEIGHT], len(labels), _COLUMNS, foot=_GAP)
+    margin = {"l": 62, "r": 18, "t": 114, "b": AXIS_HEIGHT}
+    figure = new_figure(f"interchange_{rows['feature'].iloc[0]}", grid.height, margin)
     # Room for the panels' titles between the legend and the plot area.
-    figure.update_layout(legend={"y": 1 + 20 / inner})
-    annotations = [_add_axes(figure, number, label, layers, inner, len(labels)) for number, label in enumerate(labels)]
-    flat = {at: [go.Scatter(**_moving(fields)) for fields in contents[at]] for at in steps}
-    add_steps(figure, flat, range(len(contents[first])), titles, first, above=_ABOVE, annotations=annotations)
+    legend = {"orientation": "h", "x": 0, "y": 1 + 20 / grid.height, "yanchor": "bottom", "traceorder": "normal"}
+    figure.update_layout(legend=legend | {"itemwidth": 30, "yref": "paper"})
+    cells = [(label, grid.cell(index)) for index, label in enumerate(labels)]
+    for index, (label, cell) in enumerate(cells):
+        figure.update_layout(_axes(cell, layers, first=grid.is_first(index), last=grid.is_last(index)))
+        figure.add_annotation(cell.title(f"<b>label {label}</b>", 0, font={"size": FONT_SIZE}))
+
+    def draw(part: pd.DataFrame) -> list[go.Scatter]:
+        return [
+            _points(select(part, label=label, condition=condition), cell, condition, layers, index, len(conditions))
+            for label, cell in cells
+            for index, condition in enumerate(conditions)
+        ]
+
+    title = words(rows["feature"].iloc[0])
+    over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step)
     return figure
 
 
-def _contents(rows: pd.DataFrame, of_all: pd.DataFrame, labels: list[int], layers: list[int]) -> list[dict[str, Any]]:
-    """What every trace shows at one step: a trace a label and condition."""
-    conditions = present(of_all, INTERCHANGE)
-    found = []
-    for number, label in enumerate(labels):
-        for place, condition in enumerate(conditions):
-            offset = (place - (len(conditions) - 1) / 2) * _OFFSET
-            part = select(rows, label=label, condition=condition).sort_values("layer", kind="stable")
-            found.append(_points(part, layers, condition, offset, number))
-    return found
-
-
-def _points(rows: pd.DataFrame, layers: list[int], condition: str, offset: float, number: int) -> dict[str, Any]:
-    """The points of one condition in one label's panel."""
-    values, low, high = (column(rows, name) for name in ("flipped", "flipped_low", "flipped_high"))
-    beside = ("layer", "flipped_low", "flipped_high", "logit_diff_normalised", "n_directions", "n_pairs")
-    return {
-        "x": [layers.index(int(layer)) + offset for layer in rows["layer"]],
-        "y": values,
-        "error_y": whiskers(values, low, high, width=3),
-        "customdata": np.stack([column(rows, name) for name in beside], axis=1),
-        "text": [_p_text(float(p)) for p in column(rows, "p_value_holm")],
-        "condition": condition,
-        "number": number,
-    }
+def _points(
+    rows: pd.DataFrame, cell: Cell, condition: str, layers: list[int], index: int, n_conditions: int
+) -> go.Scatter:
+    """The points of one condition in one label's panel, beside those of the others."""
+    style = INTERCHANGE[condition]
+    offset = (index - (n_conditions - 1) / 2) * _OFFSET
+    ordered = rows.sort_values("layer", kind="stable")
+    return curve(
+        ordered.assign(place=[layers.index(int(layer)) + offset for layer in ordered["layer"]]),
+        "flipped", style.legend, style.color, x="place", hover=_HOVER, beside=_BESIDE, interval=(1.3, 3),
+        width=0, size=8, symbol=style.symbol, text=[_p_text(float(p)) for p in column(ordered, "p_value_holm")],
+        legendgroup=condition, showlegend=cell.number == 1, **cell.axes,
+    )  # fmt: skip
 
 
 def _p_text(p_value: float) -> str:
@@ -88,64 +88,22 @@ def _p_text(p_value: float) -> str:
     return f"<br>against random: {format_p(p_value)} (Holm-corrected)" if math.isfinite(p_value) else ""
 
 
-def _moving(fields: dict[str, Any]) -> dict[str, Any]:
-    """What of a trace changes with the step."""
-    return {name: value for name, value in fields.items() if name not in ("condition", "number")}
-
-
-def _trace(fields: dict[str, Any]) -> go.Scatter:
-    """One condition in one panel."""
-    style = INTERCHANGE[fields["condition"]]
-    suffix = str(fields["number"] + 1) if fields["number"] else ""
-    moving = _moving(fields)
-    return go.Scatter(
-        **{**moving, "error_y": moving["error_y"] | {"color": style.color}},
-        xaxis=f"x{suffix}",
-        yaxis=f"y{suffix}",
-        mode="markers",
-        name=style.legend,
-        legendgroup=fields["condition"],
-        showlegend=not fields["number"],
-        marker={"color": style.color, "symbol": style.symbol, "size": 8},
-        hovertemplate="layer %{customdata[0]}: <b>%{y:.1%}</b> of answers flipped "
-        "(95 % %{customdata[1]:.1%} to %{customdata[2]:.1%})<br>"
-        "logit difference, normalised: %{customdata[3]:.3f}<br>"
-        "%{customdata[4]} direction(s), %{customdata[5]:,} pairs%{text}"
-        f"<extra>{style.legend}</extra>",
-    )
-
-
-def _add_axes(
-    figure: go.Figure, number: int, label: int, layers: list[int], inner: int, n_labels: int
-) -> dict[str, Any]:
-    """Axes of one label's panel; returns its title."""
-    row, place = divmod(number, _COLUMNS)
-    across = min(n_labels, _COLUMNS)
-    width = (1 - 0.04 * (across - 1)) / across
-    left = place * (width + 0.04)
-    top = 1 - row * (_CELL_HEIGHT + _GAP) / inner
-    suffix = str(number + 1) if number else ""
-    lowest = number + _COLUMNS >= n_labels
-    x_axis: dict[str, Any] = {
-        "domain": [left, left + width],
-        "anchor": f"y{suffix}",
+def _axes(cell: Cell, layers: list[int], *, first: bool, last: bool) -> dict[str, Any]:
+    """Axes of one label's panel."""
+    x_axis = {
         "range": [-0.5, len(layers) - 0.5],
         "tickvals": list(range(len(layers))),
         "ticktext": [str(layer) for layer in layers],
         "showgrid": False,
-        "title": {"text": "layer" if lowest else ""},
+        "title": {"text": "layer" if last else ""},
     }
-    y_axis: dict[str, Any] = {
-        "domain": [max(top - _CELL_HEIGHT / inner, 0.0), top],
-        "anchor": f"x{suffix}",
+    y_axis = {
         "range": [-0.04, 1.04],
         "tickvals": [0, 0.25, 0.5, 0.75, 1],
-        "showticklabels": place == 0,
-        "title": {"text": "answers flipped" if place == 0 else ""},
+        "showticklabels": first,
+        "title": {"text": "answers flipped" if first else ""},
     }
-    figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
-    at = {"xref": "paper", "x": left, "xanchor": "left", "yref": "paper", "y": top, "yanchor": "bottom"}
-    return {"text": f"<b>label {label}</b>", "font": {"size": FONT_SIZE}, **at}
+    return cell.layout(x_axis, y_axis)
 
 
 def interchange_panel(rows: pd.DataFrame, feature: str, label: int, *, layer: int | None = None) -> Panel:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lenses.patch.maps import COMPONENTS
+from qfl_interp.plots.lines import value_range
 from qfl_interp.plots.maps import place_words, require_rows
-from qfl_interp.plots.slider import add_steps, bottom_margin, shown_steps, step_title
+from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
 from qfl_interp.plots.theme import GREY, SERIES, new_figure, short, visible, words
 from qfl_interp.tables import column, distinct, records, select
 
 _SIDE: Final = 360
-_ABOVE: Final = 16
 
 
 def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
@@ -40,57 +40,40 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
             "Run the patching analysis with attribution, at a step where clean and corrupted runs differ."
         )
     rows = pd.DataFrame(rows.loc[known])
-    steps, first = shown_steps(rows, step, "patch")
     components = [str(name) for name in distinct(rows, "component")]
-    contents = {at: [_points(select(rows, step=at), name) for name in components] for at in steps}
     feature, label = rows["feature"].iloc[0], rows["label"].iloc[0]
-    title = f"{words(feature)}, label {label}"
-    titles = {at: step_title(select(rows, step=at), title) for at in steps}
-    margin = {"l": 62, "r": 18, "t": 50, "b": bottom_margin(steps)}
-    figure = new_figure(f"attribution_{feature}", _SIDE + margin["t"] + margin["b"])
-    values = np.concatenate([column(rows, name) for name in ("attribution", "logit_diff_normalised")])
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 1.0)
-    room = 0.05 * (high - low)
-    ends = [low - room, high + room]
+    figure = new_figure(f"attribution_{feature}", _SIDE, {"l": 62, "r": 18, "t": 50, "b": AXIS_HEIGHT})
+    ends = value_range(rows[["attribution", "logit_diff_normalised"]], include=(0.0, 1.0), below=0.05, above=0.05)
     line = {"color": GREY, "width": 1.2, "dash": "dot"}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False, name="y = x")
-    for index, (name, fields) in enumerate(zip(components, contents[first], strict=True)):
-        figure.add_trace(_trace(name, fields, index))
     span = ends[1] - ends[0]
     spacing = 0.2 if span < 2 else 0.5 if span < 5 else float(f"{span / 8:.1g}")
     axis = {"range": ends, "constrain": "domain", "dtick": spacing}
     figure.update_layout(
-        margin=margin,
         legend={"x": 1, "xanchor": "right", "y": 1, "title": {"text": "component, Pearson's r"}},
         xaxis=axis | {"constraintoward": "left", "title": {"text": "exact patch, logit difference (normalised)"}},
         yaxis=axis | {"title": {"text": "by gradient (attribution patching)"}, "scaleanchor": "x"},
     )
-    flat = {at: [go.Scatter(**fields) for fields in contents[at]] for at in steps}
-    add_steps(figure, flat, range(1, 1 + len(components)), titles, first, above=_ABOVE)
+
+    def draw(part: pd.DataFrame) -> list[go.Scatter]:
+        return [_points(select(part, component=name), name, index) for index, name in enumerate(components)]
+
+    over_steps(figure, rows, draw, table="patch", title=f"{words(feature)}, label {label}", above=16, step=step)
     return figure
 
 
-def _points(rows: pd.DataFrame, component: str) -> dict[str, Any]:
+def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:
     """One component's points at one step; none where it was not patched there."""
-    of_component = select(rows, component=component)
-    r = float(of_component["attribution_r"].iloc[0]) if len(of_component) else math.nan
-    names = [
-        f"“{visible(row['token'])}” at position {row['position']}, {place_words((row['layer'], row['head']))}"
-        for row in records(of_component)
-    ]
-    return {
-        "x": short(column(of_component, "logit_diff_normalised")) if names else [None],
-        "y": short(column(of_component, "attribution")) if names else [None],
-        "text": names,
-        "name": component + (f", r = {r:.3f}" if math.isfinite(r) else ""),
-    }
-
-
-def _trace(component: str, fields: dict[str, Any], index: int) -> go.Scatter:
-    """A component's points in its colour."""
+    r = float(rows["attribution_r"].iloc[0]) if len(rows) else math.nan
     color, symbol = SERIES[index % len(SERIES)]
     return go.Scatter(
-        **fields,
+        x=short(column(rows, "logit_diff_normalised")) or [None],
+        y=short(column(rows, "attribution")) or [None],
+        text=[
+            f"“{visible(row['token'])}” at position {row['position']}, {place_words((row['layer'], row['head']))}"
+            for row in records(rows)
+        ],
+        name=component + (f", r = {r:.3f}" if math.isfinite(r) else ""),
         mode="markers",
         marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.75, "line": {"width": 0}},
         hovertemplate="%{text}<br>exact <b>%{x:.3f}</b>, by gradient <b>%{y:.3f}</b>"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from analyses.lenses.patch.figure import WIDEST
-from qfl_interp.plots.panels import Legend, Panel, over_compute
+from qfl_interp.plots.lines import curve, finite, over_compute
+from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.theme import ordered_colors, visible, words
 from qfl_interp.tables import groups, records, select
 
 _MOST_LISTED: Final = 6
+_HOVER: Final = "%{y:.3f} at “%{text}”, position %{customdata[1]} · step %{customdata[0]:,}"
 
 
 def patch_panel(rows: pd.DataFrame, feature: str, label: int, *, component: str = "resid_pre") -> Panel:
@@ -36,47 +36,29 @@ def patch_panel(rows: pd.DataFrame, feature: str, label: int, *, component: str 
             f"the patch table must have rows of feature {feature!r}, label {label} and component {component!r}, "
             f"got {found[:8]}. Patch it first, or choose one of those."
         )
-    by_layer = groups(chosen.sort_values("layer", kind="stable"), "layer")
-    colors = ordered_colors(len(by_layer))
+    shown = over_compute(chosen.sort_values("layer", kind="stable").dropna(subset=["logit_diff_normalised"]))
+    layers = sorted(set(chosen["layer"]))
     # A deep model's legend names only some layers.
-    stride = math.ceil(len(by_layer) / _MOST_LISTED)
-    traces = tuple(
-        _best_of_layer(over_compute(part), int(layer), colors[index], listed=index % stride == 0)
-        for index, (layer, part) in enumerate(by_layer)
-    )
-    values = np.concatenate([np.asarray(trace["y"], dtype=float) for trace in traces])
-    highest = float(values[np.isfinite(values)].max(initial=1.0))
+    stride = math.ceil(len(layers) / _MOST_LISTED)
+    traces = []
+    for index, (layer, color) in enumerate(zip(layers, ordered_colors(len(layers)), strict=True)):
+        best = _best(select(shown, layer=layer))
+        look: dict[str, Any] = {"showlegend": index % stride == 0, "legendgroup": f"patch: layer {layer}"}
+        text = [visible(token) for token in best["token"]]
+        look |= {"hover": _HOVER, "beside": ("step", "position"), "width": 1.8, "size": 5, "text": text}
+        traces.append(curve(best, "logit_diff_normalised", f"layer {layer}", color, **look))
     return Panel(
         title=f"Patching {component}",
         subtitle=f"{words(feature)}, label {label}: best position of each layer, logit difference",
-        traces=traces,
+        traces=tuple(traces),
         y_title="normalised",
-        y_range=(-0.04, 1.04 * min(highest, WIDEST)),
+        y_range=(-0.04, 1.04 * min(float(finite(*traces).max(initial=1.0)), WIDEST)),
         height=140,
         legend=Legend("patched layers"),
     )
 
 
-def _best_of_layer(rows: pd.DataFrame, layer: int, color: str, *, listed: bool) -> go.Scatter:
-    """A layer's highest normalised logit difference at each step, with the place it is at."""
-    defined = rows.dropna(subset=["logit_diff_normalised"])
-    best = [max(records(part), key=_restored) for _, part in groups(defined, "step")]
-    return go.Scatter(
-        x=[row["flops"] for row in best],
-        y=[row["logit_diff_normalised"] for row in best],
-        customdata=[[row["step"], row["position"]] for row in best],
-        text=[visible(row["token"]) for row in best],
-        mode="lines+markers",
-        name=f"layer {layer}",
-        line={"color": color, "width": 1.8},
-        marker={"size": 5, "color": color},
-        showlegend=listed,
-        legendgroup=f"patch: layer {layer}",
-        hovertemplate="%{y:.3f} at “%{text}”, position %{customdata[1]} · step %{customdata[0]:,}"
-        f"<extra>layer {layer}</extra>",
-    )
-
-
-def _restored(row: dict[str, Any]) -> float:
-    """What the best position is chosen by."""
-    return float(row["logit_diff_normalised"])
+def _best(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each step the row with the highest normalised logit difference."""
+    best = [part["logit_diff_normalised"].idxmax() for _, part in groups(rows.reset_index(drop=True), "step")]
+    return rows.reset_index(drop=True).loc[best]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.maps import axis_title, cells, choices, color_bar, crosses, require_rows
+from qfl_interp.plots.lines import finite
+from qfl_interp.plots.maps import BARE, CellMap, axis_title, choices, color_axis, require_rows
 from qfl_interp.plots.slider import heading
-from qfl_interp.plots.theme import FONT_SIZE, GREY, log_ticks, new_figure, short, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, words
 from qfl_interp.tables import column, distinct
 
 _SIDE: Final = 510
@@ -21,18 +21,21 @@ _SCORES: Final = {
     "log_loss": ("test log loss (nats)", "test accuracy", ".0%"),
     "mse": ("test mean squared error", "test R²", ".2f"),
 }
-_HOVER: Final = ("test_loss", "refit_loss", "test_score", "cosine", "n_labels")
+_BESIDE: Final = ("test_loss", "refit_loss", "test_score", "cosine", "n_labels")
+_HOVER: Final = (
+    "%{text}<br>test loss <b>%{customdata[0]:.4f}</b> (fitted there: %{customdata[1]:.4f})<br>"
+    "test score <b>%{customdata[2]:.4f}</b><br>|cosine| with the directions fitted there: "
+    "<b>%{customdata[3]:.3f}</b><br>n = %{customdata[4]} labels"
+)
 
 
 class _View(NamedTuple):
-    """One of the matrices: its column, what its button and its colour bar say, and its colours."""
+    """One of the matrices: its column, what its button and its colour bar say, and how its values are written."""
 
     column: str
     button: str
     title: str
-    colorscale: str
-    number: str
-    logarithmic: bool = False
+    number: str | None
 
 
 def transfer_figure(rows: pd.DataFrame) -> go.Figure:
@@ -51,90 +54,61 @@ def transfer_figure(rows: pd.DataFrame) -> go.Figure:
     fitted, evaluated = (sorted(int(v) for v in distinct(rows, name)) for name in ("fit_step", "eval_step"))
     loss, score, number = _SCORES[str(rows["metric"].iloc[0])]
     views = (
-        _View("test_loss", "loss", loss, "Viridis_r", ".4f", True),
-        _View("test_score", "score", score, "Viridis", number),
-        _View("cosine", "cosine", "mean |cosine| between the two steps' directions", "Viridis", ".2f"),
+        _View("test_loss", "loss", loss, None),
+        _View("test_score", "score", score, number),
+        _View("cosine", "cosine", "mean |cosine| between the two steps' directions", ".2f"),
     )
-    grid = cells(rows, ("fit_step", "eval_step"), [(fit, at) for fit in fitted for at in evaluated])
+    # Steps stand side by side, however far apart they are.
+    places = list(range(len(evaluated))), list(range(len(fitted)))
+    cells = CellMap(("fit_step", "eval_step"), [(step,) for step in fitted], evaluated, places[1])
+    names = [[f"fitted at step {fit:,}, evaluated at step {at:,}" for at in evaluated] for fit in fitted]
     feature = str(rows["feature"].iloc[0])
-    figure = new_figure(f"transfer_{feature}", _SIDE + 172)
-    x, y = list(range(len(evaluated))), list(range(len(fitted)))
-    figure.add_trace(crosses(x, y, {"xaxis": "x", "yaxis": "y"}, "not evaluated"))
-    figure.add_traces([_matrix(view, grid, fitted, evaluated, view is views[0]) for view in views])
-    axes = [_color_axis(view, column(rows, view.column)) for view in views]
+    figure = new_figure(f"transfer_{feature}", _SIDE, {"l": 70, "r": 18, "t": 112, "b": 60})
+    figure.add_trace(cells.crosses("not evaluated").update(x=places[0]))
+    for view in views:
+        look = {"x": places[0], "xgap": 0.5, "ygap": 0.5, "text": names, "visible": view is views[0]}
+        floor = None if view.number else _LOSS_FLOOR
+        figure.add_trace(cells.heat(rows, view.column, _HOVER, beside=_BESIDE, floor=floor, name=view.column, **look))
+    axes = [_color_axis(view, rows) for view in views]
+    updates = [
+        [{"visible": [True, *(other is view for other in views)]}, {"coloraxis": axis}]
+        for view, axis in zip(views, axes, strict=True)
+    ]
     n_labels = int(column(rows, "n_labels").max())
     title = f"<b>{words(feature)}</b>  probes carried from step to step · {n_labels} labels"
     figure.update_layout(
-        margin={"l": 70, "r": 18, "t": 112, "b": 60},
         annotations=[heading(title, 70), axis_title("evaluated at step", 0)],
         coloraxis=axes[0],
         shapes=_outline(fitted, evaluated),
-        updatemenus=[_buttons(views, axes)],
+        updatemenus=[choices([view.button for view in views], updates, 62)],
         xaxis=_step_axis(evaluated, "") | {"constrain": "domain", "constraintoward": "left"},
         yaxis=_step_axis(fitted, "fitted at step") | {"constrain": "domain", "scaleanchor": "x"},
     )
     return figure
 
 
-def _matrix(view: _View, grid: pd.DataFrame, fitted: list[int], evaluated: list[int], shown: bool) -> go.Heatmap:
-    """One view's cells."""
-    shape = (len(fitted), len(evaluated))
-    values = column(grid, view.column)
-    hover = np.stack([column(grid, name) for name in _HOVER], axis=-1).reshape(*shape, -1)
-    return go.Heatmap(
-        name=view.column,
-        z=short((np.log10(np.maximum(values, _LOSS_FLOOR)) if view.logarithmic else values).reshape(shape)),
-        customdata=short(hover),
-        text=[[f"fitted at step {fit:,}, evaluated at step {at:,}" for at in evaluated] for fit in fitted],
-        xgap=0.5,
-        ygap=0.5,
-        hoverongaps=False,
-        coloraxis="coloraxis",
-        visible=shown,
-        hovertemplate="%{text}<br>test loss <b>%{customdata[0]:.4f}</b> (fitted there: %{customdata[1]:.4f})<br>"
-        "test score <b>%{customdata[2]:.4f}</b><br>|cosine| with the directions fitted there: "
-        "<b>%{customdata[3]:.3f}</b><br>n = %{customdata[4]} labels<extra></extra>",
-    )
-
-
-def _color_axis(view: _View, values: np.ndarray) -> dict[str, Any]:
+def _color_axis(view: _View, rows: pd.DataFrame) -> dict[str, Any]:
     """Colours of a view and their bar."""
-    known = values[np.isfinite(values)]
-    bar = color_bar(view.title, 0.0, 0.88)
-    if view.logarithmic:
-        low = max(float(known.min(initial=np.inf)), _LOSS_FLOOR) if len(known) else 0.1
+    known = finite(rows[view.column])
+    if not view.number:
+        low = max(float(known.min()), _LOSS_FLOOR) if len(known) else 0.1
         high = max(float(known.max(initial=0.0)), 1.05 * low)
-        ticks, texts = log_ticks(low, high)
-        bar |= {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": texts, "tickformat": None}
-        low, high = math.log10(low), math.log10(high)
-    else:
-        # R2 has no lower bound; below 0 the mean would do better.
-        low, high = (max(min(float(known.min(initial=1.0)), 0.99), 0.0), 1.0) if view.column == "test_score" else (0, 1)
-        bar |= {"tickformat": view.number, "nticks": 5, "tickvals": None, "ticktext": None}
-    return {"colorscale": view.colorscale, "cmin": low, "cmax": high, "colorbar": bar}
-
-
-def _buttons(views: tuple[_View, ...], axes: list[dict[str, Any]]) -> dict[str, Any]:
-    """One button a view, which also changes the colours."""
-    updates = [
-        [{"visible": [True, *(other is view for other in views)]}, {"coloraxis": axis}]
-        for view, axis in zip(views, axes, strict=True)
-    ]
-    return choices([view.button for view in views], updates, 62)
+        return color_axis(view.title, low, high, scale="Viridis_r", log=True, span=(0.0, 0.88))
+    # R2 has no lower bound; below 0 the mean would do better.
+    low = max(float(known.min(initial=0.99)), 0.0) if view.column == "test_score" else 0.0
+    return color_axis(view.title, low, 1.0, span=(0.0, 0.88), tickformat=view.number, nticks=5)
 
 
 def _step_axis(steps: list[int], title: str) -> dict[str, Any]:
-    """Steps side by side, however far apart; where there are many, only some are written."""
-    stride = math.ceil(len(steps) / _MOST_TICKS)
-    shown = list(range(0, len(steps), stride))
+    """Steps side by side; where there are many, only some are written."""
+    shown = list(range(0, len(steps), math.ceil(len(steps) / _MOST_TICKS)))
     return {
         "range": [-0.5, len(steps) - 0.5],
         "tickvals": shown,
         "ticktext": [f"{steps[at]:,}" for at in shown],
         "tickfont": {"size": FONT_SIZE - 2},
         "title": {"text": title},
-        "showgrid": False,
-        "showline": False,
+        **BARE,
     }
 
 
