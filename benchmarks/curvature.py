@@ -70,8 +70,9 @@ def _rows(run: Run, shared: Shared, step: int, step_seconds: float) -> list[dict
     power = time.perf_counter() - start
     following = [saved for saved in run.steps if saved > step]
     start = time.perf_counter()
-    measure(run, shared, step, following[0] if following else None, "cpu")
-    rank_rows(load(run, shared, step, "cpu"), shared.rank_batch)
+    model = load(run, shared, step, "cpu")
+    measure(run, shared, model, step, following[0] if following else None)
+    rank_rows(model, shared.rank_batch)
     whole = time.perf_counter() - start
     found = [
         (f"step {step}: Hessian product", one, 1, None, None),

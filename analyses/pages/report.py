@@ -13,7 +13,7 @@ import torch
 from analyses.lenses.ablate import lens as ablation
 from analyses.lenses.ablate.lens import ablate
 from analyses.lenses.ablate_units import lens as unit_ablation
-from analyses.lenses.curvature.lens import stored_curvature
+from analyses.lenses.curvature.tables import stored as stored_curvature
 from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
 from analyses.lenses.interchange import lens as interchanging
 from analyses.lenses.mdl import lens as describing

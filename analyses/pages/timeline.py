@@ -10,7 +10,7 @@ from plotly.graph_objects import Figure
 from analyses.lenses.ablate import lens as ablation
 from analyses.lenses.ablate.figure import ablation_panel
 from analyses.lenses.curvature.figure import curvature_panels
-from analyses.lenses.curvature.lens import stored_curvature
+from analyses.lenses.curvature.tables import stored as stored_curvature
 from analyses.lenses.emergence.figure import feature_panels, shading
 from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
 from analyses.lenses.interchange import lens as interchanging
@@ -29,7 +29,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column, distinct, groups
+from qfl_interp.tables import distinct, groups
 
 # Whose patches a panel shows where several components were patched.
 _COMPONENT = "resid_pre"
@@ -96,6 +96,6 @@ def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[
     if found is not None and len(found.clusters):
         panels.append(polca_panel(found.curves, found.clusters, polca_telling(found.clusters)[0]))
     bent = stored_curvature(run)
-    if bent is not None and (column(bent.rows, "flops") > 0).any():
+    if bent is not None:
         panels += curvature_panels(bent.rows, bent.ranks)
     return panels

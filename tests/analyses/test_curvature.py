@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 
 import qfl_interp as qfl
 from analyses import curvature
+from analyses.lens import Page
 from analyses.lenses.curvature import lens as curving
-from analyses.lenses.curvature.measure import shared_of
+from analyses.lenses.curvature.lens import Chains, Curvature
 from analyses.lenses.curvature.ranks import rank_rows
-from analyses.pages.timeline import lens_panels
+from analyses.lenses.curvature.tables import stored as stored_curvature
+from analyses.models_at import ModelAt
+from analyses.part_lens import Piece
 from qfl_interp.cli.main import build_app
-from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import CurvatureConfig, SgldConfig
 from qfl_interp.data.examples import held_out, in_split
 from qfl_interp.data.task import Batch
@@ -268,11 +270,11 @@ def test_a_call_that_stopped_goes_on(run, monkeypatch):
     whole, measure, calls = curvature(run, [0, 2, 3], config=FAST, progress=False), curving.measure, []
     shutil.rmtree(run.path / "analyses")
 
-    def failing(run, shared, step, to, device):
+    def failing(run, shared, model, step, to):
         calls.append(step)
         if calls == [0, 2]:
             raise KeyboardInterrupt
-        return measure(run, shared, step, to, device)
+        return measure(run, shared, model, step, to)
 
     monkeypatch.setattr(curving, "measure", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -286,7 +288,7 @@ def test_other_settings_are_other_rows_and_the_stored_ones_are_of_one_call(run):
     curvature(run, [0, 3], config=FAST, progress=False)
     other = CurvatureConfig(n_examples=5, n_rank_examples=8, tol=0.5, max_products=12)
     curvature(run, [1, 3, 5], config=other, sgld=CHAINS, progress=False)
-    stored = curving.stored_curvature(run)
+    stored = stored_curvature(run)
     assert stored is not None
     assert stored.rows["step"].tolist() == [1, 3, 5]
     assert set(stored.ranks["step"]) == {1, 3, 5}
@@ -304,18 +306,20 @@ def test_a_checkpoint_that_got_a_next_one_is_shown_once(run):
     (run.path / "away").rename(hidden)
     after = curvature(run, [4, 5], config=FAST, progress=False)
     assert after.rows["step_to"].tolist() == [5, 6]
-    stored = curving.stored_curvature(run)
+    stored = stored_curvature(run)
     assert stored is not None
     assert stored.rows["step_to"].tolist() == [5, 6]
 
 
 def test_nothing_stored(run):
-    assert curving.stored_curvature(run) is None
+    assert stored_curvature(run) is None
 
 
 def test_work_goes_to_other_processes(run):
-    work = functools.partial(curving._measure_at, run, "cpu", {0: 1})
-    assert ForkingPickler.loads(ForkingPickler.dumps(work)).args[1] == "cpu"
+    lens = Chains(run, "cpu", FAST, CHAINS)
+    missing = {ModelAt(0): [Piece(ModelAt(0), {"to": 1})]}
+    work = functools.partial(lens._look, missing)
+    assert ForkingPickler.loads(ForkingPickler.dumps(work)).args == (missing,)
 
 
 # The learning coefficient
@@ -429,7 +433,7 @@ def test_a_checkpoint_that_is_not_finite_is_named_and_what_was_measured_stays(ru
     with pytest.raises(QflError, match=r"stopped at step 4: parameter blocks.0.attn.W_K must be finite"):
         curvature(run, [4], config=FAST, progress=False)
     with pytest.raises(QflError, match=r"stopped at step 4: parameter blocks.0.attn.W_K must be finite"):
-        curving._sample_at(run, "cpu", CHAINS, shared_of(run, FAST), 4)
+        Chains(run, "cpu", FAST, CHAINS).compute([Piece(ModelAt(4))], label="", progress=False)
     assert curvature(run, [1], config=FAST, progress=False).rows["step"].tolist() == [1]
     assert len(list((run.path / "analyses" / "curvature").glob("*.parquet"))) == 1
 
@@ -449,13 +453,15 @@ def test_an_unknown_step_is_refused(run):
 # Where it is shown
 
 
-def test_the_timeline_has_its_panels(run):
-    assert lens_panels(run, [], ProbeConfig()) == []
+def test_the_timeline_has_its_panels_and_the_report_its_sections(run):
+    page = Page(run, ())
+    assert Curvature.panels(page) == Curvature.sections(page) == []
     curvature(run, [0], config=FAST, progress=False)
-    assert lens_panels(run, [], ProbeConfig()) == []  # step 0 has no place on the axis
+    assert Curvature.panels(page) == Curvature.sections(page) == []  # step 0 has no place on the axis
     curvature(run, [0, 3], config=FAST, progress=False)
-    titles = [panel.title for panel in lens_panels(run, [], ProbeConfig())]
+    titles = [panel.title for panel in Curvature.panels(page)]
     assert titles == ["Sharpness", "Alignment", "Soft rank of the residual stream"]
+    assert [one.title for one in Curvature.sections(page)] == ["Curvature", "Soft rank by layer and position"]
 
 
 def test_the_command(run):

@@ -8,8 +8,7 @@ import pytest
 
 from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from analyses.lenses.curvature.ranks_figure import soft_rank_figure
-from analyses.lenses.curvature.section import CurvatureTables, curvature_sections
-from analyses.pages.sections import standard_sections
+from analyses.lenses.curvature.section import curvature_sections
 from qfl_interp.plots.panels import Shade
 
 STEPS = [0, 1, 10, 100, 1000]
@@ -172,7 +171,7 @@ def test_tables_that_cannot_be_drawn_are_refused():
 
 
 def test_the_report_says_where_the_sharpness_is_highest():
-    curves, positions = curvature_sections(CurvatureTables(rows(), ranks()))
+    curves, positions = curvature_sections(rows(), ranks())
     assert "highest at step 100: 90" in curves.text
     assert "2/lr it reaches 0.045 and is above 1 at 0 of 5" in curves.text
     assert "Adam's edge it reaches 1.3 and is above 1 at 1 of 4" in curves.text
@@ -180,13 +179,6 @@ def test_the_report_says_where_the_sharpness_is_highest():
     assert set(curves.downloads) == {"curvature", "soft_ranks"}
     assert positions.figure is not None
     loose = rows(moments=["not saved"] * 5, sharpness_converged=[True, False, True, True, True])
-    text = curvature_sections(CurvatureTables(loose, ranks()))[0].text
+    text = curvature_sections(loose, ranks())[0].text
     assert "At 1 checkpoints the eigenvalue did not converge" in text
     assert "`save_optimizer=True`" in text
-
-
-def test_no_tables_no_sections():
-    assert curvature_sections(None) == []
-    assert curvature_sections(CurvatureTables(rows().iloc[:1], ranks())) == []
-    titles = [section.title for section in standard_sections(curvature=CurvatureTables(rows(), ranks()))]
-    assert titles[-5:] == ["Curvature", "Soft rank by layer and position", "Methods", "Limits", "Citation"]

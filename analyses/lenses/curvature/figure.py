@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.lenses.curvature.ranks import ALL_SCORED
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
 from qfl_interp.plots.theme import (
@@ -20,8 +21,6 @@ from qfl_interp.plots.theme import (
 )
 from qfl_interp.tables import column, groups, select
 
-# The row of the soft-rank table that stands for all scored positions.
-ALL_SCORED: Final = -1
 # Beyond the edge of stability along the step: the quadratic model raises the loss.
 _STEP_EDGE: Final = 2.0
 _STEP_LIMITS: Final = (-1.0, 6.0)

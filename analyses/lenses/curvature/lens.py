@@ -1,21 +1,23 @@
 """Curvature of a run's loss and the soft rank of its residual stream, checkpoint by checkpoint.
 
-What is measured at one checkpoint is in `curvature_at` and `residual_ranks`; here a run's checkpoints are gone through.
+What is measured at one checkpoint is in `measure` and `ranks`; here a run's checkpoints are gone through.
 """
 
 from __future__ import annotations
 
-import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
-from analyses.lenses.curvature.figure import curvature_figure
+from analyses.lens import Page
+from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from analyses.lenses.curvature.measure import (
     NOT_SAVED,
     UNKNOWN,
@@ -28,18 +30,22 @@ from analyses.lenses.curvature.measure import (
 )
 from analyses.lenses.curvature.ranks import rank_rows
 from analyses.lenses.curvature.ranks_figure import soft_rank_figure
-from analyses.lenses.curvature.section import CurvatureTables
-from analyses.models_at import trained_at
+from analyses.lenses.curvature.section import curvature_sections
+from analyses.lenses.curvature.tables import COEFFICIENTS, LENS, RANKS, stored, with_coefficients
+from analyses.models_at import ModelAt
+from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
-from analyses.stored import stored_rows
+from analyses.transition import shaded_transition
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
+from qfl_interp.models.build import HookedModel
+from qfl_interp.plots.panels import Panel
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import distinct, records, select
 
-LENS, RANKS, COEFFICIENTS = "curvature", "soft_ranks", "learning_coefficient"
 _MIN_CHECKPOINTS = 2
 _SUMMARY = (
     "step", "loss", "sharpness", "sharpness_over_edge", "preconditioned_sharpness", "preconditioned_over_edge",
@@ -67,6 +73,106 @@ class CurvatureResult(Result):
     def plot_ranks(self) -> Figure:
         """The stable rank at every layer and position, with a slider over steps."""
         return soft_rank_figure(self.ranks)
+
+
+@dataclass(frozen=True)
+class Curvature(PartLens[Shared, HookedModel]):
+    """What `curvature` measures at a checkpoint; a piece's key `to` is the next saved step, None after the last."""
+
+    name = LENS
+    question = "How sharply does the loss bend, and how do the steps that were taken lie in it?"
+    order = 120
+
+    config: CurvatureConfig = field(default_factory=CurvatureConfig)
+
+    def part(self, piece: Piece) -> str:
+        """The checkpoint and where its step leads."""
+        to = piece.key["to"]
+        return f"{piece.at}{'' if to is None else f'_to_{to:08d}'}-{self.config.digest()}"
+
+    def ranks_part(self, at: ModelAt) -> str:
+        """The table part of a checkpoint's soft ranks."""
+        return f"{at}-{self.config.digest()}"
+
+    def share(self) -> Shared:
+        """The examples, and where training began."""
+        return shared_of(self.run, self.config)
+
+    def view(self, shared: Shared, at: ModelAt) -> HookedModel:
+        """The model in the configured precision."""
+        with self._at(at.step):
+            return load(self.run, shared, at.step, self.device)
+
+    def rows(self, shared: Shared, view: HookedModel, piece: Piece) -> Any:
+        """The checkpoint's row; its soft ranks have a table of their own."""
+        with self._at(piece.at.step):
+            row = measure(self.run, shared, view, piece.at.step, piece.key["to"])
+            ranks = rank_rows(view, shared.rank_batch)
+        where = self.run.identity() | self.columns(piece)
+        # Before the row, which says that the checkpoint is done.
+        self.run.table(RANKS).write(self.ranks_part(piece.at), ranks.assign(**where))
+        return pd.DataFrame([where | row])
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        """Without the key, which the row itself has."""
+        analysis = self.part(piece).rpartition("-")[2]
+        return {"step": piece.at.step, "flops": self.run.flops(piece.at.step), "analysis": analysis}
+
+    @contextmanager
+    def _at(self, step: int) -> Iterator[None]:
+        """Name the checkpoint in errors."""
+        try:
+            yield
+        except ValueError as error:
+            raise QflError(
+                f"curvature of {self.run.path} stopped at step {step}: {error} Checkpoints measured before are kept; "
+                "leave out steps at which the run diverged."
+            ) from error
+
+    @classmethod
+    def panels(cls, page: Page) -> list[Panel]:
+        """Sharpness with its edges, angles, soft ranks, learning coefficients."""
+        found = stored(page.run)
+        return [] if found is None else curvature_panels(*found)
+
+    @classmethod
+    def sections(cls, page: Page) -> list[Section]:
+        """Everything over compute, and the soft ranks of every position."""
+        found = stored(page.run)
+        return [] if found is None else curvature_sections(*found, transition=shaded_transition(page.run))
+
+
+@dataclass(frozen=True)
+class Chains(Curvature):
+    """Sampling near the minimum that a checkpoint lies in: its learning coefficient, and the chains' losses."""
+
+    name = COEFFICIENTS
+
+    sgld: SgldConfig = field(default_factory=SgldConfig)
+
+    def part(self, piece: Piece) -> str:
+        """The checkpoint, under the settings of both."""
+        return f"{piece.at}-{digest(json.dumps([self.config.digest(), self.sgld.digest()]))}"
+
+    def rows(self, shared: Shared, view: HookedModel, piece: Piece) -> Any:
+        """The estimate with its spread."""
+        tokens, mask = shared.batch
+
+        def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:
+            loss = trained_loss(view, Batch(tokens[rows], mask[rows]))
+            return loss(shared.space.unflatten(parameters)).sum() / len(rows)
+
+        with self._at(piece.at.step):
+            start = shared.space.flatten(trained_loss(view, shared.batch).parameters())
+            found = estimate_learning_coefficient(mean_loss, start, len(tokens), self.sgld)
+        row = {
+            "learning_coefficient": found.estimate,
+            "learning_coefficient_std": found.std,
+            "learning_coefficient_drift": found.drift,
+            "n_chains": self.sgld.n_chains,
+            "n_finite_chains": found.n_finite,
+        }
+        return pd.DataFrame([self.run.identity() | self.columns(piece) | row]), {"losses": found.losses}
 
 
 def curvature(
@@ -108,31 +214,26 @@ def curvature(
         are this library's reconstruction); arXiv 2308.12108 (learning coefficient).
     """
     config = config or CurvatureConfig()
-    saved, at, table = run.steps, run.resolve_steps(steps), run.table(LENS)
+    saved, at = run.steps, run.resolve_steps(steps)
     if len(saved) < _MIN_CHECKPOINTS:
         raise QflError(
             f"curvature along the steps taken needs at least {_MIN_CHECKPOINTS} saved checkpoints, got {len(saved)} of "
             f"{run.path}: {saved}. Train with a larger n_checkpoints, or open a suite of several steps."
         )
-    following: dict[int, int | None] = dict(zip(saved, [*saved[1:], None], strict=True))
-    parts = {step: _part(config, step, following[step]) for step in at}
-    missing = [step for step in at if not table.has(parts[step])]
-    prepare = functools.partial(shared_of, run, config)
-    work = functools.partial(_measure_at, run, device, following)
-    over_checkpoints(missing, prepare, work, label="measuring curvature", jobs=jobs, progress=progress)
-    rows = table.read([parts[step] for step in at])
+    following = dict(zip(saved, [*saved[1:], None], strict=True))
+    pieces = [Piece(ModelAt(step), {"to": following[step]}) for step in at]
+    lens = Curvature(run, device, config)
+    rows = lens.compute(pieces, label="measuring curvature", jobs=jobs, progress=progress)
     if sgld is not None:
-        names = {step: _chains_part(config, sgld, step) for step in at}
-        missing = [step for step in at if not run.table(COEFFICIENTS).has(names[step])]
-        work = functools.partial(_sample_at, run, device, sgld)
-        over_checkpoints(missing, prepare, work, label="sampling near minima", jobs=jobs, progress=progress)
-        rows = _with_coefficients(rows, run.table(COEFFICIENTS).read([names[step] for step in at]))
-    ranks = run.table(RANKS).read([_ranks_part(config, step) for step in at])
+        chains = Chains(run, device, config, sgld)
+        sampled = chains.compute(pieces, label="sampling near minima", jobs=jobs, progress=progress)
+        rows = with_coefficients(rows, sampled)
+    ranks = run.table(RANKS).read([lens.ranks_part(piece.at) for piece in pieces])
     return CurvatureResult(
         "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} training examples", *_notes(rows)]),
         rows.filter(list(_SUMMARY)).dropna(axis="columns", how="all"),
         rows,
-        lambda: curvature_figure(rows, ranks),
+        lambda **options: curvature_figure(rows, ranks, **{"transition": shaded_transition(run)} | options),
         ranks,
     )
 
@@ -153,86 +254,3 @@ def _notes(rows: pd.DataFrame) -> list[str]:
             counts = (f"{row['n_finite_chains']} of {row['n_chains']} at step {row['step']}" for row in records(away))
             notes.append(f"chains that stayed finite: {', '.join(counts)} (take a smaller step size)")
     return notes
-
-
-def stored_curvature(run: Checkpoints) -> CurvatureTables | None:
-    """The tables of one configuration, of several the one with most steps; None without any."""
-    rows = stored_rows(run, LENS, ["run_id"])
-    if rows.empty:
-        return None
-    # What was the last checkpoint when it was measured, and is not now, has a second row: the one with a next step.
-    rows = rows.sort_values(["step", "step_to"], ignore_index=True).drop_duplicates("step", ignore_index=True)
-    ranks = select(run.table(RANKS).read(), analysis=rows["analysis"].iloc[0])
-    sampled = stored_rows(run, COEFFICIENTS, ["run_id"])
-    return CurvatureTables(_with_coefficients(rows, sampled) if len(sampled) else rows, ranks)
-
-
-def _part(config: CurvatureConfig, step: int, to: int | None) -> str:
-    """The table part of a checkpoint's curvature and of the step to the next one."""
-    return f"{trained_at(step)}{'' if to is None else f'_to_{to:08d}'}-{config.digest()}"
-
-
-def _ranks_part(config: CurvatureConfig, step: int) -> str:
-    """The table part of a checkpoint's soft ranks."""
-    return f"{trained_at(step)}-{config.digest()}"
-
-
-def _chains_part(config: CurvatureConfig, sgld: SgldConfig, step: int) -> str:
-    """The table part of a checkpoint's learning coefficient."""
-    return f"{trained_at(step)}-{digest(json.dumps([config.digest(), sgld.digest()]))}"
-
-
-def _measure_at(
-    run: Checkpoints, device: str | torch.device, following: dict[int, int | None], shared: Shared, step: int
-) -> None:
-    """Measure one checkpoint and write its rows; the table of curvature last, which says that it is done."""
-    to = following[step]
-    try:
-        row = measure(run, shared, step, to, device)
-        ranks = rank_rows(load(run, shared, step, device), shared.rank_batch)
-    except ValueError as error:
-        raise _stopped(run, step, error) from error
-    identity = {**run.identity(), "step": step, "flops": run.flops(step), "analysis": shared.config.digest()}
-    run.table(RANKS).write(_ranks_part(shared.config, step), ranks.assign(**identity))
-    run.table(LENS).write(_part(shared.config, step, to), pd.DataFrame([identity | row]))
-
-
-def _sample_at(run: Checkpoints, device: str | torch.device, sgld: SgldConfig, shared: Shared, step: int) -> None:
-    """Estimate the learning coefficient at one checkpoint and write it, with the chains' losses."""
-    tokens, mask = shared.batch
-    try:
-        model = load(run, shared, step, device)
-
-        def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:
-            loss = trained_loss(model, Batch(tokens[rows], mask[rows]))
-            return loss(shared.space.unflatten(parameters)).sum() / len(rows)
-
-        start = trained_loss(model, shared.batch)
-        vector = shared.space.flatten(start.parameters())
-        found = estimate_learning_coefficient(mean_loss, vector, len(tokens), sgld)
-    except ValueError as error:
-        raise _stopped(run, step, error) from error
-    row = {
-        "learning_coefficient": found.estimate,
-        "learning_coefficient_std": found.std,
-        "learning_coefficient_drift": found.drift,
-        "n_chains": sgld.n_chains,
-        "n_finite_chains": found.n_finite,
-    }
-    part = _chains_part(shared.config, sgld, step)
-    where = {**run.identity(), "step": step, "flops": run.flops(step), "analysis": part.rpartition("-")[2]}
-    run.table(COEFFICIENTS).write(part, pd.DataFrame([where | row]), {"losses": found.losses})
-
-
-def _stopped(run: Checkpoints, step: int, error: ValueError) -> QflError:
-    """The error that names the checkpoint."""
-    return QflError(
-        f"curvature of {run.path} stopped at step {step}: {error} Checkpoints measured before are kept; leave out "
-        "steps at which the run diverged."
-    )
-
-
-def _with_coefficients(rows: pd.DataFrame, sampled: pd.DataFrame) -> pd.DataFrame:
-    """The rows with the learning coefficients of their steps, NaN where there are none."""
-    own = [name for name in sampled if name == "step" or name not in rows]
-    return rows.merge(sampled[own], on="step", how="left")

@@ -117,20 +117,20 @@ def trained_loss(model: HookedModel, batch: Batch) -> TokenLoss:
     return TokenLoss(model, scored_tokens(batch, prompt_end=True), dtype=dtype)
 
 
-def measure(run: Checkpoints, shared: Shared, step: int, to: int | None, device: str | torch.device) -> dict[str, Any]:
+def measure(run: Checkpoints, shared: Shared, model: HookedModel, step: int, to: int | None) -> dict[str, Any]:
     """The row of a checkpoint; docs/curvature.md says what each column is.
 
     Args:
         run: Whose checkpoint.
         shared: The examples.
+        model: Of `load`.
         step: Which one.
         to: The checkpoint after it; None after the last.
-        device: Where to compute.
 
     Raises:
         ValueError: Something is not finite, or the parameters are not those of the first checkpoint.
     """
-    hessian = Hessian(trained_loss(load(run, shared, step, device), shared.batch))
+    hessian = Hessian(trained_loss(model, shared.batch))
     parameters = hessian.loss.parameters()
     losses = hessian.loss.values(parameters)
     theta = shared.space.flatten(parameters).double().cpu()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.curvature.figure import ALL_SCORED
+from analyses.lenses.curvature.ranks import ALL_SCORED
 from qfl_interp.plots.maps import axis_title, cells, color_bar, crosses, place_axis, place_text, places, require_rows
 from qfl_interp.plots.slider import add_steps, bottom_margin, shown_steps, step_title
 from qfl_interp.plots.theme import new_figure, short

@@ -16,11 +16,12 @@ from analyses.lenses.probe.lens import LENS as PROBE_LENS
 from analyses.lenses.probe.lens import part_name, probe
 from analyses.models_at import trained_at
 from analyses.result import Result, chosen_features
+from analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import THIRDS, label_groups, summarise
 from qfl_interp.emergence.onset import RATIO, find_onset, fraction_at
-from qfl_interp.emergence.transition import Transition, find_transition
+from qfl_interp.emergence.transition import Transition
 from qfl_interp.emergence.verdict import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
 from qfl_interp.runs.run import Run
@@ -125,7 +126,7 @@ def emergence_tables(
     if run.finished and verdict_table.has(part) and curve_table.has(part):
         return Emergence(curve_table.read([part]), verdict_table.read([part]))
     rows = probe(run, names, saved, config=config, jobs=jobs, device=device, progress=progress).rows
-    transition = _transition(run)
+    transition = loss_transition(run)
     curves, verdicts = [], []
     for name in names:
         of_feature = select(rows, feature=name)
@@ -158,14 +159,6 @@ def with_loss_curve(run: Checkpoints) -> Run:
             "Use probe, transfer, mdl, patch, interchange or ablate, and draw their rows over steps."
         )
     return run
-
-
-def _transition(run: Run) -> Transition:
-    """The transition of the validation loss over the answer alone."""
-    validated = run.metrics.dropna(subset=["val_loss_answer"])
-    return find_transition(
-        column(validated, "flops"), column(validated, "val_loss_answer"), chance_loss=run.task.baselines["base_rate"]
-    )
 
 
 def by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "place label"]:

@@ -1,0 +1,45 @@
+"""The tables of the curvature lens, and what of them is stored beside a run."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import pandas as pd
+
+from analyses.stored import stored_rows
+from qfl_interp.runs.series import Checkpoints
+from qfl_interp.tables import column, select
+
+LENS: Final = "curvature"
+RANKS: Final = "soft_ranks"
+COEFFICIENTS: Final = "learning_coefficient"
+
+
+class Measured(NamedTuple):
+    """What the figures on curvature show.
+
+    Attributes:
+        rows: Table "curvature", one row a step, with the learning coefficients where they were sampled.
+        ranks: Table "soft_ranks", one row a step, layer and position.
+    """
+
+    rows: pd.DataFrame
+    ranks: pd.DataFrame
+
+
+def stored(run: Checkpoints) -> Measured | None:
+    """The tables of one configuration, of several the one with most steps; None without a step after the first."""
+    rows = stored_rows(run, LENS, ["run_id"])
+    if rows.empty or not (column(rows, "flops") > 0).any():
+        return None
+    # What was the last checkpoint when it was measured, and is not now, has a second row: the one with a next step.
+    rows = rows.sort_values(["step", "step_to"], ignore_index=True).drop_duplicates("step", ignore_index=True)
+    ranks = select(run.table(RANKS).read(), analysis=rows["analysis"].iloc[0])
+    sampled = stored_rows(run, COEFFICIENTS, ["run_id"])
+    return Measured(with_coefficients(rows, sampled) if len(sampled) else rows, ranks)
+
+
+def with_coefficients(rows: pd.DataFrame, sampled: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the learning coefficients of their steps, NaN where there are none."""
+    own = [name for name in sampled if name == "step" or name not in rows]
+    return rows.merge(sampled[own], on="step", how="left")
