@@ -6,17 +6,15 @@ import abc
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int, Integer, UInt8, UInt64
+from jaxtyping import Integer, UInt8, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import check_array, consecutive, scored_from
+from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 
 # The vocabulary of every bit task.
 BIT_TOKENS = ("0", "1", "+", "=", "<EOS>")
 PLUS, EQUALS, EOS = 2, 3, 4
-# In the layout of a prompt: 0 or 1.
-ANY_BIT = -1
 
 
 def uniform_bits(rng: np.random.Generator, n: int, width: int) -> UInt8[np.ndarray, "{n} {width}"]:
@@ -31,37 +29,8 @@ def checked_bits(task: Task, examples: Examples, width: int) -> UInt8[np.ndarray
     Raises:
         ValueError: They are not.
     """
-    check_array(task, examples)
-    if examples.shape[1] != width or (examples.size and (examples.min() < 0 or examples.max() > 1)):
-        raise ValueError(
-            f"examples of {task!r} must be rows of {width} bits, got shape {examples.shape} with values "
-            f"in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
-        )
+    check_rows(task, examples, width, 1, f"{width} bits")
     return examples.astype(np.uint8, copy=False)
-
-
-def checked_prompt(
-    task: Task, tokens: Tokens, layout: Int[np.ndarray, " prompt"], rule: str
-) -> UInt8[np.ndarray, "batch prompt"]:
-    """The prompts of token rows; what follows them is ignored.
-
-    Args:
-        task: For the message.
-        tokens: Rows that start with a prompt.
-        layout: The token at each index of a prompt; `ANY_BIT` where it is a bit.
-        rule: The layout in words.
-
-    Raises:
-        ValueError: A prompt is laid out otherwise.
-    """
-    ids = tokens[:, : len(layout)].cpu().numpy()
-    if ids.shape[1] < len(layout):
-        raise ValueError(f"prompts of {task!r} must be {rule}: {len(layout)} tokens, got {ids.shape[1]}.")
-    wrong = np.where(layout == ANY_BIT, (ids < 0) | (ids > 1), ids != layout).any(axis=1)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(f"prompts of {task!r} must be {rule}; row {row} holds the ids {ids[row].tolist()}.")
-    return ids.astype(np.uint8)
 
 
 def operands(examples: Integer[np.ndarray, "batch raw"]) -> tuple[UInt8[np.ndarray, "bit batch"], ...]:
@@ -138,15 +107,8 @@ class TwoOperandTask(Task):
         by_default: bool = True,
     ) -> Feature:
         """A binary feature with L labels; label r is read `shift + r` tokens after `=`."""
-        return Feature(
-            name=name,
-            kind="binary",
-            n_labels=self.length,
-            labels=labels,
-            positions=lambda examples: consecutive(examples, self.equals_position + shift, self.length),
-            description=description,
-            by_default=by_default,
-        )
+        reads = self.equals_position + shift + np.arange(self.length)
+        return feature_at(name, "binary", reads, labels, description, by_default=by_default)
 
     def _first_operand(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
         """Bits of a, least significant first."""
@@ -184,9 +146,9 @@ class TwoOperandTask(Task):
             ValueError: A prompt is not L bits, `+`, L bits, `=`.
         """
         length = self.length
-        bits = [ANY_BIT] * length
+        bits = [FREE] * length
         layout = np.array([*bits, PLUS, *bits, EQUALS])
-        prompts = checked_prompt(self, tokens, layout, f"{length} bits, '+', {length} bits, '='")
+        prompts = checked_prompt(self, tokens, layout, 1, f"{length} bits, '+', {length} bits, '='").astype(np.uint8)
         return np.hstack([prompts[:, length - 1 :: -1], prompts[:, 2 * length : length : -1]])
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:

@@ -32,7 +32,7 @@ from tasks._graph_kernels import (
     write_tokens,
 )
 from tasks._graph_sampling import canonical_words, sample_connected
-from tasks._layout import check_array, scored_between
+from tasks._layout import check_rows, scored_between
 from tasks._pairs import pairs_by_edit
 
 # Of each fault the kernels report.
@@ -247,14 +247,9 @@ class GraphTask(Task):
 
     def _raw(self, examples: Examples) -> UInt8[np.ndarray, "batch raw"]:
         """The rows as bytes."""
-        check_array(self, examples)
         width = self.n_queries + self.length * (self.length - 1) // 2
-        low, high = examples.min(initial=0), examples.max(initial=0)
-        if examples.shape[1] != width or low < 0 or high > 255:
-            raise ValueError(
-                f"examples of {self!r} must be rows of {width} small integers: {self.n_queries} query nodes, then one "
-                f"entry a pair of nodes; got shape {examples.shape} with values in [{low}, {high}]."
-            )
+        rule = f"{width} small integers, {self.n_queries} query nodes, then one entry a pair of nodes"
+        check_rows(self, examples, width, 255, rule)
         return np.ascontiguousarray(examples, dtype=np.uint8)
 
     def _parsed(self, examples: Examples) -> tuple[Graphs, UInt8[np.ndarray, " batch"]]:

@@ -1,14 +1,19 @@
-"""What tasks of every family share: the form of raw rows, where labels are read, what of a sequence is scored."""
+"""What tasks of every family share: checks of raw rows and prompts, where labels are read, what is scored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Int, Integer, Num
 from torch import Tensor
 
-from qfl_interp.data.task import Batch, Task
-from qfl_interp.shapes import Examples, LossMask
+from qfl_interp.data.task import Batch, Feature, FeatureKind, Task
+from qfl_interp.shapes import Examples, LossMask, Tokens
+
+# In the layout of a prompt: any of the ids that may stand there.
+FREE = -1
 
 
 def check_array(task: Task, examples: np.ndarray) -> None:
@@ -24,9 +29,61 @@ def check_array(task: Task, examples: np.ndarray) -> None:
         )
 
 
-def consecutive(examples: Examples, first: int, n_labels: int) -> Int[np.ndarray, "batch label"]:
-    """Consecutive token indices from `first`, the same for every example."""
-    return np.broadcast_to(np.arange(first, first + n_labels), (len(examples), n_labels))
+def check_rows(task: Task, examples: np.ndarray, width: int, high: int, rule: str) -> None:
+    """Raise unless every row is `width` integers of [0, high]; `rule` says in words what a row is.
+
+    Raises:
+        ValueError: They are not.
+    """
+    check_array(task, examples)
+    least, most = examples.min(initial=0), examples.max(initial=0)
+    if examples.shape[1] != width or least < 0 or most > high:
+        raise ValueError(
+            f"examples of {task!r} must be rows of {rule}, got shape {examples.shape} with values in [{least}, {most}]."
+        )
+
+
+def checked_prompt(
+    task: Task, tokens: Tokens, layout: Int[np.ndarray, " prompt"], high: int, rule: str
+) -> Int[np.ndarray, "batch prompt"]:
+    """The prompts of token rows; what follows them is ignored.
+
+    Args:
+        task: For the message.
+        tokens: Rows that start with a prompt.
+        layout: The token at each index of a prompt; `FREE` where it is any of [0, high].
+        high: See `layout`.
+        rule: The layout in words.
+
+    Raises:
+        ValueError: A prompt is laid out otherwise.
+    """
+    ids = tokens[:, : len(layout)].cpu().numpy()
+    if ids.shape[1] < len(layout):
+        raise ValueError(f"prompts of {task!r} must be {rule}: {len(layout)} tokens, got {ids.shape[1]}.")
+    wrong = np.where(layout == FREE, (ids < 0) | (ids > high), ids != layout).any(axis=1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"prompts of {task!r} must be {rule}; row {row} holds the ids {ids[row].tolist()}.")
+    return ids
+
+
+def feature_at(
+    name: str,
+    kind: FeatureKind,
+    reads: Int[np.ndarray, " label"],
+    labels: Callable[[Examples], Num[np.ndarray, "batch label *output"]],
+    description: str,
+    *,
+    by_default: bool = True,
+) -> Feature:
+    """A feature with a label at each of these token indices, the same in every example."""
+    n_labels = len(reads)
+
+    def positions(examples: Examples) -> Int[np.ndarray, "batch label"]:
+        return np.broadcast_to(reads, (len(examples), n_labels))
+
+    return Feature(name, kind, n_labels, labels, positions, description, by_default)
 
 
 def scored_between(equals: Int[Tensor, " batch"], last: Int[Tensor, " batch"], n_ctx: int) -> LossMask:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import abc
+import functools
 import math
 from collections.abc import Mapping
-from typing import no_type_check
+from typing import ClassVar, no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int8, Integer, UInt64
+from jaxtyping import Int, Int8, Int64, Integer, UInt64
 
 from qfl_interp.data.baselines import measured_base_rate
 from qfl_interp.data.task import Batch, Task
@@ -71,31 +73,10 @@ def _count(rows, low, word, unit, words):
             words[i, word[value]] += unit[value]
 
 
-def paper_and_base_rate(task: Task) -> Mapping[str, float]:
-    """The paper's random line (20 equally likely tokens at every length) and the measured base rate."""
-    return {"paper": math.log(20), "base_rate": measured_base_rate(task)}
-
-
 def as_batch(tokens: Int[np.ndarray, "batch pos"], equals: int, n_answer: Int[np.ndarray, " batch"]) -> Batch:
     """Tokens with `=` at `equals`, then `n_answer` letters, then end-of-sequence tokens, and what of it is scored."""
     last = torch.from_numpy(n_answer + (equals + 1))
     return Batch(torch.from_numpy(tokens), scored_between(torch.full_like(last, equals), last, tokens.shape[1]))
-
-
-def check_integers(task: Task, what: str, rows: Integer[np.ndarray, "batch raw"], width: int, low: int, high: int):
-    """Raise unless every row is `width` integers of [low, high]; `what` names the rows in the message.
-
-    Raises:
-        ValueError: They are not.
-    """
-    check_array(task, rows)
-    fits = rows.shape[1] == width
-    if not fits or (rows.size and (rows.min() < low or rows.max() > high)):
-        bad = int(((rows < low) | (rows > high)).any(axis=1).argmax()) if fits else 0
-        raise ValueError(
-            f"{what} of {task!r} must be rows of {width} integers in [{low}, {high}], got shape {rows.shape} with "
-            f"row {bad} {rows[bad : bad + 1].ravel().tolist()}. Draw them with sample, or check their layout."
-        )
 
 
 def prompt_letters(task: Task, tokens: Tokens, n_letters: int) -> Int[np.ndarray, "batch letter"]:
@@ -117,3 +98,57 @@ def other_integers(
     """Uniform integers of [low, high] that differ from the old ones."""
     n_values = high - low + 1
     return low + (old.astype(np.int64) - low + rng.integers(1, n_values, size=len(old))) % n_values
+
+
+class SequenceTask(Task):
+    """A problem whose raw row is `n_entries` integers of [low, high].
+
+    Rows are uniform over multisets of entries, each in uniformly random order; rows whose entries are permuted share a
+    split.
+
+    Attributes:
+        low: The smallest entry.
+        high: The largest entry.
+    """
+
+    vocabulary = SEQUENCE_TOKENS
+    low: ClassVar[int]
+    high: ClassVar[int]
+
+    @property
+    @abc.abstractmethod
+    def n_entries(self) -> int:
+        """Integers of a raw row."""
+
+    @functools.cached_property
+    def baselines(self) -> Mapping[str, float]:
+        """The paper's line (20 equally likely tokens at every length) and the measured base rate."""
+        return {"paper": math.log(20), "base_rate": measured_base_rate(self)}
+
+    def sample(self, rng: np.random.Generator, n: int) -> Examples:
+        """`n` uniform multisets of entries, each in uniformly random order."""
+        return shuffled_multisets(rng, n, self.n_entries, self.low, self.high)
+
+    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
+        """The multiset of all entries."""
+        # The kernel that counts would write beyond its array for another value.
+        self._check(examples)
+        return packed_counts(examples, self.low, self.high)
+
+    def _check(self, rows: Integer[np.ndarray, "batch raw"], what: str = "examples") -> None:
+        """Raise `ValueError` unless these are raw rows; `what` names them in the message."""
+        check_array(self, rows)
+        width, low, high = self.n_entries, self.low, self.high
+        fits = rows.shape[1] == width
+        if not fits or (rows.size and (rows.min() < low or rows.max() > high)):
+            bad = int(((rows < low) | (rows > high)).any(axis=1).argmax()) if fits else 0
+            raise ValueError(
+                f"{what} of {self!r} must be rows of {width} integers in [{low}, {high}], got shape {rows.shape} with "
+                f"row {bad} {rows[bad : bad + 1].ravel().tolist()}. Draw them with sample, or check their layout."
+            )
+
+    def _replace(self, rng: np.random.Generator, clean: Examples, column: Int64[np.ndarray, " batch"]) -> Examples:
+        """The rows with another entry in each row's column."""
+        rows, corrupted = np.arange(len(clean)), clean.copy()
+        corrupted[rows, column] = other_integers(rng, clean[rows, column], self.low, self.high)
+        return corrupted

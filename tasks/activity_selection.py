@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Integer, UInt64
+from jaxtyping import Integer
 
-from qfl_interp.data.task import Batch, Feature, Pairs, Task
+from qfl_interp.data.task import Batch, Feature, Pairs
 from qfl_interp.shapes import Examples, Tokens
 from tasks._kernels import kernel
-from tasks._layout import consecutive
+from tasks._layout import feature_at
 from tasks._pairs import pairs_by_edit
-from tasks._sequences import (
-    EOS,
-    EQUALS,
-    SEQUENCE_TOKENS,
-    as_batch,
-    check_integers,
-    other_integers,
-    packed_counts,
-    paper_and_base_rate,
-    prompt_letters,
-    shuffled_multisets,
-)
+from tasks._sequences import EOS, EQUALS, SequenceTask, as_batch, other_integers, prompt_letters
 
-# Both start times and durations.
-LOW, HIGH = 1, 9
+# The latest that an activity ends.
+_LATEST = 18
 
 
 @kernel
@@ -43,7 +31,7 @@ def _write_selected(rows, tokens, n_selected):
     for i in range(rows.shape[0]):
         free, at = 0, 2 * length + 1
         while True:
-            chosen, end = -1, 2 * HIGH + 1
+            chosen, end = -1, _LATEST + 1
             for j in range(length):
                 if rows[i, j] >= free and rows[i, j] + rows[i, length + j] < end:
                     chosen, end = j, rows[i, j] + rows[i, length + j]
@@ -54,7 +42,7 @@ def _write_selected(rows, tokens, n_selected):
         n_selected[i] = (at - 2 * length - 1) // 2
 
 
-class ActivitySelection(Task):
+class ActivitySelection(SequenceTask):
     """Activities with a start and an end time each; which to take, as in the quiet-features paper.
 
     A raw example is 2L integers in 1..9: L start times, then L durations; activity i ends at start + duration, in
@@ -87,7 +75,7 @@ class ActivitySelection(Task):
     """
 
     name = "activity_selection"
-    vocabulary = SEQUENCE_TOKENS
+    low, high = 1, 9
     lengths = (2, 256)
     default_length = 16
 
@@ -96,51 +84,32 @@ class ActivitySelection(Task):
         """4L + 2 tokens: start and end times, `=`, at most L selected activities, `<EOS>`."""
         return 4 * self.length + 2
 
-    @cached_property
-    def baselines(self) -> Mapping[str, float]:
-        """The paper's line (ln 20 at every length) and the measured base rate."""
-        return paper_and_base_rate(self)
+    @property
+    def n_entries(self) -> int:
+        """L start times, then L durations."""
+        return 2 * self.length
 
     def _features(self) -> Sequence[Feature]:
         """The feature the paper probes and three it defines."""
-        length = self.length
+        ends = self.length + np.arange(self.length)
         return [
-            Feature(
-                name="start_times",
-                kind="scalar",
-                n_labels=length,
-                labels=lambda examples: examples[:, :length].astype(np.int64),
-                positions=lambda examples: consecutive(examples, length, length),
-                description="start time r, where end time r is read",
+            feature_at(
+                "start_times", "scalar", ends, lambda examples: examples[:, : self.length].astype(np.int64),
+                "start time r, where end time r is read",
             ),
-            Feature(
-                name="running_min",
-                kind="scalar",
-                n_labels=length,
-                labels=lambda examples: self._running_min(examples).astype(np.int64),
-                positions=lambda examples: consecutive(examples, length, length),
-                description="the smallest end time up to r, where end time r is read",
-                by_default=False,
+            feature_at(
+                "running_min", "scalar", ends, lambda examples: self._running_min(examples).astype(np.int64),
+                "the smallest end time up to r, where end time r is read", by_default=False,
             ),
-            Feature(
-                name="is_min_updated",
-                kind="binary",
-                n_labels=length,
-                labels=self._is_min_updated,
-                positions=lambda examples: consecutive(examples, length, length),
-                description="whether end time r is the smallest so far, where it is read",
-                by_default=False,
+            feature_at(
+                "is_min_updated", "binary", ends, self._is_min_updated,
+                "whether end time r is the smallest so far, where it is read", by_default=False,
             ),
-            Feature(
-                name="is_greater_than_prev",
-                kind="binary",
-                n_labels=length - 1,
-                labels=self._is_greater_than_prev,
-                positions=lambda examples: consecutive(examples, length + 1, length - 1),
-                description="whether end time r + 1 is greater than end time r, where end time r + 1 is read",
-                by_default=False,
+            feature_at(
+                "is_greater_than_prev", "binary", ends[1:], self._is_greater_than_prev,
+                "whether end time r + 1 is greater than end time r, where end time r + 1 is read", by_default=False,
             ),
-        ]
+        ]  # fmt: skip
 
     def _ends(self, examples: Examples) -> Integer[np.ndarray, "batch activity"]:
         """End times."""
@@ -162,10 +131,6 @@ class ActivitySelection(Task):
         ends = self._ends(examples)
         return (ends[:, 1:] > ends[:, :-1]).astype(np.uint8)
 
-    def sample(self, rng: np.random.Generator, n: int) -> Examples:
-        """`n` uniform multisets of 2L numbers, each in uniformly random order."""
-        return shuffled_multisets(rng, n, 2 * self.length, LOW, HIGH)
-
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.
 
@@ -173,7 +138,7 @@ class ActivitySelection(Task):
             ValueError: The rows are not 2L integers in 1..9.
         """
         length, equals = self.length, 2 * self.length
-        check_integers(self, "examples", examples, equals, LOW, HIGH)
+        self._check(examples)
         rows = np.ascontiguousarray(examples, dtype=np.int8)
         tokens = np.full((len(rows), self.n_ctx), EOS, dtype=np.int64)
         tokens[:, :length] = rows[:, :length]
@@ -192,14 +157,8 @@ class ActivitySelection(Task):
         times = prompt_letters(self, tokens, 2 * self.length)
         starts, ends = times[:, : self.length], times[:, self.length :]
         rows = np.hstack([starts, ends - starts])
-        check_integers(self, "start times and durations in prompts", rows, 2 * self.length, LOW, HIGH)
+        self._check(rows, "start times and durations in prompts")
         return rows.astype(np.int8)
-
-    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
-        """The multiset of all start times and durations together."""
-        # The kernel that counts would write beyond its array for another value.
-        check_integers(self, "examples", examples, 2 * self.length, LOW, HIGH)
-        return packed_counts(examples, LOW, HIGH)
 
     def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
         """Pairs that differ in one token of the prompt, and so in the feature's value at `label`.
@@ -217,22 +176,17 @@ class ActivitySelection(Task):
         """
 
         def edit(rng: np.random.Generator, clean: Examples) -> Examples:
-            rows, activity = np.arange(len(clean)), np.full(len(clean), label)
-            corrupted = clean.copy()
             if feature == "start_times":
-                start, duration = clean[:, label], clean[:, self.length + label]
-                moved = other_integers(rng, start, LOW, HIGH)
+                corrupted, start, duration = clean.copy(), clean[:, label], clean[:, self.length + label]
+                moved = other_integers(rng, start, self.low, self.high)
                 left = start + duration - moved
-                fits = (left >= LOW) & (left <= HIGH)
+                fits = (left >= self.low) & (left <= self.high)
                 corrupted[:, label] = np.where(fits, moved, start)
                 corrupted[:, self.length + label] = np.where(fits, left, duration)
                 return corrupted
-            if feature == "is_greater_than_prev":
-                activity += 1
-            elif feature == "running_min":
+            activity = np.full(len(clean), label + (feature == "is_greater_than_prev"))
+            if feature == "running_min":
                 activity = self._ends(clean)[:, : label + 1].argmin(axis=1)
-            column = self.length + activity
-            corrupted[rows, column] = other_integers(rng, clean[rows, column], LOW, HIGH)
-            return corrupted
+            return self._replace(rng, clean, self.length + activity)
 
         return pairs_by_edit(self, rng, n, feature, label, edit)

@@ -11,7 +11,7 @@ from jaxtyping import UInt8, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import check_array, consecutive, scored_from
+from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label, pairs_by_edit
 
 _TOKENS = (*"0123456789", "+", "=")
@@ -109,35 +109,21 @@ class DecimalAddition(Task):
 
     def _features(self) -> Sequence[Feature]:
         """Carries, and two kinds of digits as controls."""
-        equals = self.equals_position
+        digits = self.equals_position + np.arange(self.length + 1)
         return [
-            Feature(
-                name="carry",
-                kind="binary",
-                n_labels=self.length,
-                labels=lambda examples: _add(examples).carries.T,
-                positions=lambda examples: consecutive(examples, equals, self.length),
-                description="whether the places below carry into answer digit j, where that digit is predicted",
+            feature_at(
+                "carry", "binary", digits[:-1], lambda examples: _add(examples).carries.T,
+                "whether the places below carry into answer digit j, where that digit is predicted",
             ),
-            Feature(
-                name="digit_sum",
-                kind="categorical",
-                n_labels=self.length,
-                labels=_digit_sums,
-                positions=lambda examples: consecutive(examples, equals + 1, self.length),
-                description="answer digit j + 1 without the carry into it, where that digit is predicted",
-                by_default=False,
+            feature_at(
+                "digit_sum", "categorical", digits[1:], _digit_sums,
+                "answer digit j + 1 without the carry into it, where that digit is predicted", by_default=False,
             ),
-            Feature(
-                name="digit",
-                kind="categorical",
-                n_labels=self.length + 1,
-                labels=lambda examples: _add(examples).digits.T,
-                positions=lambda examples: consecutive(examples, equals, self.length + 1),
-                description="answer digit j, where it is predicted",
-                by_default=False,
+            feature_at(
+                "digit", "categorical", digits, lambda examples: _add(examples).digits.T,
+                "answer digit j, where it is predicted", by_default=False,
             ),
-        ]
+        ]  # fmt: skip
 
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` pairs of independent uniform operands, `[n, 2L]` digits."""
@@ -149,12 +135,8 @@ class DecimalAddition(Task):
         Raises:
             ValueError: The rows are not 2L digits.
         """
-        check_array(self, examples)
-        if examples.shape[1] != 2 * self.length or (examples.size and (examples.min() < 0 or examples.max() > 9)):
-            raise ValueError(
-                f"examples of {self!r} must be rows of {2 * self.length} digits in 0..9, operand a then b, got shape "
-                f"{examples.shape} with values in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
-            )
+        width = 2 * self.length
+        check_rows(self, examples, width, 9, f"{width} digits in 0..9, operand a then b")
         length, equals = self.length, self.equals_position
         a, b = _operands(examples)
         columns = np.empty((self.n_ctx, len(examples)), dtype=np.uint8)
@@ -171,19 +153,12 @@ class DecimalAddition(Task):
         Raises:
             ValueError: A prompt is not L digits, `+`, L digits, `=`.
         """
-        length, equals = self.length, self.equals_position
-        ids = tokens[:, : equals + 1].cpu().numpy()
-        if ids.shape[1] <= equals:
-            raise ValueError(f"prompts of {self!r} must have {equals + 1} tokens, got {ids.shape[1]}.")
-        digits = np.hstack([ids[:, :length], ids[:, length + 1 : equals]])
-        fits = (ids[:, length] == _PLUS) & (ids[:, equals] == _EQUALS) & ((digits >= 0) & (digits <= 9)).all(axis=1)
-        if not fits.all():
-            row = int(np.argmin(fits))
-            raise ValueError(
-                f"prompts of {self!r} must be {length} digits, '+', {length} digits, '=', got the token ids "
-                f"{ids[row].tolist()} in row {row}; '+' is {_PLUS} and '=' is {_EQUALS}."
-            )
-        return digits.astype(np.uint8)
+        length = self.length
+        digits = [FREE] * length
+        layout = np.array([*digits, _PLUS, *digits, _EQUALS])
+        rule = f"{length} digits, '+' (id {_PLUS}), {length} digits, '=' (id {_EQUALS})"
+        ids = checked_prompt(self, tokens, layout, 9, rule).astype(np.uint8)
+        return np.hstack([ids[:, :length], ids[:, length + 1 : -1]])
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
         """Both operands as numbers, the smaller first."""

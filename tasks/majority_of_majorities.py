@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import (
-    ANY_BIT,
-    BIT_TOKENS,
-    EOS,
-    EQUALS,
-    checked_bits,
-    checked_prompt,
-    packed,
-    uniform_bits,
-    unordered_pair,
-)
-from tasks._layout import scored_from
+from tasks._bits import BIT_TOKENS, EOS, EQUALS, checked_bits, packed, uniform_bits, unordered_pair
+from tasks._layout import FREE, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label
 
 _N_GROUPS = 4
@@ -97,29 +87,12 @@ class MajorityOfMajorities(Task):
 
     def _features(self) -> Sequence[Feature]:
         """Votes and counts of the groups."""
-        last_bits = (np.arange(_N_GROUPS) + 1) * self.group_size - 1
+        last_bits, at_equals = (np.arange(_N_GROUPS) + 1) * self.group_size - 1, np.full(_N_GROUPS, self.n_bits)
+        majority = "whether most bits of group r are 1, at the group's last bit"
         return [
-            Feature(
-                name="group_majority",
-                kind="binary",
-                n_labels=_N_GROUPS,
-                labels=lambda examples: self._votes(examples).astype(np.uint8),
-                positions=self._always_at(last_bits),
-                description="whether most bits of group r are 1, at the group's last bit",
-            ),
-            Feature(
-                name="group_counts",
-                kind="scalar",
-                n_labels=_N_GROUPS,
-                labels=self._counts,
-                positions=self._always_at(np.full(_N_GROUPS, self.n_bits)),
-                description="how many bits of group r are 1, at `=`",
-            ),
+            feature_at("group_majority", "binary", last_bits, lambda x: self._votes(x).astype(np.uint8), majority),
+            feature_at("group_counts", "scalar", at_equals, self._counts, "how many bits of group r are 1, at `=`"),
         ]
-
-    def _always_at(self, reads: Int[np.ndarray, " label"]) -> Callable[[Examples], Int[np.ndarray, "batch label"]]:
-        """The same token indices for every example."""
-        return lambda examples: np.broadcast_to(reads, (len(examples), len(reads)))
 
     def _counts(self, examples: Examples) -> Int[np.ndarray, "batch group"]:
         """Ones in each group."""
@@ -155,8 +128,8 @@ class MajorityOfMajorities(Task):
         Raises:
             ValueError: A prompt is not 2L bits, `=`.
         """
-        layout = np.array([*[ANY_BIT] * self.n_bits, EQUALS])
-        return checked_prompt(self, tokens, layout, f"{self.n_bits} bits, '='")[:, :-1]
+        layout = np.array([*[FREE] * self.n_bits, EQUALS])
+        return checked_prompt(self, tokens, layout, 1, f"{self.n_bits} bits, '='")[:, :-1].astype(np.uint8)
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
         """The unordered pair of both halves, by which the reference splits: the answer hangs on neither's place."""

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Int16, Int64, Integer, UInt64
+from jaxtyping import Int16, Int64, Integer
 
-from qfl_interp.data.task import Batch, Feature, Pairs, Task
+from qfl_interp.data.task import Batch, Feature, Pairs
 from qfl_interp.shapes import Examples, Tokens
 from tasks._kernels import kernel
-from tasks._layout import consecutive
+from tasks._layout import feature_at
 from tasks._pairs import pairs_by_edit
-from tasks._sequences import (
-    EOS,
-    EQUALS,
-    SEQUENCE_TOKENS,
-    as_batch,
-    check_integers,
-    other_integers,
-    packed_counts,
-    paper_and_base_rate,
-    prompt_letters,
-    shuffled_multisets,
-)
-
-# The values of an example; a value's letter is its distance from LOW.
-LOW, HIGH = -9, 9
+from tasks._sequences import EOS, EQUALS, SequenceTask, as_batch, prompt_letters
 
 
 def _ending_here(examples: Examples) -> Int16[np.ndarray, "batch value"]:
@@ -70,7 +55,7 @@ def _write_best(sums, tokens, n_answer):
             tokens[i, answer + k] = tokens[i, first + k]
 
 
-class MaximumSubarray(Task):
+class MaximumSubarray(SequenceTask):
     """The contiguous non-empty segment with the largest sum, as in the quiet-features paper.
 
     A raw example is L integers in -9..9. Its tokens are the values as letters (`A` = -9, ..., `S` = 9), `=`, the best
@@ -103,7 +88,7 @@ class MaximumSubarray(Task):
     """
 
     name = "maximum_subarray"
-    vocabulary = SEQUENCE_TOKENS
+    low, high = -9, 9
     lengths = (2, 512)
     default_length = 64
 
@@ -112,68 +97,44 @@ class MaximumSubarray(Task):
         """2L + 2 tokens: the values, `=`, a segment of at most L values, `<EOS>`."""
         return 2 * self.length + 2
 
-    @cached_property
-    def baselines(self) -> Mapping[str, float]:
-        """The paper's line (ln 20 at every length) and the measured base rate."""
-        return paper_and_base_rate(self)
+    @property
+    def n_entries(self) -> int:
+        """L values."""
+        return self.length
 
     def _features(self) -> Sequence[Feature]:
         """The two features the paper probes and four it defines."""
-        length = self.length
+        after = 1 + np.arange(self.length)
         return [
-            Feature(
-                name="is_prev_negative",
-                kind="binary",
-                n_labels=length - 1,
-                labels=lambda examples: (examples[:, :-1] < 0).astype(np.uint8),
-                positions=lambda examples: consecutive(examples, 1, length - 1),
-                description="whether value r is negative, one token later",
+            feature_at(
+                "is_prev_negative", "binary", after[:-1], lambda examples: (examples[:, :-1] < 0).astype(np.uint8),
+                "whether value r is negative, one token later",
             ),
-            Feature(
-                name="max_ending_here",
-                kind="scalar",
-                n_labels=length,
-                labels=lambda examples: _without_first(_ending_here(examples)).astype(np.int64),
-                positions=lambda examples: consecutive(examples, 1, length),
-                description="the largest sum of a segment that ends at value r, one token later",
+            feature_at(
+                "max_ending_here", "scalar", after,
+                lambda examples: _without_first(_ending_here(examples)).astype(np.int64),
+                "the largest sum of a segment that ends at value r, one token later",
             ),
-            Feature(
-                name="starts_subarray",
-                kind="binary",
-                n_labels=length,
-                labels=self._starts_subarray,
-                positions=lambda examples: consecutive(examples, 1, length),
-                description="whether the scan starts a new segment at value r, one token later",
+            feature_at(
+                "starts_subarray", "binary", after, self._starts_subarray,
+                "whether the scan starts a new segment at value r, one token later", by_default=False,
+            ),
+            feature_at(
+                "max_so_far", "scalar", after, self._max_so_far,
+                "the largest sum of a segment among the values up to r, one token later", by_default=False,
+            ),
+            feature_at(
+                "is_nonnegative", "binary", after,
+                lambda examples: _without_first((examples >= 0).astype(np.uint8)),
+                "whether value r is at least 0, one token later", by_default=False,
+            ),
+            feature_at(
+                "is_max_ending_here_negative", "binary", after[:-1],
+                lambda examples: (_ending_here(examples)[:, :-1] < 0).astype(np.uint8),
+                "whether the largest sum of a segment that ends at value r is negative, one token later",
                 by_default=False,
             ),
-            Feature(
-                name="max_so_far",
-                kind="scalar",
-                n_labels=length,
-                labels=self._max_so_far,
-                positions=lambda examples: consecutive(examples, 1, length),
-                description="the largest sum of a segment among the values up to r, one token later",
-                by_default=False,
-            ),
-            Feature(
-                name="is_nonnegative",
-                kind="binary",
-                n_labels=length,
-                labels=lambda examples: _without_first((examples >= 0).astype(np.uint8)),
-                positions=lambda examples: consecutive(examples, 1, length),
-                description="whether value r is at least 0, one token later",
-                by_default=False,
-            ),
-            Feature(
-                name="is_max_ending_here_negative",
-                kind="binary",
-                n_labels=length - 1,
-                labels=lambda examples: (_ending_here(examples)[:, :-1] < 0).astype(np.uint8),
-                positions=lambda examples: consecutive(examples, 1, length - 1),
-                description="whether the largest sum of a segment that ends at value r is negative, one token later",
-                by_default=False,
-            ),
-        ]
+        ]  # fmt: skip
 
     def _starts_subarray(self, examples: Examples) -> Integer[np.ndarray, "batch label"]:
         """1 where the sum before value r is negative."""
@@ -185,19 +146,15 @@ class MaximumSubarray(Task):
         """The largest sum so far."""
         return _without_first(np.maximum.accumulate(_ending_here(examples), axis=1)).astype(np.int64)
 
-    def sample(self, rng: np.random.Generator, n: int) -> Examples:
-        """`n` uniform multisets of L values, each in uniformly random order."""
-        return shuffled_multisets(rng, n, self.length, LOW, HIGH)
-
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.
 
         Raises:
             ValueError: The rows are not L integers in -9..9.
         """
-        check_integers(self, "examples", examples, self.length, LOW, HIGH)
+        self._check(examples)
         tokens = np.full((len(examples), self.n_ctx), EOS, dtype=np.int64)
-        tokens[:, : self.length] = examples + (-LOW)
+        tokens[:, : self.length] = examples - self.low
         tokens[:, self.length] = EQUALS
         n_answer = np.empty(len(examples), dtype=np.int64)
         _write_best(_ending_here(examples), tokens, n_answer)
@@ -209,15 +166,9 @@ class MaximumSubarray(Task):
         Raises:
             ValueError: A prompt is not L letters, `=`.
         """
-        values = prompt_letters(self, tokens, self.length) + LOW
-        check_integers(self, "values in prompts", values, self.length, LOW, HIGH)
+        values = prompt_letters(self, tokens, self.length) + self.low
+        self._check(values, "values in prompts")
         return values.astype(np.int8)
-
-    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
-        """The multiset of values."""
-        # The kernel that counts would write beyond its array for another value.
-        check_integers(self, "examples", examples, self.length, LOW, HIGH)
-        return packed_counts(examples, LOW, HIGH)
 
     def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
         """Pairs that differ in one value of the prompt, and so in the feature's value at `label`.
@@ -231,14 +182,10 @@ class MaximumSubarray(Task):
         """
 
         def edit(rng: np.random.Generator, clean: Examples) -> Examples:
-            rows, column = np.arange(len(clean)), np.full(len(clean), label)
-            if feature == "starts_subarray":
-                column -= 1
-            elif feature == "max_so_far":
+            column = np.full(len(clean), label - (feature == "starts_subarray"))
+            if feature == "max_so_far":
                 column = rng.integers(0, label + 1, size=len(clean))
-            corrupted = clean.copy()
-            corrupted[rows, column] = other_integers(rng, clean[rows, column], LOW, HIGH)
-            return corrupted
+            return self._replace(rng, clean, column)
 
         return pairs_by_edit(self, rng, n, feature, label, edit)
 

@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import check_array, scored_from
+from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label, pairs_by_edit
 
 # Token indices of a, `+`, b, `=`, c.
@@ -96,14 +96,12 @@ class ModularAddition(Task):
         """Waves of the sum and of the first operand, at every frequency."""
 
         def wave(kind: str, of: str, name: str, number: Callable[[Examples], Int64[np.ndarray, " batch"]]) -> Feature:
-            n_labels = (self.length - 1) // 2
-            return Feature(
-                name=f"{kind}_{name}",
-                kind="scalar",
-                n_labels=n_labels,
-                labels=lambda examples: np.take(getattr(_waves(self.length), kind), number(examples), axis=0),
-                positions=lambda examples: np.broadcast_to(np.int64(_EQUALS), (len(examples), n_labels)),
-                description=f"{kind} of 2 pi (r + 1) {of} / p, at '='",
+            return feature_at(
+                f"{kind}_{name}",
+                "scalar",
+                np.full((self.length - 1) // 2, _EQUALS),
+                lambda examples: np.take(getattr(_waves(self.length), kind), number(examples), axis=0),
+                f"{kind} of 2 pi (r + 1) {of} / p, at '='",
                 by_default=name == "sum",
             )
 
@@ -129,12 +127,7 @@ class ModularAddition(Task):
             ValueError: The rows are not two residues modulo p.
         """
         p = self.length
-        check_array(self, examples)
-        if examples.shape[1] != 2 or (examples.size and (examples.min() < 0 or examples.max() >= p)):
-            raise ValueError(
-                f"examples of {self!r} must be rows of two numbers in [0, {p}), got shape {examples.shape} with values "
-                f"in [{examples.min(initial=0)}, {examples.max(initial=0)}]."
-            )
+        check_rows(self, examples, 2, p - 1, f"two numbers in [0, {p})")
         rows = np.empty((len(examples), self.n_ctx), dtype=np.int64)
         rows[:, [_A, _B]] = examples
         rows[:, _PLUS] = p
@@ -149,18 +142,9 @@ class ModularAddition(Task):
             ValueError: A prompt is not a residue, `+`, a residue, `=`.
         """
         p = self.length
-        ids = tokens[:, :_C].cpu().numpy()
-        if ids.shape[1] < _C:
-            raise ValueError(f"prompts of {self!r} must have {_C} tokens, got {ids.shape[1]}.")
-        operands = ids[:, [_A, _B]]
-        fits = (ids[:, _PLUS] == p) & (ids[:, _EQUALS] == p + 1) & ((operands >= 0) & (operands < p)).all(axis=1)
-        if not fits.all():
-            row = int(np.argmin(fits))
-            raise ValueError(
-                f"prompts of {self!r} must be a number in [0, {p}), '+', a number in [0, {p}), '=', got the token ids "
-                f"{ids[row].tolist()} in row {row}; '+' is {p} and '=' is {p + 1}."
-            )
-        return operands.astype(np.int32)
+        rule = f"a number in [0, {p}), '+' (id {p}), a number in [0, {p}), '=' (id {p + 1})"
+        ids = checked_prompt(self, tokens, np.array([FREE, p, FREE, p + 1]), p - 1, rule)
+        return ids[:, [_A, _B]].astype(np.int32)
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
         """Both operands, the smaller first."""

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt64
+from jaxtyping import UInt8, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import ANY_BIT, checked_bits, checked_prompt, packed, uniform_bits
-from tasks._layout import scored_from
+from tasks._bits import checked_bits, packed, uniform_bits
+from tasks._layout import FREE, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label
 
 _TOKENS = ("0", "1", "=")
@@ -75,23 +75,11 @@ class SparseParity(Task):
 
     def _features(self) -> Sequence[Feature]:
         """The relevant bits and what has been accumulated of their parity."""
+        at_equals = np.full(self.N_RELEVANT, self.length)
+        parity = "the parity of the first r + 2 relevant bits, at '='; the last is the answer"
         return [
-            Feature(
-                name="relevant_bit",
-                kind="binary",
-                n_labels=self.N_RELEVANT,
-                labels=self._relevant_bits,
-                positions=lambda examples: self._at_equals(examples, self.N_RELEVANT),
-                description="the r-th relevant bit, at '='",
-            ),
-            Feature(
-                name="partial_parity",
-                kind="binary",
-                n_labels=self.N_RELEVANT - 1,
-                labels=self._parities,
-                positions=lambda examples: self._at_equals(examples, self.N_RELEVANT - 1),
-                description="the parity of the first r + 2 relevant bits, at '='; the last is the answer",
-            ),
+            feature_at("relevant_bit", "binary", at_equals, self._relevant_bits, "the r-th relevant bit, at '='"),
+            feature_at("partial_parity", "binary", at_equals[1:], self._parities, parity),
         ]
 
     def _relevant_bits(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
@@ -101,10 +89,6 @@ class SparseParity(Task):
     def _parities(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
         """Parities of the first two, three, ... relevant bits."""
         return np.bitwise_xor.accumulate(self._relevant_bits(examples), axis=1)[:, 1:]
-
-    def _at_equals(self, examples: Examples, n_labels: int) -> Int[np.ndarray, "batch label"]:
-        """The index of `=`, for every label."""
-        return np.broadcast_to(np.int64(self.length), (len(examples), n_labels))
 
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` rows of independent fair bits."""
@@ -129,8 +113,8 @@ class SparseParity(Task):
         Raises:
             ValueError: A prompt is not n bits and `=`.
         """
-        layout = np.array([*[ANY_BIT] * self.length, _EQUALS])
-        return checked_prompt(self, tokens, layout, f"{self.length} bits, '='")[:, :-1]
+        layout = np.array([*[FREE] * self.length, _EQUALS])
+        return checked_prompt(self, tokens, layout, 1, f"{self.length} bits, '='")[:, :-1].astype(np.uint8)
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
         """The bits themselves: no two different prompts are the same problem."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from tasks._layout import check_array, consecutive, scored_between, scored_from
+from tasks._layout import check_array, feature_at, scored_between, scored_from
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,13 @@ def test_rows_that_are_no_table_of_integers_are_refused(examples, found):
     check_array(task, np.zeros((0, 4), dtype=np.int8))
 
 
-def test_scored_stretches():
+def test_scored_stretches_and_fixed_positions():
     mask = scored_between(torch.tensor([1, 3]), torch.tensor([2, 3]), 5)
     assert mask.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
     rows = np.arange(6, dtype=np.uint8).reshape(2, 3)
     batch = scored_from(1, rows)
     assert batch.tokens.tolist() == rows.tolist()
     assert batch.loss_mask.tolist() == [[False, True, True]] * 2
-    assert consecutive(rows, 4, 3).tolist() == [[4, 5, 6]] * 2
+    feature = feature_at("parity", "binary", np.array([4, 5, 6]), lambda examples: examples % 2, "of entry r")
+    assert feature.n_labels == 3
+    assert feature.positions(rows).tolist() == [[4, 5, 6]] * 2
