@@ -58,24 +58,18 @@ def _text(value: Any) -> str:
     return "none" if math.isnan(value) else f"{value:g}"
 
 
-def warm_up_table(rows: pd.DataFrame) -> str:
-    """E2: a row a pattern and rule, a column a learning rate."""
-    return outcomes(select(rows, experiment="E2"), ["r", "rule"], "q")
+# Tables of outcomes: the experiment, what a row is, and what a column.
+OF_OUTCOMES = {
+    "E2": (["r", "rule"], "q"),
+    "E6": (["depth", "q", "rule"], "max_u"),
+    "deep": (["activation", "rule"], "q"),
+    "norm_power": (["depth", "schedule"], "q"),
+}
 
 
-def cap_table(rows: pd.DataFrame) -> str:
-    """E6: a row a network, rate and rule, a column a cap."""
-    return outcomes(select(rows, experiment="E6"), ["depth", "q", "rule"], "max_u")
-
-
-def deep_table(rows: pd.DataFrame) -> str:
-    """Depth 8: a row an activation and rule, a column a learning rate."""
-    return outcomes(select(rows, experiment="deep"), ["activation", "rule"], "q")
-
-
-def first_power_table(rows: pd.DataFrame) -> str:
-    """Norms to the first power: a row a network and schedule, a column a learning rate."""
-    return outcomes(select(rows, experiment="norm_power"), ["depth", "schedule"], "q")
+def outcome_table(rows: pd.DataFrame, experiment: str) -> str:
+    """The table of an experiment's outcomes."""
+    return outcomes(select(rows, experiment=experiment), *OF_OUTCOMES[experiment])
 
 
 def along_table(rows: pd.DataFrame) -> str:

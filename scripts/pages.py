@@ -1,4 +1,4 @@
-"""What the scripts write into the pages under docs/: tables, between markers."""
+"""What the scripts write under docs/: tables between the markers of pages, and figures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from qfl_interp.tables import records
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def fill(page: Path, parts: Mapping[str, str]) -> None:
@@ -41,3 +44,8 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.3g}"
     return str(value)
+
+
+def save(figure: go.Figure, name: str, **size: float) -> None:
+    """A figure as `docs/figures/NAME.png`, of its own size by default; needs kaleido and a Chromium."""
+    figure.write_image(DOCS / "figures" / f"{name}.png", scale=1.5, **size)

@@ -22,14 +22,13 @@ import pandas as pd
 import torch
 from edge_experiments import EXPERIMENTS, PATTERNS, cells, load, run_cell, untrained
 from figures.edge import edge_maps
-from pages import fill, markdown
+from pages import DOCS, fill, markdown, save
 
 from qfl_interp.homogeneous.images import digits
 from qfl_interp.runs.table import Table
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 ROWS, PAGE = DOCS / "edge_of_stability.csv", DOCS / "edge_of_stability.md"
-SCALE, WIDTH = 1.5, 960
+WIDTH = 960
 
 
 def run_all(folder: Path, experiments: list[str], jobs: int, path: str) -> pd.DataFrame:
@@ -70,10 +69,10 @@ def write(rows: pd.DataFrame, before: pd.DataFrame) -> None:
     """The rows, tables and figures of the page; `before` is of the untrained networks."""
     rows = merged(rows, pd.read_csv(ROWS))
     rows.to_csv(ROWS, index=False, float_format="%.6g")
-    of_rows = {"E1": tables.explosion_table, "E2": tables.warm_up_table, "E3": tables.along_table,
-               "E4": tables.full_batch_table, "E5-trained": tables.pattern_table, "E6": tables.cap_table,
-               "deep": tables.deep_table, "norm_power": tables.first_power_table}  # fmt: skip
-    fill(PAGE, {name: table(rows) for name, table in of_rows.items()} | {"E5": markdown(before)})
+    own = {"E1": tables.explosion_table, "E3": tables.along_table, "E4": tables.full_batch_table,
+           "E5-trained": tables.pattern_table}  # fmt: skip
+    parts = {name: tables.outcome_table(rows, name) for name in tables.OF_OUTCOMES}
+    fill(PAGE, parts | {name: table(rows) for name, table in own.items()} | {"E5": markdown(before)})
     # A row a pattern, a column a rule.
     axes: dict[str, Any] = {"x": "learning rate in edges, q", "y": "depth", "n_columns": 3}
     for value, title, low, high in (
@@ -81,7 +80,7 @@ def write(rows: pd.DataFrame, before: pd.DataFrame) -> None:
     ):  # fmt: skip
         name = f"edge-{value.replace('_', '-')}"
         figure = edge_maps(tables.maps(rows, value), **axes, value=title, filename=name, low=low, high=high)
-        figure.write_image(DOCS / "figures" / f"{name}.png", scale=SCALE, width=WIDTH)
+        save(figure, name, width=WIDTH)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 from figures.small_multiples import small_multiples
-from pages import fill, markdown
+from pages import DOCS, fill, markdown, save
+from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
 from analyses import curvature, emergence, timeline
@@ -30,9 +30,7 @@ from qfl_interp.curvature import CurvatureConfig, SgldConfig
 from qfl_interp.shapes import Examples
 from qfl_interp.tables import column, records, select
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "plateau.md"
-SCALE = 1.5
 FEATURE = "carry"
 # Of the tasks of docs/tasks.toml, and the steps between which curvature is measured.
 TASKS = {"addition": (20, 330), "decimal_addition": (60, 2_200)}
@@ -89,8 +87,7 @@ def with_answers_of_others(task: qfl.Task) -> qfl.Task:
 
 def jobs_of(folder: Path, names: list[str], seeds: list[int]) -> list[Job]:
     """Every training, a seed's control beside it."""
-    study = tomllib.loads((DOCS / "tasks.toml").read_text())
-    settings = {entry["name"]: study["defaults"] | entry for entry in study["task"]}
+    settings = {entry["name"]: entry for entry in read_settings()}
     return [
         Job(settings[name], kind, seed, folder / f"{name}-{kind}-s{seed}")
         for seed in seeds
@@ -105,25 +102,8 @@ def trained(job: Job) -> qfl.Run:
     task = qfl.load_task(settings["name"], settings["length"])
     if job.kind == CONTROL:
         task = with_answers_of_others(task)
-    run = qfl.train(
-        task,
-        qfl.ModelConfig(d_model=settings["d_model"], n_layers=settings["n_layers"]),
-        qfl.TrainConfig(
-            budget_flops=settings["budget_flops"],
-            lr=settings["lr"],
-            batch_size=settings["batch_size"],
-            weight_decay=settings["weight_decay"],
-            schedule=settings["schedule"],
-            seed=job.seed,
-            eval_fraction=0.01,
-            n_val=settings["n_val"],
-            n_checkpoints=N_CHECKPOINTS,
-            save_optimizer=True,
-        ),
-        job.path,
-        resume=True,
-        progress=False,
-    )
+    kept = {"n_checkpoints": N_CHECKPOINTS, "save_optimizer": True}
+    run = train_as(settings, task, job.seed, job.path, **kept)
     # A run's directory has its task's name alone, and the control's is in no registry.
     run.task = task
     return run
@@ -273,11 +253,11 @@ def write(jobs: list[Job]) -> None:
     figure = small_multiples(
         curves(rows), bands=bands, marks=marks, x="training compute (FLOPs, nominal)", filename="plateau"
     )
-    figure.write_image(DOCS / "figures" / "plateau.png", scale=SCALE)
+    save(figure, "plateau")
     for job in right:
         if job.seed == right[0].seed:
             drawn = timeline(trained(job), FEATURE, config=probes(job), progress=False)
-            drawn.write_image(DOCS / "figures" / f"plateau-{job.task['name'].replace('_', '-')}.png", scale=SCALE)
+            save(drawn, f"plateau-{job.task['name'].replace('_', '-')}")
 
 
 def main() -> None:

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from figures.polca_recovery import recovery
-from figures.polca_recovery_panel import recovery_panel
-from pages import fill, markdown
+from pages import DOCS, fill, markdown, save
+from polca_recovery import recovery, recovery_panel
 from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
 import qfl_interp as qfl
@@ -49,9 +48,7 @@ from qfl_interp.polca.decomposition import (
 from qfl_interp.polca.trajectories import NO_DIRECTION, exact_loss
 from qfl_interp.tables import column, records, select
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "polca.md"
-SCALE = 1.5
 # Eq. 9's D in steps, of 10,000.
 SPAN = 100
 BASIS_EVERY = 200
@@ -111,7 +108,7 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int,
                 rows.append(scores(name, run, found, samples))
                 print(rows[-1], flush=True)
                 if name == FIRST_ORDER and run is runs[0] and samples is None:
-                    found.plot().write_image(DOCS / "figures" / "polca-decimal.png", scale=SCALE)
+                    save(found.plot(), "polca-decimal")
             # After every way: one that is stopped leaves the table of those before.
             table = pd.DataFrame(rows)
             summary = table.groupby(["trajectory", "min_samples"], sort=False).agg(
@@ -307,7 +304,7 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
     fill(PAGE, {"carry": markdown(shown_rows)})
     panels = [*feature_panels(emerged.curves, emerged.verdicts), recovery_panel(rows, "the carry")]
     figure = timeline_figure(run.metrics, panels, shading(emerged.verdicts))
-    figure.write_image(DOCS / "figures" / "polca-carry.png", scale=SCALE)
+    save(figure, "polca-carry")
 
 
 def main() -> None:
@@ -321,18 +318,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
     runs = [qfl.Run.open(path) for path in asked.runs]
+    sizes = (asked.n_examples, asked.n_hessian, asked.jobs)
     if asked.part == "decimal":
-        decimal(runs, asked.n_examples, asked.n_hessian, asked.jobs, asked.baselines)
-    elif asked.part == "order":
-        order(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
-    elif asked.part == "sensitivity":
-        sensitivity(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
+        decimal(runs, *sizes, asked.baselines)
     elif asked.part == "captured":
-        captured(runs, asked.n_examples, asked.n_hessian, asked.jobs)
+        captured(runs, *sizes)
     elif asked.part == "accuracy":
         accuracy(runs[0], asked.n_examples)
     else:
-        carry(runs[0], asked.n_examples, asked.n_hessian, asked.jobs)
+        {"order": order, "sensitivity": sensitivity, "carry": carry}[asked.part](runs[0], *sizes)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
-from pages import fill, markdown
+from pages import DOCS, fill, markdown, save
 
 import qfl_interp as qfl
 from analyses import polca
@@ -34,9 +34,7 @@ from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.naming import cluster_name, enrichment
 from qfl_interp.tables import column, records, select
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "polca_text.md"
-SCALE = 1.5
 # Characters of a row, and how many of them only give context.
 WINDOW, PROMPT = 48, 8
 # The letters of a word are told apart up to this one.
@@ -271,7 +269,7 @@ def main(out: Path) -> None:
     print(found, f"{time.monotonic() - started:.0f} s", flush=True)
     tables = {"directions": direction_table, "clusters": cluster_table, "exact": exact_loss_table}
     fill(PAGE, {"facts": facts(run, found)} | {name: markdown(table(found)) for name, table in tables.items()})
-    found.plot().write_image(DOCS / "figures" / "polca-text.png", scale=SCALE)
+    save(found.plot(), "polca-text")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ figures to docs/figures/ (needs `pip install kaleido` and a Chromium). Probes th
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
-from pages import fill, markdown
+from pages import DOCS, fill, markdown, save
 
 import qfl_interp as qfl
 from analyses import across, scaling
 from qfl_interp.tables import records
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-SCALE = 1.5
 # What a run's row says in docs/scaling.csv.
 COLUMNS = (
     "task", "length", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "n_steps", "flops", "val_loss",
@@ -31,7 +28,7 @@ PROBES = qfl.ProbeConfig(n_train=4_000, shuffled_control=False)
 def scaling_tables(sweep: qfl.Sweep) -> dict[str, str]:
     """The best configuration at every budget, the fits, and the figure."""
     found = scaling(sweep)
-    found.plot().write_image(DOCS / "figures" / "scaling.png", scale=SCALE)
+    save(found.plot(), "scaling")
     best = found.to_dataframe()
     size = best["d_model"].astype(str) + " x " + best["n_layers"].astype(str)
     shown = pd.DataFrame(
@@ -91,7 +88,7 @@ def across_tables(sweep: qfl.Sweep, within: list[qfl.Run], jobs: int) -> dict[st
     for task, length in sweep.table()[["task", "length"]].drop_duplicates().itertuples(index=False):
         beside = [run for run in within if (run.config.task, run.config.length) == (task, length)]
         found = across(sweep, task=task, length=int(length), config=PROBES, within=beside, jobs=jobs)
-        found.plot().write_image(DOCS / "figures" / f"across-{task}-{length}.png", scale=SCALE)
+        save(found.plot(), f"across-{task}-{length}")
         parts.append(found.to_dataframe())
     rows = pd.concat(parts, ignore_index=True)
     shown = pd.DataFrame(

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import tomllib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -24,18 +23,16 @@ import numpy as np
 import pandas as pd
 import torch
 from figures.overview import leads_figure, losses_figure
-from pages import fill
+from pages import DOCS, fill, markdown, save
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
 from analyses import emergence, timeline
 from qfl_interp.emergence.aggregation import THIRDS
 from qfl_interp.emergence.verdict import lead_interval_seeds
 from qfl_interp.runs.provenance import device_name
-
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-SCALE = 1.5
 
 
 class Job(NamedTuple):
@@ -53,8 +50,7 @@ class Job(NamedTuple):
 
 def read_jobs(out: Path, only: list[str]) -> list[Job]:
     """The runs of docs/tasks.toml, in its order."""
-    study = tomllib.loads((DOCS / "tasks.toml").read_text())
-    entries = [study["defaults"] | entry for entry in study["task"] if not only or entry["name"] in only]
+    entries = [entry for entry in read_settings() if not only or entry["name"] in only]
     return [Job(entry, seed, out) for entry in entries for seed in entry["seeds"]]
 
 
@@ -66,24 +62,7 @@ def probe_config(settings: dict[str, Any]) -> qfl.ProbeConfig:
 def work(job: Job) -> str:
     """Train and analyse one run; skips what is there."""
     settings = job.settings
-    run = qfl.train(
-        qfl.load_task(settings["name"], settings["length"]),
-        qfl.ModelConfig(d_model=settings["d_model"], n_layers=settings["n_layers"]),
-        qfl.TrainConfig(
-            budget_flops=settings["budget_flops"],
-            lr=settings["lr"],
-            batch_size=settings["batch_size"],
-            weight_decay=settings["weight_decay"],
-            schedule=settings["schedule"],
-            seed=job.seed,
-            eval_fraction=0.01,
-            n_val=settings["n_val"],
-            n_checkpoints=settings["n_checkpoints"],
-        ),
-        job.path,
-        resume=True,
-        progress=False,
-    )
+    run = train_as(settings, qfl.load_task(settings["name"], settings["length"]), job.seed, job.path)
     emergence(run, settings.get("features"), config=probe_config(settings), progress=False)
     return run.run_id
 
@@ -169,11 +148,7 @@ def span(values: pd.Series, pattern: str) -> str:
 
 def run_table(study: Study) -> str:
     """One line a task: its size, its losses, its transition over the seeds."""
-    lines = [
-        "| task | length | d_model x layers | budget (FLOPs) | seeds | base rate (paper's line) | final loss "
-        "| exact match | half-way at (FLOPs) | transition (FLOPs) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for (task, length), part in study.runs.groupby(["task", "length"], sort=False):
         first, found = part.iloc[0], part[part["transition_found"]]
         paper_line = f" ({first.paper_baseline:.3f})" if first.paper_baseline == first.paper_baseline else ""
@@ -181,36 +156,35 @@ def run_table(study: Study) -> str:
         reached = "" if n_halfway in (0, len(part)) else f" ({n_halfway} of {len(part)})"
         between = f"{span(found['start_flops'], '{:.1e}')} → {span(found['end_flops'], '{:.1e}')}"
         where = between if len(found) == len(part) else f"{between} ({len(found)} of {len(part)})"
-        lines.append(
-            f"| {task} | {length} | {first.d_model} x {first.n_layers} | {first.budget_flops:.2g} | {len(part)} "
-            f"| {first.base_rate:.3f}{paper_line} | {span(part['val_loss_answer'], '{:.3g}')} "
-            f"| {span(part['exact_answer'], '{:.3f}')} | {span(part['halfway_flops'], '{:.1e}')}{reached} "
-            f"| {where if len(found) else 'none found'} |"
-        )
-    return "\n".join(lines)
+        rows.append({
+            "task": task, "length": length, "d_model x layers": f"{first.d_model} x {first.n_layers}",
+            "budget (FLOPs)": f"{first.budget_flops:.2g}", "seeds": len(part),
+            "base rate (paper's line)": f"{first.base_rate:.3f}{paper_line}",
+            "final loss": span(part["val_loss_answer"], "{:.3g}"), "exact match": span(part["exact_answer"], "{:.3f}"),
+            "half-way at (FLOPs)": span(part["halfway_flops"], "{:.1e}") + reached,
+            "transition (FLOPs)": where if len(found) else "none found",
+        })  # fmt: skip
+    return markdown(pd.DataFrame(rows))
 
 
 def feature_table(study: Study) -> str:
     """One line a task and feature, over all of its labels: the verdict of each seed, the lead, the paper's verdict."""
-    lines = [
-        "| task | feature | verdicts, seed by seed | lead over the transition | lead over half-way "
-        "| the same by third | probe loss: untrained → best | paper |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
     halfway_at = study.runs[["task", "length", "seed", "halfway_flops"]]
     verdicts = study.verdicts.merge(halfway_at, on=["task", "length", "seed"])
     verdicts["over_half"] = np.log10(verdicts["halfway_flops"].astype(float) / verdicts["onset_flops"].astype(float))
-    whole = verdicts[verdicts["third"] == "all"]
-    for (task, length, feature), part in whole.groupby(["task", "length", "feature"], sort=False):
-        same = verdicts[(verdicts["task"] == task) & (verdicts["feature"] == feature)]
-        thirds = [mean_and_count(same[same["third"] == third]["over_half"]) for third in THIRDS]
-        kinds = [f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()]
-        lines.append(
-            f"| {task} {length} | {feature} | {', '.join(kinds)} | {lead_text(part['lead_log10'])} "
-            f"| {lead_text(part['over_half'])} | {' · '.join(thirds)} "
-            f"| {part['baseline'].mean():.3g} → {part['best'].mean():.3g} | {part['paper'].iloc[0] or '–'} |"
-        )
-    return "\n".join(lines)
+    rows = []
+    for (task, length, feature), same in verdicts.groupby(["task", "length", "feature"], sort=False):
+        part = same[same["third"] == "all"]
+        rows.append({
+            "task": f"{task} {length}", "feature": feature,
+            "verdicts, seed by seed": ", ".join(f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()),
+            "lead over the transition": lead_text(part["lead_log10"]),
+            "lead over half-way": lead_text(part["over_half"]),
+            "the same by third": " · ".join(mean_and_count(same[same["third"] == t]["over_half"]) for t in THIRDS),
+            "probe loss: untrained → best": f"{part['baseline'].mean():.3g} → {part['best'].mean():.3g}",
+            "paper": part["paper"].iloc[0] or "–",
+        })  # fmt: skip
+    return markdown(pd.DataFrame(rows))
 
 
 def mean_and_count(leads: pd.Series) -> str:
@@ -238,9 +212,8 @@ def without_nan(rows: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def draw(study: Study, jobs: list[Job], folder: Path) -> None:
+def draw(study: Study, jobs: list[Job]) -> None:
     """The overview figures, and the timeline of each task's first seed."""
-    folder.mkdir(exist_ok=True)
     tasks = study.runs.drop_duplicates(["task", "length"])
     found = study.runs[study.runs["transition_found"]]
     figures = {"losses": losses_figure(study.metrics, tasks, found)}
@@ -253,7 +226,7 @@ def draw(study: Study, jobs: list[Job], folder: Path) -> None:
             )
     for name, figure in figures.items():
         size = figure.layout.meta
-        figure.write_image(folder / f"{name}.png", width=max(size["width"], 760), height=size["height"], scale=SCALE)
+        save(figure, name, width=max(size["width"], 760), height=size["height"])
 
 
 def main() -> None:
@@ -279,7 +252,7 @@ def main() -> None:
     found = {"machine": device_name("cpu"), "runs": without_nan(study.runs), "verdicts": without_nan(kept)}
     (DOCS / "tasks.json").write_text(json.dumps(found, indent=1) + "\n")
     if arguments.figures:
-        draw(study, jobs, DOCS / "figures")
+        draw(study, jobs)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from figures.polca_recovery_panel import recovery_panel
+from polca_recovery import recovery_panel
 
 from analyses.lenses.polca.captured_figure import captured_figure
 from analyses.lenses.polca.clusters import telling

@@ -146,7 +146,7 @@ def test_tables_say_what_became_of_each_combination():
         where | {"q": 32.0, "max_u": 0.1} | alive | {"train_accuracy": 0.2},
         where | {"q": 32.0, "max_u": 0.1} | alive | {"spike": 3.0},
     ])  # fmt: skip
-    assert edge_tables.cap_table(rows).splitlines() == [
+    assert edge_tables.outcome_table(rows, "E6").splitlines() == [
         "| depth | q | rule | max_u=none | max_u=0.1 |",
         "| --- | --- | --- | --- | --- |",
         "| 4 | 12 | none | diverged 1/2 | 0.1, 0.900, 1.60, 2 |",

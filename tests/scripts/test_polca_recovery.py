@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from figures.polca_recovery import recovery
+from polca_recovery import recovery
 from scipy.stats import pointbiserialr
 from sklearn.metrics import matthews_corrcoef
 
@@ -48,8 +48,8 @@ def test_a_direction_that_is_not_known_yet_does_not_count():
 
 def test_scores_are_the_best_correlations_of_each_place():
     curves, skill, place, target = planted(noise=1.0)
-    (row,) = recovery(curves, {4: 0, 7: 0}, skill, place, target, times=(40,), min_samples=4).to_dict("records")
-    labels = [cluster_direction(curves.of(name)[:, :5], min_samples=4).labels for name in (4, 7)]
+    (row,) = recovery(curves, {4: 0, 7: 0}, skill, place, target, times=(40,)).to_dict("records")
+    labels = [cluster_direction(curves.of(name)[:, :5]).labels for name in (4, 7)]
     clusters = [own == cluster for own in labels for cluster in range(own.max() + 1)]
     assert row["n_clusters"] == len(clusters) > 0
     by_place = [

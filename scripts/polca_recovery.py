@@ -7,16 +7,24 @@ are cut off at a time, directions that come later are left out, and what is left
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Integer
 
+from qfl_interp.plots.maps import require_rows
+from qfl_interp.plots.panels import Legend, Panel, over_compute
+from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
 from qfl_interp.polca.clustering import cluster_direction
 from qfl_interp.polca.trajectories import POINTWISE, Trajectories
+from qfl_interp.tables import column, distinct, select
 
 # Quantile of the best correlation with shuffled labels that counts as reached by chance.
 CHANCE = 0.95
+# Colours in the order of the curves.
+_COLORS: Final = (VERMILLION, PURPLE, STEEL, GREY)
 
 
 def recovery(
@@ -27,8 +35,6 @@ def recovery(
     known: Integer[np.ndarray, " token"],
     *,
     times: Sequence[int],
-    min_cluster_size: int | None = None,
-    min_samples: int | None = None,
     n_shuffles: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -47,8 +53,6 @@ def recovery(
         place: The token's index among its example's.
         known: What gives no credit, as a number: the token to be predicted, say, or it together with the one before.
         times: At which of the steps; two checkpoints at least must lie before or at each.
-        min_cluster_size: As for `cluster_direction`.
-        min_samples: As for `cluster_direction`.
         n_shuffles: Shuffled labels.
         seed: Draws them.
 
@@ -75,19 +79,9 @@ def recovery(
             )
         found = [name for name in trajectories.directions if found_at[name] <= time]
         curves = [trajectories.of(name)[:, :upto].astype(np.float64) for name in found]
-        members = [
-            labels_of == cluster
-            for curve in curves
-            for labels_of in [
-                cluster_direction(
-                    curve,
-                    min_cluster_size=min_cluster_size,
-                    min_samples=min_samples,
-                    only_falling=trajectories.kind not in POINTWISE,
-                ).labels
-            ]
-            for cluster in range(int(labels_of.max(initial=-1)) + 1)
-        ]
+        falling = trajectories.kind not in POINTWISE
+        found_in = [cluster_direction(curve, only_falling=falling).labels for curve in curves]
+        members = [own == cluster for own in found_in for cluster in range(int(own.max(initial=-1)) + 1)]
         rows.append(
             {"step": time, "n_directions": len(found), "n_clusters": len(members)}
             | _scores("clusters", members, labels, places)
@@ -141,3 +135,44 @@ def _standardised(rows: Float[np.ndarray, "row token"]) -> Float[np.ndarray, "ro
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     constant = np.ptp(rows, axis=1, keepdims=True) == 0
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
+
+
+def recovery_panel(rows: pd.DataFrame, feature: str) -> Panel:
+    """Correlation with a feature over compute, one line a way to tell it; dotted, what is reached by chance.
+
+    Args:
+        rows: way, step, flops, score, chance; one row a way (at most four) and step.
+        feature: What is told.
+
+    Raises:
+        ValueError: There is no row, several of one way and step, none above 0 FLOPs, or more than four ways.
+    """
+    require_rows(rows, "recovery", (), ("way", "step"))
+    ways = distinct(rows, "way")
+    if len(ways) > len(_COLORS):
+        raise ValueError(f"a panel shows at most {len(_COLORS)} ways, got {ways}.")
+    traces = []
+    for way, color in zip(ways, _COLORS, strict=False):
+        drawn = over_compute(select(rows, way=way))
+        shared = {"x": column(drawn, "flops"), "mode": "lines", "legendgroup": f"recovery: {way}"}
+        text = f"%{{y:.2f}}<extra>{way}</extra>"
+        traces += [
+            go.Scatter(
+                y=column(drawn, "score"), name=way, line={"color": color, "width": 2.0}, hovertemplate=text, **shared
+            ),
+            go.Scatter(
+                y=column(drawn, "chance"),
+                line={"color": color, "width": 1.0, "dash": "dot"},
+                showlegend=False,
+                hoverinfo="skip",
+                **shared,
+            ),
+        ]
+    return Panel(
+        title=f"Unsupervised: does POLCA tell {feature}?",
+        note="best correlation at each place, mean over the places; dotted: what 95 % of shuffled labels stay below",
+        traces=tuple(traces),
+        y_title="correlation",
+        y_range=(-0.04, 1.04),
+        legend=Legend("recovery"),
+    )
