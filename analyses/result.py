@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from qfl_interp.activations.spans import HEAD_SITES
 from qfl_interp.data.task import Feature
 from qfl_interp.errors import QflError
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.sites import HEAD_SITES
 from qfl_interp.stats import holm
 from qfl_interp.tables import column, groups
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
+from qfl_interp.sites import PROBE_SITES
 
 # beartype, which checks the annotations in tests, refuses typing.Self on a method it sees alone.
 _ConfigT = TypeVar("_ConfigT", bound="_Config")
@@ -17,12 +18,6 @@ _ConfigT = TypeVar("_ConfigT", bound="_Config")
 
 # Annotation -> what is accepted, what it becomes, and its name in messages.
 _NUMBERS = {"int": (numbers.Integral, int, "an integer"), "float": (numbers.Real, float, "a number")}
-
-
-# Where probes read: names of `qfl_interp.models.hooks.Site` whose activations have a position.
-PROBE_SITES = (
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_pre", "mlp_post",
-)  # fmt: skip
 
 
 def _require(ok: bool, rule: str, value: object, advice: str) -> None:

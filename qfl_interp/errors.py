@@ -26,6 +26,10 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> QflError:
         known: Every valid name.
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    guess = f" Did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else ""
-    return QflError(f"no {what} is named {name!r}.{guess} Known: {', '.join(names) or 'none'}.")
+    return QflError(f"no {what} is named {name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: " Did you mean 'train' or 'branch'?"; empty where nothing known is near."""
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in found)}?" if found else ""

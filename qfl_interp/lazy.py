@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qfl_interp.errors import nearest
+
 
 def lazy_names(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package that loads each of its public names when it is first asked for.
@@ -29,13 +31,14 @@ def lazy_names(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any]
         names: Its `__all__`.
 
     Returns:
-        The two functions; an unknown name raises AttributeError and lists the public ones.
+        The two functions; an unknown name raises AttributeError, which suggests the nearest and lists the public ones.
     """
 
     def load(name: str) -> Any:
         module = sys.modules[package]
         if name not in names:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}. Public names: {', '.join(names)}.")
+            known = f"{nearest(name, names)} Public names: {', '.join(names)}."
+            raise AttributeError(f"module {package!r} has no attribute {name!r}.{known}")
         where = _modules(inspect.getsource(module))[name]
         submodule = where == package
         found = importlib.import_module(f"{package}.{name}" if submodule else where)

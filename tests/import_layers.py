@@ -9,6 +9,7 @@ from pathlib import Path
 # The ground: files at the top of the core, which import each other and nothing else of it.
 GROUND = (
     "errors",
+    "sites",
     "digests",
     "lazy",
     "shapes",
@@ -51,7 +52,7 @@ ONLY_IN = {
     "wandb": (),
 }
 # What `qfl --help` reads: these load no package that takes long to import, at module level.
-LIGHT = ("errors.py", "digests.py", "lazy.py", "config.py", "plugins.py", "runs/config.py", "cli")
+LIGHT = ("errors.py", "sites.py", "digests.py", "lazy.py", "config.py", "plugins.py", "runs/config.py", "cli")
 HEAVY = {
     "torch",
     "numpy",

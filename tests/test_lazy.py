@@ -44,5 +44,7 @@ def test_a_name_is_loaded_when_it_is_asked_for(lazily):
 def test_names_are_listed_and_an_unknown_one_names_them(lazily):
     assert {"Thing", "renamed", "room", "tau", "__all__"} <= set(dir(lazily))
     assert "annotations" not in dir(lazily)
-    with pytest.raises(AttributeError, match=r"'lazily' has no attribute 'thing'\. Public names: Thing, renamed"):
+    with pytest.raises(
+        AttributeError, match=r"'lazily' has no .* 'thing'\. Did you mean 'Thing'\? Public names: Thing, renamed"
+    ):
         _ = lazily.thing

@@ -75,11 +75,12 @@ def test_outer_packages_import_what_they_may(package):
 def test_public_names_are_pinned_and_import():
     """Users rely on this list: a change belongs in the change notes."""
     assert sorted(qfl.__all__) == [
-        "ActivationStore", "Batch", "DivergedError", "ExampleStream", "Execution", "Feature", "FixedFeature",
-        "FixedTask", "Intervention", "ModelConfig", "Pairs", "ProbeConfig", "QflError", "Run", "Site", "Suite",
-        "Sweep", "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "estimate_sweep",
-        "fast_logits", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task", "patch",
-        "project_out", "resume", "run_sweep", "sweep_status", "task_names", "train",
+        "ActivationStore", "Batch", "Checkpoints", "CurvatureConfig", "DivergedError", "ExampleStream", "Execution",
+        "Feature", "FixedFeature", "FixedTask", "Intervention", "ModelConfig", "Pairs", "PolcaConfig", "ProbeConfig",
+        "QflError", "Run", "SgldConfig", "Site", "Suite", "Sweep", "SweepConfig", "Task", "TrainConfig", "branch",
+        "build_model", "capture", "estimate_sweep", "fast_logits", "generate_greedy", "held_out", "hooked_from_hf",
+        "interventions_on", "load_task", "mean", "patch", "project_out", "read_activations", "resample", "resume",
+        "run_sweep", "sweep_status", "task_names", "train", "write_activation", "zero",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
         "ablate", "ablate_units", "across", "capture", "curvature", "emergence", "interchange", "mdl", "patch", "polca",
@@ -89,8 +90,18 @@ def test_public_names_are_pinned_and_import():
         for name in package.__all__:
             assert callable(getattr(package, name)), name
     assert set(qfl.__all__) <= set(dir(qfl))
-    with pytest.raises(AttributeError, match=r"no attribute 'Trainer'. Public names: ActivationStore, "):
+    with pytest.raises(AttributeError, match=r"'Trainer'. Did you mean 'train'.*\? Public names: ActivationStore, "):
         _ = qfl.Trainer
+    with pytest.raises(AttributeError, match=r"no attribute 'xyzzy'. Public names: "):
+        _ = qfl.xyzzy
+
+
+@pytest.mark.parametrize("room", import_layers.ROOMS)
+def test_every_room_is_an_attribute_of_the_library(monkeypatch, room):
+    monkeypatch.delattr(qfl, room, raising=False)
+    assert getattr(qfl, room) is sys.modules[f"qfl_interp.{room}"]
+    assert room in dir(qfl)
+    assert room not in qfl.__all__
 
 
 def test_importing_has_no_side_effect():

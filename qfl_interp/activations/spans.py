@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.config import PROBE_SITES
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, HookedTransformer, layer_count, model_device
@@ -18,9 +17,8 @@ from qfl_interp.models.fast_forward import fast_resid
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.hooks import Intervention, Site, interventions_on
 from qfl_interp.shapes import Tokens
+from qfl_interp.sites import PROBE_SITES, SITES
 
-# Sites with one activation a head: [batch, pos, head, d_head] at the hook point.
-HEAD_SITES = ("z", "q", "k", "v")
 # Examples a forward pass, where the caller does not say.
 CHUNK = 500
 
@@ -143,7 +141,7 @@ def site_spans(
         tokens: Whole sequences.
         first: First position kept.
         last: Last position kept.
-        names: Sites with a position: one or more of `qfl_interp.config.PROBE_SITES`.
+        names: Sites with a position: one or more of `qfl_interp.sites.PROBE_SITES`.
         layers: Blocks counted from 0, in the order they are wanted; all by default.
         chunk: Examples a forward pass.
 
@@ -168,7 +166,7 @@ def site_spans(
 
 def places(name: str, layers: Sequence[int], n_heads: int) -> tuple[Place, ...]:
     """The places of a site in some layers, layer by layer."""
-    heads = range(n_heads) if name in HEAD_SITES else (-1,)
+    heads = range(n_heads) if SITES[name].has_heads else (-1,)
     return tuple(Place(layer, head) for layer in layers for head in heads)
 
 
@@ -247,7 +245,7 @@ def _read(model: HookedModel, tokens: Tokens, sites: Sequence[Site], first: int)
                 raise _AllRead
             return activation
 
-        return Intervention(site, take, "capture")
+        return Intervention(site, take, "read")
 
     with interventions_on(model, [reader(site) for site in sites]):
         try:
@@ -259,11 +257,10 @@ def _read(model: HookedModel, tokens: Tokens, sites: Sequence[Site], first: int)
 
 def _by_head(site: Site, activation: Tensor, tokens: Tokens) -> Float[Tensor, "batch pos head d"]:
     """A hook point's activation with a head axis, of size 1 at a site without heads."""
-    has_heads = site.name in HEAD_SITES
-    if activation.shape[:2] != tokens.shape or activation.ndim != 3 + has_heads:
-        shape = "[batch, pos, head, d_head]" if has_heads else "[batch, pos, d]"
+    kind = SITES[site.name]
+    if activation.shape[:2] != tokens.shape or activation.ndim != 1 + len(kind.axes):
         raise QflError(
-            f"{site.name!r} must be {shape} to be read by position, got {list(activation.shape)} for tokens "
+            f"{site.name!r} must be {kind.shape} to be read by position, got {list(activation.shape)} for tokens "
             f"{list(tokens.shape)} at {site.hook_name}. This model keeps something else there: read another site."
         )
-    return activation if has_heads else activation[:, :, None]
+    return activation if kind.has_heads else activation[:, :, None]

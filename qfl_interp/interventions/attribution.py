@@ -14,7 +14,7 @@ from torch import Tensor
 from qfl_interp.interventions.pairs import Metric, PairScores, PatchPairs, contrast_logit_diff, end_scores, normalise
 from qfl_interp.interventions.patching import NO_HEAD, Place, resolve_places
 from qfl_interp.models.build import HookedModel, model_device
-from qfl_interp.models.hooks import Intervention, Site, capture, interventions_on
+from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 from qfl_interp.models.metrics import answer_only, masked_loss
 
 # Below this share of the gap between the runs an effect's sign is not asked about.
@@ -111,7 +111,7 @@ def _effects(
     clean, corrupted = (t[pair, : pairs.span.stop].to(device) for t in (pairs.clean, pairs.corrupted))
     first = Site(0, "resid_pre")
     wanted = list(dict.fromkeys([*sites, first]))
-    target, current = capture(model, clean, wanted), capture(model, corrupted, wanted)
+    target, current = read_activations(model, clean, wanted), read_activations(model, corrupted, wanted)
     shares = [(step + 0.5) / integrated for step in range(integrated)] or [0.0]
     total = {site: torch.zeros_like(current[site], dtype=torch.float64) for site in sites}
     for share in shares:

@@ -18,7 +18,7 @@ from qfl_interp.interventions.edits import RowInterventions, Rows, edit_at
 from qfl_interp.interventions.project_out import Planes, plane_ablation
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import logits_at
-from qfl_interp.models.hooks import Intervention, Site, capture
+from qfl_interp.models.hooks import Intervention, Site, read_activations
 from qfl_interp.shapes import Tokens
 
 # Draws one trial of a control.
@@ -38,7 +38,7 @@ def plane_means(
     count = torch.zeros(len(planes.layers), dtype=torch.float64)
     for start in range(0, len(tokens), chunk):
         part, positions = tokens[start : start + chunk], planes.positions[start : start + chunk]
-        found = capture(model, part.to(model_device(model)), list(sites.values()))
+        found = read_activations(model, part.to(model_device(model)), list(sites.values()))
         there = positions >= 0
         example = torch.arange(len(part))[:, None]
         for row, layer in enumerate(planes.layers.tolist()):

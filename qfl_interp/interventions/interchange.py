@@ -16,7 +16,7 @@ from qfl_interp.interventions.pairs import PairScores, PatchPairs, logit_differe
 from qfl_interp.interventions.project_out import affine_projection
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import rows_logits
-from qfl_interp.models.hooks import Intervention, Site, capture
+from qfl_interp.models.hooks import Intervention, Site, read_activations
 
 Condition = Literal["none", "feature", "mean_shift", "random", "whole"]
 
@@ -150,7 +150,7 @@ class _Runs:
         sources = []
         for part in self._parts():
             pair = found.pair[part]
-            activation = capture(model, pairs.clean[pair].to(self.device), [site])[site]
+            activation = read_activations(model, pairs.clean[pair].to(self.device), [site])[site]
             sources.append(activation[torch.arange(len(pair)), read[pair]][:, None])
         self.source = torch.cat(sources)
 

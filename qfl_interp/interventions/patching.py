@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.activations.spans import HEAD_SITES, Place
+from qfl_interp.activations.spans import Place
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.pairs import (
     Metric,
@@ -24,12 +24,11 @@ from qfl_interp.interventions.pairs import (
 )
 from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import resumable, rows_logits
-from qfl_interp.models.hooks import Intervention, Site, capture
+from qfl_interp.models.hooks import Intervention, Site, read_activations
+from qfl_interp.sites import HEAD_SITES, STREAM_SITES
 
 __all__ = ["ALL_POSITIONS", "NO_HEAD", "PatchPairs", "PatchScores", "Place", "patch_pairs", "patch_sweep"]
 
-# Sites whose activation is one vector a position; those of `HEAD_SITES` have one a head.
-STREAM_COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 # In `Place`: the activation of all heads, or one that has none. In `PatchScores.positions`: every position at once.
 NO_HEAD = -1
 ALL_POSITIONS = -1
@@ -101,16 +100,16 @@ def resolve_places(
     Raises:
         ValueError: An unknown component, a layer or head that is not there, or heads of a component without heads.
     """
-    if component not in STREAM_COMPONENTS + HEAD_SITES:
-        raise ValueError(f"component must be one of {STREAM_COMPONENTS + HEAD_SITES}, got {component!r}.")
+    if component not in STREAM_SITES + HEAD_SITES:
+        raise ValueError(f"component must be one of {STREAM_SITES + HEAD_SITES}, got {component!r}.")
     chosen = _among("layers", layers, layer_count(model))
-    if component in STREAM_COMPONENTS:
+    if component in STREAM_SITES:
         if heads is not None:
             raise ValueError(f"heads go with one of {HEAD_SITES}, got heads={list(heads)} of {component!r}.")
         return tuple(Place(layer) for layer in chosen)
     # Asked of the activation itself: keys and values may have fewer heads than queries.
     site = Site(chosen[0], component)
-    n_heads = capture(model, pairs.clean[:1].to(model_device(model)), [site])[site].shape[2]
+    n_heads = read_activations(model, pairs.clean[:1].to(model_device(model)), [site])[site].shape[2]
     return tuple(Place(layer, head) for layer in chosen for head in _among("heads", heads, n_heads))
 
 
@@ -147,8 +146,8 @@ def _capture_block(model: HookedModel, pairs: PatchPairs, pair: Tensor, componen
     early = {"stop_at_layer": max(layers) + 1} if resumable(model) else {}
     sites = [Site(layer, component) for layer in layers]
     starts = [Site(layer, "resid_pre") for layer in layers] if resumable(model) else []
-    source = capture(model, clean, sites, **early)
-    found = capture(model, corrupted, list(dict.fromkeys(sites + starts)), **early)
+    source = read_activations(model, clean, sites, **early)
+    found = read_activations(model, corrupted, list(dict.fromkeys(sites + starts)), **early)
     return _Block(
         pair,
         corrupted,

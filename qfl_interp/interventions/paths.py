@@ -15,7 +15,8 @@ from qfl_interp.interventions.pairs import Metric, PairScores, PatchPairs, end_s
 from qfl_interp.interventions.patching import resolve_places
 from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import resumable, rows_logits
-from qfl_interp.models.hooks import Intervention, Site, capture, interventions_on
+from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
+from qfl_interp.sites import HEAD_SITES
 
 SENDERS = ("z", "attn_out", "mlp_out")
 RECEIVERS = ("q", "k", "v", "mlp_pre", "resid_post")
@@ -43,10 +44,8 @@ class Node:
             raise ValueError(
                 f"an end of a path must be in a block, a sender {SENDERS} or a receiver {RECEIVERS}, got {name!r}."
             )
-        if (self.head is not None) != (name in ("z", "q", "k", "v")):
-            raise ValueError(
-                f"head must be given at 'z', 'q', 'k' and 'v' and only there, got {self.head} at {name!r}."
-            )
+        if (self.head is not None) != (name in HEAD_SITES):
+            raise ValueError(f"head must be given at {HEAD_SITES} and only there, got {self.head} at {name!r}.")
 
     @property
     def layer(self) -> int:
@@ -189,8 +188,8 @@ def _freeze(
     first = Site(layers.start, "resid_pre")
     early = {"stop_at_layer": layers.stop} if resumable(model) else {}
     sending = list(dict.fromkeys(Site(node.layer, node.site.name) for node in senders))
-    base = capture(model, corrupted, [*frozen, first], **early)
-    source = capture(model, clean, sending, **early)
+    base = read_activations(model, corrupted, [*frozen, first], **early)
+    source = read_activations(model, clean, sending, **early)
     held = []
     for site in dict.fromkeys([*frozen, *sending]):
         kept = base[site][inverse] if site in frozen else None
@@ -235,7 +234,7 @@ def _deliver(model: HookedModel, frozen: _Frozen, receivers: Sequence[Node], las
     at = [(node, site) for node in receivers for site in _receiving_sites(model, node)]
     early = {"stop_at_layer": last + 1} if resumable(model) else {}
     with interventions_on(model, frozen.held):
-        received = capture(model, frozen.tokens, list(dict.fromkeys(site for _, site in at)), **early)
+        received = read_activations(model, frozen.tokens, list(dict.fromkeys(site for _, site in at)), **early)
     return [_hold(site, None, received[site], _mask(node, received[site])[None]) for node, site in at]
 
 

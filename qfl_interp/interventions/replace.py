@@ -1,7 +1,7 @@
 """Replacing activations by zero, by their mean or by another example's: ablations as values, of heads and neurons too.
 
 All of them are `x <- (1 - eps) x + eps r` with a replacement `r`, at per-example positions or at every token.
-Projecting directions out is `projection.project_out`.
+Projecting directions out is `project_out`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ from torch import Tensor
 
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.models.build import HookedModel, model_device
-from qfl_interp.models.hooks import Intervention, Site, capture
+from qfl_interp.models.hooks import Intervention, Site, read_activations
 from qfl_interp.shapes import Tokens
 
 Method = Literal["zero", "mean", "resample"]
-# Activations [batch, pos, head, d_head], whose units are the heads; those of all others are their last axis.
-BY_HEAD = ("q", "k", "v", "z")
-# Activations [batch, head, query, key]: no token, no unit.
-_NO_UNITS = ("pattern", "attn_scores")
 
 
 def zero(
@@ -120,12 +116,13 @@ def replace(
     Raises:
         ValueError: As for `zero`; or, in the pass, a replacement of another shape or a unit that is not there.
     """
-    if site.name in _NO_UNITS:
+    kind = site.kind
+    if kind is not None and not kind.has_positions:
         raise ValueError(
-            f"site of an ablation must hold an entry a token, got {site.name!r}, which is [batch, head, query, key]. "
+            f"site of an ablation must hold an entry a token, got {site.name!r}, which is {kind.shape}. "
             "Ablate the head at 'z', or write an Intervention of your own."
         )
-    axis = -2 if site.name in BY_HEAD else -1
+    axis = -2 if kind is not None and kind.has_heads else -1
 
     def change(x: Tensor) -> Tensor:
         given = value(x)
@@ -179,7 +176,7 @@ def activations_at(
     """
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for start in range(0, len(tokens), chunk):
-        found = capture(model, tokens[start : start + chunk].to(model_device(model)), sites)
+        found = read_activations(model, tokens[start : start + chunk].to(model_device(model)), sites)
         for site, x in found.items():
             parts[site].append(x.cpu() if positions is None else _gathered(x.cpu(), positions[start : start + chunk]))
     return {site: torch.cat(part) for site, part in parts.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from qfl_interp.data.task import Batch
 from qfl_interp.interventions.controls import Control
 from qfl_interp.interventions.edits import RowInterventions, Rows
-from qfl_interp.interventions.replace import BY_HEAD, Method, activations_at, replace, replacement_by
+from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import logits_at, resumable, rows_logits
 from qfl_interp.models.generate import decode_greedy
@@ -26,6 +26,7 @@ from qfl_interp.models.hooks import Intervention, Site
 from qfl_interp.models.metrics import ExampleScores, evaluate
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Resid, Tokens
+from qfl_interp.sites import HEAD_SITES
 
 
 def intact(_rows: Rows) -> list[Intervention]:
@@ -224,7 +225,7 @@ def score_units(
         where = None if positions is None else positions[seen]
         found = activations_at(model, batch.tokens[seen], [site], where, chunk=chunk)[site]
         if units is None:
-            units = range(found.shape[-2] if name in BY_HEAD else found.shape[-1])
+            units = range(found.shape[-2] if name in HEAD_SITES else found.shape[-1])
         value = replacement_by(method, found, where, rng)
         prefix = shared_prefix(model, batch.tokens, layer, chunk=chunk)
         rows += _score_layer_units(model, batch, site, list(units), value, positions, prefix, chunk)

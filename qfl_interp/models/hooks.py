@@ -7,38 +7,21 @@ and written here is always the shape TransformerLens names. Nothing here knows a
 
 from __future__ import annotations
 
-import difflib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from qfl_interp.errors import QflError
+from qfl_interp.errors import QflError, nearest
 from qfl_interp.models.build import HookedModel
+from qfl_interp.sites import SITES, SiteKind, site_kind
 
-# Short name -> hook point inside a block, as TransformerLens names them.
-BLOCK_SITES = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "resid_post": "hook_resid_post",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "z": "attn.hook_z",
-    "pattern": "attn.hook_pattern",
-    "attn_scores": "attn.hook_attn_scores",
-    "mlp_pre": "mlp.hook_pre",
-    "mlp_post": "mlp.hook_post",
-}
-# Activations [batch, head, query, key], whose second axis is not the position.
-_BY_HEAD = ("pattern", "attn_scores")
 # Hook points that exist but fire only where this config flag is on.
 _GATED = {
     "hook_result": "use_attn_result",
@@ -56,8 +39,8 @@ class Site:
 
     Args:
         layer: Block, counted from 0; None for a hook point outside the blocks.
-        name: A short name (`resid_post`, `attn_out`, `z`, ...) or, with `layer=None`, a full hook point name
-            (`hook_embed`, `ln_final.hook_normalized`).
+        name: A short name of `qfl_interp.sites.SITES` (`resid_post`, `attn_out`, `z`, ...) or, with `layer=None`, a
+            full hook point name (`hook_embed`, `ln_final.hook_normalized`).
         positions: Token indices; None for all.
 
     Raises:
@@ -73,23 +56,26 @@ class Site:
         if self.layer is not None:
             if self.layer < 0:
                 raise ValueError(f"layer must be at least 0, got {self.layer}. Layers count from 0.")
-            if self.name not in BLOCK_SITES:
-                near = difflib.get_close_matches(self.name, BLOCK_SITES, n=1)
-                guess = f" Did you mean {near[0]!r}?" if near else ""
+            if self.name not in SITES:
                 raise ValueError(
-                    f"name of a site in a block must be one of {list(BLOCK_SITES)}, got {self.name!r}.{guess} "
-                    "For any other hook point give layer=None and its full name."
+                    f"name of a site in a block must be one of {list(SITES)}, got {self.name!r}."
+                    f"{nearest(self.name, SITES)} For any other hook point give layer=None and its full name."
                 )
-        if self.positions is not None and self.name.endswith(_BY_HEAD):
+        if self.positions is not None and self.kind is not None and not self.kind.has_positions:
             raise ValueError(
-                f"positions must be None at {self.name!r}, which is [batch, head, query, key], got "
-                f"{self.positions}. Select inside the function."
+                f"positions must be None at {self.name!r}, which is {self.kind.shape}, got {self.positions}. "
+                "Select inside the function."
             )
+
+    @property
+    def kind(self) -> SiteKind | None:
+        """Its entry in the table of sites; None for a hook point that is not in a block or not in the table."""
+        return site_kind(self.name)
 
     @property
     def hook_name(self) -> str:
         """The hook point's full name, as TransformerLens spells it."""
-        return self.name if self.layer is None else f"blocks.{self.layer}.{BLOCK_SITES[self.name]}"
+        return self.name if self.layer is None else f"blocks.{self.layer}.{SITES[self.name].hook}"
 
 
 # The activation at a site's hook point -> what replaces it.
@@ -140,13 +126,12 @@ def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: st
     """The point of this name; raises as `hook_point` does."""
     config = getattr(model, "cfg", None)
     if name not in points:
-        near = difflib.get_close_matches(name, points, n=3)
         n_layers = 1 + max((int(n.split(".")[1]) for n in points if n.startswith("blocks.")), default=-1)
         if name.endswith("hook_resid_mid") and getattr(config, "parallel_attn_mlp", False):
             why = " Its blocks run attention and MLP side by side, so there is no stream between them."
         else:
             why = f" It has {n_layers} layers, counted from 0."
-        raise QflError(f"the model has no hook point {name!r}. Nearest: {', '.join(near) or 'none'}.{why}")
+        raise QflError(f"the model has no hook point {name!r}.{nearest(name, points)}{why}")
     flag = _GATED.get(name.rsplit(".", 1)[-1])
     if flag is not None and not getattr(config, flag, False):
         raise QflError(
@@ -221,34 +206,46 @@ def interventions_on(model: HookedModel, interventions: Sequence[Intervention]) 
 
 
 @torch.no_grad()
-def capture(
+def read_activations(
     model: HookedModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
 ) -> dict[Site, Tensor]:
-    """The activations at `sites` in one forward pass, as the hook points give them (`[batch, pos, ...]`).
+    """The activations at `sites` in one forward pass, as the hook points give them: `[batch, pos, ...]`.
 
-    `site.positions` selects along the second axis. Raises `QflError` as `interventions_on` does.
+    `interventions.replace.activations_at` reads many examples, each at positions of its own.
+
+    Args:
+        model: Any model with TransformerLens hook points.
+        tokens: The batch, on the model's device.
+        sites: Where; `site.positions` selects along the second axis.
+        **forward_kwargs: For the model, such as `stop_at_layer`.
+
+    Returns:
+        A copy for each site, on the model's device, without gradients.
+
+    Raises:
+        QflError: As `interventions_on`.
     """
-    captured: dict[Site, Tensor] = {}
+    found: dict[Site, Tensor] = {}
 
     def reader(site: Site) -> Intervention:
         def read(activation: Tensor) -> Tensor:
             kept = activation if site.positions is None else activation[:, list(site.positions)]
-            captured[site] = kept.detach().clone()
+            found[site] = kept.detach().clone()
             return activation
 
-        return Intervention(site, read, "capture")
+        return Intervention(site, read, "read")
 
     with interventions_on(model, [reader(site) for site in sites]):
         model(tokens, **forward_kwargs)
-    return captured
+    return found
 
 
-def patch(site: Site, activation: Tensor) -> Intervention:
-    """Write another run's activation at a site.
+def write_activation(site: Site, activation: Float[Tensor, "batch place *rest"]) -> Intervention:
+    """The intervention that puts a given activation, another run's for example, in a site's place.
 
     Args:
         site: Where; `positions` None for every position.
-        activation: What `capture` returned for this site: `[batch, pos or len(positions), ...]`.
+        activation: What `read_activations` returned for this site: `[batch, pos or len(positions), ...]`.
     """
 
     def write(current: Tensor) -> Tensor:
@@ -258,4 +255,24 @@ def patch(site: Site, activation: Tensor) -> Intervention:
         changed[:, list(site.positions)] = activation.to(current)
         return changed
 
-    return Intervention(site, write, "patch")
+    return Intervention(site, write, "write")
+
+
+def capture(
+    model: HookedModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
+) -> dict[Site, Tensor]:
+    """Old name of `read_activations`; a lens is called `capture` too."""
+    _renamed("qfl.capture", "qfl.read_activations", "analyses.capture")
+    return read_activations(model, tokens, sites, **forward_kwargs)
+
+
+def patch(site: Site, activation: Tensor) -> Intervention:
+    """Old name of `write_activation`; a lens is called `patch` too."""
+    _renamed("qfl.patch", "qfl.write_activation", "analyses.patch")
+    return write_activation(site, activation)
+
+
+def _renamed(old: str, new: str, lens: str) -> None:
+    """Warn whoever called a function by its old name."""
+    text = f"{old} is called {new} now, and its old name goes in the next release. The lens {lens} keeps its name."
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

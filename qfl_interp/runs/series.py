@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +97,15 @@ class Checkpoints(abc.ABC):
                     f"{len(saved)} steps lie between {saved[0]} and {saved[-1]}."
                 )
         return sorted(set(listed))
+
+
+def __getattr__(name: str) -> Any:
+    """`Series`, the old name of `Checkpoints`."""
+    if name != "Series":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
+    text = f"{__name__}.Series is called Checkpoints now, and its old name goes in the next release."
+    warnings.warn(text, DeprecationWarning, stacklevel=2)
+    return Checkpoints
 
 
 def _listed(steps: Steps, saved: Sequence[int]) -> list[int]:

@@ -13,12 +13,13 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from qfl_interp.activations import spans as activations
-from qfl_interp.activations.spans import HEAD_SITES, Place, SiteSpan, site_span, site_spans, stream_spans
-from qfl_interp.config import PROBE_SITES, ModelConfig
+from qfl_interp.activations.spans import Place, SiteSpan, site_span, site_spans, stream_spans
+from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_hooked, hooked_from_hf
-from qfl_interp.models.hooks import BLOCK_SITES, Intervention, Site, interventions_on
+from qfl_interp.models.hooks import Intervention, Site, interventions_on
+from qfl_interp.sites import HEAD_SITES, PROBE_SITES, SITES
 
 D_MODEL, N_LAYERS, N_HEADS, N_CTX, N_EXAMPLES = 16, 3, 4, 11, 20
 FIRST, LAST = 3, 8
@@ -41,7 +42,7 @@ def llama():
 
 def cached(model, tokens, name, layer, head=-1):
     """One place's activations at every position, [pos, example, d], from TransformerLens's own cache."""
-    point = f"blocks.{layer}.{BLOCK_SITES[name]}"
+    point = f"blocks.{layer}.{SITES[name].hook}"
     _, cache = model.run_with_cache(tokens, names_filter=point)
     found = cache[point] if head < 0 else cache[point][:, :, head]
     return found.detach().transpose(0, 1)
@@ -267,8 +268,8 @@ def test_no_examples_are_refused(llama, tokens):
 
 
 def test_an_activation_of_another_shape_is_refused(llama, tokens, monkeypatch):
-    monkeypatch.setitem(BLOCK_SITES, "mlp_out", "attn.hook_z")
-    with pytest.raises(QflError, match=r"'mlp_out' must be \[batch, pos, d\].*got \[20, 9, 4, 4\].*attn.hook_z"):
+    monkeypatch.setitem(SITES, "mlp_out", SITES["mlp_out"]._replace(hook="attn.hook_z"))
+    with pytest.raises(QflError, match=r"'mlp_out' must be \[batch, pos, d_model\].*got \[20, 9, 4, 4\].*attn.hook_z"):
         site_span(llama, tokens, FIRST, LAST, name="mlp_out")
 
 

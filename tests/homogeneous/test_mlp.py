@@ -126,7 +126,7 @@ def test_capture_reads_every_layer_of_vectors(mlp, samples):
 def test_capture_through_token_ids(mlp, samples, labels):
     reader = SampleReader(mlp, samples)
     tokens = sample_tokens(labels).tokens
-    found = qfl.capture(reader, tokens, [qfl.Site(0), qfl.Site(1, "mlp_pre", (1,))])
+    found = qfl.read_activations(reader, tokens, [qfl.Site(0), qfl.Site(1, "mlp_pre", (1,))])
     batch = run_minibatch(mlp, samples, torch.zeros(12, 4, dtype=torch.float64), "mse")
     assert found[qfl.Site(0)].shape == (12, 3, 5)
     for position in range(3):

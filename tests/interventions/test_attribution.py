@@ -11,7 +11,7 @@ from qfl_interp.interventions.attribution import attribution_error, attribution_
 from qfl_interp.interventions.pairs import patch_pairs
 from qfl_interp.interventions.patching import Place, patch_sweep
 from qfl_interp.models.build import build_model
-from qfl_interp.models.hooks import BLOCK_SITES
+from qfl_interp.sites import SITES
 
 METRICS = ("logit_diff", "loss")
 
@@ -57,7 +57,7 @@ def metrics_under(model, pairs, pair, hooks):
 
 def slope(model, pairs, pair, component, layer, position, head):
     """Central difference of the metrics along the straight line from the corrupted to the clean activation."""
-    name = f"blocks.{layer}.{BLOCK_SITES[component]}"
+    name = f"blocks.{layer}.{SITES[component].hook}"
     with torch.no_grad():
         clean, corrupted = (model.run_with_cache(t[pair : pair + 1])[1][name] for t in (pairs.clean, pairs.corrupted))
     index = (0, position) if head is None else (0, position, head)

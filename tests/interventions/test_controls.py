@@ -21,7 +21,7 @@ from qfl_interp.interventions.controls import (
 from qfl_interp.interventions.project_out import Planes, plane_ablation
 from qfl_interp.interventions.replace import zero
 from qfl_interp.models.build import build_hooked
-from qfl_interp.models.hooks import Intervention, Site, capture, interventions_on
+from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 
 D_MODEL, N_LAYERS, N_CTX, N_EXAMPLES = 24, 3, 9, 15
 
@@ -208,7 +208,7 @@ def test_same_norm_of_a_head(model, tokens):
     made = [zero(Site(1, "z"), torch.tensor([[3, 5]]), units=[2])]
     (move,) = moves_made(model, tokens, lambda _: made)
     assert move.shape == (4, D_MODEL // 4)
-    z = capture(model, tokens, [Site(1, "z")])[Site(1, "z")]
+    z = read_activations(model, tokens, [Site(1, "z")])[Site(1, "z")]
     torch.testing.assert_close(move.size, z[:, [3, 5], 2].norm(dim=-1), rtol=1e-5, atol=0)
     (control,) = same_norm([move], np.random.default_rng(0))(slice(None))
     moved = control.fn(z) - z

@@ -18,7 +18,7 @@ from qfl_interp.interventions.interchange import (
 )
 from qfl_interp.interventions.pairs import PairScores, PatchPairs, patch_pairs
 from qfl_interp.models.build import build_model
-from qfl_interp.models.hooks import Site, capture, interventions_on
+from qfl_interp.models.hooks import Site, interventions_on, read_activations
 
 D_MODEL = 16
 
@@ -57,9 +57,9 @@ def test_swap_moves_the_component_and_nothing_else(model, pairs, per_label):
     directions = draw(2, 3, D_MODEL) if per_label else draw(3, D_MODEL)
     source, site = draw(5, 2, D_MODEL, seed=1), Site(0)
     positions = torch.tensor([[4, 8], [8, 2], [0, -1], [-1, 11], [5, 6]])
-    before = capture(model, pairs.clean, [site])[site]
+    before = read_activations(model, pairs.clean, [site])[site]
     with interventions_on(model, [swap_subspace(site, directions, source, positions)]):
-        after = capture(model, pairs.clean, [site])[site]
+        after = read_activations(model, pairs.clean, [site])[site]
     expected = before.clone()
     for example, row in enumerate(positions.tolist()):
         for label, position in enumerate(row):
@@ -161,7 +161,7 @@ def test_only_what_differs_along_the_directions_is_swapped(model, pairs):
         pairs, **{n: getattr(pairs, n)[:1] for n in ("clean", "corrupted", "corrupted_answer", "loss_mask", "contrast")}
     )
     site, at = Site(0), torch.tensor([9])
-    source, base = (capture(model, t, [site])[site][:, 9] for t in (one.clean, one.corrupted_answer))
+    source, base = (read_activations(model, t, [site])[site][:, 9] for t in (one.clean, one.corrupted_answer))
     along = source - base
     across = torch.linalg.svd(along).Vh[1:4]
 

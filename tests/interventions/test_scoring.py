@@ -16,7 +16,7 @@ from qfl_interp.interventions.replace import zero
 from qfl_interp.interventions.scoring import answers, score_ablation, score_interventions, score_units, shared_prefix
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.generate import generate_greedy
-from qfl_interp.models.hooks import Intervention, Site, capture, interventions_on
+from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 from qfl_interp.models.metrics import evaluate
 
 D_MODEL, N_LAYERS, N_CTX, EQUALS = 48, 3, 11, 4
@@ -66,7 +66,7 @@ def test_one_intervention_a_layer_with_its_labels_only(model, batch):
     assert [c.site for c in changes] == [Site(0), Site(1), Site(2)]
     tokens = batch.tokens[1:3]
     with interventions_on(model, changes):
-        after = capture(model, tokens, [Site(layer) for layer in range(N_LAYERS)])
+        after = read_activations(model, tokens, [Site(layer) for layer in range(N_LAYERS)])
     for label, layer in enumerate(planes.layers):
         for example, place in enumerate(positions[1:3, label].tolist()):
             if place == NO_POSITION:
@@ -75,7 +75,7 @@ def test_one_intervention_a_layer_with_its_labels_only(model, batch):
             distance = x @ planes.directions[label, 0] + planes.offsets[label, 0]
             assert abs(distance) < 1e-4, (label, example)
     # Nothing else of the first changed layer moved.
-    before = capture(model, tokens, [Site(0)])[Site(0)]
+    before = read_activations(model, tokens, [Site(0)])[Site(0)]
     changed = (after[Site(0)] != before).any(dim=2)
     assert changed.nonzero().tolist() == [[0, 5], [1, 8]]
 
@@ -88,9 +88,9 @@ def test_labels_at_one_place_and_outputs_without_a_probe(model, batch):
     planes = drawn._replace(kept=kept, directions=drawn.directions * kept[..., None], offsets=drawn.offsets * kept)
     changes = plane_ablation(planes)(slice(0, 3))
     assert [c.site for c in changes] == [Site(1)] * 2, "four directions at one place, one at the other"
-    before = capture(model, batch.tokens[:3], [Site(1)])[Site(1)]
+    before = read_activations(model, batch.tokens[:3], [Site(1)])[Site(1)]
     with interventions_on(model, changes):
-        after = capture(model, batch.tokens[:3], [Site(1)])[Site(1)]
+        after = read_activations(model, batch.tokens[:3], [Site(1)])[Site(1)]
     for example in range(3):
         for label, place in enumerate(positions[example].tolist()):
             x = after[example, place]
@@ -108,8 +108,8 @@ def test_labels_of_one_layer_may_have_different_numbers_of_directions(model, bat
     kept = torch.tensor([[True, False, False], [True, True, True], [False, False, True]])
     planes = drawn._replace(kept=kept)
     with interventions_on(model, plane_ablation(planes)(slice(0, 2))):
-        after = capture(model, batch.tokens[:2], [Site(2)])[Site(2)]
-    before = capture(model, batch.tokens[:2], [Site(2)])[Site(2)]
+        after = read_activations(model, batch.tokens[:2], [Site(2)])[Site(2)]
+    before = read_activations(model, batch.tokens[:2], [Site(2)])[Site(2)]
     for label, place in enumerate(positions[0].tolist()):
         x = after[:, place]
         distance = (x @ planes.directions[label].mT + planes.offsets[label]).abs()
@@ -169,9 +169,9 @@ def test_pooled_planes_act_from_the_first_label_to_the_last(model, batch):
     positions = torch.tensor([[6, 3], [5, 5], [NO_POSITION, 8], [NO_POSITION, NO_POSITION]])
     planes = pooled_planes(weight[:, 0], intercept[:, 0], fitted[:, 0], layers=np.array([1]), positions=positions)
     assert planes.positions[:, 0].tolist() == [[3, 4, 5, 6], [5, -1, -1, -1], [8, -1, -1, -1], [-1] * 4]
-    before = capture(model, batch.tokens[:4], [Site(1)])[Site(1)]
+    before = read_activations(model, batch.tokens[:4], [Site(1)])[Site(1)]
     with interventions_on(model, plane_ablation(planes)(slice(0, 4))):
-        after = capture(model, batch.tokens[:4], [Site(1)])[Site(1)]
+        after = read_activations(model, batch.tokens[:4], [Site(1)])[Site(1)]
     want = before.clone()
     for example, tokens in enumerate(([3, 4, 5, 6], [5], [8], [])):
         want[example, tokens] = project(before[example, tokens], weight[1, 0, 0], intercept[1, 0, 0])
@@ -182,9 +182,9 @@ def test_pooled_planes_act_from_the_first_label_to_the_last(model, batch):
 def test_strength_of_planes(model, batch, epsilon):
     planes = draw_planes([1], [[5]] * 2)
     make = plane_ablation(planes, epsilon=epsilon)
-    before = capture(model, batch.tokens[:2], [Site(1)])[Site(1)][:, 5]
+    before = read_activations(model, batch.tokens[:2], [Site(1)])[Site(1)][:, 5]
     with interventions_on(model, make(slice(0, 2))):
-        after = capture(model, batch.tokens[:2], [Site(1)])[Site(1)][:, 5]
+        after = read_activations(model, batch.tokens[:2], [Site(1)])[Site(1)][:, 5]
     w, b = planes.directions[0, 0], planes.offsets[0, 0]
     torch.testing.assert_close(after @ w + b, (1 - epsilon) * (before @ w + b), rtol=1e-4, atol=1e-4)
 

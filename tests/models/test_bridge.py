@@ -14,8 +14,16 @@ from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.project_out import project_out
 from qfl_interp.models.build import hooked_from_hf, model_device, parameters_to_save
 from qfl_interp.models.forward import is_fast, logits_at
-from qfl_interp.models.hooks import BLOCK_SITES, Intervention, Site, capture, hook_point, interventions_on, patch
+from qfl_interp.models.hooks import (
+    Intervention,
+    Site,
+    hook_point,
+    interventions_on,
+    read_activations,
+    write_activation,
+)
 from qfl_interp.runs.hf_checkpoints import Source, load_source, new_model, quiet
+from qfl_interp.sites import SITES
 from tests.helpers_suite import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, llama_config, neox_config, save_model
 
 D_HEAD = D_MODEL // N_HEADS
@@ -164,7 +172,7 @@ def test_capture_sees_what_the_module_computes(models, arch, name):
         for layer in range(N_LAYERS):
             expected = hf_activation(reference, tokens, layer, name)
             some = Site(layer, name, (4, 1))
-            found = capture(model, tokens, [Site(layer, name), some])
+            found = read_activations(model, tokens, [Site(layer, name), some])
             torch.testing.assert_close(found[Site(layer, name)], expected, rtol=1e-6, atol=1e-6)
             torch.testing.assert_close(found[some], expected[:, [4, 1]], rtol=1e-6, atol=1e-6)
 
@@ -177,13 +185,13 @@ def test_attention_scores_and_pattern(models, arch):
         expected = reference(tokens, output_attentions=True).attentions
     for layer in range(N_LAYERS):
         pattern, scores = Site(layer, "pattern"), Site(layer, "attn_scores")
-        found = capture(model, tokens, [pattern, scores])
+        found = read_activations(model, tokens, [pattern, scores])
         torch.testing.assert_close(found[pattern], expected[layer], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found[scores].softmax(dim=-1), expected[layer], rtol=1e-5, atol=1e-6)
         # Looking at itself alone, a token's z is its own value.
         alone = Intervention(pattern, lambda p: torch.eye(p.shape[-1]).expand_as(p))
         with interventions_on(model, [alone]):
-            after = capture(model, tokens, [Site(layer, "z"), Site(layer, "v")])
+            after = read_activations(model, tokens, [Site(layer, "z"), Site(layer, "v")])
         torch.testing.assert_close(
             after[Site(layer, "z")], after[Site(layer, "v")].expand(-1, -1, N_HEADS, -1), rtol=1e-5, atol=1e-6
         )
@@ -204,7 +212,10 @@ def test_patch_and_edit_act_as_on_the_module(models, arch, name):
             changed[:, [3, 6]] = source
             return changed
 
-        with interventions_on(model, [patch(site, capture(model, other, [site])[site])]), torch.no_grad():
+        with (
+            interventions_on(model, [write_activation(site, read_activations(model, other, [site])[site])]),
+            torch.no_grad(),
+        ):
             patched = model(clean)
         expected = hf_logits(reference, clean, layer, name, swap)
         torch.testing.assert_close(patched, expected, rtol=1e-5, atol=1e-5)
@@ -244,19 +255,19 @@ def test_the_middle_of_a_sequential_block(saved, arch):
     tokens, model = draw_tokens(), bridged(saved[arch][0])
     mid, pre, out = Site(1, "resid_mid"), Site(1, "resid_pre"), Site(1, "attn_out")
     with interventions_on(model, [Intervention(out, torch.zeros_like)]):
-        found = capture(model, tokens, [mid, pre])
+        found = read_activations(model, tokens, [mid, pre])
     torch.testing.assert_close(found[mid], found[pre], rtol=0, atol=0)
 
 
 def test_every_block_site_is_there_or_says_why(saved):
     for arch, folders in saved.items():
         model = bridged(folders[0])
-        for name in BLOCK_SITES:
+        for name in SITES:
             if (arch, name) == ("neox", "resid_mid"):
                 with pytest.raises(QflError, match=r"'blocks.0.hook_resid_mid'.*run attention and MLP side by side"):
                     hook_point(model, Site(0, name).hook_name)
             else:
-                assert capture(model, draw_tokens(), [Site(0, name)])[Site(0, name)].isfinite().any()
+                assert read_activations(model, draw_tokens(), [Site(0, name)])[Site(0, name)].isfinite().any()
 
 
 class NotSetUp(HookedRootModule):
@@ -265,13 +276,13 @@ class NotSetUp(HookedRootModule):
 
 def test_what_cannot_be_hooked_says_why(saved):
     model, tokens = bridged(saved["neox"][0]), draw_tokens()
-    with pytest.raises(QflError, match=r"no hook point 'blocks.2.hook_resid_post'. Nearest: .*has 2 layers"):
-        capture(model, tokens, [Site(2)])
+    with pytest.raises(QflError, match=r"no hook point 'blocks.2.hook_resid_post'. Did you mean .*has 2 layers"):
+        read_activations(model, tokens, [Site(2)])
     gated = Site(None, "blocks.0.attn.hook_result")
     with pytest.raises(QflError, match=r"use_attn_result is False. Call model.set_use_attn_result\(True\)"):
-        capture(model, tokens, [gated])
+        read_activations(model, tokens, [gated])
     model.set_use_attn_result(True)
-    found = capture(model, tokens, [gated, Site(0, "attn_out")])
+    found = read_activations(model, tokens, [gated, Site(0, "attn_out")])
     bias = plain(saved["neox"][0]).gpt_neox.layers[0].attention.dense.bias
     torch.testing.assert_close(found[gated].sum(2) + bias, found[Site(0, "attn_out")], rtol=1e-5, atol=1e-5)
     with pytest.raises(QflError, match=r"NotSetUp has no hook points.*hooked_from_hf"):
@@ -306,7 +317,10 @@ def test_interventions_leave_a_bridge_as_it_was(saved):
 def test_stopping_early_and_interventions_that_never_fire(saved):
     model, tokens = bridged(saved["neox"][0]), draw_tokens()
     first = Site(0)
-    assert torch.equal(capture(model, tokens, [first], stop_at_layer=1)[first], capture(model, tokens, [first])[first])
+    assert torch.equal(
+        read_activations(model, tokens, [first], stop_at_layer=1)[first],
+        read_activations(model, tokens, [first])[first],
+    )
     with pytest.raises(QflError, match=r"never fired: <late at blocks.1.hook_resid_post>"):
         with interventions_on(model, [Intervention(Site(1), lambda x: x, "late")]):
             model(tokens, stop_at_layer=1)

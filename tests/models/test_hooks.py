@@ -6,13 +6,23 @@ import numpy as np
 import pytest
 import torch
 
+import qfl_interp as qfl
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
 from qfl_interp.interventions.project_out import affine_projection, project_out
+from qfl_interp.interventions.replace import zero
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import fast_logits
-from qfl_interp.models.hooks import BLOCK_SITES, Intervention, Site, capture, hook_point, interventions_on, patch
+from qfl_interp.models.hooks import (
+    Intervention,
+    Site,
+    hook_point,
+    interventions_on,
+    read_activations,
+    write_activation,
+)
 from qfl_interp.models.metrics import masked_loss, scored_span, targets
+from qfl_interp.sites import HEAD_SITES, PROBE_SITES, SITES, STREAM_SITES
 from tests.helpers_golden import golden_forward, hooked_from_golden
 
 D_MODEL, N_POS, N_LAYERS = 16, 9, 2
@@ -55,13 +65,37 @@ def test_hook_name(site, expected):
     assert site.hook_name == expected
 
 
-def test_every_short_name_is_a_hook_point_that_fires(model):
-    sites = [Site(1, name) for name in BLOCK_SITES]
-    tokens = draw_tokens(0)
+@pytest.mark.parametrize("style", ["llama", "gpt2"])
+def test_the_table_of_sites_is_what_a_hooked_transformer_has(style):
+    """Every name is a hook point that fires, with the axes that the table says; no two sizes are equal."""
+    config = ModelConfig(d_model=24, n_layers=2, n_heads=2, style=style, d_mlp=10)
+    model, tokens = build_hooked(config, d_vocab=7, n_ctx=N_POS, seed=1), draw_tokens(0)
     _, cache = model.run_with_cache(tokens)
-    found = capture(model, tokens, sites)
-    for site in sites:
-        torch.testing.assert_close(found[site], cache[site.hook_name], rtol=0, atol=0)
+    sizes = {"pos": N_POS, "query": N_POS, "key": N_POS, "head": 2, "d_model": 24, "d_head": 12, "d_mlp": 10}
+    found = read_activations(model, tokens, [Site(1, name) for name in SITES])
+    for site, activation in found.items():
+        torch.testing.assert_close(activation, cache[site.hook_name], rtol=0, atol=0)
+        assert activation.shape == (3, *(sizes[axis] for axis in SITES[site.name].axes)), site
+
+
+def test_what_follows_from_the_table_of_sites():
+    assert PROBE_SITES == (
+        "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z", "mlp_pre", "mlp_post",
+    )  # fmt: skip
+    assert HEAD_SITES == ("q", "k", "v", "z")
+    assert STREAM_SITES == ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+    assert SITES["z"].shape == "[batch, pos, head, d_head]"
+    for name, kind in SITES.items():
+        assert Site(0, name).kind is Site(None, f"blocks.3.{kind.hook}").kind is kind
+    assert Site(None, "ln_final.hook_normalized").kind is None
+
+
+def test_a_site_by_its_full_name_has_heads_too(model):
+    full, short = Site(None, "blocks.1.attn.hook_z"), Site(1, "z")
+    x = draw(3, N_POS, 4, 4)
+    assert torch.equal(zero(full, units=[2]).fn(x), zero(short, units=[2]).fn(x))
+    with pytest.raises(ValueError, match=r"must hold an entry a token, got 'blocks.0.attn.hook_pattern'"):
+        zero(Site(None, "blocks.0.attn.hook_pattern"))
 
 
 def test_bad_sites_are_refused():
@@ -79,10 +113,10 @@ def test_bad_sites_are_refused():
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        (Site(None, "hook_embd"), r"no hook point 'hook_embd'. Nearest: hook_embed"),
+        (Site(None, "hook_embd"), r"no hook point 'hook_embd'. Did you mean .hook_embed"),
         (
             Site(N_LAYERS),
-            r"no hook point 'blocks.2.hook_resid_post'. Nearest: .*has 2 layers, counted from 0",
+            r"no hook point 'blocks.2.hook_resid_post'. Did you mean .*has 2 layers, counted from 0",
         ),
         (Site(None, "blocks.0.attn.hook_result"), "does not fire while cfg.use_attn_result is False"),
         (Site(None, "blocks.1.hook_mlp_in"), "does not fire while cfg.use_hook_mlp_in is False"),
@@ -91,7 +125,7 @@ def test_bad_sites_are_refused():
 )
 def test_hook_points_that_cannot_fire_are_refused(model, site, message):
     with pytest.raises(QflError, match=message):
-        capture(model, draw_tokens(0), [site])
+        read_activations(model, draw_tokens(0), [site])
     assert attached(model) == 0
 
 
@@ -99,7 +133,7 @@ def test_a_gated_hook_point_works_once_its_flag_is_on(model):
     site = Site(None, "blocks.0.attn.hook_result")
     model.set_use_attn_result(True)
     try:
-        found = capture(model, draw_tokens(0), [site, Site(0, "attn_out")])
+        found = read_activations(model, draw_tokens(0), [site, Site(0, "attn_out")])
     finally:
         model.set_use_attn_result(False)
     torch.testing.assert_close(found[site].sum(2), found[Site(0, "attn_out")], rtol=1e-12, atol=1e-12)
@@ -112,10 +146,10 @@ def test_interventions_compose_in_the_order_of_the_list(model):
     add = Intervention(Site(0), lambda x: x + 3, "add")
     double = Intervention(Site(0), lambda x: 2 * x, "double")
     tokens = draw_tokens(0)
-    x = capture(model, tokens, [Site(0)])[Site(0)]
+    x = read_activations(model, tokens, [Site(0)])[Site(0)]
     for order, expected in (([add, double], 2 * (x + 3)), ([double, add], 2 * x + 3)):
         with interventions_on(model, order):
-            found = capture(model, tokens, [Site(0)])[Site(0)]
+            found = read_activations(model, tokens, [Site(0)])[Site(0)]
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -154,9 +188,9 @@ def test_hooks_of_others_stay(model):
     try:
         with interventions_on(model, [Intervention(Site(0), lambda x: 0 * x, "outer")]):
             with interventions_on(model, [Intervention(Site(0), lambda x: x + 1, "inner")]):
-                inside = capture(model, tokens, [Site(0)])[Site(0)]
+                inside = read_activations(model, tokens, [Site(0)])[Site(0)]
                 assert len(point.fwd_hooks) == 3
-            assert float(capture(model, tokens, [Site(0)])[Site(0)].abs().max()) == 0
+            assert float(read_activations(model, tokens, [Site(0)])[Site(0)].abs().max()) == 0
         assert len(point.fwd_hooks) == attached(model) == 1
         assert torch.equal(inside, torch.ones_like(inside))
         assert torch.equal(model(tokens), clean)
@@ -193,17 +227,17 @@ def test_fast_logits_refuses_while_interventions_are_installed(model):
 
 @pytest.mark.parametrize("name", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"])
 @pytest.mark.parametrize("positions", [None, (5,), (7, 2, 3)], ids=str)
-def test_capture_equals_the_cache(model, name, positions):
+def test_reading_equals_the_cache(model, name, positions):
     tokens = draw_tokens(0)
     _, cache = model.run_with_cache(tokens)
     for layer in range(N_LAYERS):
         site = Site(layer, name, positions)
         whole = cache[site.hook_name]
         expected = whole if positions is None else whole[:, list(positions)]
-        torch.testing.assert_close(capture(model, tokens, [site])[site], expected, rtol=0, atol=0)
+        torch.testing.assert_close(read_activations(model, tokens, [site])[site], expected, rtol=0, atol=0)
 
 
-# Patching
+# Writing
 
 
 @pytest.mark.parametrize(
@@ -213,16 +247,16 @@ def test_capture_equals_the_cache(model, name, positions):
 )
 def test_patching_a_run_with_itself_changes_no_bit(model, name, positions):
     site, tokens = Site(1, name, positions), draw_tokens(0)
-    own = capture(model, tokens, [site])[site]
-    with interventions_on(model, [patch(site, own)]):
+    own = read_activations(model, tokens, [site])[site]
+    with interventions_on(model, [write_activation(site, own)]):
         patched = model(tokens)
     assert torch.equal(patched, model(tokens))
 
 
 def test_patching_the_whole_stream_gives_the_other_run(model):
     site, clean, other = Site(0, "resid_pre"), draw_tokens(0), draw_tokens(1)
-    source = capture(model, other, [site])[site]
-    with interventions_on(model, [patch(site, source)]):
+    source = read_activations(model, other, [site])[site]
+    with interventions_on(model, [write_activation(site, source)]):
         patched = model(clean)
     assert torch.equal(patched, model(other))
     assert not torch.equal(patched, model(clean))
@@ -230,16 +264,26 @@ def test_patching_the_whole_stream_gives_the_other_run(model):
 
 def test_patching_positions_changes_only_what_follows(model):
     site, clean, other = Site(0, "resid_post", (4, 6)), draw_tokens(0), draw_tokens(1)
-    source = capture(model, other, [site])[site]
-    with interventions_on(model, [patch(site, source)]):
+    source = read_activations(model, other, [site])[site]
+    with interventions_on(model, [write_activation(site, source)]):
         patched = model(clean)
-        after = capture(model, clean, [Site(0)])[Site(0)]
-    before = capture(model, clean, [Site(0)])[Site(0)]
+        after = read_activations(model, clean, [Site(0)])[Site(0)]
+    before = read_activations(model, clean, [Site(0)])[Site(0)]
     expected = before.clone()
     expected[:, 4], expected[:, 6] = source[:, 0], source[:, 1]
     assert torch.equal(after, expected)
     changed = (patched != model(clean)).any(dim=2).any(dim=0)
     assert changed.tolist() == [False] * 4 + [True] * 5
+
+
+def test_the_old_names_work_for_a_release_and_say_the_new_ones(model):
+    site, tokens = Site(0), draw_tokens(0)
+    with pytest.warns(DeprecationWarning, match=r"qfl.capture is called qfl.read_activations now.*analyses.capture"):
+        found = qfl.capture(model, tokens, [site], stop_at_layer=1)
+    assert torch.equal(found[site], read_activations(model, tokens, [site])[site])
+    with pytest.warns(DeprecationWarning, match=r"qfl.patch is called qfl.write_activation now.*analyses.patch"):
+        change = qfl.patch(site, found[site])
+    assert torch.equal(change.fn(torch.zeros_like(found[site])), found[site])
 
 
 # Projecting out

@@ -284,3 +284,9 @@ def test_missing_metrics_are_said_so(run_copy):
     with pytest.raises(qfl.QflError, match=r"metrics.jsonl is missing"):
         run_copy.metrics  # noqa: B018  # reading it raises
     assert any("metrics.jsonl is missing" in problem for problem in run_copy.verify().problems)
+
+
+def test_series_is_checkpoints_by_its_old_name():
+    with pytest.warns(DeprecationWarning, match="Series is called Checkpoints now"):
+        from qfl_interp.runs.series import Series
+    assert Series is Checkpoints

@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError
-from qfl_interp.models.hooks import Site, capture
+from qfl_interp.models.hooks import Site, read_activations
 from qfl_interp.runs.hf_checkpoints import quiet
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.suite import Suite
@@ -159,7 +159,7 @@ def test_other_architectures(task, tmp_path):
     save_model(llama_config(), tmp_path / "step0")
     suite = Suite.open(tmp_path, task)
     z = Site(1, "z")
-    assert capture(suite.load_model(), tokens(), [z])[z].shape == (3, N_CTX, 2, 8)
+    assert read_activations(suite.load_model(), tokens(), [z])[z].shape == (3, N_CTX, 2, 8)
 
 
 # Pickling
