@@ -225,12 +225,12 @@ class ProbeConfig(_Config):
     """How linear probes are fitted: by default the paper's logistic regression with L2 penalty, at every label.
 
     Args:
-        c: Inverse L2 strength of probes of classes, scikit-learn's `C`: the objective is `c * sum(log loss) + ||w||^2
-            / 2`, the intercept unpenalised.
-        alpha: Ridge penalty of probes of numbers, scikit-learn's: `sum(error^2) + alpha ||w||^2`; 0, as in the paper,
-            is least squares.
-        path: Inverse strengths to choose from instead, each probe by its loss on validation examples; `alpha` is then
-            `1 / c`. Empty: no choice.
+        c: Inverse L2 strength of probes of classes, scikit-learn's `C`; the paper uses 100. The objective is
+            `c * sum(log loss) + ||w||^2 / 2`, the intercept unpenalised.
+        alpha: Ridge penalty of probes of numbers, scikit-learn's; 0, as in the paper, is least squares. The objective
+            is `sum(error^2) + alpha ||w||^2`.
+        path: Inverse strengths to choose from instead, such as 0.01,1,100: each probe by its loss on validation
+            examples. `alpha` is then `1 / c`. Empty: no choice.
         n_train: Examples the probes are fitted on, from a split the model never trains on.
         n_val: Validation examples of the choice, from the same split; none are drawn without a `path`.
         n_test: Examples they are scored on, from another such split.

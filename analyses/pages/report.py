@@ -46,12 +46,15 @@ def report(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Path:
-    """Write the report of a run.
+    """Write one self-contained page on a run; analyses that are missing are computed first.
 
     Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever else was
     computed before for these features is shown too, at whatever steps: carry-forward and description length (of these
     probes), ablation over steps, interchange, patching, single heads and neurons, POLCA, curvature. Where a lens
     was called with several settings, the call with most steps is shown.
+
+    Example:
+        `qfl report runs/add16`
 
     Args:
         run: What to look at.

@@ -45,11 +45,14 @@ def timeline(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Figure:
-    """Every lens of a run on one compute axis, as a figure.
+    """Draw loss, exact match, every feature's probes and every other lens that was computed over one compute axis.
 
     Loss, exact match and probes, which are computed where they are missing, and below them the lenses that were
     computed before for these features, at whatever steps: ablation, interchange, patching, description length, POLCA,
     curvature.
+
+    Example:
+        `qfl timeline runs/add16 --out timeline.html`
 
     Args:
         run: What to look at.

@@ -110,26 +110,29 @@ def across(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Across:
-    """Classify features as quiet, loud or not learned across the budgets of a sweep; probes what is not probed yet.
+    """Probe one shape at every budget: quiet, loud or not learned across compute, as in the paper's figures.
 
-    The curve of a feature and third is the geometric mean over labels, as in the paper, then the mean over seeds. Its
-    onset is the last crossing of `ratio` times the baseline, the loss's transition that of the mean over seeds of the
-    loss over the answer alone. The lead is in decades of budget. Its range `lead_low` to `lead_high` is what the grid
-    of budgets leaves open, for the mean curve and for each seed's own; a verdict is certain if that range has one sign
-    and every seed says the same. `lead_seed_low` to `lead_seed_high` is Student's 95 % interval for the mean of the
-    seeds' leads. Seeds share nothing between budgets but their number.
+    What is not probed yet is probed first. The curve of a feature and third is the geometric mean over labels, as in
+    the paper, then the mean over seeds. Its onset is the last crossing of `ratio` times the baseline, the loss's
+    transition that of the mean over seeds of the loss over the answer alone. The lead is in decades of budget. Its
+    range `lead_low` to `lead_high` is what the grid of budgets leaves open, for the mean curve and for each seed's own;
+    a verdict is certain if that range has one sign and every seed says the same. `lead_seed_low` to `lead_seed_high` is
+    Student's 95 % interval for the mean of the seeds' leads. Seeds share nothing between budgets but their number.
 
     The baseline is the mean over untrained models of the shape, probed and summarised as the trained ones are; beside
     it stand `baseline_paper`, the paper's (`emergence.aggregation.reference_baseline`), and what it would say.
+
+    Example:
+        `qfl sweep emergence runs/sweeps/tiny carry --task addition --within runs/add16 --out across.html`
 
     Args:
         sweep: Whose runs.
         features: Names; by default those of each task with `by_default`.
         task: Only this task.
         length: Only this length.
-        d_model: Of the shape; by default that of the best configuration at the target budget.
-        n_layers: The same.
-        target_budget: FLOPs; by default each task's and length's largest with a finished run.
+        d_model: Width of the shape that is probed; by default that of the best configuration at the target budget.
+        n_layers: Blocks of that shape; give both or neither.
+        target_budget (--budget): FLOPs; by default each task's and length's largest with a finished run.
         within: Runs with many checkpoints of the same task and length: their own verdicts and leads, on the axis of
             their own training, stand beside.
         into: For a sweep on remote storage: the local folder its runs are downloaded to, and their tables kept in.

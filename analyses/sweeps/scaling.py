@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,10 @@ class Scaling(Result):
 
     fits: pd.DataFrame = field(repr=False)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What `qfl sweep scaling --json` prints."""
+        return {"fits": self.fits, "rows": self.rows}
+
 
 class _Curve(NamedTuple):
     """The best configurations of one task and length.
@@ -79,14 +83,14 @@ def scaling(
     *,
     task: str | None = None,
     length: int | None = None,
-    count: str = "answer",
-    rule: str = "mean",
+    count: Literal["answer", "paper"] | str = "answer",
+    rule: Literal["mean", "paper"] | str = "mean",
     irreducible: bool = True,
     resolution: float = 0.01,
     n_resamples: int = 499,
     seed: int = 0,
 ) -> Scaling:
-    """The scaling curve of every task and length of a sweep: best configurations, laws, transition, verdict.
+    """Fit loss against budget for every task: power law or not, the transition, where half of the answers are right.
 
     The power law is tested by the lack-of-fit F statistic where configurations have several seeds, its p-value by a
     bootstrap in which every budget has its own variance (seeds spread most within a transition; the classical p, of
@@ -96,6 +100,9 @@ def scaling(
     spacing of budgets. The best configuration of a budget is chosen by the final validation loss (`=` scored), on the
     validation examples whose losses are then fitted.
 
+    Example:
+        `qfl sweep scaling runs/sweeps/tiny --out scaling.html`
+
     Args:
         sweep: What to look at.
         task: Only this task.
@@ -103,11 +110,11 @@ def scaling(
         count: "answer": losses and scores over the answer alone, whose chance is the base rate. "paper": with `=`
             scored, whose chance is the paper's random line, or the base rate where it has none.
         rule: "mean": a configuration's mean loss over seeds decides. "paper": the single best run does.
-        irreducible: The laws have a floor c >= 0, so that levelling off is no break.
+        irreducible (--floor): The laws have a floor c >= 0, so that levelling off is no break.
         resolution: Losses below this many nats count as this in the laws and their tests: once every answer is right,
             seeds differ by decades in a loss that says little more. 0 takes them as they are.
-        n_resamples: Of every bootstrap.
-        seed: Draws them.
+        n_resamples: Resamples of every bootstrap.
+        seed: Draws the bootstraps.
 
     Raises:
         QflError: No run finished, the sweep has no such task or length, or `count` or `rule` is none of its values.

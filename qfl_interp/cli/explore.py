@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from qfl_interp.cli.output import Device, RunPath
+from qfl_interp.cli.registered import functions
 
 _BANNER = """qfl explore: {run!r}
   run, task, model (step {step})      the open run, its task, its HookedTransformer
@@ -45,7 +46,7 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     import torch
 
     import qfl_interp as qfl
-    from qfl_interp.plugins import ANALYSES, entry_points
+    from qfl_interp.plugins import ANALYSES, LENSES
 
     run = qfl.Run.open(path)
     (at,) = run.resolve_steps(step)
@@ -54,20 +55,9 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     batch = task.encode(examples)
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.tokens.to(device))
-    found = {name.replace("-", "_"): _analysis(name) for name in entry_points(ANALYSES)}
-    functions = {name: functools.partial(function, run) for name, function in found.items() if function}
-    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(functions))
+    found = {name: functools.partial(function, run) for name, function in functions(LENSES, ANALYSES).items()}
+    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(found))
     return {
         "qfl": qfl, "torch": torch, "run": run, "task": task, "model": model, "examples": examples, "batch": batch,
-        "tokens": batch.tokens, "logits": logits, "cache": cache, "banner": banner, **functions,
+        "tokens": batch.tokens, "logits": logits, "cache": cache, "banner": banner, **found,
     }  # fmt: skip
-
-
-def _analysis(name: str) -> Any:
-    """The library function behind an analysis command, where its module has one of that name."""
-    import importlib
-
-    from qfl_interp.plugins import ANALYSES, entry_points
-
-    package = entry_points(ANALYSES)[name].module.split(".")[0]
-    return getattr(importlib.import_module(package), name.replace("-", "_"), None)

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from qfl_interp.cli.explore import explore
-from qfl_interp.cli.output import add_analyses
+from qfl_interp.cli.registered import add_commands
 from qfl_interp.cli.runs import runs
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
 from qfl_interp.errors import QflError
-from qfl_interp.plugins import ANALYSES
+from qfl_interp.plugins import ANALYSES, LENSES
 
 # The exit status with which Typer answers Ctrl-C, as shells do.
 _INTERRUPTED = 130
@@ -45,7 +45,7 @@ def build_app() -> typer.Typer:
     for command in (train, resume, runs, tasks, verify, explore):
         app.command()(command)
     app.add_typer(build_sweep_app(), name="sweep")
-    add_analyses(app, ANALYSES)
+    add_commands(app, LENSES, ANALYSES)
     return app
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from qfl_interp.errors import QflError
-from qfl_interp.plugins import entry_points, load_entry_point
 
 # Columns of text in which any table fits.
 _WIDEST = 10_000
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder or URL.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 
 
@@ -39,15 +38,6 @@ def _usable_device(name: str) -> str:
 
 
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...", callback=_usable_device)]
-
-
-def add_analyses(app: typer.Typer, group: str) -> None:
-    """Add the commands that the entry points of a group register; one that cannot be loaded is named and left out."""
-    for name in entry_points(group):
-        try:
-            app.command(name, rich_help_panel="Analyses")(load_entry_point(group, name))
-        except QflError as error:  # another package's fault must not take every command away
-            print(f"warning: {error}", file=sys.stderr)
 
 
 def _plain(value: Any) -> Any:

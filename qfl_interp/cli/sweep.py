@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from qfl_interp.cli.output import AsJson, Device, add_analyses, print_json, print_rows
+from qfl_interp.cli.output import AsJson, Device, SweepFolder, print_json, print_rows
+from qfl_interp.cli.registered import add_commands
 from qfl_interp.cli.train import Quiet
 from qfl_interp.plugins import SWEEP_ANALYSES
 
 if TYPE_CHECKING:
     from qfl_interp.sweep import Estimate, SweepStatus
 
-SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder or URL.", show_default=False)]
 TaskOption = Annotated[str | None, typer.Option("--task", help="This task only.")]
 LengthOption = Annotated[int | None, typer.Option("--length", help="This length only.")]
 # Failed runs that a person wants to read at once.
@@ -50,7 +50,7 @@ def build_sweep_app() -> typer.Typer:
     app = typer.Typer(help=_HELP, cls=_RunByDefault, no_args_is_help=True, rich_markup_mode="rich")
     for command in (run, status, best, matched, query):
         app.command()(command)
-    add_analyses(app, SWEEP_ANALYSES)
+    add_commands(app, SWEEP_ANALYSES)
     return app
 
 

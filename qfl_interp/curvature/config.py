@@ -55,9 +55,9 @@ class SgldConfig(_Config):
         step_size: Epsilon of the Langevin steps. Chains go to infinity where it is above about
             `4 / (n_beta lambda_H + localization)` and hardly leave the start where it is far below.
         localization: Gamma, the strength of the pull back to the start.
-        n_chains: Independent chains, at least 2: their spread is the estimate's uncertainty.
-        n_draws: Steps of each chain whose losses are averaged.
-        n_burn_in: Steps before them.
+        n_chains (--chains): Independent chains, at least 2: their spread is the estimate's uncertainty.
+        n_draws (--draws): Steps of each chain whose losses are averaged.
+        n_burn_in (--draws): Steps before them; the command takes as many.
         batch_size: Examples of a step's gradient.
         seed: Draws batches and noise.
 

@@ -272,7 +272,7 @@ def require_rows(rows: pd.DataFrame, table: str, one_of: Sequence[str], key: Seq
         ValueError: There is no row, several values in a column of `one_of`, or several rows of one key.
     """
     if rows.empty:
-        raise ValueError(f"the {table} table must have rows, got none. Run `qfl {table}` on this run first.")
+        raise ValueError(f"the {table} table must have rows, got none. Run `qfl {table.replace('_', '-')}` first.")
     for name in one_of:
         found = distinct(rows, name)
         if len(found) > 1:

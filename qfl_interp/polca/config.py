@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from qfl_interp.config import _Config, _require
 
 Basis = Literal["hessian", "shuffled", "random", "parameters", "gradient", "trajectory", "probe"]
-Accuracy = Literal["first", "paper", "second", "path"]
+Accuracy = Literal["path", "second", "paper", "first"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class PolcaConfig(_Config):
             parameters took. "probe": the gradient, at each basis checkpoint, of the loss of a feature's probes.
         basis_steps: The basis checkpoints, as analyses name steps: "all", "log:16", "100,200".
         per_checkpoint: Eigenvectors taken at each of them ("hessian" and "shuffled"); the paper takes 1.
-        n_directions: Directions of "random", "parameters" and "trajectory" (the last has one less than basis
-            checkpoints at most). The others have as many as their checkpoints give.
+        n_directions (--directions): Directions of "random", "parameters" and "trajectory" (the last has one less than
+            basis checkpoints at most). The others have as many as their checkpoints give.
         feature: Whose probes ("probe" only).
-        accuracy: How a token's loss change along a direction is computed; see `qfl_interp.polca.decomposition`.
-        n_panels: Simpson panels of "path" in each interval: `2 n_panels - 1` points between two checkpoints.
+        accuracy: How a token's loss change along a direction is computed: along the "path" between checkpoints, to
+            "second" order, to second order as in the "paper", or to "first" order. See
+            `qfl_interp.polca.decomposition`.
+        n_panels (--panels): Simpson panels of "path" in each interval: `2 n_panels - 1` points between two checkpoints.
         n_examples: Held-out examples whose answer tokens are followed.
         n_hessian: Training examples of the Hessian, the gradient and the probes' loss.
         n_probe: Examples on which the probes of "probe" are fitted.

@@ -9,14 +9,14 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from conftest import tiny_train_config
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses import emergence, sweep_commands
+from analyses import emergence
 from analyses.sweeps.across import Transitions, across, verdict_across
 from analyses.sweeps.across_figure import across_figure
+from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.emergence.transition import find_transition
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.definition import SweepConfig
@@ -183,13 +183,12 @@ def test_the_protocol_within_a_run_stands_beside(sweep, tiny_run, tmp_path):
 
 
 def test_the_command_gives_the_same_rows(sweep, found, tmp_path):
-    app = typer.Typer()
-    app.command("scaling")(sweep_commands.scaling)
-    app.command("emergence")(sweep_commands.emergence)
     page = tmp_path / "across.html"
     probes = ["--n-train", str(CONFIG.n_train), "--n-test", str(CONFIG.n_test), "--quiet"]
     shape = ["--d-model", "8", "--n-layers", "2", "--out", str(page), "--json"]
-    answer = CliRunner().invoke(app, ["emergence", str(sweep.path), "carry", *probes, *shape], catch_exceptions=False)
+    answer = CliRunner().invoke(
+        build_sweep_app(), ["emergence", str(sweep.path), "carry", *probes, *shape], catch_exceptions=False
+    )
     rows = json.loads(answer.stdout)
     assert [row["third"] for row in rows] == found.rows["third"].tolist()
     np.testing.assert_array_equal([row["baseline_paper"] for row in rows], found.rows["baseline_paper"])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import tomllib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-import typer
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses import scaling, sweep_commands
+from analyses import scaling
 from analyses.sweeps.scaling_figure import scaling_figure
+from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.tables import select
@@ -271,25 +268,13 @@ def test_columns_wrap_and_panels_do_not_overlap(found):
 
 def test_the_command_prints_json_and_draws_a_page(sweep, tmp_path):
     page = tmp_path / "scaling.html"
-    app = typer.Typer()
-    app.command()(sweep_commands.scaling)
-    app.command()(sweep_commands.emergence)
     arguments = ["scaling", str(sweep.path), "--task", "addition", "--json", "--out", str(page)]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(build_sweep_app(), arguments, catch_exceptions=False)
     answer = json.loads(result.stdout)
     assert answer["fits"][0]["verdict"].startswith("breaks the power law")
     assert len(answer["rows"]) == len(synthetic_sweep.BUDGETS)
     assert "plotly" in page.read_text()
-    helped = CliRunner().invoke(app, ["emergence", "--help"], env={"COLUMNS": "160"})
+    helped = CliRunner().invoke(build_sweep_app(), ["emergence", "--help"], env={"COLUMNS": "160"})
     assert helped.exit_code == 0
     for option in ("--within", "--n-train", "--d-model", "--budget"):
         assert option in helped.stdout
-
-
-def test_the_entry_points_name_commands():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    points = project["entry-points"]["qfl_interp.sweep_analyses"]
-    assert set(points) == {"scaling", "emergence"}
-    for name, value in points.items():
-        module, function = value.split(":")
-        assert getattr(importlib.import_module(module), function).__name__ == name

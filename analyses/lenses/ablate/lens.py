@@ -72,19 +72,25 @@ def ablate(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Take each label's probe directions out of the model's activations and score loss and greedy exact match.
+    """Take features out of the model: does it need them?
 
-    For each label the layers with the lowest training loss are taken; the ablation acts there (at the probes' site) at
-    the token where the label is read, in every example. With a pooled probe it acts at every token from the first label
-    to the last. Controls disturb the same places, `n_trials` times each: "random" takes out as many random directions,
-    through the mean activation; "random_feature" as many directions of the call's other features (left out where they
-    have too few); "same_norm" adds random vectors exactly as long as the ablation's changes, example by example.
-    Examples are the probes' test set, which neither the model nor the probes were fitted on. Probes that are missing
-    are fitted first.
+    Each label's probe directions are taken out of the activations; loss and greedy exact match are scored. For each
+    label the layers with the lowest training loss are taken; the ablation acts there (at the probes' site) at the token
+    where the label is read, in every example. With a pooled probe it acts at every token from the first label to the
+    last. Controls disturb the same places, `n_trials` times each: "random" takes out as many random directions, through
+    the mean activation; "random_feature" as many directions of the call's other features (left out where they have too
+    few); "same_norm" adds random vectors exactly as long as the ablation's changes, example by example. Examples are
+    the probes' test set, which neither the model nor the probes were fitted on. Probes that are missing are fitted
+    first.
+
+    Examples:
+        `qfl ablate runs/add16 carry`,
+        `qfl ablate runs/add16 --steps log:10 --jobs 2`
 
     Args:
         run: What to look at.
-        features: Names; by default those of the task with `by_default`.
+        features: Names; by default those of the task with `by_default`. The Holm correction is over those of one call:
+            name all of them together.
         steps: As in `probe`; the last checkpoint by default.
         config: The probes'; `config.site` is what is changed, one without heads.
         method: "project_out" takes the probes' directions out; "zero", "mean" (over examples) and "resample" (another

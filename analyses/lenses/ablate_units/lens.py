@@ -50,7 +50,12 @@ def ablate_units(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Ablate every head (or neuron) on its own, at every token, and score the answer.
+    """Ablate every head, or every neuron, one at a time: which ones does the answer need?
+
+    A unit is ablated at every token.
+
+    Example:
+        `qfl ablate-units runs/add16 --site z --method mean`
 
     Args:
         run: What to look at.

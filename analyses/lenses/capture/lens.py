@@ -41,9 +41,13 @@ def capture(
     `n_test` to score on, over all positions that some feature reads. Larger than memory if need be; a call that
     was killed goes on where it was. Read them with `ActivationStore(run.path / "activations").spans(...)`.
 
+    Example:
+        `qfl capture runs/add16 resid_post z --steps last`
+
     Args:
         run: What to look at.
-        sites: Names as in `qfl_interp.models.hooks.Site`: "resid_post", "attn_out", "z" (every head), "mlp_post", ...
+        sites: Names as in `qfl_interp.models.hooks.Site`, "resid_post" by default: "attn_out", "z" (every head),
+            "mlp_post", ...
         steps: "all", "last", "log:20", "1000,2000", a step or several.
         layers: Blocks; all by default.
         n: Examples to fit on; fewer where the split holds fewer.

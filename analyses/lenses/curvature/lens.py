@@ -189,13 +189,17 @@ def curvature(
 
     What is in the run's tables already is not computed again; a call that was stopped goes on where it was.
 
+    Examples:
+        `qfl curvature runs/add16`,
+        `qfl curvature runs/add16 --steps log:20 --learning-coefficient --out c.html`
+
     Args:
         run: What to look at.
         steps: The checkpoints, as in `probe`. The step taken from each leads to the next *saved* checkpoint, whichever
             are asked for here.
         config: Examples and accuracy.
-        sgld: Estimate the local learning coefficient too, with these chains; not by default, for it costs
-            `n_chains (n_burn_in + n_draws)` gradients a checkpoint.
+        sgld (--learning-coefficient): Estimate the local learning coefficient too, with these chains. Not by default,
+            for it costs `n_chains (n_burn_in + n_draws)` gradients a checkpoint.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw a bar on standard error.

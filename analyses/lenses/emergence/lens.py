@@ -56,13 +56,17 @@ def emergence(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Classify features as quiet, loud or not learned on the run's own compute axis; probes what is not probed yet.
+    """Say whether each feature is quiet (learned before the loss moved), loud, or not learned.
 
-    The transition is found in the validation loss over the answer alone (`qfl_interp.emergence.transition`), a
-    feature's onset in the geometric mean over each third of its labels (`qfl_interp.emergence.onset`). The baseline is
-    the mean over the untrained models. A verdict's lead is in decades of nominal FLOPs. Its range `lead_low` to
-    `lead_high` is what the spacing of checkpoints and validations leaves open, widened by `bootstrap_low` to
-    `bootstrap_high`, the 95 % bootstrap over the probes' test examples; neither covers other seeds.
+    What is not probed yet is probed first. The axis is the run's own compute. The transition is found in the validation
+    loss over the answer alone (`qfl_interp.emergence.transition`), a feature's onset in the geometric mean over each
+    third of its labels (`qfl_interp.emergence.onset`). The baseline is the mean over the untrained models. A verdict's
+    lead is in decades of nominal FLOPs. Its range `lead_low` to `lead_high` is what the spacing of checkpoints and
+    validations leaves open, widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the probes' test
+    examples; neither covers other seeds.
+
+    Example:
+        `qfl emergence runs/add16`
 
     Args:
         run: What to look at.

@@ -54,7 +54,7 @@ def interchange(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Swap a probe's subspace between two runs that differ in the feature: does the answer move to what it implies?
+    """Swap a feature's direction alone between two runs: does the answer follow the feature?
 
     A pair's examples differ in one label. Where that label is read, the corrupted run gets the clean run's component
     along the probe's directions ("feature") and keeps the rest of its own activation. `flipped` is the share of pairs
@@ -63,14 +63,17 @@ def interchange(
     directions in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which
     need not be how the model writes it. Probes that are missing are fitted first.
 
+    Example:
+        `qfl interchange runs/add16 carry`
+
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default` whose pairs change the answer.
         steps: As in `probe`; the last checkpoint by default.
         config: The probes'; `config.site` is what is swapped, one without heads.
         labels: Which labels the pairs differ in; the middle one by default.
-        n_pairs: Pairs.
-        n_random: Random subspaces.
+        n_pairs (--pairs): Pairs of a clean and a corrupted example.
+        n_random: Random subspaces to compare with.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw a bar on standard error.

@@ -43,10 +43,14 @@ def mdl(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Measure each label's description length given the activations, by the online code (Voita and Titov, 2020).
+    """Measure description lengths: how much do activations shorten a code for the labels?
 
-    A probe's accuracy says whether a feature can be read; the code length says also how easily: from how few examples
-    the probe learns it. The compression is the uniform code's length over the online code's: 1 says nothing is gained.
+    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether a feature can be read; the
+    code length says also how easily: from how few examples the probe learns it. The compression is the uniform code's
+    length over the online code's: 1 says nothing is gained.
+
+    Example:
+        `qfl mdl runs/add16 carry --steps log:10`
 
     Args:
         run: What to look at.

@@ -78,14 +78,19 @@ def patch(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Patch clean activations into corrupted runs: every layer (and head) at every position.
+    """Patch clean activations into corrupted runs: where does the model hold what decides its answer?
 
-    A pair's examples differ in one label of the feature. The corrupted run gets one activation of the clean run, and
-    three metrics say how far that moves it from the corrupted run (0) to the clean one (1): `logit_diff`, the clean
-    token's logit less the corrupted one's at the first token from the label on in which the two answers differ; `loss`
-    of the clean answer from there on, behind the corrupted prompt; `exact`, the share of pairs in which all of that
-    comes out. `attribution` is the first one's approximation by gradients (the mean of 5 between the runs; one alone
-    can have every sign wrong), `attribution_r` its correlation with it over the map.
+    Every layer (and head) is patched at every position. A pair's examples differ in one label of the feature. The
+    corrupted run gets one activation of the clean run, and three metrics say how far that moves it from the corrupted
+    run (0) to the clean one (1): `logit_diff`, the clean token's logit less the corrupted one's at the first token from
+    the label on in which the two answers differ; `loss` of the clean answer from there on, behind the corrupted prompt;
+    `exact`, the share of pairs in which all of that comes out. `attribution` is the first one's approximation by
+    gradients (the mean of 5 between the runs; one alone can have every sign wrong), `attribution_r` its correlation
+    with it over the map.
+
+    Examples:
+        `qfl patch runs/add16 carry`,
+        `qfl patch runs/add16 carry --label 3 --component z --steps log:8`
 
     Args:
         run: What to look at.
@@ -93,8 +98,8 @@ def patch(
         steps: As in `probe`; the last checkpoint by default.
         components: Of "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", and by head "z", "q", "k", "v".
         labels: Which labels the pairs differ in; the middle one by default.
-        n_pairs: Pairs.
-        attribution: Compute the approximation too.
+        n_pairs (--pairs): Pairs of a clean and a corrupted example.
+        attribution: Compute the approximation by gradients too.
         seed: Draws pairs and bootstraps.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.

@@ -69,9 +69,15 @@ def polca(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> PolcaResult:
-    """Find clusters of tokens whose loss falls together along one direction of weight space, date and name them.
+    """Find tokens whose loss falls together along one direction of weight space, perhaps while their loss looks flat.
 
-    What is in the run's tables already (directions, gradients, clusters) is not computed again.
+    They are clustered, and the clusters dated and named. What is in the run's tables already (directions, gradients,
+    clusters) is not computed again.
+
+    Examples:
+        `qfl polca runs/add16`,
+        `qfl polca runs/add16 --basis-steps log:40 --out polca.html`,
+        `qfl polca runs/add16 --curves exact_loss` (a baseline)
 
     Args:
         run: What to look at.

@@ -40,6 +40,11 @@ class PolcaResult(Result):
     data: PolcaData = field(repr=False)
     clustered: Trajectories = field(repr=False)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What `qfl polca --json` prints."""
+        found = {"directions": self.directions, "intervals": self.intervals, "composition": self.composition}
+        return {"clusters": self.rows} | found
+
     def nearest(self, direction: int, cluster: int, n: int = 10) -> pd.DataFrame:
         """The `n` tokens of a cluster nearest its medoid, itself first: context, target, labels.
 

@@ -84,21 +84,26 @@ def probe(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Fit linear probes for features at checkpoints; what is in the run's table already is not fitted again.
+    """Fit linear probes: which features can be read off the model, where, and when.
 
-    Binary and multilabel features get logistic probes, categorical ones softmax probes (loss: log loss in nats; score:
-    accuracy), scalar ones least squares (loss: mean squared error; score: R2); column `metric` says which. One probe a
-    layer (and head, where the site has heads) and label, at the token where the feature says its label is read; several
-    outputs of a label enter the table by their mean. A label that fewer than 5 % of the examples have is not fitted.
-    Controls: the same probes on shuffled labels, on untrained models with other initial weights, and the best constant
-    answer. `selectivity` is the score less that on shuffled labels (Hewitt and Liang, arXiv 1909.03368).
+    What is in the run's table already is not fitted again. Binary and multilabel features get logistic probes,
+    categorical ones softmax probes (loss: log loss in nats; score: accuracy), scalar ones least squares (loss: mean
+    squared error; score: R2); column `metric` says which. One probe a layer (and head, where the site has heads) and
+    label, at the token where the feature says its label is read; several outputs of a label enter the table by their
+    mean. A label that fewer than 5 % of the examples have is not fitted. Controls: the same probes on shuffled labels,
+    on untrained models with other initial weights, and the best constant answer. `selectivity` is the score less that
+    on shuffled labels (Hewitt and Liang, arXiv 1909.03368).
+
+    Examples:
+        `qfl probe runs/add16 carry --steps log:20`,
+        `qfl probe runs/add16 --site z --steps last`
 
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
         steps: "all", "last", "log:20", "1000,2000", a step or several.
         config: Site, penalty, numbers of examples, seed.
-        n_untrained: Untrained models to probe.
+        n_untrained: Untrained models to probe as a control.
         store: Keep the checkpoints' activations in the run's folder `activations`, for the next analysis of them.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.

@@ -37,11 +37,15 @@ def transfer(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Score the probes fitted at every checkpoint on the activations of every other, step by step.
+    """Carry probes forward: does the probe of one checkpoint still work at another?
 
-    A feature whose representation only grows keeps its old probes; one that is built anew, or whose direction turns,
-    loses them, although a probe fitted afresh reads it as well as ever. For each label the layer is the one with the
-    lowest training loss at the step the probe was fitted at. Probes that are missing are fitted first.
+    The probes of every checkpoint are scored on the activations of every other. A feature whose representation only
+    grows keeps its old probes; one that is built anew, or whose direction turns, loses them, although a probe fitted
+    afresh reads it as well as ever. For each label the layer is the one with the lowest training loss at the step the
+    probe was fitted at. Probes that are missing are fitted first.
+
+    Example:
+        `qfl transfer runs/add16 carry --steps log:12`
 
     Args:
         run: What to look at.
