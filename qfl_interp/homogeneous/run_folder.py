@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import pandas as pd
 from torch import Tensor
 
@@ -22,9 +21,12 @@ from qfl_interp.errors import QflError
 from qfl_interp.homogeneous.config import MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.images import Labelled
 from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.claimed import ClaimedFolder
+from qfl_interp.runs.config import CONFIG_FILE
+from qfl_interp.runs.run import CHECKPOINTS
 from qfl_interp.runs.table import Table
 
-CONFIG_FILE, RESULT_FILE, CHECKPOINTS, TABLES = "config.json", "result.json", "checkpoints", "tables"
+RESULT_FILE, TABLES = "result.json", "tables"
 FORMAT, VERSION = "qfl_interp homogeneous run", 1
 # Tables of a run.
 TABLE_NAMES = ("steps", "layers", "evaluations")
@@ -53,7 +55,7 @@ class Saved(NamedTuple):
     rows: Rows
 
 
-class RunFolder:
+class RunFolder(ClaimedFolder):
     """One training's directory, locked while it is open; use as a context manager.
 
     Args:
@@ -68,50 +70,22 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, model: MLPConfig, train: MLPTrainConfig, data: Labelled, rule: str = "") -> None:
-        self.path = Path(path)
         named = {
             "format": FORMAT, "version": VERSION, "model": model.to_dict(), "train": train.to_dict(),
             "data": {"name": data.name, "digest": data_digest(data)}, "rule": rule,
         }  # fmt: skip
         self._model, self._train = model, train
-        self._text = json.dumps(named, indent=1, sort_keys=True).encode()
-        self.digest = digest(self._text)
-        self._lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        text = json.dumps(named, indent=1, sort_keys=True).encode()
+        super().__init__(path, text, CHECKPOINTS)
+        self.digest = digest(text)
 
-    def __enter__(self) -> RunFolder:
-        if self.path.exists() and not self.path.is_dir():
-            raise QflError(f"a run is saved into a directory, and {self.path} is a file. Choose another place.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise QflError(f"another process is training into {self.path}. Wait for it, or choose another.") from error
-        try:
-            self._claim()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def _claim(self) -> None:
-        """Check what is in the directory, or make it this run's."""
-        config = self.path / CONFIG_FILE
-        if config.exists():
-            if config.read_bytes() != self._text:
-                raise QflError(
-                    f"{self.path} holds a run with another configuration, data set or rule, or its {CONFIG_FILE} is "
-                    "damaged. Compare it, or train into another directory; nothing was changed."
-                )
-        else:
-            others = sorted(p.name for p in self.path.iterdir() if p.name != ".lock" and ".tmp-" not in p.name)
-            if others:
-                raise QflError(f"{self.path} is not empty and is no run (it holds {others[0]}). Take a new directory.")
-            ckpt.write_atomic(config, self._text)
-        for folder in (self.path, self.path / CHECKPOINTS):
-            ckpt.remove_leftovers(folder)
+    def _check(self) -> None:
+        """Raise `QflError` where the run that is there is another one."""
+        if (self.path / CONFIG_FILE).read_bytes() != self._text:
+            raise QflError(
+                f"{self.path} holds a run with another configuration, data set or rule, or its {CONFIG_FILE} is "
+                "damaged. Compare it, or train into another directory; nothing was changed."
+            )
 
     def table(self, name: str) -> Table:
         """One of the run's tables."""

@@ -9,22 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
-from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig
+from qfl_interp.runs.claimed import ClaimedFolder
+from qfl_interp.runs.config import METRICS_FILE, RunConfig
 from qfl_interp.runs.provenance import session_record
 from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, Run, read_metrics
 
-_LOCK, _RESUME = ".lock", "resume"
+_RESUME = "resume"
 
 
-class RunWriter:
+class RunWriter(ClaimedFolder):
     """Exclusive write access to one run directory; use as a context manager.
-
-    The lock is the operating system's: it goes with the process, however the process ends.
 
     Args:
         path: The run directory; made if it is not there.
@@ -38,58 +36,26 @@ class RunWriter:
     """
 
     def __init__(self, path: Path, config: RunConfig, *, resume: bool, resume_seconds: float = 30.0) -> None:
-        self.path = path
+        super().__init__(path, config.to_json(), CHECKPOINTS, _RESUME)
         self.config = config
         self._resume = resume
         self._resume_seconds = resume_seconds
         self._last_resume_point = time.monotonic()
-        self._lock = filelock.FileLock(path / _LOCK, timeout=0)
 
-    def __enter__(self) -> RunWriter:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise QflError(
-                f"another process is training into {self.path}. Wait for it, or train into another directory."
-            ) from error
-        except OSError as error:
-            raise ckpt.storage_error(error, self.path) from error
-        try:
-            self._claim()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def _claim(self) -> None:
-        """Check what is in the directory, or make it this run's."""
-        if not (self.path / CONFIG_FILE).exists():
-            others = sorted(p.name for p in self.path.iterdir() if p.name != _LOCK and not p.name.startswith(".tmp-"))
-            if others:
-                raise QflError(
-                    f"{self.path} is not empty and is no run (it holds {', '.join(others[:3])}). "
-                    "Train into a new directory."
-                )
-            ckpt.write_atomic(self.path / CONFIG_FILE, self.config.to_json())
-        elif not self._resume:
+    def _check(self) -> None:
+        """Raise `QflError` unless the run that is there may be continued, and is this one."""
+        if not self._resume:
             raise QflError(
                 f"{self.path} already holds a run. Resume it (resume=True; qfl train --resume) or train into another "
                 "directory; nothing was changed."
             )
-        else:
-            found = RunConfig.read(self.path)
-            if found != self.config:
-                differences = _differences(json.loads(found.to_json()), json.loads(self.config.to_json()))
-                raise QflError(
-                    f"{self.path} holds a run with another configuration: {'; '.join(differences)}. "
-                    "Resume with the same settings, or train into another directory; nothing was changed."
-                )
-        for folder in (self.path, self.path / CHECKPOINTS, self.path / _RESUME):
-            ckpt.remove_leftovers(folder)
+        found = RunConfig.read(self.path)
+        if found != self.config:
+            differences = _differences(json.loads(found.to_json()), json.loads(self.config.to_json()))
+            raise QflError(
+                f"{self.path} holds a run with another configuration: {'; '.join(differences)}. "
+                "Resume with the same settings, or train into another directory; nothing was changed."
+            )
 
     def record_session(self, device: str | torch.device) -> None:
         """Append this process to the run's provenance."""
@@ -151,18 +117,6 @@ class RunWriter:
     def finish(self) -> None:
         """Delete the resume points: the run is complete."""
         shutil.rmtree(self.path / _RESUME, ignore_errors=True)
-
-
-def has_writer(path: Path) -> bool:
-    """Whether a process is training into the run directory `path` at this moment."""
-    lock = path / _LOCK
-    if not lock.exists():
-        return False
-    try:
-        with filelock.FileLock(lock, timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> bytes:

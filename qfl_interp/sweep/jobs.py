@@ -14,10 +14,10 @@ import torch
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import write_atomic
+from qfl_interp.runs.claimed import has_writer
 from qfl_interp.runs.config import METRICS_FILE
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.runs.run import CHECKPOINTS, Run
-from qfl_interp.runs.writer import has_writer
 from qfl_interp.sweep.definition import Keep
 from qfl_interp.sweep.plan import PlannedRun, task_at
 from qfl_interp.sweep.records import Record, make_record

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qfl_interp.errors import QflError
-from qfl_interp.runs.writer import has_writer
+from qfl_interp.runs.claimed import has_writer
 from qfl_interp.sweep.jobs import Job, JobSettings
 from qfl_interp.sweep.local_pool import attempt, usable_cores
 from qfl_interp.sweep.pool import Outcome

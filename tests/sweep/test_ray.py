@@ -19,7 +19,7 @@ import s3_server
 
 import qfl_interp as qfl
 from qfl_interp.errors import StorageError
-from qfl_interp.runs.writer import has_writer
+from qfl_interp.runs.claimed import has_writer
 from qfl_interp.sweep import Execution, SweepConfig, ray_cluster, run_sweep
 from qfl_interp.sweep.jobs import Job, JobSettings
 from qfl_interp.sweep.plan import PlannedRun, plan_sweep

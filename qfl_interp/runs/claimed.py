@@ -1,0 +1,92 @@
+"""A run directory that one process writes into: locked while it is open, and of no other run."""
+
+from __future__ import annotations
+
+import abc
+from pathlib import Path
+from typing import TypeVar
+
+import filelock
+
+from qfl_interp.errors import QflError
+from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.config import CONFIG_FILE
+
+_LOCK = ".lock"
+# What a `with` statement gives: `typing.Self`, which the tests' type checker cannot read.
+_Own = TypeVar("_Own", bound="ClaimedFolder")
+
+
+class ClaimedFolder(abc.ABC):
+    """Exclusive write access to a run directory; use as a context manager.
+
+    The lock is the operating system's: it goes with the process, however the process ends.
+
+    Args:
+        path: The run directory; made if it is not there.
+        text: Its `config.json`, which names the run.
+        subfolders: Folders in it that a writer that was killed may have left temporary files in.
+
+    Raises:
+        QflError: On entering: the directory holds something else or what `_check` refuses, or another process is
+            training into it.
+    """
+
+    def __init__(self, path: Path, text: bytes, *subfolders: str) -> None:
+        self.path = path
+        self._text = text
+        self._swept = (path, *(path / name for name in subfolders))
+        self._lock = filelock.FileLock(path / _LOCK, timeout=0)
+
+    def __enter__(self: _Own) -> _Own:
+        if self.path.exists() and not self.path.is_dir():
+            raise QflError(f"a run is saved into a directory, and {self.path} is a file. Choose another place.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise QflError(
+                f"another process is training into {self.path}. Wait for it, or train into another directory."
+            ) from error
+        except OSError as error:
+            raise ckpt.storage_error(error, self.path) from error
+        try:
+            if (self.path / CONFIG_FILE).exists():
+                self._check()
+            else:
+                self._make()
+            for folder in self._swept:
+                ckpt.remove_leftovers(folder)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @abc.abstractmethod
+    def _check(self) -> None:
+        """Raise `QflError` where the run that is there is another one."""
+
+    def _make(self) -> None:
+        """Make the directory this run's."""
+        others = sorted(p.name for p in self.path.iterdir() if p.name != _LOCK and not p.name.startswith(".tmp-"))
+        if others:
+            raise QflError(
+                f"{self.path} is not empty and is no run (it holds {', '.join(others[:3])}). "
+                "Train into a new directory."
+            )
+        ckpt.write_atomic(self.path / CONFIG_FILE, self._text)
+
+
+def has_writer(path: Path) -> bool:
+    """Whether a process is training into the run directory `path` at this moment."""
+    lock = path / _LOCK
+    if not lock.exists():
+        return False
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
