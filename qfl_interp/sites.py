@@ -76,3 +76,9 @@ def site_kind(name: str) -> SiteKind | None:
     None for a hook point that is not in the table.
     """
     return SITES.get(name) or _BY_HOOK.get(name.split(".", 2)[-1])
+
+
+def site_words(name: str) -> str:
+    """A site as a person reads it; its name where the table has no words for it."""
+    kind = site_kind(name)
+    return name if kind is None else kind.words

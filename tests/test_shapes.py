@@ -8,7 +8,7 @@ from qfl_interp.curvature.eigenpairs import Eigenpairs
 from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.homogeneous.minibatch import run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
-from qfl_interp.polca.decomposition import Interval
+from qfl_interp.polca.decomposition import Segment
 
 
 def test_tensors_are_shown_by_dtype_and_shape():
@@ -17,9 +17,9 @@ def test_tensors_are_shown_by_dtype_and_shape():
     assert repr(pairs) == (
         "Eigenpairs(values=float32[1], vectors=float64[1, 5], residuals=float32[1], converged=bool[1], n_products=4)"
     )
-    interval = Interval(torch.zeros(3), [torch.zeros(2, 3), torch.zeros(2, 3)])
+    interval = Segment(torch.zeros(3), [torch.zeros(2, 3), torch.zeros(2, 3)])
     assert repr(interval) == (
-        "Interval(step=float32[3], nodes=[float32[2, 3], float32[2, 3]], curvature=None, dataset_curvature=None)"
+        "Segment(step=float32[3], nodes=[float32[2, 3], float32[2, 3]], curvature=None, dataset_curvature=None)"
     )
 
 

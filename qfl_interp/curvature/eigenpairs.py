@@ -12,7 +12,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from qfl_interp.curvature.hessian import SymmetricOperator
-from qfl_interp.curvature.orthonormal import orthonormalise, project_out, require_orthonormal
+from qfl_interp.curvature.orthonormal import orthonormalise, require_orthonormal, without_span
 from qfl_interp.curvature.token_losses import require_finite
 from qfl_interp.seeding import generator, torch_generator
 from qfl_interp.shapes import compact_repr
@@ -66,12 +66,12 @@ class _Deflated:
         self.n_products += 1
         require_finite(image, "product of the Hessian with a vector")
         self.dtype, self.device = image.dtype, image.device
-        return project_out(image.to(self.basis.device).double()[None], self.basis)[0]
+        return without_span(image.to(self.basis.device).double()[None], self.basis)[0]
 
     def shifted(self, vector: np.ndarray) -> np.ndarray:
         """The operator as ARPACK sees it."""
         whole = torch.tensor(vector.ravel(), device=self.basis.device)
-        outside = project_out(whole[None], self.basis)[0]
+        outside = without_span(whole[None], self.basis)[0]
         image = self.product(outside)
         if self._shift is None:
             if not bool(image.any()):

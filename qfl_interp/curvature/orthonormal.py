@@ -47,7 +47,7 @@ def orthonormalise(
     n_kept = 0
 
     def outside(row: Tensor) -> Tensor:
-        return project_out(project_out(row[None], against), kept[:n_kept])[0]
+        return without_span(without_span(row[None], against), kept[:n_kept])[0]
 
     for vector in vectors:
         row = vector.double()
@@ -63,7 +63,7 @@ def orthonormalise(
     return kept[:n_kept]
 
 
-def project_out(vectors: Float[Tensor, "row parameter"], basis: Float[Tensor, "basis parameter"]) -> Tensor:
+def without_span(vectors: Float[Tensor, "row parameter"], basis: Float[Tensor, "basis parameter"]) -> Tensor:
     """Float64 rows without their parts along orthonormal ones."""
     inside = vectors.new_zeros(len(vectors), len(basis))
     for columns, block in _blocks(basis):

@@ -31,7 +31,7 @@ FORMAT, VERSION = "qfl_interp homogeneous run", 1
 # Tables of a run.
 TABLE_NAMES = ("steps", "layers", "evaluations")
 
-Rows = dict[str, list[dict[str, Any]]]
+TableRows = dict[str, list[dict[str, Any]]]
 
 
 class Ending(NamedTuple):
@@ -52,7 +52,7 @@ class Saved(NamedTuple):
 
     step: int
     weights: dict[str, Tensor]
-    rows: Rows
+    rows: TableRows
 
 
 class RunFolder(ClaimedFolder):
@@ -91,7 +91,7 @@ class RunFolder(ClaimedFolder):
         """One of the run's tables."""
         return Table(self.path / TABLES / name)
 
-    def save(self, step: int, weights: Mapping[str, Tensor], rows: Rows) -> None:
+    def save(self, step: int, weights: Mapping[str, Tensor], rows: TableRows) -> None:
         """The rows since the checkpoint before, then the checkpoint, so that a checkpoint has all rows before it."""
         for name in TABLE_NAMES:
             if rows[name]:
@@ -114,7 +114,7 @@ class RunFolder(ClaimedFolder):
             return Saved(saved.step, saved.model, rows)
         return None
 
-    def _require_whole(self, step: int, rows: Rows) -> None:
+    def _require_whole(self, step: int, rows: TableRows) -> None:
         """Raise `QflError` where a row is missing that was written before the checkpoint of a step."""
         every = self._train.eval_every
         logged = list(range(0, step, self._train.log_every))
@@ -127,9 +127,9 @@ class RunFolder(ClaimedFolder):
             where = self.path / TABLES / missing[0]
             raise QflError(f"{where} lacks rows that were written before step {step}.")
 
-    def _rows(self, up_to: int) -> Rows:
+    def _rows(self, up_to: int) -> TableRows:
         """What the tables hold of the checkpoints up to a step."""
-        found: Rows = {}
+        found: TableRows = {}
         for name in TABLE_NAMES:
             table = self.table(name)
             parts = [part for part in table.parts() if (ckpt.parse_step(part) or 0) <= up_to]
@@ -140,7 +140,7 @@ class RunFolder(ClaimedFolder):
         """Forget how it ended: what was there then is damaged, and is trained again."""
         (self.path / RESULT_FILE).unlink(missing_ok=True)
 
-    def end(self, ending: Ending, rows: Rows) -> None:
+    def end(self, ending: Ending, rows: TableRows) -> None:
         """Record how it ended and how many rows there are; the run is complete."""
         ckpt.write_atomic(self.path / RESULT_FILE, self._result(ending, rows))
 
@@ -168,7 +168,7 @@ class RunFolder(ClaimedFolder):
         return False
 
     @staticmethod
-    def _result(ending: Ending, rows: Rows) -> bytes:
+    def _result(ending: Ending, rows: TableRows) -> bytes:
         """What the file of the result holds."""
         counts = {name: len(rows[name]) for name in TABLE_NAMES}
         return json.dumps(ending._asdict() | {"rows": counts, "sha256": _sealed(ending, counts)}).encode()

@@ -23,7 +23,7 @@ from qfl_interp.homogeneous.losses import mean_loss, targets_of
 from qfl_interp.homogeneous.measuring import Evaluation, layer_rows, step_row
 from qfl_interp.homogeneous.minibatch import Minibatch, run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
-from qfl_interp.homogeneous.run_folder import TABLE_NAMES, Ending, Rows, RunFolder
+from qfl_interp.homogeneous.run_folder import TABLE_NAMES, Ending, RunFolder, TableRows
 from qfl_interp.homogeneous.taylor import Coefficients, taylor_coefficients
 from qfl_interp.models.build import load_parameters, parameters_to_save
 from qfl_interp.seeding import generator
@@ -127,12 +127,12 @@ class _Trainer:
         self.start = tuple(w.detach().clone() for w in self.model.weights)
         self.evaluation = Evaluation(config, data, rule)
         self.step = 0
-        self.rows: Rows = {name: [] for name in TABLE_NAMES}
+        self.rows: TableRows = {name: [] for name in TABLE_NAMES}
         self._saved: dict[str, int] = {name: 0 for name in TABLE_NAMES}
         self.lr = math.nan
         self._last_lr = math.nan
 
-    def restore(self, step: int, weights: dict[str, Tensor], rows: Rows) -> None:
+    def restore(self, step: int, weights: dict[str, Tensor], rows: TableRows) -> None:
         """Go on from a checkpoint."""
         load_parameters(self.model, weights)
         self.step, self.rows = step, rows

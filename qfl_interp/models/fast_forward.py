@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.models.fast_support import require_supported
-from qfl_interp.models.fused_ops import AttentionPlan, causal_attention, select, swiglu, unit_rms
+from qfl_interp.models.fused_ops import AttentionPlan, at_positions, causal_attention, swiglu, unit_rms
 from qfl_interp.shapes import Tokens
 
 if TYPE_CHECKING:
@@ -241,11 +241,11 @@ def _resid(
             normal, matrix = _normalised(x, layer.norm1, matrix, weights.eps)
             z = causal_attention(normal, matrix, bias, plan)
         if last and not every:
-            x = select(x, asked)
+            x = at_positions(x, asked)
         x = _add_linear(x, z, (layer.out[0].flatten(0, 1), layer.out[1]))
         x = _add_mlp(x, layer, weights.eps)
         if keep is not None:
-            keep[index] = x if last else select(x, asked)
+            keep[index] = x if last else at_positions(x, asked)
     return x
 
 

@@ -41,7 +41,9 @@ class AttentionPlan(NamedTuple):
     turn: Float[Tensor, "pos pairs 2"] | None
 
 
-def select(x: Float[Tensor, "batch pos d"], asked: slice | Int[Tensor, " asked"]) -> Float[Tensor, "batch asked d"]:
+def at_positions(
+    x: Float[Tensor, "batch pos d"], asked: slice | Int[Tensor, " asked"]
+) -> Float[Tensor, "batch asked d"]:
     """`x[:, asked]`; a view where it can be one."""
     return x[:, asked] if isinstance(asked, slice) else x.index_select(1, asked)
 
@@ -152,7 +154,7 @@ class _CausalAttention(Function):
             q, k, v = _linear(x, weight, bias).split(width, -1)
         else:
             bias_q, bias_kv = (None, None) if bias is None else (bias[:width], bias[width:])
-            q = _linear(select(x, plan.asked), weight[:, :width], bias_q)
+            q = _linear(at_positions(x, plan.asked), weight[:, :width], bias_q)
             k, v = _linear(x, weight[:, width:], bias_kv).split(width, -1)
         _turn_(q, k, plan, back=False)
         scores = x.new_empty(plan.n_heads, x.shape[0], q.shape[1], k.shape[1])
@@ -182,7 +184,7 @@ class _CausalAttention(Function):
             if ctx.needs_input_grad[0]:
                 dx = packed @ weight.t()
         else:
-            asking = select(x, plan.asked)
+            asking = at_positions(x, plan.asked)
             dweight = torch.cat((_rows(asking).t() @ _rows(dq), _rows(x).t() @ _rows(packed)), 1)
             dbias = torch.cat((_rows(dq).sum(0), _rows(packed).sum(0))) if ctx.has_bias else None
             if ctx.needs_input_grad[0]:

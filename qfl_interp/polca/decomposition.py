@@ -35,7 +35,7 @@ PerToken = Float[Tensor, "token direction"]
 PerDirection = Float[Tensor, " direction"]
 
 
-class Interval(NamedTuple):
+class Segment(NamedTuple):
     """What is known of the segment between two checkpoints.
 
     Attributes:
@@ -81,34 +81,34 @@ class PaperCurvature(NamedTuple):
     __repr__ = compact_repr
 
 
-def decompose(accuracy: Accuracy, interval: Interval) -> Decomposition:
+def decompose(accuracy: Accuracy, segment: Segment) -> Decomposition:
     """The contribution of every direction to every token's loss change over one interval.
 
     Args:
         accuracy: See the module.
-        interval: With what the accuracy needs.
+        segment: With what the accuracy needs.
 
     Raises:
         ValueError: An unknown accuracy, or something that it needs is missing.
     """
     if accuracy not in get_args(Accuracy):
         raise ValueError(f"accuracy must be one of {get_args(Accuracy)}, got {accuracy!r}.")
-    needed = {"second": interval.curvature, "paper": interval.dataset_curvature}
+    needed = {"second": segment.curvature, "paper": segment.dataset_curvature}
     if accuracy in needed and needed[accuracy] is None:
         raise ValueError(
             f"accuracy {accuracy!r} needs {'curvature' if accuracy == 'second' else 'dataset_curvature'} at the start "
             "of the interval, got None. Compute it, or take 'path', which needs gradients alone."
         )
     if accuracy == "path":
-        return Decomposition(path_integral(interval.nodes, interval.step), 0)
-    start = interval.nodes[0]
-    if interval.curvature is not None and accuracy == "second":
-        return Decomposition(second_order(start, interval.curvature, interval.step), 0)
-    if interval.dataset_curvature is not None and accuracy == "paper":
-        estimate = paper_curvature(start, interval.nodes[-1], interval.dataset_curvature)
-        contributions = second_order(start, estimate.curvature, interval.step)
+        return Decomposition(path_integral(segment.nodes, segment.step), 0)
+    start = segment.nodes[0]
+    if segment.curvature is not None and accuracy == "second":
+        return Decomposition(second_order(start, segment.curvature, segment.step), 0)
+    if segment.dataset_curvature is not None and accuracy == "paper":
+        estimate = paper_curvature(start, segment.nodes[-1], segment.dataset_curvature)
+        contributions = second_order(start, estimate.curvature, segment.step)
         return Decomposition(contributions, int(estimate.guarded.sum()))
-    return Decomposition(first_order(start, interval.step), 0)
+    return Decomposition(first_order(start, segment.step), 0)
 
 
 def first_order(gradients: PerToken, step: PerDirection) -> PerToken:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int8, Integer
 from torch import Tensor
 
+from qfl_interp.probes.layer_labels import LayerLabel, centred, for_each_site
 from qfl_interp.probes.newton import Solution, solve
 from qfl_interp.probes.result import (
     Activations,
@@ -22,7 +23,6 @@ from qfl_interp.probes.result import (
     independent,
     mean_over,
 )
-from qfl_interp.probes.sites import Site, centred, for_each_site
 
 Labels = Bool[Tensor, "output label example"] | Integer[Tensor, "output label example"]
 # With no warm start every fourth example is solved first, roughly: most of the way at a quarter of the cost.
@@ -134,7 +134,7 @@ def _dot_means(
 
 def _fit_sites(
     x: Activations,
-    sites: list[Site],
+    sites: list[LayerLabel],
     sign: Int8[Tensor, "site output example"],
     fitted: Bool[Tensor, "site output"],
     init: Float[Tensor, "site output column"] | None,
@@ -208,7 +208,7 @@ def fit_logistic(
     converged = torch.zeros(shape, dtype=torch.bool, device=x.device)
     n_iter = torch.zeros(shape, dtype=torch.int64, device=x.device)
 
-    def fit(sites: list[Site]) -> None:
+    def fit(sites: list[LayerLabel]) -> None:
         at = tuple(torch.tensor(index, device=x.device) for index in zip(*sites, strict=True))
         part = None if init is None else torch.cat([init.weight[at], init.intercept[at][..., None]], -1)
         found = _fit_sites(x, sites, sign[at[1]], fitted[at[1]], part, c, max_iter, example_mask)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from qfl_interp.probes.layer_labels import LayerLabel, centred, for_each_site
 from qfl_interp.probes.result import (
     Activations,
     ExampleMask,
@@ -21,7 +22,6 @@ from qfl_interp.probes.result import (
     independent,
     mean_over,
 )
-from qfl_interp.probes.sites import Site, centred, for_each_site
 
 Numbers = Num[Tensor, "output label example"]
 
@@ -121,7 +121,7 @@ def fit_ridge_path(
     weight = numbers.new_zeros(len(alphas), n_layers, n_labels, y.shape[0], d_model)
     intercept = torch.zeros_like(weight[..., 0])
 
-    def fit(sites: list[Site]) -> None:
+    def fit(sites: list[LayerLabel]) -> None:
         for layer, label in sites:
             z, centre = centred(x, [(layer, label)], example_mask)
             found = _ridge(z[0, :, :-1], target[label], alphas) * fitted[label][:, None]

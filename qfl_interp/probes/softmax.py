@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
+from qfl_interp.probes.layer_labels import LayerLabel, centred, for_each_site
 from qfl_interp.probes.result import (
     Activations,
     ExampleMask,
@@ -19,7 +20,6 @@ from qfl_interp.probes.result import (
     check_settings,
     independent,
 )
-from qfl_interp.probes.sites import Site, centred, for_each_site
 from qfl_interp.probes.softmax_newton import solve_softmax
 
 Classes = Integer[Tensor, "output label example"]
@@ -176,7 +176,7 @@ def fit_softmax(
     converged = torch.zeros(shape, dtype=torch.bool, device=x.device)
     n_iter = torch.zeros(shape, dtype=torch.int64, device=x.device)
 
-    def fit(sites: list[Site]) -> None:
+    def fit(sites: list[LayerLabel]) -> None:
         at = tuple(torch.tensor(index, device=x.device) for index in zip(*sites, strict=True))
         z, means = centred(x, sites, example_mask)
         start = torch.zeros_like(coef[at])

@@ -18,7 +18,7 @@ from qfl_interp.models.build import HookedTransformer, build_hooked, build_model
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
-from qfl_interp.runs.series import ANALYSES, Checkpoints
+from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
 from qfl_interp.runs.table import Table
 
@@ -193,7 +193,7 @@ class Run(Checkpoints):
                 read()
             except QflError as error:
                 problems.append(str(error))
-        for folder in sorted((self.path / ANALYSES).glob("*")):
+        for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
             problems += Table(folder).verify()
         return Verification(tuple(good), tuple(problems), self.config.last_step in good)
 

@@ -19,7 +19,7 @@ from qfl_interp.seeding import generator
 
 # "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
 Steps = str | int | list[int] | tuple[int, ...]
-ANALYSES = "analyses"
+TABLES_FOLDER = "analyses"
 
 
 class Checkpoints(abc.ABC):
@@ -72,7 +72,7 @@ class Checkpoints(abc.ABC):
 
     def table(self, lens: str) -> Table:
         """The table of one analysis ("probe", "ablate", ...)."""
-        return Table(self.path / ANALYSES / lens)
+        return Table(self.path / TABLES_FOLDER / lens)
 
     def resolve_steps(self, steps: Steps) -> list[int]:
         """The saved steps that `steps` names, ascending.

@@ -14,7 +14,7 @@ import qfl_interp as qfl
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.models.build import build_model
 from qfl_interp.polca.decomposition import (
-    Interval,
+    Segment,
     captured_fraction,
     decompose,
     directional_change,
@@ -54,7 +54,7 @@ class Quadratics:
             (self.g + self.a @ (s * self.d)) @ self.q.mT for s in torch.linspace(0, 1, n_nodes, dtype=torch.float64)
         ]
         curvature = torch.einsum("bi,xij,bj->xb", self.q, self.a, self.q)
-        return Interval(self.q @ self.d, slopes, curvature, curvature.mean(dim=0))
+        return Segment(self.q @ self.d, slopes, curvature, curvature.mean(dim=0))
 
     def along_each(self):
         """The true change of the loss when only one coordinate of the step is taken."""
@@ -122,7 +122,7 @@ def test_what_an_accuracy_needs_is_asked_for(accuracy, missing):
 
 
 def test_an_unknown_accuracy_is_refused():
-    interval = Interval(randn(3, seed=1), [randn(10, 3, seed=2)])
+    interval = Segment(randn(3, seed=1), [randn(10, 3, seed=2)])
     with pytest.raises((ValueError, TypeError), match="third"):
         decompose("third", interval)
 
@@ -132,8 +132,8 @@ def test_an_unknown_accuracy_is_refused():
 
 def test_the_ratio_is_between_the_ends_whatever_is_known_between_them():
     step, dataset, *nodes = randn(3, seed=20), randn(3, seed=21), *randn(3, 10, 3, seed=22)
-    ends = decompose("paper", Interval(step, [nodes[0], nodes[2]], dataset_curvature=dataset))
-    whole = decompose("paper", Interval(step, nodes, dataset_curvature=dataset))
+    ends = decompose("paper", Segment(step, [nodes[0], nodes[2]], dataset_curvature=dataset))
+    whole = decompose("paper", Segment(step, nodes, dataset_curvature=dataset))
     assert torch.equal(ends.contributions, whole.contributions)
 
 
@@ -163,7 +163,7 @@ def test_a_vanishing_denominator_is_guarded_and_counted():
     for direction in (0, 1, 3):
         assert found.curvature[:, direction].tolist() == [dataset[direction]] * 4
     torch.testing.assert_close(found.curvature[:, 4], 7 * torch.tensor([1.5, 0.5, 1.5, 0.5], dtype=torch.float64))
-    interval = Interval(torch.ones(5).double(), [torch.zeros_like(change), change], dataset_curvature=dataset)
+    interval = Segment(torch.ones(5).double(), [torch.zeros_like(change), change], dataset_curvature=dataset)
     assert decompose("paper", interval).n_guarded == 3
 
 
@@ -267,7 +267,7 @@ def test_errors_shrink_with_the_order_of_each_accuracy(loss, directions, accurac
         for index, b in enumerate(directions):
             one = b[None]
             nodes = [slopes(loss, theta + s * scale * b, one) for s in (0.0, 0.5, 1.0)]
-            interval = Interval(steps[index : index + 1], nodes, slopes(loss, theta, one, order=2))
+            interval = Segment(steps[index : index + 1], nodes, slopes(loss, theta, one, order=2))
             contributions.append(decompose(accuracy, interval).contributions)
         errors.append(float((torch.cat(contributions, dim=1) - true).square().mean().sqrt()))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)

@@ -207,7 +207,7 @@ def stack(*names: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_batch_equals_its_problems_one_by_one(monkeypatch):
     """Two layers, three labels, two outputs, several chunks: every problem lands at its own index."""
-    monkeypatch.setattr("qfl_interp.probes.sites.CHUNK_BYTES", 2**20)
+    monkeypatch.setattr("qfl_interp.probes.layer_labels.CHUNK_BYTES", 2**20)
     x, y = stack("weak", "strong", "random")
     x = torch.cat([x, x.flip(-1) + torch.linspace(0, 1, 2 * N)[:, None]])
     y = torch.cat([y, shuffle_labels(y, np.random.default_rng(1))])

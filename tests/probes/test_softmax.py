@@ -200,7 +200,7 @@ def stack() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("chunk", [1, 2**26])
 def test_a_batch_equals_its_problems_one_by_one(monkeypatch, chunk):
-    monkeypatch.setattr("qfl_interp.probes.sites.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("qfl_interp.probes.layer_labels.CHUNK_BYTES", chunk)
     x, y = stack()
     probes = fit_softmax(x, y, n_classes=K, c=C, max_iter=100)
     for layer in range(2):

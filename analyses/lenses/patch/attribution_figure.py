@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.patch.maps import COMPONENTS
 from qfl_interp.plots.lines import value_range
 from qfl_interp.plots.maps import place_words, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
 from qfl_interp.plots.theme import GREY, SERIES, new_figure, short, visible, words
+from qfl_interp.sites import site_words
 from qfl_interp.tables import column, distinct, records, select
 
 _SIDE: Final = 360
@@ -77,6 +77,6 @@ def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:
         mode="markers",
         marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.75, "line": {"width": 0}},
         hovertemplate="%{text}<br>exact <b>%{x:.3f}</b>, by gradient <b>%{y:.3f}</b>"
-        f"<extra>{COMPONENTS.get(component, component)}</extra>",
+        f"<extra>{site_words(component)}</extra>",
         showlegend=True,
     )

@@ -7,12 +7,13 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.patch.maps import COMPONENTS, GAP, PatchMap
+from analyses.lenses.patch.maps import GAP, PatchMap
 from qfl_interp.plots.grid import stack_cells
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import axis_title, choices, color_axis, require_rows
 from qfl_interp.plots.slider import over_steps, step_title
 from qfl_interp.plots.theme import DIVERGING, new_figure, words
+from qfl_interp.sites import site_words
 from qfl_interp.tables import column, distinct
 
 
@@ -71,7 +72,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
     for one, space, cell in zip(maps, below, panels, strict=True):
         named = space > GAP
         figure.update_layout(one.layout(cell, named))
-        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {COMPONENTS.get(one.component, '')}"))
+        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {site_words(one.component)}"))
         if named:
             title = "head" if one.across_heads else "token and its position (·: differs between pairs)"
             figure.add_annotation(axis_title(title, cell.y_domain[0], 22 + one.token_height))

@@ -13,17 +13,6 @@ from qfl_interp.plots.slider import AXIS_HEIGHT
 from qfl_interp.plots.theme import FONT_SIZE, visible
 from qfl_interp.tables import select
 
-COMPONENTS: Final = {
-    "resid_pre": "residual stream before a block",
-    "resid_mid": "residual stream after attention",
-    "resid_post": "residual stream after a block",
-    "attn_out": "attention output",
-    "mlp_out": "MLP output",
-    "z": "attention heads' outputs",
-    "q": "attention heads' queries",
-    "k": "attention heads' keys",
-    "v": "attention heads' values",
-}
 # Between two maps without an axis.
 GAP: Final = 26
 # A second line under the tokens, with the numbers of at most so many positions.

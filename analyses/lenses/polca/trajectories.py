@@ -28,7 +28,7 @@ from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import parameters_to_save
 from qfl_interp.polca.basis import orthogonality
 from qfl_interp.polca.config import PolcaConfig
-from qfl_interp.polca.decomposition import Interval, captured_fraction, decompose
+from qfl_interp.polca.decomposition import Segment, captured_fraction, decompose
 from qfl_interp.polca.trajectories import Trajectories, TrajectoryKind
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
@@ -310,7 +310,7 @@ def _collect(run: Checkpoints, plan: BasisPlan, steps: Sequence[int]) -> PolcaDa
 
 def _interval(
     run: Checkpoints, plan: BasisPlan, step: int, to: int, start: dict[str, Tensor], end: dict[str, Tensor]
-) -> Interval:
+) -> Segment:
     """What is stored of one interval, in float64."""
     config = plan.config
     inner = _inner(config, step, to) if config.accuracy == "path" else []
@@ -320,4 +320,4 @@ def _interval(
         quantity = _quantity(config)
         curvature = {quantity: _tensors(run, plan, Node(quantity, step, step))[quantity].double()}
     moved = end["coordinates"] - start["coordinates"]
-    return Interval(moved, [slope.double() for slope in slopes], **curvature)
+    return Segment(moved, [slope.double() for slope in slopes], **curvature)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from qfl_interp.probes.result import Activations, ExampleMask
 
-Site = tuple[int, int]  # layer, label
+# A layer and a label: one problem of a fit, a "site" below.
+LayerLabel = tuple[int, int]
 # Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
 CHUNK_BYTES = 64 * 2**20
 
 
-def for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_workers: int) -> None:
+def for_each(fit: Callable[[list[LayerLabel]], None], chunks: list[list[LayerLabel]], n_workers: int) -> None:
     """Run `fit` on every chunk, each on one core: the cores never wait for one another.
 
     Splitting each small product over the cores instead costs barriers: several times the time when other
@@ -32,7 +33,7 @@ def for_each(fit: Callable[[list[Site]], None], chunks: list[list[Site]], n_work
         torch.set_num_threads(n_threads)
 
 
-def for_each_site(fit: Callable[[list[Site]], None], x: Activations, site_bytes: int) -> None:
+def for_each_site(fit: Callable[[list[LayerLabel]], None], x: Activations, site_bytes: int) -> None:
     """Run `fit` on all sites of `x`, on every core, several at once where they share `CHUNK_BYTES`.
 
     Args:
@@ -61,7 +62,7 @@ def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, la
 
 
 def centred(
-    x: Activations, sites: list[Site], example_mask: ExampleMask | None
+    x: Activations, sites: list[LayerLabel], example_mask: ExampleMask | None
 ) -> tuple[Float[Tensor, "site example column"], Float[Tensor, "site d_model"]]:
     """The sites' activations less their means, with a column of ones; and the means. Masked rows are 0."""
     n_examples, d_model = x.shape[2:]
