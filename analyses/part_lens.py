@@ -36,17 +36,31 @@ class Piece(NamedTuple):
     key: Mapping[str, Any] = {}
 
 
+class _Work(NamedTuple):
+    """Pieces of one model that one process computes."""
+
+    at: ModelAt
+    pieces: tuple[Piece, ...]
+
+    def __str__(self) -> str:
+        return str(self.at)
+
+
 @dataclass(frozen=True)
 class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     """One call of a lens on a run; its fields are the settings, and it has to pickle.
 
     Attributes:
         by: Columns that tell apart what one figure shows.
+        step_column: The column that counts a call's steps.
+        apart: Whether several processes may compute pieces of one model; each then has its own view.
         run: What is looked at.
         device: Where to compute.
     """
 
     by: ClassVar[tuple[str, ...]] = ("run_id",)
+    step_column: ClassVar[str] = "step"
+    apart: ClassVar[bool] = False
 
     run: Checkpoints
     device: str | torch.device = "cpu"
@@ -60,7 +74,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         return None  # type: ignore[return-value]  # of a lens that shares nothing
 
     def view(self, shared: SharedT, at: ModelAt) -> ViewT:
-        """What all parts of a model need, by default the model; once a model."""
+        """What all pieces of a model need, by default the model; once a model."""
         return at.load(self.run, self.device)  # type: ignore[return-value]  # of a lens that views the model
 
     @abc.abstractmethod
@@ -69,8 +83,18 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         """Columns behind the rows' own and the run's, equal in all rows of a part."""
-        analysis = self.part(piece).rpartition("-")[2]
-        return {"step": piece.at.step, "flops": self.run.flops(piece.at.step), **piece.key, "analysis": analysis}
+        return {**self.where(piece), **piece.key, "analysis": self.analysis(piece)}
+
+    def where(self, piece: Piece) -> dict[str, Any]:
+        """The columns that say which checkpoint it is."""
+        return {"step": piece.at.step, "flops": self.run.flops(piece.at.step)}
+
+    def analysis(self, piece: Piece) -> str:
+        """What all parts of a call have in common: the end of a part's name."""
+        return self.part(piece).rpartition("-")[2]
+
+    def fetch(self, missing: Mapping[ModelAt, Sequence[Piece]], *, jobs: int, progress: bool) -> None:
+        """Have other lenses compute what pieces read of their tables; by default nothing."""
 
     def compute(self, pieces: Sequence[Piece], *, label: str, jobs: int = 1, progress: bool = True) -> pd.DataFrame:
         """The rows of all pieces; those that are not in the run's table yet are computed and written first."""
@@ -79,15 +103,20 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         for piece in pieces:
             if not table.has(self.part(piece)):
                 missing.setdefault(piece.at, []).append(piece)
-        work = functools.partial(self._look, missing)
-        over_checkpoints(list(missing), self.share, work, label=label, jobs=jobs, progress=progress)
+        if missing:
+            self.fetch(missing, jobs=jobs, progress=progress)
+        work = [_Work(at, tuple(found)) for at, found in missing.items()]
+        if self.apart:
+            work = [_Work(at, (piece,)) for at, found in work for piece in found]
+        prepare = functools.partial(_Views, self)
+        over_checkpoints(work, prepare, self._compute, label=label, jobs=jobs, progress=progress)
         return table.read([self.part(piece) for piece in pieces])
 
-    def _look(self, missing: Mapping[ModelAt, Sequence[Piece]], shared: SharedT, at: ModelAt) -> None:
-        """Compute what is missing of one model and write it, a part as it is done."""
-        view, table = self.view(shared, at), self.run.table(self.name)
-        for piece in missing[at]:
-            found = self.rows(shared, view, piece)
+    def _compute(self, views: _Views, work: _Work) -> None:
+        """Compute pieces and write each as it is done."""
+        view, table = views.of(work.at), self.run.table(self.name)
+        for piece in work.pieces:
+            found = self.rows(views.shared, view, piece)
             rows, tensors = found if isinstance(found, tuple) else (found, None)
             table.write(self.part(piece), rows.assign(**self.run.identity(), **self.columns(piece)), tensors)
 
@@ -117,3 +146,19 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         """Sections of what was computed before."""
         rows = cls.stored(page)
         return [] if rows.empty else cls.sections_of(rows)
+
+
+class _Views:
+    """What a process holds: what its lens shares, and the view of the last model; pieces come model by model."""
+
+    def __init__(self, lens: PartLens[Any, Any]) -> None:
+        self._lens, self.shared = lens, lens.share()
+        self._at: ModelAt | None = None
+        self._view: Any = None
+
+    def of(self, at: ModelAt) -> Any:
+        """The view of a model."""
+        if at != self._at:
+            self._at, self._view = None, None  # before the next is made: two models may not fit
+            self._at, self._view = at, self._lens.view(self.shared, at)
+        return self._view

@@ -1,13 +1,15 @@
-"""Rows that lenses wrote before: where several calls had other settings, those of one."""
+"""Rows that lenses wrote before: those of one call where several had other settings; p-values corrected over them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.tables import select
+from qfl_interp.stats import holm
+from qfl_interp.tables import column, groups, select
 
 
 def stored_rows(
@@ -31,3 +33,13 @@ def stored_rows(
     calls = rows.groupby([*by, "analysis"], as_index=False).agg(n_steps=(step, "nunique"), n_rows=(step, "size"))
     largest = calls.sort_values(["n_steps", "n_rows"], ascending=False, kind="stable").drop_duplicates(list(by))
     return rows.merge(largest[[*by, "analysis"]])
+
+
+def with_holm(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `p_value_holm`: `p_value_paired`, where there is one, corrected within each step and condition."""
+    found = rows.assign(p_value_holm=math.nan)
+    tested = rows.dropna(subset=["p_value_paired"])
+    for _, of_step in groups(tested, "step"):
+        for _, part in groups(of_step, "condition"):
+            found.loc[part.index, "p_value_holm"] = holm(column(part, "p_value_paired"))
+    return found

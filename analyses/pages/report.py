@@ -10,22 +10,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analyses.lenses.ablate import lens as ablation
+from analyses.choose import chosen_features
 from analyses.lenses.ablate.lens import ablate
-from analyses.lenses.ablate_units import lens as unit_ablation
 from analyses.lenses.curvature.tables import stored as stored_curvature
 from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
-from analyses.lenses.interchange import lens as interchanging
-from analyses.lenses.mdl import lens as describing
-from analyses.lenses.patch import lens as patching
 from analyses.lenses.polca.lens import stored_polca
 from analyses.lenses.probe.lens import probe
-from analyses.lenses.transfer import lens as transferring
 from analyses.pages.sections import standard_sections
 from analyses.pages.timeline import lens_panels
 from analyses.pages.words import findings
-from analyses.result import chosen_features, with_holm
-from analyses.stored import stored_rows
+from analyses.stored import stored_rows, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import write_report
@@ -107,14 +101,14 @@ def stored_tables(run: Run, features: Sequence[str], config: ProbeConfig) -> dic
         parts = [select(rows, feature=name) for name in features if name in distinct(rows, "feature")]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
-    swapped = of_features(interchanging.LENS, ["label"], **of_probes)
+    swapped = of_features("interchange", ["label"], **of_probes)
     return {
-        "transfer": of_features(transferring.LENS, [], step="eval_step", **of_probes),
-        "mdl": of_features(describing.LENS, [], **of_probes),
-        "ablate_over_steps": of_features(ablation.LENS, ["method"], **of_probes),
+        "transfer": of_features("transfer", [], step="eval_step", **of_probes),
+        "mdl": of_features("mdl", [], **of_probes),
+        "ablate_over_steps": of_features("ablate", ["method"], **of_probes),
         "interchange": swapped if swapped.empty else with_holm(swapped),
-        "patch": of_features(patching.LENS, ["label"]),
-        "ablate_units": stored_rows(run, unit_ablation.LENS, ["name", "method"]),
+        "patch": of_features("patch", ["label"]),
+        "ablate_units": stored_rows(run, "ablate_units", ["name", "method"]),
     }
 
 

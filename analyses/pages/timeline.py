@@ -7,23 +7,19 @@ from collections.abc import Sequence
 import torch
 from plotly.graph_objects import Figure
 
-from analyses.lenses.ablate import lens as ablation
+from analyses.choose import chosen_features
 from analyses.lenses.ablate.figure import ablation_panel
 from analyses.lenses.curvature.figure import curvature_panels
 from analyses.lenses.curvature.tables import stored as stored_curvature
 from analyses.lenses.emergence.figure import feature_panels, shading
 from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
-from analyses.lenses.interchange import lens as interchanging
 from analyses.lenses.interchange.figure import interchange_panel
-from analyses.lenses.mdl import lens as describing
 from analyses.lenses.mdl.figure import mdl_panel
-from analyses.lenses.patch import lens as patching
 from analyses.lenses.patch.panel import patch_panel
 from analyses.lenses.polca.clusters import telling as polca_telling
 from analyses.lenses.polca.figure import polca_panel
 from analyses.lenses.polca.lens import stored_polca
 from analyses.pages.timeline_figure import timeline_figure
-from analyses.result import chosen_features
 from analyses.stored import stored_rows
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
@@ -82,17 +78,17 @@ def lens_panels(run: Run, features: Sequence[str], config: ProbeConfig) -> list[
     panels: list[Panel] = []
     for name in features:
         of_probes = {"feature": name, "settings": config.digest()}
-        ablated = stored_rows(run, ablation.LENS, ["feature"], **of_probes)
+        ablated = stored_rows(run, "ablate", ["feature"], **of_probes)
         if len(ablated):
             panels.append(ablation_panel(ablated, name))
-        swapped = stored_rows(run, interchanging.LENS, ["label"], **of_probes)
+        swapped = stored_rows(run, "interchange", ["label"], **of_probes)
         panels += [interchange_panel(swapped, name, label) for label in distinct(swapped, "label")]
-        patched = stored_rows(run, patching.LENS, ["label"], feature=name)
+        patched = stored_rows(run, "patch", ["label"], feature=name)
         for label, rows in groups(patched, "label"):
             components = distinct(rows, "component")
             shown = _COMPONENT if _COMPONENT in components else components[0]
             panels.append(patch_panel(rows, name, label, component=shown))
-        described = stored_rows(run, describing.LENS, ["feature"], **of_probes)
+        described = stored_rows(run, "mdl", ["feature"], **of_probes)
         if len(described):
             panels.append(mdl_panel(described, name))
     found = stored_polca(run)

@@ -20,9 +20,10 @@ import pandas as pd
 import torch
 
 from analyses.checkpoints import over_checkpoints
+from analyses.choose import chosen_features
 from analyses.lenses.emergence.lens import by_site, emergence_curve, emergence_tables
 from analyses.lenses.probe.lens import probe
-from analyses.result import Result, chosen_features
+from analyses.result import Result
 from analyses.sweeps.across_figure import across_figure
 from analyses.sweeps.scaling import finished
 from qfl_interp.config import ProbeConfig

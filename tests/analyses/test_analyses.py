@@ -15,8 +15,10 @@ import qfl_interp as qfl
 from analyses import ablate, emergence, probe, report, timeline
 from analyses.lenses.ablate import lens as ablation
 from analyses.lenses.emergence import lens as emerging
+from analyses.lenses.probe import data as of_probes
 from analyses.lenses.probe import lens as probing
-from analyses.result import with_holm
+from analyses.models_at import ModelAt
+from analyses.stored import with_holm
 from qfl_interp.data.examples import in_split
 from qfl_interp.emergence.onset import Bracket
 from qfl_interp.emergence.transition import Transition
@@ -59,7 +61,7 @@ def no_work(monkeypatch):
 
 def part_of(step, feature):
     """The probe table's part of a trained model and a feature."""
-    return probing.part_name(probing.trained_at(step), feature, CONFIG)
+    return of_probes.part_name(ModelAt(step), feature, CONFIG)
 
 
 def with_carries(monkeypatch, change):
@@ -108,7 +110,7 @@ def test_probe_rows_are_complete(probed):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_probes_agree_with_scikit_learn(probed, feature, label, layer):
     step = probed.steps[-1]
-    data, wanted = probing.probe_data(probed, CONFIG), probed.task.feature(feature)
+    data, wanted = of_probes.probe_data(probed, CONFIG), probed.task.feature(feature)
     model = probed.load_model(step)
     xs, ys = [], []
     for examples in (data.train, data.test):
@@ -255,7 +257,7 @@ def test_ablation_rows(probed, no_work):
 
 def test_intact_row_is_the_models_own_score(probed):
     rows = ablate(probed, n_trials=4, **QUICK).to_dataframe()
-    examples = probing.probe_data(probed, CONFIG).test
+    examples = of_probes.probe_data(probed, CONFIG).test
     model = probed.load_model()
     scores = evaluate(lambda tokens, positions, _: model(tokens)[:, positions], probed.task.encode(examples))
     intact = rows[rows["condition"] == "intact"].iloc[0]
@@ -288,7 +290,7 @@ def test_ablation_projects_out_the_stored_probes(probed_copy):
     rows["train_loss"] = np.where(rows["layer"] == best[rows["label"]], 0.1, 0.2)
     table.write(part, rows, stored)
     shutil.rmtree(run.table("ablate").folder)
-    examples = probing.probe_data(run, CONFIG).test
+    examples = of_probes.probe_data(run, CONFIG).test
     places = run.task.feature("carry").positions(examples)[0]
     model = run.load_model(step)
 
@@ -426,7 +428,7 @@ def test_a_repr_is_a_short_table(probed):
 
 def test_probes_see_nothing_the_model_trains_on(tiny_run):
     """Fitted and scored on two splits apart from the training stream and from each other."""
-    data = probing.probe_data(tiny_run, qfl.ProbeConfig(n_train=60, n_test=60))
+    data = of_probes.probe_data(tiny_run, qfl.ProbeConfig(n_train=60, n_test=60))
     for examples, split in ((data.train, "val"), (data.test, "test")):
         assert in_split(tiny_run.task, examples, split).all()
 
@@ -441,7 +443,7 @@ def test_each_third_is_bootstrapped_on_its_own_labels(probed_copy):
         return 0.6 if step == 0 or steps.index(step) < falls[label] else 0.01
 
     for step in run.steps:
-        part = probing.part_name(probing.trained_at(step), "carry", CONFIG)
+        part = of_probes.part_name(ModelAt(step), "carry", CONFIG)
         rows, tensors = table.read([part]), table.read_tensors(part)
         values = [loss(step, label) for label in rows["label"]]
         tensors["test_loss"] = torch.tensor([[loss(step, label)] * 50 for label in range(N_LABELS)])

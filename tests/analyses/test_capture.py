@@ -7,7 +7,7 @@ import torch
 
 import qfl_interp as qfl
 from analyses import capture, probe
-from analyses.lenses.probe import lens as probing
+from analyses.lenses.probe import data as of_probes
 from qfl_interp.activations.spans import site_span
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreKey
@@ -23,7 +23,7 @@ def no_model(*_args, **_kwargs):
 def test_rows_and_values_are_those_of_the_probes_examples(run_copy):
     steps = run_copy.steps[-2:]
     result = capture(run_copy, ["resid_post", "z"], steps, **QUICK)
-    data = probing.probe_data(run_copy, qfl.ProbeConfig(n_train=N))
+    data = of_probes.probe_data(run_copy, qfl.ProbeConfig(n_train=N))
     rows = result.to_dataframe()
     parts = {"train": data.train, "test": data.test}
     names = {part: f"probe_{part}_{len(examples)}_seed0" for part, examples in parts.items()}
@@ -35,7 +35,7 @@ def test_rows_and_values_are_those_of_the_probes_examples(run_copy):
     assert set(rows["config_hash"]) == {run_copy.config.digest}
     store = ActivationStore(run_copy.path / "activations")
     for part, examples in parts.items():
-        tokens, span = run_copy.task.encode(examples).tokens, probing.read_span(run_copy.task, examples)
+        tokens, span = run_copy.task.encode(examples).tokens, of_probes.read_span(run_copy.task, examples)
         key = StoreKey(run_copy.run_id, steps[0], names[part])
         found = store.spans(key, no_model, tokens, *span, names=["z"], progress=False)["z"]
         assert torch.equal(found.values, site_span(run_copy.load_model(steps[0]), tokens, *span, name="z").values)

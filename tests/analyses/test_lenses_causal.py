@@ -11,8 +11,10 @@ import torch
 
 import qfl_interp as qfl
 from analyses import ablate, ablate_units, interchange, patch, timeline
-from analyses.lenses.patch import lens as patching
+from analyses.lenses.patch.pairs import VARIES
+from analyses.lenses.probe import data as of_probes
 from analyses.lenses.probe import lens as probing
+from analyses.models_at import ModelAt
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.interventions.interchange import interchange_scores
 from qfl_interp.interventions.pairs import patch_pairs
@@ -70,7 +72,7 @@ def test_tokens_are_named_where_all_runs_agree(run):
     tokens = rows.drop_duplicates("position").set_index("position")["token"]
     assert tokens[6] == "+"
     assert tokens[13] == "="
-    assert tokens[6 + 1 + LABEL] == patching.VARIES
+    assert tokens[6 + 1 + LABEL] == VARIES
 
 
 def test_patching_again_computes_nothing(run, monkeypatch):
@@ -98,7 +100,7 @@ def test_interchange_rows_are_those_of_each_condition(run):
     drawn, _ = carry_pairs(run, 20, "interchange")
     pairs = patch_pairs(run.task, drawn)
     positions = torch.full((20,), 13 + 1 + LABEL)
-    stored = run.table("probe").read_tensors(probing.part_name(probing.trained_at(run.steps[-1]), "carry", CONFIG))
+    stored = run.table("probe").read_tensors(of_probes.part_name(ModelAt(run.steps[-1]), "carry", CONFIG))
     for layer in range(2):
         scores = interchange_scores(
             run.load_model(),
@@ -151,7 +153,7 @@ def test_replacing_the_activation(run, method):
     assert list(table.index) == ["intact", "ablated", "same_norm"]
     probed = probing.probe(run, "carry", "last", config=CONFIG, n_untrained=0, **QUIET).to_dataframe()
     best = probed.loc[probed.groupby("label")["train_loss"].idxmin()].set_index("label")["layer"]
-    examples = probing.probe_data(run, CONFIG).test
+    examples = of_probes.probe_data(run, CONFIG).test
     batch, positions = run.task.encode(examples), run.task.feature("carry").positions(examples)[0]
     model = run.load_model()
     _, cache = model.run_with_cache(batch.tokens)

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 import qfl_interp as qfl
 from analyses import ablate, emergence, probe, report
+from analyses.lenses.probe import data as of_probes
 from analyses.lenses.probe import lens as probing
 from qfl_interp.activations.spans import site_span
 from qfl_interp.data.task import NO_POSITION
@@ -50,7 +51,7 @@ def test_probes_agree_with_scikit_learn(case):
     run, name, label = case
     feature = run.task.feature(name)
     rows = probe(run, name, "last", n_untrained=1, **QUICK).to_dataframe()
-    data = probing.probe_data(run, CONFIG)
+    data = of_probes.probe_data(run, CONFIG)
     for layer in range(2):
         (x, y), (x_test, y_test) = (sites(run, feature, label, examples, layer) for examples in (data.train, data.test))
         kept = (rows["source"] == "trained") & (rows["layer"] == layer) & (rows["label"] == label)
@@ -100,7 +101,7 @@ def test_a_label_that_few_examples_have_is_not_fitted():
     model = qfl.build_model(qfl.ModelConfig(d_model=16, n_layers=1), task, seed=0)
     examples = [task.sample(np.random.default_rng(s), 400) for s in (1, 2)]
     train, test = (
-        probing.feature_data(feature, site_span(model, task.encode(e).tokens, *probing.read_span(task, e)), e)
+        of_probes.feature_data(feature, site_span(model, task.encode(e).tokens, *of_probes.read_span(task, e)), e)
         for e in examples
     )
     rows, tensors = probing._fit(feature, train, test, None, CONFIG)

@@ -14,7 +14,8 @@ from sklearn.metrics import log_loss
 
 import qfl_interp as qfl
 from analyses import ablate, capture, mdl, probe, transfer
-from analyses.lenses.probe import lens as probing
+from analyses.lenses.probe import data as of_probes
+from analyses.models_at import ModelAt
 from qfl_interp.activations.spans import site_span
 from qfl_interp.probes import load_probes, online_code
 
@@ -63,7 +64,7 @@ def test_sites_beyond_the_residual_stream(run, site, hook, layer, head):
     assert set(rows["site"]) == {site}
     heads = range(4) if site == "z" else [-1]
     assert sorted(rows.index) == [(k, h, r) for k in range(2) for h in heads for r in range(6)]
-    data = probing.probe_data(run, CONFIG)
+    data = of_probes.probe_data(run, CONFIG)
     chosen = None if head < 0 else head
     (x, y), (x_test, y_test) = (read(run, hook, e, "carry", 2, chosen) for e in (data.train, data.test))
     model = LogisticRegression(**EXACT).fit(x, y)
@@ -79,7 +80,7 @@ def test_sites_beyond_the_residual_stream(run, site, hook, layer, head):
 def test_pooled_probes_are_one_a_layer(run):
     """scikit-learn on all labels' examples at once, scored label by label."""
     rows = rows_of(run, qfl.ProbeConfig(pooled=True, **SIZES))
-    data = probing.probe_data(run, CONFIG)
+    data = of_probes.probe_data(run, CONFIG)
     sets = [[read(run, "blocks.1.hook_resid_post", e, "carry", r) for r in range(6)] for e in (data.train, data.test)]
     x, y = (np.concatenate(parts) for parts in zip(*sets[0], strict=True))
     model = LogisticRegression(**EXACT).fit(x, y)
@@ -88,7 +89,7 @@ def test_pooled_probes_are_one_a_layer(run):
         assert rows.loc[(1, -1, label), "test_loss"] == pytest.approx(losses.mean(), rel=1e-3)
         assert rows.loc[(1, -1, label), "test_score"] == model.score(x_test, y_test)
     stored = run.table("probe").read_tensors(
-        probing.part_name("step_00000040", "carry", qfl.ProbeConfig(pooled=True, **SIZES))
+        of_probes.part_name("step_00000040", "carry", qfl.ProbeConfig(pooled=True, **SIZES))
     )
     assert all(torch.equal(stored["weight"][:, 0], stored["weight"][:, label]) for label in range(6))
 
@@ -97,7 +98,7 @@ def test_the_strength_is_chosen_on_validation_examples(run):
     """Every strength on its own, and the one with the lowest validation loss."""
     path = (0.0003, 0.003, 0.03)
     config = qfl.ProbeConfig(path=path, n_val=100, **SIZES)
-    data = probing.probe_data(run, config)
+    data = of_probes.probe_data(run, config)
     assert (len(data.train), len(data.validation), len(data.test)) == (200, 100, 80)
     overlap = {tuple(e) for e in data.validation} & {tuple(e) for e in data.train}
     assert not overlap
@@ -153,7 +154,7 @@ def test_categorical_features(decimal):
     """Against scikit-learn's multinomial regression; then ablated along the contrasts of the classes."""
     config = qfl.ProbeConfig(n_train=400, n_test=100)
     rows = rows_of(decimal, config, "digit")
-    data = probing.probe_data(decimal, config)
+    data = of_probes.probe_data(decimal, config)
     n_labels = decimal.task.feature("digit").n_labels
     for label in range(n_labels):
         (x, y), (x_test, y_test) = (
@@ -176,7 +177,7 @@ def test_ridge_of_scalar_features(tmp_path):
     run = qfl.train(task, model, config, tmp_path / "run", progress=False)
     probes = qfl.ProbeConfig(n_train=300, n_test=100, alpha=5.0)
     rows = rows_of(run, probes, "max_ending_here")
-    data = probing.probe_data(run, probes)
+    data = of_probes.probe_data(run, probes)
     (x, y), (x_test, y_test) = (
         read(run, "blocks.0.hook_resid_post", e, "max_ending_here", 3) for e in (data.train, data.test)
     )
@@ -193,7 +194,7 @@ def test_transfer_scores_old_probes_on_new_activations(run):
     rows = transfer(run, "carry", steps, config=CONFIG, **QUIET).to_dataframe().set_index(["fit_step", "eval_step"])
     assert sorted(rows.index) == [(a, b) for a in steps for b in steps]
     probed = probe(run, "carry", steps, config=CONFIG, n_untrained=0, **QUIET).to_dataframe()
-    data, carry = probing.probe_data(run, CONFIG), run.task.feature("carry")
+    data, carry = of_probes.probe_data(run, CONFIG), run.task.feature("carry")
     tokens, positions = run.task.encode(data.test).tokens, carry.positions(data.test)
     for fit_step in steps:
         of_step = probed[probed["step"] == fit_step]
@@ -203,7 +204,7 @@ def test_transfer_scores_old_probes_on_new_activations(run):
         assert own["test_loss"] == pytest.approx(best["test_loss"].mean(), rel=1e-4)
         assert own["refit_loss"] == own["test_loss"]
         assert own["cosine"] == pytest.approx(1)
-        stored = run.table("probe").read_tensors(probing.part_name(probing.trained_at(fit_step), "carry", CONFIG))
+        stored = run.table("probe").read_tensors(of_probes.part_name(ModelAt(fit_step), "carry", CONFIG))
         for eval_step in steps:
             span = site_span(run.load_model(eval_step), tokens, int(positions.min()), int(positions.max()))
             x = span.read(positions).x
@@ -226,7 +227,7 @@ def test_mdl_is_the_online_code_of_the_probes_examples(run):
     assert set(rows["source"]) == {"trained", "untrained"}
     assert (rows["uniform_bits"] == 200).all(), "one bit a label"
     np.testing.assert_allclose(rows["compression"], rows["uniform_bits"] / rows["codelength_bits"])
-    data, carry = probing.probe_data(run, CONFIG), run.task.feature("carry")
+    data, carry = of_probes.probe_data(run, CONFIG), run.task.feature("carry")
     positions = carry.positions(data.train)
     tokens = run.task.encode(data.train).tokens
     span = site_span(run.load_model(), tokens, int(positions.min()), int(positions.max()))
@@ -247,9 +248,9 @@ def test_capture_fills_the_store_that_probes_read(run, monkeypatch):
 def test_stored_probes_load_as_they_were_fitted(run):
     """The round trip a transfer matrix rests on, at the lens' own part."""
     rows = rows_of(run, CONFIG)
-    part = probing.part_name(probing.trained_at(run.steps[-1]), "carry", CONFIG)
+    part = of_probes.part_name(ModelAt(run.steps[-1]), "carry", CONFIG)
     probes = load_probes("binary", run.table("probe").read_tensors(part))
-    data, carry = probing.probe_data(run, CONFIG), run.task.feature("carry")
+    data, carry = of_probes.probe_data(run, CONFIG), run.task.feature("carry")
     positions = carry.positions(data.test)
     span = site_span(run.load_model(), run.task.encode(data.test).tokens, int(positions.min()), int(positions.max()))
     y = torch.from_numpy(np.array(carry.labels(data.test).T))[None]

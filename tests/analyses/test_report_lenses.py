@@ -17,8 +17,7 @@ from analyses.lenses.patch.panel import patch_panel
 from analyses.pages import report as reporting
 from analyses.pages.report import stored_tables
 from analyses.pages.sections import standard_sections
-from analyses.result import with_holm
-from analyses.stored import stored_rows
+from analyses.stored import stored_rows, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.report.page import Section, render_report
 from qfl_interp.stats import holm

@@ -29,7 +29,7 @@ from analyses import (
     timeline,
     transfer,
 )
-from analyses.lenses.probe.lens import dataset_name, labels_of, part_name, probe_data
+from analyses.lenses.probe.data import dataset_name, labels_of, part_name, probe_data
 from analyses.models_at import ModelAt, trained_at
 from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.data.examples import held_out, held_out_pairs

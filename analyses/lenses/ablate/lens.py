@@ -2,59 +2,87 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
+from analyses.choose import chosen_features, chosen_labels, require_one_a_token
+from analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure
-from analyses.lenses.probe.lens import LENS as PROBE_LENS
-from analyses.lenses.probe.lens import part_name, probe, probe_data
-from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features, chosen_labels, require_one_a_token, with_holm
+from analyses.lenses.probe.data import part_name, probe_data
+from analyses.lenses.probe.lens import probe
+from analyses.models_at import ModelAt, models_at
+from analyses.part_lens import PartLens, Piece
+from analyses.result import Result
+from analyses.stored import with_holm
 from qfl_interp.config import ProbeConfig
-from qfl_interp.data.task import Batch, Feature
 from qfl_interp.digests import digest
-from qfl_interp.errors import QflError
-from qfl_interp.interventions.controls import Control, moves_made, plane_controls, plane_means, same_norm
-from qfl_interp.interventions.edits import RowInterventions
-from qfl_interp.interventions.project_out import Planes, plane_ablation, pooled_planes, probe_planes
-from qfl_interp.interventions.replace import activations_at, donors_of, mean, mean_of, resample, zero
 from qfl_interp.interventions.scoring import score_ablation
 from qfl_interp.models.build import HookedModel
-from qfl_interp.models.hooks import Site
 from qfl_interp.models.metrics import ExampleScores
-from qfl_interp.probes import load_probes
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
 
-LENS = "ablate"
 METHODS = ("project_out", "zero", "mean", "resample")
 _METRICS = ("loss", "loss_answer", "exact", "exact_answer")
-# Names of the controls in the table.
-_CONDITION = {"random": "random", "feature": "random_feature", "same_norm": "same_norm"}
 
 
-class AblationSettings(NamedTuple):
-    """What decides the numbers beside the model and the probes; no labels: all of them."""
+@dataclass(frozen=True)
+class Ablate(PartLens[Examples, HookedModel]):
+    """A part a checkpoint and feature; `features` are those of the call, which lend directions to a control."""
 
-    method: str
-    top_k: int
-    epsilon: float
-    n_trials: int
-    labels: tuple[int, ...] = ()
+    config: ProbeConfig = field(default_factory=ProbeConfig)
+    settings: AblationSettings = field(default_factory=AblationSettings)
+    features: tuple[str, ...] = ()
 
-    def part(self, step: int, feature: str, others: Sequence[str], config: ProbeConfig) -> str:
-        """The table part of a step and feature; `others` lend directions to a control."""
-        return f"{part_name(trained_at(step), feature, config)}-{digest(repr((*self, sorted(others))))}"
+    name = "ablate"
+    question = "Does the model use the feature?"
+    order = 50
+    by = ("feature", "method")
+
+    def part(self, piece: Piece) -> str:
+        settings = digest(repr((*self.settings, sorted(self._others(piece)))))
+        return f"{part_name(piece.at, piece.key['feature'], self.config)}-{settings}"
+
+    def _others(self, piece: Piece) -> list[str]:
+        """The other features of the call."""
+        return [name for name in self.features if name != piece.key["feature"]]
+
+    def fetch(self, missing: Mapping[ModelAt, Sequence[Piece]], *, jobs: int, progress: bool) -> None:
+        how: dict[str, Any] = {"config": self.config, "n_untrained": 0, "device": self.device}
+        probe(self.run, self.features, [at.step for at in missing], **how, jobs=jobs, progress=progress)
+
+    def share(self) -> Examples:
+        return probe_data(self.run, self.config).test
+
+    def rows(self, shared: Examples, view: HookedModel, piece: Piece) -> pd.DataFrame:
+        run, config, settings, step = self.run, self.config, self.settings, piece.at.step
+        feature, *others = (run.task.feature(name) for name in (piece.key["feature"], *self._others(piece)))
+        batch = run.task.encode(shared)
+        planes = ablated_planes(run, feature, step, shared, settings, config)
+        make, controls = conditions(run, view, batch, planes, others, step, settings, config)
+        rng = generator(config.seed, f"ablate/{feature.name}", step)
+        scores = score_ablation(view, batch, make, controls, n_trials=settings.n_trials, rng=rng)
+        return _rows(scores, generator(config.seed, f"ablate/bootstrap/{feature.name}", step))
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        settings = self.settings._asdict() | {"labels": ",".join(map(str, self.settings.labels)) or "all"}
+        return {
+            **self.where(piece),
+            **piece.key,
+            "site": self.config.site,
+            **{name: settings[name] for name in ("method", "top_k", "epsilon", "labels")},
+            "pooled": self.config.pooled,
+            "settings": self.config.digest(),
+            "analysis": self.analysis(piece),
+        }
 
 
 def ablate(
@@ -125,28 +153,16 @@ def ablate(
     settings = AblationSettings(method, top_k, epsilon, n_trials, only)
     _check(settings, config)
     names = [f.name for f in chosen]
-    at = run.resolve_steps(steps)
-    table = run.table(LENS)
-
-    def part(step: int, name: str) -> str:
-        return settings.part(step, name, [other for other in names if other != name], config)
-
-    missing = [step for step in at if not all(table.has(part(step, name)) for name in names)]
-    if missing:
-        how: dict[str, Any] = {"jobs": jobs, "device": device, "progress": progress}
-        probe(run, names, missing, config=config, n_untrained=0, **how)
-    parts = {step: {name: part(step, name) for name in names} for step in missing}
-    work = functools.partial(_ablate_at, run, parts, settings, config, device)
-    over_checkpoints(
-        missing, functools.partial(_test_examples, run, config), work, label="ablating", jobs=jobs, progress=progress
-    )
-    rows = with_holm(table.read([part(step, name) for step in at for name in names]))
+    models = models_at(run, steps)
+    lens = Ablate(run, device, config, settings, tuple(names))
+    pieces = [Piece(at, {"feature": name}) for at in models for name in names]
+    rows = with_holm(lens.compute(pieces, label="ablating", jobs=jobs, progress=progress))
     columns = ["step", "feature", "condition", "exact_answer", "loss_answer"]
     return Result(
         f"Ablation in {run.run_id} ({method}): exact match and loss (nats) over the answer alone",
         rows.filter([*columns, "difference", "p_value_holm"]),
         rows,
-        lambda: (ablation_figure if len(at) == 1 else ablation_over_steps_figure)(rows),
+        lambda: (ablation_figure if len(models) == 1 else ablation_over_steps_figure)(rows),
     )
 
 
@@ -163,159 +179,6 @@ def _check(settings: AblationSettings, config: ProbeConfig) -> None:
     require_one_a_token(
         config.site, "a feature's ablation", "Use resid_post, attn_out or mlp_out here, and `ablate_units` for heads."
     )
-
-
-def _test_examples(run: Checkpoints, config: ProbeConfig) -> Examples:
-    """The probes' test examples."""
-    return probe_data(run, config).test
-
-
-def _ablate_at(
-    run: Checkpoints,
-    parts: Mapping[int, Mapping[str, str]],
-    settings: AblationSettings,
-    config: ProbeConfig,
-    device: str | torch.device,
-    examples: Examples,
-    step: int,
-) -> None:
-    """Score what is missing of one checkpoint, feature by feature, and write it."""
-    model, batch, table = run.load_model(step, device=device), run.task.encode(examples), run.table(LENS)
-    for name, part in parts[step].items():
-        if table.has(part):
-            continue
-        feature = run.task.feature(name)
-        others = [run.task.feature(other) for other in parts[step] if other != name]
-        planes = _planes(run, feature, step, examples, settings, config)
-        make, controls = _conditions(run, model, batch, planes, others, step, settings, config)
-        rng = generator(config.seed, f"ablate/{feature.name}", step)
-        scores = score_ablation(model, batch, make, controls, n_trials=settings.n_trials, rng=rng)
-        rows = _rows(scores, generator(config.seed, f"ablate/bootstrap/{feature.name}", step)).assign(
-            **run.identity(),
-            step=step,
-            flops=run.flops(step),
-            feature=name,
-            site=config.site,
-            method=settings.method,
-            top_k=settings.top_k,
-            epsilon=settings.epsilon,
-            labels=",".join(map(str, settings.labels)) or "all",
-            pooled=config.pooled,
-            settings=config.digest(),
-            analysis=part.rpartition("-")[2],
-        )
-        table.write(part, rows)
-
-
-class StoredProbes(NamedTuple):
-    """Probes read back as planes: `[place, label, k, d]`, and the training loss they are chosen by."""
-
-    weight: Tensor
-    intercept: Tensor
-    fitted: Tensor
-    train_loss: np.ndarray
-
-
-def stored_probes(run: Checkpoints, feature: Feature, step: int, config: ProbeConfig) -> StoredProbes:
-    """The planes on which the probes of one feature at one step cannot tell its classes apart (`Probes.planes`)."""
-    part, table = part_name(trained_at(step), feature.name, config), run.table(PROBE_LENS)
-    probes, rows = load_probes(feature.kind, table.read_tensors(part)), table.read([part])
-    n_places, n_labels = probes.fitted.shape[:2]
-    sites = [(place, label) for place in range(n_places) for label in range(n_labels)]
-    planes = {site: probes.planes(*site, slice(None)) for site in sites}
-    most = max(1, max(len(plane.offsets) for plane in planes.values()))
-    weight = torch.zeros(n_places, n_labels, most, probes.weight.shape[-1], dtype=probes.weight.dtype)
-    intercept, fitted = weight[..., 0].clone(), torch.zeros(n_places, n_labels, most, dtype=torch.bool)
-    for site, plane in planes.items():
-        k = len(plane.offsets)
-        weight[site][:k], intercept[site][:k], fitted[site][:k] = plane.directions, plane.offsets, True
-    loss = rows.pivot(index=["layer", "head"], columns="label", values="train_loss").to_numpy(dtype=float)
-    return StoredProbes(weight.float(), intercept.float(), fitted, loss)
-
-
-def _planes(
-    run: Checkpoints, feature: Feature, step: int, examples: Examples, settings: AblationSettings, config: ProbeConfig
-) -> Planes:
-    """What is projected out: the stored probes of this step at each label's best layers."""
-    stored = stored_probes(run, feature, step, config)
-    labels = np.flatnonzero(~np.isnan(stored.train_loss).all(axis=0))
-    if settings.labels:
-        labels = labels[np.isin(labels, settings.labels)]
-    if len(labels) == 0:
-        raise QflError(f"no probe of {feature.name!r} could be fitted at step {step}: the labels do not vary.")
-    loss = stored.train_loss[:, labels]
-    weight, intercept, fitted = (t[:, labels] for t in (stored.weight, stored.intercept, stored.fitted))
-    positions = feature.positions(examples)[:, labels]
-    if config.pooled:  # every label holds the one probe of its layer
-        best = np.argsort(loss.mean(axis=1), kind="stable")[: settings.top_k]
-        one = (weight[:, 0], intercept[:, 0], fitted[:, 0])
-        return pooled_planes(*one, layers=best, positions=positions, name=config.site)
-    # The lowest loss first, the earliest of equal ones; NaN, where nothing was fitted, comes last.
-    best = np.argsort(loss, axis=0, kind="stable")[: settings.top_k].T
-    return probe_planes(weight, intercept, fitted, layers=best, positions=positions, name=config.site)
-
-
-def _conditions(
-    run: Checkpoints,
-    model: HookedModel,
-    batch: Batch,
-    planes: Planes,
-    others: Sequence[Feature],
-    step: int,
-    settings: AblationSettings,
-    config: ProbeConfig,
-) -> tuple[RowInterventions, dict[str, Control]]:
-    """The ablation and its controls, by the names of the table."""
-    epsilon = settings.epsilon
-    if settings.method == "project_out":
-        make = plane_ablation(planes, epsilon=epsilon)
-        moves = moves_made(model, batch.tokens, make)
-        means = plane_means(model, batch.tokens, planes)
-        pool = _pool(run, others, step, config)
-        needed = max((int(planes.kept[rows].sum()) for rows in planes.together()), default=0)
-        enough = all(len(pool.get(int(layer), ())) >= needed for layer in np.unique(planes.layers))
-        controls = plane_controls(planes, means, moves=moves, pool=pool if enough else None, epsilon=epsilon)
-        return make, {_CONDITION[name]: control for name, control in controls.items()}
-    make = _replacement(model, batch, planes, settings, generator(config.seed, "ablate/donors", step))
-    moves = moves_made(model, batch.tokens, make)
-    return make, {"same_norm": lambda rng: same_norm(moves, rng)}
-
-
-def _pool(run: Checkpoints, others: Sequence[Feature], step: int, config: ProbeConfig) -> dict[int, Tensor]:
-    """Other features' fitted directions by layer."""
-    found: dict[int, list[Tensor]] = {}
-    for feature in others:
-        stored = stored_probes(run, feature, step, config)
-        for layer in range(len(stored.weight)):
-            found.setdefault(layer, []).append(stored.weight[layer][stored.fitted[layer]])
-    return {layer: torch.cat(rows) for layer, rows in found.items()}
-
-
-def _replacement(
-    model: HookedModel, batch: Batch, planes: Planes, settings: AblationSettings, rng: np.random.Generator
-) -> RowInterventions:
-    """The whole activation replaced at every place that the planes name."""
-    layers = np.unique(planes.layers)
-    sites = {int(layer): Site(int(layer), planes.name) for layer in layers}
-    # Each layer's tokens once, whatever labels share them.
-    where = {layer: _distinct(planes.positions[:, planes.layers == layer].flatten(1)) for layer in sites}
-    found = {layer: activations_at(model, batch.tokens, [site], where[layer])[site] for layer, site in sites.items()}
-    epsilon = settings.epsilon
-    if settings.method == "mean":
-        means = {layer: mean_of(x, where[layer]) for layer, x in found.items()}
-        return lambda rows: [mean(sites[k], means[k], where[k][rows], epsilon=epsilon) for k in sites]
-    if settings.method == "resample":
-        donors = {layer: donors_of(x, rng, where[layer]) for layer, x in found.items()}
-        return lambda rows: [resample(sites[k], donors[k][rows], where[k][rows], epsilon=epsilon) for k in sites]
-    return lambda rows: [zero(sites[k], where[k][rows], epsilon=epsilon) for k in sites]
-
-
-def _distinct(positions: Tensor) -> Tensor:
-    """Each example's positions, every one once; -1 for what repeats."""
-    ordered = positions.sort(dim=1).values
-    repeated = torch.zeros_like(ordered, dtype=torch.bool)
-    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    return ordered.masked_fill(repeated, -1)
 
 
 def _columns(scores: Sequence[ExampleScores], name: str) -> np.ndarray:

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.checkpoints import over_checkpoints
 from analyses.lenses.ablate_units.figure import units_figure
-from analyses.models_at import trained_at
+from analyses.models_at import models_at
+from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import Method, UnitScores, score_units
+from qfl_interp.models.build import HookedModel
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
 from qfl_interp.tables import select
 
-LENS = "ablate_units"
 
+@dataclass(frozen=True)
+class AblateUnits(PartLens[Batch, HookedModel]):
+    """A part a checkpoint."""
 
-class UnitSettings(NamedTuple):
-    """What decides the numbers beside the model."""
+    site: str = "z"
+    method: str = "mean"
+    n: int = 256
+    seed: int = 0
 
-    site: str
-    method: str
-    n: int
-    seed: int
+    name = "ablate_units"
+    question = "Which heads or neurons does the answer need?"
+    order = 80
+    by = ("name", "method")
 
-    def part(self, step: int) -> str:
-        """The table part of a step."""
-        return f"{trained_at(step)}-{self.site}-{self.method}-{digest(repr(tuple(self)))}"
+    def part(self, piece: Piece) -> str:
+        settings = digest(repr((self.site, self.method, self.n, self.seed)))
+        return f"{piece.at}-{self.site}-{self.method}-{settings}"
+
+    def share(self) -> Batch:
+        return self.run.task.encode(held_out(self.run.task, "test", self.n, seed=self.seed, stream="units"))
+
+    def rows(self, shared: Batch, view: HookedModel, piece: Piece) -> pd.DataFrame:
+        donors, bootstrap = (generator(self.seed, f"units/{use}", piece.at.step) for use in ("donors", "bootstrap"))
+        method = cast(Method, self.method)
+        return _rows(score_units(view, shared, name=self.site, method=method, rng=donors), bootstrap)
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        return {"name": self.site, "method": self.method, **super().columns(piece)}
 
 
 def ablate_units(
@@ -80,40 +96,16 @@ def ablate_units(
     """
     if n < 2:
         raise ValueError(f"n must be at least 2 examples, got {n}.")
-    settings = UnitSettings(site, method, n, seed)
-    at, table = run.resolve_steps(steps), run.table(LENS)
-    missing = [step for step in at if not table.has(settings.part(step))]
-    work = functools.partial(_ablate_at, run, settings, device)
-    prepare = functools.partial(_examples, run, settings)
-    over_checkpoints(missing, prepare, work, label="ablating units", jobs=jobs, progress=progress)
-    rows = table.read([settings.part(step) for step in at])
+    models = models_at(run, steps)
+    lens = AblateUnits(run, device, site, method, n, seed)
+    rows = lens.compute([Piece(at) for at in models], label="ablating units", jobs=jobs, progress=progress)
     columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]
     return Result(
         f"{site} of {run.run_id}, one unit at a time ({method}): the largest increases of the answer's loss (nats)",
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
-        lambda: units_figure(select(rows, step=at[-1])),
+        lambda: units_figure(select(rows, step=models[-1].step)),
     )
-
-
-def _examples(run: Checkpoints, settings: UnitSettings) -> Batch:
-    """What the units are scored on."""
-    return run.task.encode(held_out(run.task, "test", settings.n, seed=settings.seed, stream="units"))
-
-
-def _ablate_at(run: Checkpoints, settings: UnitSettings, device: str | torch.device, batch: Batch, step: int) -> None:
-    """Score the units of one checkpoint and write the rows."""
-    scores = score_units(
-        run.load_model(step, device=device),
-        batch,
-        name=settings.site,
-        method=cast(Method, settings.method),
-        rng=generator(settings.seed, "units/donors", step),
-    )
-    rows = _rows(scores, generator(settings.seed, "units/bootstrap", step))
-    where = {"name": settings.site, "method": settings.method, "step": step, "flops": run.flops(step)}
-    part = settings.part(step)
-    run.table(LENS).write(part, rows.assign(**run.identity(), **where, analysis=part.rpartition("-")[2]))
 
 
 def _rows(scores: UnitScores, rng: np.random.Generator) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from analyses.lenses.probe.lens import dataset_name, probe_data, read_span
+from analyses.lenses.probe.data import dataset_name, probe_data, read_span
 from analyses.result import Result
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreDtype, StoreKey

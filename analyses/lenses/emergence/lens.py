@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
+from analyses.choose import chosen_features
 from analyses.lenses.emergence.figure import emergence_figure
-from analyses.lenses.probe.lens import LENS as PROBE_LENS
-from analyses.lenses.probe.lens import part_name, probe
-from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features
+from analyses.lenses.probe.data import probe_tensors
+from analyses.lenses.probe.lens import probe
+from analyses.result import Result
 from analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -241,8 +241,8 @@ def _bootstrap(
     (feature,) = distinct(rows, "feature")
     fitted = by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")
     members = label_groups(np.any(fitted, axis=0, keepdims=False))[third]
-    parts = [part_name(trained_at(int(step)), feature, config) for step in distinct(curve, "step")]
-    losses = [run.table(PROBE_LENS).read_tensors(part)["test_loss"].numpy()[members] for part in parts]
+    kept = [probe_tensors(run, int(step), feature, config) for step in distinct(curve, "step")]
+    losses = [tensors["test_loss"].numpy()[members] for tensors in kept]
     return lead_interval_bootstrap(
         column(curve, "flops"),
         np.stack(losses).astype(np.float64),

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.checkpoints import over_checkpoints
-from analyses.lenses.ablate.lens import stored_probes
+from analyses.choose import chosen_labels, require_one_a_token
 from analyses.lenses.interchange.figure import interchange_figure
-from analyses.lenses.patch.lens import deciding_features
-from analyses.lenses.probe.lens import LENS as PROBE_LENS
-from analyses.lenses.probe.lens import part_name, probe
-from analyses.models_at import trained_at
-from analyses.result import Result, chosen_labels, require_one_a_token, with_holm
+from analyses.lenses.patch.pairs import deciding_features
+from analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
+from analyses.lenses.probe.lens import probe
+from analyses.models_at import ModelAt, models_at
+from analyses.part_lens import PartLens, Piece
+from analyses.result import Result
+from analyses.stored import with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.digests import digest
 from qfl_interp.interventions.interchange import Condition, InterchangeScores, interchange_scores
 from qfl_interp.interventions.pairs import PatchPairs, patch_pairs
+from qfl_interp.models.build import HookedModel
 from qfl_interp.probes import independent
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip
 from qfl_interp.tables import select
 
-LENS = "interchange"
 # Conditions, and what the summary calls them.
 _SWAPPED: dict[Condition, str] = {
     "none": "nothing",
@@ -39,6 +41,78 @@ _SWAPPED: dict[Condition, str] = {
     "random": "random",
     "whole": "everything",
 }
+
+
+@dataclass(frozen=True)
+class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
+    """A part a checkpoint, feature and label."""
+
+    config: ProbeConfig = field(default_factory=ProbeConfig)
+    n_pairs: int = 256
+    n_random: int = 32
+
+    name = "interchange"
+    question = "Does the answer follow a feature's value when its directions are swapped?"
+    order = 60
+    by = ("feature", "label")
+
+    def part(self, piece: Piece) -> str:
+        name, label = piece.key.values()
+        settings = digest(repr((self.n_pairs, self.n_random)))
+        return f"{part_name(piece.at, name, self.config)}-{label}-{settings}"
+
+    def fetch(self, missing: Mapping[ModelAt, Sequence[Piece]], *, jobs: int, progress: bool) -> None:
+        names = list(dict.fromkeys(piece.key["feature"] for pieces in missing.values() for piece in pieces))
+        how: dict[str, Any] = {"config": self.config, "n_untrained": 0, "device": self.device}
+        probe(self.run, names, [at.step for at in missing], **how, jobs=jobs, progress=progress)
+
+    def share(self) -> Callable[[str, int], PatchPairs]:
+        return functools.lru_cache(maxsize=None)(self._pairs)
+
+    def _pairs(self, name: str, label: int) -> PatchPairs:
+        """The pairs of a feature and label, the clean examples of the split "test"."""
+        seed, task = self.config.seed, self.run.task
+        return patch_pairs(
+            task, held_out_pairs(task, "test", self.n_pairs, name, label, seed=seed, stream="interchange")
+        )
+
+    def rows(self, shared: Callable[[str, int], PatchPairs], view: HookedModel, piece: Piece) -> pd.DataFrame:
+        (name, label), step, seed = piece.key.values(), piece.at.step, self.config.seed
+        feature, pairs = self.run.task.feature(name), shared(name, label)
+        # Patching drops some pairs; what is left is read back from the prompts.
+        positions, source = (
+            torch.from_numpy(np.array(feature.positions(self.run.task.decode(tokens))[:, label]))
+            for tokens in (pairs.corrupted_answer, pairs.clean)
+        )
+        stored = stored_probes(self.run, feature, step, self.config)
+        shifts = probe_tensors(self.run, step, name, self.config)["mean_shift"].double()
+        rows = []
+        for layer in range(len(stored.weight)):
+            kept, shift = stored.fitted[layer, label], shifts[layer, label]
+            if not kept.any():
+                raise ValueError(
+                    f"label {label} of {name!r} has no probe at step {step}: it does not vary or few examples have it. "
+                    "Choose another label."
+                )
+            scores = interchange_scores(
+                view,
+                pairs,
+                layer=layer,
+                positions=positions,
+                source_positions=source,
+                directions=stored.weight[layer, label][kept],
+                mean_shift=independent(shift, shift[:, 0]).directions,
+                rng=generator(seed, f"interchange/{name}/{label}/{layer}", step),
+                name=self.config.site,
+                n_random=self.n_random,
+            )
+            rng = generator(seed, f"interchange/bootstrap/{name}/{label}/{layer}", step)
+            rows += [{"layer": layer, "n_directions": int(kept.sum()), **row} for row in _rows(scores, rng)]
+        return pd.DataFrame(rows)
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        probes = {"site": self.config.site, "settings": self.config.digest()}
+        return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
 
 
 def interchange(
@@ -95,91 +169,18 @@ def interchange(
     require_one_a_token(config.site, "an interchange", "Use resid_post, attn_out or mlp_out.")
     if n_pairs < 1 or n_random < 1:
         raise ValueError(f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}.")
-    at, table = run.resolve_steps(steps), run.table(LENS)
-    settings = digest(repr((n_pairs, n_random)))
     chosen, left_out = deciding_features(run, features, labels, config.seed)
-    targets = [(f.name, label) for f in chosen for label in chosen_labels(f, labels)]
-
-    def part(step: int, name: str, label: int) -> str:
-        return f"{part_name(trained_at(step), name, config)}-{label}-{settings}"
-
-    missing = [step for step in at if not all(table.has(part(step, *target)) for target in targets)]
-    how: dict[str, Any] = {"jobs": jobs, "device": device, "progress": progress}
-    if missing:
-        probe(run, list(dict.fromkeys(name for name, _ in targets)), missing, config=config, n_untrained=0, **how)
-    parts = {step: {target: part(step, *target) for target in targets} for step in missing}
-    prepare = functools.partial(_pairs, run, targets, n_pairs, config.seed)
-    work = functools.partial(_swap_at, run, parts, n_random, config, device)
-    over_checkpoints(missing, prepare, work, label="swapping", jobs=jobs, progress=progress)
-    rows = with_holm(table.read([part(step, *target) for step in at for target in targets]))
-    shown = select(rows, feature=targets[0][0])
+    targets = [{"feature": f.name, "label": label} for f in chosen for label in chosen_labels(f, labels)]
+    pieces = [Piece(at, target) for at in models_at(run, steps) for target in targets]
+    lens = Interchange(run, device, config, n_pairs, n_random)
+    rows = with_holm(lens.compute(pieces, label="swapping", jobs=jobs, progress=progress))
+    shown = select(rows, feature=targets[0]["feature"])
     return Result(
         f"Interchange in {run.run_id}: share of answers that follow what was swapped" + left_out,
         _summary(rows),
         rows,
         lambda: interchange_figure(shown),
     )
-
-
-def _pairs(
-    run: Checkpoints, targets: Sequence[tuple[str, int]], n_pairs: int, seed: int
-) -> dict[tuple[str, int], PatchPairs]:
-    """The pairs of each feature and label, the clean examples of the split "test"."""
-    return {
-        (name, label): patch_pairs(
-            run.task, held_out_pairs(run.task, "test", n_pairs, name, label, seed=seed, stream="interchange")
-        )
-        for name, label in targets
-    }
-
-
-def _swap_at(
-    run: Checkpoints,
-    parts: Mapping[int, Mapping[tuple[str, int], str]],
-    n_random: int,
-    config: ProbeConfig,
-    device: str | torch.device,
-    pairs_of: Mapping[tuple[str, int], PatchPairs],
-    step: int,
-) -> None:
-    """Swap what is missing of one checkpoint and write the rows."""
-    model, table = run.load_model(step, device=device), run.table(LENS)
-    for (name, label), part in parts[step].items():
-        if table.has(part):
-            continue
-        feature, pairs = run.task.feature(name), pairs_of[name, label]
-        # Patching drops some pairs; what is left is read back from the prompts.
-        positions, source = (
-            torch.from_numpy(np.array(feature.positions(run.task.decode(tokens))[:, label]))
-            for tokens in (pairs.corrupted_answer, pairs.clean)
-        )
-        stored = stored_probes(run, feature, step, config)
-        shifts = run.table(PROBE_LENS).read_tensors(part_name(trained_at(step), name, config))["mean_shift"].double()
-        rows = []
-        for layer in range(len(stored.weight)):
-            kept, shift = stored.fitted[layer, label], shifts[layer, label]
-            if not kept.any():
-                raise ValueError(
-                    f"label {label} of {name!r} has no probe at step {step}: it does not vary or few examples have it. "
-                    "Choose another label."
-                )
-            scores = interchange_scores(
-                model,
-                pairs,
-                layer=layer,
-                positions=positions,
-                source_positions=source,
-                directions=stored.weight[layer, label][kept],
-                mean_shift=independent(shift, shift[:, 0]).directions,
-                rng=generator(config.seed, f"interchange/{name}/{label}/{layer}", step),
-                name=config.site,
-                n_random=n_random,
-            )
-            rng = generator(config.seed, f"interchange/bootstrap/{name}/{label}/{layer}", step)
-            rows += [{"layer": layer, "n_directions": int(kept.sum()), **row} for row in _rows(scores, rng)]
-        where = {"step": step, "flops": run.flops(step), "feature": name, "label": label, "site": config.site}
-        where |= {"settings": config.digest(), "analysis": part.rpartition("-")[2]}
-        table.write(part, pd.DataFrame(rows).assign(**run.identity(), **where))
 
 
 def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str, object]]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.checkpoints import over_checkpoints
+from analyses.choose import chosen_features
 from analyses.lenses.mdl.figure import mdl_figure
-from analyses.lenses.probe.lens import (
+from analyses.lenses.probe.data import (
     ProbeData,
     feature_data,
     not_rare,
@@ -21,15 +22,57 @@ from analyses.lenses.probe.lens import (
     read_span,
 )
 from analyses.models_at import ModelAt, models_at
-from analyses.result import Result, chosen_features
-from qfl_interp.activations.spans import site_span
+from analyses.part_lens import PartLens, Piece
+from analyses.result import Result
+from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError
 from qfl_interp.probes import PROBE_LOSS, online_code
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import select
 
-LENS = "mdl"
+
+@dataclass(frozen=True)
+class Mdl(PartLens[ProbeData, SiteSpan]):
+    """A part a model and feature."""
+
+    config: ProbeConfig = field(default_factory=ProbeConfig)
+
+    name = "mdl"
+    question = "How much do activations shorten a code for the labels?"
+    order = 40
+    by = ("feature",)
+
+    def part(self, piece: Piece) -> str:
+        return part_name(piece.at, piece.key["feature"], self.config)
+
+    def share(self) -> ProbeData:
+        return probe_data(self.run, self.config)
+
+    def view(self, shared: ProbeData, at: ModelAt) -> SiteSpan:
+        tokens, span = self.run.task.encode(shared.train).tokens, read_span(self.run.task, shared.train)
+        return site_span(at.load(self.run, self.device), tokens, *span, name=self.config.site)
+
+    def rows(self, shared: ProbeData, view: SiteSpan, piece: Piece) -> pd.DataFrame:
+        feature = self.run.task.feature(piece.key["feature"])
+        train = not_rare(feature_data(feature, view, shared.train))
+        code = online_code(feature.kind, train.x, train.y, self.config, example_mask=train.kept)
+        values = {"codelength_bits": code.codelength, "uniform_bits": code.uniform, "compression": code.compression}
+        return pd.DataFrame(
+            {
+                "source": piece.at.source,
+                "model_seed": piece.at.seed(self.run),
+                **self.where(piece),
+                **piece.key,
+                **place_columns(view.places, train.x.shape[1]),
+                **{key: value.nanmean(dim=2).flatten().numpy() for key, value in values.items()},
+                "n_train": np.tile(train.kept.sum(dim=1).numpy(), len(view.places)),
+            }
+        )
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        settings = self.config.digest()
+        return {"site": self.config.site, "settings": settings, "analysis": settings}
 
 
 def mdl(
@@ -82,58 +125,14 @@ def mdl(
     names = [f.name for f in chosen if f.name not in scalar]
     if not names:
         raise QflError(f"task {run.task.name!r} has no feature of classes; description length needs one.")
-    wanted, table = models_at(run, steps, n_untrained), run.table(LENS)
-    missing = [at for at in wanted if not all(table.has(part_name(str(at), name, config)) for name in names)]
-    work = functools.partial(_describe_at, run, names, config, device)
-    over_checkpoints(
-        missing, functools.partial(probe_data, run, config), work, label="coding", jobs=jobs, progress=progress
-    )
-    rows = table.read([part_name(str(at), name, config) for at in wanted for name in names])
+    pieces = [Piece(at, {"feature": name}) for at in models_at(run, steps, n_untrained) for name in names]
+    rows = Mdl(run, device, config).compute(pieces, label="coding", jobs=jobs, progress=progress)
     return Result(
         f"Description length in {run.run_id}: compression at each label's best layer, mean over labels",
         _summary(rows),
         rows,
         lambda: mdl_figure(select(rows, feature=names[0])),
     )
-
-
-def _describe_at(
-    run: Checkpoints,
-    features: Sequence[str],
-    config: ProbeConfig,
-    device: str | torch.device,
-    data: ProbeData,
-    at: ModelAt,
-) -> None:
-    """Code the labels at one model and write what is missing."""
-    model = at.load(run, device)
-    tokens = run.task.encode(data.train).tokens
-    span = site_span(model, tokens, *read_span(run.task, data.train), name=config.site)
-    table = run.table(LENS)
-    for name in features:
-        if table.has(part_name(str(at), name, config)):
-            continue
-        feature = run.task.feature(name)
-        train = not_rare(feature_data(feature, span, data.train))
-        code = online_code(feature.kind, train.x, train.y, config, example_mask=train.kept)
-        values = {"codelength_bits": code.codelength, "uniform_bits": code.uniform, "compression": code.compression}
-        places = place_columns(span.places, train.x.shape[1])
-        rows = pd.DataFrame(
-            {
-                "source": at.source,
-                "model_seed": at.seed(run),
-                "step": at.step,
-                "flops": run.flops(at.step),
-                "feature": name,
-                **places,
-                **{key: value.nanmean(dim=2).flatten().numpy() for key, value in values.items()},
-                "n_train": np.tile(train.kept.sum(dim=1).numpy(), len(span.places)),
-            }
-        )
-        table.write(
-            part_name(str(at), name, config),
-            rows.assign(**run.identity(), site=config.site, settings=config.digest(), analysis=config.digest()),
-        )
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,65 +3,73 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.checkpoints import over_checkpoints
+from analyses.choose import chosen_labels
 from analyses.lenses.patch.figure import patch_figure
-from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features, chosen_labels
-from qfl_interp.data.examples import held_out_pairs
-from qfl_interp.data.task import Feature, Task
+from analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
+from analyses.models_at import models_at
+from analyses.part_lens import PartLens, Piece
+from analyses.result import Result
+from qfl_interp.data.task import Task
 from qfl_interp.digests import digest
-from qfl_interp.errors import QflError
 from qfl_interp.interventions.attribution import attribution_error, attribution_patch
 from qfl_interp.interventions.pairs import PatchPairs
-from qfl_interp.interventions.patching import PatchScores, patch_pairs, patch_sweep
+from qfl_interp.interventions.patching import PatchScores, patch_sweep
+from qfl_interp.models.build import HookedModel
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import select
 
-LENS = "patch"
 COMPONENTS = ("resid_pre", "attn_out", "mlp_out")
 _METRICS = ("logit_diff", "loss", "exact")
 # Gradients between the corrupted and the clean run that attribution averages.
 _GRADIENTS = 5
-# What stands for a token that differs between examples.
-VARIES = "·"
 
 
-class PatchSettings(NamedTuple):
-    """What decides the numbers beside the model.
+@dataclass(frozen=True)
+class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
+    """A part a checkpoint, feature, label and component."""
 
-    Attributes:
-        n_pairs: Clean and corrupted examples.
-        seed: Draws them and the bootstrap.
-        attribution: Whether the gradient approximation is computed beside.
-    """
+    n_pairs: int = 64
+    seed: int = 0
+    attribution: bool = True
 
-    n_pairs: int
-    seed: int
-    attribution: bool
+    name = "patch"
+    question = "Where does the model hold what decides its answer?"
+    order = 70
+    by = ("feature", "label")
+    apart = True
 
-    def digest(self) -> str:
-        """Names them in a table part."""
-        return digest(repr(tuple(self)))
+    def part(self, piece: Piece) -> str:
+        settings = digest(repr((self.n_pairs, self.seed, self.attribution)))
+        return f"{piece.at}-{'-'.join(map(str, piece.key.values()))}-{settings}"
 
+    def share(self) -> Callable[[str, int], PatchPairs]:
+        of = functools.partial(pairs_of, self.run, n_pairs=self.n_pairs, seed=self.seed)
+        return functools.lru_cache(maxsize=8)(of)
 
-class Target(NamedTuple):
-    """One table part: what is patched, at which checkpoint."""
+    def rows(self, shared: Callable[[str, int], PatchPairs], view: HookedModel, piece: Piece) -> pd.DataFrame:
+        feature, label, component = piece.key.values()
+        pairs = shared(feature, label)
+        scores = patch_sweep(view, pairs, component=component)
+        rng = generator(self.seed, f"patch/bootstrap/{feature}/{label}/{component}", piece.at.step)
+        rows = _rows(scores, pairs, self.run.task, rng).assign(attribution=np.nan, attribution_r=np.nan)
+        if self.attribution:
+            found = attribution_patch(view, pairs, component=component, integrated=_GRADIENTS).normalised()
+            rows["attribution"] = found.ravel()
+            rows["attribution_r"] = attribution_error(scores.normalised(), found).pearson_r
+        return rows
 
-    step: int
-    feature: str
-    label: int
-    component: str
-
-    def __str__(self) -> str:
-        return f"{trained_at(self.step)}-{self.feature}-{self.label}-{self.component}"
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        where = self.where(piece)
+        return {"step": where["step"], **piece.key, "flops": where["flops"], "analysis": self.analysis(piece)}
 
 
 def patch(
@@ -115,22 +123,17 @@ def patch(
     """
     if n_pairs < 1:
         raise ValueError(f"n_pairs must be at least 1, got {n_pairs}.")
-    settings = PatchSettings(n_pairs, seed, attribution)
     chosen, left_out = deciding_features(run, features, labels, seed)
-    wanted_components = [components] if isinstance(components, str) else list(components)
-    wanted = [
-        Target(step, feature.name, label, component)
-        for step in run.resolve_steps(steps)
+    pieces = [
+        Piece(at, {"feature": feature.name, "label": label, "component": component})
+        for at in models_at(run, steps)
         for feature in chosen
         for label in chosen_labels(feature, labels)
-        for component in wanted_components
+        for component in ([components] if isinstance(components, str) else components)
     ]
-    table = run.table(LENS)
-    missing = [target for target in wanted if not table.has(f"{target}-{settings.digest()}")]
-    prepare, work = functools.partial(_Loaded, run, settings, device), functools.partial(_patch_at, run, settings)
-    over_checkpoints(missing, prepare, work, label="patching", jobs=jobs, progress=progress)
-    rows = table.read([f"{target}-{settings.digest()}" for target in wanted])
-    shown = select(rows, feature=wanted[0].feature, label=wanted[0].label)
+    lens = Patch(run, device, n_pairs, seed, attribution)
+    rows = lens.compute(pieces, label="patching", jobs=jobs, progress=progress)
+    shown = select(rows, feature=pieces[0].key["feature"], label=pieces[0].key["label"])
     return Result(
         f"Patching in {run.run_id}: the clean activation that brings most of the answer back (0 corrupted, 1 clean)"
         + left_out,
@@ -138,72 +141,6 @@ def patch(
         rows,
         lambda: patch_figure(shown),
     )
-
-
-def deciding_features(
-    run: Checkpoints, features: str | Sequence[str] | None, labels: int | Sequence[int] | None, seed: int
-) -> tuple[list[Feature], str]:
-    """The features to patch (where none is named, all whose pairs change the answer), and what to say of the others.
-
-    Raises:
-        QflError: Unknown feature, or none is left.
-        ValueError: A label that a feature does not have.
-    """
-    chosen = chosen_features(run, features)
-    if features is not None:
-        return chosen, ""
-    kept = [feature for feature in chosen if _decides(run, feature, chosen_labels(feature, labels), seed)]
-    if not kept:
-        raise QflError(f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch.")
-    left_out = [feature.name for feature in chosen if feature not in kept]
-    return kept, f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""
-
-
-def _decides(run: Checkpoints, feature: Feature, labels: Sequence[int], seed: int) -> bool:
-    """Whether the answer hangs on the labels as the feature's pairs change them."""
-    try:
-        for label in labels:
-            pairs_of(run, feature.name, label, PatchSettings(16, seed, attribution=False))
-    except ValueError:
-        return False
-    return True
-
-
-def pairs_of(run: Checkpoints, feature: str, label: int, settings: PatchSettings) -> PatchPairs:
-    """The clean and corrupted runs of a label, the clean examples of the split "test"."""
-    drawn = held_out_pairs(run.task, "test", settings.n_pairs, feature, label, seed=settings.seed, stream="patch")
-    return patch_pairs(run.task, drawn, run.task.feature(feature).positions(drawn.clean)[:, label])
-
-
-class _Loaded:
-    """The last model and the last pairs of a process: targets come step by step and share them."""
-
-    def __init__(self, run: Checkpoints, settings: PatchSettings, device: str | torch.device) -> None:
-        self.model = functools.lru_cache(maxsize=1)(lambda step: run.load_model(step, device=device))
-        self.pairs = functools.lru_cache(maxsize=8)(lambda name, label: pairs_of(run, name, label, settings))
-
-
-def _patch_at(run: Checkpoints, settings: PatchSettings, loaded: _Loaded, target: Target) -> None:
-    """Patch one component at one checkpoint and write the rows."""
-    model, pairs = loaded.model(target.step), loaded.pairs(target.feature, target.label)
-    scores = patch_sweep(model, pairs, component=target.component)
-    rng = generator(settings.seed, f"patch/bootstrap/{target.feature}/{target.label}/{target.component}", target.step)
-    rows = _rows(scores, pairs, run.task, rng)
-    rows["attribution"], rows["attribution_r"] = np.nan, np.nan
-    if settings.attribution:
-        found = attribution_patch(model, pairs, component=target.component, integrated=_GRADIENTS).normalised()
-        rows["attribution"] = found.ravel()
-        rows["attribution_r"] = attribution_error(scores.normalised(), found).pearson_r
-    where = {**target._asdict(), "flops": run.flops(target.step), "analysis": settings.digest()}
-    run.table(LENS).write(f"{target}-{settings.digest()}", rows.assign(**run.identity(), **where))
-
-
-def tokens_at(task: Task, pairs: PatchPairs, positions: Sequence[int]) -> list[str]:
-    """What a person reads at each position; `VARIES` where it is not the same in all runs."""
-    both = torch.cat([pairs.clean, pairs.corrupted])
-    same = (both == both[:1]).all(dim=0)
-    first = task.str_tokens(both[0])
-    return [first[position] if same[position] else VARIES for position in positions]
 
 
 def _rows(scores: PatchScores, pairs: PatchPairs, task: Task, rng: np.random.Generator) -> pd.DataFrame:

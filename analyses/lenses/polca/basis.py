@@ -13,8 +13,9 @@ from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.polca.plan import LEAVE_OUT, BasisPlan, Stage, load_checked, theta
-from analyses.lenses.probe.lens import LENS as PROBE_LENS
-from analyses.lenses.probe.lens import labels_of, part_name, probe
+from analyses.lenses.probe.data import TABLE as PROBE_TABLE
+from analyses.lenses.probe.data import labels_of, part_name
+from analyses.lenses.probe.lens import probe
 from analyses.models_at import trained_at
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
@@ -189,7 +190,7 @@ def _probe_gradient(
 ) -> Float[Tensor, " parameter"]:
     """The gradient of the loss of the feature's probes at one checkpoint."""
     feature = run.task.feature(config.feature)
-    tensors = run.table(PROBE_LENS).read_tensors(part_name(trained_at(step), feature.name, _probe_config(config)))
+    tensors = run.table(PROBE_TABLE).read_tensors(part_name(trained_at(step), feature.name, _probe_config(config)))
     return probe_gradient(
         model,
         load_probes(feature.kind, tensors),

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
+from analyses.choose import chosen_features
+from analyses.lenses.probe.data import (
+    TABLE,
+    FeatureData,
+    ProbeData,
+    dataset_name,
+    feature_data,
+    not_rare,
+    part_name,
+    place_columns,
+    probe_data,
+    read_span,
+)
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.models_at import ModelAt, models_at
-from analyses.result import Result, chosen_features
-from qfl_interp.activations.spans import Place, SiteSpan, site_span
+from analyses.part_lens import PartLens, Piece
+from analyses.result import Result
+from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.config import ProbeConfig
-from qfl_interp.data.examples import held_out
-from qfl_interp.data.task import NO_POSITION, Feature, Task
+from qfl_interp.data.task import Feature
 from qfl_interp.emergence.aggregation import select_layer
 from qfl_interp.models.build import HookedModel
 from qfl_interp.probes import (
@@ -39,37 +52,67 @@ from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 
-# A label that a smaller share of the training examples has is not fitted: there would be more weights than data.
-_MIN_SHARE = 0.05
-LENS = "probe"
+
+class _Spans(NamedTuple):
+    """One model's activations on the probes' examples; None where no penalty is chosen."""
+
+    train: SiteSpan
+    test: SiteSpan
+    validation: SiteSpan | None
 
 
-class ProbeData(NamedTuple):
-    """The fixed examples of all probes of one run; disjoint from its training stream and from each other.
+@dataclass(frozen=True)
+class Probe(PartLens[ProbeData, _Spans]):
+    """A part a model and feature."""
 
-    Attributes:
-        train: What probes are fitted on.
-        test: What they are scored on.
-        validation: What a penalty is chosen on; no rows where none is chosen.
-    """
+    config: ProbeConfig = field(default_factory=ProbeConfig)
+    store: bool = False
 
-    train: Examples
-    test: Examples
-    validation: Examples
+    name = TABLE
+    question = "Which features can be read off the model, where, and when?"
+    order = 20
 
+    def part(self, piece: Piece) -> str:
+        return part_name(piece.at, piece.key["feature"], self.config)
 
-def probe_data(run: Checkpoints, config: ProbeConfig) -> ProbeData:
-    """Examples to fit and choose on, from the split "val", and to score on, from "test"; fewer where it holds fewer."""
-    n_val = config.n_val if config.path else 0
-    drawn = held_out(run.task, "val", config.n_train + n_val, seed=config.seed, stream="probe")
-    n_train = len(drawn) * config.n_train // (config.n_train + n_val)
-    test = held_out(run.task, "test", config.n_test, seed=config.seed, stream="probe")
-    return ProbeData(drawn[:n_train], test, drawn[n_train:])
+    def share(self) -> ProbeData:
+        return probe_data(self.run, self.config)
 
+    def view(self, shared: ProbeData, at: ModelAt) -> _Spans:
+        # Loaded when activations are computed, not when they are read from the store.
+        load = functools.cache(lambda: at.load(self.run, self.device))
+        kept = ActivationStore(self.run.path / "activations") if self.store and at.untrained < 0 else None
+        read = functools.partial(self._span, load, at, kept)
+        validation = read("validation", shared.validation) if len(shared.validation) else None
+        return _Spans(read("train", shared.train), read("test", shared.test), validation)
 
-def part_name(at: str, feature: str, config: ProbeConfig) -> str:
-    """The table part of one model and feature under one configuration."""
-    return f"{at}-{feature}-{config.digest()}"
+    def rows(self, shared: ProbeData, view: _Spans, piece: Piece) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+        feature = self.run.task.feature(piece.key["feature"])
+        fit_on, score_on = (
+            feature_data(feature, view.train, shared.train),
+            feature_data(feature, view.test, shared.test),
+        )
+        choose_on = None if view.validation is None else feature_data(feature, view.validation, shared.validation)
+        rows, tensors = _fit(feature, fit_on, score_on, choose_on, self.config)
+        return rows.assign(**place_columns(view.train.places, fit_on.x.shape[1])), tensors
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        of_model = {"source": piece.at.source, "model_seed": piece.at.seed(self.run), **self.where(piece)}
+        return of_model | {"site": self.config.site, "settings": self.config.digest()}
+
+    def _span(
+        self, load: Callable[[], HookedModel], at: ModelAt, kept: ActivationStore | None, part: str, examples: Examples
+    ) -> SiteSpan:
+        """The activations over all positions that some feature of the task reads.
+
+        Not only the features asked for: another span rounds otherwise, and a part must not depend on its company.
+        """
+        first, last = read_span(self.run.task, examples)
+        tokens, site = self.run.task.encode(examples).tokens, self.config.site
+        if kept is None:
+            return site_span(load(), tokens, first, last, name=site)
+        key = StoreKey(self.run.run_id, at.step, dataset_name(part, examples, self.config))
+        return kept.spans(key, load, tokens, first, last, names=[site], progress=False)[site]
 
 
 def probe(
@@ -116,133 +159,16 @@ def probe(
         QflError: Unknown feature or step, or the model has no such site.
     """
     config = config or ProbeConfig()
-    chosen = chosen_features(run, features)
-    wanted = models_at(run, steps, n_untrained)
-    table = run.table(LENS)
-    names = [f.name for f in chosen]
-    missing = [at for at in wanted if not all(table.has(part_name(str(at), name, config)) for name in names)]
-    work = functools.partial(_probe_at, run, names, config, store, device)
-    over_checkpoints(
-        missing, functools.partial(probe_data, run, config), work, label="probing", jobs=jobs, progress=progress
-    )
-    rows = table.read([part_name(str(at), name, config) for at in wanted for name in names])
+    names = [feature.name for feature in chosen_features(run, features)]
+    lens = Probe(run, device, config, store)
+    pieces = [Piece(at, {"feature": name}) for at in models_at(run, steps, n_untrained) for name in names]
+    rows = lens.compute(pieces, label="probing", jobs=jobs, progress=progress)
     return Result(
         f"Probes of {run.run_id} ({config.site}): test loss of each label's best layer, mean over labels",
         _summary(rows),
         rows,
         lambda: probe_heatmap(rows, names[0]),
     )
-
-
-def _probe_at(
-    run: Checkpoints,
-    features: Sequence[str],
-    config: ProbeConfig,
-    store: bool,
-    device: str | torch.device,
-    data: ProbeData,
-    at: ModelAt,
-) -> None:
-    """Fit and write what is missing of one model."""
-    table = run.table(LENS)
-    lacking = [run.task.feature(name) for name in features if not table.has(part_name(str(at), name, config))]
-    # Loaded when activations are computed, not when they are read from the store.
-    load = functools.cache(lambda: at.load(run, device))
-    kept = ActivationStore(run.path / "activations") if store and at.untrained < 0 else None
-    read = functools.partial(_span, run, load, at, config=config, kept=kept)
-    train, test = read("train", data.train), read("test", data.test)
-    validation = read("validation", data.validation) if len(data.validation) else None
-    where = {
-        "source": at.source,
-        "model_seed": at.seed(run),
-        "step": at.step,
-        "flops": run.flops(at.step),
-        "site": config.site,
-        "settings": config.digest(),
-    }
-    for feature in lacking:
-        fit_on, score_on = feature_data(feature, train, data.train), feature_data(feature, test, data.test)
-        choose_on = None if validation is None else feature_data(feature, validation, data.validation)
-        rows, tensors = _fit(feature, fit_on, score_on, choose_on, config)
-        placed = rows.assign(**place_columns(train.places, fit_on.x.shape[1]))
-        table.write(part_name(str(at), feature.name, config), placed.assign(**run.identity(), **where), tensors)
-
-
-def _span(
-    run: Checkpoints,
-    load: Callable[[], HookedModel],
-    at: ModelAt,
-    part: str,
-    examples: Examples,
-    *,
-    config: ProbeConfig,
-    kept: ActivationStore | None,
-) -> SiteSpan:
-    """The activations over all positions that some feature of the task reads.
-
-    Not only the features asked for: another span rounds otherwise, and a part must not depend on its company.
-    """
-    first, last = read_span(run.task, examples)
-    tokens = run.task.encode(examples).tokens
-    if kept is None:
-        return site_span(load(), tokens, first, last, name=config.site)
-    key = StoreKey(run.run_id, at.step, dataset_name(part, examples, config))
-    return kept.spans(key, load, tokens, first, last, names=[config.site], progress=False)[config.site]
-
-
-def dataset_name(part: str, examples: Examples, config: ProbeConfig) -> str:
-    """What the activation store calls one of the probes' sets of examples."""
-    # Examples to choose on are drawn with those to fit on, which are then others.
-    drawn = f"_of_{config.n_train + config.n_val}" if config.path and part != "test" else ""
-    return f"probe_{part}_{len(examples)}{drawn}_seed{config.seed}"
-
-
-def read_span(task: Task, examples: Examples) -> tuple[int, int]:
-    """The first and the last position that some feature of the task reads in some example."""
-    positions = np.concatenate([f.positions(examples).ravel() for f in task.features.values()])
-    read = positions[positions != NO_POSITION]
-    return int(read.min()), int(read.max())
-
-
-def labels_of(feature: Feature, examples: Examples) -> Tensor:
-    """Labels as probes want them: [output, label, example]."""
-    # A copy: a task may hand out an array that must not be written to.
-    labels = torch.from_numpy(np.array(feature.labels(examples), order="C"))
-    return labels[..., None].movedim(0, 2).movedim(1, 0) if labels.ndim == 2 else labels.permute(2, 1, 0)
-
-
-class FeatureData(NamedTuple):
-    """One feature's activations and labels on some examples.
-
-    Attributes:
-        x: [place, label, example, d].
-        y: [output, label, example].
-        kept: Which examples have the label; none of those of a label that is too rare to fit.
-    """
-
-    x: Tensor
-    y: Tensor
-    kept: Tensor
-
-
-def feature_data(feature: Feature, span: SiteSpan, examples: Examples) -> FeatureData:
-    """What a feature's probes see of some examples."""
-    x, present = span.read(feature.positions(examples))
-    return FeatureData(x, labels_of(feature, examples), present)
-
-
-def not_rare(data: FeatureData) -> FeatureData:
-    """The data without labels that fewer than 5 % of the examples have."""
-    return data._replace(kept=data.kept & (data.kept.double().mean(dim=1, keepdim=True) >= _MIN_SHARE))
-
-
-def place_columns(places: Sequence[Place], n_labels: int) -> dict[str, np.ndarray]:
-    """Columns of a table with one row a place and label."""
-    return {
-        "layer": np.repeat([place.layer for place in places], n_labels),
-        "head": np.repeat([place.head for place in places], n_labels),
-        "label": np.tile(np.arange(n_labels), len(places)),
-    }
 
 
 def _fit(

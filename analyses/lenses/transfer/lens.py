@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
-from analyses.lenses.probe.lens import LENS as PROBE_LENS
-from analyses.lenses.probe.lens import ProbeData, feature_data, part_name, probe, probe_data, read_span
+from analyses.choose import chosen_features
+from analyses.lenses.probe.data import ProbeData, feature_data, part_name, probe_data, probe_tensors, read_span
+from analyses.lenses.probe.lens import probe
 from analyses.lenses.transfer.figure import transfer_figure
-from analyses.models_at import trained_at
-from analyses.result import Result, chosen_features
-from qfl_interp.activations.spans import site_span
+from analyses.models_at import ModelAt
+from analyses.part_lens import PartLens, Piece
+from analyses.result import Result
+from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import NOT_FITTED
@@ -24,7 +26,65 @@ from qfl_interp.probes import PROBE_LOSS, load_probes
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import select
 
-LENS = "transfer"
+
+@dataclass(frozen=True)
+class Transfer(PartLens[ProbeData, SiteSpan]):
+    """A part a step whose activations are read and feature; `steps` are those of the probes."""
+
+    config: ProbeConfig = field(default_factory=ProbeConfig)
+    steps: tuple[int, ...] = ()
+
+    name = "transfer"
+    question = "Does the probe of one checkpoint still work at another?"
+    order = 30
+    by = ("feature",)
+    step_column = "eval_step"
+
+    def part(self, piece: Piece) -> str:
+        return f"{part_name(piece.at, piece.key['feature'], self.config)}-{digest(repr(list(self.steps)))}"
+
+    def fetch(self, missing: Mapping[ModelAt, Sequence[Piece]], *, jobs: int, progress: bool) -> None:
+        names = list(dict.fromkeys(piece.key["feature"] for pieces in missing.values() for piece in pieces))
+        how: dict[str, Any] = {"config": self.config, "n_untrained": 0, "device": self.device}
+        probe(self.run, names, list(self.steps), **how, jobs=jobs, progress=progress)
+
+    def share(self) -> ProbeData:
+        return probe_data(self.run, self.config)
+
+    def view(self, shared: ProbeData, at: ModelAt) -> SiteSpan:
+        tokens, span = self.run.task.encode(shared.test).tokens, read_span(self.run.task, shared.test)
+        return site_span(at.load(self.run, self.device), tokens, *span, name=self.config.site)
+
+    def rows(self, shared: ProbeData, view: SiteSpan, piece: Piece) -> pd.DataFrame:
+        run, step, feature = self.run, piece.at.step, self.run.task.feature(piece.key["feature"])
+        test = feature_data(feature, view, shared.test)
+        here = probe_tensors(run, step, feature.name, self.config)
+        rows = []
+        for fit_step in self.steps:
+            there = probe_tensors(run, fit_step, feature.name, self.config)
+            place = there["place"].numpy()
+            labels = np.flatnonzero(place != NOT_FITTED)
+            scores = load_probes(feature.kind, there).score(test.x, test.y, test.kept)
+            loss, score = (values.nanmean(dim=2).numpy()[place[labels], labels] for values in scores)
+            rows.append(
+                {
+                    "feature": feature.name,
+                    "metric": PROBE_LOSS[feature.kind],
+                    "fit_step": fit_step,
+                    "eval_step": step,
+                    "fit_flops": run.flops(fit_step),
+                    "eval_flops": run.flops(step),
+                    "test_loss": float(np.nanmean(loss)),
+                    "test_score": float(np.nanmean(score)),
+                    "cosine": float(np.nanmean(_cosines(there["weight"], here["weight"], place, labels))),
+                    "n_labels": len(labels),
+                }
+            )
+        found = pd.DataFrame(rows)
+        return found.assign(refit_loss=found.loc[found["fit_step"] == step, "test_loss"].iloc[0])
+
+    def columns(self, piece: Piece) -> dict[str, Any]:
+        return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
 
 
 def transfer(
@@ -67,72 +127,15 @@ def transfer(
     config = config or ProbeConfig()
     names = [f.name for f in chosen_features(run, features)]
     saved = run.resolve_steps(steps)
-    table = run.table(LENS)
-    of_steps = digest(repr(saved))
-
-    def part(step: int, name: str) -> str:
-        return f"{part_name(trained_at(step), name, config)}-{of_steps}"
-
-    probe(run, names, saved, config=config, n_untrained=0, jobs=jobs, device=device, progress=progress)
-    missing = [step for step in saved if not all(table.has(part(step, name)) for name in names)]
-    parts = {step: {name: part(step, name) for name in names} for step in missing}
-    work = functools.partial(_score_at, run, saved, parts, config, device)
-    over_checkpoints(
-        missing, functools.partial(probe_data, run, config), work, label="transferring", jobs=jobs, progress=progress
-    )
-    rows = table.read([part(step, name) for step in saved for name in names])
+    pieces = [Piece(ModelAt(step), {"feature": name}) for step in saved for name in names]
+    lens = Transfer(run, device, config, tuple(saved))
+    rows = lens.compute(pieces, label="transferring", jobs=jobs, progress=progress)
     return Result(
         f"Carry-forward of the probes of {run.run_id}: test loss, fitted and evaluated at",
         _summary(rows),
         rows,
         lambda: transfer_figure(select(rows, feature=names[0])),
     )
-
-
-def _score_at(
-    run: Checkpoints,
-    fit_steps: Sequence[int],
-    parts: dict[int, dict[str, str]],
-    config: ProbeConfig,
-    device: str | torch.device,
-    data: ProbeData,
-    step: int,
-) -> None:
-    """Score every step's probes on the activations of one, and write what was missing."""
-    tokens = run.task.encode(data.test).tokens
-    span = site_span(run.load_model(step, device=device), tokens, *read_span(run.task, data.test), name=config.site)
-    probes, table = run.table(PROBE_LENS), run.table(LENS)
-    for name, part in parts[step].items():
-        if table.has(part):
-            continue
-        feature = run.task.feature(name)
-        test = feature_data(feature, span, data.test)
-        here = probes.read_tensors(part_name(trained_at(step), name, config))
-        rows = []
-        for fit_step in fit_steps:
-            there = probes.read_tensors(part_name(trained_at(fit_step), name, config))
-            place = there["place"].numpy()
-            labels = np.flatnonzero(place != NOT_FITTED)
-            scores = load_probes(feature.kind, there).score(test.x, test.y, test.kept)
-            loss, score = (values.nanmean(dim=2).numpy()[place[labels], labels] for values in scores)
-            rows.append(
-                {
-                    "feature": name,
-                    "metric": PROBE_LOSS[feature.kind],
-                    "fit_step": fit_step,
-                    "eval_step": step,
-                    "fit_flops": run.flops(fit_step),
-                    "eval_flops": run.flops(step),
-                    "test_loss": float(np.nanmean(loss)),
-                    "test_score": float(np.nanmean(score)),
-                    "cosine": float(np.nanmean(_cosines(there["weight"], here["weight"], place, labels))),
-                    "n_labels": len(labels),
-                }
-            )
-        found = pd.DataFrame(rows)
-        own = found.loc[found["fit_step"] == step, "test_loss"].iloc[0]
-        columns = {"settings": config.digest(), "analysis": part.rpartition("-")[2]}
-        table.write(part, found.assign(refit_loss=own, **run.identity(), **columns))
 
 
 def _cosines(one: Tensor, other: Tensor, place: np.ndarray, labels: np.ndarray) -> np.ndarray:

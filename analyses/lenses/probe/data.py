@@ -1,0 +1,137 @@
+"""What probes are fitted on, what their parts are called, and the probes read back: for every lens that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analyses.models_at import ModelAt
+from qfl_interp.activations.spans import Place, SiteSpan
+from qfl_interp.config import ProbeConfig
+from qfl_interp.data.examples import held_out
+from qfl_interp.data.task import NO_POSITION, Feature, Task
+from qfl_interp.probes import load_probes
+from qfl_interp.runs.series import Checkpoints
+from qfl_interp.shapes import Examples
+
+TABLE = "probe"
+# A label that a smaller share of the training examples has is not fitted: there would be more weights than data.
+_MIN_SHARE = 0.05
+
+
+class ProbeData(NamedTuple):
+    """The fixed examples of all probes of one run; disjoint from its training stream and from each other.
+
+    Attributes:
+        train: What probes are fitted on.
+        test: What they are scored on.
+        validation: What a penalty is chosen on; no rows where none is chosen.
+    """
+
+    train: Examples
+    test: Examples
+    validation: Examples
+
+
+def probe_data(run: Checkpoints, config: ProbeConfig) -> ProbeData:
+    """Examples to fit and choose on, from the split "val", and to score on, from "test"; fewer where it holds fewer."""
+    n_val = config.n_val if config.path else 0
+    drawn = held_out(run.task, "val", config.n_train + n_val, seed=config.seed, stream="probe")
+    n_train = len(drawn) * config.n_train // (config.n_train + n_val)
+    test = held_out(run.task, "test", config.n_test, seed=config.seed, stream="probe")
+    return ProbeData(drawn[:n_train], test, drawn[n_train:])
+
+
+def part_name(at: ModelAt | str, feature: str, config: ProbeConfig) -> str:
+    """The table part of one model and feature under one configuration."""
+    return f"{at}-{feature}-{config.digest()}"
+
+
+def probe_tensors(run: Checkpoints, step: int, feature: str, config: ProbeConfig) -> dict[str, Tensor]:
+    """What is kept with the probes of one feature at one step: see `probe`."""
+    return run.table(TABLE).read_tensors(part_name(ModelAt(step), feature, config))
+
+
+def dataset_name(part: str, examples: Examples, config: ProbeConfig) -> str:
+    """What the activation store calls one of the probes' sets of examples."""
+    # Examples to choose on are drawn with those to fit on, which are then others.
+    drawn = f"_of_{config.n_train + config.n_val}" if config.path and part != "test" else ""
+    return f"probe_{part}_{len(examples)}{drawn}_seed{config.seed}"
+
+
+def read_span(task: Task, examples: Examples) -> tuple[int, int]:
+    """The first and the last position that some feature of the task reads in some example."""
+    positions = np.concatenate([f.positions(examples).ravel() for f in task.features.values()])
+    read = positions[positions != NO_POSITION]
+    return int(read.min()), int(read.max())
+
+
+def labels_of(feature: Feature, examples: Examples) -> Tensor:
+    """Labels as probes want them: [output, label, example]."""
+    # A copy: a task may hand out an array that must not be written to.
+    labels = torch.from_numpy(np.array(feature.labels(examples), order="C"))
+    return labels[..., None].movedim(0, 2).movedim(1, 0) if labels.ndim == 2 else labels.permute(2, 1, 0)
+
+
+class FeatureData(NamedTuple):
+    """One feature's activations and labels on some examples.
+
+    Attributes:
+        x: [place, label, example, d].
+        y: [output, label, example].
+        kept: Which examples have the label; none of those of a label that is too rare to fit.
+    """
+
+    x: Tensor
+    y: Tensor
+    kept: Tensor
+
+
+def feature_data(feature: Feature, span: SiteSpan, examples: Examples) -> FeatureData:
+    """What a feature's probes see of some examples."""
+    x, present = span.read(feature.positions(examples))
+    return FeatureData(x, labels_of(feature, examples), present)
+
+
+def not_rare(data: FeatureData) -> FeatureData:
+    """The data without labels that fewer than 5 % of the examples have."""
+    return data._replace(kept=data.kept & (data.kept.double().mean(dim=1, keepdim=True) >= _MIN_SHARE))
+
+
+def place_columns(places: Sequence[Place], n_labels: int) -> dict[str, np.ndarray]:
+    """Columns of a table with one row a place and label."""
+    return {
+        "layer": np.repeat([place.layer for place in places], n_labels),
+        "head": np.repeat([place.head for place in places], n_labels),
+        "label": np.tile(np.arange(n_labels), len(places)),
+    }
+
+
+class StoredProbes(NamedTuple):
+    """Probes read back as planes: `[place, label, k, d]`, and the training loss they are chosen by."""
+
+    weight: Tensor
+    intercept: Tensor
+    fitted: Tensor
+    train_loss: np.ndarray
+
+
+def stored_probes(run: Checkpoints, feature: Feature, step: int, config: ProbeConfig) -> StoredProbes:
+    """The planes on which the probes of one feature at one step cannot tell its classes apart (`Probes.planes`)."""
+    part, table = part_name(ModelAt(step), feature.name, config), run.table(TABLE)
+    probes, rows = load_probes(feature.kind, table.read_tensors(part)), table.read([part])
+    n_places, n_labels = probes.fitted.shape[:2]
+    sites = [(place, label) for place in range(n_places) for label in range(n_labels)]
+    planes = {site: probes.planes(*site, slice(None)) for site in sites}
+    most = max(1, max(len(plane.offsets) for plane in planes.values()))
+    weight = torch.zeros(n_places, n_labels, most, probes.weight.shape[-1], dtype=probes.weight.dtype)
+    intercept, fitted = weight[..., 0].clone(), torch.zeros(n_places, n_labels, most, dtype=torch.bool)
+    for site, plane in planes.items():
+        k = len(plane.offsets)
+        weight[site][:k], intercept[site][:k], fitted[site][:k] = plane.directions, plane.offsets, True
+    loss = rows.pivot(index=["layer", "head"], columns="label", values="train_loss").to_numpy(dtype=float)
+    return StoredProbes(weight.float(), intercept.float(), fitted, loss)
