@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lens import NO_SHADING, Shading
-from qfl_interp.plots.panels import Legend, Panel, over_compute, stack_panels
+from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, finite, level, log_range, over_compute
+from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.plots.theme import FONT_SIZE, PURPLE, STEEL, VERMILLION
 from qfl_interp.tables import column
 
-STEP: Final = "step %{customdata[0]:,}"
-# Losses below this are drawn at this level on a log axis.
-LOSS_FLOOR: Final = 1e-12
+# Both counts of loss and exact match: their ending in the table, name and look.
+_COUNTS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
+    ("", "as the paper counts (= scored)", STEEL, {"width": 1.5, "dash": "dash"}),
+    ("_answer", "over the answer alone", PURPLE, {"width": 2.2}),
+)
 
 
 def timeline_figure(
@@ -43,27 +45,15 @@ def loss_panel(metrics: pd.DataFrame, *, log_y: bool = True, plateau_loss: float
         log_y: Whether y is logarithmic.
         plateau_loss: Level of the plateau, drawn as a dashed line; NaN for none.
     """
-    series = [
-        ("val_loss", "as the paper counts (= scored)", {"color": STEEL, "width": 1.5, "dash": "dash"}),
-        ("val_loss_answer", "over the answer alone", {"color": PURPLE, "width": 2.2}),
-    ]
-    traces = [_metric_trace(metrics, name, label, line, ":.4f") for name, label, line in series]
-    values = np.concatenate([np.asarray(trace.y, dtype=float) for trace in traces])
-    y_range = loss_range(values, log_y)
+    traces = _metric(metrics, "val_loss", ".4f")
+    y_range = loss_range(*traces, log_y=log_y)
     annotations: tuple[dict[str, Any], ...] = ()
     if math.isfinite(plateau_loss):
-        flops = column(over_compute(metrics), "flops")
-        traces.append(_level(flops[0], flops[-1], plateau_loss, VERMILLION, f"plateau {plateau_loss:.3f}"))
-        annotations = (
-            {
-                "x": math.log10(flops[0]),
-                "y": math.log10(plateau_loss) if log_y else plateau_loss,
-                "text": f"plateau {plateau_loss:.3f}",
-                "xanchor": "left",
-                "yanchor": "top",
-                "font": {"color": VERMILLION, "size": FONT_SIZE - 1},
-            },
-        )
+        flops, text = column(over_compute(metrics), "flops"), f"plateau {plateau_loss:.3f}"
+        traces.append(level(flops, plateau_loss, text, VERMILLION, width=1.2))
+        place = {"x": math.log10(flops[0]), "y": math.log10(plateau_loss) if log_y else plateau_loss}
+        look = {"xanchor": "left", "yanchor": "top", "font": {"color": VERMILLION, "size": FONT_SIZE - 1}}
+        annotations = ({"text": text, **place, **look},)
     return Panel(
         title="Validation loss",
         traces=tuple(traces),
@@ -77,15 +67,10 @@ def loss_panel(metrics: pd.DataFrame, *, log_y: bool = True, plateau_loss: float
 
 def exact_panel(metrics: pd.DataFrame) -> Panel:
     """Exact match on the validation set, both counts."""
-    series = [
-        ("val_exact", "as the paper counts (= scored)", {"color": STEEL, "width": 1.5, "dash": "dash"}),
-        ("val_exact_answer", "over the answer alone", {"color": PURPLE, "width": 2.2}),
-    ]
-    traces = [_metric_trace(metrics, name, label, line, ":.2%") for name, label, line in series]
     return Panel(
         title="Exact match",
         subtitle="validation examples with every scored token right",
-        traces=tuple(traces),
+        traces=tuple(_metric(metrics, "val_exact", ".2%")),
         y_title="fraction",
         y_range=(-0.04, 1.04),
         height=110,
@@ -93,43 +78,17 @@ def exact_panel(metrics: pd.DataFrame) -> Panel:
     )
 
 
-def loss_range(values: np.ndarray, log_y: bool) -> tuple[float, float]:
-    """Lowest and highest loss to show, with room; on a log axis not below the floor."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return (0.1, 1.0)
-    high = float(values.max())
-    if not log_y:
-        return (0.0, 1.06 * max(high, LOSS_FLOOR))
-    low = max(float(values.min()), LOSS_FLOOR)
-    room = max((max(high, low) / low) ** 0.06, 1.03)
-    return (low / room, max(high, low) * room)
+def loss_range(*shown: Any, log_y: bool) -> tuple[float, float]:
+    """Lowest and highest loss to show, with room; on a log axis not below the floor, on a linear one from 0."""
+    if log_y or not len(finite(*shown)):
+        return log_range(*shown)
+    return 0.0, 1.06 * max(float(finite(*shown).max()), LOSS_FLOOR)
 
 
-def _metric_trace(metrics: pd.DataFrame, name: str, label: str, line: dict[str, Any], number: str) -> go.Scatter:
-    """One column of the metrics over compute, where it was measured."""
-    rows = over_compute(metrics.dropna(subset=[name]))
-    return go.Scatter(
-        x=column(rows, "flops"),
-        y=column(rows, name),
-        customdata=column(rows, "step")[:, None],
-        mode="lines",
-        name=label,
-        line=line,
-        legendgroup=label,
-        hovertemplate=f"%{{y{number}}} · {STEP}",
-    )
-
-
-def _level(start: float, end: float, value: float, color: str, name: str) -> go.Scatter:
-    """A horizontal line that neither the hover nor the legend lists."""
-    line = {"color": color, "width": 1.2, "dash": "dot"}
-    return go.Scatter(
-        x=[start, end],
-        y=[value, value],
-        mode="lines",
-        line=line,
-        name=name,
-        hoverinfo="skip",
-        showlegend=False,
-    )
+def _metric(metrics: pd.DataFrame, name: str, number: str) -> list[go.Scatter]:
+    """Both counts of one quantity over compute, where it was measured."""
+    hover = f"%{{y:{number}}} · {STEP}"
+    return [
+        curve(over_compute(metrics.dropna(subset=[name + ending])), name + ending, text, color, hover=hover, **look)
+        for ending, text, color, look in _COUNTS
+    ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.grid import Cell, LegendRow, PaperGrid
-from qfl_interp.plots.lines import legend_entry, whiskers
+from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
+from qfl_interp.plots.lines import LOSS_FLOOR, curve, legend_entry, level, log_range
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
@@ -18,8 +19,8 @@ from qfl_interp.plots.theme import (
     PURPLE,
     THIRD_STYLES,
     VERMILLION,
+    log_axis,
     log_flops_axis,
-    log_ticks,
     words,
 )
 from qfl_interp.tables import column, distinct, records, select
@@ -29,7 +30,6 @@ Baseline = Literal["clean", "paper"]
 _COLUMNS: Final = 3
 _HEAD: Final = 40
 _HEIGHTS: Final = (64, 170)
-_FLOOR: Final = 1e-12
 _THRESHOLD: Final = "success threshold (its end)"
 _TASK_LOSS: Final = "validation loss"
 _BASE_RATE: Final = "best constant guess"
@@ -37,6 +37,9 @@ _BASELINE: Final = "untrained model"
 _BAND: Final = "loss transition"
 # The quantity where it is not the log loss in nats.
 _METRIC: Final = {"log_loss": "", "mse": "MSE · "}
+# Of the x axis on both sides: a share of a decade.
+_ROOM: Final = 10**0.12
+_HOVER: Final = "%{x:.2e} FLOPs: {what}%{y:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g}, %{customdata[2]:g} seeds"
 _THRESHOLD_LINE: Final = {"color": VERMILLION, "width": 1.4, "dash": "dash"}
 _LEVEL_LINE: Final = {"color": GREY, "width": 1.2, "dash": "dash"}
 
@@ -58,22 +61,23 @@ def across_figure(
         baseline: Which untrained baseline is drawn: chosen by the rule of the trained probes, or as the paper does.
     """
     panels = records(curves.filter(["task", "length", "feature", "metric"]).drop_duplicates())
-    grid = PaperGrid(_HEIGHTS, len(panels), n_columns=min(_COLUMNS, len(panels)), head=_HEAD)
+    grid = PaperGrid(_HEIGHTS, len(panels), _COLUMNS, _HEAD)
     figure = grid.figure("across", _legends(curves, verdicts))
     for index, panel in enumerate(panels):
         of_task = {"task": panel["task"], "length": panel["length"]}
         of_feature = of_task | {"feature": panel["feature"]}
-        loss, curve, verdict = select(losses, **of_task), select(curves, **of_feature), select(verdicts, **of_feature)
+        loss, probes, verdict = select(losses, **of_task), select(curves, **of_feature), select(verdicts, **of_feature)
         cells = grid.cell(index, 0), grid.cell(index, 1)
         budgets = column(loss, "budget_flops")
-        x_axis = _x_axis(budgets)
+        low, high = float(budgets.min() / _ROOM), float(budgets.max() * _ROOM)
+        x_axis: dict[str, Any] = log_flops_axis(low, high) | {"dtick": 1 if math.log10(high / low) < 5 else 2}
+        ends = [10**end for end in x_axis["range"]]
         title = {"text": "training FLOPs (budget)", "standoff": 6}
-        figure.update_layout(
-            cells[0].layout(x_axis | {"showticklabels": False, "title": {"text": ""}}, _loss_axis(loss))
-        )
-        figure.update_layout(cells[1].layout(x_axis | {"title": title}, _probe_axis(curve, baseline)))
-        _loss_panel(figure, cells[0], loss)
-        _feature_panel(figure, cells[1], curve, baseline)
+        bare = {"showticklabels": False, "title": {"text": ""}}
+        levels = loss[["loss_low", "loss_high", "base_rate"]]
+        figure.update_layout(cells[0].layout(x_axis | bare, _log_axis(levels)))
+        figure.update_layout(cells[1].layout(x_axis | {"title": title}, _probe_axis(probes, baseline)))
+        figure.add_traces([*_loss_panel(cells[0], loss, ends), *_feature_panel(cells[1], probes, baseline, ends)])
         for cell in cells:
             _transition(figure, cell, verdict)
         if grid.is_first(index):
@@ -91,86 +95,53 @@ def _thirds(table: pd.DataFrame) -> list[str]:
     return [third for third in found if third != "all"] or found
 
 
-def _x_axis(budgets: np.ndarray) -> dict[str, Any]:
-    """The shared budget axis."""
-    room = 10**0.12
-    low, high = float(budgets.min() / room), float(budgets.max() * room)
-    return log_flops_axis(low, high) | {"dtick": 1 if math.log10(high / low) < 5 else 2}
+def _log_axis(shown: Any) -> dict[str, Any]:
+    """A log axis around some columns."""
+    return {"tickfont": {"size": FONT_SIZE - 2}, **log_axis(*log_range(shown, room=0.07, least=1.05), few_beyond=3)}
 
 
-def _log_axis(values: np.ndarray) -> dict[str, Any]:
-    """A log axis around the finite values."""
-    values = np.maximum(values[np.isfinite(values)], _FLOOR)
-    low, high = float(values.min()), float(values.max())
-    room = max((high / low) ** 0.07, 1.05)
-    low, high = low / room, high * room
-    axis: dict[str, Any] = {"type": "log", "range": [math.log10(low), math.log10(high)]}
-    if math.log10(high / low) > 3:
-        # plotly.js draws 10ⁿ a quarter larger than asked.
-        power = {"exponentformat": "power", "tickfont": {"size": FONT_SIZE - 4}}
-        return axis | power | {"dtick": math.ceil(math.log10(high / low) / 4)}
-    ticks, texts = log_ticks(low, high)
-    return axis | {"tickvals": ticks, "ticktext": texts, "tickfont": {"size": FONT_SIZE - 2}}
-
-
-def _loss_axis(losses: pd.DataFrame) -> dict[str, Any]:
-    """The y axis of the models' validation loss."""
-    return _log_axis(np.concatenate([column(losses, name) for name in ("loss_low", "loss_high", "base_rate")]))
-
-
-def _probe_axis(curve: pd.DataFrame, baseline: Baseline) -> dict[str, Any]:
+def _probe_axis(curves: pd.DataFrame, baseline: Baseline) -> dict[str, Any]:
     """The y axis of a feature's probe loss."""
-    shown = curve[np.isin(curve["third"], _thirds(curve))]
-    names = ("geometric_low", "geometric_high", f"baseline_{baseline}")
-    return _log_axis(np.concatenate([column(pd.DataFrame(shown), name) for name in names]))
+    names = ["geometric_low", "geometric_high", f"baseline_{baseline}"]
+    return _log_axis(curves.loc[np.isin(curves["third"], _thirds(curves)), names])
 
 
-def _loss_panel(figure: go.Figure, cell: Cell, losses: pd.DataFrame) -> None:
+def _loss_panel(cell: Cell, losses: pd.DataFrame, ends: Sequence[float]) -> list[go.Scatter]:
     """Validation loss of the probed models and chance."""
-    values, low, high = (column(losses, name) for name in ("loss", "loss_low", "loss_high"))
-    figure.add_scatter(
-        x=column(losses, "budget_flops"), y=np.maximum(values, _FLOOR), mode="lines+markers", name=_TASK_LOSS,
-        legendgroup=_TASK_LOSS, showlegend=False, line={"color": PURPLE, "width": 1.9},
-        marker={"color": PURPLE, "size": 4.5},
-        error_y=whiskers(values, low, high, thickness=1.2, width=2) | {"color": PURPLE},
-        customdata=np.stack([low, high, column(losses, "n_seeds")], axis=1),
-        hovertemplate="%{x:.2e} FLOPs: loss %{y:.4g} (%{customdata[0]:.4g} to %{customdata[1]:.4g}, "
-        "%{customdata[2]:g} seeds)<extra></extra>", **cell.axes,
-    )  # fmt: skip
+    hover = _HOVER.replace("{what}", "loss ") + ")<extra></extra>"
+    look: dict[str, Any] = {"x": "budget_flops", "floor": LOSS_FLOOR, "width": 1.9, "size": 4.5, "interval": (1.2, 2)}
+    look |= {"beside": ("loss_low", "loss_high", "n_seeds"), "showlegend": False, **cell.axes}
     base_rate = float(column(losses, "base_rate")[0])
-    _level(figure, cell, base_rate, _BASE_RATE, _LEVEL_LINE)
+    return [
+        curve(losses, "loss", _TASK_LOSS, PURPLE, hover=hover, **look),
+        _level(cell, ends, base_rate, _BASE_RATE, _LEVEL_LINE),
+    ]
 
 
 def _level(
-    figure: go.Figure, cell: Cell, value: float, name: str, line: dict[str, Any], *, group: str = "", opacity: float = 1
-) -> None:
+    cell: Cell, ends: Sequence[float], value: float, name: str, line: dict[str, Any], group: str = ""
+) -> go.Scatter:
     """A horizontal line over the whole panel."""
-    axis: Any = figure.layout[f"xaxis{cell.suffix}"]
-    low, high = (10**end for end in axis["range"])
-    figure.add_scatter(
-        x=[low, high], y=[value, value], mode="lines", name=name, legendgroup=group or name, showlegend=False,
-        line=line, opacity=opacity, hovertemplate=f"{name}: %{{y:.4g}}<extra></extra>", **cell.axes,
-    )  # fmt: skip
+    hover = f"{name}: %{{y:.4g}}"
+    return level(ends, value, name, hover=hover, legendgroup=group or name, **line, **cell.axes)
 
 
-def _feature_panel(figure: go.Figure, cell: Cell, curve: pd.DataFrame, baseline: Baseline) -> None:
+def _feature_panel(cell: Cell, curves: pd.DataFrame, baseline: Baseline, ends: Sequence[float]) -> list[go.Scatter]:
     """The thirds' curves over budget, each with its untrained baseline."""
-    for third in _thirds(curve):
-        rows, style = select(curve, third=third), THIRD_STYLES[third]
-        level = float(column(rows, f"baseline_{baseline}")[0])
-        dotted = {"color": style.color, "width": 1.5, "dash": "dot"}
-        _level(figure, cell, level, f"{third}, {_BASELINE}", dotted, group=_BASELINE, opacity=0.6)
-        values, low, high = (column(rows, f"geometric{end}") for end in ("", "_low", "_high"))
-        figure.add_scatter(
-            x=column(rows, "budget_flops"), y=np.maximum(values, _FLOOR), mode="lines+markers", name=style.name,
-            legendgroup=third, showlegend=False, line={"color": style.color, "width": 2},
-            marker={"color": style.color, "symbol": style.symbol, "size": 6.5},
-            error_y=whiskers(values, low, high, thickness=1, width=2) | {"color": style.color},
-            customdata=np.stack([low, high, column(rows, "n_seeds"), column(rows, "n_labels"), values / level], axis=1),
-            hovertemplate=f"{third}, %{{x:.2e}} FLOPs: %{{y:.4g}} (%{{customdata[0]:.4g}} to %{{customdata[1]:.4g}}, "
-            "%{customdata[2]:g} seeds, %{customdata[3]:g} labels), %{customdata[4]:.3g} × untrained<extra></extra>",
-            **cell.axes,
-        )  # fmt: skip
+    traces = []
+    for third in _thirds(curves):
+        rows, style = select(curves, third=third), THIRD_STYLES[third]
+        untrained = float(column(rows, f"baseline_{baseline}")[0])
+        dotted = {"color": style.color, "width": 1.5, "dash": "dot", "opacity": 0.6}
+        traces.append(_level(cell, ends, untrained, f"{third}, {_BASELINE}", dotted, _BASELINE))
+        hover = f"{third}, " + _HOVER.replace("{what}", "")
+        hover += ", %{customdata[3]:g} labels), %{customdata[4]:.3g} × untrained<extra></extra>"
+        look: dict[str, Any] = {"x": "budget_flops", "floor": LOSS_FLOOR, "symbol": style.symbol, "size": 6.5}
+        look |= {"beside": ("geometric_low", "geometric_high", "n_seeds", "n_labels", "ratio"), "interval": (1, 2)}
+        look |= {"legendgroup": third, "showlegend": False, **cell.axes}
+        shown = rows.assign(ratio=column(rows, "geometric") / untrained)
+        traces.append(curve(shown, "geometric", style.name, style.color, hover=hover, **look))
+    return traces
 
 
 def _transition(figure: go.Figure, cell: Cell, verdicts: pd.DataFrame) -> None:
@@ -179,11 +150,8 @@ def _transition(figure: go.Figure, cell: Cell, verdicts: pd.DataFrame) -> None:
     start, end = row["transition_start_flops"], row["transition_end_flops"]
     if not math.isfinite(start):
         return
-    place = {"xref": cell.x, "yref": f"{cell.y} domain", "y0": 0, "y1": 1}
-    figure.add_shape(
-        type="rect", name="transition", x0=start, x1=end, fillcolor=BAND, line_width=0, layer="below", **place
-    )
-    figure.add_shape(type="line", name="threshold", x0=end, x1=end, line=_THRESHOLD_LINE, **place)
+    figure.add_shape(cell.stretch(start, end, name="transition", fillcolor=BAND, line={"width": 0}))
+    figure.add_shape(cell.stretch(end, end, name="threshold", line=_THRESHOLD_LINE))
 
 
 def _leads(verdicts: pd.DataFrame) -> str:
@@ -199,23 +167,20 @@ def _leads(verdicts: pd.DataFrame) -> str:
 
 def _legends(curves: pd.DataFrame, verdicts: pd.DataFrame) -> list[LegendRow]:
     """The thirds, then all else."""
-    lines = {"mode": "lines+markers"}
-    thirds = [
-        legend_entry(
-            style.name, group=third, **lines, line={"color": style.color, "width": 2},
-            marker={"color": style.color, "symbol": style.symbol, "size": 6.5},
-        )
-        for third, style in THIRD_STYLES.items() if third in _thirds(curves)
-    ]  # fmt: skip
-    grey = {"color": GREY, "width": 1.5, "dash": "dot"}
-    thirds.append(legend_entry(_BASELINE, line=grey))
-    purple = {"color": PURPLE, "width": 1.9}
-    others = [
-        legend_entry(_TASK_LOSS, **lines, line=purple, marker={"color": PURPLE, "size": 5}),
-        legend_entry(_BASE_RATE, line=_LEVEL_LINE),
+    dotted = {"color": GREY, "width": 1.5, "dash": "dot"}
+    thirds = [(THIRD_STYLES[third], third) for third in _thirds(curves)]
+    first = [
+        *(_entry(style.name, style.color, 2, {"symbol": style.symbol, "size": 6.5}, third) for style, third in thirds),
+        legend_entry(_BASELINE, line=dotted),
     ]
+    others = [_entry(_TASK_LOSS, PURPLE, 1.9, {"size": 5}), legend_entry(_BASE_RATE, line=_LEVEL_LINE)]
     if np.isfinite(column(verdicts, "transition_start_flops")).any():
-        band = {"color": BAND, "size": 11, "symbol": "square"}
-        others.append(legend_entry(_BAND, mode="markers", marker=band))
+        others.append(legend_entry(_BAND, mode="markers", marker=BAND_MARK))
         others.append(legend_entry(_THRESHOLD, line=_THRESHOLD_LINE))
-    return [LegendRow("", thirds), LegendRow("", others)]
+    return [LegendRow("", first), LegendRow("", others)]
+
+
+def _entry(name: str, color: str, width: float, marker: dict[str, Any], group: str = "") -> go.Scatter:
+    """An entry of a curve with points."""
+    line = {"color": color, "width": width}
+    return legend_entry(name, group=group, mode="lines+markers", line=line, marker=marker | {"color": color})

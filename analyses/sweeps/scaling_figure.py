@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.grid import Cell, LegendRow, PaperGrid
-from qfl_interp.plots.lines import legend_entry, whiskers
+from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
+from qfl_interp.plots.lines import LOSS_FLOOR, curve, finite, legend_entry, level, log_range
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
     GREY,
     PURPLE,
     VERMILLION,
+    log_axis,
     log_flops_axis,
-    log_ticks,
     ordered_colors,
     plain,
     words,
@@ -29,7 +29,6 @@ from qfl_interp.tables import column, distinct, groups, records, select
 _SPREAD: Final = 0.42
 _DOT: Final = 4.5
 _FAINT: Final = 0.38
-_LOSS_FLOOR: Final = 1e-12
 _PASS_FLOOR: Final = 1e-16
 _COLUMNS: Final = 4
 _HEAD: Final = 70
@@ -40,18 +39,19 @@ _FLOOR_LINE: Final = {"color": GREY, "width": 1, "dash": "dashdot"}
 
 
 class _Row(NamedTuple):
-    """One row of panels: which quantity, how it is drawn."""
+    """One row of panels: which quantity, how it is drawn, what is the least that is shown."""
 
     name: str
     title: str
     height: int
     log: bool
+    floor: float
 
 
 _ROWS: Final = (
-    _Row("loss", "validation loss (nats)", 150, True),
-    _Row("exact", "exact match", 82, False),
-    _Row("pass", "pass probability", 96, True),
+    _Row("loss", "validation loss (nats)", 150, True, LOSS_FLOOR),
+    _Row("exact", "exact match", 82, False, 0.0),
+    _Row("pass", "pass probability", 96, True, _PASS_FLOOR),
 )
 LINE_STYLES: Final = {
     "power law": {"color": VERMILLION, "width": 1.6, "dash": "dot"},
@@ -80,7 +80,7 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
             transition_start, transition_end (NaN: none), note (under the title; plain text, lines end in a newline).
             One column of panels a row, in this order.
     """
-    grid = PaperGrid([row.height for row in _ROWS], len(notes), n_columns=min(_COLUMNS, len(notes)), head=_HEAD)
+    grid = PaperGrid([row.height for row in _ROWS], len(notes), _COLUMNS, _HEAD)
     shapes = _shapes(runs)
     figure = grid.figure("scaling", _legends(shapes, distinct(lines, "kind"), notes))
     for index, note in enumerate(records(notes)):
@@ -112,26 +112,25 @@ def _column(
     """The panels of one task and length."""
     budgets = np.unique(column(runs, "budget_flops"))
     room = 10 ** (_gap(budgets) / 2)
-    low, high = float(budgets[0] / room), float(budgets[-1] * room)
+    ends = float(budgets[0] / room), float(budgets[-1] * room)
     for number, row in enumerate(_ROWS):
         cell = grid.cell(index, number)
         bottom = number == len(_ROWS) - 1
-        x_axis = log_flops_axis(low, high, title="training FLOPs (budget)" if bottom else "")
-        x_axis |= {"dtick": 1 if math.log10(high / low) < 5 else 2, "showticklabels": bottom}
+        x_axis = log_flops_axis(*ends, title="training FLOPs (budget)" if bottom else "")
+        x_axis |= {"dtick": 1 if math.log10(ends[1] / ends[0]) < 5 else 2, "showticklabels": bottom}
         figure.update_layout(cell.layout(x_axis, _y_axis(row, runs, best, note)))
         if grid.is_first(index):
             figure.add_annotation(grid.side_title(index, number, row.title))
-        _band(figure, cell, note)
-        for shape, color in shapes.items():
-            _dots(figure, cell, row, select(runs, d_model=shape[0], n_layers=shape[1]), shape, color, shapes, budgets)
-        _levels(figure, cell, row, note, low, high)
-        _best_line(figure, cell, row, best)
+        if math.isfinite(note["transition_start"]):
+            start, end = note["transition_start"], note["transition_end"]
+            figure.add_shape(cell.stretch(start, end, name="transition", fillcolor=BAND, line={"width": 0}))
+        figure.add_traces(_dots(cell, row, runs, shapes, budgets))
+        figure.add_traces(_levels(cell, row, note, ends))
+        figure.add_trace(_best_line(cell, row, best))
         if row.name == "loss":
             for kind, points in groups(lines, "kind"):
-                figure.add_scatter(
-                    x=column(points, "budget_flops"), y=column(points, "loss"), mode="lines", name=kind,
-                    line=LINE_STYLES[kind], legendgroup=kind, showlegend=False, hoverinfo="skip", **cell.axes,
-                )  # fmt: skip
+                look: dict[str, Any] = {**LINE_STYLES[kind], "x": "budget_flops", "showlegend": False, **cell.axes}
+                figure.add_trace(curve(points, "loss", kind, **look))
     title = f"<b>{words(note['task'])}</b> {note['length']}"
     below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
     figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
@@ -147,66 +146,36 @@ def _y_axis(row: _Row, runs: pd.DataFrame, best: pd.DataFrame, note: dict[str, A
     axis: dict[str, Any] = {"tickfont": {"size": FONT_SIZE - 2}}
     if not row.log:
         return axis | {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1], "ticktext": ["0", "0.5", "1"]}
-    floor = _LOSS_FLOOR if row.name == "loss" else _PASS_FLOOR
-    values = np.concatenate([column(runs, row.name), column(best, f"{row.name}_low")])
+    values = finite(runs[row.name], best[f"{row.name}_low"])
     if row.name == "loss":
         # A run that went astray must not flatten the panel.
-        ceiling = 2.2 * np.nanmax([note["base_rate"], note["paper"], column(best, "loss_high").max()])
-        values = np.append(np.minimum(values, ceiling), [note["base_rate"], note["paper"]])
+        ceiling = 2.2 * finite(note["base_rate"], note["paper"], column(best, "loss_high").max()).max()
+        levels = [np.minimum(values, ceiling), note["base_rate"], note["paper"]]
     else:
-        values = np.append(values, note["floor"])
-    values = np.maximum(values[np.isfinite(values)], floor)
-    low, high = float(values.min()), float(values.max()) if row.name == "loss" else 1.0
-    room = max((high / low) ** 0.06, 1.04)
-    axis |= {"type": "log", "range": [math.log10(low / room), math.log10(high * room)]}
-    if math.log10(high / low) > 3:
-        # plotly.js draws 10ⁿ a quarter larger than asked.
-        power = {"exponentformat": "power", "tickfont": {"size": FONT_SIZE - 4}}
-        return axis | power | {"dtick": math.ceil(math.log10(high / low) / 4)}
-    ticks, texts = log_ticks(low / room, high * room)
-    return axis | {"tickvals": ticks, "ticktext": texts}
-
-
-def _band(figure: go.Figure, cell: Cell, note: dict[str, Any]) -> None:
-    """The transition, shaded."""
-    if math.isfinite(note["transition_start"]):
-        figure.add_shape(
-            type="rect", name="transition", x0=note["transition_start"], x1=note["transition_end"], y0=0, y1=1,
-            xref=cell.x, yref=f"{cell.y} domain", fillcolor=BAND, line_width=0, layer="below",
-        )  # fmt: skip
+        levels = [values, note["floor"], 1.0]
+    return axis | log_axis(*log_range(*levels, least=1.04, floor=row.floor), few_beyond=3.36)
 
 
 def _dots(
-    figure: go.Figure,
-    cell: Cell,
-    row: _Row,
-    runs: pd.DataFrame,
-    shape: tuple[int, int],
-    color: str,
-    shapes: dict[tuple[int, int], str],
-    budgets: np.ndarray,
-) -> None:
-    """The finished runs of one shape."""
-    if runs.empty:
-        return
-    place = list(shapes).index(shape) / (len(shapes) - 1) - 0.5 if len(shapes) > 1 else 0.0
-    names = ["budget_flops", "lr", "batch_size", "seed", "loss", "exact", "pass"]
-    floor = {"loss": _LOSS_FLOOR, "exact": 0.0, "pass": _PASS_FLOOR}[row.name]
-    figure.add_scatter(
-        x=column(runs, "budget_flops") * 10 ** (place * _SPREAD * _gap(budgets)),
-        y=np.maximum(column(runs, row.name), floor),
-        customdata=runs[names].to_numpy(dtype=float),
-        mode="markers",
-        marker={"color": color, "size": _DOT},
-        opacity=_FAINT,
-        name=_shape_name(shape),
-        legendgroup=_shape_name(shape),
-        showlegend=False,
-        hovertemplate=f"{_shape_name(shape)}, lr %{{customdata[1]:g}}, batch %{{customdata[2]:g}}, "
-        "seed %{customdata[3]:g}<br>budget %{customdata[0]:.2e} FLOPs<br>loss %{customdata[4]:.4g}, "
-        "exact %{customdata[5]:.1%}, pass %{customdata[6]:.3g}<extra></extra>",
-        **cell.axes,
-    )
+    cell: Cell, row: _Row, runs: pd.DataFrame, shapes: dict[tuple[int, int], str], budgets: np.ndarray
+) -> list[go.Scatter]:
+    """The finished runs, a trace a shape."""
+    traces = []
+    for number, ((d_model, n_layers), color) in enumerate(shapes.items()):
+        of_shape, name = select(runs, d_model=d_model, n_layers=n_layers), _shape_name((d_model, n_layers))
+        if of_shape.empty:
+            continue
+        place = number / (len(shapes) - 1) - 0.5 if len(shapes) > 1 else 0.0
+        shown = of_shape.assign(x=of_shape["budget_flops"] * 10 ** (place * _SPREAD * _gap(budgets)))
+        look: dict[str, Any] = {"x": "x", "floor": row.floor, "width": 0, "size": _DOT, "opacity": _FAINT}
+        look |= {"beside": ("budget_flops", "lr", "batch_size", "seed", "loss", "exact", "pass")}
+        hover = (
+            f"{name}, lr %{{customdata[1]:g}}, batch %{{customdata[2]:g}}, "
+            "seed %{customdata[3]:g}<br>budget %{customdata[0]:.2e} FLOPs<br>loss %{customdata[4]:.4g}, "
+            "exact %{customdata[5]:.1%}, pass %{customdata[6]:.3g}<extra></extra>"
+        )
+        traces.append(curve(shown, row.name, name, color, hover=hover, showlegend=False, **look, **cell.axes))
+    return traces
 
 
 def _shape_name(shape: tuple[int, int]) -> str:
@@ -214,42 +183,31 @@ def _shape_name(shape: tuple[int, int]) -> str:
     return f"{shape[0]} × {shape[1]}"
 
 
-def _levels(figure: go.Figure, cell: Cell, row: _Row, note: dict[str, Any], low: float, high: float) -> None:
-    """Chance in the loss panel; in the others what exact match cannot resolve, or half."""
+def _levels(cell: Cell, row: _Row, note: dict[str, Any], ends: tuple[float, float]) -> list[go.Scatter]:
+    """Chance in the loss panel; in that of the pass probability what exact match cannot resolve."""
     levels: list[tuple[str, float, dict[str, Any]]] = []
     if row.name == "loss":
         levels = [(name, note[key], line) for key, (name, line) in _LEVEL_STYLES.items()]
     elif row.name == "pass":
         levels = [(_FLOOR, note["floor"], _FLOOR_LINE)]
-    for name, value, line in levels:
-        if math.isfinite(value):
-            figure.add_scatter(
-                x=[low, high], y=[value, value], mode="lines", name=name, line=line, legendgroup=name,
-                showlegend=False, hovertemplate=f"{name}: %{{y:.4g}}<extra></extra>", **cell.axes,
-            )  # fmt: skip
+    return [
+        level(ends, value, name, hover=f"{name}: %{{y:.4g}}", legendgroup=name, **line, **cell.axes)
+        for name, value, line in levels
+        if math.isfinite(value)
+    ]
 
 
-def _best_line(figure: go.Figure, cell: Cell, row: _Row, best: pd.DataFrame) -> None:
+def _best_line(cell: Cell, row: _Row, best: pd.DataFrame) -> go.Scatter:
     """The best configuration of each budget, with the range of its seeds."""
-    values, low, high = (column(best, row.name + end) for end in ("", "_low", "_high"))
-    floor = {"loss": _LOSS_FLOOR, "exact": 0.0, "pass": _PASS_FLOOR}[row.name]
-    names = ["d_model", "n_layers", "lr", "batch_size", "n_seeds", f"{row.name}_low", f"{row.name}_high"]
-    figure.add_scatter(
-        x=column(best, "budget_flops"),
-        y=np.maximum(values, floor),
-        error_y=whiskers(values, low, high, thickness=1.2, width=2) | {"color": PURPLE},
-        customdata=best[names].to_numpy(dtype=float),
-        mode="lines+markers",
-        name=_BEST,
-        legendgroup=_BEST,
-        showlegend=False,
-        line=_BEST_LINE,
-        marker={"color": PURPLE, "size": 5},
-        hovertemplate="best: %{customdata[0]:g} × %{customdata[1]:g}, lr %{customdata[2]:g}, batch %{customdata[3]:g}"
+    look: dict[str, Any] = {**_BEST_LINE, "x": "budget_flops", "floor": row.floor, "size": 5, "interval": (1.2, 2)}
+    ends = (f"{row.name}_low", f"{row.name}_high")
+    look |= {"beside": ("d_model", "n_layers", "lr", "batch_size", "n_seeds", *ends), "showlegend": False}
+    hover = (
+        "best: %{customdata[0]:g} × %{customdata[1]:g}, lr %{customdata[2]:g}, batch %{customdata[3]:g}"
         f"<br>%{{x:.2e}} FLOPs<br>{row.title} %{{y:.4g}} (%{{customdata[5]:.4g}} to %{{customdata[6]:.4g}}, "
-        "%{customdata[4]:g} seeds)<extra></extra>",
-        **cell.axes,
+        "%{customdata[4]:g} seeds)<extra></extra>"
     )
+    return curve(best, row.name, _BEST, hover=hover, **look, **cell.axes)
 
 
 def _legends(shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.DataFrame) -> list[LegendRow]:
@@ -263,8 +221,7 @@ def _legends(shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.Dat
     ]
     drawn.append((_FLOOR, {"mode": "lines", "line": _FLOOR_LINE}))
     if np.isfinite(column(notes, "transition_start")).any():
-        square = {"color": BAND, "size": 11, "symbol": "square"}
-        drawn.append(("transition", {"mode": "markers", "marker": square}))
+        drawn.append(("transition", {"mode": "markers", "marker": BAND_MARK}))
     lines = [legend_entry(name, **look) for name, look in drawn]
     dots = [
         legend_entry(_shape_name(shape), mode="markers", marker={"color": color, "size": 7})

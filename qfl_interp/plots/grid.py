@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import FONT_SIZE, PAPER_WIDTH, legend_row, new_figure, text_at
+from qfl_interp.plots.theme import BAND, FONT_SIZE, PAPER_WIDTH, legend_row, new_figure, stretch, text_at
 
 # Of a legend's entry: the line before the name with what stands around it, a letter of the name, a line's height.
 _ENTRY_WIDTH: Final = 42
@@ -18,6 +18,9 @@ _PAD: Final = 10
 # Left of a panel: tick labels; of a block's first one also the axis title.
 _TICKS, _TITLE = 40, 24
 _RIGHT, _GAP, _FOOT = 10, 12, 50
+
+# How a legend shows a shaded stretch.
+BAND_MARK: Final = {"color": BAND, "size": 11, "symbol": "square"}
 
 
 class Cell(NamedTuple):
@@ -48,9 +51,14 @@ class Cell(NamedTuple):
         """The y axis as traces name it."""
         return f"y{self.suffix}"
 
-    def title(self, text: str, above: int = 2, **look: Any) -> dict[str, Any]:
-        """A text some pixels above its left end, as an annotation."""
-        return text_at(text, self.x_domain[0], self.y_domain[1], **{"yshift": above, **look})
+    def title(self, text: str, above: int = 2, *, centred: bool = False, size: int = FONT_SIZE) -> dict[str, Any]:
+        """A text some pixels above its left end, or above its middle, as an annotation."""
+        x, anchor = (sum(self.x_domain) / 2, "center") if centred else (self.x_domain[0], "left")
+        return text_at(text, x, self.y_domain[1], xanchor=anchor, yshift=above, font={"size": size})
+
+    def stretch(self, start: float, end: float, **look: Any) -> dict[str, Any]:
+        """What `theme.stretch` draws, from the panel's bottom to its top."""
+        return stretch(start, end, xref=self.x, yref=f"{self.y} domain", **look)
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -98,7 +106,7 @@ class Grid:
 
     def __init__(
         self,
-        heights: Sequence[int],
+        heights: Sequence[float],
         n: int,
         n_columns: int,
         *,
@@ -114,7 +122,7 @@ class Grid:
         self._span, self._gap, self._head, self._between, self._above = span, gap, head, between, above
         self._first = first
         self._block = head + sum(heights) + between * (len(heights) - 1) + foot
-        self.height = above + self._block * math.ceil(n / self._across) - foot
+        self.height = round(above + self._block * math.ceil(n / self._across) - foot)
 
     def is_first(self, index: int) -> bool:
         """Whether a column is the leftmost of its block, which has the titles of the y axes."""

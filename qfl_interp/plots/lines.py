@@ -43,7 +43,7 @@ def curve(
     color: str,
     *,
     x: str = "flops",
-    hover: str = "",
+    hover: str | None = "",
     beside: Sequence[str] = ("step",),
     interval: tuple[float, int] | None = None,
     floor: float | None = None,
@@ -61,7 +61,8 @@ def curve(
         name: In the legend, and behind the hover text.
         color: Hex.
         x: The column on the x axis.
-        hover: Template of the hover text, in which `beside` are customdata[0], [1], ...; empty: the mouse passes over.
+        hover: Template of the hover text, in which `beside` are customdata[0], [1], ...; empty: the mouse passes over;
+            None: plotly's own.
         beside: Further columns for the hover text.
         interval: Thickness of the whiskers from column `y`_low to `y`_high and width of their ends; None for none.
         floor: Values below are drawn at this level.
@@ -89,7 +90,7 @@ def curve(
     if hover:
         extra = "" if "<extra>" in hover else f"<extra>{name}</extra>"
         fields |= {"customdata": rows[list(beside)].to_numpy(dtype=float), "hovertemplate": hover + extra}
-    else:
+    elif hover is not None:
         fields["hoverinfo"] = "skip"
     return go.Scatter(fields | more)
 
@@ -102,12 +103,25 @@ def level(
     *,
     width: float = 1.1,
     dash: str = "dot",
+    hover: str = "",
     **more: Any,
 ) -> go.Scatter:
-    """A horizontal line from the smallest to the largest x, which neither the hover nor the legend lists."""
+    """A horizontal line from the smallest to the largest x, which the legend does not list; nor the hover without text.
+
+    Args:
+        x: What the line reaches over.
+        value: Its height.
+        name: Of the trace.
+        color: Hex.
+        width: In pixels.
+        dash: Plotly's dash.
+        hover: Template of the hover text; empty: the mouse passes over.
+        **more: Further fields of the trace.
+    """
     line = {"color": color, "width": width, "dash": dash}
     fields = {"x": [float(np.min(x)), float(np.max(x))], "y": [value] * 2, "mode": "lines", "name": name, "line": line}
-    return go.Scatter(fields | {"hoverinfo": "skip", "showlegend": False} | more)
+    said = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
+    return go.Scatter(fields | said | {"showlegend": False} | more)
 
 
 def legend_entry(name: str, *, group: str = "", **look: Any) -> go.Scatter:

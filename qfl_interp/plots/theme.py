@@ -253,28 +253,27 @@ def legend_row(x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str, Any]:
 
 
 def stretch(start: float, end: float, **look: Any) -> dict[str, Any]:
-    """A rectangle over the whole height of what `yref` says, or a line where both ends are one, as a shape."""
-    kind = "rect" if end > start else "line"
-    return {"type": kind, "x0": start, "x1": end, "y0": 0, "y1": 1, "layer": "below", **look}
+    """A rectangle below the curves, as high as what `yref` says, or a line where both ends are one; as a shape."""
+    kind = {"type": "rect", "layer": "below"} if end > start else {"type": "line"}
+    return {**kind, "x0": start, "x1": end, "y0": 0, "y1": 1, **look}
 
 
-def log_axis(low: float, high: float, *, narrow: bool = False) -> dict[str, Any]:
+def log_axis(low: float, high: float, *, few_beyond: float = math.inf) -> dict[str, Any]:
     """A logarithmic axis of values from `low` to `high`, as fields of a y axis.
 
     Args:
         low: Lowest value, above 0.
         high: Highest value.
-        narrow: Whether the ticks of a small panel over more than three decades are few, and powers of ten.
+        few_beyond: Decades from which on a small panel has few ticks, powers of ten.
     """
     decades = math.log10(high / low)
     axis: dict[str, Any] = {"type": "log", "range": [math.log10(low), math.log10(high)]}
-    if narrow and decades > 3:
+    if decades > few_beyond:
         # plotly.js draws 10ⁿ a quarter larger than asked.
         power = {"exponentformat": "power", "tickfont": {"size": FONT_SIZE - 4}}
-        return axis | power | {"dtick": math.ceil(decades / 4)}
+        return axis | power | {"dtick": math.ceil(0.75 * decades / few_beyond - 1e-9)}
     ticks, texts = log_ticks(low, high)
-    small = {"tickfont": {"size": FONT_SIZE - 2}} if narrow else {}
-    return axis | {"tickvals": ticks, "ticktext": texts} | small
+    return axis | {"tickvals": ticks, "ticktext": texts}
 
 
 def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
-from plotly.subplots import make_subplots
 
-from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short, template
-from qfl_interp.tables import column, distinct, records, select
+from qfl_interp.plots.grid import Grid
+from qfl_interp.plots.lines import finite
+from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, short
+from qfl_interp.tables import distinct, records, select
 
-_CELL, _ABOVE, _BELOW, _BETWEEN = 30, 36, 52, 60
+_CELL, _BETWEEN = 30, 60
+_MARGIN = {"l": 64, "r": 12, "t": 36, "b": 52}
 
 
 def edge_maps(
@@ -47,39 +49,25 @@ def edge_maps(
     if not panels or rows.duplicated(["panel", "x", "y"]).any():
         raise ValueError(f"rows must hold one row a cell and at least one, got {len(rows)} with twice the same cell.")
     across, down = distinct(rows, "x"), distinct(rows, "y")
-    n_rows = math.ceil(len(panels) / n_columns)
-    inner = _CELL * len(down)
-    height = _ABOVE + _BELOW + n_rows * inner + (n_rows - 1) * _BETWEEN
-    between = _BETWEEN / (height - _ABOVE - _BELOW) if n_rows > 1 else 0.0
-    grid = make_subplots(
-        n_rows, min(n_columns, len(panels)), subplot_titles=panels, shared_yaxes=True, horizontal_spacing=0.04,
-        vertical_spacing=between,
-    )  # fmt: skip
-    figure = new_figure(filename, height)
-    figure.layout.update(grid.layout)
-    figure._grid_ref, figure._grid_str = grid._grid_ref, grid._grid_str
-    figure.update_layout(template=template())  # the grid brought plotly's own
-    for number, panel in enumerate(panels):
+    grid = Grid([_CELL * len(down)], len(panels), n_columns, foot=_BETWEEN)
+    figure = new_figure(filename, grid.height, _MARGIN)
+    for index, panel in enumerate(panels):
         cells = {(row["y"], row["x"]): row for row in records(select(rows, panel=panel))}
         values = np.array([[cells.get((b, a), {}).get("value", math.nan) for a in across] for b in down], dtype=float)
         notes = [[str(cells.get((b, a), {}).get("note", "")) for a in across] for b in down]
-        line, place = number // n_columns + 1, number % n_columns + 1
+        cell, first = grid.cell(index), grid.is_first(index)
         for trace in _traces(values, notes, across, down):
-            figure.add_trace(trace, row=line, col=place)
-        titles = (x if line == n_rows else None, y if place == 1 else None)
-        for axes, title in zip((figure.update_xaxes, figure.update_yaxes), titles, strict=True):
-            axes(type="category", showgrid=False, title={"text": title}, row=line, col=place)
-    found = column(rows, "value")
-    ends = {
-        "cmin": float(np.nanmin(found)) if low is None else low,
-        "cmax": float(np.nanmax(found)) if high is None else high,
-    }
+            figure.add_trace(trace.update(cell.axes))
+        x_axis = {"type": "category", "showgrid": False, "title": {"text": x if grid.is_last(index) else None}}
+        y_axis = {"type": "category", "showgrid": False, "title": {"text": y if first else None}}
+        # All panels of a row have the first one's names.
+        y_axis |= {} if first else {"matches": grid.cell(index - index % n_columns).y, "showticklabels": False}
+        figure.update_layout(cell.layout(x_axis, y_axis))
+        figure.add_annotation(cell.title(panel, 0, centred=True))
+    found = finite(rows["value"])
+    ends = {"cmin": float(found.min()) if low is None else low, "cmax": float(found.max()) if high is None else high}
     bar = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
-    figure.update_annotations(font={"size": FONT_SIZE})  # the panels' titles
-    figure.update_layout(
-        coloraxis={"colorscale": "Viridis", "colorbar": bar, **ends},
-        margin={"l": 64, "r": 12, "t": _ABOVE, "b": _BELOW},
-    )
+    figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": bar, **ends})
     return figure
 
 

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.grid import Cell
+from qfl_interp.plots.lines import curve, finite, legend_entry, level
 from qfl_interp.plots.theme import (
     FONT_SIZE,
     GREY,
     PURPLE,
     STEEL,
     VERMILLION,
+    log_axis,
     log_flops_axis,
-    log_ticks,
     new_figure,
     words,
 )
@@ -40,66 +42,47 @@ def losses_figure(metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.Da
         transitions: Columns task, length, seed, start_flops, end_flops; runs without a transition have no row.
     """
     rows = math.ceil(len(tasks) / _COLUMNS)
-    figure = new_figure("tasks", rows * _CELL_HEIGHT + 70)
-    figure.update_layout(margin={"l": 56, "r": 14, "t": 34, "b": 44}, showlegend=False)
+    figure = new_figure("tasks", rows * _CELL_HEIGHT - 8, {"l": 56, "r": 14, "t": 34, "b": 44})
+    figure.update_layout(showlegend=False)
     for index, task in enumerate(records(tasks)):
         of_task = {"task": task["task"], "length": task["length"]}
-        place = divmod(index, _COLUMNS)
-        _loss_cell(figure, index + 1, place, rows, task, select(metrics, **of_task), select(transitions, **of_task))
+        row, place = divmod(index, _COLUMNS)
+        left, top = place / _COLUMNS, 1 - row / rows
+        x_domain = (left + 0.045, left + 1 / _COLUMNS - 0.015)
+        cell = Cell(index + 1, x_domain, (top - 0.78 / rows, top - 0.09 / rows))
+        shown, stretches = select(metrics, **of_task), select(transitions, **of_task)
+        _loss_cell(figure, cell, task, shown, stretches, first=place == 0, last=row == rows - 1)
     return figure
 
 
 def _loss_cell(
     figure: go.Figure,
-    number: int,
-    place: tuple[int, int],
-    rows: int,
+    cell: Cell,
     task: dict[str, Any],
     metrics: pd.DataFrame,
     transitions: pd.DataFrame,
+    *,
+    first: bool,
+    last: bool,
 ) -> None:
     """One task's panel."""
-    suffix = "" if number == 1 else str(number)
     drawn = pd.DataFrame(metrics.loc[(metrics["flops"] > 0) & metrics["val_loss_answer"].notna()])
-    flops, losses = column(drawn, "flops"), column(drawn, "val_loss_answer")
-    left, width = place[1] / _COLUMNS, 1 / _COLUMNS
-    top, height = 1 - place[0] / rows, 1 / rows
-    x_axis = log_flops_axis(float(flops.min()), float(flops.max()), title="") | {"anchor": f"y{suffix}"}
-    x_axis |= {"domain": [left + 0.045, left + width - 0.015], "dtick": 1, "title": {"text": ""}}
-    if place[0] == rows - 1:
-        x_axis["title"] = {"text": "training FLOPs"}
-    y_axis: dict[str, Any] = {
-        "type": "log",
-        "anchor": f"x{suffix}",
-        "domain": [top - 0.78 * height, top - 0.09 * height],
-    }
-    low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), float(task["base_rate"]))
-    ticks, texts = log_ticks(low, high)
-    y_axis |= {"tickvals": ticks, "ticktext": texts, "tickfont": {"size": FONT_SIZE - 2}}
-    y_axis["range"] = [math.log10(low) - 0.1, math.log10(high) + 0.1]
-    if place[1] == 0:
-        y_axis["title"] = {"text": "nats per token"}
-    figure.update_layout({f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis})
-    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    flops, losses, base_rate = column(drawn, "flops"), column(drawn, "val_loss_answer"), float(task["base_rate"])
+    x_axis = log_flops_axis(float(flops.min()), float(flops.max()), title="training FLOPs" if last else "")
+    low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), base_rate)
+    y_axis = log_axis(low, high) | {"tickfont": {"size": FONT_SIZE - 2}}
+    y_axis |= {"range": [math.log10(low) - 0.1, math.log10(high) + 0.1]}
+    y_axis |= {"title": {"text": "nats per token"}} if first else {}
+    figure.update_layout(cell.layout(x_axis | {"dtick": 1}, y_axis))
     if len(transitions):
         start, end = column(transitions, "start_flops").min(), column(transitions, "end_flops").max()
-        figure.add_shape(
-            type="rect", x0=start, x1=end, y0=0, y1=1, xref=f"x{suffix}", yref=f"y{suffix} domain",
-            fillcolor=PURPLE, opacity=0.14, line_width=0, layer="below",
-        )  # fmt: skip
+        figure.add_shape(cell.stretch(start, end, fillcolor=PURPLE, opacity=0.14, line={"width": 0}))
+    look: dict[str, Any] = {"width": 1.3, "opacity": 0.8, "hover": None, "hovertemplate": "%{y:.4f}", **cell.axes}
     for seed, part in groups(drawn, "seed"):
-        figure.add_scatter(
-            x=column(part, "flops"), y=column(part, "val_loss_answer"), mode="lines", **axes, opacity=0.8,
-            line={"color": PURPLE, "width": 1.3}, name=f"seed {seed}", hovertemplate="%{y:.4f}",
-        )  # fmt: skip
-    figure.add_scatter(
-        x=[flops.min(), flops.max()], y=[task["base_rate"]] * 2, mode="lines", **axes, name="base rate",
-        line={"color": GREY, "width": 1.2, "dash": "dash"}, hoverinfo="skip",
-    )  # fmt: skip
-    figure.add_annotation(
-        text=f"<b>{words(task['task'])}</b> {task['length']}", x=0, y=1, xref=f"x{suffix} domain",
-        yref=f"y{suffix} domain", xanchor="left", yanchor="bottom", yshift=2, font={"size": FONT_SIZE},
-    )  # fmt: skip
+        figure.add_trace(curve(part, "val_loss_answer", f"seed {seed}", PURPLE, **look))
+    figure.add_trace(level(flops, base_rate, "base rate", width=1.2, dash="dash", **cell.axes))
+    name = f"<b>{words(task['task'])}</b> {task['length']}"
+    figure.add_annotation(cell.title(name))
 
 
 def leads_figure(verdicts: pd.DataFrame) -> go.Figure:
@@ -115,22 +98,18 @@ def leads_figure(verdicts: pd.DataFrame) -> go.Figure:
     names = [f"{words(r['task'])} {r['length']} · {words(r['feature'])}" for r in records(verdicts)]
     named = verdicts.assign(row=names)
     order = distinct(named, "row")
-    figure = new_figure("leads", 30 * len(order) + 110)
+    figure = new_figure("leads", 30 * len(order) + 20, {"l": 250, "r": 20, "t": 40, "b": 50})
     figure.update_layout(
-        margin={"l": 250, "r": 20, "t": 40, "b": 50},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         xaxis={"title": {"text": "lead over the loss transition (decades of compute)"}},
         yaxis={"range": [len(order) - 0.5, -0.5], "tickvals": list(range(len(order))), "ticktext": order},
     )
     figure.add_vline(x=0, line={"color": GREY, "width": 1, "dash": "dot"})
     drawn = pd.DataFrame(named.loc[np.isfinite(column(named, "lead_log10"))])
-    finite = np.concatenate([column(drawn, name) for name in ("lead_log10", "lead_low", "lead_high")])
-    finite = finite[np.isfinite(finite)]
-    edge = float(np.abs(finite).max()) if finite.size else 1.0
+    edge = float(abs(finite(drawn[["lead_log10", "lead_low", "lead_high"]])).max(initial=0.0)) or 1.0
     for kind, (color, symbol) in _VERDICT_STYLES.items():
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=kind, marker={"color": color, "symbol": symbol, "size": 9}
-        )
+        marker = {"color": color, "symbol": symbol, "size": 9}
+        figure.add_trace(legend_entry(kind, mode="markers", marker=marker))
     for at, name in enumerate(order):
         rows = records(select(named, row=name))
         offsets = np.linspace(-0.22, 0.22, len(rows)) if len(rows) > 1 else [0.0]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from qfl_interp.plots.grid import Grid
+from qfl_interp.plots.lines import curve, legend_entry
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
@@ -16,11 +18,10 @@ from qfl_interp.plots.theme import (
     PURPLE,
     STEEL,
     VERMILLION,
+    log_axis,
     log_flops_axis,
-    log_ticks,
     new_figure,
     plain,
-    template,
     words,
 )
 from qfl_interp.tables import column, distinct, groups, select
@@ -61,49 +62,39 @@ def small_multiples(
     if not (column(rows, "x") > 0).all():
         raise ValueError(f"x must be positive on a logarithmic axis, got {column(rows, 'x').min()}. Leave step 0 out.")
     down, across, kinds = distinct(rows, "row"), distinct(rows, "column"), distinct(rows, "group")
-    titles = [plain(quantity) if place == 0 else "" for quantity in down for place in range(len(across))]
-    height = len(down) * _PANEL + _MARGIN["t"] + _MARGIN["b"]
-    grid = make_subplots(
-        len(down), len(across), shared_xaxes=True, subplot_titles=titles,
-        column_titles=[f"<b>{words(str(name))}</b>" for name in across],
-        vertical_spacing=_BETWEEN / (height - _MARGIN["t"] - _MARGIN["b"]), horizontal_spacing=0.1,
-    )  # fmt: skip
-    figure = new_figure(filename, height)
-    figure.layout.update(grid.layout)
-    figure._grid_ref, figure._grid_str = grid._grid_ref, grid._grid_str
-    figure.update_layout(template=template())  # the grid brought plotly's own
-    for setting in across:
-        title = {"text": f"<b>{words(str(setting))}</b>"}
-        figure.update_annotations(yshift=18, font={"size": FONT_SIZE + 1}, selector=title)
-    # Panel titles begin where their panel does.
-    for title in filter(None, titles):
-        figure.update_annotations(x=0, xanchor="left", font={"size": FONT_SIZE}, selector={"text": title})
-    colors = {kind: _GROUP_COLORS[index % len(_GROUP_COLORS)] for index, kind in enumerate(kinds)}
-    for place, setting in enumerate(across, 1):
-        whole = select(rows, column=setting)
+    n = len(down) * len(across)
+    height = _PANEL - _BETWEEN * (len(down) - 1) / len(down)
+    grid = Grid([height], n, len(across), gap=0.1, foot=_BETWEEN)
+    figure = new_figure(filename, grid.height, _MARGIN)
+    colors = dict(zip(kinds, itertools.cycle(_GROUP_COLORS), strict=False))
+    for index in range(n):
+        line, place = divmod(index, len(across))
+        cell, setting, whole = grid.cell(index), across[place], select(rows, column=across[place])
+        shown, last = select(whole, row=down[line]), grid.is_last(index)
+        for kind in reversed(kinds):
+            for name, points in groups(select(shown, group=kind), "curve"):
+                look: dict[str, Any] = {"x": "x", "width": 1.3, "size": 3.5, "hover": None, "showlegend": False}
+                look |= {"legendgroup": str(kind), **cell.axes}
+                figure.add_trace(curve(points, "y", str(name), colors[kind], **look))
+        if setting in bands:
+            figure.add_shape(cell.stretch(*bands[setting], fillcolor=BAND, line={"width": 0}))
+        if setting in marks:
+            style = {"color": PURPLE, "dash": "dot", "width": 1}
+            figure.add_shape(cell.stretch(marks[setting], marks[setting], line=style))
         low, high = float(column(whole, "x").min()), float(column(whole, "x").max())
-        for line, quantity in enumerate(down, 1):
-            shown = select(whole, row=quantity)
-            at: dict[str, Any] = {"row": line, "col": place}
-            for kind in reversed(kinds):
-                for curve, points in groups(select(shown, group=kind), "curve"):
-                    figure.add_trace(_curve(points, str(kind), str(curve), colors[kind]), **at)
-            if setting in bands:
-                start, end = bands[setting]
-                figure.add_shape(
-                    _stretch(start, end, {"fillcolor": BAND, "line": {"width": 0}, "layer": "below"}), **at
-                )
-            if setting in marks:
-                line_style = {"color": PURPLE, "dash": "dot", "width": 1}
-                figure.add_shape(_stretch(marks[setting], marks[setting], {"line": line_style}), **at)
-            figure.update_yaxes(_value_axis(shown), **at)
-            axis = log_flops_axis(low, high, x if line == len(down) else "")
-            figure.update_xaxes(axis, showticklabels=line == len(down), **at)
+        x_axis = log_flops_axis(low, high, x if last else "") | {"showticklabels": last}
+        x_axis |= {} if last else {"matches": grid.cell(n - len(across) + place).x}
+        figure.update_layout(cell.layout(x_axis, _value_axis(shown)))
+        if place == 0:
+            figure.add_annotation(cell.title(plain(down[line]), 0))
+        if line == 0:
+            figure.add_annotation(cell.title(f"<b>{words(str(setting))}</b>", 18, centred=True, size=FONT_SIZE + 1))
     for kind in kinds:
-        entry = _curve(pd.DataFrame({"x": [None], "y": [None]}), str(kind), str(kind), colors[kind])
-        figure.add_trace(entry.update(showlegend=True), row=1, col=1)
-    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "top", "yref": "container"}
-    figure.update_layout(margin=_MARGIN, legend=legend, showlegend=True)
+        line = {"color": colors[kind], "width": 1.3}
+        marker = {"color": colors[kind], "size": 3.5}
+        figure.add_trace(legend_entry(str(kind), mode="lines+markers", line=line, marker=marker))
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "top", "yref": "container"})
+    figure.update_layout(showlegend=True)
     return figure
 
 
@@ -113,26 +104,5 @@ def _value_axis(rows: pd.DataFrame) -> dict[str, Any]:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
     if low <= 0 or high <= _WIDE * low:
         return {"type": "linear", "nticks": 5}
-    ticks, texts = log_ticks(low, high)
-    return {"type": "log", "tickvals": ticks, "ticktext": texts}
-
-
-def _stretch(start: float, end: float, style: dict[str, Any]) -> dict[str, Any]:
-    """A shape from top to bottom of a panel."""
-    return {
-        "type": "rect" if end > start else "line",
-        "x0": start,
-        "x1": end,
-        "y0": 0,
-        "y1": 1,
-        "yref": "y domain",
-        **style,
-    }
-
-
-def _curve(points: pd.DataFrame, group: str, name: str, color: str) -> go.Scatter:
-    """One run's curve."""
-    return go.Scatter(
-        x=points["x"], y=points["y"], mode="lines+markers", name=name, legendgroup=group, showlegend=False,
-        line={"color": color, "width": 1.3}, marker={"color": color, "size": 3.5},
-    )  # fmt: skip
+    # Plotly leaves room at both ends.
+    return log_axis(low, high) | {"range": None}

@@ -54,9 +54,11 @@ def test_the_first_group_is_in_front_and_groups_have_one_colour_each():
 def test_bands_and_marks_stand_in_their_columns():
     figure = draw(rows())
     shapes = [(shape.type, shape.xref, shape.x0, shape.x1) for shape in figure.layout.shapes]
-    assert [shape.yref for shape in figure.layout.shapes] == [f"{y} domain" for y in ("y", "y3", "y2", "y4")]
+    assert [shape.yref for shape in figure.layout.shapes] == [f"{y} domain" for y in ("y", "y2", "y3", "y4")]
     band, mark = ("rect", 2e10, 3e10), ("line", 5e10, 5e10)
-    assert shapes == [(mark[0], x, *mark[1:]) for x in ("x", "x3")] + [(band[0], x, *band[1:]) for x in ("x2", "x4")]
+    assert shapes == [
+        (kind, x, *ends) for x, (kind, *ends) in zip(("x", "x2", "x3", "x4"), [mark, band] * 2, strict=True)
+    ]
 
 
 def test_a_wide_positive_quantity_has_a_logarithmic_axis():

@@ -11,8 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lens import NO_SHADING, Shading
-from analyses.pages.timeline_figure import LOSS_FLOOR, STEP, loss_range, timeline_figure
-from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute
+from analyses.pages.timeline_figure import loss_range, timeline_figure
+from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, legend_entry, over_compute
+from qfl_interp.plots.panels import Legend, Panel, Shade
 from qfl_interp.plots.theme import GREY, THIRD_STYLES, format_power, plain, words
 from qfl_interp.tables import column, distinct, records, select
 
@@ -73,12 +74,9 @@ def feature_panel(
     if len(thirds) > 1 and "all" in thirds:
         thirds.remove("all")
     by_third = {third: over_compute(select(curves, third=third)) for third in thirds}
-    shown = pd.concat([by_third[third] for third in thirds])
-    controls = [f"baseline_{mean}", "shuffled_geometric"]
-    y_range = loss_range(shown[[mean, *controls]].to_numpy(dtype=float).ravel(), log_y)
-    traces: list[go.Scatter] = []
-    for third in thirds:
-        traces += _third_traces(by_third[third], third, mean)
+    drawn = [mean, f"baseline_{mean}", "shuffled_geometric"]
+    y_range = loss_range(*(part[drawn] for part in by_third.values()), log_y=log_y)
+    traces = [trace for third, part in by_third.items() for trace in _third_traces(part, third, mean)]
     notes = []
     for third in thirds:
         for row in records(select(verdicts, third=third)):
@@ -121,39 +119,18 @@ def shading(emergence: pd.DataFrame) -> Shading:
 
 def _third_traces(rows: pd.DataFrame, third: str, mean: Mean) -> list[go.Scatter]:
     """One third's curve with its two controls: the untrained model (dotted) and shuffled labels (thin)."""
-    style = THIRD_STYLES[third]
-    flops = column(rows, "flops")
-    shared: dict[str, Any] = {"x": flops, "mode": "lines", "hoverinfo": "skip", "showlegend": False}
-    untrained = go.Scatter(
-        **shared,
-        y=column(rows, f"baseline_{mean}"),
-        name=f"{third}, untrained model",
-        line={"color": style.color, "width": 1.4, "dash": "dot"},
-        opacity=0.65,
-        legendgroup="untrained",
-    )
-    shuffled = go.Scatter(
-        **shared,
-        y=column(rows, "shuffled_geometric"),
-        name=f"{third}, shuffled labels",
-        line={"color": style.color, "width": 0.7},
-        opacity=0.5,
-        legendgroup="shuffled",
-    )
-    numbers = rows[["step", f"baseline_{mean}", "shuffled_geometric", "n_labels"]].to_numpy(dtype=float)
-    curve = go.Scatter(
-        x=flops,
-        y=column(rows, mean),
-        customdata=numbers,
-        mode="lines+markers",
-        name=style.name,
-        line={"color": style.color, "width": 2},
-        marker={"symbol": style.symbol, "size": 5.5, "color": style.color},
-        legendgroup=third,
-        hovertemplate="%{y:.4f} (untrained %{customdata[1]:.3f}, shuffled %{customdata[2]:.3f}) · "
-        f"n = %{{customdata[3]}} labels · {STEP}<extra>{third}</extra>",
-    )
-    return [untrained, shuffled, curve]
+    style, untrained = THIRD_STYLES[third], f"baseline_{mean}"
+    hover = "%{y:.4f} (untrained %{customdata[1]:.3f}, shuffled %{customdata[2]:.3f}) · n = %{customdata[3]} labels · "
+    look: dict[str, Any] = {"size": 5.5, "symbol": style.symbol, "legendgroup": third}
+    look |= {"hover": f"{hover}{STEP}<extra>{third}</extra>"}
+    look |= {"beside": ("step", untrained, "shuffled_geometric", "n_labels")}
+    dotted: dict[str, Any] = {"width": 1.4, "dash": "dot", "opacity": 0.65, "legendgroup": "untrained"}
+    thin: dict[str, Any] = {"width": 0.7, "opacity": 0.5, "legendgroup": "shuffled"}
+    return [
+        curve(rows, untrained, f"{third}, untrained model", style.color, showlegend=False, **dotted),
+        curve(rows, "shuffled_geometric", f"{third}, shuffled labels", style.color, showlegend=False, **thin),
+        curve(rows, mean, style.name, style.color, **look),
+    ]
 
 
 def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mean: Mean, floor: float) -> go.Scatter:
@@ -165,18 +142,14 @@ def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mea
     low, high = verdict["lead_low"], verdict["lead_high"]
     interval = f" (range {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
     steps = f"between steps {verdict['onset_step_before']:,.0f} and {verdict['onset_step_after']:,.0f}"
+    symbols = {"symbol": [f"{style.symbol}-open", "line-ns"], "size": [12, 0]}
     return go.Scatter(
         x=[onset, onset],
         y=[height, floor],
         mode="lines+markers",
         name=f"{third}, onset",
         line={"color": style.color, "width": 1.2, "dash": "dot"},
-        marker={
-            "symbol": [f"{style.symbol}-open", "line-ns"],
-            "size": [12, 0],
-            "color": style.color,
-            "line": {"width": 2},
-        },
+        marker=symbols | {"color": style.color, "line": {"width": 2}},
         legendgroup="onset",
         showlegend=False,
         hovertemplate=f"{verdict_text(verdict)}{interval} · learned at {format_power(onset)} FLOPs, {steps}"
@@ -186,27 +159,9 @@ def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mea
 
 def _control_entries() -> tuple[go.Scatter, ...]:
     """Legend entries that toggle the controls and the onsets of all panels at once."""
-    point: dict[str, Any] = {"x": [None], "y": [None], "hoverinfo": "skip", "showlegend": True}
+    marker = {"symbol": "circle-open", "size": 11, "color": GREY, "line": {"width": 2}}
     return (
-        go.Scatter(
-            **point,
-            mode="lines",
-            name="untrained model",
-            line={"color": GREY, "dash": "dot"},
-            legendgroup="untrained",
-        ),
-        go.Scatter(
-            **point,
-            mode="lines",
-            name="shuffled labels",
-            line={"color": GREY, "width": 0.8},
-            legendgroup="shuffled",
-        ),
-        go.Scatter(
-            **point,
-            mode="markers",
-            name="onset",
-            marker={"symbol": "circle-open", "size": 11, "color": GREY, "line": {"width": 2}},
-            legendgroup="onset",
-        ),
+        legend_entry("untrained model", group="untrained", line={"color": GREY, "dash": "dot"}),
+        legend_entry("shuffled labels", group="shuffled", line={"color": GREY, "width": 0.8}),
+        legend_entry("onset", mode="markers", marker=marker),
     )

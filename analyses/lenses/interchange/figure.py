@@ -14,7 +14,7 @@ from qfl_interp.plots.lines import curve
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
-from qfl_interp.plots.theme import FONT_SIZE, format_p, new_figure, words
+from qfl_interp.plots.theme import format_p, new_figure, words
 from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS: Final = 3
@@ -54,7 +54,7 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     cells = [(label, grid.cell(index)) for index, label in enumerate(labels)]
     for index, (label, cell) in enumerate(cells):
         figure.update_layout(_axes(cell, layers, first=grid.is_first(index), last=grid.is_last(index)))
-        figure.add_annotation(cell.title(f"<b>label {label}</b>", 0, font={"size": FONT_SIZE}))
+        figure.add_annotation(cell.title(f"<b>label {label}</b>", 0))
 
     def draw(part: pd.DataFrame) -> list[go.Scatter]:
         return [

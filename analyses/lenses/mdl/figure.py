@@ -16,7 +16,7 @@ from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, ove
 from qfl_interp.plots.maps import CellMap, color_axis, place_words, places, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
-from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, SERIES, log_flops_axis, new_figure, text_at, words
+from qfl_interp.plots.theme import GREY, PURPLE, SERIES, log_flops_axis, new_figure, text_at, words
 from qfl_interp.tables import column, distinct, groups, select
 
 _CURVE_HEIGHT: Final = 190
@@ -116,7 +116,7 @@ def _add_map(figure: go.Figure, grid: Grid, index: int, rows: pd.DataFrame) -> N
     figure.add_trace(cells.crosses("layer %{y}, label %{x}<br>not coded: the label does not vary"))
     figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=str(feature)))
     figure.update_layout(cells.layout(cell, "label"))
-    figure.add_annotation(cell.title(words(feature), font={"size": FONT_SIZE}))
+    figure.add_annotation(cell.title(words(feature)))
 
 
 def mdl_panel(rows: pd.DataFrame, feature: str) -> Panel:
