@@ -10,7 +10,7 @@ import torch
 
 import qfl_interp as qfl
 from benchmarks._measuring import best_seconds
-from qfl_interp.interventions.project_out import project_out
+from qfl_interp.interventions.planes import project_out
 from qfl_interp.models.build import HookedTransformer, build_model
 from qfl_interp.models.generate import generate_greedy
 from qfl_interp.models.hooks import Intervention, Site, interventions_on

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qfl_interp.data.registry import load_task, task_names
     from qfl_interp.data.task import Batch, Feature, Pairs, Task
     from qfl_interp.errors import QflError
-    from qfl_interp.interventions.project_out import project_out
+    from qfl_interp.interventions.planes import project_out
     from qfl_interp.interventions.replace import mean, resample, zero
     from qfl_interp.models.build import build_model, hooked_from_hf
     from qfl_interp.models.fast_forward import fast_logits

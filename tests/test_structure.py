@@ -5,9 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import import_layers
 import pytest
@@ -97,6 +99,16 @@ def test_public_names_are_pinned_and_import():
 
 
 @pytest.mark.parametrize("room", import_layers.ROOMS)
+def test_what_a_room_hands_on_is_there(room):
+    module = importlib.import_module(f"qfl_interp.{room}")
+    submodules = {found.name for found in pkgutil.iter_modules(module.__path__)}
+    for name in getattr(module, "__all__", []):
+        if name in submodules:
+            importlib.import_module(f"qfl_interp.{room}.{name}")
+        assert not isinstance(getattr(module, name), ModuleType), f"the module {name} hides the name"
+
+
+@pytest.mark.parametrize("room", import_layers.ROOMS)
 def test_every_room_is_an_attribute_of_the_library(monkeypatch, room):
     monkeypatch.delattr(qfl, room, raising=False)
     assert getattr(qfl, room) is sys.modules[f"qfl_interp.{room}"]
@@ -113,7 +125,7 @@ def state():
         list(warnings.filters), signal.getsignal(signal.SIGINT), dict(os.environ), list(logging.root.handlers)
     )
 before = state()
-import qfl_interp, analyses, tasks
+import qfl_interp, qfl_interp.config, qfl_interp.runs.config, analyses, tasks
 after = state()
 print(json.dumps([before == after, sorted({m.split(".")[0] for m in sys.modules})]))
 """

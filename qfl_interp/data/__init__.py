@@ -1,1 +1,31 @@
 """What is learned from: tasks by name, data sets, streams and splits of examples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qfl_interp.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from qfl_interp.data.baselines import measured_base_rate
+    from qfl_interp.data.examples import ExampleStream, held_out, held_out_pairs
+    from qfl_interp.data.fixed_task import FixedFeature, FixedTask
+    from qfl_interp.data.registry import load_task, task_names
+    from qfl_interp.data.task import Batch, Feature, Pairs, Task
+
+__all__ = [
+    "Batch",
+    "ExampleStream",
+    "Feature",
+    "FixedFeature",
+    "FixedTask",
+    "Pairs",
+    "Task",
+    "held_out",
+    "held_out_pairs",
+    "load_task",
+    "measured_base_rate",
+    "task_names",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, __all__)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.interventions.edits import RowInterventions, Rows, edit_at
-from qfl_interp.interventions.project_out import Planes, plane_ablation
+from qfl_interp.interventions.planes import Planes, plane_ablation
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import logits_at
 from qfl_interp.models.hooks import Intervention, Site, read_activations

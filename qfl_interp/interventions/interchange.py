@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.pairs import PairScores, PatchPairs, logit_difference, normalise, score_pairs
-from qfl_interp.interventions.project_out import affine_projection
+from qfl_interp.interventions.planes import affine_projection
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import rows_logits
 from qfl_interp.models.hooks import Intervention, Site, read_activations

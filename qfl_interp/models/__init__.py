@@ -1,1 +1,39 @@
 """All that knows TransformerLens: building models, hook points, passes, metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qfl_interp.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedModel, build_model, hooked_from_hf
+    from qfl_interp.models.fast_forward import fast_logits
+    from qfl_interp.models.generate import generate_greedy
+    from qfl_interp.models.hooks import (
+        Intervention,
+        Site,
+        hook_point,
+        interventions_on,
+        read_activations,
+        write_activation,
+    )
+    from qfl_interp.models.metrics import ExampleScores, evaluate
+
+__all__ = [
+    "ExampleScores",
+    "HookedModel",
+    "Intervention",
+    "Site",
+    "build_model",
+    "evaluate",
+    "fast_logits",
+    "generate_greedy",
+    "hook_point",
+    "hooked_from_hf",
+    "interventions_on",
+    "read_activations",
+    "write_activation",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, __all__)

@@ -1,1 +1,24 @@
 """What lies on disk: a run's configuration, checkpoints and tables, and other people's suites of checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qfl_interp.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from qfl_interp.runs.config import RunConfig
+    from qfl_interp.runs.run import Run
+    from qfl_interp.runs.series import Checkpoints
+    from qfl_interp.runs.suite import Suite
+    from qfl_interp.runs.table import Table
+
+__all__ = [
+    "Checkpoints",
+    "Run",
+    "RunConfig",
+    "Suite",
+    "Table",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, __all__)

@@ -18,7 +18,7 @@ from qfl_interp.interventions.controls import (
     random_planes,
     same_norm,
 )
-from qfl_interp.interventions.project_out import Planes, plane_ablation
+from qfl_interp.interventions.planes import Planes, plane_ablation
 from qfl_interp.interventions.replace import zero
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations

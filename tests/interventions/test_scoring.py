@@ -11,7 +11,7 @@ import torch
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import NO_POSITION, Batch
 from qfl_interp.interventions.controls import moves_made, plane_controls, plane_means
-from qfl_interp.interventions.project_out import Planes, plane_ablation, pooled_planes, probe_planes
+from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes
 from qfl_interp.interventions.replace import zero
 from qfl_interp.interventions.scoring import answers, score_ablation, score_interventions, score_units, shared_prefix
 from qfl_interp.models.build import build_hooked

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, CTRLConfig, GPT2Config, GPTNeoXCo
 
 from qfl_interp.errors import QflError
 from qfl_interp.interventions.edits import edit_at
-from qfl_interp.interventions.project_out import project_out
+from qfl_interp.interventions.planes import project_out
 from qfl_interp.models.build import hooked_from_hf, model_device, parameters_to_save
 from qfl_interp.models.forward import is_fast, logits_at
 from qfl_interp.models.hooks import (

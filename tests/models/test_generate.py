@@ -8,7 +8,7 @@ import torch
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.interventions.edits import edit_at
-from qfl_interp.interventions.project_out import project_out
+from qfl_interp.interventions.planes import project_out
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.generate import decode_greedy, generate_greedy
 from qfl_interp.models.hooks import Intervention, Site, interventions_on

@@ -9,7 +9,7 @@ import torch
 import qfl_interp as qfl
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
-from qfl_interp.interventions.project_out import affine_projection, project_out
+from qfl_interp.interventions.planes import affine_projection, project_out
 from qfl_interp.interventions.replace import zero
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import fast_logits

@@ -10,7 +10,7 @@ import torch
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import Batch
-from qfl_interp.interventions.project_out import project_out
+from qfl_interp.interventions.planes import project_out
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import fast_logits
 from qfl_interp.models.generate import generate_greedy

@@ -11,7 +11,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
 
 from qfl_interp import ProbeConfig
-from qfl_interp.interventions.project_out import affine_projection
+from qfl_interp.interventions.planes import affine_projection
 from qfl_interp.probes import (
     LogisticProbes,
     RegressionProbes,

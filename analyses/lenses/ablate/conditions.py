@@ -15,7 +15,7 @@ from qfl_interp.data.task import Batch, Feature
 from qfl_interp.errors import QflError
 from qfl_interp.interventions.controls import Control, moves_made, plane_controls, plane_means, same_norm
 from qfl_interp.interventions.edits import RowInterventions
-from qfl_interp.interventions.project_out import Planes, plane_ablation, pooled_planes, probe_planes
+from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes
 from qfl_interp.interventions.replace import activations_at, donors_of, mean, mean_of, resample, zero
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.hooks import Site

@@ -1,4 +1,4 @@
-"""Projecting directions out of an activation, as an intervention: the paper's feature ablation."""
+"""Affine planes of probes and projecting out what crosses them, as an intervention: the paper's feature ablation."""
 
 from __future__ import annotations
 
