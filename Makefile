@@ -1,19 +1,22 @@
-# make demo    train 16-bit addition, find and test its quiet features, write runs/demo/report.html
-# make test    run the test suite
-# make bench   run every benchmark, write benchmarks/results/
-# make check   ruff, pyright, tests
-# make lock    remake requirements/constraints.txt
+# make demo       train 16-bit addition, find and test its quiet features, write runs/demo/report.html
+# make test       run the quick tests: one of every promise, under three minutes on two cores
+# make test-slow  run the others
+# make test-all   run both
+# make bench      run every benchmark, write benchmarks/results/
+# make check      ruff, pyright, quick tests
+# make lock       remake requirements/constraints.txt
 
 PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml requirements/constraints.txt scripts/bootstrap.py
 SOURCES := $(shell find qfl_interp tasks analyses -name '*.py' -o -name 'page.*')
 DEMO := runs/demo
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Without byte code, importing transformer-lens takes 15 s each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test bench check lock clean
+.PHONY: demo test test-slow test-all bench check lock clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -23,7 +26,13 @@ $(DEMO)/report.html: .venv/.stamp-test scripts/demo.py $(SOURCES)
 	$(BIN)/python scripts/demo.py $(DEMO)
 
 test: .venv/.stamp-test
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST) -m "not slow"
+
+test-slow: .venv/.stamp-test
+	$(PYTEST) -m slow
+
+test-all: .venv/.stamp-test
+	$(PYTEST)
 
 bench: .venv/.stamp-test
 	$(BIN)/python -m benchmarks
@@ -31,7 +40,7 @@ bench: .venv/.stamp-test
 check: .venv/.stamp-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST) -m "not slow"
 
 .venv/.stamp-test: $(PINS)
 	$(PYTHON) scripts/bootstrap.py test

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from helpers import BuiltOnce
 
 import qfl_interp as qfl
 
 torch.set_num_threads(1)
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be the tests of Ctrl-C and their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The first example of a property may compile a kernel or meet a busy machine: a test's time is no law of the code.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
@@ -21,6 +26,12 @@ def tiny_train_config(**changes) -> qfl.TrainConfig:
     """Two seconds of training."""
     values = {"n_steps": 40, "batch_size": 16, "eval_fraction": 0.1, "n_checkpoints": 8, "n_val": 32, "seed": 3}
     return qfl.TrainConfig(**values | changes)
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory, request) -> BuiltOnce:
+    """Builds folders that all processes of this session share."""
+    return BuiltOnce(tmp_path_factory.getbasetemp(), hasattr(request.config, "workerinput"))
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +45,13 @@ def model_config() -> qfl.ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, addition, model_config) -> qfl.Run:
+def tiny_run(built_once, addition, model_config) -> qfl.Run:
     """Read only: tests that write take `run_copy`."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    return qfl.train(addition, model_config, tiny_train_config(), out, progress=False)
+
+    def build(folder: Path) -> None:
+        qfl.train(addition, model_config, tiny_train_config(), folder, progress=False)
+
+    return qfl.Run.open(built_once("tiny_run", build))
 
 
 @pytest.fixture

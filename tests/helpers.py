@@ -1,13 +1,16 @@
-"""Golden vectors and other things several tests read."""
+"""Golden vectors, covering sets, folders built once, and other things several tests take."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
@@ -35,6 +38,45 @@ def check_golden(task: qfl.Task, group: dict[str, Any], keys: dict[str, str]) ->
         assert feature.labels(examples).tolist() == [e["labels"] for e in expected]
         assert feature.positions(examples).tolist() == [e["token_index"] for e in expected]
     np.testing.assert_array_equal(task.decode(batch.tokens), examples)
+
+
+def pairwise(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Rows of one value an axis in which any two values of two axes meet: far fewer than all combinations."""
+    values = [list(axis) for axis in axes]
+
+    def meetings(row: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+        return set(itertools.combinations(enumerate(row), 2))
+
+    left = {row: meetings(row) for row in itertools.product(*(range(len(axis)) for axis in values))}
+    wanted = set().union(*left.values())
+    chosen = []
+    while wanted:
+        best = max(left, key=lambda row: len(left[row] & wanted))
+        wanted -= left.pop(best)
+        chosen.append(tuple(axis[index] for axis, index in zip(values, best, strict=True)))
+    return chosen
+
+
+class BuiltOnce:
+    """Folders that the first process of a session to ask for them builds, and the others read.
+
+    Args:
+        basetemp: pytest's folder of this process.
+        is_worker: Whether xdist started it: then the session's folder is the one above.
+    """
+
+    def __init__(self, basetemp: Path, is_worker: bool) -> None:
+        self.folder = (basetemp.parent if is_worker else basetemp) / "built_once"
+        self.folder.mkdir(exist_ok=True)
+
+    def __call__(self, name: str, build: Callable[[Path], object]) -> Path:
+        """The folder `name`, which `build` has filled."""
+        done = self.folder / f"{name}.done"
+        with filelock.FileLock(self.folder / f"{name}.lock"):
+            if not done.exists():
+                build(self.folder / name)
+                done.touch()
+        return self.folder / name
 
 
 class FullDisk:

@@ -223,6 +223,7 @@ print(json.dumps({"grown": status_mib("VmHWM") - start, "kept": kept.values.nbyt
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's memory counters")
 def test_peak_memory_is_the_result_and_one_chunk():
     # In a process of its own: here the allocator may hold freed memory that hides a peak.

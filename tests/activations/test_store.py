@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -211,36 +212,40 @@ def test_the_bar_shows_only_while_capturing(store, model, tokens, capsys):
 
 # Interrupted
 
-KILLED = """
-import os, signal, sys, torch
-from qfl_interp.config import ModelConfig
-from qfl_interp.models.build import build_hooked
-from qfl_interp.activations import store_writing as writing
-from qfl_interp.activations.store import ActivationStore
-from qfl_interp.activations.store_entry import StoreKey
-writing._SAVE_EVERY = int(sys.argv[2])
-torch.set_num_threads(1)  # as in the tests: the same bits
-model = build_hooked(ModelConfig(d_model=16, n_layers=4), d_vocab=5, n_ctx=9, seed=0)
-tokens = torch.arange(2000 * 9).view(2000, 9) % 5
-true = writing._write
-def torn(file, entry, layer, start, part):
-    if start == 1500 and layer == 2:
-        true(file, entry, layer, start, part * float("nan"))
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return true(file, entry, layer, start, part)
-writing._write = torn
-ActivationStore(sys.argv[1]).capture(StoreKey("run-1", 100, "d"), lambda: model, tokens, 2, 6, names=["resid_post"])
-"""
+def killed_in_the_middle(store, model, key, tokens):
+    """A process that is killed when it has written half of a layer's part."""
+    process = os.fork()
+    if process:
+        _, status = os.waitpid(process, 0)
+        assert os.WIFSIGNALED(status)
+        return
+    true = store_writing._write
+
+    def torn(file, entry, layer, start, part):
+        if start == 1500 and layer == 2:
+            true(file, entry, layer, start, part * float("nan"))
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return true(file, entry, layer, start, part)
+
+    store_writing._write = torn
+    try:
+        store.capture(key, lambda: model, tokens, 2, 6, names=["resid_post"])
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.parametrize(("save_every", "resumed_at"), [(1, 1500), (2**30, 0)], ids=["saved", "nothing-saved"])
-def test_a_killed_capture_goes_on_and_shows_nothing_half_written(store, model, written, save_every, resumed_at):
-    command = [sys.executable, "-c", KILLED, str(store.folder), str(save_every)]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    assert len(store.entries()) == 0
+def test_a_killed_capture_goes_on_and_shows_nothing_half_written(
+    store, model, written, monkeypatch, save_every, resumed_at
+):
     key = StoreKey("run-1", 100, "d")
     tokens = torch.arange(2000 * 9).view(2000, 9) % 5
+    with monkeypatch.context() as patched:
+        patched.setattr(store_writing, "_SAVE_EVERY", save_every)
+        killed_in_the_middle(store, model, key, tokens)
+    assert len(store.entries()) == 0
+    written.clear()
     seen = []
     store.capture(key, lambda: model, tokens, 2, 6, names=["resid_post"], on_examples=lambda *n: seen.append(n))
     assert seen[0] == (resumed_at + 500, 2000)
@@ -400,6 +405,7 @@ print(json.dumps(grown))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's memory counters")
 def test_memory_is_one_batch_to_write_and_the_slice_to_read(tmp_path):
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]

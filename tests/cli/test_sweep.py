@@ -6,9 +6,11 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from helpers_sweep import InlinePool
 
 import qfl_interp as qfl
 from qfl_interp.cli import main as cli
@@ -21,7 +23,7 @@ TOML = """
 [[grid]]
 task = "addition"
 length = 3
-budget_flops = [1e8, 3e8, 1e9]
+budget_flops = [1e7, 2e7, 4e7]
 d_model = 8
 n_layers = 1
 batch_size = 8
@@ -88,7 +90,7 @@ def test_dry_run_says_what_there_is_to_do_and_makes_nothing(call: Call, toml: Pa
     status, out, _ = call(toml, "--dry-run", "--out", out_folder)
     assert status == 0
     assert re.search(r"runs +6\n", out)
-    assert re.search(r"to train +6, 2\.\d+e\+09 nominal FLOPs", out)
+    assert re.search(r"to train +6, 1\.\d+e\+08 nominal FLOPs", out)
     assert "GiB free" in out
     assert not out_folder.exists()
 
@@ -114,22 +116,23 @@ def test_status_counts_runs(call: Call, folder: Path) -> None:
 
 def test_best_matched_and_query_agree_with_the_table(call: Call, folder: Path) -> None:
     table = qfl.Sweep.open(folder).table()
-    _, out, _ = call("best", folder, "--budget", "3e8", "--json")
-    at = table[table["budget_flops"] == 3e8]
+    _, out, _ = call("best", folder, "--budget", "2e7", "--json")
+    at = table[table["budget_flops"] == 2e7]
     assert [row["run_id"] for row in json.loads(out)] == at["run_id"].tolist()
     _, out, _ = call("matched", folder, "--d-model", 8, "--n-layers", 1, "--json")
     assert len(json.loads(out)) == 6
     _, out, _ = call("query", folder, "select max(n_steps) as most from runs", "--json")
     assert json.loads(out) == [{"most": int(table["n_steps"].max())}]
-    status, text, _ = call("best", folder, "--budget", "3e8")
+    status, text, _ = call("best", folder, "--budget", "2e7")
     assert status == 0
     assert all(f"{loss:.4g}" in text for loss in at["val_loss"])
 
 
+@pytest.mark.slow
 def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_path: Path) -> None:
     status, out, error = call("scaling", folder, "--out", tmp_path / "scaling.html", "--json")
     assert status == 0, error
-    assert {row["budget_flops"] for row in json.loads(out)["rows"]} == {1e8, 3e8, 1e9}
+    assert {row["budget_flops"] for row in json.loads(out)["rows"]} == {1e7, 2e7, 4e7}
     assert (tmp_path / "scaling.html").stat().st_size > 1e6
     arguments = [
         "--n-train",
@@ -148,7 +151,20 @@ def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_p
     assert (tmp_path / "across.html").stat().st_size > 1e6
 
 
-def test_a_failed_run_shows_in_the_exit_status(call: Call, tmp_path: Path, toml: Path) -> None:
+def test_a_worker_s_run_is_the_run_trained_alone(folder: Path, toml: Path, tmp_path: Path) -> None:
+    planned = plan_sweep(SweepConfig.from_toml(toml)).runs[-1]
+    config = planned.config
+    alone = qfl.train(qfl.load_task("addition", 3), config.model, config.train, tmp_path / "alone", progress=False)
+    run = qfl.Run.open(folder / planned.path)
+    assert run.verify().finished
+    for name, tensor in alone.load_checkpoint(config.last_step).model.items():
+        assert tensor.equal(run.load_checkpoint(config.last_step).model[name]), name
+
+
+def test_a_failed_run_shows_in_the_exit_status(
+    call: Call, tmp_path: Path, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("qfl_interp.sweep.run_sweep"), "LocalPool", InlinePool)
     out = tmp_path / "out"
     (plan,) = {run.path for run in plan_sweep(SweepConfig.from_toml(toml)).runs[:1]}
     (out / plan).parent.mkdir(parents=True)
@@ -164,7 +180,7 @@ def test_a_failed_run_shows_in_the_exit_status(call: Call, tmp_path: Path, toml:
     [
         (["missing.toml"], "missing.toml does not exist"),
         (["status", "nowhere"], "nowhere is no sweep"),
-        (["best", "{folder}", "--budget", "5e8"], "no run in .* had a budget of 5e.08 FLOPs. The nearest is"),
+        (["best", "{folder}", "--budget", "3e7"], "no run in .* had a budget of 3e.07 FLOPs. The nearest is"),
         (["matched", "{folder}", "--d-model", "3", "--n-layers", "1"], "no run in .* has d_model 3"),
         (["query", "{folder}", "select nonsense from runs"], "DuckDB refuses the query"),
         (["{toml}", "--ray", "127.0.0.1:1", "--out", "{folder}2"], "127.0.0.1:1"),
@@ -179,6 +195,7 @@ def test_mistakes_end_in_one_message(call: Call, folder: Path, toml: Path, argum
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_the_python_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,6 @@ from qfl_interp.sweep.storage import Storage
 
 # Ray leaves log files, pipes and child processes to the collector, at its start and whenever a worker ends.
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:unclosed <socket.socket:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
@@ -117,6 +116,7 @@ def assert_same_weights(a: qfl.Run, b: qfl.Run) -> None:
     assert all(left[name].equal(right[name]) for name in left)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_sweep_whose_worker_is_killed_loses_nothing_and_runs_nothing_twice(started, tmp_path):
     config = sweep_config(budget_flops=[1e8, 6e8], seed=[0, 1])
@@ -168,7 +168,8 @@ def test_a_sweep_whose_worker_is_killed_loses_nothing_and_runs_nothing_twice(sta
 def test_a_sweep_on_s3_finishes(started, bucket, tmp_path):
     config = sweep_config(seed=[0, 1])
     url = f"{bucket}/sweep"
-    table = run_sweep(config, url, Execution(ray="auto", workers=2, scratch=str(tmp_path)), progress=False).table()
+    # One worker trains both: the start of a worker is most of this test.
+    table = run_sweep(config, url, Execution(ray="auto", workers=1, scratch=str(tmp_path)), progress=False).table()
     assert table["status"].tolist() == ["finished"] * 2
     storage = Storage(url)
     for number, planned in enumerate(plan_sweep(config).runs):
@@ -179,6 +180,7 @@ def test_a_sweep_on_s3_finishes(started, bucket, tmp_path):
     assert "lock.json" not in [path for path in storage.glob("*")]
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_go_on_are_outcomes(started, tmp_path):
     (tmp_path / "file").write_text("")
     run = one_run()
@@ -197,6 +199,7 @@ def test_workers_that_cannot_go_on_are_outcomes(started, tmp_path):
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_killed_worker_is_an_outcome_and_close_leaves_runs_to_resume(started, tmp_path):
     run = one_run(budget_flops=1e10)  # far longer than this test
@@ -221,6 +224,7 @@ def test_a_killed_worker_is_an_outcome_and_close_leaves_runs_to_resume(started, 
     pool.close()
 
 
+@pytest.mark.slow
 def test_a_job_is_held_back_while_a_process_has_its_run_open(started, tmp_path):
     run = one_run()
     folder = tmp_path / run.path
@@ -301,6 +305,7 @@ def test_several_machines_need_a_shared_folder(started, monkeypatch, tmp_path):
     assert RayPool(JobSettings("memory://sweep"), "auto").notes == ()
 
 
+@pytest.mark.slow
 def test_machines_with_other_code_are_refused(started, monkeypatch):
     here = ray_cluster.code_fingerprint()
     monkeypatch.setattr(ray_cluster, "version", lambda name: "0.0.0")
@@ -379,6 +384,7 @@ def test_without_the_package(monkeypatch):
         RayPool(JobSettings("sweep"), "local")
 
 
+@pytest.mark.slow
 def test_a_full_storage_stops_the_sweep(started, monkeypatch, tmp_path):
     """The workers can write and the driver's rows cannot: what finished is not trained again."""
     write = Storage.write_bytes

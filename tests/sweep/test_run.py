@@ -1,4 +1,4 @@
-"""Sweeps that really train, in processes of this machine: skipped, resumed, failed, killed, stopped."""
+"""Sweeps that really train, in this process or, where it is killed or stopped, in others: skipped, resumed, failed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from helpers_sweep import InlinePool
 
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, StorageError
@@ -23,45 +24,18 @@ from qfl_interp.runs.run import Run
 from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, sweep_status
 from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
-from qfl_interp.sweep.local_pool import LocalPool, attempt
+from qfl_interp.sweep.local_pool import LocalPool
 from qfl_interp.sweep.plan import plan_sweep
-from qfl_interp.sweep.pool import Outcome
 from qfl_interp.sweep.records import COLUMNS, configuration_digest
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training.schedule import checkpoint_steps
 from qfl_interp.training.train import train
 
 GRID = {
-    "task": "addition", "length": 4, "budget_flops": [2e8, 1e9], "d_model": 8, "n_layers": 1, "batch_size": 8,
+    "task": "addition", "length": 4, "budget_flops": [2e7, 4e7], "d_model": 8, "n_layers": 1, "batch_size": 8,
     "seed": [0, 1], "n_val": 32,
 }  # fmt: skip
 ONE_PROCESS = Execution(workers=1)
-
-
-class InlinePool:
-    """Trains in this process: no start of a worker to wait for."""
-
-    n_slots, where, notes = 1, "here", ()
-
-    def __init__(self, settings: JobSettings) -> None:
-        self.settings = settings
-        self.jobs: list[Job] = []
-
-    def submit(self, job: Job) -> None:
-        self.jobs.append(job)
-
-    def wait(self, timeout: float) -> list[Outcome]:
-        jobs, self.jobs = self.jobs, []
-        return [Outcome(job, *attempt(job, self.settings)) for job in jobs]
-
-    def __enter__(self) -> InlinePool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        pass
 
 
 def config(name: str = "test", **grid: object) -> SweepConfig:
@@ -77,7 +51,7 @@ def rows(folder: Path, *columns: str) -> dict[str, dict[str, object]]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep of four runs."""
     folder = tmp_path_factory.mktemp("sweep") / "swept"
-    run_sweep(config(), str(folder), ONE_PROCESS, progress=False)
+    run_sweep(config(), str(folder), progress=False, pool=InlinePool)
     return folder
 
 
@@ -111,7 +85,7 @@ def test_only_the_final_model_and_the_validations_are_kept(swept: Path) -> None:
 
 def test_all_is_kept_where_asked_for(tmp_path: Path) -> None:
     everything = SweepConfig.from_dict(
-        {"name": "all", "keep": "all", "grid": [{**GRID, "seed": 0, "budget_flops": 2e8}]}
+        {"name": "all", "keep": "all", "grid": [{**GRID, "seed": 0, "budget_flops": 2e7}]}
     )
     (planned,) = plan_sweep(everything).runs
     run_job(Job((planned,)), JobSettings(str(tmp_path), keep=everything.keep))
@@ -183,6 +157,7 @@ def test_a_diverging_run_is_a_result(tmp_path: Path) -> None:
     assert all(np.isnan(row["val_loss"]) and row["attempts"] == 1 for row in found.values())  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None:
     longer = config(budget_flops=5e8, seed=[0, 1])
     pools: list[LocalPool] = []
@@ -243,6 +218,7 @@ def until(condition: object, seconds: float = 90.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_at_resume_points_and_the_next_call_goes_on(tmp_path: Path) -> None:
     toml, folder = tmp_path / "long.toml", tmp_path / "out"
     toml.write_text(
@@ -333,7 +309,7 @@ def test_estimate_counts_what_is_left_and_changes_nothing(swept: Path, tmp_path:
     assert sorted(path.relative_to(swept) for path in swept.rglob("*")) == before
     assert found.done == {"finished": 4}
     assert len(found.remaining) == 2
-    assert found.flops == pytest.approx(2e8 + 1e9, rel=0.05)
+    assert found.flops == pytest.approx(2e7 + 4e7, rel=0.05)
     assert found.cost is not None
     seconds = sum(found.cost.run_seconds(run) for run in found.remaining)
     assert found.hours == pytest.approx(seconds / 3600)
@@ -394,7 +370,7 @@ def test_runs_of_one_configuration_differ_in_their_seed_alone() -> None:
     }
     assert [len(found) for found in digests.values()] == [1, 1]
     assert len(set.union(*digests.values())) == 2
-    (clipped,) = plan_sweep(config(seed=0, budget_flops=1e9, clip_norm=0.5)).runs
+    (clipped,) = plan_sweep(config(seed=0, budget_flops=4e7, clip_norm=0.5)).runs
     assert configuration_digest(clipped.config) not in set.union(*digests.values())
 
 

@@ -112,8 +112,16 @@ def test_first_update_is_adamw_on_the_clipped_gradient(tiny_run, addition):
         torch.testing.assert_close(after[name].double(), wanted.detach(), rtol=0, atol=3e-7)
 
 
-def test_killed_and_resumed_runs_end_in_the_same_bits():
+def test_killed_and_resumed_runs_end_in_the_same_bits(tmp_path):
     """Real SIGKILLs of a real process; the benchmark does twenty."""
+    found = kill_resume._measure(tmp_path, n_steps=40, n_kills=3)
+    assert found["kills"] == 3
+    assert found["checkpoints_identical"]
+    assert found["metrics_identical"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_kills_gives_its_row():
     (row,) = kill_resume.run(quick=True)
     assert row["value"] == 3
     assert row["checkpoints_identical"]

@@ -1,0 +1,33 @@
+"""A pool that trains in the process of the test, for tests of sweeps that need no process of their own."""
+
+from __future__ import annotations
+
+from qfl_interp.sweep.jobs import Job, JobSettings
+from qfl_interp.sweep.local_pool import attempt
+from qfl_interp.sweep.pool import Outcome
+
+
+class InlinePool:
+    """Trains in this process: no start of a worker to wait for."""
+
+    n_slots, where, notes = 1, "here", ()
+
+    def __init__(self, settings: JobSettings, n_slots: int | None = None) -> None:
+        self.settings = settings
+        self.jobs: list[Job] = []
+
+    def submit(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        jobs, self.jobs = self.jobs, []
+        return [Outcome(job, *attempt(job, self.settings)) for job in jobs]
+
+    def __enter__(self) -> InlinePool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
