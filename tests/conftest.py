@@ -14,7 +14,7 @@ from helpers import BuiltOnce
 import qfl_interp as qfl
 
 torch.set_num_threads(1)
-# A shell starts what runs in its background with Ctrl-C ignored, and so would be the tests of Ctrl-C and their children.
+# Ctrl-C is ignored in what a shell starts in its background: no test of it, and no child of one, could pass there.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The first example of a property may compile a kernel or meet a busy machine: a test's time is no law of the code.

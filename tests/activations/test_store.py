@@ -212,6 +212,7 @@ def test_the_bar_shows_only_while_capturing(store, model, tokens, capsys):
 
 # Interrupted
 
+
 def killed_in_the_middle(store, model, key, tokens):
     """A process that is killed when it has written half of a layer's part."""
     process = os.fork()

@@ -132,6 +132,7 @@ def test_the_default_shape_is_the_best_at_the_largest_budget(sweep, found):
     assert set(chosen.runs["d_model"]) == {int(largest.idxmin())}
 
 
+@pytest.mark.slow
 def test_budgets_without_a_finished_run_are_named(sweep):
     found = across(sweep, "carry", d_model=16, n_layers=2, **OPTIONS)
     assert found.left_out.to_dict("records") == [{"task": "addition", "length": 4, "budget_flops": BUDGETS[0]}]
@@ -149,6 +150,7 @@ def test_a_second_call_fits_nothing(sweep, found, monkeypatch):
     pd.testing.assert_frame_equal(again.rows, found.rows)
 
 
+@pytest.mark.slow
 def test_what_goes_to_other_processes_survives_the_journey(sweep, monkeypatch):
     """Runs as paths, the work as a function of the module: each item done by copies that were pickled."""
     done = []
@@ -166,6 +168,7 @@ def test_what_goes_to_other_processes_survives_the_journey(sweep, monkeypatch):
     assert np.isfinite(found.curves["geometric"]).all()
 
 
+@pytest.mark.slow
 def test_the_protocol_within_a_run_stands_beside(sweep, tiny_run, tmp_path):
     task, options = qfl.load_task("addition", 4), {"n_steps": 6, "n_checkpoints": 4}
     trained = [

@@ -193,6 +193,7 @@ def test_what_does_not_exist_at_the_ends(measured):
     assert np.isfinite(last["preconditioned_sharpness"])
 
 
+@pytest.mark.slow
 def test_the_step_leads_to_the_next_saved_checkpoint_whatever_is_asked_for(run, measured):
     found = curvature(run, [2, 5], config=EXACT, progress=False)
     pd.testing.assert_frame_equal(
@@ -266,6 +267,7 @@ def test_a_second_call_computes_nothing_and_gives_the_same(run, monkeypatch):
     pd.testing.assert_frame_equal(first.ranks, again.ranks)
 
 
+@pytest.mark.slow
 def test_a_call_that_stopped_goes_on(run, monkeypatch):
     whole, measure, calls = curvature(run, [0, 2, 3], config=FAST, progress=False), curving.measure, []
     shutil.rmtree(run.path / "analyses")
@@ -284,6 +286,7 @@ def test_a_call_that_stopped_goes_on(run, monkeypatch):
     pd.testing.assert_frame_equal(found.rows, whole.rows)
 
 
+@pytest.mark.slow
 def test_other_settings_are_other_rows_and_the_stored_ones_are_of_one_call(run):
     curvature(run, [0, 3], config=FAST, progress=False)
     other = CurvatureConfig(n_examples=5, n_rank_examples=8, tol=0.5, max_products=12)
@@ -297,6 +300,7 @@ def test_other_settings_are_other_rows_and_the_stored_ones_are_of_one_call(run):
     assert run.verify()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_got_a_next_one_is_shown_once(run):
     """Measured while the run was shorter, then again."""
     hidden = run.path / "checkpoints" / "step_00000006"
@@ -325,6 +329,7 @@ def test_work_goes_to_other_processes(run):
 # The learning coefficient
 
 
+@pytest.mark.slow
 def test_learning_coefficients_are_of_the_sample_in_examples(run, monkeypatch):
     """What the sampler is given: the loss of a whole example, and the parameters of the checkpoint."""
     seen = {}
@@ -347,6 +352,7 @@ def test_learning_coefficients_are_of_the_sample_in_examples(run, monkeypatch):
     assert np.isfinite(rows[["learning_coefficient", "learning_coefficient_std"]].to_numpy(float)).all()
 
 
+@pytest.mark.slow
 def test_chains_that_leave_for_infinity_are_counted_and_said(run):
     wild = SgldConfig(n_chains=3, n_draws=8, n_burn_in=1, batch_size=2, step_size=1e4)
     found = curvature(run, [3], config=FAST, sgld=wild, progress=False)
@@ -389,6 +395,7 @@ def test_a_run_without_moments_says_so(tiny_run, tmp_path):
     assert "Adam's moments were not saved (train with save_optimizer=True)" in repr(found)
 
 
+@pytest.mark.slow
 def test_a_suite_has_sharpness_steps_and_ranks(tmp_path):
     suite = Suite.open(save_tiny_neox(tmp_path / "suite", (0, 10)), tiny_text_task(40), tokens_per_step=10)
     found = curvature(suite, config=FAST, progress=False)
@@ -411,6 +418,7 @@ def damage(run, step, value):
     save_checkpoint(run.path / "checkpoints", state)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_before_a_run_diverged_is_measured_without_the_step(run):
     whole = curvature(run, [3], config=FAST, progress=False).rows.iloc[0]
     shutil.rmtree(run.path / "analyses" / "curvature")
@@ -453,6 +461,7 @@ def test_an_unknown_step_is_refused(run):
 # Where it is shown
 
 
+@pytest.mark.slow
 def test_the_timeline_has_its_panels_and_the_report_its_sections(run):
     page = Page(run, ())
     assert Curvature.panels(page) == Curvature.sections(page) == []

@@ -191,6 +191,7 @@ def test_strength_layers_and_pooling(run):
     assert len({round(float(v), 7) for v in values}) == 5
 
 
+@pytest.mark.slow
 def test_ablation_in_processes_gives_the_same_rows(run):
     steps = run.steps[-2:]
     kwargs = {"config": CONFIG, "method": "resample", "n_trials": 2, **QUIET}
@@ -226,6 +227,7 @@ def test_every_head_is_ablated_on_its_own(run):
 # Timeline
 
 
+@pytest.mark.slow
 def test_the_timeline_shows_every_lens_that_exists(run):
     def titles():
         figure = timeline(run, "carry", config=CONFIG, **QUIET)

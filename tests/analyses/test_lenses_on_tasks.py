@@ -75,7 +75,8 @@ def test_probes_agree_with_scikit_learn(case):
         assert row["test_loss"] == pytest.approx(np.mean(losses), rel=2e-3)
 
 
-def test_every_default_lens_runs(case, tmp_path):
+@pytest.mark.slow
+def test_every_default_lens_runs(case):
     run, name, _ = case
     emerged = emergence(run, steps="all", n_resamples=20, **QUICK)
     assert set(emerged.to_dataframe()["feature"]) == {f.name for f in run.task.features.values() if f.by_default}

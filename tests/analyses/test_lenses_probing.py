@@ -132,6 +132,7 @@ def test_stored_activations_serve_the_next_analysis(run, monkeypatch):
     pd.testing.assert_frame_equal(kept.drop(columns="settings"), plain.drop(columns="settings"), check_exact=True)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_rows(run):
     """Bit for bit: tests compute on one thread, as workers do."""
     config = qfl.ProbeConfig(n_train=150, n_test=40, c=2.0)
@@ -160,7 +161,7 @@ def test_categorical_features(decimal):
         (x, y), (x_test, y_test) = (
             read(decimal, "blocks.1.hook_resid_post", e, "digit", label) for e in (data.train, data.test)
         )
-        model = LogisticRegression(C=100, tol=1e-8, max_iter=20_000).fit(x, y)
+        model = LogisticRegression(**EXACT).fit(x, y)
         known = np.isin(y_test, model.classes_)
         expected = log_loss(y_test[known], model.predict_proba(x_test[known]), labels=model.classes_)
         row = rows.loc[1, -1, label]

@@ -41,7 +41,7 @@ def test_every_item_is_done_once(tmp_path, jobs):
     assert (prepared == [os.getpid()]) if jobs == 1 else (os.getpid() not in prepared and 1 <= len(prepared) <= 2)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_failure_is_raised_and_what_was_finished_stays(tmp_path, jobs):
     prepare = functools.partial(context, tmp_path)
     with pytest.raises(QflError, match="step 3 cannot be read"):

@@ -225,6 +225,7 @@ def test_the_repr_says_which_eigenvectors_did_not_converge(run):
     assert f"; 1 of 1 eigenvectors did not converge (residual up to {residual:.1g}, max_products 10)" in repr(found)
 
 
+@pytest.mark.slow
 def test_the_report_and_the_timeline_show_the_call_with_most_intervals(trained, run, tmp_path):
     assert stored_polca(trained) is None
     polca(run, [0, *run.steps[-3:]], **HOW | {"span": 2})

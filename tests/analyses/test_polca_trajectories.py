@@ -66,6 +66,7 @@ def basis_of(run, config):
 # What comes out
 
 
+@pytest.mark.slow
 def test_the_path_over_a_complete_basis_is_every_tokens_loss_change(run):
     """Closure: 78 directions of 78 parameters."""
     n = len(theta(run, 0))
@@ -92,7 +93,9 @@ def derivatives(loss, vector, b):
     return torch.stack(first), torch.stack(second)
 
 
-@pytest.mark.parametrize("accuracy", ACCURACIES)
+@pytest.mark.parametrize(
+    "accuracy", [pytest.param(name, marks=[pytest.mark.slow] * (name != "path")) for name in ACCURACIES]
+)
 def test_contributions_equal_those_from_derivatives_of_single_numbers(run, accuracy):
     """Everything between two checkpoints again, direction by direction, from the run's weights alone."""
     config = change(accuracy=accuracy)
@@ -192,7 +195,18 @@ def test_gradients_of_checkpoints_can_be_had(run):
 # Bases
 
 
-@pytest.mark.parametrize("basis", ["hessian", "shuffled", "random", "parameters", "gradient", "trajectory", "probe"])
+@pytest.mark.parametrize(
+    "basis",
+    [
+        "hessian",
+        pytest.param("shuffled", marks=pytest.mark.slow),
+        "random",
+        "parameters",
+        "gradient",
+        "trajectory",
+        "probe",
+    ],
+)
 def test_every_basis_is_orthonormal_and_stored(run, basis):
     config = PolcaConfig(
         basis=basis,
@@ -285,6 +299,7 @@ def check_probe(run, found, rows):
     assert abs(float(found[0] @ gradient.double())) == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_several_directions_a_checkpoint(run):
     config = change(basis="hessian", basis_steps="0,20", per_checkpoint=2, accuracy="first")
     rows = follow(run, config).directions
@@ -308,6 +323,7 @@ def files(run, lens):
     return {path.name: path.stat().st_mtime_ns for path in run.table(lens).folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_computed_again_and_what_is_missing_comes_out_the_same(run):
     config = change(basis="hessian", basis_steps="0,4,20", n_panels=2)
     whole = follow(run, config)
@@ -331,6 +347,7 @@ def test_what_is_there_is_not_computed_again_and_what_is_missing_comes_out_the_s
         assert {name: after[name] for name in kept} == {name: before[lens][name] for name in kept}
 
 
+@pytest.mark.slow
 def test_accuracies_share_what_they_have_in_common(run):
     n, counts = len(run.steps), []
     for accuracy, panels in (("first", 1), ("path", 1), ("path", 2), ("paper", 1), ("second", 1)):
@@ -360,6 +377,7 @@ def test_the_work_can_go_to_other_processes(run, monkeypatch):
     np.testing.assert_array_equal(follow(run).trajectories.values, expected.trajectories.values)
 
 
+@pytest.mark.slow
 def test_a_suite_of_another_library_is_followed_too(tmp_path):
     """A bridge has no layer-wise gradients and its dataset no training split."""
     suite = Suite.open(save_tiny_neox(tmp_path), tiny_text_task())
@@ -441,6 +459,7 @@ def test_every_basis_names_the_checkpoint_that_is_not_finite_and_what_to_leave_o
         follow(damaged(run, step, with_nan), config, steps=run.steps[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("basis", "accuracy"), [("parameters", "first"), ("random", "path"), ("trajectory", "path"), ("hessian", "path")]
 )

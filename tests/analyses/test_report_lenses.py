@@ -291,6 +291,7 @@ def test_a_panel_of_one_step_is_left_to_its_section():
     assert reporting._is_curve(mdl_panel(described, "carry"))
 
 
+@pytest.mark.slow
 def test_a_report_shows_the_lenses_that_were_computed_and_computes_no_other(run_copy):
     quiet = {"progress": False}
 

@@ -464,6 +464,7 @@ def test_untrained_models_load_without_a_word(suite, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_rows(folder, results, tmp_path):
     suite = qfl.Suite.open(folder, tiny_text_task(), out=tmp_path, tokens_per_step=1000)
     several = probe(suite, "odd", (0, 10), config=CONFIG, n_untrained=0, jobs=2, **QUIET).to_dataframe()

@@ -230,6 +230,7 @@ def test_traceback_on_request(call, monkeypatch):
         call("verify", "nowhere")
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     """A real SIGINT to a real process in the middle of training; then `qfl resume` finishes the run."""
     qfl_command = [sys.executable, "-c", "from qfl_interp.cli.main import main; main()"]

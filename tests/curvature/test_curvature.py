@@ -253,8 +253,7 @@ def test_deflated_pairs_of_a_model_match_a_dense_solver(case):
     assert 15 <= pairs.n_products <= 45
 
 
-@pytest.mark.parametrize("n_deflated", [0, 1, 6])
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(("k", "n_deflated"), [(1, 6), (4, 0), (4, 1)])
 def test_eigenpairs_of_a_models_matrix_match_a_dense_solver(case, k, n_deflated):
     basis = orthonormalise(draw(n_deflated, len(case.theta), seed=5))
     pairs = top_eigenpairs(Dense(case.matrix), k, deflate=basis, tol=1e-6)

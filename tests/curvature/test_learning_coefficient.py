@@ -60,6 +60,7 @@ def quadrature(power, localization, n_beta=N_BETA):
     return float(np.trapezoid(n_beta * w**power / precision * density, w) / np.trapezoid(density, w))
 
 
+@pytest.mark.slow
 def test_a_singular_minimum_has_less():
     """`w1^2 w2^2` in two parameters: 1/2 in the limit instead of the regular 1; at this n what quadrature gives."""
     config = dataclasses.replace(CHAINS, step_size=3e-3, localization=10.0, n_draws=2000, n_burn_in=250)
@@ -80,6 +81,7 @@ def test_quadrature_goes_to_the_analytic_coefficients():
     assert fours[-1] == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.slow
 def test_batches_estimate_the_mean_over_the_sample():
     """Linear regression with noise, in batches of a tenth: still half of the parameters."""
     rng = np.random.default_rng(0)
@@ -120,6 +122,7 @@ def test_the_burn_in_does_not_count():
     np.testing.assert_allclose(found.drift, 5 / math.log(5) * (late[:, 2:].mean() - late[:, :2].mean()))
 
 
+@pytest.mark.slow
 def test_the_pull_back_keeps_chains_near():
     """Without a loss the chain is an autoregression of variance about 1 / localization."""
     config = dataclasses.replace(CHAINS, localization=100.0)

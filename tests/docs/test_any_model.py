@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 _PAGE = Path(__file__).parents[2] / "docs" / "any_model.md"
 
 
+@pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), flags=re.DOTALL)
     assert len(blocks) == 4, "a dataset, a model in memory, a folder, the hub"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 _PAGE = Path(__file__).parents[2] / "docs" / "edge_of_stability.md"
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train, look = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), flags=re.DOTALL)

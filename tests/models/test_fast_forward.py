@@ -7,6 +7,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import pairwise
 from torch import nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -59,14 +60,13 @@ def assert_gradients_close(got, want, rtol):
         torch.testing.assert_close(got[name], g, rtol=rtol, atol=rtol * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
-@pytest.mark.parametrize("d_vocab", [5, 40], ids="d_vocab{}".format)
-@pytest.mark.parametrize("n_heads", [1, 4], ids="heads{}".format)
-@pytest.mark.parametrize("n_layers", [1, 3], ids="layers{}".format)
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("style", "n_layers", "n_heads", "d_vocab", "positions"),
+    pairwise(["llama", "gpt2"], [1, 3], [1, 4], [5, 40], POSITIONS),
+)
 def test_equals_the_model_in_float64(style, n_layers, n_heads, d_vocab, positions):
     model = make(style, n_layers, n_heads, d_vocab, torch.float64)
-    tokens = draw(model)
+    tokens, positions = draw(model), POSITIONS[positions]
     want = model(tokens)[:, slice(None) if positions is None else positions]
     got = fast_logits(model, tokens, positions)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
@@ -115,12 +115,12 @@ def test_golden(case):
     assert greedy[0].tolist() == case["greedy"]["completed"]
 
 
-@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
-@pytest.mark.parametrize("layers", [[0], [2, 0], [0, 1, 2]], ids=str)
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("style", "layers", "positions"), pairwise(["llama", "gpt2"], [[0], [2, 0], [0, 1, 2]], POSITIONS), ids=str
+)
 def test_resid_equals_the_cache(style, layers, positions):
     model = make(style, 3, dtype=torch.float64)
-    tokens = draw(model)
+    tokens, positions = draw(model), POSITIONS[positions]
     _, cache = model.run_with_cache(tokens)
     where = slice(None) if positions is None else positions
     want = torch.stack([cache["resid_post", layer][:, where] for layer in layers], 1)

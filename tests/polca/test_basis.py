@@ -85,6 +85,7 @@ def test_an_eigensolver_cut_short_says_so(losses):
     assert new.residuals[0] > 1e-12
 
 
+@pytest.mark.slow
 def test_float32_directions_are_orthonormal(losses, task):
     model = build_model(qfl.ModelConfig(d_model=4, n_layers=1, n_heads=1), task, seed=1)
     hessian = Hessian(TokenLoss(model, losses[0].scored))

@@ -251,6 +251,7 @@ def test_faster_than_the_law_is_seen_below_exact_match():
     assert law.exponent.estimate == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_comparison_has_its_size():
     """Under a power law p-values are uniform."""
     rng = np.random.default_rng(11)

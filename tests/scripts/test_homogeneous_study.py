@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = HomogeneousMLP(MLPConfig(d_in=3, d_out=2, width=4, depth=2, width_exponent=0), seed=0)
 
 
+@pytest.mark.slow
 def test_cells_are_different_and_named_by_what_they_are():
     data = study.load("")
     every = [cell for name in study.EXPERIMENTS for cell in study.cells(name, data)]
@@ -106,6 +107,7 @@ def test_maps_show_each_number_where_it_belongs():
         edge_maps(rows[:0], x="q", y="depth", value="rank", filename="f")
 
 
+@pytest.mark.slow
 def test_the_page_is_made_of_its_rows():
     """Every training of the study is one row of the page's table, and the page has its tables."""
     rows = pd.read_csv(ROOT / "docs" / "edge_of_stability.csv")

@@ -139,6 +139,7 @@ def test_budget_below_one_update_is_one_update_only_where_asked_for() -> None:
     assert {run.config.n_steps for run in plan_sweep(one).runs} == {1}
 
 
+@pytest.mark.slow
 def test_paper_grid_has_the_papers_numbers_of_runs() -> None:
     """Counts by task and budget as published for these lengths (6,660 runs).
 

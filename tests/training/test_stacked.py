@@ -123,6 +123,7 @@ def test_stacks_are_of_equal_size(n_runs, most, sizes):
     assert [index for part in parts for index in part] == list(range(n_runs))
 
 
+@pytest.mark.slow
 def test_a_shape_that_is_faster_alone_trains_alone(tmp_path, addition, model_config, monkeypatch, capsys):
     """Bit for bit as `train`; what ends one run is its own error."""
     monkeypatch.setattr(stacked.loop, "faster_alone", lambda *_, **__: True)
@@ -160,8 +161,15 @@ def _die_at(monkeypatch, step, members):
     monkeypatch.setattr(RunSession, "save", save)
 
 
-@pytest.mark.parametrize("members", [2, 4], ids=["between-members", "after-all"])
-@pytest.mark.parametrize("keep", [True, False], ids=["optimizer-kept", "resume-points"])
+@pytest.mark.parametrize(
+    ("keep", "members"),
+    [
+        pytest.param(True, 2, id="optimizer-kept-between-members", marks=pytest.mark.slow),
+        pytest.param(True, 4, id="optimizer-kept-after-all", marks=pytest.mark.slow),
+        pytest.param(False, 2, id="resume-points-between-members"),
+        pytest.param(False, 4, id="resume-points-after-all", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_stack_goes_on_with_the_same_bits(whole, tmp_path, addition, model_config, monkeypatch, members, keep):
     """Between members, their resume points are at different steps."""
     runs = [
