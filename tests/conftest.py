@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -14,6 +15,8 @@ from helpers import BuiltOnce
 import qfl_interp as qfl
 
 torch.set_num_threads(1)
+# For the processes that xdist starts, one a core: threads of their linear algebra would only wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ctrl-C is ignored in what a shell starts in its background: no test of it, and no child of one, could pass there.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What every registered task must satisfy; `test_task_contract.py` runs it on each."""
+"""What every registered task must satisfy; `tasks/test_contract.py` runs it on each."""
 
 from __future__ import annotations
 

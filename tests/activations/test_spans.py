@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import pairwise
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from qfl_interp.activations import spans as activations
@@ -67,8 +68,9 @@ def layer_places(name, layers):
 # Values
 
 
-@pytest.mark.parametrize("chunk", [7, 500])
-@pytest.mark.parametrize("name", PROBE_SITES)
+@pytest.mark.parametrize(
+    ("model", "name", "chunk"), pairwise(["llama", "gpt2"], PROBE_SITES, [7, 500]), indirect=["model"]
+)
 def test_every_site_equals_the_cache(model, tokens, name, chunk):
     span = site_span(model, tokens, FIRST, LAST, name=name, chunk=chunk)
     assert (span.name, span.first) == (name, FIRST)

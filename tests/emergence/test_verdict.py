@@ -141,6 +141,7 @@ def test_bootstrap_agrees_with_a_loop_over_resamples():
     assert got.lead.estimate == pytest.approx(11 - math.log10(whole.onset_flops))
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_the_planted_lead():
     runs, hits = 100, 0
     rng = np.random.default_rng(2)

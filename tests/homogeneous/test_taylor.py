@@ -71,7 +71,7 @@ def by_autograd(model, x, y, loss, xi):
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-@pytest.mark.parametrize("depth", [2, 3, 5, 9])
+@pytest.mark.parametrize("depth", [2, 3, *(pytest.param(deep, marks=pytest.mark.slow) for deep in (5, 9))])
 def test_coefficients_equal_autograd(loss, depth):
     """72 of the 576 cases in each test: activation x width pattern x scales x two seeds."""
     random = np.random.default_rng(depth)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import pairwise
 
 from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.errors import QflError
@@ -310,20 +313,41 @@ def damage(path):
     path.write_bytes(path.read_bytes()[:-1] + b"!")
 
 
-@pytest.mark.parametrize(
-    "broken",
-    ["checkpoints/step_00000012/model.safetensors", "checkpoints/*/model.safetensors",
-     "tables/steps/step_00000001.parquet", "tables/*/*.parquet", "tables/layers/_step_00000012.json",
-     "tables/evaluations/_step_00000012.json", "tables/evaluations/_step_00000000.json", "result.json", "nothing"],
-)  # fmt: skip
-@pytest.mark.parametrize("eval_every", [0, 5])
-@pytest.mark.parametrize("ended", ["finished", "diverged"])
-def test_a_damaged_run_is_trained_again(data, tmp_path, broken, eval_every, ended):
-    """Bytes changed, or a part's manifest deleted as the table's error advises: the same bits, with a warning."""
+def to_be_damaged(ended, eval_every):
+    """The settings of a run that ends well or badly."""
     rate = {"edge_multiple": 2.0} if ended == "finished" else {"edge_multiple": 50.0, "loss": "mse"}
     rule = "s=1" if ended == "finished" else "none"
-    wanted = config(rule, n_steps=12, n_checkpoints=4, eval_every=eval_every, log_every=2, **rate)
-    whole = train_mlp(SHAPE, wanted, data, out=tmp_path / "run")
+    return config(rule, n_steps=12, n_checkpoints=4, eval_every=eval_every, log_every=2, **rate)
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """Trains a run of `to_be_damaged` once: its result and its folder, to copy."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def train(*settings):
+        out = folder / "-".join(map(str, settings))
+        return train_mlp(SHAPE, to_be_damaged(*settings), data, out=out), out
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("broken", "eval_every", "ended"),
+    pairwise(
+        ["checkpoints/step_00000012/model.safetensors", "checkpoints/*/model.safetensors",
+         "tables/steps/step_00000001.parquet", "tables/*/*.parquet", "tables/layers/_step_00000012.json",
+         "tables/evaluations/_step_00000012.json", "tables/evaluations/_step_00000000.json", "result.json", "nothing"],
+        [0, 5],
+        ["finished", "diverged"],
+    ),
+)  # fmt: skip
+def test_a_damaged_run_is_trained_again(data, whole_run, tmp_path, broken, eval_every, ended):
+    """Bytes changed, or a part's manifest deleted as the table's error advises: the same bits, with a warning."""
+    wanted = to_be_damaged(ended, eval_every)
+    whole, folder = whole_run(ended, eval_every)
+    shutil.copytree(folder, tmp_path / "run")
     assert whole.ending.status == ended
     last = f"{whole.ending.step:08d}"
     hurt = sorted((tmp_path / "run").glob(broken.replace("00000012", last)))

@@ -363,6 +363,7 @@ def test_compilation_that_fails_falls_back_and_says_so(compiler, monkeypatch):
     assert torch.equal(run(tokens), fast_logits(model, tokens))  # and warns once only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["llama", "gpt2"])
 def test_compiled_form_equals_the_model(style, monkeypatch, request):
     # The graph that is compiled, run by torch itself: no C++ compiler needed. Type checks cannot be traced.

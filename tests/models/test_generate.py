@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers import pairwise
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.interventions.edits import edit_at
@@ -64,9 +65,10 @@ def changes_of(kind, seed):
     }[kind]
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2"])
-@pytest.mark.parametrize("kind", ["intact", "same-places", "aligned", "heads", "everywhere"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("style", "kind", "seed"),
+    pairwise(["llama", "gpt2"], ["intact", "same-places", "aligned", "heads", "everywhere"], [0, 1]),
+)
 def test_equal_to_one_token_at_a_time(style, kind, seed):
     model, prompts = random_model(seed, style), draw_prompts(seed)
     guesses = torch.randint(0, D_VOCAB, (N_EXAMPLES, N_NEW), generator=torch.Generator().manual_seed(seed + 9))

@@ -360,6 +360,7 @@ def test_wsd_learning_rates(train_tiny):
     np.testing.assert_allclose(rates[15:], 1e-3 * (1 - 0.9 * np.arange(5) / 5), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_add(tmp_path):
     """End to end: 4-bit addition, from chance to every held-out sum right."""
     config = qfl.TrainConfig(n_steps=300, lr=5e-3, batch_size=64, n_val=100, n_checkpoints=3, eval_fraction=0.25)
