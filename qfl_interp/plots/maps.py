@@ -1,9 +1,9 @@
-"""What the layer x something maps share: places as rows, cells in a grid, crosses where there is no value."""
+"""Maps of cells, such as layer x label: colours with their bar, hover text, crosses where there is no value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -12,88 +12,23 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.grid import Cell
-from qfl_interp.plots.theme import FONT_SIZE, GREY, log_ticks, short
+from qfl_interp.plots.theme import FONT_SIZE, GREY, log_ticks, short, text_at
 from qfl_interp.tables import column, distinct
-
-# A layer and a head; -1 where the site has no heads.
-Place = tuple[int, int]
 
 # Of an axis along cells.
 BARE: Final = {"showgrid": False, "showline": False}
 _MOST_NAMED: Final = 20
 
 
-def places(rows: pd.DataFrame) -> list[Place]:
-    """The layers and heads of the rows, in order; a table without the column `head` has layers only."""
+def places(rows: pd.DataFrame) -> list[tuple[int, int]]:
+    """The layers and heads of the rows, in order; head -1 where the site, or the table, has none."""
     heads = rows["head"] if "head" in rows.columns else [-1] * len(rows)
     return sorted({(int(layer), int(head)) for layer, head in zip(rows["layer"], heads, strict=True)})
 
 
-def place_text(place: Place) -> str:
-    """How an axis names a place: "3" is a layer, "3.2" its head 2."""
-    layer, head = place
-    return str(layer) if head < 0 else f"{layer}.{head}"
-
-
-def place_words(place: Place) -> str:
+def place_words(layer: int, head: int) -> str:
     """How a hover text names a place."""
-    layer, head = place
     return f"layer {layer}" if head < 0 else f"layer {layer}, head {head}"
-
-
-def place_axis(rows: Sequence[Place]) -> dict[str, Any]:
-    """A y axis with one row a place; where there are many, only some have their name."""
-    texts = [place_text(place) for place in rows]
-    if len(rows) > _MOST_NAMED:
-        first = [place for place in rows if place[1] == rows[0][1]]
-        stride = math.ceil(len(first) / _MOST_NAMED)
-        texts = [place_text(place) for place in first[::stride]]
-    return {
-        "type": "category",
-        "tickvals": texts,
-        "ticktext": texts,
-        "title": {"text": "layer" if all(head < 0 for _, head in rows) else "layer.head"},
-        **BARE,
-    }
-
-
-def cells(rows: pd.DataFrame, names: Sequence[str], keys: Iterable[tuple[int, ...]]) -> pd.DataFrame:
-    """One row for each key, in that order; NaN where the table has none.
-
-    Args:
-        rows: At most one row a key.
-        names: The columns of the key; a table without `head` gets -1.
-        keys: Their values.
-    """
-    full = rows if "head" in rows.columns else rows.assign(head=-1)
-    return full.set_index(list(names)).reindex(pd.MultiIndex.from_tuples(list(keys), names=list(names)))
-
-
-def crosses(x: Sequence[Any], y: Sequence[Any], place: dict[str, Any], hovertemplate: str) -> go.Heatmap:
-    """A grey cross in every cell, to lie below a map whose cells without a value are open.
-
-    Args:
-        x: The columns.
-        y: The rows.
-        place: The axes, `xaxis` and `yaxis`.
-        hovertemplate: Why a cell has no value.
-    """
-    shape = (len(y), len(x))
-    return go.Heatmap(
-        **place,
-        x=list(x),
-        y=list(y),
-        z=np.zeros(shape).tolist(),
-        text=np.full(shape, "×").tolist(),
-        texttemplate="%{text}",
-        textfont={"size": FONT_SIZE},
-        xgap=1,
-        ygap=1,
-        colorscale=[[0, GREY], [1, GREY]],
-        opacity=0.45,
-        showscale=False,
-        hovertemplate=hovertemplate + "<extra></extra>",
-    )
 
 
 @dataclass(frozen=True)
@@ -115,19 +50,21 @@ class CellMap:
     axes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def by_place(cls, rows: pd.DataFrame, across: str, axes: Mapping[str, str] | None = None) -> CellMap:
-        """Layers, or layers and heads, against a column."""
+    def by_place(cls, rows: pd.DataFrame, across: str) -> CellMap:
+        """Layers ("3"), or layers and heads ("3.2"), against a column."""
         found = places(rows)
-        values = sorted(int(value) for value in distinct(rows, across))
-        return cls(("layer", "head", across), found, values, [place_text(place) for place in found], axes or {})
+        names = [str(layer) if head < 0 else f"{layer}.{head}" for layer, head in found]
+        return cls(("layer", "head", across), found, sorted(int(value) for value in distinct(rows, across)), names)
 
     def within(self, cell: Cell) -> CellMap:
         """The same map in a panel."""
         return replace(self, axes=cell.axes)
 
     def cells(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table with one row a cell, from the left and row by row; NaN where it has none, at most one a cell."""
-        return cells(table, self.key, [(*row, column) for row in self.down for column in self.across])
+        """The table with one row a cell, row by row from the left; NaN where it has none. At most one row a cell."""
+        full = table.assign(head=-1) if "head" in self.key and "head" not in table.columns else table
+        keys = [(*row, value) for row in self.down for value in self.across]
+        return full.set_index(list(self.key)).reindex(pd.MultiIndex.from_tuples(keys, names=list(self.key)))
 
     def grid(self, values: Any) -> np.ndarray:
         """One entry a cell, with axes row, column, and those it had behind."""
@@ -169,12 +106,23 @@ class CellMap:
 
     def crosses(self, why: str) -> go.Heatmap:
         """A grey cross in every cell, to lie below `heat`; the hover text says why a cell has no value."""
-        return crosses(self.across, self.y, dict(self.axes), why)
+        shape = (len(self.down), len(self.across))
+        fields = {"x": list(self.across), "y": list(self.y), "z": np.zeros(shape).tolist(), "xgap": 1, "ygap": 1}
+        look = {"colorscale": [[0, GREY], [1, GREY]], "opacity": 0.45, "showscale": False}
+        text = {"text": np.full(shape, "×").tolist(), "texttemplate": "%{text}", "textfont": {"size": FONT_SIZE}}
+        return go.Heatmap({**self.axes, **fields, **look, **text, "hovertemplate": why + "<extra></extra>"})
 
     def layout(self, cell: Cell, title: str = "", **x_axis: Any) -> dict[str, Any]:
-        """Both axes of the map in a panel, for `update_layout`; further fields are those of the x axis."""
-        fields = {"dtick": math.ceil(len(self.across) / 12), "title": {"text": title}, **BARE, **x_axis}
-        return cell.layout(fields, place_axis([(row[0], row[1]) for row in self.down]))
+        """Both axes of a map of places in a panel, for `update_layout`; further fields are those of the x axis."""
+        x = {"dtick": math.ceil(len(self.across) / 12), "title": {"text": title}, **BARE, **x_axis}
+        names = list(self.y)
+        if len(names) > _MOST_NAMED:
+            # Only some layers have their name, at their first head.
+            first = [name for row, name in zip(self.down, names, strict=True) if row[1] == self.down[0][1]]
+            names = first[:: math.ceil(len(first) / _MOST_NAMED)]
+        title = "layer" if all(row[1] < 0 for row in self.down) else "layer.head"
+        y = {"type": "category", "tickvals": names, "ticktext": names, "title": {"text": title}, **BARE}
+        return cell.layout(x, y)
 
 
 def color_axis(
@@ -199,29 +147,13 @@ def color_axis(
         **bar: Further fields of the bar.
     """
     ticks, texts = log_ticks(low, high) if log else ([], [])
+    place = {"orientation": "h", "x": span[0], "xanchor": "left", "len": span[1] - span[0], "y": 1, "yanchor": "bottom"}
+    look = {"ypad": 8, "xpad": 0, "thickness": 9, "outlinewidth": 0, "ticklen": 3, "tickfont": {"size": FONT_SIZE - 2}}
     # What is not said stays as it was when a button changes the colours.
     marks = {"tickvals": [math.log10(tick) for tick in ticks] or None, "ticktext": texts or None, "tickformat": None}
+    head = {"title": {"text": title, "side": "top", "font": {"size": FONT_SIZE}}}
     ends = (math.log10(low), math.log10(high)) if log else (low, high)
-    return {"colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": color_bar(title, *span) | marks | bar}
-
-
-def color_bar(title: str, left: float, right: float) -> dict[str, Any]:
-    """A horizontal colour bar above the plot area, from `left` to `right` (fractions of its width)."""
-    return {
-        "orientation": "h",
-        "x": left,
-        "xanchor": "left",
-        "len": right - left,
-        "y": 1,
-        "yanchor": "bottom",
-        "ypad": 8,
-        "xpad": 0,
-        "thickness": 9,
-        "outlinewidth": 0,
-        "ticklen": 3,
-        "tickfont": {"size": FONT_SIZE - 2},
-        "title": {"text": title, "side": "top", "font": {"size": FONT_SIZE}},
-    }
+    return {"colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": place | look | marks | head | bar}
 
 
 def axis_title(text: str, y: float, below: int = 22) -> dict[str, Any]:
@@ -229,8 +161,7 @@ def axis_title(text: str, y: float, below: int = 22) -> dict[str, Any]:
 
     Plotly's own axis title stands on the numbers of the axis as soon as the figure has a colour bar.
     """
-    place = {"xref": "paper", "x": 0.5, "xanchor": "center", "yref": "paper", "y": y, "yanchor": "top"}
-    return {"text": text, "yshift": -below, **place}
+    return text_at(text, 0.5, y, xanchor="center", yanchor="top", yshift=-below)
 
 
 def choices(labels: Sequence[str], updates: Sequence[list[dict[str, Any]]], above: int) -> dict[str, Any]:
@@ -243,20 +174,10 @@ def choices(labels: Sequence[str], updates: Sequence[list[dict[str, Any]]], abov
         updates: For each, the arguments of plotly's `update`: changes of traces, then of the layout.
         above: Pixels from the plot area to the buttons.
     """
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "showactive": False,
-        "x": 1,
-        "xanchor": "right",
-        "y": 1,
-        "yanchor": "bottom",
-        "pad": {"b": above, "r": 0},
-        "font": {"size": FONT_SIZE - 1},
-        "buttons": [
-            {"label": label, "method": "update", "args": args} for label, args in zip(labels, updates, strict=True)
-        ],
-    }
+    place = {"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "pad": {"b": above, "r": 0}}
+    buttons = [{"label": label, "method": "update", "args": args} for label, args in zip(labels, updates, strict=True)]
+    look = {"type": "buttons", "direction": "right", "showactive": False, "font": {"size": FONT_SIZE - 1}}
+    return {**look, **place, "buttons": buttons}
 
 
 def require_rows(rows: pd.DataFrame, table: str, one_of: Sequence[str], key: Sequence[str]) -> None:
@@ -272,7 +193,7 @@ def require_rows(rows: pd.DataFrame, table: str, one_of: Sequence[str], key: Seq
         ValueError: There is no row, several values in a column of `one_of`, or several rows of one key.
     """
     if rows.empty:
-        raise ValueError(f"the {table} table must have rows, got none. Run `qfl {table.replace('_', '-')}` first.")
+        raise ValueError(f"the {table} table must have rows, got none. Run `qfl {table}` on this run first.")
     for name in one_of:
         found = distinct(rows, name)
         if len(found) > 1:

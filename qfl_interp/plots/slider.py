@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,27 +17,6 @@ SLIDER_HEIGHT: Final = 48
 AXIS_HEIGHT: Final = 56
 
 
-def shown_steps(rows: pd.DataFrame, step: int | None, table: str) -> tuple[list[int], int]:
-    """All steps of the rows, in order, and the one that is shown first: `step`, or the last.
-
-    Args:
-        rows: What the figure shows.
-        step: The step asked for; None for the last.
-        table: The table's name, for the error.
-
-    Raises:
-        ValueError: The rows do not have the step.
-    """
-    steps = sorted(int(at) for at in distinct(rows, "step"))
-    first = steps[-1] if step is None else step
-    if first not in steps:
-        raise ValueError(
-            f"the step shown first must be in the {table} table, got {first}, which is not among {steps}. "
-            "Choose one of them, or run the analysis at this step."
-        )
-    return steps, first
-
-
 def step_title(rows: pd.DataFrame, name: str) -> str:
     """What the figure is of, in bold, with step and compute of the rows' first one."""
     step, flops = int(rows["step"].iloc[0]), float(rows["flops"].iloc[0])
@@ -48,11 +27,6 @@ def step_title(rows: pd.DataFrame, name: str) -> str:
 def heading(title: str, above: int) -> dict[str, Any]:
     """A title `above` pixels over the plot area, as an annotation, which a frame can replace."""
     return text_at(title, font={"size": FONT_SIZE + 1}, yshift=above)
-
-
-def bottom_margin(steps: Sequence[int], axis_height: int = AXIS_HEIGHT) -> int:
-    """Pixels below the plot area, with a slider where there are several steps."""
-    return axis_height + (SLIDER_HEIGHT if len(steps) > 1 else 0)
 
 
 def over_steps(
@@ -83,21 +57,28 @@ def over_steps(
     Raises:
         ValueError: The rows do not have the step.
     """
-    steps, first = shown_steps(rows, step, table)
-    parts = {at: select(rows, step=at) for at in steps}
+    steps = sorted(int(at) for at in distinct(rows, "step"))
+    first = steps[-1] if step is None else step
+    if first not in steps:
+        raise ValueError(
+            f"the step shown first must be in the {table} table, got {first}, which is not among {steps}. "
+            "Choose one of them, or run the analysis at this step."
+        )
     texts = list(figure.layout["annotations"])
-    layouts = {}
-    for at, part in parts.items():
+    drawn: dict[int, list[dict[str, Any]]] = {}
+    layouts: dict[int, dict[str, Any]] = {}
+    for at in steps:
+        part = select(rows, step=at)
         text = step_title(part, title) if isinstance(title, str) else title(part)
         layouts[at] = {**(layout(part) if layout else {}), "annotations": [heading(text, above), *texts]}
-    drawn = {at: [trace.to_plotly_json() for trace in draw(part)] for at, part in parts.items()}
-    moving = [_differing(list(traces)) for traces in zip(*drawn.values(), strict=True)]
+        drawn[at] = [trace.to_plotly_json() for trace in draw(part)]
+    moving = [_differing(traces) for traces in zip(*drawn.values(), strict=True)]
     numbers = [number for number, names in enumerate(moving) if names]
     already = len(figure.data)
     figure.add_traces(drawn[first])
-    figure.update_layout(layout(parts[first]) if layout else {})
-    # A list would be merged into the one there is.
-    figure.update_layout(annotations=layouts[first]["annotations"], overwrite=True)
+    # Texts would be merged into those that are there.
+    figure.layout["annotations"] = ()
+    figure.update_layout(layouts[first])
     if len(steps) == 1:
         return
     figure.frames = [
@@ -109,9 +90,7 @@ def over_steps(
         )
         for at in steps
     ]
-    margin: Any = figure.layout["margin"]
-    _add_slider(figure, steps, first, margin["b"])
-    grow(figure, SLIDER_HEIGHT)
+    _add_slider(figure, steps, first)
 
 
 def _differing(traces: Sequence[dict[str, Any]]) -> list[str]:
@@ -122,90 +101,41 @@ def _differing(traces: Sequence[dict[str, Any]]) -> list[str]:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two values of a field are equal, entry by entry."""
-    if isinstance(one, dict):
+    if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
     return np.array_equal(np.asarray(one, dtype=object), np.asarray(other, dtype=object))
 
 
-def add_steps(
-    figure: go.Figure,
-    contents: Mapping[int, Sequence[Any]],
-    moving: Sequence[int],
-    titles: Mapping[int, str],
-    first: int,
-    *,
-    above: int,
-    annotations: Sequence[dict[str, Any]] = (),
-    layouts: Mapping[int, dict[str, Any]] | None = None,
-    axis_height: int = AXIS_HEIGHT,
-) -> None:
-    """Frames, title and slider for a figure whose traces show step `first`.
-
-    Args:
-        figure: Has its traces already.
-        contents: For each step, what becomes of the traces `moving`; fields left out stay as they are.
-        moving: Numbers of the traces that change.
-        titles: The heading at each step.
-        first: The step the figure's traces show.
-        above: Pixels from the plot area to the heading.
-        annotations: Texts that stay at every step.
-        layouts: Further changes of the layout at each step.
-        axis_height: Pixels that the lowest axis takes; the slider stands below.
-    """
-    steps = list(contents)
-    figure.update_layout(annotations=[heading(titles[first], above), *annotations])
-    figure.frames = [
-        go.Frame(
-            name=str(at),
-            data=list(contents[at]),
-            traces=list(moving),
-            layout={
-                "annotations": [heading(titles[at], above), *annotations],
-                **(layouts[at] if layouts is not None else {}),
-            },
-        )
-        for at in steps
-    ]
-    if len(steps) > 1:
-        _add_slider(figure, steps, first, axis_height)
-
-
-def _add_slider(figure: go.Figure, steps: list[int], first: int, axis_height: int) -> None:
-    """A slider over the steps, and a button that plays them."""
-    at_once: dict[str, Any] = {
-        "mode": "immediate",
-        "frame": {"duration": 0, "redraw": True},
-        "transition": {"duration": 0},
-    }
-    play: dict[str, Any] = at_once | {"frame": {"duration": 160, "redraw": True}, "fromcurrent": False}
-    slider_steps = [{"label": f"{step:,}", "method": "animate", "args": [[str(step)], at_once]} for step in steps]
+def _add_slider(figure: go.Figure, steps: list[int], first: int) -> None:
+    """A slider over the steps below the lowest axis, and buttons that play them and stop."""
+    margin: Any = figure.layout["margin"]
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    play = {**now, "frame": {"duration": 160, "redraw": True}, "fromcurrent": False}
+    place = {"xanchor": "left", "y": 0, "yanchor": "top"}
     slider = {
+        **place,
         "active": steps.index(first),
-        "steps": slider_steps,
+        "steps": [{"label": f"{step:,}", "method": "animate", "args": [[str(step)], now]} for step in steps],
         "x": 0.13,
         "len": 0.87,
-        "xanchor": "left",
-        "y": 0,
-        "yanchor": "top",
         # A page that exports the figure without its slider keeps this much below the plot area (page.js).
-        "pad": {"t": axis_height, "b": 0},
+        "pad": {"t": margin["b"], "b": 0},
         "currentvalue": {"visible": False},
         "font": {"size": FONT_SIZE - 2},
         "ticklen": 4,
         "minorticklen": 2,
     }
     buttons = {
+        **place,
         "type": "buttons",
         "showactive": False,
         "direction": "right",
         "x": 0,
-        "xanchor": "left",
-        "y": 0,
-        "yanchor": "top",
-        "pad": {"t": axis_height - 6, "r": 0},
+        "pad": {"t": margin["b"] - 6, "r": 0},
         "buttons": [
             {"label": "▶", "method": "animate", "args": [None, play]},
-            {"label": "■", "method": "animate", "args": [[None], at_once]},
+            {"label": "■", "method": "animate", "args": [[None], now]},
         ],
     }
     figure.update_layout(sliders=[slider], updatemenus=[*figure.layout["updatemenus"], buttons])
+    grow(figure, SLIDER_HEIGHT)

@@ -147,22 +147,16 @@ def text_at(text: str, x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str,
     return {"text": text, **place, **look}
 
 
-def figure_config(figure: go.Figure, image_format: str = "svg") -> dict[str, Any]:
-    """What to hand to `figure.show(config=...)`: the modebar's camera saves at paper size.
-
-    Args:
-        figure: One of this package's figures.
-        image_format: "svg" or "png" (at three times the resolution).
-    """
+def figure_config(figure: go.Figure) -> dict[str, Any]:
+    """What to hand to `figure.show(config=...)`: the modebar's camera saves an SVG at paper size."""
     meta: Any = figure.layout["meta"]
-    export = {"format": image_format, "scale": 3 if image_format == "png" else 1, **meta}
     return {
         "displaylogo": False,
         # plotly.js 4 offers to upload the figure to a server of its makers unless told not to.
         "showSendToCloud": False,
         "plotlyServerURL": "",
         "responsive": True,
-        "toImageButtonOptions": export,
+        "toImageButtonOptions": {"format": "svg", **meta},
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     }
 
@@ -200,13 +194,13 @@ def ordered_colors(n: int) -> list[str]:
     return [str(color) for color in sample_colorscale("Viridis", at)]
 
 
-def format_power(value: float, digits: int = 2) -> str:
-    """A number in scientific notation: 2.4e11 becomes "2.4×10¹¹"; 0 stays "0"."""
+def format_power(value: float) -> str:
+    """A number in scientific notation with two digits: 2.4e11 becomes "2.4×10¹¹"; 0 stays "0"."""
     if not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 

@@ -288,10 +288,9 @@ def test_ablation_of_two_steps_is_refused():
 
 def test_export_is_at_paper_size_and_nothing_is_uploaded():
     figure = timeline()
-    config = figure_config(figure, "png")
+    config = figure_config(figure)
     assert config["toImageButtonOptions"] == {
-        "format": "png",
-        "scale": 3,
+        "format": "svg",
         "filename": "timeline",
         "width": theme.PAPER_WIDTH,
         "height": figure.layout.height,

@@ -106,34 +106,28 @@ def _axes(cell: Cell, layers: list[int], *, first: bool, last: bool) -> dict[str
     return cell.layout(x_axis, y_axis)
 
 
-def interchange_panel(rows: pd.DataFrame, feature: str, label: int, *, layer: int | None = None) -> Panel:
+def interchange_panel(rows: pd.DataFrame, feature: str, label: int) -> Panel:
     """Over compute, the fraction of pairs whose answer becomes the clean one, under each swap at one layer.
+
+    The layer is the one at which swapping the feature's directions flips most at the last step.
 
     Args:
         rows: Table "interchange".
         feature: Which feature's directions.
         label: Which label's.
-        layer: Where they are swapped; None for the layer where the feature's flips most at the last step.
 
     Raises:
         ValueError: The table has no such row, or several of one step and condition.
     """
     chosen = select(rows, feature=feature, label=label)
     require_rows(chosen, "interchange", (), ("step", "layer", "condition"))
-    if layer is None:
-        swapped = select(chosen, condition="feature")
-        at_last = records(select(swapped, step=max(distinct(swapped, "step"))))
-        layer = int(max(at_last, key=lambda row: row["flipped"])["layer"])
-    at_layer = select(chosen, layer=layer)
-    if at_layer.empty:
-        raise ValueError(
-            f"layer must be one the interchange table has, got {layer}, not among {sorted(distinct(chosen, 'layer'))}. "
-            "Choose one of them."
-        )
+    swapped = select(chosen, condition="feature")
+    at_last = records(select(swapped, step=max(distinct(swapped, "step"))))
+    layer = int(max(at_last, key=lambda row: row["flipped"])["layer"])
     return Panel(
         title=f"Swapping {words(feature)}",
         subtitle=f"label {label}, layer {layer}: pairs whose answer becomes the clean one",
-        traces=curves(at_layer, INTERCHANGE, "flipped", "interchange"),
+        traces=curves(select(chosen, layer=layer), INTERCHANGE, "flipped", "interchange"),
         y_title="answers flipped",
         y_range=(-0.04, 1.04),
         height=140,

@@ -112,7 +112,7 @@ def _add_map(figure: go.Figure, grid: Grid, index: int, rows: pd.DataFrame) -> N
     """One feature's layer x label map."""
     cell, feature = grid.cell(index), rows["feature"].iloc[0]
     cells = CellMap.by_place(rows, "label").within(cell)
-    names = [[f"{place_words((row[0], row[1]))}, label {label}" for label in cells.across] for row in cells.down]
+    names = [[f"{place_words(row[0], row[1])}, label {label}" for label in cells.across] for row in cells.down]
     figure.add_trace(cells.crosses("layer %{y}, label %{x}<br>not coded: the label does not vary"))
     figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=str(feature)))
     figure.update_layout(cells.layout(cell, "label"))

@@ -70,7 +70,7 @@ def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:
         x=short(column(rows, "logit_diff_normalised")) or [None],
         y=short(column(rows, "attribution")) or [None],
         text=[
-            f"“{visible(row['token'])}” at position {row['position']}, {place_words((row['layer'], row['head']))}"
+            f"“{visible(row['token'])}” at position {row['position']}, {place_words(row['layer'], row['head'])}"
             for row in records(rows)
         ],
         name=component + (f", r = {r:.3f}" if math.isfinite(r) else ""),

@@ -62,9 +62,9 @@ class PatchMap(NamedTuple):
         """What a hover text calls each cell."""
         columns = list(zip(self.cells.across, self.tokens, strict=True))
         if self.across_heads:
-            return [[f"{place_words((row[0], at))}, at every position" for at, _ in columns] for row in self.cells.down]
+            return [[f"{place_words(row[0], at)}, at every position" for at, _ in columns] for row in self.cells.down]
         return [
-            [f"“{token}” at position {at}, {place_words((row[0], row[1]))}" for at, token in columns]
+            [f"“{token}” at position {at}, {place_words(row[0], row[1])}" for at, token in columns]
             for row in self.cells.down
         ]
 
