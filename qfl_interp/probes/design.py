@@ -1,11 +1,12 @@
-"""What the Newton solvers share: products with the data, the scaled Cholesky factor, the line search."""
+"""What the Newton solvers share: products with the data, running problems, the scaled Cholesky factor, line search."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # A step is long enough when the slope along it has fallen to this fraction of what it was.
@@ -48,6 +49,21 @@ class Design:
         """`z.T @ diag(weight) @ z` of one site."""
         z = self.z[site]
         return z.mT @ (z if weight is None else torch.mul(z, weight[:, None], out=self._buffer))
+
+
+@dataclass
+class Rows:
+    """The problems still running, one a row, sorted by site."""
+
+    index: Int[Tensor, " row"]
+    site: Int[Tensor, " row"]
+    coef: Float[Tensor, "row *class column"]
+    decrement: Float[Tensor, " row"]
+
+    def keep(self, rows: Bool[Tensor, " row"]) -> None:
+        """Drop all other rows."""
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
 
 
 def penalty_gradient(coef: Float[Tensor, "*row column"]) -> Float[Tensor, "*row column"]:

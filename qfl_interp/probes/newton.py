@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.probes.design import Design, factorise, line_search, penalty_gradient
+from qfl_interp.probes.design import Design, Rows, factorise, line_search, penalty_gradient
 
 # The objective lies within this fraction of its minimum when a problem counts as converged. The test loss is
 # off by the square root: 1e-8 leaves up to 5e-4 nats on nearly separable problems, 1e-11 about 1e-5 for 10 %
@@ -43,24 +43,15 @@ class Solution(NamedTuple):
 
 
 @dataclass
-class _Rows:
-    """The problems still running, one a row, sorted by site."""
+class _Rows(Rows):
+    """Running problems with the old Hessian's factor."""
 
-    index: Int[Tensor, " row"]
-    site: Int[Tensor, " row"]
     sign: Float[Tensor, "row example"]
-    coef: Float[Tensor, "row column"]
     wrong_logit: Float[Tensor, "row example"]
     wrong_prob: Float[Tensor, "row example"]
     factor: Float[Tensor, "row column column"]
     scale: Float[Tensor, "row column"]
     drift: Float[Tensor, " row"]
-    decrement: Float[Tensor, " row"]
-
-    def keep(self, rows: Bool[Tensor, " row"]) -> None:
-        """Drop all other rows."""
-        for name, value in vars(self).items():
-            setattr(self, name, value[rows])
 
 
 def _refactorise(design: Design, rows: _Rows, which: Bool[Tensor, " row"], c: float) -> None:

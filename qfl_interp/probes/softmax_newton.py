@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.probes.design import Design, line_search, penalty_gradient
+from qfl_interp.probes.design import Design, Rows, line_search, penalty_gradient
 from qfl_interp.probes.preconditioners import (
     Precondition,
     Problem,
@@ -55,26 +55,17 @@ class SoftmaxSolution(NamedTuple):
 
 
 @dataclass
-class _Rows:
-    """The problems still running, one a row, sorted by site."""
+class _Rows(Rows):
+    """Running problems with their probabilities, and how the last step was found."""
 
-    index: Int[Tensor, " row"]
-    site: Int[Tensor, " row"]
     target: Int[Tensor, "row 1 example"]
     kept: Bool[Tensor, "row example"]
     present: Bool[Tensor, "row class"]
     c: Float[Tensor, " row"]
-    coef: Float[Tensor, "row class column"]
     logit: Float[Tensor, "row class example"]
     prob: Float[Tensor, "row class example"]
     n_inner: Int[Tensor, " row"]
-    decrement: Float[Tensor, " row"]
     sampled: Bool[Tensor, " row"]
-
-    def keep(self, rows: Bool[Tensor, " row"]) -> None:
-        """Drop all other rows."""
-        for name, value in vars(self).items():
-            setattr(self, name, value[rows])
 
 
 def _dot(a: Tensor, b: Tensor) -> Float[Tensor, " row"]:
@@ -222,7 +213,7 @@ def _start(
     logit = _logits(design, coef, site).masked_fill_(~present[..., None], -torch.inf)
     blank = torch.zeros_like(index)
     prob = torch.softmax(logit, 1)
-    return _Rows(index, site, target, kept, present, c, coef, logit, prob, blank, torch.zeros_like(n_kept), blank > 0)
+    return _Rows(index, site, coef, torch.zeros_like(n_kept), target, kept, present, c, logit, prob, blank, blank > 0)
 
 
 def solve_softmax(
