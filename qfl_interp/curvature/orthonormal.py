@@ -13,6 +13,8 @@ from qfl_interp.curvature.token_losses import require_finite
 
 # How far from orthonormal rows may be: those in float32 are within 1e-6.
 _ORTHONORMAL = 1e-5
+# The share of a vector outside the span of those before it above which it is kept.
+_NEW = 1e-6
 # Entries of a basis that are held in float64 at a time: 64 MiB.
 _BLOCK = 1 << 23
 
@@ -20,19 +22,16 @@ _BLOCK = 1 << 23
 def orthonormalise(
     vectors: Float[Tensor, "vector parameter"],
     against: Float[Tensor, "basis width"] | None = None,
-    *,
-    drop: float = 1e-6,
 ) -> Float[Tensor, "kept parameter"]:
     """Orthonormal rows that span, with `against`, what the vectors span with it; in the vectors' precision.
 
     Gram-Schmidt in their order, twice, in float64: the first row keeps its direction, and each later one the part of
-    it that is new.
+    it that is new. A vector of which a millionth or less is outside the span of `against` and the vectors before it is
+    left out; so is a zero vector.
 
     Args:
         vectors: Rows of any length.
         against: Orthonormal rows to be orthogonal to, which are not returned.
-        drop: A vector is left out if this share of its length or less is outside the span of `against` and the vectors
-            before it. So is a zero vector.
 
     Raises:
         ValueError: A vector is not finite, or `against` has rows of another length or is not orthonormal.
@@ -55,7 +54,7 @@ def orthonormalise(
         if length > 0:
             row = outside(row / length)
             share = float(row.norm())
-        if share > drop:
+        if share > _NEW:
             # What the first pass left of rounding is large against a small remainder; the second removes it.
             row = outside(row / share)
             kept[n_kept] = row / row.norm()

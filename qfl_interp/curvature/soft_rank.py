@@ -92,21 +92,6 @@ def soft_ranks_of_gram(gram: Float[Tensor, "example example"]) -> SoftRanks:
     return _of_spectrum(torch.linalg.eigvalsh(_gram(gram, "gram")))
 
 
-def stable_rank(gram: Float[Tensor, "example example"]) -> float:
-    """`tr K / |K|_op` of a Gram matrix; arguments and errors as `soft_ranks_of_gram`."""
-    return soft_ranks_of_gram(gram).stable_rank
-
-
-def participation_ratio(gram: Float[Tensor, "example example"]) -> float:
-    """`(tr K)^2 / |K|_F^2` of a Gram matrix; arguments and errors as `soft_ranks_of_gram`."""
-    return soft_ranks_of_gram(gram).participation_ratio
-
-
-def entropy_rank(gram: Float[Tensor, "example example"]) -> float:
-    """`exp(-sum p log p)` of a Gram matrix, `p` its eigenvalues' shares; errors as `soft_ranks_of_gram`."""
-    return soft_ranks_of_gram(gram).entropy_rank
-
-
 def gradient_weighted(
     gram: Float[Tensor, "example example"], residual_gram: Float[Tensor, "residual residual"]
 ) -> float:

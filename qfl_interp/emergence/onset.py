@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -30,17 +29,12 @@ class Onset:
             if that is below already.
         bracket: The checkpoints on either side; `low` is 0 if the first is below already, both NaN if not
             learned.
-        first_below_flops: The first checkpoint below the threshold, whether it stayed or not; NaN if none.
-            Earlier than the bracket's `high` if the metric rose above the threshold again.
-        threshold: `ratio` times the baseline.
         final_fraction: The metric at the last checkpoint as a fraction of the baseline.
     """
 
     learned: bool
     onset_flops: float
     bracket: Bracket
-    first_below_flops: float
-    threshold: float
     final_fraction: float
 
     def __repr__(self) -> str:
@@ -49,14 +43,6 @@ class Onset:
             return f"Onset(not learned, {end})"
         between = f"between {self.bracket.low:.3g} and {self.bracket.high:.3g}"
         return f"Onset({self.onset_flops:.3g} FLOPs, {between}, {end})"
-
-
-class Fraction(NamedTuple):
-    """A metric as a fraction of its baseline at one time; `low` and `high` are of the checkpoints around."""
-
-    value: float
-    low: float
-    high: float
 
 
 def find_onset(
@@ -82,18 +68,17 @@ def find_onset(
     kept = np.asarray(flops, dtype=np.float64)[-x.size :]
     below = values < threshold
     final = float(values[-1] / baseline)
-    first = float(kept[np.argmax(below)]) if below.any() else math.nan
     onset = float(onsets_log10(x, values[None], np.array([threshold]))[0])
     if math.isinf(onset):
-        return Onset(False, math.nan, Bracket(math.nan, math.nan), first, threshold, final)
+        return Onset(False, math.nan, Bracket(math.nan, math.nan), final)
     index = values.size - int(np.argmax(~below[::-1])) if not below.all() else 0
     bracket = Bracket(float(kept[index - 1]) if index else 0.0, float(kept[index]))
-    return Onset(True, float(10**onset), bracket, first, threshold, final)
+    return Onset(True, float(10**onset), bracket, final)
 
 
 def fraction_at(
     flops: Shaped[np.ndarray, " step"], metric: Shaped[np.ndarray, " _"], baseline: float, at_flops: float
-) -> Fraction:
+) -> float:
     """A metric as a fraction of its baseline at `at_flops`, linear in log10 FLOPs between checkpoints.
 
     At the transition's start it shows a decline on the plateau that falls short of the threshold.
@@ -109,9 +94,7 @@ def fraction_at(
             f"at_flops must lie within the checkpoints after step 0, {10 ** x[0]:.3g} to {10 ** x[-1]:.3g}, "
             f"got {at_flops:.3g}. Save checkpoints on both sides of it."
         )
-    upper = int(np.searchsorted(x, at))
-    around = share[max(upper - (at < x[upper]), 0) : upper + 1]
-    return Fraction(float(np.interp(at, x, share)), float(around.min()), float(around.max()))
+    return float(np.interp(at, x, share))
 
 
 def after_step_0(

@@ -113,9 +113,8 @@ def lead_interval_bootstrap(
     *,
     ratio: float = RATIO,
     n_resamples: int = 10_000,
-    level: float = 0.95,
 ) -> LeadBootstrap:
-    """Percentile bootstrap of a feature's lead over the probe's test examples.
+    """95 % percentile bootstrap of a feature's lead over the probe's test examples.
 
     Each resample draws examples with replacement, the same ones for every checkpoint and label; the metric is
     the geometric mean over labels of the mean loss. The transition is held fixed, and so is the fitted probe:
@@ -130,7 +129,6 @@ def lead_interval_bootstrap(
         rng: The only source of randomness.
         ratio: As in `find_onset`.
         n_resamples: Bootstrap resamples.
-        level: Nominal coverage.
 
     Raises:
         ValueError: No transition, no label, fewer than 2 examples, a loss that is negative or not finite, or
@@ -153,7 +151,7 @@ def lead_interval_bootstrap(
     curve = geometric_mean(np.nanmean(data, axis=-1))
     untrained = float(base if base.ndim == 0 else geometric_mean(base.mean(axis=-1)))
     onset = find_onset(flops, curve, untrained, ratio)
-    share = fraction_at(flops, curve, untrained, transition.start_flops).value
+    share = fraction_at(flops, curve, untrained, transition.start_flops)
     x, _ = after_step_0(flops, curve)
     start = math.log10(transition.start_flops)
     leads, shares = [], []
@@ -163,8 +161,8 @@ def lead_interval_bootstrap(
 
     def interval(estimate: float, parts: list[np.ndarray]) -> Interval:
         # Inverted CDF: an order statistic, never inf - inf.
-        ends = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-        return Interval(estimate, float(ends[0]), float(ends[1]), n_examples, level, "percentile bootstrap")
+        ends = np.quantile(np.concatenate(parts), [0.025, 0.975], method="inverted_cdf")
+        return Interval(estimate, float(ends[0]), float(ends[1]), n_examples, 0.95, "percentile bootstrap")
 
     lead = start - math.log10(onset.onset_flops) if onset.learned else -math.inf
     learned_share = float(np.isfinite(np.concatenate(leads)).mean())
@@ -203,11 +201,11 @@ def _resampled(
         )
 
 
-def lead_interval_seeds(leads: Shaped[np.ndarray, " seed"], level: float = 0.95) -> Interval | None:
-    """Student's t interval for the mean lead over runs that differ in their seed; None for a single run.
+def lead_interval_seeds(leads: Shaped[np.ndarray, " seed"]) -> Interval | None:
+    """Student's 95 % interval for the mean lead over runs that differ in their seed; None for a single run.
 
     Raises:
         ValueError: No lead, or one that is not finite: report runs in which the feature was not learned
             apart.
     """
-    return None if np.size(leads) == 1 else t_interval(leads, level)
+    return None if np.size(leads) == 1 else t_interval(leads)

@@ -36,7 +36,6 @@ class Minibatch:
         features: `X`: what each layer reads, `[batch, m_{k-1}]`.
         preactivations: `Z`: what it gives, the last being the output.
         slopes: `D = phi'(Z)` of the hidden layers.
-        targets: What the loss compares with.
         residual_norm: `|B|_F` of the last layer; 0 where the loss is at its minimum.
         unit_backward: Derivatives of the loss by `Z`, divided by `residual_norm`.
     """
@@ -48,7 +47,6 @@ class Minibatch:
     features: tuple[Tensor, ...]
     preactivations: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
-    targets: Targets
     residual_norm: float
     unit_backward: tuple[Tensor, ...]
 
@@ -172,5 +170,5 @@ def minibatch_of(
         backward.append(signs[k - 1] * (alphas[k] * (backward[-1] @ weights[k])))
     return Minibatch(
         loss, float(mean_loss(loss, preactivations[-1], targets)), alphas, weights, tuple(features),
-        tuple(preactivations), tuple(signs), targets, norm, tuple(reversed(backward)),
+        tuple(preactivations), tuple(signs), norm, tuple(reversed(backward)),
     )  # fmt: skip

@@ -20,7 +20,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, get_args
 
 import torch
@@ -33,6 +33,8 @@ from qfl_interp.shapes import compact_repr
 
 PerToken = Float[Tensor, "token direction"]
 PerDirection = Float[Tensor, " direction"]
+# See `paper_curvature`.
+_FLOOR = 1e-3
 
 
 class Segment(NamedTuple):
@@ -93,22 +95,21 @@ def decompose(accuracy: Accuracy, segment: Segment) -> Decomposition:
     """
     if accuracy not in get_args(Accuracy):
         raise ValueError(f"accuracy must be one of {get_args(Accuracy)}, got {accuracy!r}.")
-    needed = {"second": segment.curvature, "paper": segment.dataset_curvature}
-    if accuracy in needed and needed[accuracy] is None:
+    start, step = segment.nodes[0], segment.step
+    if accuracy == "path":
+        return Decomposition(path_integral(segment.nodes, step), 0)
+    if accuracy == "first":
+        return Decomposition(first_order(start, step), 0)
+    curvature = segment.curvature if accuracy == "second" else segment.dataset_curvature
+    if curvature is None:
         raise ValueError(
             f"accuracy {accuracy!r} needs {'curvature' if accuracy == 'second' else 'dataset_curvature'} at the start "
             "of the interval, got None. Compute it, or take 'path', which needs gradients alone."
         )
-    if accuracy == "path":
-        return Decomposition(path_integral(segment.nodes, segment.step), 0)
-    start = segment.nodes[0]
-    if segment.curvature is not None and accuracy == "second":
-        return Decomposition(second_order(start, segment.curvature, segment.step), 0)
-    if segment.dataset_curvature is not None and accuracy == "paper":
-        estimate = paper_curvature(start, segment.nodes[-1], segment.dataset_curvature)
-        contributions = second_order(start, estimate.curvature, segment.step)
-        return Decomposition(contributions, int(estimate.guarded.sum()))
-    return Decomposition(first_order(start, segment.step), 0)
+    if accuracy == "second":
+        return Decomposition(second_order(start, curvature, step), 0)
+    estimate = paper_curvature(start, segment.nodes[-1], curvature)
+    return Decomposition(second_order(start, estimate.curvature, step), int(estimate.guarded.sum()))
 
 
 def first_order(gradients: PerToken, step: PerDirection) -> PerToken:
@@ -121,29 +122,22 @@ def second_order(gradients: PerToken, curvature: PerToken, step: PerDirection) -
     return (gradients + 0.5 * curvature * step) * step
 
 
-def paper_curvature(
-    gradients: PerToken, next_gradients: PerToken, dataset_curvature: PerDirection, *, floor: float = 1e-3
-) -> PaperCurvature:
+def paper_curvature(gradients: PerToken, next_gradients: PerToken, dataset_curvature: PerDirection) -> PaperCurvature:
     """`dataset_curvature` times each token's change of slope over the mean one: Eq. 4, as its Appendix C derives it.
 
     The mean over the tokens of the estimate is the dataset's curvature again. Were b an eigenvector of every token's
-    Hessian, and that constant, the estimate would be exact.
+    Hessian, and that constant, the estimate would be exact. Where the mean change of slope is at most a thousandth of
+    the root mean square over tokens, the ratio is ill-conditioned and 1 takes its place: every token gets the dataset's
+    curvature.
 
     Args:
         gradients: Slopes at the start of the interval.
         next_gradients: Slopes at its end.
         dataset_curvature: `b' H b` of the mean loss of the same tokens at the start.
-        floor: Where the mean change of slope is at most this fraction of the root mean square over tokens, the ratio is
-            ill-conditioned and 1 takes its place: every token gets the dataset's curvature.
-
-    Raises:
-        ValueError: `floor` is negative.
     """
-    if not floor >= 0:
-        raise ValueError(f"floor must be a fraction, 0 or above, got {floor}.")
     change = next_gradients - gradients
     mean = change.mean(dim=0)
-    guarded = mean.abs() <= floor * change.square().mean(dim=0).sqrt()
+    guarded = mean.abs() <= _FLOOR * change.square().mean(dim=0).sqrt()
     ratio = torch.where(guarded, 1.0, change / torch.where(guarded, 1.0, mean))
     return PaperCurvature(dataset_curvature * ratio, guarded)
 
@@ -181,16 +175,6 @@ def path_integral(nodes: Sequence[PerToken], step: PerDirection) -> PerToken:
     for weight, gradients in zip(simpson_weights(len(nodes)), nodes, strict=True):
         mean += weight * gradients
     return mean * step
-
-
-def projected_losses(contributions: Iterable[PerToken]) -> Float[Tensor, "time token direction"]:
-    """Loss along each direction at every checkpoint, less that at the first: running sums that start at 0 (Eq. 8).
-
-    Args:
-        contributions: One interval after the other; times are one more.
-    """
-    parts = list(contributions)
-    return torch.cumsum(torch.stack([torch.zeros_like(parts[0]), *parts]), dim=0)
 
 
 def captured_fraction(contributions: PerToken, loss_change: Float[Tensor, " token"]) -> float:

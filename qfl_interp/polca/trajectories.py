@@ -90,22 +90,15 @@ def loss_change(losses: Float[np.ndarray, "time token"], steps: Sequence[int]) -
     return Trajectories("loss_change", _integers(steps)[1:], changes[None], (NO_DIRECTION,))
 
 
-def fisher(
-    gradients: Float[np.ndarray, "time token direction"],
-    steps: Sequence[int],
-    *,
-    directions: Sequence[int] | None = None,
-) -> Trajectories:
+def fisher(gradients: Float[np.ndarray, "time token direction"], steps: Sequence[int]) -> Trajectories:
     """The Fisher information of each token projected on each direction, `<b, g(x)>^2`.
 
     Args:
         gradients: `<b, g(x)>`, nats per unit of the direction.
         steps: The training step of each time.
-        directions: Name of each direction; by default its index.
     """
-    names = range(gradients.shape[2]) if directions is None else directions
     values = np.square(np.ascontiguousarray(gradients.transpose(2, 1, 0)))
-    return Trajectories("fisher", _integers(steps), values, _integers(names))
+    return Trajectories("fisher", _integers(steps), values, tuple(range(gradients.shape[2])))
 
 
 def _integers(names: Sequence[int]) -> tuple[int, ...]:

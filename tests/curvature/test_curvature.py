@@ -540,8 +540,6 @@ def test_the_share_that_is_new_decides(share, n_kept):
     a, b = torch.eye(40, dtype=torch.float64)[:2] * 1e3
     vectors = torch.stack([a, a + share * b])
     assert len(orthonormalise(vectors)) == n_kept
-    assert len(orthonormalise(vectors, drop=1e-9)) == 2
-    assert len(orthonormalise(vectors, drop=1e-3)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

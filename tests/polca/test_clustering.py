@@ -64,10 +64,10 @@ def test_kinds_by_hand():
     assert change.values.tolist() == [[[-0.5, -1.0], [0.5, -0.5]]]
     assert (change.kind, change.steps) == ("loss_change", (10, 30))
     slopes = np.array([[[1.0, -2.0]], [[3.0, 0.5]]])  # [time, token, direction]
-    found = fisher(slopes, [0, 5], directions=[7, 2])
-    assert found.of(7).tolist() == [[1.0, 9.0]]
-    assert found.of(2).tolist() == [[4.0, 0.25]]
-    assert (found.kind, found.directions) == ("fisher", (7, 2))
+    found = fisher(slopes, [0, 5])
+    assert found.of(0).tolist() == [[1.0, 9.0]]
+    assert found.of(1).tolist() == [[4.0, 0.25]]
+    assert (found.kind, found.directions) == ("fisher", (0, 1))
 
 
 @pytest.mark.parametrize(

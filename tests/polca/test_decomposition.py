@@ -21,7 +21,6 @@ from qfl_interp.polca.decomposition import (
     first_order,
     paper_curvature,
     path_integral,
-    projected_losses,
     second_order,
     simpson_weights,
 )
@@ -139,7 +138,7 @@ def test_the_ratio_is_between_the_ends_whatever_is_known_between_them():
 
 def test_the_mean_of_the_papers_curvature_is_the_datasets():
     before, after, dataset = randn(50, 3, seed=6), randn(50, 3, seed=7), randn(3, seed=8)
-    found = paper_curvature(before, after, dataset, floor=0.0)
+    found = paper_curvature(before, after, dataset)
     torch.testing.assert_close(found.curvature.mean(dim=0), dataset, rtol=1e-10, atol=1e-10)
     change = (after - before).numpy()
     np.testing.assert_allclose(found.curvature.numpy(), dataset.numpy() * change / change.mean(axis=0), rtol=1e-12)
@@ -158,8 +157,6 @@ def test_a_vanishing_denominator_is_guarded_and_counted():
     tiny = paper_curvature(torch.zeros_like(change), 1e-6 * change, dataset)
     assert tiny.guarded.tolist() == found.guarded.tolist()
     torch.testing.assert_close(tiny.curvature, found.curvature)
-    with pytest.raises(ValueError, match="floor must be a fraction, 0 or above, got -1"):
-        paper_curvature(torch.zeros_like(change), change, dataset, floor=-1.0)
     for direction in (0, 1, 3):
         assert found.curvature[:, direction].tolist() == [dataset[direction]] * 4
     torch.testing.assert_close(found.curvature[:, 4], 7 * torch.tensor([1.5, 0.5, 1.5, 0.5], dtype=torch.float64))
@@ -184,12 +181,6 @@ def test_simpson_equals_scipys(n_nodes):
 def test_an_even_number_of_nodes_is_refused(n_nodes):
     with pytest.raises(ValueError, match=f"odd number of nodes, at least 3, got {n_nodes}"):
         path_integral([torch.zeros(1, 1)] * n_nodes, torch.ones(1))
-
-
-def test_projected_losses_are_running_sums_from_zero():
-    parts = randn(4, 3, 2, seed=9)
-    expected = np.concatenate([np.zeros((1, 3, 2)), np.cumsum(parts.numpy(), axis=0)])
-    np.testing.assert_allclose(projected_losses(iter(parts)).numpy(), expected, rtol=1e-12)
 
 
 def test_the_captured_fraction_is_of_the_means():

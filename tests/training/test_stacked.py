@@ -19,7 +19,7 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training import stacked
 from qfl_interp.training.session import RunSession
-from qfl_interp.training.stacked import can_stack, stack_key, train_stacked
+from qfl_interp.training.stacked import stack_key, train_stacked
 from qfl_interp.training.train import plan_run
 
 MEMBERS = ((3, 1e-3), (3, 1e-2), (4, 3e-3), (5, 1e-3))  # seed, learning rate
@@ -281,11 +281,12 @@ def test_a_full_disk_raises(whole, tmp_path, addition, model_config, monkeypatch
 
 def test_which_runs_can_be_stacked(addition, model_config):
     one = _plan(addition, model_config, 3, 1e-3)
-    assert can_stack(one, _plan(addition, model_config, 7, 1e-1))
+    key = stack_key(one)
+    assert key == stack_key(_plan(addition, model_config, 7, 1e-1))
     budget = 19.5 * flops_per_step(model_config, batch_size=16, n_ctx=one.n_ctx_real)
     by_budget = tiny_train_config(n_steps=None, budget_flops=budget, save_optimizer=True)
-    assert can_stack(one, plan_run(addition, model_config, by_budget))
-    assert hash(stack_key(one)) == hash(stack_key(_plan(addition, model_config, 7, 1e-1)))
+    assert key == stack_key(plan_run(addition, model_config, by_budget))
+    assert hash(key) == hash(stack_key(_plan(addition, model_config, 7, 1e-1)))
     others = [
         _plan(addition, model_config, 3, 1e-3, **changes)
         for changes in ({"batch_size": 8}, {"weight_decay": 0.0}, {"n_val": 31}, {"compile": True})
@@ -293,8 +294,8 @@ def test_which_runs_can_be_stacked(addition, model_config):
     others.append(plan_run(addition, model_config, tiny_train_config(n_steps=21, save_optimizer=True)))
     others.append(_plan(addition, qfl.ModelConfig(d_model=24, n_layers=2), 3, 1e-3))
     others.append(_plan(qfl.load_task("addition", length=7), model_config, 3, 1e-3))
-    assert not any(can_stack(one, other) or can_stack(other, one) for other in others)
-    assert not can_stack(others[3], others[3]), "compiled runs train alone"
+    assert key not in [stack_key(other) for other in others]
+    assert stack_key(others[3]) == others[3], "compiled runs train alone"
 
 
 def test_runs_that_cannot_be_stacked_are_refused(tmp_path, addition, model_config):

@@ -264,7 +264,7 @@ def _verdict(
     verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
     step_at = dict(zip(flops, curve["step"].astype(float).tolist(), strict=True)) | {0.0: 0.0}
     inside = _starts_inside(transition, flops)
-    at_start = fraction_at(flops, metric, baseline, transition.start_flops).value if inside else math.nan
+    at_start = fraction_at(flops, metric, baseline, transition.start_flops) if inside else math.nan
     return {
         "verdict": verdict.kind,
         "certain": verdict.certain,

@@ -22,21 +22,16 @@ _GPU_SHARE = 0.7
 
 
 def stack_key(config: RunConfig) -> Hashable:
-    """Runs with equal keys can train as one stack; a run that can be in no stack has a key of its own."""
-    if config.start is not None or config.train.compile:
-        return config
-    train = tuple((name, value) for name, value in config.train.to_dict().items() if name not in _FREE)
-    return (config.task, config.length, config.model, train, config.n_steps, config.n_ctx, config.d_vocab)
-
-
-def can_stack(a: RunConfig, b: RunConfig) -> bool:
-    """Whether two runs can train as one stack.
+    """Runs with equal keys can train as one stack; a run that can be in no stack has a key of its own.
 
     They have one task, length and model shape, one number of updates and everything else of `TrainConfig` in common
     but learning rate and seed (the budget may differ where the steps are equal). Branches and runs with `compile=True`
     train alone. Both styles of model can be stacked.
     """
-    return a.start is None and not a.train.compile and stack_key(a) == stack_key(b)
+    if config.start is not None or config.train.compile:
+        return config
+    train = tuple((name, value) for name, value in config.train.to_dict().items() if name not in _FREE)
+    return (config.task, config.length, config.model, train, config.n_steps, config.n_ctx, config.d_vocab)
 
 
 def bytes_per_member(model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int) -> int:
