@@ -31,8 +31,7 @@ from analyses import polca
 from analyses.lenses.emergence.figure import feature_panels, shading
 from analyses.lenses.emergence.lens import emergence_tables
 from analyses.lenses.polca.basis import find_basis, read_basis
-from analyses.lenses.polca.lens import CurveKind
-from analyses.lenses.polca.plan import BasisPlan, plan_basis, theta
+from analyses.lenses.polca.plan import CurveKind, Plan
 from analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
@@ -174,11 +173,12 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
             if name in (PATH, FIRST_ORDER):
                 found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
                 row[name] = captured_share(found)
-        plan = plan_basis(run, PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=basis_steps(run)))
-        basis = read_basis(run, plan)
+        config = PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=basis_steps(run))
+        plan = Plan.of(run, config=config)
+        basis = read_basis(plan)
         noise = torch.randn(basis.shape, generator=torch.Generator().manual_seed(0), dtype=basis.dtype)
         both = torch.cat([basis, orthonormalise(noise)]).double()
-        ways_along = np.diff([(both @ theta(run, plan, step, "cpu").double()).numpy() for step in run.steps], axis=0)
+        ways_along = np.diff([(both @ plan.theta(step).double()).numpy() for step in run.steps], axis=0)
         # The evenly spaced checkpoints, where the loss falls little any more.
         late = ways_along[np.array(run.steps[:-1]) >= run.steps[-1] // 5]
         for kind, steps in (("Hessian", late[:, : len(basis)]), ("random", late[:, len(basis) :])):
@@ -195,10 +195,10 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
 def accuracy(run: qfl.Run, n_examples: int) -> None:
     """Errors of the accuracies between neighbouring checkpoints, and between the few of a much sparser run."""
     config = PolcaConfig(n_examples=n_examples, n_hessian=n_examples, basis_steps="log:8", double=True)
-    plan = plan_basis(run, config)
-    find_basis(run, plan)
+    plan = Plan.of(run, config=config)
+    find_basis(plan)
     examples = qfl.held_out(run.task, "test", n_examples, seed=0, stream="polca/accuracy")
-    scored, basis = scored_tokens(run.task.encode(examples)), read_basis(run, plan)
+    scored, basis = scored_tokens(run.task.encode(examples)), read_basis(plan)
     sparse, saved = run.resolve_steps("log:12"), run.steps
     spacings = {
         "next checkpoint": [(step, saved[saved.index(step) + 1]) for step in sparse[:-1]],
@@ -206,7 +206,7 @@ def accuracy(run: qfl.Run, n_examples: int) -> None:
     }
     columns: dict[str, dict[str, float]] = {}
     for spacing, intervals in spacings.items():
-        found = [_errors(run, plan, basis, scored, step, to) for step, to in intervals]
+        found = [_errors(plan, basis, scored, step, to) for step, to in intervals]
         for name in found[0]:
             alone, whole, path, way = np.sum([errors[name] for errors in found], axis=0)
             columns.setdefault(name, {})[f"{spacing}: alone"] = float(np.sqrt(alone / whole))
@@ -214,12 +214,10 @@ def accuracy(run: qfl.Run, n_examples: int) -> None:
     keep("accuracy", pd.DataFrame([{"accuracy": name, **row} for name, row in columns.items()]))
 
 
-def _errors(
-    run: qfl.Run, plan: BasisPlan, basis: torch.Tensor, scored: ScoredTokens, step: int, to: int
-) -> dict[str, np.ndarray]:
+def _errors(plan: Plan, basis: torch.Tensor, scored: ScoredTokens, step: int, to: int) -> dict[str, np.ndarray]:
     """Of each accuracy the mean squared error and change: of a step along each direction alone, and on the path."""
-    loss = TokenLoss(run.load_model(step), scored, dtype=plan.dtype)
-    start, end = theta(run, plan, step, "cpu"), theta(run, plan, to, "cpu")
+    loss = TokenLoss(plan.run.load_model(step), scored, dtype=plan.dtype)
+    start, end = plan.theta(step), plan.theta(to)
     along, parameters = basis @ (end - start), loss.space.unflatten(start)
     points = [start.lerp(end, share) for share in np.linspace(0, 1, 17)]
     slopes = [project_gradients(loss, loss.space.unflatten(p), basis).gradients for p in points]

@@ -14,7 +14,7 @@ from analyses.choose import chosen_features
 from analyses.lenses.ablate.lens import ablate
 from analyses.lenses.curvature.tables import stored as stored_curvature
 from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
-from analyses.lenses.polca.lens import stored_polca
+from analyses.lenses.polca.tables import stored as stored_polca
 from analyses.lenses.probe.lens import probe
 from analyses.pages.sections import standard_sections
 from analyses.pages.timeline import lens_panels

@@ -11,7 +11,8 @@ from analyses.lenses.ablate.figure import ablation_figure
 from analyses.lenses.curvature.section import curvature_sections
 from analyses.lenses.curvature.tables import Measured
 from analyses.lenses.emergence.figure import feature_panels, shading
-from analyses.lenses.polca.section import PolcaTables, polca_sections
+from analyses.lenses.polca.section import polca_sections
+from analyses.lenses.polca.tables import Clustered
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.pages.lens_sections import (
     ablation_over_steps_sections,
@@ -71,7 +72,7 @@ def standard_sections(
     interchange: pd.DataFrame | None = None,
     patch: pd.DataFrame | None = None,
     ablate_units: pd.DataFrame | None = None,
-    polca: PolcaTables | None = None,
+    polca: Clustered | None = None,
     curvature: Measured | None = None,
     panels: Sequence[Panel] = (),
 ) -> list[Section]:
@@ -111,7 +112,7 @@ def standard_sections(
     sections += [*_probe_maps(probe), *transfer_sections(transfer), *mdl_sections(mdl)]
     sections += [_ablation(ablate), *ablation_over_steps_sections(ablate_over_steps)]
     sections += [*interchange_sections(interchange), *patch_sections(patch), *unit_sections(ablate_units)]
-    sections += [*polca_sections(polca), *(curvature_sections(*curvature) if curvature else [])]
+    sections += [*(polca_sections(polca) if polca else []), *(curvature_sections(*curvature) if curvature else [])]
     sections.append(Section("Methods", text=METHODS))
     sections.append(Section("Limits", text=LIMITS))
     sections.append(Section("Citation", text=CITATION))

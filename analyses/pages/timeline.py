@@ -18,7 +18,7 @@ from analyses.lenses.mdl.figure import mdl_panel
 from analyses.lenses.patch.panel import patch_panel
 from analyses.lenses.polca.clusters import telling as polca_telling
 from analyses.lenses.polca.figure import polca_panel
-from analyses.lenses.polca.lens import stored_polca
+from analyses.lenses.polca.tables import stored as stored_polca
 from analyses.pages.timeline_figure import timeline_figure
 from analyses.stored import stored_rows
 from qfl_interp.config import ProbeConfig

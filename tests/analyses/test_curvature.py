@@ -321,9 +321,7 @@ def test_nothing_stored(run):
 
 def test_work_goes_to_other_processes(run):
     lens = Chains(run, "cpu", FAST, CHAINS)
-    missing = {ModelAt(0): [Piece(ModelAt(0), {"to": 1})]}
-    work = functools.partial(lens._look, missing)
-    assert ForkingPickler.loads(ForkingPickler.dumps(work)).args == (missing,)
+    assert ForkingPickler.loads(ForkingPickler.dumps(lens._compute)).__self__.sgld == CHAINS
 
 
 # The learning coefficient

@@ -13,9 +13,11 @@ from sklearn.metrics import adjusted_rand_score
 
 import qfl_interp as qfl
 from analyses import polca
+from analyses.lens import Page
+from analyses.lenses.polca import grouping, plan
 from analyses.lenses.polca import lens as decomposing
-from analyses.lenses.polca.lens import stored_polca
-from analyses.pages import timeline as timelining
+from analyses.lenses.polca.tables import stored
+from analyses.lenses.polca.trajectories import gradients_at
 from analyses.pages.report import report
 from qfl_interp.cli import main as cli
 from qfl_interp.config import ProbeConfig
@@ -148,7 +150,7 @@ def test_baselines_cluster_other_curves_of_the_same_tokens(run):
     np.testing.assert_allclose(change.clustered.values[0], np.diff(losses, axis=0).T)
     assert change.clustered.steps == tuple(run.steps[1:])
     assert exact.tokens["context"].equals(fisher.tokens["context"])
-    slopes = decomposing.polca_gradients(run, "all", CONFIG).numpy()
+    slopes = gradients_at(plan.Plan.of(run, config=CONFIG)).numpy()
     np.testing.assert_allclose(fisher.clustered.of(1), slopes[:, :, 1].T ** 2)
     assert fisher.data.config.accuracy == "first"
     # Squared slopes need not fall, losses must.
@@ -168,8 +170,8 @@ def test_a_second_call_reads_and_an_interrupted_one_goes_on(analysed, run, monke
     assert len(done) == 3
     (run.path / "analyses" / "polca_clusters" / done[1]).unlink()
     calls = []
-    real = decomposing.cluster_direction
-    monkeypatch.setattr(decomposing, "cluster_direction", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = grouping.cluster_direction
+    monkeypatch.setattr(grouping, "cluster_direction", lambda *a, **k: calls.append(1) or real(*a, **k))
     pd.testing.assert_frame_equal(polca(run, **HOW).rows, before.rows)
     assert len(calls) == 1
     pd.testing.assert_frame_equal(polca(run, **HOW).rows, before.rows)
@@ -195,13 +197,13 @@ def test_a_second_call_reads_and_an_interrupted_one_goes_on(analysed, run, monke
     ids=["curves", "rule", "resamples", "span", "no span", "size", "samples", "tau", "jobs", "one", "two"],
 )
 def test_bad_settings_are_refused_before_any_gradient(trained, monkeypatch, changes, words):
-    monkeypatch.setattr(decomposing, "polca_trajectories", lambda *args, **how: pytest.fail("gradients were taken"))
+    monkeypatch.setattr(decomposing, "follow", lambda *args, **how: pytest.fail("gradients were taken"))
     with pytest.raises((ValueError, TypeError, QflError), match=words):
         polca(trained, **HOW | changes)
 
 
 def test_a_turn_is_measured_over_a_share_of_the_steps_that_are_looked_at(run, monkeypatch):
-    monkeypatch.setattr(decomposing, "_SPAN_SHARE", 0.25)
+    monkeypatch.setattr(plan, "_SPAN_SHARE", 0.25)
     late = run.steps[-4:]
     wanted = round(0.25 * (late[-1] - late[0]))
     assert 1 < wanted < 0.25 * late[-1]
@@ -227,17 +229,17 @@ def test_the_repr_says_which_eigenvectors_did_not_converge(run):
 
 @pytest.mark.slow
 def test_the_report_and_the_timeline_show_the_call_with_most_intervals(trained, run, tmp_path):
-    assert stored_polca(trained) is None
+    assert stored(trained) is None
     polca(run, [0, *run.steps[-3:]], **HOW | {"span": 2})
     polca(run, **HOW | {"curves": "exact_loss"})
-    chosen = stored_polca(run)
+    chosen = stored(run)
     assert chosen is not None
     assert len(chosen.intervals) == len(run.steps) - 1
     assert set(chosen.clusters["curves"]) == {"projected"}
     assert chosen.clusters["analysis"].nunique() == 1
     config = ProbeConfig(n_train=60, n_test=40)
-    panels = timelining.lens_panels(run, ["carry"], config)
-    assert [panel.title for panel in panels if panel.title.startswith("POLCA")]
+    (panel,) = decomposing.Polca.panels(Page(run, ("carry",), config=config))
+    assert panel.title.startswith("POLCA, direction")
     page = report(run, "carry", "log:4", config=config, n_trials=2, out=tmp_path / "r.html", progress=False)
     assert "POLCA: hidden breakthroughs" in page.read_text()
 

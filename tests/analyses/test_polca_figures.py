@@ -14,7 +14,8 @@ from analyses.lenses.polca.captured_figure import captured_figure
 from analyses.lenses.polca.clusters import telling
 from analyses.lenses.polca.composition_figure import composition_figure
 from analyses.lenses.polca.figure import polca_figure, polca_panel
-from analyses.lenses.polca.section import PolcaTables, polca_sections
+from analyses.lenses.polca.section import polca_sections
+from analyses.lenses.polca.tables import Clustered
 from analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Shade
@@ -464,12 +465,10 @@ def test_an_interval_without_change_has_no_share():
 
 def given(**changed):
     """Tables of one analysis."""
-    return PolcaTables(curves(), clusters(), composition(), intervals())._replace(**changed)
+    return Clustered(curves(), clusters(), composition(), intervals())._replace(**changed)
 
 
 def test_sections_come_with_their_tables():
-    assert polca_sections(None) == []
-    assert polca_sections(given(intervals=intervals().iloc[:0])) == []
     assert [section.title for section in polca_sections(given())] == [
         "POLCA: hidden breakthroughs",
         "POLCA: composition of direction 1's clusters",

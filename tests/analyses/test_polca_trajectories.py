@@ -14,8 +14,8 @@ import qfl_interp as qfl
 from analyses.lenses.polca import basis as polca_basis
 from analyses.lenses.polca import trajectories as polca_trajectories
 from analyses.lenses.polca.basis import read_basis
-from analyses.lenses.polca.plan import plan_basis
-from analyses.lenses.polca.trajectories import polca_gradients
+from analyses.lenses.polca.plan import Plan
+from analyses.lenses.polca.trajectories import gradients_at
 from qfl_interp import QflError
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
@@ -47,7 +47,7 @@ def run(trained, tmp_path):
 
 
 def follow(run, config=SMALL, steps="all"):
-    return polca_trajectories.polca_trajectories(run, steps, config=config, progress=False)
+    return polca_trajectories.follow(Plan.of(run, steps, config=config), progress=False)
 
 
 def change(config=SMALL, **changes):
@@ -60,7 +60,7 @@ def theta(run, step):
 
 
 def basis_of(run, config):
-    return read_basis(run, plan_basis(run, config))
+    return read_basis(Plan.of(run, config=config))
 
 
 # What comes out
@@ -162,7 +162,7 @@ def test_the_table_of_points_says_where_they_are(run):
         assert found["direction"].tolist() == [0, 1, 2]
         assert set(found["step_to"]) == {run.steps[3] if share else run.steps[2]}
         np.testing.assert_allclose(found["coordinate"], basis @ (point - start), rtol=1e-9)
-    means = polca_gradients(run, [run.steps[2]], SMALL)[0].mean(dim=0)
+    means = gradients_at(Plan.of(run, run.steps[1:], config=SMALL))[1].mean(dim=0)
     at_checkpoint = rows[(rows["step"] == run.steps[2]) & (rows["share"] == 0)]
     np.testing.assert_allclose(at_checkpoint["mean"], means, rtol=1e-12)
     assert (rows["quantity"] == "gradients").all()
@@ -181,7 +181,7 @@ def test_a_coarser_look_shares_points_and_starts_at_zero(run):
 
 def test_gradients_of_checkpoints_can_be_had(run):
     data = follow(run, change(accuracy="first"))
-    gradients = polca_gradients(run, "all", change(accuracy="first"))
+    gradients = gradients_at(Plan.of(run, config=change(accuracy="first")))
     assert gradients.shape == (len(run.steps), len(data.scored), 3)
     basis = basis_of(run, SMALL)
     moved = torch.stack(
@@ -384,7 +384,7 @@ def test_a_suite_of_another_library_is_followed_too(tmp_path):
     config = PolcaConfig(basis="gradient", basis_steps="0,100", n_examples=6, n_hessian=6)
     data = follow(suite, config)
     assert data.trajectories.steps == (0, 10, 100)
-    gradients = polca_gradients(suite, "all", config)
+    gradients = gradients_at(Plan.of(suite, config=config))
     basis = basis_of(suite, config)
     loss = TokenLoss(suite.load_model(10), data.scored)
     # The first token's own gradient, backward through the bridge.
@@ -481,22 +481,26 @@ def test_a_first_or_last_checkpoint_that_diverged_can_be_left_out(run, basis, ac
 
 def test_a_basis_is_named_by_what_decides_it_alone(run):
     """Another accuracy, other examples, another number of what this basis does not use: the same directions."""
+
+    def digest(config):
+        return Plan.of(run, config=config).basis_digest
+
     for basis, others in (
         ("hessian", {"n_directions": 9, "n_probe": 7, "n_examples": 3, "accuracy": "first", "n_panels": 3}),
         ("random", {"n_hessian": 9, "tol": 0.1, "max_products": 50, "basis_steps": "last"}),
         ("parameters", {"n_hessian": 9, "seed": 4, "tol": 0.1}),
     ):
         config = change(basis=basis, basis_steps="all")
-        named = plan_basis(run, config).digest
-        assert plan_basis(run, change(config, **others)).digest == named
-        assert plan_basis(run, change(config, double=False)).digest != named
+        named = digest(config)
+        assert digest(change(config, **others)) == named
+        assert digest(change(config, double=False)) != named
     for basis, decisive in (
         ("hessian", {"n_hessian": 9}), ("hessian", {"seed": 4}), ("hessian", {"tol": 0.1}),
         ("hessian", {"per_checkpoint": 2}), ("hessian", {"basis_steps": "0,20"}), ("random", {"seed": 4}),
         ("random", {"n_directions": 4}), ("parameters", {"basis_steps": "0"}), ("gradient", {"n_hessian": 9}),
     ):  # fmt: skip
         config = change(basis=basis, basis_steps="all")
-        assert plan_basis(run, change(config, **decisive)).digest != plan_basis(run, config).digest
+        assert digest(change(config, **decisive)) != digest(config)
 
 
 def test_what_is_wrong_with_basis_steps_is_said_of_them(run):
@@ -557,4 +561,4 @@ def test_unknown_names_are_refused(run):
 
 def test_gradients_that_were_not_computed_are_missed(run):
     with pytest.raises(QflError, match="cannot be read"):
-        polca_gradients(run, "all", SMALL)
+        gradients_at(Plan.of(run, config=SMALL))

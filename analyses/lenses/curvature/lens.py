@@ -81,7 +81,7 @@ class Curvature(PartLens[Shared, HookedModel]):
 
     name = LENS
     question = "How sharply does the loss bend, and how do the steps that were taken lie in it?"
-    order = 120
+    order = 100
 
     config: CurvatureConfig = field(default_factory=CurvatureConfig)
 
@@ -115,8 +115,7 @@ class Curvature(PartLens[Shared, HookedModel]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         """Without the key, which the row itself has."""
-        analysis = self.part(piece).rpartition("-")[2]
-        return {"step": piece.at.step, "flops": self.run.flops(piece.at.step), "analysis": analysis}
+        return {**self.where(piece), "analysis": self.analysis(piece)}
 
     @contextmanager
     def _at(self, step: int) -> Iterator[None]:

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
 from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
 from qfl_interp.tables import column
 
@@ -19,7 +19,7 @@ _LIMITS: Final = (-0.5, 1.5)
 _SIZES: Final = (4.0, 11.0)
 
 
-def captured_figure(intervals: pd.DataFrame) -> go.Figure:
+def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
     """The mean loss's change since the first checkpoint with the part the basis captures, and the share by interval.
 
     An interval stands at its end. Points of the lower panel are as large as the interval's change of the loss; those
@@ -28,6 +28,7 @@ def captured_figure(intervals: pd.DataFrame) -> go.Figure:
     Args:
         intervals: Table "polca_intervals": step_from, step_to, flops_from, flops_to, loss_change, captured,
             captured_fraction; one row an interval, in nats.
+        transition: Of the validation loss, shaded; None for none.
 
     Raises:
         ValueError: There is no row, several of one interval, or none that ends above 0 FLOPs.
@@ -37,7 +38,7 @@ def captured_figure(intervals: pd.DataFrame) -> go.Figure:
     shown = over_compute(
         rows.assign(flops=rows["flops_to"], change=rows["loss_change"].cumsum(), part=rows["captured"].cumsum())
     )
-    return stack_panels([_change_panel(shown), _fraction_panel(shown)], None, filename="polca_captured")
+    return stack_panels([_change_panel(shown), _fraction_panel(shown)], transition, filename="polca_captured")
 
 
 def _change_panel(rows: pd.DataFrame) -> Panel:

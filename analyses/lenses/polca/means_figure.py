@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from analyses.lenses.polca.clusters import QUANTITIES
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
 from qfl_interp.plots.theme import GREY, ordered_colors
 from qfl_interp.tables import column, groups, select
 
@@ -19,7 +19,7 @@ _MOST: Final = 6
 _ROOM: Final = 0.08
 
 
-def polca_means_figure(means: pd.DataFrame) -> go.Figure:
+def polca_means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
     """Mean curve over all tokens along each direction over compute, and below it their mean exact loss.
 
     For an analysis that found no cluster, which its note says. The six directions are drawn whose mean moves most.
@@ -27,6 +27,7 @@ def polca_means_figure(means: pd.DataFrame) -> go.Figure:
     Args:
         means: direction, basis_step, step, flops, n_tokens, curves (as in table "polca_clusters"), mean, exact_mean;
             one row a direction and step, losses in nats.
+        transition: Of the validation loss, shaded; None for none.
 
     Raises:
         ValueError: There is no row, several of one direction and step, several kinds of curves, or none above 0 FLOPs.
@@ -35,7 +36,7 @@ def polca_means_figure(means: pd.DataFrame) -> go.Figure:
     moved = {int(direction): _moved(rows) for direction, rows in groups(means, "direction")}
     chosen = sorted(sorted(moved, key=lambda direction: -moved[direction])[:_MOST])
     parts = [over_compute(select(means, direction=direction)) for direction in chosen]
-    return stack_panels([_means(parts, chosen, len(moved)), _exact(parts[0])], None, filename="polca")
+    return stack_panels([_means(parts, chosen, len(moved)), _exact(parts[0])], transition, filename="polca")
 
 
 def _moved(rows: pd.DataFrame) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analyses.lenses.polca.trajectories import PolcaData
+from analyses.lenses.polca.trajectories import Followed
 from analyses.result import Result
 from qfl_interp.polca.clustering import Clusters, nearest_to_medoid
 from qfl_interp.polca.quality import adjusted_rand, skill_scores
@@ -37,7 +37,7 @@ class PolcaResult(Result):
     intervals: pd.DataFrame = field(repr=False)
     directions: pd.DataFrame = field(repr=False)
     tokens: pd.DataFrame = field(repr=False)
-    data: PolcaData = field(repr=False)
+    data: Followed = field(repr=False)
     clustered: Trajectories = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:

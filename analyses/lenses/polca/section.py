@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,15 @@ from analyses.lenses.polca.captured_figure import captured_figure
 from analyses.lenses.polca.clusters import ending, telling
 from analyses.lenses.polca.composition_figure import composition_figure
 from analyses.lenses.polca.figure import polca_figure
+from analyses.lenses.polca.tables import Clustered
+from qfl_interp.plots.panels import Shade
+from qfl_interp.polca.naming import UNNAMED
 from qfl_interp.report.page import Section
 from qfl_interp.tables import column, distinct, select
 
 _SHOWN: Final = 2
 _CONTEXT_LETTERS: Final = 30
 _MOST_ROWS: Final = 30
-_UNNAMED: Final = "unnamed"
 _COLUMNS: Final = {
     "direction": "direction",
     "basis_step": "basis step",
@@ -38,34 +40,17 @@ _COLUMNS: Final = {
 }
 
 
-class PolcaTables(NamedTuple):
-    """What the figures on POLCA show.
-
-    Attributes:
-        curves: Table "polca_curves", one row a cluster and step.
-        clusters: Table "polca_clusters", one row a cluster.
-        composition: Table "polca_composition", one row a cluster and label's value.
-        intervals: Table "polca_intervals", one row an interval between checkpoints.
-    """
-
-    curves: pd.DataFrame
-    clusters: pd.DataFrame
-    composition: pd.DataFrame
-    intervals: pd.DataFrame
-
-
-def polca_sections(tables: PolcaTables | None) -> list[Section]:
+def polca_sections(tables: Clustered, *, transition: Shade | None = None) -> list[Section]:
     """Curves by cluster with the table of clusters, their composition, and how much of the loss the basis captures.
 
     Args:
-        tables: Of one analysis; None or without intervals: no section.
+        tables: Of one analysis; clusters and their curves may be empty.
+        transition: Of the validation loss, shaded; None for none.
     """
-    if tables is None or tables.intervals.empty:
-        return []
     downloads = {f"polca_{name}": table for name, table in tables._asdict().items() if not table.empty}
     captured = Section(
         "POLCA: what the directions capture",
-        figure=captured_figure(tables.intervals),
+        figure=captured_figure(tables.intervals, transition=transition),
         note="The loss change that all directions together account for, beside the whole. What is missing happened in "
         "directions that the basis does not have.",
     )
@@ -76,7 +61,7 @@ def polca_sections(tables: PolcaTables | None) -> list[Section]:
         Section(
             "POLCA: hidden breakthroughs",
             text=_summary(tables.clusters),
-            figure=polca_figure(tables.curves, tables.clusters),
+            figure=polca_figure(tables.curves, tables.clusters, transition=transition),
             note="The part of each token's loss change that lies along one direction of weight space, summed over "
             "training, by cluster of tokens with like curves. A large marker is where a cluster's tokens break, the "
             "mean of their sharpest turns: filled if the exact loss is flat there. The dashed vertical line is the "
@@ -94,7 +79,7 @@ def _summary(clusters: pd.DataFrame) -> str:
     n, of = len(clusters), len(distinct(clusters, "direction"))
     hidden = column(clusters, "hidden") > 0
     flat = (column(clusters, "in_flat") > 0) & ~hidden
-    named = sum(name != _UNNAMED for name in clusters["name"])
+    named = sum(name != UNNAMED for name in clusters["name"])
     return (
         f"{_count(n, 'cluster')} along {_count(of, 'direction')}; {int(hidden.sum())} with a hidden break, "
         f"{int(flat.sum())} more with a break on an earlier plateau of the exact loss. {named} of {n} have a name: the "
@@ -119,7 +104,7 @@ def _view(clusters: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({title: shown[name] for name, title in _COLUMNS.items()})
 
 
-def _compositions(tables: PolcaTables) -> list[Section]:
+def _compositions(tables: Clustered) -> list[Section]:
     """What the clusters of the directions in the figure are made of."""
     note = (
         "Coloured: the share of the cluster's tokens with this value; grey: the share of all tokens. Bold: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,15 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints, require_jobs
+from analyses.checkpoints import over_checkpoints
 from analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
-from analyses.lenses.polca.plan import LEAVE_OUT, BasisPlan, load_checked, plan_basis
+from analyses.lenses.polca.plan import LEAVE_OUT, Plan
 from analyses.models_at import trained_at
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
-from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite, scored_tokens
-from qfl_interp.data.examples import held_out
-from qfl_interp.digests import digest
+from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import parameters_to_save
@@ -30,15 +27,12 @@ from qfl_interp.polca.basis import orthogonality
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import Segment, captured_fraction, decompose
 from qfl_interp.polca.trajectories import Trajectories, TrajectoryKind
-from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
 
 LENS = "polca_nodes"
-# With fewer there is no turn of a curve to see.
-_MIN_CHECKPOINTS = 3
 
 
-class PolcaData(NamedTuple):
+class Followed(NamedTuple):
     """The loss of every token along every direction.
 
     Attributes:
@@ -84,85 +78,52 @@ class Node(NamedTuple):
         return f"{self.quantity}-{trained_at(self.step)}{way}"
 
 
-def polca_trajectories(
-    run: Checkpoints,
-    steps: Steps = "all",
-    *,
-    config: PolcaConfig | None = None,
-    jobs: int = 1,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-) -> PolcaData:
-    """Follow the loss of held-out answer tokens along directions of weight space, from checkpoint to checkpoint.
+def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
+    """Follow every token's loss along the basis, from the first of the plan's steps to the last.
 
     First the directions are found (table "polca_basis", a part a direction), then the tokens' gradients along them at
     every checkpoint and, for the path integral, between them (table "polca_nodes", a part a point). A call that was
     stopped goes on where it was; calls of other accuracy or other steps share what they have in common.
 
     Args:
-        run: What to look at.
-        steps: The checkpoints of the trajectories, as in `probe`; at least 3.
-        config: Basis, accuracy, examples.
+        plan: What to do.
         jobs: Points at a time, each in a process of its own; directions are found one after the other.
-        device: Where to compute.
         progress: Draw bars on standard error.
 
     Raises:
-        QflError: Unknown step, fewer than 3, checkpoints of different shapes, a loss that is not finite (names the
-            step; what was computed before is kept), or a basis that does not fit into memory.
-        ValueError: More directions than parameters.
+        QflError: Checkpoints of different shapes, a loss that is not finite (names the step; what was computed before
+            is kept), or a basis or curves that do not fit into memory.
     """
-    config = config or PolcaConfig()
-    at = run.resolve_steps(steps)
-    require_followable(run, at, jobs)
-    plan = plan_basis(run, config)
-    n_tokens = len(_scored(run, config))
+    scored, n = plan.scored(), plan.n_directions
     # The curves, and what is collected of two checkpoints; clustering takes one direction at a time.
-    held = len(plan) * n_tokens * (len(at) * plan.dtype.itemsize + 4 * 8)
+    held = n * len(scored) * (len(plan.steps) * plan.dtype.itemsize + 4 * 8)
     remedy = "Take fewer steps, examples or directions, or float32."
-    what = f"curves of {n_tokens:,} tokens along {len(plan)} directions at {len(at)} steps"
+    what = f"curves of {len(scored):,} tokens along {n} directions at {len(plan.steps)} steps"
     require_memory(held, available_bytes(), what, remedy)
-    find_basis(run, plan, jobs=jobs, device=device, progress=progress)
-    table = run.table(LENS)
-    missing = [node for node in _nodes(config, at) if not table.has(_part(plan, node))]
-    prepare = functools.partial(_prepare, run, plan, device)
-    work = functools.partial(_compute, run, plan, device)
+    find_basis(plan, jobs=jobs, progress=progress)
+    table = plan.run.table(LENS)
+    missing = [node for node in _nodes(plan) if not table.has(_part(plan, node))]
+    prepare, work = functools.partial(_prepare, plan), functools.partial(_compute, plan)
     over_checkpoints(missing, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
-    return _collect(run, plan, at)
+    return _collect(plan, scored)
 
 
-def require_followable(run: Checkpoints, steps: Sequence[int], jobs: int) -> None:
-    """Raise before any work where it could not be finished.
-
-    Raises:
-        QflError: There are fewer than 3 checkpoints.
-        ValueError: `jobs` is below 1.
-    """
-    if len(steps) < _MIN_CHECKPOINTS:
-        raise QflError(
-            f"POLCA needs at least {_MIN_CHECKPOINTS} checkpoints, got {len(steps)} of {run.path}: {list(steps)}. Take "
-            "steps='all', or train with a larger n_checkpoints."
-        )
-    require_jobs(jobs)
-
-
-def polca_gradients(run: Checkpoints, steps: Steps, config: PolcaConfig) -> Float[Tensor, "time token direction"]:
-    """`<b, g>` of every token at checkpoints that `polca_trajectories` has been at, for baselines that need them.
+def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
+    """`<b, g>` of every token at the plan's steps, for baselines that need them.
 
     Raises:
-        QflError: It has not been there with this configuration.
+        QflError: They were not followed with this configuration.
     """
-    plan = plan_basis(run, config)
-    return torch.stack([_tensors(run, plan, Node("gradients", s, s))["gradients"] for s in run.resolve_steps(steps)])
+    return torch.stack([_tensors(plan, Node("gradients", step, step))["gradients"] for step in plan.steps])
 
 
-def _nodes(config: PolcaConfig, steps: Sequence[int]) -> list[Node]:
+def _nodes(plan: Plan) -> list[Node]:
     """All points that the accuracy needs, those at checkpoints first."""
-    nodes = [Node("gradients", step, step) for step in steps]
+    config, nodes = plan.config, [Node("gradients", step, step) for step in plan.steps]
     if config.accuracy == "path":
-        nodes += [node for step, to in pairwise(steps) for node in _inner(config, step, to)]
+        nodes += [node for step, to in pairwise(plan.steps) for node in _inner(config, step, to)]
     elif config.accuracy != "first":
-        nodes += [Node(_quantity(config), step, step) for step in steps[:-1]]
+        nodes += [Node(_quantity(config), step, step) for step in plan.steps[:-1]]
     return nodes
 
 
@@ -177,19 +138,9 @@ def _inner(config: PolcaConfig, step: int, to: int) -> list[Node]:
     return [Node("gradients", step, to, Fraction(index, n)) for index in range(1, n)]
 
 
-def _part(plan: BasisPlan, node: Node) -> str:
+def _part(plan: Plan, node: Node) -> str:
     """The table part of a point."""
-    return f"{node}-{digest(f'{plan.digest} {plan.config.n_examples} {plan.config.seed}')}"
-
-
-def _examples(run: Checkpoints, config: PolcaConfig) -> Examples:
-    """Whose answers are followed."""
-    return held_out(run.task, "test", config.n_examples, seed=config.seed, stream="polca")
-
-
-def _scored(run: Checkpoints, config: PolcaConfig) -> ScoredTokens:
-    """The tokens of those answers."""
-    return scored_tokens(run.task.encode(_examples(run, config)))
+    return f"{node}-{plan.points_digest}"
 
 
 class _Shared(NamedTuple):
@@ -200,22 +151,22 @@ class _Shared(NamedTuple):
     origin: Float[Tensor, " parameter"]
 
 
-def _prepare(run: Checkpoints, plan: BasisPlan, device: str | torch.device) -> _Shared:
+def _prepare(plan: Plan) -> _Shared:
     """The tokens, the directions, and where coordinates along them are 0: at the first checkpoint that is finite."""
-    scored, basis = _scored(run, plan.config), read_basis(run, plan, device)
+    run, scored, basis = plan.run, plan.scored(), read_basis(plan, plan.device)
     for step in run.steps:
-        origin = plan.space.flatten(parameters_to_save(run.load_model(step, device=device)))
+        origin = plan.space.flatten(parameters_to_save(run.load_model(step, device=plan.device)))
         if bool(torch.isfinite(origin).all()):
             return _Shared(scored, basis, origin.to(plan.dtype))
     raise QflError(f"no checkpoint of {run.path} is finite: there is nothing to follow. Train again, at a lower rate.")
 
 
-def _compute(run: Checkpoints, plan: BasisPlan, device: str | torch.device, shared: _Shared, node: Node) -> None:
+def _compute(plan: Plan, shared: _Shared, node: Node) -> None:
     """Compute what is asked at one point and write it."""
-    model = load_checked(run, plan, node.step, device)
+    run, model = plan.run, plan.load(node.step)
     parameters = parameters_to_save(model)
     if node.share:
-        end = parameters_to_save(load_checked(run, plan, node.to, device))
+        end = parameters_to_save(plan.load(node.to))
         parameters = {name: start.lerp(end[name], float(node.share)) for name, start in parameters.items()}
     loss = TokenLoss(model, shared.scored, dtype=plan.dtype)
     try:
@@ -231,7 +182,7 @@ def _compute(run: Checkpoints, plan: BasisPlan, device: str | torch.device, shar
     values = tensors[node.quantity]
     rows = pd.DataFrame(
         {
-            "direction": np.arange(len(plan)),
+            "direction": np.arange(plan.n_directions),
             "quantity": node.quantity,
             "step": node.step,
             "step_to": node.to,
@@ -240,9 +191,8 @@ def _compute(run: Checkpoints, plan: BasisPlan, device: str | torch.device, shar
             "coordinate": tensors["coordinates"].cpu().numpy(),
         }
     )
-    part = _part(plan, node)
-    where = {"basis": plan.config.basis, "analysis": part.rpartition("-")[2]}
-    run.table(LENS).write(part, rows.assign(**run.identity(), **where), tensors)
+    rows = rows.assign(**run.identity(), basis=plan.config.basis, analysis=plan.points_digest)
+    run.table(LENS).write(_part(plan, node), rows, tensors)
 
 
 def _quantities(
@@ -259,24 +209,22 @@ def _quantities(
     return {quantity: found.gradients, "losses": found.losses}
 
 
-def _tensors(run: Checkpoints, plan: BasisPlan, node: Node) -> dict[str, Tensor]:
+def _tensors(plan: Plan, node: Node) -> dict[str, Tensor]:
     """What was stored at a point."""
-    return run.table(LENS).read_tensors(_part(plan, node))
+    return plan.run.table(LENS).read_tensors(_part(plan, node))
 
 
-def _collect(run: Checkpoints, plan: BasisPlan, steps: Sequence[int]) -> PolcaData:
+def _collect(plan: Plan, scored: ScoredTokens) -> Followed:
     """Trajectories and intervals from the stored points; two checkpoints are in memory at a time."""
-    config = plan.config
-    examples = _examples(run, config)
-    scored = scored_tokens(run.task.encode(examples))
-    start = _tensors(run, plan, Node("gradients", steps[0], steps[0]))
+    config, run, steps, n = plan.config, plan.run, plan.steps, plan.n_directions
+    start = _tensors(plan, Node("gradients", steps[0], steps[0]))
     losses = [start["losses"]]
-    values = np.zeros((len(plan), len(scored), len(steps)), dtype=np.float64 if config.double else np.float32)
-    sums = torch.zeros(len(scored), len(plan), dtype=torch.float64)
+    values = np.zeros((n, len(scored), len(steps)), dtype=np.float64 if config.double else np.float32)
+    sums = torch.zeros(len(scored), n, dtype=torch.float64)
     intervals = []
     for index, (step, to) in enumerate(pairwise(steps), start=1):
-        end = _tensors(run, plan, Node("gradients", to, to))
-        found = decompose(config.accuracy, _interval(run, plan, step, to, start, end))
+        end = _tensors(plan, Node("gradients", to, to))
+        found = decompose(config.accuracy, _interval(plan, step, to, start, end))
         sums += found.contributions
         values[:, :, index] = sums.mT.numpy()
         change = (end["losses"] - start["losses"]).double()
@@ -296,28 +244,26 @@ def _collect(run: Checkpoints, plan: BasisPlan, steps: Sequence[int]) -> PolcaDa
         start = end
     first_order: TrajectoryKind = "first_order" if config.accuracy == "first" else "polca"
     kind: TrajectoryKind = "lca" if config.basis == "parameters" else first_order
-    directions = basis_rows(run, plan).assign(orthogonality=orthogonality(read_basis(run, plan)).numpy())
-    return PolcaData(
-        Trajectories(kind, tuple(steps), values, tuple(range(len(plan)))),
+    directions = basis_rows(plan).assign(orthogonality=orthogonality(read_basis(plan)).numpy())
+    return Followed(
+        Trajectories(kind, steps, values, tuple(range(n))),
         torch.stack(losses),
         scored,
-        examples,
+        plan.examples,
         directions,
         pd.DataFrame(intervals).assign(**run.identity()),
         config,
     )
 
 
-def _interval(
-    run: Checkpoints, plan: BasisPlan, step: int, to: int, start: dict[str, Tensor], end: dict[str, Tensor]
-) -> Segment:
+def _interval(plan: Plan, step: int, to: int, start: dict[str, Tensor], end: dict[str, Tensor]) -> Segment:
     """What is stored of one interval, in float64."""
     config = plan.config
     inner = _inner(config, step, to) if config.accuracy == "path" else []
-    slopes = [start["gradients"], *(_tensors(run, plan, node)["gradients"] for node in inner), end["gradients"]]
+    slopes = [start["gradients"], *(_tensors(plan, node)["gradients"] for node in inner), end["gradients"]]
     curvature = {}
     if config.accuracy in ("second", "paper"):
         quantity = _quantity(config)
-        curvature = {quantity: _tensors(run, plan, Node(quantity, step, step))[quantity].double()}
+        curvature = {quantity: _tensors(plan, Node(quantity, step, step))[quantity].double()}
     moved = end["coordinates"] - start["coordinates"]
     return Segment(moved, [slope.double() for slope in slopes], **curvature)
