@@ -1,4 +1,4 @@
-"""Activations of many examples at chosen places, in memory or on disk."""
+"""Activations of many examples at chosen places: in memory (`spans`) or on disk (`store`)."""
 
 from __future__ import annotations
 

@@ -113,7 +113,10 @@ def site_span(
     layers: Sequence[int] | None = None,
     chunk: int = CHUNK,
 ) -> SiteSpan:
-    """One site's activations of every example at the positions `first` to `last`: `site_spans` of one name."""
+    """One site's activations of every example at the positions `first` to `last`, `[place, pos, example, d]`.
+
+    `site_spans` of one name; arguments and errors are its.
+    """
     return site_spans(model, tokens, first, last, names=(name,), layers=layers, chunk=chunk)[name]
 
 
@@ -165,7 +168,7 @@ def site_spans(
 
 
 def places(name: str, layers: Sequence[int], n_heads: int) -> tuple[Place, ...]:
-    """The places of a site in some layers, layer by layer."""
+    """The places of a site in some layers, layer by layer; every head of each where the site has heads."""
     heads = range(n_heads) if SITES[name].has_heads else (-1,)
     return tuple(Place(layer, head) for layer in layers for head in heads)
 

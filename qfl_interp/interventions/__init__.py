@@ -1,4 +1,9 @@
-"""Changing activations, and what the model does then."""
+"""Changing activations, and what the model does then.
+
+`planes` projects directions out, `replace` writes zero, a mean or another example's activation; `edits` is what both
+are made of. `controls` are what an ablation is compared with, `scoring` the losses it leaves. `pairs` are clean and
+corrupted runs side by side; `patching`, `attribution`, `paths` and `interchange` move activations between them.
+"""
 
 from __future__ import annotations
 

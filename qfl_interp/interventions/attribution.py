@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from qfl_interp.activations.spans import Place
 from qfl_interp.interventions.pairs import Metric, PairScores, PatchPairs, contrast_logit_diff, end_scores, normalise
-from qfl_interp.interventions.patching import NO_HEAD, Place, resolve_places
+from qfl_interp.interventions.patching import NO_HEAD, resolve_places
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 from qfl_interp.models.metrics import answer_only, masked_loss

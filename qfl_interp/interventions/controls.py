@@ -31,7 +31,14 @@ def plane_means(
 ) -> Float[Tensor, "row d_model"]:
     """Mean activation at each row's layer and tokens over the examples that have them, float64; zero where none has.
 
-    Keeps one chunk's activations of the layers concerned in memory.
+    Args:
+        model: Any hooked model.
+        tokens: The examples that the planes' positions belong to.
+        planes: Their layers, tokens and site.
+        chunk: Examples a pass; one chunk's activations of the layers concerned are in memory.
+
+    Raises:
+        QflError: The model has no such hook point.
     """
     sites = {int(layer): Site(int(layer), planes.name) for layer in np.unique(planes.layers)}
     total = torch.zeros(len(planes.layers), planes.directions.shape[-1], dtype=torch.float64)
@@ -125,7 +132,14 @@ class Moves(NamedTuple):
 def moves_made(model: HookedModel, tokens: Tokens, make: RowInterventions, *, chunk: int = 256) -> list[Moves]:
     """How far each of the interventions moves the activations of each example, in the order they are installed.
 
-    One pass over the examples; keeps one number a token and intervention.
+    Args:
+        model: Any hooked model.
+        tokens: The examples.
+        make: The interventions for some of them.
+        chunk: Examples a pass; one number a token and intervention is kept.
+
+    Raises:
+        QflError: A hook point does not exist or did not fire.
     """
     parts: list[list[Tensor]] = []
     shapes: dict[int, tuple[int, ...]] = {}

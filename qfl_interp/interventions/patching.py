@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,15 +19,12 @@ from qfl_interp.interventions.pairs import (
     PatchPairs,
     end_scores,
     normalise,
-    patch_pairs,
     score_pairs,
 )
 from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import resumable, rows_logits
 from qfl_interp.models.hooks import Intervention, Site, read_activations
 from qfl_interp.sites import HEAD_SITES, STREAM_SITES
-
-__all__ = ["ALL_POSITIONS", "NO_HEAD", "PatchPairs", "PatchScores", "Place", "patch_pairs", "patch_sweep"]
 
 # In `Place`: the activation of all heads, or one that has none. In `PatchScores.positions`: every position at once.
 NO_HEAD = -1
@@ -224,7 +221,6 @@ def patch_sweep(
     positions: Sequence[int] | Literal["all"] | None = None,
     heads: Sequence[int] | None = None,
     chunk_rows: int = 128,
-    on_rows: Callable[[int], object] = lambda n: None,
 ) -> PatchScores:
     """Scores of the corrupted run with one clean activation patched in: every layer (and head) x position x pair.
 
@@ -244,7 +240,6 @@ def patch_sweep(
             at once, for a map of layers or heads alone.
         heads: Which heads, for z, q, k and v; all by default.
         chunk_rows: Rows of a forward pass at most.
-        on_rows: Called with a number of finished patches, `len(places) * len(positions) * len(pairs)` in all.
 
     Raises:
         ValueError: An unknown component; a layer, position or head that is not there; heads of a component that has
@@ -259,11 +254,7 @@ def patch_sweep(
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     places = resolve_places(model, pairs, component, layers, heads)
     used_layers, used_heads = (list(dict.fromkeys(column)) for column in zip(*places, strict=True))
-    every = range(pairs.span.stop)
-    asked = (ALL_POSITIONS,) if positions == "all" else tuple(_among("positions", positions, len(every)))
-    where = torch.tensor([list(every)] if positions == "all" else asked, device=model_device(model)).view(
-        len(asked), -1
-    )
+    asked, where = _positions(pairs, positions, model_device(model))
     clean, corrupted = (end_scores(model, pairs, t, chunk_rows) for t in (pairs.clean, pairs.corrupted))
     shape = (len(used_layers), len(used_heads), len(asked), len(pairs))
     # What is not run scores as the corrupted run.
@@ -271,12 +262,8 @@ def patch_sweep(
     for pair in torch.arange(len(pairs)).split(chunk_rows):
         block = _capture_block(model, pairs, pair, component, used_layers)
         for number, layer in enumerate(used_layers):
-            n_left = shape[1] * shape[2] * len(pair)
             for part in _patched(model, pairs, block, Site(layer, component), where, used_heads, chunk_rows):
                 for array, values in zip(scores, part.scores, strict=True):
                     array[number, part.head, part.pos, part.pair] = values
-                on_rows(len(part.pair))
-                n_left -= len(part.pair)
-            on_rows(n_left)
     logit_diff, loss, exact = (array.reshape(len(places), len(asked), len(pairs)) for array in scores)
     return PatchScores(component, places, asked, logit_diff, loss, exact, clean, corrupted)

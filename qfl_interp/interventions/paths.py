@@ -141,7 +141,13 @@ def path_patch(
 
 
 def head_senders(model: HookedModel, pairs: PatchPairs, receivers: Receivers) -> list[Node]:
-    """Every head with a path to all of `receivers`, at all positions: the senders of the usual sweep."""
+    """Every head with a path to all of `receivers`, at all positions: the senders of the usual sweep.
+
+    Args:
+        model: Any hooked model.
+        pairs: Any, to ask the model how many heads it has.
+        receivers: As for `path_patch`.
+    """
     heads = [Node(Site(place.layer, "z"), place.head) for place in resolve_places(model, pairs, "z")]
     ends = [] if receivers == "logits" else list(receivers)
     return [head for head in heads if all(_order(model, head) < _order(model, node) for node in ends)]

@@ -1,7 +1,7 @@
 """Replacing activations by zero, by their mean or by another example's: ablations as values, of heads and neurons too.
 
 All of them are `x <- (1 - eps) x + eps r` with a replacement `r`, at per-example positions or at every token.
-Projecting directions out is `project_out`.
+Projecting directions out is `planes.project_out`.
 """
 
 from __future__ import annotations
@@ -173,6 +173,9 @@ def activations_at(
         positions: Token index of each label in each example; zeros where it is negative. By default every token (or
             those of a site).
         chunk: Examples a pass; beyond the result one chunk's activations are in memory.
+
+    Raises:
+        QflError: The model has no such hook point.
     """
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     for start in range(0, len(tokens), chunk):
@@ -191,7 +194,12 @@ def _gathered(x: Tensor, positions: Tensor) -> Tensor:
 def mean_of(
     activations: Float[Tensor, "example place ..."], positions: Int[Tensor, "example place"] | None = None
 ) -> Float[Tensor, "place ..."]:
-    """Mean over the examples that have the label, computed in float64; zero where none has."""
+    """What `mean` writes: the mean over the examples that have the label, computed in float64; zero where none has.
+
+    Args:
+        activations: What `activations_at` returned.
+        positions: What it was asked for; by default every example has every place.
+    """
     total = activations.double().sum(dim=0)
     if positions is None:
         return (total / len(activations)).to(activations)

@@ -117,7 +117,6 @@ def score_ablation(
     n_trials: int,
     rng: np.random.Generator,
     chunk: int = 256,
-    on_trial: Callable[[], object] = lambda: None,
 ) -> dict[str, list[ExampleScores]]:
     """Scores of every example: "intact", "ablated", and `n_trials` of each control, by its name.
 
@@ -133,7 +132,6 @@ def score_ablation(
         rng: Decides them. A trial depends on its control's name and number alone, so that one more control or trial
             changes none.
         chunk: Examples a forward pass.
-        on_trial: Called after each trial, for a progress bar.
 
     Raises:
         QflError: A hook point does not exist or did not fire.
@@ -152,7 +150,6 @@ def score_ablation(
         for trial in range(n_trials):
             make = draw(generator(seed, f"control/{name}", trial))
             scores[name].append(score_interventions(model, batch, make, chunk=chunk, prefix=prefix))
-            on_trial()
     return scores
 
 
@@ -189,7 +186,6 @@ def score_units(
     positions: Int[Tensor, "example label"] | None = None,
     rng: np.random.Generator | None = None,
     chunk: int = 256,
-    on_layer: Callable[[], object] = lambda: None,
 ) -> UnitScores:
     """Every head or neuron ablated on its own.
 
@@ -207,7 +203,6 @@ def score_units(
         positions: Token index of each label in each example, where it is ablated; every token by default.
         rng: Draws the donors; "resample" needs it.
         chunk: Examples a forward pass.
-        on_layer: Called after each layer, for a progress bar.
 
     Raises:
         QflError: A layer or hook point does not exist.
@@ -229,7 +224,6 @@ def score_units(
         value = replacement_by(method, found, where, rng)
         prefix = shared_prefix(model, batch.tokens, layer, chunk=chunk)
         rows += _score_layer_units(model, batch, site, list(units), value, positions, prefix, chunk)
-        on_layer()
     assert units is not None
     n_examples = len(batch.tokens)
 
@@ -281,6 +275,9 @@ def answers(model: HookedModel, batch: Batch, make: RowInterventions = intact, *
         make: The interventions for the examples of each chunk; each position has to be changed in the same way
             whatever follows it.
         chunk: Examples decoded together.
+
+    Raises:
+        QflError: A hook point does not exist or did not fire.
     """
     free = batch.loss_mask & (batch.loss_mask.cumsum(dim=1) > 1)
 

@@ -1,4 +1,7 @@
-"""What lies on disk: a run's configuration, checkpoints and tables, and other people's suites of checkpoints."""
+"""What lies on disk: a run's configuration, checkpoints and tables, and other people's suites of checkpoints.
+
+`series` is what any of them offers an analysis (`Checkpoints`); `run` and `suite` are the two there are.
+"""
 
 from __future__ import annotations
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import qfl_interp as qfl
+from qfl_interp.activations.spans import Place
 from qfl_interp.interventions.attribution import attribution_error, attribution_patch
 from qfl_interp.interventions.pairs import patch_pairs
-from qfl_interp.interventions.patching import Place, patch_sweep
+from qfl_interp.interventions.patching import patch_sweep
 from qfl_interp.models.build import build_model
 from qfl_interp.sites import SITES
 
