@@ -148,15 +148,15 @@ def _option(options: dict[str, Parameter], own: Parameter, text: Said, *, by_com
         raise QflError(f"no option can give the parameter {own.name!r}: it needs a default.")
     if kind is None:
         return None
-    typed: Any = kind | None if default is None else kind
+    repeated, typed = bool(several) and not by_commas, kind | None if default is None else kind
     if several:
-        typed, default = (str, ",".join(map(str, default or ()))) if by_commas else (list[kind] | None, None)
-    word, *others = text.words or ("--" + own.name.removesuffix("s" if several else "").replace("_", "-"),)
-    info: Any = typer.Option(
-        f"{word}/--no-{word[2:]}" if kind is bool and default is True else word, *others, help=escape(text.text)
-    )
+        typed, default = (list[kind] | None, None) if repeated else (str, ",".join(map(str, default or ())))
+    spelled = (own.name.removesuffix("s") if repeated else own.name).replace("_", "-")
+    word, *others = text.words or (f"--{spelled}",)
+    switch = f"{word}/--no-{word[2:]}" if kind is bool and default is True else word
+    info: Any = typer.Option(switch, *others, help=escape(text.text))
     if several and own.kind is not Parameter.KEYWORD_ONLY:
-        info = typer.Argument(metavar=f"[{word[2:].upper()}]...", help=escape(text.text))
+        info = typer.Argument(metavar=f"[{spelled.upper()}]...", help=escape(text.text))
     added = _keyword(own.name, Annotated[typed, info], default)
     option = options.setdefault(word, added)
     if option is not added:
@@ -168,9 +168,9 @@ def _option(options: dict[str, Parameter], own: Parameter, text: Said, *, by_com
 
     def take(given: Mapping[str, Any]) -> Any:
         value = given[option.name]
-        if several and by_commas:
+        if several and not repeated:
             return _numbers(word, value, kind) or None
-        if several:
+        if repeated:
             return [_open(opened, one) if opened else one for one in value or ()] or None
         return _open(opened, value) if opened and value else value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import importlib
 import importlib.util
@@ -66,11 +67,14 @@ def signature(module: str, name: str) -> inspect.Signature:
     """
     try:
         names = _names(module)
-        node = names.statements[name]
+        node = copy.copy(names.statements[name])
         assert isinstance(node, ast.FunctionDef)
         assert not node.decorator_list
-        returned = ast.unparse(node.returns).split(".")[-1] if node.returns else inspect.Signature.empty
-        return inspect.Signature(list(_parameters(node, names)), return_annotation=returned)
+        returned = ast.unparse(node.returns).strip("'").split(".")[-1] if node.returns else inspect.Signature.empty
+        node.body, node.returns = [ast.Pass()], None
+        bare = ast.fix_missing_locations(ast.Module([node], []))
+        exec(compile(bare, module, "exec", dont_inherit=True), names)
+        return inspect.signature(names.pop(name), eval_str=True).replace(return_annotation=returned)
     except Exception:  # whatever the source does not tell, or names wrongly, running it does
         return inspect.signature(imported(module, name), eval_str=True)
 
@@ -96,22 +100,6 @@ def _spec(module: str) -> ModuleSpec:
     if spec is None:
         raise ModuleNotFoundError(f"No module named {module!r}")
     return spec
-
-
-def _parameters(node: ast.FunctionDef, names: _Names) -> Iterator[inspect.Parameter]:
-    """The parameters of a function's definition."""
-    positional = [*node.args.posonlyargs, *node.args.args]
-    defaults = [*[None] * (len(positional) - len(node.args.defaults)), *node.args.defaults, *node.args.kw_defaults]
-    for n, (argument, default) in enumerate(zip([*positional, *node.args.kwonlyargs], defaults, strict=True)):
-        annotation = argument.annotation
-        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):  # in quotes
-            annotation = ast.parse(annotation.value, mode="eval").body
-        yield inspect.Parameter(
-            argument.arg,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD if n < len(positional) else inspect.Parameter.KEYWORD_ONLY,
-            annotation=inspect.Parameter.empty if annotation is None else names.value(annotation),
-            default=inspect.Parameter.empty if default is None else names.value(default),
-        )
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -155,10 +143,6 @@ class _Names(dict[str, Any]):
         self.spec = spec
         self.statements = dict(_statements(ast.parse(source).body))
 
-    def value(self, node: ast.expr) -> Any:
-        """An expression's value."""
-        return eval(compile(ast.Expression(node), self.spec.name, "eval"), {}, self)
-
     def __missing__(self, name: str) -> Any:
         node, own = self.statements[name], self.spec.name.partition(".")[0]
         if isinstance(node, ast.Import):
@@ -173,7 +157,7 @@ class _Names(dict[str, Any]):
             module = self.spec.name
             found = getattr(importlib.import_module(module), name) if decorated else _Elsewhere(name, (), {})
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
-            found = self.value(node.value)
+            found = eval(compile(ast.Expression(node.value), self.spec.name, "eval"), self)
         else:
             raise NameError(name)
         self[name] = found

@@ -148,8 +148,8 @@ def text_at(text: str, x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str,
 
 
 def figure_config(figure: go.Figure) -> dict[str, Any]:
-    """What to hand to `figure.show(config=...)`: the modebar's camera saves an SVG at paper size."""
-    meta: Any = figure.layout["meta"]
+    """What to hand to `figure.show(config=...)`: the modebar's camera saves an SVG, one of ours at paper size."""
+    meta: Any = figure.layout["meta"] or {}
     return {
         "displaylogo": False,
         # plotly.js 4 offers to upload the figure to a server of its makers unless told not to.
