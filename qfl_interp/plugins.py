@@ -16,7 +16,6 @@ LoadedT = TypeVar("LoadedT")
 
 TASKS = "qfl_interp.tasks"
 LENSES = "qfl_interp.lenses"
-LENSES = "qfl_interp.lenses"
 ANALYSES = "qfl_interp.analyses"
 SWEEP_ANALYSES = "qfl_interp.sweep_analyses"
 # Top-level packages of ours with common names, which a user's own files can shadow.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qfl_interp.interventions.edits import RowInterventions, Rows, edit_at
+from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at
 from qfl_interp.interventions.planes import Planes, plane_ablation
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import logits_at
@@ -192,7 +192,7 @@ def same_norm(moves: Sequence[Moves], rng: np.random.Generator) -> RowInterventi
         noise = torch.from_numpy(rng.standard_normal((*move.size.shape, int(np.prod(move.shape))), dtype=np.float32))
         drawn.append((noise * (move.size / noise.norm(dim=-1))[..., None]).unflatten(-1, move.shape))
 
-    def make(rows: Rows) -> list[Intervention]:
+    def make(rows: BatchRows) -> list[Intervention]:
         return [
             _add(move.site, vectors[rows], move.positions[rows]) for move, vectors in zip(moves, drawn, strict=True)
         ]

@@ -11,9 +11,9 @@ from torch import Tensor
 from qfl_interp.models.hooks import Intervention, Site
 
 # Which examples of a batch: a slice, or their indices.
-Rows = slice | Int[Tensor, " batch"]
+BatchRows = slice | Int[Tensor, " batch"]
 # Some examples of a batch -> what is installed for the pass over them, aligned with each example's positions.
-RowInterventions = Callable[[Rows], list[Intervention]]
+RowInterventions = Callable[[BatchRows], list[Intervention]]
 
 
 def edit_at(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from qfl_interp.interventions.edits import RowInterventions, Rows, edit_at
+from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at
 from qfl_interp.models.hooks import Intervention, Site
 
 
@@ -267,7 +267,7 @@ def plane_ablation(planes: Planes, *, epsilon: float = 1.0) -> RowInterventions:
         for place, groups in sorted(places.items())
     }
 
-    def make(rows: Rows) -> list[Intervention]:
+    def make(rows: BatchRows) -> list[Intervention]:
         return [
             project_out(Site(layer, planes.name), w, offsets=b, positions=positions[rows], epsilon=epsilon)
             for (layer, _), (w, b, positions) in stacked.items()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qfl_interp.data.task import Batch
 from qfl_interp.interventions.controls import Control
-from qfl_interp.interventions.edits import RowInterventions, Rows
+from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import logits_at, resumable, rows_logits
@@ -29,7 +29,7 @@ from qfl_interp.shapes import Resid, Tokens
 from qfl_interp.sites import HEAD_SITES
 
 
-def intact(_rows: Rows) -> list[Intervention]:
+def intact(_rows: BatchRows) -> list[Intervention]:
     """No intervention: the model as it is."""
     return []
 
@@ -255,7 +255,7 @@ def _score_layer_units(
         if prefix is not None and len(group) > 1:
             ahead = prefix._replace(resid=prefix.resid.repeat(len(group), 1, 1))
 
-        def make(rows: Rows, group: Tensor = group) -> list[Intervention]:
+        def make(rows: BatchRows, group: Tensor = group) -> list[Intervention]:
             row = torch.arange(len(group) * n)[rows]
             where = None if positions is None else positions[row % n]
             return [replace(site, partial(value, row % n), where, units=group[row // n], label="unit")]
