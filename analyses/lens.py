@@ -8,8 +8,9 @@ lens and know none by name. `analyses.part_lens` has the base of those that comp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from qfl_interp.plots.panels import Panel, Shade
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Steps
+
+FoundT = TypeVar("FoundT")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Page:
         features: Names.
         steps: The checkpoints of what the page computes where it is missing.
         config: The probes'.
-        n_trials: Random controls of a test that the page computes.
+        n_trials: Random controls of the tests that the page computes; None: it computes no test.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw bars on standard error.
@@ -39,10 +42,22 @@ class Page:
     features: tuple[str, ...]
     steps: Steps = "all"
     config: ProbeConfig = field(default_factory=ProbeConfig)
-    n_trials: int = 32
+    n_trials: int | None = None
     jobs: int = 1
     device: str | torch.device = "cpu"
     progress: bool = True
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What every lens of probes is called with."""
+        return {"config": self.config, "jobs": self.jobs, "device": self.device, "progress": self.progress}
+
+    def once(self, key: str, make: Callable[[], FoundT]) -> FoundT:
+        """What `make` returns, called once a page and key: panels and sections often show one table."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
 
 class Shading(NamedTuple):
@@ -68,14 +83,20 @@ class Lens:
     Attributes:
         name: Of its function and table; the command is the same with hyphens.
         question: What it answers, in one line.
-        methods: How its numbers come about, for the report: items of a list.
+        methods: How its numbers come about, for the report: items of a list, "- **Word** ...".
+        limits: What they do not show, likewise.
         order: Where it stands among the lenses of a page.
     """
 
     name: ClassVar[str]
     question: ClassVar[str]
     methods: ClassVar[str] = ""
-    order: ClassVar[int] = 100
+    limits: ClassVar[str] = ""
+    order: ClassVar[int] = 200
+
+    @classmethod
+    def prepare(cls, page: Page) -> None:
+        """Compute what the page needs of it in any case; by default nothing. What fails here ends the page."""
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
@@ -91,3 +112,8 @@ class Lens:
     def findings(cls, page: Page) -> list[Finding]:
         """Its verdicts for the report's head."""
         return []
+
+    @classmethod
+    def shading(cls, page: Page) -> Shading | None:
+        """Where the loss falls; None of a lens that does not say. The timeline takes the first that does."""
+        return None

@@ -15,10 +15,11 @@ from torch import Tensor
 from analyses.checkpoints import over_checkpoints
 from analyses.lens import Lens, Page
 from analyses.models_at import ModelAt
-from analyses.stored import stored_rows
+from analyses.stored import rows_of_one_call
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.tables import select
 
 SharedT = TypeVar("SharedT")
 ViewT = TypeVar("ViewT")
@@ -132,18 +133,41 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
 
     @classmethod
     def stored(cls, page: Page) -> pd.DataFrame:
-        """The rows that a page shows: of its features and probes, where the table has these columns."""
-        return stored_rows(page.run, cls.name, cls.by)
+        """The rows that a page shows: of its features and probes, where the table has these columns.
+
+        Raises:
+            ValueError: The table lacks a column that tells calls apart.
+        """
+        return page.once(f"{cls.name}, stored", lambda: cls._stored(page))
+
+    @classmethod
+    def _stored(cls, page: Page) -> pd.DataFrame:
+        """Those rows, read."""
+        rows = page.run.table(cls.name).read()
+        if rows.empty:
+            return rows
+        lacking = [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
+        if lacking:
+            raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
+        if "settings" in rows:
+            rows = select(rows, settings=page.config.digest())
+        if "feature" in rows:
+            rows = pd.concat([select(rows, feature=name) for name in page.features], ignore_index=True)
+        return rows_of_one_call(rows, cls.by, step=cls.step_column)
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
         """Panels of what was computed before."""
+        if cls.panels_of is PartLens.panels_of:
+            return []
         rows = cls.stored(page)
         return [] if rows.empty else cls.panels_of(rows)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
         """Sections of what was computed before."""
+        if cls.sections_of is PartLens.sections_of:
+            return []
         rows = cls.stored(page)
         return [] if rows.empty else cls.sections_of(rows)
 

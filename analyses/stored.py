@@ -9,25 +9,25 @@ import pandas as pd
 
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.stats import holm
-from qfl_interp.tables import column, groups, select
+from qfl_interp.tables import column, groups
 
 
-def stored_rows(
-    run: Checkpoints, lens: str, by: Sequence[str], *, step: str = "step", **equals: object
-) -> pd.DataFrame:
-    """A lens' rows with these values; for each value of the columns `by`, the rows of one call.
+def stored_rows(run: Checkpoints, lens: str, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:
+    """A lens' rows: `rows_of_one_call` of its table."""
+    return rows_of_one_call(run.table(lens).read(), by, step=step)
+
+
+def rows_of_one_call(rows: pd.DataFrame, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:
+    """For each value of the columns `by`, the rows of one call.
 
     Of several calls with other settings, it is the one with most steps, and of those the one with most rows: a curve
     never mixes settings.
 
     Args:
-        run: Whose table.
-        lens: Its name.
+        rows: Of any number of calls, which the column "analysis" tells apart.
         by: Columns that tell apart what is shown, such as feature and label.
         step: The column that counts a call's steps.
-        **equals: Columns with the value that a row must have.
     """
-    rows = select(run.table(lens).read(), **equals)
     if rows.empty:
         return rows
     calls = rows.groupby([*by, "analysis"], as_index=False).agg(n_steps=(step, "nunique"), n_rows=(step, "size"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -95,3 +96,9 @@ def load_all(
         except QflError as error:
             faults.append(str(error))
     return loaded, faults
+
+
+@functools.cache
+def warn(line: str) -> None:
+    """Write a line on standard error, each one once in a process: the command line and a page meet the same faults."""
+    print(f"warning: {line}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,8 @@ def distinct(table: pd.DataFrame, name: str) -> list[Any]:
 def groups(table: pd.DataFrame, name: str) -> list[tuple[Any, pd.DataFrame]]:
     """Each value of a column with its rows, in the order in which the values first appear."""
     return [(value, select(table, **{name: value})) for value in distinct(table, name)]
+
+
+def titled(table: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns under the names that a reader sees; those that the table lacks are left out."""
+    return table.filter(list(titles)).rename(columns=dict(titles))

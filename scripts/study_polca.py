@@ -29,7 +29,7 @@ from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 import qfl_interp as qfl
 from analyses import polca
 from analyses.lenses.emergence.figure import feature_panels, shading
-from analyses.lenses.emergence.lens import emergence_tables
+from analyses.lenses.emergence.tables import emergence_tables
 from analyses.lenses.polca.basis import find_basis, read_basis
 from analyses.lenses.polca.plan import CurveKind, Plan
 from analyses.pages.timeline_figure import timeline_figure

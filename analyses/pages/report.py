@@ -7,25 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
-from analyses.choose import chosen_features
-from analyses.lenses.ablate.lens import ablate
-from analyses.lenses.curvature.tables import stored as stored_curvature
-from analyses.lenses.emergence.lens import emergence_tables, with_loss_curve
-from analyses.lenses.polca.tables import stored as stored_polca
-from analyses.lenses.probe.lens import probe
-from analyses.pages.sections import standard_sections
-from analyses.pages.timeline import lens_panels
-from analyses.pages.words import findings
-from analyses.stored import stored_rows, with_holm
+from analyses.choose import chosen_features, with_loss_curve
+from analyses.lens import Page
+from analyses.pages.shown import Shown
+from analyses.pages.words import CITATION, LIMITS, METHODS, one_list
+from analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import write_report
+from qfl_interp.report.page import Finding, Section, write_report
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import distinct, select
 
 
 def report(
@@ -44,8 +38,9 @@ def report(
 
     Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever else was
     computed before for these features is shown too, at whatever steps: carry-forward and description length (of these
-    probes), ablation over steps, interchange, patching, single heads and neurons, POLCA, curvature. Where a lens
-    was called with several settings, the call with most steps is shown.
+    probes), ablation over steps, interchange, patching, single heads and neurons, POLCA, curvature, lenses of other
+    packages. Where a lens was called with several settings, the call with most steps is shown. A lens that cannot be
+    drawn is named, on the page and on standard error.
 
     Example:
         `qfl report runs/add16`
@@ -64,52 +59,40 @@ def report(
     Returns:
         Where the page is.
     """
-    run, config = with_loss_curve(run), config or ProbeConfig()
-    last = run.resolve_steps(steps)[-1]
-    how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
-    names = [feature.name for feature in chosen_features(run, features)]
-    rows = probe(run, features, steps, **how).to_dataframe()
-    emerged = emergence_tables(run, features, steps, **how)
-    ablated = ablate(run, features, last, n_trials=n_trials, **how).to_dataframe()
-    sections = standard_sections(
-        run.metrics,
-        probe=rows,
-        emergence_curve=emerged.curves,
-        emergence=emerged.verdicts,
-        ablate=ablated,
-        **stored_tables(run, names, config),
-        polca=stored_polca(run),
-        curvature=stored_curvature(run),
-        # A lens of a single step is no curve, and has a section of its own.
-        panels=[panel for panel in lens_panels(run, names, config) if _is_curve(panel)],
+    run = with_loss_curve(run)
+    names = tuple(feature.name for feature in chosen_features(run, features))
+    page = Page(run, names, steps, config or ProbeConfig(), n_trials, jobs, device, progress)
+    shown = Shown(page)
+    found = shown.ask_each(lambda lens: lens.sections(page), Section)
+    drawn = {lens for lens, own in found.items() if any(section.figure is not None for section in own)}
+    # A panel of a single step is no curve, and left to the lens' own figure.
+    panels = shown.ask_each(lambda lens: [p for p in lens.panels(page) if lens not in drawn or _is_curve(p)], Panel)
+    findings = shown.ask(lambda lens: lens.findings(page), Finding)
+    timeline = _timeline(run, shown.timeline(panels))
+    shown.warn()
+    sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
+    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
+
+
+def _timeline(run: Run, figure: Figure) -> Section:
+    """The first section."""
+    return Section(
+        "Timeline",
+        figure=figure,
+        note="The shaded band is the loss transition; open markers are where a feature became decodable. "
+        "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
+        "curves.",
+        downloads={"validation": run.metrics.dropna(subset=["val_loss"])},
     )
-    return write_report(out or run.path / "report.html", card(run), sections, findings=findings(emerged.verdicts))
 
 
-def stored_tables(run: Run, features: Sequence[str], config: ProbeConfig) -> dict[str, pd.DataFrame]:
-    """What a report shows of the lenses that it does not compute, by argument of `standard_sections`.
-
-    Args:
-        run: Whose tables.
-        features: Names.
-        config: The probes', for the lenses that use them.
-    """
-    of_probes = {"settings": config.digest()}
-
-    def of_features(lens: str, by: Sequence[str], **how: Any) -> pd.DataFrame:
-        rows = stored_rows(run, lens, ["feature", *by], **how)
-        parts = [select(rows, feature=name) for name in features if name in distinct(rows, "feature")]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-    swapped = of_features("interchange", ["label"], **of_probes)
-    return {
-        "transfer": of_features("transfer", [], step="eval_step", **of_probes),
-        "mdl": of_features("mdl", [], **of_probes),
-        "ablate_over_steps": of_features("ablate", ["method"], **of_probes),
-        "interchange": swapped if swapped.empty else with_holm(swapped),
-        "patch": of_features("patch", ["label"]),
-        "ablate_units": stored_rows(run, "ablate_units", ["name", "method"]),
-    }
+def _closing(faults: Sequence[str]) -> list[Section]:
+    """The sections of text: what is not shown, how numbers were computed, limits, how to cite."""
+    missing = [Section("Not shown", text="\n".join(f"- {fault}" for fault in faults))] if faults else []
+    methods = one_list([METHODS, *(lens.methods for lens in lenses())])
+    limits = one_list([LIMITS, *(lens.limits for lens in lenses())])
+    texts = {"Methods": methods, "Limits": limits, "Citation": CITATION}
+    return missing + [Section(title, text=text) for title, text in texts.items()]
 
 
 def _is_curve(panel: Panel) -> bool:

@@ -21,7 +21,7 @@ import torch
 
 from analyses.checkpoints import over_checkpoints
 from analyses.choose import chosen_features
-from analyses.lenses.emergence.lens import by_site, emergence_curve, emergence_tables
+from analyses.lenses.emergence.tables import by_site, emergence_curve, emergence_tables
 from analyses.lenses.probe.lens import probe
 from analyses.result import Result
 from analyses.sweeps.across_figure import across_figure

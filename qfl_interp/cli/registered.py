@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from rich.markup import escape
 from qfl_interp.cli.command import command_of, opens
 from qfl_interp.cli.signature import docstring, imported, sections, signature
 from qfl_interp.errors import QflError
-from qfl_interp.plugins import LENSES, LoadedT, load_all, load_entry_point
+from qfl_interp.plugins import LENSES, LoadedT, load_all, load_entry_point, warn
 
 
 class _Source(NamedTuple):
@@ -44,7 +43,7 @@ def add_commands(app: typer.Typer, *groups: str) -> None:
     for group in groups:
         for name, source in _loaded(group, _source).items():
             if name.replace("_", "-") in taken:
-                print(f"warning: {group} {name!r} is left out: another command has this name.", file=sys.stderr)
+                warn(f"{group} {name!r} is left out: another command has this name.")
                 continue
             found[name] = source
             taken.add(name.replace("_", "-"))
@@ -62,7 +61,7 @@ def _loaded(group: str, load: Callable[[EntryPoint], LoadedT]) -> dict[str, Load
     """The good entries of a group; the bad ones are named."""
     loaded, faults = load_all(group, load)
     for fault in faults:
-        print(f"warning: {fault}", file=sys.stderr)
+        warn(fault)
     return loaded
 
 

@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 import qfl_interp as qfl
 from analyses import ablate, emergence, probe, report, timeline
 from analyses.lenses.ablate import lens as ablation
-from analyses.lenses.emergence import lens as emerging
+from analyses.lenses.emergence import tables as emerging
 from analyses.lenses.probe import data as of_probes
-from analyses.lenses.probe import lens as probing
+from analyses.lenses.probe import fitting
 from analyses.models_at import ModelAt
 from analyses.stored import with_holm
 from qfl_interp.data.examples import in_split
@@ -55,7 +55,7 @@ def no_work(monkeypatch):
     def fail(*_args, **_kwargs):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(probing, "fit_probes", fail)
+    monkeypatch.setattr(fitting, "fit_probes", fail)
     monkeypatch.setattr(qfl.Run, "load_model", fail)
 
 
@@ -135,7 +135,7 @@ def test_probes_agree_with_scikit_learn(probed, feature, label, layer):
 
 def test_the_shuffled_control_is_scored_on_the_true_labels(run_copy, monkeypatch):
     """With a shuffle that moves nothing it is the probe itself."""
-    monkeypatch.setattr(probing, "shuffle_labels", lambda y, *_: y.clone())
+    monkeypatch.setattr(fitting, "shuffle_labels", lambda y, *_: y.clone())
     rows = probe(run_copy, "carry", "last", n_untrained=1, **QUICK).to_dataframe()
     for name in ("loss", "score"):
         np.testing.assert_allclose(rows[f"shuffled_test_{name}"], rows[f"test_{name}"], rtol=1e-9)
@@ -159,8 +159,8 @@ def test_a_deleted_part_comes_back_bit_for_bit(probed_copy, monkeypatch):
     weights = table.read_tensors(part)
     for file in table.folder.glob(f"*{part}*"):
         file.unlink()
-    fit = probing.fit_probes
-    monkeypatch.setattr(probing, "fit_probes", lambda *a, **k: fits.append(1) or fit(*a, **k))
+    fit = fitting.fit_probes
+    monkeypatch.setattr(fitting, "fit_probes", lambda *a, **k: fits.append(1) or fit(*a, **k))
     after = probe(probed_copy, "carry", step, **QUICK)
     assert fits == [1]
     again = table.read_tensors(part)

@@ -13,7 +13,7 @@ import qfl_interp as qfl
 from analyses import ablate, ablate_units, interchange, patch, timeline
 from analyses.lenses.patch.pairs import VARIES
 from analyses.lenses.probe import data as of_probes
-from analyses.lenses.probe import lens as probing
+from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.interventions.interchange import interchange_scores
@@ -151,7 +151,7 @@ def test_replacing_the_activation(run, method):
     rows = ablate(run, "carry", "last", config=CONFIG, method=method, n_trials=2, **QUIET).to_dataframe()
     table = rows.set_index("condition")
     assert list(table.index) == ["intact", "ablated", "same_norm"]
-    probed = probing.probe(run, "carry", "last", config=CONFIG, n_untrained=0, **QUIET).to_dataframe()
+    probed = probe(run, "carry", "last", config=CONFIG, n_untrained=0, **QUIET).to_dataframe()
     best = probed.loc[probed.groupby("label")["train_loss"].idxmin()].set_index("label")["layer"]
     examples = of_probes.probe_data(run, CONFIG).test
     batch, positions = run.task.encode(examples), run.task.feature("carry").positions(examples)[0]

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 import qfl_interp as qfl
 from analyses import ablate, emergence, probe, report
 from analyses.lenses.probe import data as of_probes
-from analyses.lenses.probe import lens as probing
+from analyses.lenses.probe import fitting
 from qfl_interp.activations.spans import site_span
 from qfl_interp.data.task import NO_POSITION
 
@@ -105,7 +105,7 @@ def test_a_label_that_few_examples_have_is_not_fitted():
         of_probes.feature_data(feature, site_span(model, task.encode(e).tokens, *of_probes.read_span(task, e)), e)
         for e in examples
     )
-    rows, tensors = probing._fit(feature, train, test, None, CONFIG)
+    rows, tensors = fitting.fit_feature(feature, train, test, None, CONFIG)
     present = (feature.positions(examples[0]) != NO_POSITION).mean(axis=0)
     assert rows["n_train"].tolist() == np.rint(present * 400).astype(int).tolist()
     assert rows["fitted"].tolist() == (present >= 0.05).tolist()

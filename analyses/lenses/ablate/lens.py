@@ -12,26 +12,47 @@ import pandas as pd
 import torch
 
 from analyses.choose import chosen_features, chosen_labels, require_one_a_token
+from analyses.lens import Page
 from analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
-from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure
+from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
 from analyses.lenses.probe.data import part_name, probe_data
 from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
-from analyses.stored import with_holm
+from analyses.stored import rows_of_one_call, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import score_ablation
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.metrics import ExampleScores
+from qfl_interp.plots.conditions import ABLATION
+from qfl_interp.plots.panels import Panel
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
+from qfl_interp.tables import column, groups, titled
 
 METHODS = ("project_out", "zero", "mean", "resample")
 _METRICS = ("loss", "loss_answer", "exact", "exact_answer")
+
+
+# Columns of the report's table.
+_COLUMNS = {
+    "feature": "feature",
+    "condition": "condition",
+    "exact_answer": "exact match, answer",
+    "exact": "exact match, paper",
+    "loss_answer": "loss, answer (nats)",
+    "loss": "loss, paper (nats)",
+    "p_value_paired": "p, paired",
+    "p_value_trials": "p, among trials",
+    "p_value_holm": "p, Holm",
+    "n_examples": "examples",
+    "n_trials": "trials",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,12 @@ class Ablate(PartLens[Examples, HookedModel]):
     name = "ablate"
     question = "Does the model use the feature?"
     order = 50
+    methods = """
+    - **Ablation** takes the probe's directions out of the activation at its layer and positions. Three controls
+      disturb the same places: as many random directions, as many directions of another feature, and random changes
+      of the same size. Whiskers are bootstrap 95 % intervals over examples; the p-value compares ablated with
+      control for the same examples (sign flips), corrected for the number of features (Holm).
+    """
     by = ("feature", "method")
 
     def part(self, piece: Piece) -> str:
@@ -83,6 +110,43 @@ class Ablate(PartLens[Examples, HookedModel]):
             "settings": self.config.digest(),
             "analysis": self.analysis(piece),
         }
+
+    @classmethod
+    def prepare(cls, page: Page) -> None:
+        if page.n_trials is not None:
+            cls._tested(page, page.n_trials)
+
+    @classmethod
+    def _tested(cls, page: Page, n_trials: int) -> pd.DataFrame:
+        """The rows of the last checkpoint, ablated with this many trials of every control."""
+        last = page.run.resolve_steps(page.steps)[-1]
+        return page.once(cls.name, lambda: ablate(page.run, page.features, last, n_trials=n_trials, **page.how).rows)
+
+    @staticmethod
+    def panels_of(rows: pd.DataFrame) -> list[Panel]:
+        """Of one method where a feature was ablated by several."""
+        return [ablation_panel(part, name) for name, part in groups(rows_of_one_call(rows, ["feature"]), "feature")]
+
+    @classmethod
+    def sections(cls, page: Page) -> list[Section]:
+        of_last = [] if page.n_trials is None else [_of_one_step(cls._tested(page, page.n_trials))]
+        return of_last + super().sections(page)
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        """Exact match over compute of each feature and method that has several steps."""
+        return [
+            Section(
+                f"Ablation over training: {feature.replace('_', ' ')}, {method.replace('_', ' ')}",
+                figure=ablation_over_steps_figure(part),
+                note="From when on does the model use the feature? Curves part where it does. Whiskers: 95 % "
+                f"intervals; {int(column(part, 'n_trials').max()):,} trials of every control.",
+                downloads={f"ablate_{feature}_{method}": part},
+            )
+            for feature, of_feature in groups(rows, "feature")
+            for method, part in groups(of_feature, "method")
+            if (np.unique(column(part, "flops")) > 0).sum() > 1
+        ]
 
 
 def ablate(
@@ -211,3 +275,16 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
     first = next(row for condition, row in rows.items() if condition not in ("intact", "ablated"))
     rows["ablated"] |= {name: first[name] for name in ("difference", "p_value_paired", "p_value_trials")}
     return pd.DataFrame(list(rows.values()))
+
+
+def _of_one_step(rows: pd.DataFrame) -> Section:
+    """Ablation bars with the table behind them."""
+    named = rows.assign(condition=[ABLATION[name].legend for name in rows["condition"]])
+    return Section(
+        "Ablation",
+        figure=ablation_figure(rows),
+        table=titled(named, _COLUMNS),
+        downloads={"ablate": rows},
+        note="Does the model use the features? Each one's probe directions are taken out while the model answers. "
+        "Hatched: controls that disturb the same places. Whiskers: 95 % intervals.",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,13 @@ from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import Method, UnitScores, score_units
 from qfl_interp.models.build import HookedModel
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
-from qfl_interp.tables import select
+from qfl_interp.tables import groups, select
+
+_UNITS: Final = {"z": "attention heads", "mlp_post": "MLP neurons"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class AblateUnits(PartLens[Batch, HookedModel]):
     name = "ablate_units"
     question = "Which heads or neurons does the answer need?"
     order = 80
+    methods = """
+    - **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
+      by their value in another example. The rise of the answer's loss has a bootstrap 95 % interval over
+      examples and a p-value (sign flips) corrected for the number of units of a step (Holm).
+    """
     by = ("name", "method")
 
     def part(self, piece: Piece) -> str:
@@ -52,6 +60,20 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"name": self.site, "method": self.method, **super().columns(piece)}
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        return [
+            Section(
+                f"Single {_UNITS.get(name, name.replace('_', ' '))}, {method.replace('_', ' ')}",
+                figure=units_figure(part),
+                note="How much the loss over the answer rises when one unit alone is replaced at every token. Hovering "
+                "over one shows the 95 % interval.",
+                downloads={f"ablate_units_{name}_{method}": part},
+            )
+            for name, of_name in groups(rows, "name")
+            for method, part in groups(of_name, "method")
+        ]
 
 
 def ablate_units(

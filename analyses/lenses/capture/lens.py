@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from analyses.lens import Lens
 from analyses.lenses.probe.data import dataset_name, probe_data, read_span
 from analyses.result import Result
 from qfl_interp.activations.store import ActivationStore
@@ -19,6 +20,14 @@ from qfl_interp.plots.theme import new_figure
 from qfl_interp.progress import progress_bar
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import column, distinct, groups, select
+
+
+class Capture(Lens):
+    """Fills the store of activations, which has no table and nothing for a page."""
+
+    name = "capture"
+    question = "Which activations are kept on disk, for every later look at them?"
+    order = 5
 
 
 def capture(

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from analyses.choose import chosen_labels, require_one_a_token
-from analyses.lenses.interchange.figure import interchange_figure
+from analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from analyses.lenses.patch.pairs import deciding_features
 from analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
 from analyses.lenses.probe.lens import probe
@@ -27,11 +27,13 @@ from qfl_interp.digests import digest
 from qfl_interp.interventions.interchange import Condition, InterchangeScores, interchange_scores
 from qfl_interp.interventions.pairs import PatchPairs, patch_pairs
 from qfl_interp.models.build import HookedModel
+from qfl_interp.plots.panels import Panel
 from qfl_interp.probes import independent
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip
-from qfl_interp.tables import select
+from qfl_interp.tables import distinct, groups, select
 
 # Conditions, and what the summary calls them.
 _SWAPPED: dict[Condition, str] = {
@@ -54,6 +56,13 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     name = "interchange"
     question = "Does the answer follow a feature's value when its directions are swapped?"
     order = 60
+    methods = """
+    - **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
+      read, the corrupted run gets the clean run's component along some directions and keeps the rest of its own
+      activation; a pair counts as flipped if the next differing token of its answer becomes the clean one. Beside
+      the probe's directions stand those in which the classes' mean activations differ, no swap, random directions
+      of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
+    """
     by = ("feature", "label")
 
     def part(self, piece: Piece) -> str:
@@ -113,6 +122,32 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         probes = {"site": self.config.site, "settings": self.config.digest()}
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
+
+    @staticmethod
+    def panels_of(rows: pd.DataFrame) -> list[Panel]:
+        return [
+            interchange_panel(part, feature, label)
+            for feature, part in groups(rows, "feature")
+            for label in distinct(part, "label")
+        ]
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        note = (
+            "Does the answer follow what is swapped in? Each pair's corrupted run gets a part of the clean run's "
+            "activation where the label is read; the figure shows in how many pairs the next token of the answer that "
+            "tells the two apart becomes the clean one. The whole activation is all that the place holds; random "
+            "directions are the control. Whiskers: 95 % intervals."
+        )
+        return [
+            Section(
+                f"Interchange: {feature.replace('_', ' ')}",
+                figure=interchange_figure(part),
+                note=note,
+                downloads={f"interchange_{feature}": part},
+            )
+            for feature, part in groups(with_holm(rows), "feature")
+        ]
 
 
 def interchange(

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from analyses.choose import chosen_features
-from analyses.lenses.mdl.figure import mdl_figure
+from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from analyses.lenses.probe.data import (
     ProbeData,
     feature_data,
@@ -27,9 +27,11 @@ from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError
+from qfl_interp.plots.panels import Panel
 from qfl_interp.probes import PROBE_LOSS, online_code
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import select
+from qfl_interp.tables import column, groups, select
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
     name = "mdl"
     question = "How much do activations shorten a code for the labels?"
     order = 40
+    methods = """
+    - **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
+      predicts the next examples. The compression is the uniform code's length over it, so it also says from how
+      few examples the label can be learned (Voita and Titov, https://arxiv.org/abs/2003.12298).
+    """
     by = ("feature",)
 
     def part(self, piece: Piece) -> str:
@@ -73,6 +80,28 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         settings = self.config.digest()
         return {"site": self.config.site, "settings": settings, "analysis": settings}
+
+    @staticmethod
+    def panels_of(rows: pd.DataFrame) -> list[Panel]:
+        return [mdl_panel(part, feature) for feature, part in groups(rows, "feature")]
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        """Of features with a coded label at a step after the first."""
+        note = (
+            "How many times shorter the activations make a code for the feature's labels: 1 is no gain. The more, and "
+            "the fewer examples a probe needs to learn a label, the shorter the code."
+        )
+        return [
+            Section(
+                f"Description length: {feature.replace('_', ' ')}",
+                figure=mdl_figure(part),
+                note=note,
+                downloads={f"mdl_{feature}": part},
+            )
+            for feature, part in groups(rows, "feature")
+            if (np.isfinite(column(part, "compression")) & (column(part, "flops") > 0)).any()
+        ]
 
 
 def mdl(

@@ -12,8 +12,10 @@ import pandas as pd
 import torch
 
 from analyses.choose import chosen_labels
+from analyses.lenses.patch.attribution_figure import attribution_figure
 from analyses.lenses.patch.figure import patch_figure
 from analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
+from analyses.lenses.patch.panel import patch_panel
 from analyses.models_at import models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
@@ -23,9 +25,11 @@ from qfl_interp.interventions.attribution import attribution_error, attribution_
 from qfl_interp.interventions.pairs import PatchPairs
 from qfl_interp.interventions.patching import PatchScores, patch_sweep
 from qfl_interp.models.build import HookedModel
+from qfl_interp.plots.panels import Panel
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
-from qfl_interp.tables import select
+from qfl_interp.tables import column, distinct, groups, select
 
 COMPONENTS = ("resid_pre", "attn_out", "mlp_out")
 _METRICS = ("logit_diff", "loss", "exact")
@@ -44,6 +48,16 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     name = "patch"
     question = "Where does the model hold what decides its answer?"
     order = 70
+    methods = """
+    - **Patching** writes one activation of the clean run, at one layer and position, into the corrupted run of such a
+      pair. The scale is the corrupted run at 0 and the clean run at 1; the logit difference is the clean token's
+      logit less the corrupted one's at the first token from the label on in which their answers differ.
+      **Attribution** is the gradient's approximation of that effect.
+    """
+    limits = """
+    - A patch tells which places matter for the pairs it was made with, one place at a time; what several places
+      hold in common may show in none.
+    """
     by = ("feature", "label")
     apart = True
 
@@ -70,6 +84,42 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         where = self.where(piece)
         return {"step": where["step"], **piece.key, "flops": where["flops"], "analysis": self.analysis(piece)}
+
+    @staticmethod
+    def panels_of(rows: pd.DataFrame) -> list[Panel]:
+        """Of one component where several were patched: the residual stream, if it was."""
+        panels = []
+        for feature, label, part in _by_label(rows):
+            components = distinct(part, "component")
+            shown = COMPONENTS[0] if COMPONENTS[0] in components else components[0]
+            panels.append(patch_panel(part, feature, label, component=shown))
+        return panels
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        """Each map followed by its attributions where there are any."""
+        sections = []
+        for feature, label, part in _by_label(rows):
+            what = f"{feature.replace('_', ' ')}, label {label}"
+            sections.append(
+                Section(
+                    f"Patching: {what}",
+                    figure=patch_figure(part),
+                    note="One activation of the clean run is written into the corrupted run: 1 brings the clean answer "
+                    "back, 0 changes nothing. Buttons change the metric. A cross: no value.",
+                    downloads={f"patch_{feature}_{label}": part},
+                )
+            )
+            if np.isfinite(column(part, "attribution") + column(part, "logit_diff_normalised")).any():
+                sections.append(
+                    Section(
+                        f"Attribution: {what}",
+                        figure=attribution_figure(part),
+                        note="The gradient's estimate of every patch above, which takes two runs in all, beside its "
+                        "exact value. Far from the dotted line the estimate misleads.",
+                    )
+                )
+        return sections
 
 
 def patch(
@@ -176,3 +226,12 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     best = known.loc[known.groupby(keys, sort=False)["logit_diff_normalised"].idxmax()]
     columns = ["layer", "head", "position", "token", "logit_diff_normalised", "exact_normalised", "attribution_r"]
     return best[[*keys, *columns]]
+
+
+def _by_label(rows: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
+    """The rows of each feature and label."""
+    return [
+        (feature, label, part)
+        for feature, of_feature in groups(rows, "feature")
+        for label, part in groups(of_feature, "label")
+    ]

@@ -23,8 +23,9 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import NOT_FITTED
 from qfl_interp.probes import PROBE_LOSS, load_probes
+from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import select
+from qfl_interp.tables import groups, select
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
     name = "transfer"
     question = "Does the probe of one checkpoint still work at another?"
     order = 30
+    methods = """
+    - **Probes carried over** are fitted at one checkpoint and scored on the activations of another. A feature that
+      only grows keeps its old probes; one whose directions turn loses them, although a fresh probe reads it as
+      well as ever.
+    """
     by = ("feature",)
     step_column = "eval_step"
 
@@ -85,6 +91,23 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
+
+    @staticmethod
+    def sections_of(rows: pd.DataFrame) -> list[Section]:
+        note = (
+            "Probes fitted at one step (rows) read the activations of another (columns); the outlined diagonal is each "
+            "probe at its own step. Brighter is better: where a row stays bright to the right, the feature keeps its "
+            "directions. Buttons change what the colours mean."
+        )
+        return [
+            Section(
+                f"Probes carried over: {feature.replace('_', ' ')}",
+                figure=transfer_figure(part),
+                note=note,
+                downloads={f"transfer_{feature}": part},
+            )
+            for feature, part in groups(rows, "feature")
+        ]
 
 
 def transfer(

@@ -1,0 +1,222 @@
+"""The tables of emergence: each feature's curve over the checkpoints, and the verdict on it beside the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from analyses.choose import chosen_features, with_loss_curve
+from analyses.lenses.probe.data import probe_tensors
+from analyses.lenses.probe.lens import probe
+from analyses.transition import loss_transition
+from qfl_interp.config import ProbeConfig
+from qfl_interp.digests import digest
+from qfl_interp.emergence.aggregation import THIRDS, label_groups, summarise
+from qfl_interp.emergence.onset import RATIO, find_onset, fraction_at
+from qfl_interp.emergence.transition import Transition
+from qfl_interp.emergence.verdict import LeadBootstrap, classify, lead_interval_bootstrap
+from qfl_interp.errors import QflError
+from qfl_interp.runs.run import Run
+from qfl_interp.runs.series import Checkpoints, Steps
+from qfl_interp.seeding import generator
+from qfl_interp.tables import column, distinct, groups, select
+
+VERDICTS, CURVES = "emergence", "emergence_curve"
+
+
+class EmergenceTables(NamedTuple):
+    """Both tables of the analysis.
+
+    Attributes:
+        curves: One row a feature, third and step.
+        verdicts: One row a feature and third.
+    """
+
+    curves: pd.DataFrame
+    verdicts: pd.DataFrame
+
+
+def emergence_tables(
+    run: Checkpoints,
+    features: str | Sequence[str] | None = None,
+    steps: Steps = "all",
+    *,
+    config: ProbeConfig | None = None,
+    ratio: float = RATIO,
+    n_resamples: int = 2_000,
+    jobs: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> EmergenceTables:
+    """The tables behind `emergence`, which are written beside the run; arguments as there."""
+    run = with_loss_curve(run)
+    config = config or ProbeConfig()
+    names = [feature.name for feature in chosen_features(run, features)]
+    saved = run.resolve_steps(steps)
+    settings = f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}"
+    part = digest(settings)
+    verdict_table, curve_table = run.table(VERDICTS), run.table(CURVES)
+    # An unfinished run's loss curve grows, and its transition with it.
+    if run.finished and verdict_table.has(part) and curve_table.has(part):
+        return EmergenceTables(curve_table.read([part]), verdict_table.read([part]))
+    rows = probe(run, names, saved, config=config, jobs=jobs, device=device, progress=progress).rows
+    transition = loss_transition(run)
+    curves, verdicts = [], []
+    for name in names:
+        of_feature = select(rows, feature=name)
+        curve = emergence_curve(of_feature)
+        curves.append(curve)
+        for third, points in groups(curve, "third"):
+            bootstrap = _bootstrap(run, of_feature, points, third, transition, config, ratio, n_resamples)
+            row = _verdict(points, transition, bootstrap, ratio)
+            verdicts.append(
+                {
+                    "feature": name,
+                    "metric": curve["metric"].iloc[0],
+                    "third": third,
+                    **row,
+                    "n_bootstrap": n_resamples if bootstrap else 0,
+                }
+            )
+    columns = {**run.identity(), "settings": config.digest(), "analysis": part}
+    found = EmergenceTables(
+        pd.concat(curves, ignore_index=True).assign(**columns), pd.DataFrame(verdicts).assign(**columns)
+    )
+    verdict_table.write(part, found.verdicts)
+    curve_table.write(part, found.curves)
+    return found
+
+
+def by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "place label"]:
+    """A column of one model's rows by place (layer and head) and label."""
+    return rows.pivot(index=["layer", "head"], columns="label", values=metric).to_numpy(dtype=float)
+
+
+def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """Thirds of one model's metric; the layer is chosen on the training loss."""
+    return summarise(by_site(rows, "train_loss"), by_site(rows, metric))
+
+
+def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a third and step: the probes' test loss with the untrained and the shuffled control.
+
+    A third without a fitted label has no rows (fewer than three labels leave the first ones empty).
+
+    Args:
+        rows: The probe table's rows of one feature.
+
+    Raises:
+        QflError: No label was fitted.
+    """
+    ((feature,), (metric,)) = distinct(rows, "feature"), distinct(rows, "metric")
+    if not any(rows["fitted"].tolist()):
+        raise QflError(
+            f"no probe of {feature!r} could be fitted: the labels do not vary or few examples have one. "
+            "Name the features to look at, without this one."
+        )
+    untrained = [_summaries(part, "test_loss") for _, part in groups(select(rows, source="untrained"), "model_seed")]
+    points = []
+    for step, part in groups(select(rows, source="trained"), "step"):
+        shuffled = bool(np.isfinite(column(part, "shuffled_test_loss")).any())
+        control = _summaries(part, "shuffled_test_loss") if shuffled else {}
+        for third, summary in _summaries(part, "test_loss").items():
+            if summary.n == 0:
+                continue
+            baselines = [models[third] for models in untrained]
+            points.append(
+                {
+                    "feature": feature,
+                    "metric": metric,
+                    "third": third,
+                    "step": step,
+                    "flops": column(part, "flops")[0],
+                    "geometric": summary.geometric_mean,
+                    "arithmetic": summary.arithmetic_mean,
+                    "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
+                    "baseline_arithmetic": float(np.mean([b.arithmetic_mean for b in baselines])),
+                    "shuffled_geometric": control[third].geometric_mean if shuffled else math.nan,
+                    "n_labels": summary.n,
+                }
+            )
+    order = [*THIRDS, "all"]
+    return pd.DataFrame(sorted(points, key=lambda point: (order.index(point["third"]), point["step"])))
+
+
+def _starts_inside(transition: Transition, flops: np.ndarray) -> bool:
+    """Whether there is a transition and the checkpoints, step 0 aside, enclose its start."""
+    return transition.found and bool(flops[flops > 0].min() <= transition.start_flops <= flops.max())
+
+
+def _bootstrap(
+    run: Run,
+    rows: pd.DataFrame,
+    curve: pd.DataFrame,
+    third: str,
+    transition: Transition,
+    config: ProbeConfig,
+    ratio: float,
+    n_resamples: int,
+) -> LeadBootstrap | None:
+    """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
+    if not _starts_inside(transition, column(curve, "flops")):
+        return None
+    (feature,) = distinct(rows, "feature")
+    fitted = by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")
+    members = label_groups(np.any(fitted, axis=0, keepdims=False))[third]
+    kept = [probe_tensors(run, int(step), feature, config) for step in distinct(curve, "step")]
+    losses = [tensors["test_loss"].numpy()[members] for tensors in kept]
+    return lead_interval_bootstrap(
+        column(curve, "flops"),
+        np.stack(losses).astype(np.float64),
+        float(column(curve, "baseline_geometric")[0]),
+        transition,
+        generator(config.seed, f"emergence/{feature}/{third}"),
+        ratio=ratio,
+        n_resamples=n_resamples,
+    )
+
+
+def _verdict(
+    curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float
+) -> dict[str, Any]:
+    """The verdict on one feature's third, as a row."""
+    flops, metric = column(curve, "flops"), column(curve, "geometric")
+    baseline = float(column(curve, "baseline_geometric")[0])
+    onset = find_onset(flops, metric, baseline, ratio)
+    verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
+    step_at = dict(zip(flops, curve["step"].astype(float).tolist(), strict=True)) | {0.0: 0.0}
+    inside = _starts_inside(transition, flops)
+    at_start = fraction_at(flops, metric, baseline, transition.start_flops) if inside else math.nan
+    return {
+        "verdict": verdict.kind,
+        "certain": verdict.certain,
+        "reason": verdict.reason,
+        "onset_flops": onset.onset_flops,
+        "onset_step_before": step_at.get(onset.bracket.low, math.nan),
+        "onset_step_after": step_at.get(onset.bracket.high, math.nan),
+        "lead_log10": verdict.lead,
+        "lead_low": verdict.lead_low,
+        "lead_high": verdict.lead_high,
+        "bootstrap_low": bootstrap.lead.low if bootstrap else math.nan,
+        "bootstrap_high": bootstrap.lead.high if bootstrap else math.nan,
+        "learned_share": bootstrap.learned_share if bootstrap else math.nan,
+        "baseline": baseline,
+        "best": float(metric.min()),
+        "fraction_at_start": at_start,
+        "fraction_low": bootstrap.fraction_at_start.low if bootstrap else math.nan,
+        "fraction_high": bootstrap.fraction_at_start.high if bootstrap else math.nan,
+        "ratio": ratio,
+        "transition_found": transition.found,
+        "transition_start_flops": transition.start_flops,
+        "transition_end_flops": transition.end_flops,
+        "plateau_start_flops": transition.plateau_start_flops,
+        "plateau_loss": transition.plateau_loss,
+        "final_loss": transition.final_loss,
+        "transition_reason": transition.reason,
+    }

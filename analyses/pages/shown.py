@@ -1,0 +1,96 @@
+"""What the registered lenses show on a page; one that fails is named in a line, and the others are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from plotly.graph_objects import Figure
+
+from analyses.lens import NO_SHADING, Lens, Page, Shading
+from analyses.pages.timeline_figure import timeline_figure
+from analyses.registered import registered
+from qfl_interp.plots.panels import Panel
+from qfl_interp.plugins import warn
+
+ItemT = TypeVar("ItemT")
+FoundT = TypeVar("FoundT")
+
+
+class Shown:
+    """The lenses of a page, asked one after the other; one that failed is not asked again.
+
+    Args:
+        page: What each is asked about; it first computes what it must, and what fails there is raised.
+
+    Attributes:
+        faults: A line on each that could not be loaded or asked.
+    """
+
+    def __init__(self, page: Page) -> None:
+        found = registered()
+        self.page, self.faults = page, list(found.faults)
+        self._lenses = list(found.lenses)
+        for lens in found.lenses:
+            lens.prepare(page)
+
+    def ask(self, what: Callable[[type[Lens]], Sequence[ItemT]], kind: type[ItemT]) -> list[ItemT]:
+        """All that the lenses give, in their order.
+
+        Args:
+            what: What a lens is asked for.
+            kind: What it must give.
+        """
+        return [item for given in self.ask_each(what, kind).values() for item in given]
+
+    def ask_each(
+        self, what: Callable[[type[Lens]], Sequence[ItemT]], kind: type[ItemT]
+    ) -> dict[type[Lens], list[ItemT]]:
+        """As `ask`, by lens."""
+
+        def asked(lens: type[Lens]) -> list[ItemT]:
+            given = list(what(lens))
+            wrong = [item for item in given if not isinstance(item, kind)]
+            if wrong:
+                raise TypeError(f"it must give objects of class {kind.__name__}, got {wrong[0]!r}.")
+            return given
+
+        found = {lens: self._tried(lens, asked) for lens in list(self._lenses)}
+        return {lens: given for lens, given in found.items() if given is not None}
+
+    def timeline(self, panels: dict[type[Lens], list[Panel]]) -> Figure:
+        """The figure of these panels, below loss and exact match."""
+        shading = self._shading()
+
+        def drawn(shown: Sequence[Panel]) -> Figure:
+            return timeline_figure(self.page.run.metrics, shown, shading)
+
+        try:
+            return drawn([panel for own in panels.values() for panel in own])
+        except Exception:
+            # Whose panel it is that cannot be stacked.
+            good = [own for lens, own in panels.items() if self._tried(lens, lambda _, own=own: drawn(own)) is not None]
+            return drawn([panel for own in good for panel in own])
+
+    def warn(self) -> None:
+        """Say on standard error what is not shown."""
+        for fault in self.faults:
+            warn(fault)
+
+    def _shading(self) -> Shading:
+        """Of the first lens that says where the loss falls."""
+        for lens in list(self._lenses):
+            found = self._tried(lens, lambda lens: lens.shading(self.page))
+            if found is not None:
+                return found
+        return NO_SHADING
+
+    def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
+        """What a call gives; None, and a fault, where it raises."""
+        try:
+            return call(lens)
+        except Exception as error:  # another package's fault must not take the page away
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            self.faults.append(f"lens {lens.name!r} ({lens.__module__}:{lens.__name__}) cannot be shown: {text}")
+            self._lenses = [other for other in self._lenses if other is not lens]
+            return None
