@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from analyses.pages.sections import standard_sections
 
 from analyses import ablate, ablate_units, patch, transfer
 from analyses.lenses.ablate.figure import ablation_panel
@@ -16,7 +17,6 @@ from analyses.lenses.mdl.figure import mdl_panel
 from analyses.lenses.patch.panel import patch_panel
 from analyses.pages import report as reporting
 from analyses.pages.report import stored_tables
-from analyses.pages.sections import standard_sections
 from analyses.stored import stored_rows, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.report.page import Section, render_report
