@@ -1,0 +1,124 @@
+"""Every registered lens keeps the contract of tests/lens_contract.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import lens_contract as contract
+import pandas as pd
+import pytest
+import typer.main
+
+import qfl_interp as qfl
+from analyses.lens import Page
+from analyses.registered import lenses
+from qfl_interp.cli.main import build_app
+from qfl_interp.plugins import LENSES, entry_points
+
+NAMES = sorted(entry_points(LENSES))
+LENS = {lens.name.replace("_", "-"): lens for lens in lenses()}
+# Lenses without a table of parts of their own: what they write is checked by their own tests.
+WITHOUT_PARTS = {"capture", "emergence", "polca", "curvature"}
+
+
+def _copy(run: qfl.Run, folder: Path) -> qfl.Run:
+    return qfl.Run.open(shutil.copytree(run.path, folder))
+
+
+@pytest.fixture(scope="module")
+def looked(tiny_run, tmp_path_factory):
+    """A lens' first call on a copy of the tiny run: the copy and the result, computed once."""
+    found = {}
+
+    def look(name: str):
+        if name not in found:
+            run = _copy(tiny_run, tmp_path_factory.mktemp(name) / "run")
+            function = contract.function_of(name)
+            found[name] = run, function(run, **contract.small_call(function))
+        return found[name]
+
+    return look
+
+
+def test_all_are_registered_and_loaded():
+    assert set(NAMES) == set(LENS)
+    assert {"probe", "ablate-units", "polca", "curvature"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_registration(name):
+    contract.check_registered(name, LENS[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_the_functions_parameters(name):
+    command = typer.main.get_command(build_app()).commands[name]
+    contract.check_options({p.name: p for p in command.params}, contract.function_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_are_tidy_and_drawn(name, looked):
+    run, result = looked(name)
+    contract.check_rows(result.to_dataframe())
+    assert result.title in repr(result) or repr(result).startswith(result.title)
+    features = tuple(f.name for f in run.task.features.values() if f.by_default)
+    how = {"steps": contract.SMALL["steps"], "config": contract.CONFIGS[qfl.ProbeConfig], "n_trials": 2}
+    contract.check_drawn(result, LENS[name], Page(run, features, progress=False, **how))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_call_computes_nothing(name, looked, monkeypatch):
+    run, result = looked(name)
+    before = contract.files_of(run)
+    function = contract.function_of(name)
+    if name not in ("emergence",):  # it draws verdicts anew from the probes' tables
+        monkeypatch.setattr(qfl.Run, "load_model", lambda *a, **k: pytest.fail("a model was loaded again"))
+    again = function(run, **contract.small_call(function))
+    pd.testing.assert_frame_equal(again.to_dataframe(), result.to_dataframe())
+    assert contract.files_of(run) == before
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - WITHOUT_PARTS))
+def test_what_is_missing_alone_is_computed(name, looked, tmp_path):
+    run, result = looked(name)
+    copy = _copy(run, tmp_path / "copy")
+    table = copy.table(LENS[name].name)
+    lost = table.parts()[1::2]
+    assert lost
+    whole = contract.files_of(copy)
+    for part in lost:
+        for path in table.folder.glob(f"*{part}*"):
+            path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in contract.files_of(copy)}
+    function = contract.function_of(name)
+    again = function(copy, **contract.small_call(function))
+    pd.testing.assert_frame_equal(again.to_dataframe(), result.to_dataframe())
+    assert contract.files_of(copy) == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "capture"])
+def test_two_processes_give_the_same_rows(name, looked, tiny_run, tmp_path):
+    run = _copy(tiny_run, tmp_path / "run")
+    function = contract.function_of(name)
+    rows = function(run, **contract.small_call(function, jobs=2)).to_dataframe()
+    pd.testing.assert_frame_equal(rows, looked(name)[1].to_dataframe())
+
+
+def test_a_lens_that_breaks_its_word_is_caught(looked):
+    """The contract itself can fail."""
+    rows = looked("ablate-units")[1].to_dataframe()
+    bad = {
+        "a column of the run's is gone": rows.drop(columns="run_id"),
+        "a row twice": pd.concat([rows, rows.iloc[:1]]),
+        "several types": rows.assign(unit=["a", *rows["unit"][1:]]),
+        "nested": rows.assign(unit=[[1]] * len(rows)),
+    }
+    for table in bad.values():
+        with pytest.raises(AssertionError):
+            contract.check_rows(table)
+    contract.check_rows(rows)
+    json.loads(rows.to_json(orient="records"))

@@ -1,0 +1,119 @@
+"""What every registered lens promises, whoever wrote it: one function a promise."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+import qfl_interp as qfl
+from analyses.lens import Lens, Page
+from qfl_interp.plots.panels import Panel
+from qfl_interp.plugins import LENSES, entry_points
+from qfl_interp.report.page import Section
+
+# What makes any lens cheap: a value for a parameter of this name, or for a configuration of this class.
+SMALL: dict[str, Any] = {
+    "steps": "log:3",
+    "n": 24,
+    "n_test": 24,
+    "n_pairs": 6,
+    "n_random": 2,
+    "n_trials": 2,
+    "n_untrained": 1,
+    "n_resamples": 50,
+    "resamples": 2,
+    "min_cluster_size": 5,
+    "span": 8,
+}
+CONFIGS: dict[type, Any] = {
+    qfl.ProbeConfig: qfl.ProbeConfig(n_train=64, n_test=64),
+    qfl.PolcaConfig: qfl.PolcaConfig(basis="random", n_directions=2, n_examples=24, n_hessian=8),
+    qfl.CurvatureConfig: qfl.CurvatureConfig(n_examples=4, n_rank_examples=8, tol=0.5, max_products=12),
+}
+KEYS = {"run_id", "config_hash", "seed"}
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The call of a lens: the function of its name in the module of its class."""
+    return getattr(importlib.import_module(entry_points(LENSES)[name].module), name.replace("-", "_"))
+
+
+def small_call(function: Callable[..., Any], **more: Any) -> dict[str, Any]:
+    """Arguments that make it cheap."""
+    found = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        kinds = {parameter.annotation, *typing.get_args(parameter.annotation)}
+        small = [config for kind, config in CONFIGS.items() if kind in kinds]
+        if small or name in SMALL:
+            found[name] = small[0] if small else SMALL[name]
+    return found | {"progress": False} | more
+
+
+def check_registered(name: str, lens: type[Lens]) -> None:
+    """It says what it is; its function stands beside it and says what every parameter is."""
+    assert issubclass(lens, Lens)
+    assert lens.name == name.replace("-", "_")
+    assert lens.question.endswith("?")
+    assert isinstance(lens.methods, str)
+    function = function_of(name)
+    parameters = inspect.signature(function).parameters
+    assert next(iter(parameters)) == "run"
+    assert {"device", "progress"} <= set(parameters)
+    doc = inspect.getdoc(function) or ""
+    for parameter in parameters:
+        said = re.search(rf"\n    {parameter}( \(--[\w-]+\))?: ", doc)
+        assert said, f"{name}: the docstring says nothing of {parameter}"
+
+
+def check_rows(rows: pd.DataFrame) -> None:
+    """Tidy and typed: unique columns of one plain type each, whose run it is, no row twice."""
+    assert len(rows) > 0
+    assert rows.columns.is_unique
+    assert set(rows.columns) >= KEYS
+    assert any(column.endswith("step") or column.startswith("step") for column in rows.columns)
+    for column in rows.columns:
+        assert rows[column].dropna().map(lambda value: isinstance(value, (str, bool, int, float))).all(), column
+        assert len(set(rows[column].dropna().map(type))) <= 1, f"{column} has values of several types"
+    assert not rows.duplicated().any()
+    json.loads(rows.to_json(orient="records"))
+
+
+def files_of(run: qfl.Run) -> dict[Path, bytes]:
+    """What lies in the tables and stores of a run, but for locks."""
+    folders = [run.path / "analyses", run.path / "activations"]
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if _kept(path)}
+
+
+def _kept(path: Path) -> bool:
+    return path.is_file() and not path.name.endswith(".lock")
+
+
+def check_drawn(result: Any, lens: type[Lens], page: Page) -> None:
+    """A figure, panels and sections."""
+    figure = result.plot()
+    assert isinstance(figure, go.Figure)
+    assert len(figure.to_json()) > 0
+    panels, sections = lens.panels(page), lens.sections(page)
+    assert all(isinstance(panel, Panel) for panel in panels)
+    assert all(isinstance(section, Section) for section in sections)
+    assert all(section.figure is None or isinstance(section.figure, go.Figure) for section in sections)
+
+
+def check_options(parameters: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """The command has an option for each of the function's parameters, for a configuration's fields, and its own."""
+    wanted = {"out", "quiet", "as_json"}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        kinds = (parameter.annotation, *typing.get_args(parameter.annotation))
+        fields = [set(kind.__dataclass_fields__) for kind in kinds if hasattr(kind, "__dataclass_fields__")]
+        wanted |= fields[0] if fields and name not in parameters else {name}
+    wanted -= {"progress", "store"}  # --quiet; where there is one, a flag or an object of the library
+    assert wanted - set(parameters) == set()
