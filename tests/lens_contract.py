@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "n_pairs": 6,
     "n_random": 2,
     "n_trials": 2,
-    "n_untrained": 1,
+    "n_untrained": 2,
     "n_resamples": 50,
     "resamples": 2,
     "min_cluster_size": 5,
@@ -55,6 +55,8 @@ def small_call(function: Callable[..., Any], **more: Any) -> dict[str, Any]:
         small = [config for kind, config in CONFIGS.items() if kind in kinds]
         if small or name in SMALL:
             found[name] = small[0] if small else SMALL[name]
+    if "span" in found:
+        found["steps"] = "all"  # breakthroughs need steps on both sides
     return found | {"progress": False} | more
 
 
