@@ -10,19 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_axis, log_flops_axis
 from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
 from qfl_interp.plots.lines import LOSS_FLOOR, curve, legend_entry, level, log_range
-from qfl_interp.plots.theme import (
-    BAND,
-    FONT_SIZE,
-    GREY,
-    PURPLE,
-    THIRD_STYLES,
-    VERMILLION,
-    log_axis,
-    log_flops_axis,
-    words,
-)
+from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, THIRD_STYLES, VERMILLION, words
 from qfl_interp.tables import column, distinct, records, select
 
 Baseline = Literal["clean", "paper"]

@@ -9,20 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_axis, log_flops_axis
 from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
 from qfl_interp.plots.lines import LOSS_FLOOR, curve, finite, legend_entry, level, log_range
-from qfl_interp.plots.theme import (
-    BAND,
-    FONT_SIZE,
-    GREY,
-    PURPLE,
-    VERMILLION,
-    log_axis,
-    log_flops_axis,
-    ordered_colors,
-    plain,
-    words,
-)
+from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, VERMILLION, ordered_colors, plain, words
 from qfl_interp.tables import column, distinct, groups, records, select
 
 # What is drawn a little beside its budget, as a share of the distance to the next one.

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_ticks
 from qfl_interp.plots.grid import Cell
-from qfl_interp.plots.theme import FONT_SIZE, GREY, log_ticks, short, text_at
+from qfl_interp.plots.theme import FONT_SIZE, GREY, short, text_at
 from qfl_interp.tables import column, distinct
 
 # Of an axis along cells.

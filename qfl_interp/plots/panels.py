@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_axis, log_flops_axis
 from qfl_interp.plots.lines import STEP, curve, over_compute, value_range
 from qfl_interp.plots.theme import (
     BAND,
@@ -19,8 +21,6 @@ from qfl_interp.plots.theme import (
     PURPLE,
     format_power,
     legend_row,
-    log_axis,
-    log_flops_axis,
     new_figure,
     ordered_colors,
     stretch,
@@ -109,20 +109,31 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
     """
     if not panels:
         raise ValueError("a timeline needs at least one panel, got none.")
-    low, high = _flops_range(panels)
-    heads = [_head_height(panel, panels[:index]) for index, panel in enumerate(panels)]
+    axis = log_flops_axis(*_flops_range(panels))
+    # Panels that share a legend are listed in it once, above the first of them.
+    first = {panel.legend.name: index for index, panel in reversed(list(enumerate(panels))) if panel.legend}
+    names = dict(zip(sorted(first, key=lambda name: first[name]), _numbered("legend"), strict=False))
+    opens = [panel.legend is not None and first[panel.legend.name] == index for index, panel in enumerate(panels)]
+    heads = [_head_height(panel, on) for panel, on in zip(panels, opens, strict=True)]
     inner = sum(panel.height for panel in panels) + sum(heads) + _PANEL_GAP * (len(panels) - 1)
     figure = new_figure(filename, inner, _MARGIN)
-    axis = log_flops_axis(low, high)
-    spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
-    x_axis = {**axis, "showspikes": True, **spike, "anchor": _axis_id(len(panels) - 1)}
-    figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis=x_axis)
     top = float(inner)
-    for index, (panel, head) in enumerate(zip(panels, heads, strict=True)):
+    for panel, head, on, y in zip(panels, heads, opens, _numbered("y"), strict=False):
         bottom = top - head - panel.height
-        _add_panel(figure, panel, _axis_id(index)[1:], (bottom / inner, (top - head) / inner), head)
+        domain = (bottom / inner, (top - head) / inner)
         top = bottom - _PANEL_GAP
-    _add_traces(figure, panels)
+        figure.update_layout({f"yaxis{y[1:]}": _y_axis(panel, domain)})
+        figure.update_layout(xaxis={"anchor": y})
+        _add_texts(figure, panel, y, domain[1], head)
+        added: dict[str, Any] = {"xaxis": "x", "yaxis": y} | ({} if on else {"showlegend": False})
+        if panel.legend:
+            added["legend"] = names[panel.legend.name]
+        entries = panel.legend.entries if panel.legend and on else ()
+        figure.add_traces([go.Scatter({**trace.to_plotly_json(), **added}) for trace in (*panel.traces, *entries)])
+        if on:
+            figure.update_layout({added["legend"]: legend_row(0, domain[1])})
+    spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
+    figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis={**axis, "showspikes": True, **spike})
     _add_shade(figure, shade, note, axis["range"])
     return figure
 
@@ -184,15 +195,14 @@ def _flops_range(panels: Sequence[Panel]) -> tuple[float, float]:
     return min(flops), max(flops) if max(flops) > min(flops) else 10 * min(flops)
 
 
-def _opens(panels: Sequence[Panel], index: int) -> bool:
-    """Whether this panel is the first of those that share its legend."""
-    legend = panels[index].legend
-    return legend is not None and all(p.legend is None or p.legend.name != legend.name for p in panels[:index])
+def _numbered(name: str) -> Iterator[str]:
+    """Plotly's names of one kind: y, y2, y3, ..."""
+    return (name if number == 1 else f"{name}{number}" for number in itertools.count(1))
 
 
-def _head_height(panel: Panel, above: Sequence[Panel]) -> int:
-    """Pixels above the plot area for title, note and legend."""
-    legend = _LEGEND_HEIGHT * _legend_lines(panel) if _opens([*above, panel], len(above)) else 0
+def _head_height(panel: Panel, opens: bool) -> int:
+    """Pixels above the plot area for title, note and, where the panel opens it, the legend."""
+    legend = _LEGEND_HEIGHT * _legend_lines(panel) if opens else 0
     return _TITLE_HEIGHT + (_NOTE_HEIGHT if panel.note else 0) + legend
 
 
@@ -212,37 +222,16 @@ def _y_axis(panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:
     return axis | (log_axis(*panel.y_range) if panel.log_y else {"range": list(panel.y_range), "nticks": 5})
 
 
-def _add_panel(figure: go.Figure, panel: Panel, suffix: str, domain: tuple[float, float], head: int) -> None:
-    """Axis, head and texts of one panel, whose plot area fills `domain` under a head of `head` pixels."""
-    figure.update_layout({f"yaxis{suffix}": _y_axis(panel, domain)})
+def _add_texts(figure: go.Figure, panel: Panel, y: str, top: float, head: int) -> None:
+    """Title, note and texts of one panel, whose plot area ends at `top` under a head of `head` pixels."""
     title = f"<b>{panel.title}</b>" + (f"  {panel.subtitle}" if panel.subtitle else "")
     look: dict[str, Any] = {"yanchor": "top", "align": "left"}
-    figure.add_annotation(text_at(title, 0, domain[1], yshift=head, **look))
+    figure.add_annotation(text_at(title, 0, top, yshift=head, **look))
     if panel.note:
         look |= {"font": {"size": FONT_SIZE - 1}, "yshift": head - _TITLE_HEIGHT}
-        figure.add_annotation(text_at(panel.note, 0, domain[1], **look))
+        figure.add_annotation(text_at(panel.note, 0, top, **look))
     for text in panel.annotations:
-        figure.add_annotation(**text, xref="x", yref=f"y{suffix}")
-
-
-def _add_traces(figure: go.Figure, panels: Sequence[Panel]) -> None:
-    """All curves; panels that share a legend are listed in it once, above the first of them."""
-    legends = list(dict.fromkeys(panel.legend.name for panel in panels if panel.legend))
-    for index, panel in enumerate(panels):
-        opens = _opens(panels, index)
-        entries = panel.legend.entries if panel.legend and opens else ()
-        added: dict[str, Any] = {"xaxis": "x", "yaxis": _axis_id(index)} | ({} if opens else {"showlegend": False})
-        if panel.legend:
-            added["legend"] = f"legend{legends.index(panel.legend.name) + 1}".removesuffix("1")
-        figure.add_traces([go.Scatter({**trace.to_plotly_json(), **added}) for trace in (*panel.traces, *entries)])
-        if opens:
-            axis: Any = figure.layout[f"yaxis{_axis_id(index)[1:]}"]
-            figure.update_layout({added["legend"]: legend_row(0, axis["domain"][1])})
-
-
-def _axis_id(index: int) -> str:
-    """Plotly's name of the y axis of panel `index`: y, y2, y3, ..."""
-    return f"y{index + 1}" if index else "y"
+        figure.add_annotation(**text, xref="x", yref=y)
 
 
 def _add_shade(figure: go.Figure, shade: Shade | None, text: str, log_range: list[float]) -> None:

@@ -31,13 +31,7 @@ BAND: Final = "rgba(140, 99, 184, 0.16)"
 
 
 class SeriesStyle(NamedTuple):
-    """How one series is drawn.
-
-    Attributes:
-        name: As the legend says it.
-        color: Hex.
-        symbol: Plotly's marker symbol.
-    """
+    """How one series is drawn: its name in the legend, hex colour, and plotly's marker symbol."""
 
     name: str
     color: str
@@ -63,42 +57,18 @@ SERIES: Final = (
     (GREY, "x"),
 )
 # Orange below 0, purple above: distinct to every kind of colour vision. 0 is a grey one can see on white.
-DIVERGING: Final = [
-    [0.0, "#8C4A00"],
-    [0.25, "#E09B45"],
-    [0.5, "#EEEEF1"],
-    [0.75, "#A98BCB"],
-    [1.0, "#542788"],
-]
+DIVERGING: Final = [[0.0, "#8C4A00"], [0.25, "#E09B45"], [0.5, "#EEEEF1"], [0.75, "#A98BCB"], [1.0, "#542788"]]
 
 _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def template(dark: bool = False) -> go.layout.Template:
     """The look of every figure, for white or for dark pages."""
-    ink, muted, grid, paper = (
-        ("#E4E7EB", "#A3ABB5", "#31373F", "#181B20")
-        if dark
-        else (
-            "#22262B",
-            "#5A626C",
-            "#E6E8EB",
-            "#FFFFFF",
-        )
-    )
-    axis = {
-        "showline": True,
-        "linecolor": muted,
-        "linewidth": 1,
-        "gridcolor": grid,
-        "gridwidth": 1,
-        "zeroline": False,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": muted,
-        "tickfont": {"size": FONT_SIZE - 1},
-        "title": {"font": {"size": FONT_SIZE}, "standoff": 8},
-    }
+    colors = ("#E4E7EB", "#A3ABB5", "#31373F", "#181B20") if dark else ("#22262B", "#5A626C", "#E6E8EB", "#FFFFFF")
+    ink, muted, grid, paper = colors
+    ticks = {"ticks": "outside", "ticklen": 4, "tickcolor": muted, "tickfont": {"size": FONT_SIZE - 1}}
+    lines = {"showline": True, "linecolor": muted, "linewidth": 1, "gridcolor": grid, "gridwidth": 1, "zeroline": False}
+    axis = {**lines, **ticks, "title": {"font": {"size": FONT_SIZE}, "standoff": 8}}
     button = {"bgcolor": grid, "bordercolor": grid, "font": {"color": ink}}
     layout = go.Layout(
         font={"family": FONT_FAMILY, "size": FONT_SIZE, "color": ink},
@@ -222,23 +192,6 @@ def visible(token: object) -> str:
     return plain(token).replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
-def log_flops_axis(low: float, high: float, title: str = "training compute (FLOPs, nominal)") -> dict[str, Any]:
-    """A logarithmic compute axis from `low` to `high` FLOPs, with a little room, ticks at powers of ten."""
-    start, stop = math.log10(low), math.log10(high)
-    room = max(0.015 * (stop - start), 0.02)
-    return {
-        "type": "log",
-        "title": {"text": title},
-        "range": [start - room, stop + room],
-        "exponentformat": "power",
-        "hoverformat": ".2e",
-        "dtick": 1 if stop - start > 1.2 else "D2",
-        "minor": {"dtick": "D1", "ticks": "outside", "ticklen": 2},
-        # plotly.js draws 10ⁿ a quarter larger than asked.
-        "tickfont": {"size": FONT_SIZE - 2},
-    }
-
-
 def legend_row(x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str, Any]:
     """A legend in a row that starts at `x` and stands on `y`, fractions of the plot area; a click takes a group."""
     place = {"x": x, "xanchor": "left", "y": y, "yanchor": "bottom", "orientation": "h"}
@@ -250,38 +203,3 @@ def stretch(start: float, end: float, **look: Any) -> dict[str, Any]:
     """A rectangle below the curves, as high as what `yref` says, or a line where both ends are one; as a shape."""
     kind = {"type": "rect", "layer": "below"} if end > start else {"type": "line"}
     return {**kind, "x0": start, "x1": end, "y0": 0, "y1": 1, **look}
-
-
-def log_axis(low: float, high: float, *, few_beyond: float = math.inf) -> dict[str, Any]:
-    """A logarithmic axis of values from `low` to `high`, as fields of a y axis.
-
-    Args:
-        low: Lowest value, above 0.
-        high: Highest value.
-        few_beyond: Decades from which on a small panel has few ticks, powers of ten.
-    """
-    decades = math.log10(high / low)
-    axis: dict[str, Any] = {"type": "log", "range": [math.log10(low), math.log10(high)]}
-    if decades > few_beyond:
-        # plotly.js draws 10ⁿ a quarter larger than asked.
-        power = {"exponentformat": "power", "tickfont": {"size": FONT_SIZE - 4}}
-        return axis | power | {"dtick": math.ceil(0.75 * decades / few_beyond - 1e-9)}
-    ticks, texts = log_ticks(low, high)
-    return axis | {"tickvals": ticks, "ticktext": texts}
-
-
-def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Round values inside [low, high] for the ticks of a log axis, and their texts."""
-    decades = math.log10(high / low)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    if decades >= 0.9:
-        stride = math.ceil(decades / 5)
-        factors = (1,) if decades > 2.8 else (1, 2, 5) if decades < 1.5 else (1, 3)
-        values = [factor * 10.0**exponent for exponent in exponents if exponent % stride == 0 for factor in factors]
-    else:
-        rough = (high - low) / 5
-        unit = 10.0 ** math.floor(math.log10(rough))
-        spacing = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough)
-        values = [spacing * k for k in range(math.ceil(low / spacing), math.floor(high / spacing) + 1)]
-    values = [float(f"{value:.3g}") for value in values if low <= value <= high]
-    return values, [f"{value:g}" for value in values]

@@ -9,19 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_axis, log_flops_axis, names_axis
 from qfl_interp.plots.grid import Cell
 from qfl_interp.plots.lines import curve, finite, legend_entry, level
-from qfl_interp.plots.theme import (
-    FONT_SIZE,
-    GREY,
-    PURPLE,
-    STEEL,
-    VERMILLION,
-    log_axis,
-    log_flops_axis,
-    new_figure,
-    words,
-)
+from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, STEEL, VERMILLION, new_figure, words
 from qfl_interp.tables import column, distinct, groups, records, select
 
 _COLUMNS: Final = 3
@@ -102,7 +93,7 @@ def leads_figure(verdicts: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         xaxis={"title": {"text": "lead over the loss transition (decades of compute)"}},
-        yaxis={"range": [len(order) - 0.5, -0.5], "tickvals": list(range(len(order))), "ticktext": order},
+        yaxis=names_axis(order) | {"range": [len(order) - 0.5, -0.5], "showgrid": True},
     )
     figure.add_vline(x=0, line={"color": GREY, "width": 1, "dash": "dot"})
     drawn = pd.DataFrame(named.loc[np.isfinite(column(named, "lead_log10"))])

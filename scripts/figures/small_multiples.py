@@ -9,21 +9,10 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_axis, log_flops_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import curve, legend_entry
-from qfl_interp.plots.theme import (
-    BAND,
-    FONT_SIZE,
-    GREY,
-    PURPLE,
-    STEEL,
-    VERMILLION,
-    log_axis,
-    log_flops_axis,
-    new_figure,
-    plain,
-    words,
-)
+from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, STEEL, VERMILLION, new_figure, plain, words
 from qfl_interp.tables import column, distinct, groups, select
 
 _GROUP_COLORS: Final = (VERMILLION, GREY, STEEL, PURPLE)

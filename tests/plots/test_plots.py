@@ -15,6 +15,7 @@ from analyses.lenses.emergence.figure import emergence_figure, feature_panel, fe
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
+from qfl_interp.plots.axes import log_ticks
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plots.theme import figure_config
 from qfl_interp.tables import select
@@ -317,7 +318,7 @@ def test_text_and_background_come_from_the_template_alone():
     ],
 )
 def test_log_ticks(low, high, expected):
-    assert theme.log_ticks(low, high)[0] == pytest.approx(expected)
+    assert log_ticks(low, high)[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("value", "text"), [(2.4e11, "2.4×10¹¹"), (3e-4, "3.0×10⁻⁴"), (0.0, "0"), (math.nan, "–")])

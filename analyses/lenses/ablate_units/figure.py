@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.lines import finite, whiskers
 from qfl_interp.plots.maps import BARE, CellMap, axis_title, color_axis, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
@@ -96,17 +97,12 @@ def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figu
     figure = new_figure(f"units_{name}", 17 * n_bars, {"l": 78, "r": 20, "t": 52, "b": AXIS_HEIGHT})
     figure.update_layout(
         xaxis={"title": {"text": "rise of the loss (nats); *: p < 0.05, Holm"}, "range": [1.05 * low, 1.05 * high]},
-        yaxis={
-            "range": [n_bars - 0.4, -0.6],
-            "tickvals": list(range(n_bars)),
-            "title": {"text": "layer.neuron"},
-            "tickfont": {"size": FONT_SIZE - 2},
-            "showgrid": False,
-        },
+        yaxis={"title": {"text": "layer.neuron"}, "tickfont": {"size": FONT_SIZE - 2}},
     )
 
     def names(part: pd.DataFrame) -> dict[str, Any]:
-        return {"yaxis": {"ticktext": [f"{r['layer']}.{r['unit']}{_mark(r)}" for r in records(_largest(part))]}}
+        texts = [f"{row['layer']}.{row['unit']}{_mark(row)}" for row in records(_largest(part))]
+        return {"yaxis": names_axis(texts) | {"range": [n_bars - 0.4, -0.6]}}
 
     over_steps(figure, rows, _draw_bars, table="ablate_units", title=what, above=14, step=step, layout=names)
     return figure

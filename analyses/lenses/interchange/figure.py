@@ -8,6 +8,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.conditions import INTERCHANGE, curves, present
 from qfl_interp.plots.grid import Cell, Grid
 from qfl_interp.plots.lines import curve
@@ -90,13 +91,7 @@ def _p_text(p_value: float) -> str:
 
 def _axes(cell: Cell, layers: list[int], *, first: bool, last: bool) -> dict[str, Any]:
     """Axes of one label's panel."""
-    x_axis = {
-        "range": [-0.5, len(layers) - 0.5],
-        "tickvals": list(range(len(layers))),
-        "ticktext": [str(layer) for layer in layers],
-        "showgrid": False,
-        "title": {"text": "layer" if last else ""},
-    }
+    x_axis = names_axis([str(layer) for layer in layers]) | {"title": {"text": "layer" if last else ""}}
     y_axis = {
         "range": [-0.04, 1.04],
         "tickvals": [0, 0.25, 0.5, 0.75, 1],

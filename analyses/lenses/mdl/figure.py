@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.axes import log_flops_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_compute, value_range
 from qfl_interp.plots.maps import CellMap, color_axis, place_words, places, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
-from qfl_interp.plots.theme import GREY, PURPLE, SERIES, log_flops_axis, new_figure, text_at, words
+from qfl_interp.plots.theme import GREY, PURPLE, SERIES, new_figure, text_at, words
 from qfl_interp.tables import column, distinct, groups, select
 
 _CURVE_HEIGHT: Final = 190

@@ -102,14 +102,8 @@ def _color_axis(view: _View, rows: pd.DataFrame) -> dict[str, Any]:
 def _step_axis(steps: list[int], title: str) -> dict[str, Any]:
     """Steps side by side; where there are many, only some are written."""
     shown = list(range(0, len(steps), math.ceil(len(steps) / _MOST_TICKS)))
-    return {
-        "range": [-0.5, len(steps) - 0.5],
-        "tickvals": shown,
-        "ticktext": [f"{steps[at]:,}" for at in shown],
-        "tickfont": {"size": FONT_SIZE - 2},
-        "title": {"text": title},
-        **BARE,
-    }
+    ticks = {"tickvals": shown, "ticktext": [f"{steps[at]:,}" for at in shown], "tickfont": {"size": FONT_SIZE - 2}}
+    return {"range": [-0.5, len(steps) - 0.5], "title": {"text": title}, **ticks, **BARE}
 
 
 def _outline(fitted: list[int], evaluated: list[int]) -> list[dict[str, Any]]:
