@@ -394,7 +394,7 @@ def test_a_transition_outside_the_checkpoints_is_no_crash(probed_copy, monkeypat
     steps = [12, 13, 27]
     step = {"before": 5, "inside": 20, "after": 35}[place]
     transition = planted_transition(probed_copy.flops(step), probed_copy.flops(40))
-    monkeypatch.setattr(emerging, "_transition", lambda run: transition)
+    monkeypatch.setattr(emerging, "loss_transition", lambda run: transition)
     rows = emergence(probed_copy, "carry", steps, ratio=0.999, n_resamples=50, **QUICK).to_dataframe()
     inside = place == "inside"
     assert (rows["n_bootstrap"] == (50 if inside else 0)).all()
@@ -493,5 +493,5 @@ def test_emergence_of_fewer_steps_keeps_the_full_table(probed_copy):
 
 def test_emergence_again_computes_nothing(probed_copy, monkeypatch):
     first = emergence(probed_copy, **QUICK).rows
-    monkeypatch.setattr(emerging, "find_transition", None)
+    monkeypatch.setattr(emerging, "loss_transition", None)
     pd.testing.assert_frame_equal(emergence(probed_copy, **QUICK).rows, first)
