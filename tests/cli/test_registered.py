@@ -36,10 +36,10 @@ import pathlib
 from qfl_interp import Run
 class FarSighted: "Needs nothing of a lens here."
 def far_sighted(run: Run, *, n: int = 3):
-    """Look far.
+    """Look far [and wide].
 
     Args:
-        n: How far.
+        n: How far [away].
     """
     return Found([{"run": run.run_id, "n": n}])
 def write_it(run: "Run") -> pathlib.Path:
@@ -105,7 +105,7 @@ def test_help_names_every_bad_entry_in_one_line_and_shows_the_others(call):
     assert status == 0
     for command in ("probe", "train", "far-sighted", "write", "ready", "raises", "of-nothing"):
         assert f"│ {command} " in out
-    assert "Look far." in out
+    assert "Look far [and wide]." in out
     assert "Say a word." in out
     lenses = "warning: entry point {!r} of qfl_interp.lenses ({}) {}"
     ours = plugins.entry_points(LENSES)["probe"].value
@@ -127,7 +127,7 @@ def test_help_names_every_bad_entry_in_one_line_and_shows_the_others(call):
 def test_their_lens_is_a_command(call, tiny_run):
     status, out, _ = call("far-sighted", tiny_run.path, "--n", 5, "--json")
     assert (status, json.loads(out)) == (0, [{"run": tiny_run.run_id, "n": 5}])
-    assert "How far." in call("far-sighted", "--help")[1]
+    assert "How far [away]." in call("far-sighted", "--help")[1]
     assert call("write", tiny_run.path)[1] == f"wrote {tiny_run.path / 'it.html'}\n"
     assert call("ready", "--word", "bye")[:2] == (0, "bye\n")
 
