@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses.lenses.ablate.figure import ablation_figure
+from analyses.lenses.emergence.figure import emergence_figure
+from analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.report.page import Section
 from qfl_interp.tables import select
 
 N_STEPS = 716
@@ -322,6 +326,7 @@ def interchange(labels: tuple[int, ...] = (1, 2), steps: tuple[int, ...] = LENS_
                     "logit_diff_low": flipped * 0.9 - 0.03,
                     "logit_diff_high": flipped * 0.9 + 0.03,
                     "n_pairs": 300,
+                    "p_value_paired": 0.001 * (1 + layer) if condition == "feature" else np.nan,
                     "p_value_holm": 0.004 * (1 + layer) if condition == "feature" else np.nan,
                 }
             )
@@ -430,3 +435,19 @@ def ablate_units(name: str = "z", steps: tuple[int, ...] = (210, N_STEPS)) -> pd
             }
         )
     return pd.DataFrame(rows)
+
+
+def sections() -> list[Section]:
+    """A report's sections of the tables above: three figures, two tables, links."""
+    limits = "One run is one seed. https://arxiv.org/abs/2505.03997 (arXiv 2505.03997)"
+    return [
+        Section(
+            "Timeline",
+            figure=emergence_figure(metrics(), emergence_curve(), emergence()),
+            downloads={"validation": metrics(), "emergence_curve": emergence_curve()},
+        ),
+        Section("Verdicts", table=emergence(), downloads={"emergence": emergence()}),
+        Section("Probes: carry", figure=probe_heatmap(probe(), "carry"), note="A *slider* over steps."),
+        Section("Ablation", figure=ablation_figure(ablate()), table=ablate(), downloads={"ablate": ablate()}),
+        Section("Limits", text=limits),
+    ]

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from analyses.lenses.ablate.figure import ablation_figure
-from analyses.pages.sections import standard_sections
+from analyses.lenses.emergence.findings import findings
 from analyses.pages.timeline_figure import timeline_figure
-from analyses.pages.words import findings
 from qfl_interp.report.page import Finding, Section, render_report, write_report
 from tests import synthetic_tables as tables
 
@@ -47,13 +46,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    sections = standard_sections(
-        tables.metrics(),
-        probe=tables.probe(),
-        emergence_curve=tables.emergence_curve(),
-        emergence=tables.emergence(),
-        ablate=tables.ablate(),
-    )
+    sections = tables.sections()
     return render_report(tables.card(), sections, findings=findings(tables.emergence()))
 
 
@@ -64,9 +57,7 @@ def test_report_holds_every_section_and_figure(full):
         "Verdicts",
         "Probes: carry",
         "Ablation",
-        "Methods",
         "Limits",
-        "Citation",
         "Run card",
     ):
         assert title in page.text
@@ -134,18 +125,6 @@ def test_findings_without_a_transition_or_a_feature():
     assert {f.verdict for f in found} == {"no transition"}
     assert "fell by less than half of its plateau" in found[0].sentence
     assert findings(pd.DataFrame()) == []
-
-
-def test_missing_tables_are_named_with_their_command():
-    sections = standard_sections(tables.metrics())
-    page = Page(render_report(tables.card(), sections))
-    for command in ("qfl probe", "qfl ablate"):
-        assert command in page.text
-    assert list(name for name in page.scripts if name.startswith("figure-")) == ["figure-0"]
-    assert "Verdicts" not in page.text
-    page = Page(render_report({}, standard_sections(None)))
-    assert "qfl train" in page.text
-    assert page.count("script") == 0
 
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'

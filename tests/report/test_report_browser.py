@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from analyses.pages.sections import standard_sections
-from analyses.pages.words import findings
+from analyses.lenses.emergence.findings import findings
 from qfl_interp.report.page import write_report
 from tests import synthetic_tables as tables
 
@@ -42,15 +41,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sections = standard_sections(
-        tables.metrics(),
-        probe=tables.probe(),
-        emergence_curve=tables.emergence_curve(),
-        emergence=tables.emergence(),
-        ablate=tables.ablate(),
-    )
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return write_report(path, tables.card(), sections, findings=findings(tables.emergence()))
+    return write_report(path, tables.card(), tables.sections(), findings=findings(tables.emergence()))
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])
