@@ -155,6 +155,8 @@ class PaperGrid(Grid):
     def __init__(self, heights: Sequence[int], n: int, n_columns: int, head: int) -> None:
         span = ((_TITLE + _TICKS) / PAPER_WIDTH, 1 - _RIGHT / PAPER_WIDTH)
         super().__init__(heights, n, n_columns, span=span, gap=(_TICKS + _RIGHT) / PAPER_WIDTH, head=head)
+        # All room is in the plot area: legends above it may widen the margins.
+        self.height += _FOOT
 
     def head(self, index: int, text: str) -> dict[str, Any]:
         """A column's head as an annotation."""
@@ -177,7 +179,7 @@ class PaperGrid(Grid):
         """
         lines = [line for row in legends for line in _filled(row)]
         top = _LINE_HEIGHT * len(lines) + (_PAD if lines else 0)
-        figure = new_figure(filename, self.height, {"l": 0, "r": 0, "t": top, "b": _FOOT})
+        figure = new_figure(filename, self.height, {"l": 0, "r": 0, "t": top, "b": 0})
         figure.update_layout(hovermode="closest")
         # A legend a line, so that each has the height counted on; the template gives only the first no background.
         for number, line in enumerate(lines, start=1):
