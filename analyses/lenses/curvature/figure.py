@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lenses.curvature.ranks import ALL_SCORED
+from qfl_interp.plots.lines import curve, finite, level, log_range, over_compute, value_range
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
-from qfl_interp.plots.theme import (
-    GREY,
-    PURPLE,
-    STEEL,
-    VERMILLION,
-    ordered_colors,
-)
+from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
+from qfl_interp.plots.theme import PURPLE, STEEL, VERMILLION, ordered_colors
 from qfl_interp.tables import column, groups, select
 
 # Beyond the edge of stability along the step: the quadratic model raises the loss.
@@ -53,6 +48,7 @@ _ANGLES: Final = (
     _Look("cos_gradient_update", "−gradient, one update", PURPLE, "dot"),
     _Look("cos_step_cumulative", "way since the start", STEEL),
 )
+_NORM: Final = (_Look("weight_norm", "|θ|", PURPLE),)
 
 
 def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
@@ -66,10 +62,10 @@ def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Sha
     Raises:
         ValueError: A table has no row, or several of one key.
     """
-    panels = curvature_panels(rows, ranks)
+    first, *others = curvature_panels(rows, ranks)
     shown = over_compute(rows)
-    extra = [_step_panel(shown), _norm_panel(shown)]
-    return stack_panels([panels[0], *extra, *panels[1:]], transition, filename="curvature")
+    panels = [first, _step_panel(shown), _norm_panel(shown), *others]
+    return stack_panels(panels, transition, filename="curvature")
 
 
 def curvature_panels(rows: pd.DataFrame, ranks: pd.DataFrame) -> list[Panel]:
@@ -88,7 +84,7 @@ def curvature_panels(rows: pd.DataFrame, ranks: pd.DataFrame) -> list[Panel]:
     require_rows(ranks, "curvature", (), ("step", "layer", "position"))
     shown = over_compute(rows)
     panels = [_sharpness_panel(shown), _angle_panel(shown), _rank_panel(ranks)]
-    if _COEFFICIENT in shown and np.isfinite(column(shown, _COEFFICIENT)).any():
+    if _COEFFICIENT in shown and len(finite(shown[_COEFFICIENT])):
         panels.append(_coefficient_panel(shown))
     return panels
 
@@ -96,8 +92,6 @@ def curvature_panels(rows: pd.DataFrame, ranks: pd.DataFrame) -> list[Panel]:
 def _sharpness_panel(rows: pd.DataFrame) -> Panel:
     """Eigenvalues, their edges and the curvature along the step, on a logarithmic axis."""
     traces = _curves(rows, _SHARPNESS, "sharpness", positive=True)
-    values = _values(traces)
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 1.0)
     below = any((column(rows, look.column) <= 0).any() for look in _SHARPNESS if look.column in rows)
     gaps = "; gaps: not positive" if below else ""
     return Panel(
@@ -105,7 +99,7 @@ def _sharpness_panel(rows: pd.DataFrame) -> Panel:
         subtitle=f"largest eigenvalue of the loss's Hessian on training examples; dotted: the edge of stability{gaps}",
         traces=tuple(traces),
         y_title="curvature (nats)",
-        y_range=(low / 1.5, max(high, 1.05 * low) * 1.5),
+        y_range=log_range(*traces, room=0.0, least=1.5),
         log_y=True,
         legend=Legend("sharpness"),
     )
@@ -118,7 +112,7 @@ def _step_panel(rows: pd.DataFrame) -> Panel:
     return Panel(
         title="Sharpness along the step",
         subtitle=f"2 c₂/|c₁|; above {_STEP_EDGE:g} the quadratic model raises the loss; beyond the panel: at its edge",
-        traces=(*traces, _level(rows, _STEP_EDGE), _level(rows, 0.0)),
+        traces=(*traces, *(level(rows["flops"], value, f"{value:g}") for value in (_STEP_EDGE, 0.0))),
         y_title="2 c₂/|c₁|",
         y_range=(low - 0.3, high + 0.3),
         height=130,
@@ -131,7 +125,7 @@ def _angle_panel(rows: pd.DataFrame) -> Panel:
     return Panel(
         title="Alignment",
         subtitle="cosine of the step to the next checkpoint with ...",
-        traces=(*_curves(rows, _ANGLES, "cosine"), _level(rows, 0.0)),
+        traces=(*_curves(rows, _ANGLES, "cosine"), level(rows["flops"], 0.0, "0")),
         y_title="cosine",
         y_range=(-1.05, 1.05),
         height=130,
@@ -141,31 +135,27 @@ def _angle_panel(rows: pd.DataFrame) -> Panel:
 
 def _norm_panel(rows: pd.DataFrame) -> Panel:
     """The length of the weights."""
-    traces = _curves(rows, (_Look("weight_norm", "|θ|", PURPLE),), "norm")
-    values = _values(traces)
-    room = 0.08 * float(np.ptp(values)) or 0.01 * float(values.max())
+    traces = _curves(rows, _NORM, "norm", showlegend=False)
     return Panel(
         title="Weight norm",
-        traces=tuple(trace.update(showlegend=False) for trace in traces),
+        traces=tuple(traces),
         y_title="|θ|",
-        y_range=(float(values.min()) - room, float(values.max()) + room),
+        y_range=value_range(*traces, include=(), below=0.08, above=0.08),
         height=90,
     )
 
 
 def _rank_panel(ranks: pd.DataFrame) -> Panel:
     """The stable rank of each layer's residual stream over all scored positions, centred (solid) and not (dotted)."""
-    shown = over_compute(select(ranks, position=ALL_SCORED))
-    layers = groups(shown, "layer")
+    layers = groups(over_compute(select(ranks, position=ALL_SCORED)), "layer")
     traces = []
     for (layer, part), color in zip(layers, ordered_colors(len(layers)), strict=True):
-        looks = (
-            _Look("stable_rank_centred", f"layer {layer}", color),
-            _Look("stable_rank", f"layer {layer}, not centred", color, "dot"),
-        )
-        centred, plain = _curves(part, looks, "stable rank", group=f"rank {layer}")
-        traces += [plain.update(showlegend=False), centred]
-    values = _values(traces)
+        group = {"legendgroup": f"rank {layer}"}
+        plain = _Look("stable_rank", f"layer {layer}, not centred", color, "dot")
+        centred = _Look("stable_rank_centred", f"layer {layer}", color)
+        traces += _curves(part, [plain], "stable rank", showlegend=False, **group)
+        traces += _curves(part, [centred], "stable rank", **group)
+    values = finite(*traces)
     return Panel(
         title="Soft rank of the residual stream",
         subtitle="stable rank over all scored positions; dotted: mean not subtracted",
@@ -180,28 +170,25 @@ def _coefficient_panel(rows: pd.DataFrame) -> Panel:
     """The local learning coefficient, with a standard deviation between chains on both sides."""
     rows = rows.dropna(subset=[_COEFFICIENT])
     value, spread = column(rows, _COEFFICIENT), column(rows, f"{_COEFFICIENT}_std")
-    finite, n_chains = column(rows, "n_finite_chains"), column(rows, "n_chains")
-    trace = go.Scatter(
-        x=column(rows, "flops"),
-        y=value,
+    lost = column(rows, "n_finite_chains") < column(rows, "n_chains")
+    hover = "%{y:.3g} ± %{customdata[0]:.2g} (%{customdata[1]} of %{customdata[2]} chains) · step %{customdata[3]:,}"
+    trace = curve(
+        rows,
+        _COEFFICIENT,
+        "learning coefficient",
+        PURPLE,
+        hover=hover,
+        beside=(f"{_COEFFICIENT}_std", "n_finite_chains", "n_chains", "step"),
+        size=5,
         error_y={"type": "data", "array": spread, "thickness": 1, "width": 2},
-        customdata=np.stack([spread, finite, n_chains, column(rows, "step")], axis=1),
-        mode="lines+markers",
-        name="learning coefficient",
-        line={"color": PURPLE, "width": 2},
-        marker={"size": 5, "symbol": np.where(finite < n_chains, "circle-open", "circle")},
         showlegend=False,
-        hovertemplate="%{y:.3g} ± %{customdata[0]:.2g} (%{customdata[1]} of %{customdata[2]} chains) · step "
-        "%{customdata[3]:,}<extra>learning coefficient</extra>",
-    )
-    low, high = float(np.min(value - spread)), float(np.max(value + spread))
-    room = 0.06 * (high - low) or 1.0
+    ).update(marker_symbol=np.where(lost, "circle-open", "circle"))
     return Panel(
         title="Local learning coefficient",
         subtitle="mean of the chains ± standard deviation between them; open: a chain left for infinity",
-        traces=(trace, _level(rows, 0.0)),
+        traces=(trace, level(rows["flops"], 0.0, "0")),
         y_title="coefficient",
-        y_range=(min(low, 0.0) - room, high + room),
+        y_range=value_range(value - spread, value + spread),
         height=130,
     )
 
@@ -212,50 +199,29 @@ def _curves(
     what: str,
     *,
     positive: bool = False,
-    limits: tuple[float, float] | None = None,
-    group: str = "",
+    limits: tuple[float, float] = (-np.inf, np.inf),
+    **more: Any,
 ) -> list[go.Scatter]:
     """The curves that have a value; on a logarithmic axis (`positive`) where they are above 0."""
     traces = []
     for look in looks:
         values = column(rows, look.column)
-        kept = np.where(values > 0, values, np.nan) if positive else values
-        if not np.isfinite(kept).any():
+        shown = np.where(values > 0, values, np.nan) if positive else np.clip(values, *limits)
+        if not len(finite(shown)):
             continue
-        place = kept if limits is None else np.clip(kept, *limits)
+        dotted = look.dash == "dot"
         traces.append(
-            go.Scatter(
-                x=column(rows, "flops"),
-                y=place,
-                customdata=np.stack([values, column(rows, "step")], axis=1),
-                mode="lines" if look.dash == "dot" else "lines+markers",
-                name=look.name,
-                line={"color": look.color, "width": 1.4 if look.dash == "dot" else 2, "dash": look.dash},
-                marker={"size": 4},
-                legendgroup=group or look.column,
-                showlegend=True,
-                hovertemplate=f"%{{customdata[0]:.4g}} · step %{{customdata[1]:,}}<extra>{what}: {look.name}</extra>",
+            curve(
+                rows.assign(shown=shown),
+                "shown",
+                look.name,
+                look.color,
+                hover=f"%{{customdata[0]:.4g}} · step %{{customdata[1]:,}}<extra>{what}: {look.name}</extra>",
+                beside=(look.column, "step"),
+                width=1.4 if dotted else 2,
+                dash=look.dash,
+                size=None if dotted else 4,
+                **{"legendgroup": look.column, "showlegend": True} | more,
             )
         )
     return traces
-
-
-def _values(traces: Sequence[go.Scatter]) -> np.ndarray:
-    """All finite heights of the curves."""
-    parts = [np.asarray(trace.y, dtype=float) for trace in traces]
-    joined = np.concatenate(parts) if parts else np.empty(0)
-    return joined[np.isfinite(joined)]
-
-
-def _level(rows: pd.DataFrame, value: float) -> go.Scatter:
-    """A horizontal line that neither the hover nor the legend lists."""
-    flops = column(rows, "flops")
-    return go.Scatter(
-        x=[flops.min(), flops.max()],
-        y=[value, value],
-        mode="lines",
-        name=f"{value:g}",
-        line={"color": GREY, "width": 1.1, "dash": "dot"},
-        hoverinfo="skip",
-        showlegend=False,
-    )
