@@ -265,5 +265,10 @@ def test_the_command_s_help_says_what_is_taken_by_default(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main()
     shown = capsys.readouterr().out
-    for said in ("3 % of all by default", "a fifteenth of the clustered tokens by default", "1 % of the way", "[default: 300]"):
+    for said in (
+        "3 % of all by default",
+        "a fifteenth of the clustered tokens by default",
+        "1 % of the way",
+        "[default: 300]",
+    ):
         assert said in " ".join(shown.replace("│", " ").split())

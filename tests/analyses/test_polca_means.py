@@ -8,7 +8,7 @@ import pytest
 
 import qfl_interp as qfl
 from analyses import polca
-from analyses.lenses.polca.means_figure import polca_means_figure
+from analyses.lenses.polca.means_figure import means_figure
 from qfl_interp.polca.config import PolcaConfig
 from tests.conftest import tiny_train_config
 
@@ -39,7 +39,7 @@ def texts(figure):
 def test_the_directions_that_move_most_are_drawn_and_the_note_says_so():
     # Where the first and the last row of a direction in the table are not its first and last step, for some the same.
     mixed = pd.concat([means().iloc[:16:-1], means().iloc[[14, 12, 13, 15, 16, *range(12)]]])
-    figure = polca_means_figure(mixed)
+    figure = means_figure(mixed)
     lines = {trace.name: trace for trace in figure.data}
     drawn = [0, 2, 3, 4, 6, 7]
     assert list(lines) == [*(f"direction {one}, step {10 * one}" for one in drawn), "exact"]
@@ -59,7 +59,7 @@ def test_the_directions_that_move_most_are_drawn_and_the_note_says_so():
 
 def test_a_baseline_without_directions_has_one_line():
     one = means()[lambda rows: rows["direction"] == 0].assign(direction=-1, curves="exact_loss")
-    figure = polca_means_figure(one)
+    figure = means_figure(one)
     assert [trace.name for trace in figure.data] == ["mean", "exact"]
     assert "Clusters of the exact loss" in texts(figure)
     assert "no cluster found: mean over all 1,234 tokens" in texts(figure)
@@ -74,7 +74,7 @@ def test_a_baseline_without_directions_has_one_line():
 )
 def test_bad_tables_are_refused(rows):
     with pytest.raises(ValueError, match="polca"):
-        polca_means_figure(rows)
+        means_figure(rows)
 
 
 @pytest.mark.parametrize("curves", ["projected", "exact_loss", "loss_change"])

@@ -112,7 +112,7 @@ def _step_panel(rows: pd.DataFrame) -> Panel:
     return Panel(
         title="Sharpness along the step",
         subtitle=f"2 c₂/|c₁|; above {_STEP_EDGE:g} the quadratic model raises the loss; beyond the panel: at its edge",
-        traces=(*traces, *(level(rows["flops"], value, f"{value:g}") for value in (_STEP_EDGE, 0.0))),
+        traces=(*traces, *(level(column(rows, "flops"), value, f"{value:g}") for value in (_STEP_EDGE, 0.0))),
         y_title="2 c₂/|c₁|",
         y_range=(low - 0.3, high + 0.3),
         height=130,
@@ -125,7 +125,7 @@ def _angle_panel(rows: pd.DataFrame) -> Panel:
     return Panel(
         title="Alignment",
         subtitle="cosine of the step to the next checkpoint with ...",
-        traces=(*_curves(rows, _ANGLES, "cosine"), level(rows["flops"], 0.0, "0")),
+        traces=(*_curves(rows, _ANGLES, "cosine"), level(column(rows, "flops"), 0.0, "0")),
         y_title="cosine",
         y_range=(-1.05, 1.05),
         height=130,
@@ -150,11 +150,11 @@ def _rank_panel(ranks: pd.DataFrame) -> Panel:
     layers = groups(over_compute(select(ranks, position=ALL_SCORED)), "layer")
     traces = []
     for (layer, part), color in zip(layers, ordered_colors(len(layers)), strict=True):
-        group = {"legendgroup": f"rank {layer}"}
+        group = f"rank {layer}"
         plain = _Look("stable_rank", f"layer {layer}, not centred", color, "dot")
         centred = _Look("stable_rank_centred", f"layer {layer}", color)
-        traces += _curves(part, [plain], "stable rank", showlegend=False, **group)
-        traces += _curves(part, [centred], "stable rank", **group)
+        traces += _curves(part, [plain], "stable rank", legendgroup=group, showlegend=False)
+        traces += _curves(part, [centred], "stable rank", legendgroup=group)
     values = finite(*traces)
     return Panel(
         title="Soft rank of the residual stream",
@@ -186,7 +186,7 @@ def _coefficient_panel(rows: pd.DataFrame) -> Panel:
     return Panel(
         title="Local learning coefficient",
         subtitle="mean of the chains ± standard deviation between them; open: a chain left for infinity",
-        traces=(trace, level(rows["flops"], 0.0, "0")),
+        traces=(trace, level(column(rows, "flops"), 0.0, "0")),
         y_title="coefficient",
         y_range=value_range(value - spread, value + spread),
         height=130,

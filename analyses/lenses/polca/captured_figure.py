@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.lines import STEP, curve, level, over_compute, value_range
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
-from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
+from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
+from qfl_interp.plots.theme import PURPLE, STEEL, VERMILLION
 from qfl_interp.tables import column
 
 # Fractions outside are drawn at the edge: where the loss hardly changes they mean little.
@@ -43,34 +44,17 @@ def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None)
 
 def _change_panel(rows: pd.DataFrame) -> Panel:
     """Change of the loss since the first checkpoint, and its captured part."""
-    change, part = column(rows, "change"), column(rows, "part")
-    low, high = float(min(change.min(), part.min(), 0.0)), float(max(change.max(), part.max(), 0.0))
-    room = 0.06 * (high - low) or 1.0
-    looks = {
-        "change": ("mean loss over the tokens", {"color": PURPLE, "width": 2.2}),
-        "part": ("captured by the directions together", {"color": VERMILLION, "width": 1.8, "dash": "dash"}),
-    }
-    traces = [
-        go.Scatter(
-            x=column(rows, "flops"),
-            y=column(rows, name),
-            customdata=column(rows, "step_to")[:, None],
-            mode="lines",
-            name=text,
-            line=line,
-            legendgroup=name,
-            hovertemplate=f"%{{y:.3f}} nats · step %{{customdata[0]:,}}<extra>{text}</extra>",
-        )
-        for name, (text, line) in looks.items()
-    ]
-    whole = f"{part[-1] / change[-1]:.0%} captured in all" if change[-1] else ""
+    how = {"hover": f"%{{y:.3f}} nats · {STEP}", "beside": ("step_to",)}
+    whole = curve(rows, "change", "mean loss over the tokens", PURPLE, width=2.2, **how)
+    part = curve(rows, "part", "captured by the directions together", VERMILLION, width=1.8, dash="dash", **how)
+    change, captured = column(rows, "change")[-1], column(rows, "part")[-1]
+    share = f", {captured / change:.0%} captured in all" if change else ""
     return Panel(
         title="Change of the loss",
-        subtitle=", ".join(words for words in ("since the first checkpoint", whole) if words),
-        traces=tuple(traces),
+        subtitle=f"since the first checkpoint{share}",
+        traces=(whole, part),
         y_title="nats per token",
-        y_range=(low - room, high + room),
-        height=170,
+        y_range=value_range(whole, part),
         legend=Legend("change"),
     )
 
@@ -81,26 +65,20 @@ def _fraction_panel(rows: pd.DataFrame) -> Panel:
     fraction, size = column(rows, "captured_fraction"), np.abs(column(rows, "loss_change"))
     low, high = _LIMITS
     symbols = np.where(fraction > high, "triangle-up-open", np.where(fraction < low, "triangle-down-open", "circle"))
-    share = np.sqrt(size / size.max(initial=1e-300))
-    names = ["captured_fraction", "captured", "loss_change", "step_from", "step_to"]
-    points = go.Scatter(
-        x=column(rows, "flops"),
-        y=np.clip(fraction, low, high),
-        customdata=rows[names].to_numpy(dtype=float),
-        mode="markers",
-        name="captured share",
-        marker={
-            "color": STEEL,
-            "symbol": symbols,
-            "size": _SIZES[0] + (_SIZES[1] - _SIZES[0]) * share,
-            "opacity": 0.85,
-        },
+    sizes = _SIZES[0] + (_SIZES[1] - _SIZES[0]) * np.sqrt(size / size.max(initial=1e-300))
+    points = curve(
+        rows.assign(shown=np.clip(fraction, low, high)),
+        "shown",
+        "captured share",
+        STEEL,
+        hover="%{customdata[0]:.1%}: %{customdata[1]:.2e} of %{customdata[2]:.2e} nats · steps %{customdata[3]:,} to "
+        "%{customdata[4]:,}",
+        beside=("captured_fraction", "captured", "loss_change", "step_from", "step_to"),
+        width=0,
+        size=_SIZES[0],
         showlegend=False,
-        hovertemplate="%{customdata[0]:.1%}: %{customdata[1]:.2e} of %{customdata[2]:.2e} nats · steps "
-        "%{customdata[3]:,} to %{customdata[4]:,}<extra>captured share</extra>",
-    )
-    flops = column(rows, "flops")
-    levels = [_level(flops, value) for value in (0.0, 1.0)] if len(rows) else []
+    ).update(marker={"symbol": symbols, "size": sizes, "opacity": 0.85})
+    levels = [level(column(rows, "flops"), value, f"{value:.0%}") for value in (0.0, 1.0)] if len(rows) else []
     return Panel(
         title="Captured share of each interval's change",
         subtitle="points as large as the change; arrows: beyond the panel",
@@ -108,12 +86,4 @@ def _fraction_panel(rows: pd.DataFrame) -> Panel:
         y_title="share",
         y_range=(low - 0.1, high + 0.1),
         height=120,
-    )
-
-
-def _level(flops: np.ndarray, value: float) -> go.Scatter:
-    """A horizontal line over the whole axis."""
-    look: dict[str, Any] = {"mode": "lines", "line": {"color": GREY, "width": 1.1, "dash": "dot"}}
-    return go.Scatter(
-        x=[flops.min(), flops.max()], y=[value, value], name=f"{value:.0%}", showlegend=False, hoverinfo="skip", **look
     )

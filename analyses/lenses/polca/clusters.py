@@ -8,7 +8,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
+from qfl_interp.plots.lines import over_compute
+from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.theme import SERIES, plain, visible
+from qfl_interp.polca.trajectories import NO_DIRECTION
 from qfl_interp.tables import column, distinct, groups, records, select
 
 # More curves than these cannot be told apart; the seventh colour is the grey of the marks.
@@ -32,8 +35,8 @@ class Quantity(NamedTuple):
     unit: str
 
     def of(self, direction: int) -> str:
-        """The title with the direction; baselines that know none have -1."""
-        return f"{self.title}, direction {direction}" if direction >= 0 else self.title
+        """The title with the direction, where there is one."""
+        return self.title if direction == NO_DIRECTION else f"{self.title}, direction {direction}"
 
     @property
     def axis(self) -> str:
@@ -59,6 +62,7 @@ class Cluster(NamedTuple):
         number: " [1]" for cluster 1 where another of the direction has the same name, else empty.
         color: Hex.
         symbol: Plotly's marker symbol.
+        curve: Its rows of table "polca_curves" that a log axis can show; empty where a figure has no curves.
     """
 
     row: dict[str, Any]
@@ -66,6 +70,7 @@ class Cluster(NamedTuple):
     number: str
     color: str
     symbol: str
+    curve: pd.DataFrame = pd.DataFrame()
 
     @property
     def name(self) -> str:
@@ -155,6 +160,31 @@ def drawn_clusters(clusters: pd.DataFrame, direction: int) -> list[Cluster]:
         Cluster(row, name, f" [{row['cluster']}]" if names.count(name) > 1 else "", color, symbol)
         for row, name, (color, symbol) in zip(ordered, names, SERIES, strict=False)
     ]
+
+
+def drawn_curves(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> list[Cluster]:
+    """The same with their curves.
+
+    Args:
+        curves: Table "polca_curves".
+        clusters: Table "polca_clusters".
+        direction: Which one.
+
+    Raises:
+        ValueError: The direction has no cluster, the curves no row or several of one key, or a cluster has no curve.
+    """
+    found = drawn_clusters(clusters, direction)
+    require_rows(curves, "polca", (), ("direction", "cluster", "step"))
+    drawn = []
+    for one in found:
+        part = select(curves, direction=direction, cluster=one.row["cluster"])
+        if part.empty:
+            raise ValueError(
+                f"every cluster of direction {direction} must have a curve, got none of cluster {one.row['cluster']} "
+                "in the curves table. Hand in both tables of one analysis."
+            )
+        drawn.append(one._replace(curve=over_compute(part)))
+    return drawn
 
 
 def _readable(name: str) -> str:

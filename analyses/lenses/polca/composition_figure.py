@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import numpy as np
@@ -10,11 +9,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lenses.polca.clusters import Cluster, cut, drawn_clusters, telling
+from qfl_interp.plots.grid import Cell, Grid
+from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.theme import FONT_SIZE, PAPER_WIDTH, format_p, new_figure, visible, words
+from qfl_interp.plots.theme import FONT_SIZE, PAPER_WIDTH, format_p, new_figure, text_at, visible, words
+from qfl_interp.polca.naming import SIGNIFICANT
 from qfl_interp.tables import column, distinct, groups, records, select
 
-_ALPHA: Final = 0.05
 _COLUMNS: Final = 3
 _MOST_VALUES: Final = 6
 _LETTER_WIDTH: Final = 6.3
@@ -53,27 +54,18 @@ def composition_figure(composition: pd.DataFrame, clusters: pd.DataFrame, direct
     require_rows(rows, "polca", (), ("cluster", "label", "value"))
     places = _places(rows)
     side = min(max(_LETTER_WIDTH * max(len(text) for key in places for text in key) + 12, _SIDE[0]), _SIDE[1])
-    across, blocks = min(len(found), _COLUMNS), math.ceil(len(found) / _COLUMNS)
-    width, inner = (PAPER_WIDTH - side - _RIGHT - _GAP * (across - 1)) / across, _ROW * len(places)
-    block = _HEAD + inner + _FOOT
-    figure = new_figure("polca_composition", _TOP + blocks * block)
-    widest = float(np.nanmax(rows[["share", "share_all"]].to_numpy(dtype=float)))
+    span = (side / PAPER_WIDTH, 1 - _RIGHT / PAPER_WIDTH)
+    grid = Grid([_ROW * len(places)], len(found), _COLUMNS, span=span, gap=_GAP / PAPER_WIDTH, head=_HEAD, foot=_FOOT)
+    figure = new_figure("polca_composition", grid.height, {"l": 0, "r": 0, "t": _TOP, "b": _FOOT})
+    figure.update_layout(barmode="overlay", showlegend=False)
+    widest = float(finite(rows[["share", "share_all"]]).max())
     for number, one in enumerate(found):
-        down, place = divmod(number, _COLUMNS)
-        left, top = side + place * (width + _GAP), down * block + _HEAD
-        x_domain = (left / PAPER_WIDTH, (left + width) / PAPER_WIDTH)
-        y_domain = (1 - (top + inner) / (blocks * block), 1 - top / (blocks * block))
-        suffix = "" if number == 0 else str(number + 1)
-        figure.update_layout(_axes(suffix, (x_domain, y_domain), places, widest, first=place == 0))
-        _add_bars(figure, suffix, one, select(rows, cluster=one.row["cluster"]), places)
-        figure.add_annotation(**_heading(one, suffix, width))
-    figure.update_layout(
-        margin={"l": 0, "r": 0, "t": _TOP, "b": 0},
-        barmode="overlay",
-        showlegend=False,
-    )
-    text = f"<b>Direction {chosen}</b>  grey: all tokens; bold: over-represented (p < 0.05, Holm), how many times"
-    figure.add_annotation(text=text, xref="paper", yref="paper", x=0.01, y=1, xanchor="left", yanchor="bottom")
+        cell = grid.cell(number)
+        figure.update_layout(_axes(cell, places, widest, first=grid.is_first(number)))
+        figure.add_traces(_bars(cell, one, select(rows, cluster=one.row["cluster"]), places))
+        figure.add_annotation(_heading(cell, one))
+    bold = f"over-represented (p < {SIGNIFICANT}, Holm), how many times"
+    figure.add_annotation(text_at(f"<b>Direction {chosen}</b>  grey: all tokens; bold: {bold}", 0.01))
     return figure
 
 
@@ -92,79 +84,62 @@ def _farthest(rows: pd.DataFrame) -> float:
     return float(np.nan_to_num(np.abs(column(rows, "share") - column(rows, "share_all"))).max())
 
 
-def _axes(
-    suffix: str, domains: tuple[tuple[float, float], tuple[float, float]], places: _Rows, widest: float, *, first: bool
-) -> dict[str, Any]:
+def _axes(cell: Cell, places: _Rows, widest: float, *, first: bool) -> dict[str, Any]:
     """Both axes of a cluster's panel; the leftmost one has the labels."""
     texts = [visible(cut(value, _LONGEST_TEXT)) if value else f"<b>{words(label)}</b>" for label, value in places]
     x_axis = {
-        "domain": domains[0],
-        "anchor": f"y{suffix}",
         "range": [0, widest / _LONGEST],
         "tickvals": [tick for tick in (0, 0.25, 0.5, 0.75, 1) if tick <= 1.2 * widest],
         "tickformat": ".0%",
         "tickfont": {"size": FONT_SIZE - 2},
         "title": {"text": "share of tokens", "standoff": 6},
-        "fixedrange": True,
     }
     y_axis = {
-        "domain": domains[1],
-        "anchor": f"x{suffix}",
         "range": [len(places) - 0.5, -0.5],
         "tickvals": list(places.values()),
         "ticktext": texts if first else [""] * len(texts),
         "ticks": "",
         "showgrid": False,
-        "fixedrange": True,
     }
-    return {f"xaxis{suffix}": x_axis, f"yaxis{suffix}": y_axis}
+    return cell.layout(x_axis | {"fixedrange": True}, y_axis | {"fixedrange": True})
 
 
-def _add_bars(figure: go.Figure, suffix: str, one: Cluster, rows: pd.DataFrame, places: _Rows) -> None:
-    """The bars of one cluster and their numbers."""
+def _bars(cell: Cell, one: Cluster, rows: pd.DataFrame, places: _Rows) -> list[Any]:
+    """The bars of one cluster over those of all tokens, and their numbers."""
     drawn = [row for row in records(rows) if (row["label"], row["value"]) in places]
-    y = [places[row["label"], row["value"]] for row in drawn]
+    shared = {"y": [places[row["label"], row["value"]] for row in drawn], **cell.axes}
     shares, of_all = ([row[name] for row in drawn] for name in ("share", "share_all"))
-    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-    bar: dict[str, Any] = {"y": y, "orientation": "h", **axes}
-    figure.add_bar(
-        **bar, x=of_all, width=0.84, marker=_ALL_LOOK, name="all tokens", hoverinfo="skip",
-    )  # fmt: skip
-    figure.add_bar(
-        **bar,
-        x=shares,
-        width=0.46,
-        marker={"color": one.color, "line": {"width": 0}},
-        name=one.name,
-        hovertext=[_hover(row) for row in drawn],
-        hovertemplate=f"%{{hovertext}}<extra>{one.name}</extra>",
-    )
-    figure.add_scatter(
-        x=[np.nanmax([row["share"], row["share_all"]]) for row in drawn],
-        y=y,
-        text=[f"\u2009{_number(row)}" for row in drawn],
-        mode="text",
-        textposition="middle right",
-        textfont={"size": FONT_SIZE - 2},
-        name=f"{one.name}, shares",
-        hoverinfo="skip",
-        **axes,
-    )
+    everything = {"x": of_all, "width": 0.84, "marker": _ALL_LOOK, "name": "all tokens", "hoverinfo": "skip"}
+    look = {"width": 0.46, "marker": {"color": one.color, "line": {"width": 0}}}
+    said = {"hovertext": [_hover(row) for row in drawn], "hovertemplate": f"%{{hovertext}}<extra>{one.name}</extra>"}
+    numbers = {
+        "x": [np.nanmax(pair) for pair in zip(shares, of_all, strict=True)],
+        "text": [f"\u2009{_number(row)}" for row in drawn],
+        "mode": "text",
+        "textposition": "middle right",
+        "textfont": {"size": FONT_SIZE - 2},
+        "name": f"{one.name}, shares",
+        "hoverinfo": "skip",
+    }
+    return [
+        go.Bar(shared | everything | {"orientation": "h"}),
+        go.Bar(shared | {"x": shares, "name": one.name, "orientation": "h"} | look | said),
+        go.Scatter(shared | numbers),
+    ]
 
 
-def _heading(one: Cluster, suffix: str, width: float) -> dict[str, Any]:
+def _heading(cell: Cell, one: Cluster) -> dict[str, Any]:
     """A cluster's name, size and verdict above its panel, as an annotation."""
     size = f"{int(one.row['n_tokens']):,} tokens" + (f", {one.verdict}" if one.verdict else "")
-    name = one.short(round(width / _LETTER_WIDTH))
-    place = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain", "x": 0, "y": 1, "xanchor": "left"}
+    name = one.short(round((cell.x_domain[1] - cell.x_domain[0]) * PAPER_WIDTH / _LETTER_WIDTH))
     text = f'<b><span style="color:{one.color}">{name}</span></b><br>{size}'
-    return {"text": text, "align": "left", "yanchor": "bottom", **place}
+    return cell.title(text, 0) | {"align": "left"}
 
 
 def _number(row: dict[str, Any]) -> str:
     """A share in percent; bold and with its lift where it is over-represented."""
     share = f"{row['share']:.0%}"
-    return f"<b>{share} (×{row['lift']:.2g})</b>" if row["p_value_holm"] < _ALPHA else share
+    return f"<b>{share} (×{row['lift']:.2g})</b>" if row["p_value_holm"] < SIGNIFICANT else share
 
 
 def _hover(row: dict[str, Any]) -> str:

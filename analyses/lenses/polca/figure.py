@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from analyses.lenses.polca.clusters import Cluster, drawn_clusters, telling
-from analyses.lenses.polca.marks import basis_mark, breaks, tau_mark
+from analyses.lenses.polca.clusters import Cluster, drawn_curves, telling
+from analyses.lenses.polca.marks import basis_mark, break_mark, tau_mark
+from qfl_interp.plots.lines import curve, value_range
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
 from qfl_interp.tables import column, distinct, select
 
 _MOST_DIRECTIONS: Final = 2
 _BAND_OPACITY: Final = 0.16
-_KEY: Final = ("direction", "cluster", "step")
+_HALF: Final = "(middle half %{customdata[0]"
 
 
 def polca_figure(
@@ -53,7 +54,7 @@ def polca_figure(
             "a figure of POLCA needs a cluster, got none. Run `qfl polca` on this run first; where that finds none, "
             "look at more directions or steps, or for smaller clusters."
         )
-    require_rows(clusters, "polca", ("curves",), _KEY[:2])
+    require_rows(clusters, "polca", ("curves",), ("direction", "cluster"))
     chosen = telling(clusters)[:_MOST_DIRECTIONS] if direction is None else [direction]
     panels = [panel for one in chosen for panel in (polca_panel(curves, clusters, one), _exact(curves, clusters, one))]
     return stack_panels(panels, transition, filename="polca")
@@ -70,130 +71,100 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
     Raises:
         ValueError: As in `polca_figure`.
     """
-    found = drawn_clusters(clusters, direction)
-    parts = _parts(curves, found, direction)
-    y_range = _range([part[name] for part in parts for name in ("mean", "medoid", "q25", "q75")])
-    traces = [_band(part, one, "q25", "q75") for one, part in zip(found, parts, strict=True)]
-    quantity = found[0].quantity
-    lines = [_lines(part, one) for one, part in zip(found, parts, strict=True)]
-    traces += [line for pair in lines for line in pair]
-    traces += breaks(found, parts, "mean", y_range[0])
-    marks, texts = basis_mark(parts[0], found[0], y_range)
-    left_out = len(select(clusters, direction=direction)) - len(found)
+    drawn = drawn_curves(curves, clusters, direction)
+    y_range = _range(drawn, "mean", "medoid", "q25", "q75")
+    basis = basis_mark(drawn[0], y_range)
+    quantity = drawn[0].quantity
+    left_out = len(select(clusters, direction=direction)) - len(drawn)
     more = f", without {left_out} smaller clusters" if left_out else ""
     n_directions = len(distinct(clusters, "direction"))
     if n_directions > 1:
         more += f"; {n_directions} directions have clusters"
+    lines = [line for one in drawn for line in (_medoid(one), _mean(one))]
     return Panel(
         title=quantity.of(direction),
         subtitle=f"{quantity.name} by cluster of tokens{more}",
         note="mean, middle half (band), medoid (dashed); marker: mean break, filled where the exact loss is flat",
-        traces=(*marks, *traces),
+        traces=(*basis.lines, *_bands(drawn, "q25", "q75"), *lines, *_breaks(drawn, "mean", y_range[0])),
         y_title=quantity.axis,
         y_range=y_range,
         height=190,
         legend=Legend(f"polca {direction}"),
-        annotations=texts,
+        annotations=basis.texts,
     )
 
 
 def _exact(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> Panel:
     """The exact loss of the clusters of a direction."""
-    found = drawn_clusters(clusters, direction)
-    parts = _parts(curves, found, direction)
-    y_range = _range([part[name] for part in parts for name in ("exact_mean", "exact_q75")])
-    traces = [_band(part, one, "exact_q25", "exact_q75") for one, part in zip(found, parts, strict=True)]
-    for one, part in zip(found, parts, strict=True):
-        quartiles = part[["exact_q25", "exact_q75", "step"]].to_numpy(dtype=float)
-        traces.append(
-            go.Scatter(
-                x=column(part, "flops"),
-                y=column(part, "exact_mean"),
-                customdata=quartiles,
-                mode="lines",
-                name=one.name,
-                line={"color": one.color, "width": 2},
-                legendgroup=one.group,
-                hovertemplate="%{y:.3f} nats (middle half %{customdata[0]:.3f} to %{customdata[1]:.3f}) · "
-                f"step %{{customdata[2]:,}}<extra>{one.name}, exact</extra>",
-            )
+    drawn = drawn_curves(curves, clusters, direction)
+    y_range = _range(drawn, "exact_mean", "exact_q75")
+    basis, tau = basis_mark(drawn[0], y_range), tau_mark(drawn[0], y_range)
+    hover = f"%{{y:.3f}} nats {_HALF}:.3f}} to %{{customdata[1]:.3f}}) · step %{{customdata[2]:,}}"
+    beside = ("exact_q25", "exact_q75", "step")
+    lines = [
+        curve(
+            one.curve, "exact_mean", one.name, one.color, legendgroup=one.group, beside=beside,
+            hover=f"{hover}<extra>{one.name}, exact</extra>",
         )
-    traces += breaks(found, parts, "exact_mean", y_range[0])
-    marks, texts = tau_mark(parts[0], found[0], y_range)
-    basis, _ = basis_mark(parts[0], found[0], y_range)
+        for one in drawn
+    ]  # fmt: skip
+    bands, marks = _bands(drawn, "exact_q25", "exact_q75"), _breaks(drawn, "exact_mean", y_range[0])
     return Panel(
         title="Exact loss",
         subtitle="of the same tokens",
-        traces=(*basis, *marks, *traces),
+        traces=(*basis.lines, *tau.lines, *bands, *lines, *marks),
         y_title="loss (nats)",
         y_range=y_range,
         height=110,
         legend=Legend(f"polca {direction}"),
-        annotations=texts,
+        annotations=tau.texts,
     )
 
 
-def _parts(curves: pd.DataFrame, found: Sequence[Cluster], direction: int) -> list[pd.DataFrame]:
-    """The curve of each cluster, where a log axis can show it."""
-    require_rows(curves, "polca", (), _KEY)
-    parts = [select(curves, direction=direction, cluster=one.row["cluster"]) for one in found]
-    lacking = [one.row["cluster"] for one, part in zip(found, parts, strict=True) if part.empty]
-    if lacking:
-        raise ValueError(
-            f"every cluster of direction {direction} must have a curve, got none of cluster {lacking[0]} in the curves "
-            "table. Hand in both tables of one analysis."
+def _range(drawn: Sequence[Cluster], *names: str) -> tuple[float, float]:
+    """Lowest and highest value, and 0, with a line of text above."""
+    return value_range(*(one.curve[list(names)] for one in drawn), below=0.05, above=0.14)
+
+
+def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
+    """The break of each cluster on its curve."""
+    return [mark for one in drawn for mark in break_mark(one, name, floor)]
+
+
+def _bands(drawn: Sequence[Cluster], low: str, high: str) -> list[go.Scatter]:
+    """The middle half of each cluster's tokens."""
+    bands = []
+    for one in drawn:
+        x, red_green_blue = column(one.curve, "flops"), ", ".join(map(str, hex_to_rgb(one.color)))
+        bands.append(
+            go.Scatter(
+                x=np.concatenate([x, x[::-1]]),
+                y=np.concatenate([column(one.curve, low), column(one.curve, high)[::-1]]),
+                mode="lines",
+                name=f"{one.name}, middle half",
+                line={"width": 0},
+                fill="toself",
+                fillcolor=f"rgba({red_green_blue}, {_BAND_OPACITY})",
+                legendgroup=one.group,
+                showlegend=False,
+                hoverinfo="skip",
+            )
         )
-    return [over_compute(part) for part in parts]
+    return bands
 
 
-def _range(values: Sequence[Any]) -> tuple[float, float]:
-    """Lowest and highest value, and 0, with a little room below and a line of text above."""
-    joined = np.concatenate([np.asarray(one, dtype=float) for one in values])
-    joined = joined[np.isfinite(joined)]
-    low, high = float(joined.min(initial=0.0)), float(joined.max(initial=0.0))
-    room = (high - low) or 1.0
-    return low - 0.05 * room, high + 0.14 * room
+def _medoid(one: Cluster) -> go.Scatter:
+    """The curve of the token in the middle, dashed."""
+    look = {"width": 1.1, "dash": "dash", "legendgroup": one.group, "showlegend": False}
+    return curve(one.curve, "medoid", f"{one.name}, medoid", one.color, **look)
 
 
-def _band(part: pd.DataFrame, one: Cluster, low: str, high: str) -> go.Scatter:
-    """The middle half of a cluster's tokens."""
-    x = column(part, "flops")
-    red, green, blue = hex_to_rgb(one.color)
-    return go.Scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([column(part, low), column(part, high)[::-1]]),
-        mode="lines",
-        name=f"{one.name}, middle half",
-        line={"width": 0},
-        fill="toself",
-        fillcolor=f"rgba({red}, {green}, {blue}, {_BAND_OPACITY})",
-        legendgroup=one.group,
-        showlegend=False,
-        hoverinfo="skip",
+def _mean(one: Cluster) -> go.Scatter:
+    """A cluster's mean, which the legend lists."""
+    hover = (
+        f"%{{y:.3g}} {one.quantity.unit} {_HALF}:.3g}} to %{{customdata[1]:.3g}}, medoid %{{customdata[2]:.3g}}) · "
+        f"step %{{customdata[3]:,}}<extra>{one.name}</extra>"
     )
-
-
-def _lines(part: pd.DataFrame, one: Cluster) -> tuple[go.Scatter, go.Scatter]:
-    """A cluster's medoid, dashed, and its mean."""
-    shared: dict[str, Any] = {"x": column(part, "flops"), "legendgroup": one.group}
-    medoid = go.Scatter(
-        **shared,
-        y=column(part, "medoid"),
-        mode="lines",
-        name=f"{one.name}, medoid",
-        line={"color": one.color, "width": 1.1, "dash": "dash"},
-        showlegend=False,
-        hoverinfo="skip",
-    )
-    mean = go.Scatter(
-        **shared,
-        y=column(part, "mean"),
-        customdata=part[["q25", "q75", "medoid", "step"]].to_numpy(dtype=float),
-        mode="lines",
-        name=one.legend,
-        line={"color": one.color, "width": 2.2},
-        showlegend=True,
-        hovertemplate=f"%{{y:.3g}} {one.quantity.unit} (middle half %{{customdata[0]:.3g}} to %{{customdata[1]:.3g}}, "
-        f"medoid %{{customdata[2]:.3g}}) · step %{{customdata[3]:,}}<extra>{one.name}</extra>",
-    )
-    return medoid, mean
+    beside = ("q25", "q75", "medoid", "step")
+    look = {"width": 2.2, "legendgroup": one.group, "showlegend": True}
+    return curve(one.curve, "mean", one.legend, one.color, hover=hover, beside=beside, **look)

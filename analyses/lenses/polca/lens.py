@@ -16,7 +16,7 @@ from analyses.lens import Lens, Page
 from analyses.lenses.polca.clusters import telling
 from analyses.lenses.polca.figure import polca_figure, polca_panel
 from analyses.lenses.polca.grouping import Grouping
-from analyses.lenses.polca.means_figure import polca_means_figure
+from analyses.lenses.polca.means_figure import means_figure
 from analyses.lenses.polca.plan import CurveKind, Plan, Settings
 from analyses.lenses.polca.result import PolcaResult
 from analyses.lenses.polca.section import polca_sections
@@ -140,7 +140,7 @@ def _result(grouping: Grouping) -> PolcaResult:
     def draw(**options: Any) -> Figure:
         options = {"transition": shaded_transition(run)} | options
         if clusters.empty:
-            return polca_means_figure(grouping.means(), **options)
+            return means_figure(grouping.means(), **options)
         return polca_figure(curves, clusters, **options)
 
     return PolcaResult(

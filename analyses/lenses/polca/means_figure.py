@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lenses.polca.clusters import QUANTITIES
+from qfl_interp.plots.lines import STEP, curve, over_compute, value_range
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Shade, over_compute, stack_panels
+from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
 from qfl_interp.plots.theme import GREY, ordered_colors
+from qfl_interp.polca.trajectories import NO_DIRECTION
 from qfl_interp.tables import column, groups, select
 
 # More curves than these cannot be told apart.
 _MOST: Final = 6
-_ROOM: Final = 0.08
 
 
-def polca_means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
+def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
     """Mean curve over all tokens along each direction over compute, and below it their mean exact loss.
 
     For an analysis that found no cluster, which its note says. The six directions are drawn whose mean moves most.
@@ -36,7 +36,16 @@ def polca_means_figure(means: pd.DataFrame, *, transition: Shade | None = None) 
     moved = {int(direction): _moved(rows) for direction, rows in groups(means, "direction")}
     chosen = sorted(sorted(moved, key=lambda direction: -moved[direction])[:_MOST])
     parts = [over_compute(select(means, direction=direction)) for direction in chosen]
-    return stack_panels([_means(parts, chosen, len(moved)), _exact(parts[0])], transition, filename="polca")
+    exact = _line(parts[0], "exact_mean", "exact", GREY)
+    below = Panel(
+        title="Exact loss",
+        subtitle="of the same tokens",
+        traces=(exact,),
+        y_title="loss (nats)",
+        y_range=value_range(exact, below=0.08, above=0.08),
+        height=110,
+    )
+    return stack_panels([_means(parts, len(moved)), below], transition, filename="polca")
 
 
 def _moved(rows: pd.DataFrame) -> float:
@@ -45,60 +54,32 @@ def _moved(rows: pd.DataFrame) -> float:
     return abs(float(ordered[-1] - ordered[0]))
 
 
-def _means(parts: list[pd.DataFrame], chosen: list[int], n_directions: int) -> Panel:
+def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
     """The mean curves."""
     quantity = QUANTITIES[str(parts[0]["curves"].iloc[0])]
-    n_tokens = int(column(parts[0], "n_tokens")[0])
-    subtitle = f"no cluster found: mean over all {n_tokens:,} tokens"
-    if len(chosen) < n_directions:
-        subtitle += f" along the {len(chosen)} of {n_directions} directions it moves most"
+    subtitle = f"no cluster found: mean over all {int(column(parts[0], 'n_tokens')[0]):,} tokens"
+    if len(parts) < n_directions:
+        subtitle += f" along the {len(parts)} of {n_directions} directions it moves most"
+    colors = ordered_colors(len(parts))
+    traces = [_line(part, "mean", _name(part), color) for part, color in zip(parts, colors, strict=True)]
     return Panel(
         title=quantity.title,
         subtitle=subtitle,
         note="for clusters take more directions or checkpoints, or a smaller min_cluster_size or min_samples",
-        traces=tuple(
-            _line(part, "mean", _name(part, one), color)
-            for part, one, color in zip(parts, chosen, ordered_colors(len(parts)), strict=True)
-        ),
+        traces=tuple(traces),
         y_title=quantity.axis,
-        y_range=_range(np.concatenate([column(part, "mean") for part in parts])),
+        y_range=value_range(*traces, below=0.08, above=0.08),
         height=190,
         legend=Legend("polca means"),
     )
 
 
-def _name(part: pd.DataFrame, direction: int) -> str:
-    """What the legend calls a direction; baselines that know none have -1."""
-    return f"direction {direction}, step {int(column(part, 'basis_step')[0]):,}" if direction >= 0 else "mean"
-
-
-def _exact(part: pd.DataFrame) -> Panel:
-    """The exact loss of the same tokens."""
-    return Panel(
-        title="Exact loss",
-        subtitle="of the same tokens",
-        traces=(_line(part, "exact_mean", "exact", GREY),),
-        y_title="loss (nats)",
-        y_range=_range(column(part, "exact_mean")),
-        height=110,
-    )
+def _name(part: pd.DataFrame) -> str:
+    """What the legend calls a direction."""
+    direction, step = (int(column(part, name)[0]) for name in ("direction", "basis_step"))
+    return "mean" if direction == NO_DIRECTION else f"direction {direction}, step {step:,}"
 
 
 def _line(part: pd.DataFrame, name: str, text: str, color: str) -> go.Scatter:
     """A column over compute."""
-    return go.Scatter(
-        x=column(part, "flops"),
-        y=column(part, name),
-        customdata=column(part, "step")[:, None],
-        mode="lines",
-        name=text,
-        line={"color": color, "width": 2},
-        hovertemplate=f"%{{y:.3g}} · step %{{customdata[0]:,}}<extra>{text}</extra>",
-    )
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value, and 0, with a little room."""
-    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
-    room = _ROOM * ((high - low) or 1.0)
-    return low - room, high + room
+    return curve(part, name, text, color, hover=f"%{{y:.3g}} · {STEP}")
