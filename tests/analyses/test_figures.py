@@ -97,14 +97,6 @@ def test_patch_axis_has_the_tokens_once_and_their_positions():
     ]  # fmt: skip
 
 
-def test_patch_frames_keep_the_panels_titles():
-    figure = patch_figure(tables.patch())
-    for step, at in zip(tables.LENS_STEPS, figure.frames, strict=True):
-        written = [note.text for note in at.layout.annotations]
-        assert f"step {step}" in written[0]
-        assert written[1:] == texts(figure)[1:]
-
-
 def test_patch_colours_are_centred_on_the_corrupted_run_with_1_marked():
     figure = patch_figure(tables.patch())
     axis = figure.layout.coloraxis
@@ -167,13 +159,6 @@ def test_patch_tokens_are_safe_visible_and_upright_when_long():
     assert axis.ticktext[2].startswith("&lt;b&gt;␣the")
     assert axis.ticktext[3].startswith("↵")
     assert axis.tickangle == -90
-
-
-def test_patch_of_one_step_has_no_slider():
-    assert not patch_figure(tables.patch(steps=(LAST,))).layout.sliders
-    slider = patch_figure(tables.patch(), step=110).layout.sliders[0]
-    assert [s.label for s in slider.steps] == ["0", "35", "110", "210", "716"]
-    assert slider.active == 2
 
 
 @pytest.mark.parametrize(
