@@ -13,7 +13,7 @@ from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
 from qfl_interp.tables import distinct, select
 
 
-class Condition(NamedTuple):
+class ConditionStyle(NamedTuple):
     """How one condition is drawn.
 
     Attributes:
@@ -33,22 +33,22 @@ class Condition(NamedTuple):
 
 # In the order they stand side by side. Controls are hatched, dashed and have their own symbols.
 ABLATION: Final = {
-    "intact": Condition("intact", STEEL, "circle"),
-    "ablated": Condition("feature removed", VERMILLION, "diamond"),
-    "random": Condition("random directions", GREY, "square", "/", "dash"),
-    "random_feature": Condition("another feature", "#029E73", "triangle-up", "x", "dashdot"),
-    "same_norm": Condition("same size", PURPLE, "triangle-down", "\\", "dot"),
+    "intact": ConditionStyle("intact", STEEL, "circle"),
+    "ablated": ConditionStyle("feature removed", VERMILLION, "diamond"),
+    "random": ConditionStyle("random directions", GREY, "square", "/", "dash"),
+    "random_feature": ConditionStyle("another feature", "#029E73", "triangle-up", "x", "dashdot"),
+    "same_norm": ConditionStyle("same size", PURPLE, "triangle-down", "\\", "dot"),
 }
 INTERCHANGE: Final = {
-    "none": Condition("nothing swapped", STEEL, "circle"),
-    "feature": Condition("probe's directions", VERMILLION, "diamond"),
-    "mean_shift": Condition("class means' difference", PURPLE, "triangle-down"),
-    "random": Condition("random directions", GREY, "square", dash="dash"),
-    "whole": Condition("whole activation", "#029E73", "triangle-up", dash="dot"),
+    "none": ConditionStyle("nothing swapped", STEEL, "circle"),
+    "feature": ConditionStyle("probe's directions", VERMILLION, "diamond"),
+    "mean_shift": ConditionStyle("class means' difference", PURPLE, "triangle-down"),
+    "random": ConditionStyle("random directions", GREY, "square", dash="dash"),
+    "whole": ConditionStyle("whole activation", "#029E73", "triangle-up", dash="dot"),
 }
 
 
-def present(rows: pd.DataFrame, known: Mapping[str, Condition]) -> list[str]:
+def present(rows: pd.DataFrame, known: Mapping[str, ConditionStyle]) -> list[str]:
     """The conditions that the rows have, in the order they are drawn.
 
     Raises:
@@ -64,7 +64,7 @@ def present(rows: pd.DataFrame, known: Mapping[str, Condition]) -> list[str]:
     return [name for name in known if name in found]
 
 
-def curves(rows: pd.DataFrame, known: Mapping[str, Condition], name: str, group: str) -> tuple[go.Scatter, ...]:
+def curves(rows: pd.DataFrame, known: Mapping[str, ConditionStyle], name: str, group: str) -> tuple[go.Scatter, ...]:
     """One curve a condition over compute, its intervals as whiskers; a single step is a point.
 
     Args:

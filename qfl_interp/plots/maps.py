@@ -21,7 +21,7 @@ BARE: Final = {"showgrid": False, "showline": False}
 _MOST_NAMED: Final = 20
 
 
-def places(rows: pd.DataFrame) -> list[tuple[int, int]]:
+def places_of(rows: pd.DataFrame) -> list[tuple[int, int]]:
     """The layers and heads of the rows, in order; head -1 where the site, or the table, has none."""
     heads = rows["head"] if "head" in rows.columns else [-1] * len(rows)
     return sorted({(int(layer), int(head)) for layer, head in zip(rows["layer"], heads, strict=True)})
@@ -53,7 +53,7 @@ class CellMap:
     @classmethod
     def by_place(cls, rows: pd.DataFrame, across: str) -> CellMap:
         """Layers ("3"), or layers and heads ("3.2"), against a column."""
-        found = places(rows)
+        found = places_of(rows)
         names = [str(layer) if head < 0 else f"{layer}.{head}" for layer, head in found]
         return cls(("layer", "head", across), found, sorted(int(value) for value in distinct(rows, across)), names)
 

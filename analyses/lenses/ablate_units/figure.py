@@ -19,7 +19,7 @@ from qfl_interp.tables import column, distinct, groups, records
 _MOST_BARS: Final = 30
 _MOST_WRITTEN: Final = 80
 _SIGNIFICANT: Final = 0.05
-_NAMES: Final = {"z": "attention heads", "mlp_post": "MLP neurons"}
+UNITS: Final = {"z": "attention heads", "mlp_post": "MLP neurons"}
 _HOVER: Final = ("loss_increase_low", "loss_increase_high", "loss_answer", "exact_answer")
 _NUMBERS: Final = (
     "(95 % %{customdata[0]:.4f} to %{customdata[1]:.4f})<br>"
@@ -41,7 +41,7 @@ def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     """
     require_rows(rows, "ablate_units", ("name", "method"), ("step", "layer", "unit"))
     name, method = str(rows["name"].iloc[0]), plain(rows["method"].iloc[0])
-    what = f"{_NAMES.get(name, plain(name))}, {method} ablation"
+    what = f"{UNITS.get(name, plain(name))}, {method} ablation"
     return _map(rows, step, what) if name == "z" else _bars(rows, step, what, name)
 
 

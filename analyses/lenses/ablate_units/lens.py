@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.lenses.ablate_units.figure import units_figure
+from analyses.lenses.ablate_units.figure import UNITS, units_figure
 from analyses.models_at import models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
@@ -23,8 +23,6 @@ from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
 from qfl_interp.tables import groups, select
-
-_UNITS: Final = {"z": "attention heads", "mlp_post": "MLP neurons"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class AblateUnits(PartLens[Batch, HookedModel]):
     def sections_of(rows: pd.DataFrame) -> list[Section]:
         return [
             Section(
-                f"Single {_UNITS.get(name, name.replace('_', ' '))}, {method.replace('_', ' ')}",
+                f"Single {UNITS.get(name, name.replace('_', ' '))}, {method.replace('_', ' ')}",
                 figure=units_figure(part),
                 note="How much the loss over the answer rises when one unit alone is replaced at every token. Hovering "
                 "over one shows the 95 % interval.",

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from qfl_interp.plots.axes import log_flops_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_compute, value_range
-from qfl_interp.plots.maps import CellMap, color_axis, place_words, places, require_rows
+from qfl_interp.plots.maps import CellMap, color_axis, place_words, places_of, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
 from qfl_interp.plots.theme import GREY, PURPLE, SERIES, new_figure, text_at, words
@@ -55,7 +55,7 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     last = max(int(step) for step in distinct(select(rows, source="trained"), "step"))
     shown = select(rows, source="trained", step=last)
     above = _CURVE_HEIGHT + _BETWEEN
-    height = max(24 * len(places(shown)), 80)
+    height = max(24 * len(places_of(shown)), 80)
     grid = Grid([height], len(features), _MAP_COLUMNS, gap=0.07, foot=_MAP_GAP, above=above, first=2)
     figure = new_figure("mdl", grid.height, {"l": 62, "r": 18, "t": 44, "b": 56})
     ends = float(flops.min()), float(flops.max()) if flops.max() > flops.min() else 10 * float(flops.min())

@@ -58,7 +58,7 @@ class Followed(NamedTuple):
     config: PolcaConfig
 
 
-class Node(NamedTuple):
+class PathPoint(NamedTuple):
     """A point of the way the parameters took, and what is computed there for every token and direction.
 
     Attributes:
@@ -114,16 +114,16 @@ def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
     Raises:
         QflError: They were not followed with this configuration.
     """
-    return torch.stack([_tensors(plan, Node("gradients", step, step))["gradients"] for step in plan.steps])
+    return torch.stack([_tensors(plan, PathPoint("gradients", step, step))["gradients"] for step in plan.steps])
 
 
-def _nodes(plan: Plan) -> list[Node]:
+def _nodes(plan: Plan) -> list[PathPoint]:
     """All points that the accuracy needs, those at checkpoints first."""
-    config, nodes = plan.config, [Node("gradients", step, step) for step in plan.steps]
+    config, nodes = plan.config, [PathPoint("gradients", step, step) for step in plan.steps]
     if config.accuracy == "path":
         nodes += [node for step, to in pairwise(plan.steps) for node in _inner(config, step, to)]
     elif config.accuracy != "first":
-        nodes += [Node(_quantity(config), step, step) for step in plan.steps[:-1]]
+        nodes += [PathPoint(_quantity(config), step, step) for step in plan.steps[:-1]]
     return nodes
 
 
@@ -132,13 +132,13 @@ def _quantity(config: PolcaConfig) -> str:
     return {"second": "curvature", "paper": "dataset_curvature"}[config.accuracy]
 
 
-def _inner(config: PolcaConfig, step: int, to: int) -> list[Node]:
+def _inner(config: PolcaConfig, step: int, to: int) -> list[PathPoint]:
     """The points between two checkpoints."""
     n = 2 * config.n_panels
-    return [Node("gradients", step, to, Fraction(index, n)) for index in range(1, n)]
+    return [PathPoint("gradients", step, to, Fraction(index, n)) for index in range(1, n)]
 
 
-def _part(plan: Plan, node: Node) -> str:
+def _part(plan: Plan, node: PathPoint) -> str:
     """The table part of a point."""
     return f"{node}-{plan.points_digest}"
 
@@ -161,7 +161,7 @@ def _prepare(plan: Plan) -> _Shared:
     raise QflError(f"no checkpoint of {run.path} is finite: there is nothing to follow. Train again, at a lower rate.")
 
 
-def _compute(plan: Plan, shared: _Shared, node: Node) -> None:
+def _compute(plan: Plan, shared: _Shared, node: PathPoint) -> None:
     """Compute what is asked at one point and write it."""
     run, model = plan.run, plan.load(node.step)
     parameters = parameters_to_save(model)
@@ -209,7 +209,7 @@ def _quantities(
     return {quantity: found.gradients, "losses": found.losses}
 
 
-def _tensors(plan: Plan, node: Node) -> dict[str, Tensor]:
+def _tensors(plan: Plan, node: PathPoint) -> dict[str, Tensor]:
     """What was stored at a point."""
     return plan.run.table(LENS).read_tensors(_part(plan, node))
 
@@ -217,13 +217,13 @@ def _tensors(plan: Plan, node: Node) -> dict[str, Tensor]:
 def _collect(plan: Plan, scored: ScoredTokens) -> Followed:
     """Trajectories and intervals from the stored points; two checkpoints are in memory at a time."""
     config, run, steps, n = plan.config, plan.run, plan.steps, plan.n_directions
-    start = _tensors(plan, Node("gradients", steps[0], steps[0]))
+    start = _tensors(plan, PathPoint("gradients", steps[0], steps[0]))
     losses = [start["losses"]]
     values = np.zeros((n, len(scored), len(steps)), dtype=np.float64 if config.double else np.float32)
     sums = torch.zeros(len(scored), n, dtype=torch.float64)
     intervals = []
     for index, (step, to) in enumerate(pairwise(steps), start=1):
-        end = _tensors(plan, Node("gradients", to, to))
+        end = _tensors(plan, PathPoint("gradients", to, to))
         found = decompose(config.accuracy, _interval(plan, step, to, start, end))
         sums += found.contributions
         values[:, :, index] = sums.mT.numpy()
@@ -264,6 +264,6 @@ def _interval(plan: Plan, step: int, to: int, start: dict[str, Tensor], end: dic
     curvature = {}
     if config.accuracy in ("second", "paper"):
         quantity = _quantity(config)
-        curvature = {quantity: _tensors(plan, Node(quantity, step, step))[quantity].double()}
+        curvature = {quantity: _tensors(plan, PathPoint(quantity, step, step))[quantity].double()}
     moved = end["coordinates"] - start["coordinates"]
     return Segment(moved, [slope.double() for slope in slopes], **curvature)
