@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -185,46 +185,41 @@ class GraphTask(Task):
         broken = (self._parsed(moved)[1] != 0) | ~absent.any(axis=1)
         return np.where(broken[:, None], clean, moved)
 
-    def _output_positions(self, examples: Examples, first: int, n_labels: int) -> Int64[np.ndarray, "batch label"]:
-        """Consecutive token indices from `first` after `=`; none beyond the output."""
-        graphs = self._graphs(examples)
-        place = np.arange(n_labels)
-        at = (self.n_queries + 2 * graphs.n_edges + first)[:, None] + place
-        return np.where(place < self._answer(graphs).lengths[:, None], at, NO_POSITION)
+    def _output_feature(
+        self,
+        name: str,
+        first: int,
+        n_labels: int,
+        labels: Callable[[Examples], UInt8[np.ndarray, "batch label output"]],
+        description: str,
+        *,
+        by_default: bool = True,
+    ) -> Feature:
+        """A feature with a label at each output node, read from `first` tokens after `=` on; none beyond the output."""
+
+        def positions(examples: Examples) -> Int64[np.ndarray, "batch label"]:
+            graphs, place = self._graphs(examples), np.arange(n_labels)
+            at = (self.n_queries + 2 * graphs.n_edges + first)[:, None] + place
+            return np.where(place < self._answer(graphs).lengths[:, None], at, NO_POSITION)
+
+        return Feature(name, "multilabel", n_labels, labels, positions, description, by_default)
 
     def _adjacency_list_feature(self) -> Feature:
         """The row of each output node, read at that node."""
-        return Feature(
-            name="adjacency_list",
-            kind="multilabel",
-            n_labels=self.length,
-            labels=self._adjacency_list,
-            positions=lambda examples: self._output_positions(examples, 1, self.length),
-            description=f"the {'out-' if self.directed else ''}neighbours of output node r, where that node is read",
-        )
+        out = "out-" if self.directed else ""
+        text = f"the {out}neighbours of output node r, where that node is read"
+        return self._output_feature("adjacency_list", 1, self.length, self._adjacency_list, text)
 
     def _adjacency_matrix_feature(self) -> Feature:
         """All rows without the diagonal, read where each output node is predicted."""
-        return Feature(
-            name="adjacency_matrix",
-            kind="multilabel",
-            n_labels=self.length,
-            labels=self._adjacency_matrix,
-            positions=lambda examples: self._output_positions(examples, 0, self.length),
-            description="the whole adjacency matrix without its diagonal, where output node r is predicted",
-            by_default=False,
-        )
+        text = "the whole adjacency matrix without its diagonal, where output node r is predicted"
+        labels = self._adjacency_matrix
+        return self._output_feature("adjacency_matrix", 0, self.length, labels, text, by_default=False)
 
     def _frontier_feature(self, name: str) -> Feature:
         """The nodes next to be visited, read at each output node."""
-        return Feature(
-            name=name,
-            kind="multilabel",
-            n_labels=self.length - 1,
-            labels=self._frontier,
-            positions=lambda examples: self._output_positions(examples, 1, self.length - 1),
-            description=f"the unvisited nodes on the {name} once output node r is processed, where that node is read",
-        )
+        text = f"the unvisited nodes on the {name} once output node r is processed, where that node is read"
+        return self._output_feature(name, 1, self.length - 1, self._frontier, text)
 
     def _adjacency_list(self, examples: Examples) -> UInt8[np.ndarray, "batch label node"]:
         """Rows of the output nodes."""

@@ -11,7 +11,7 @@ of y.
 2. For a fall from m_j to m_k (j < k) of depth d, a *flat stretch* is one of at least `MIN_PLATEAU_DECADES` =
    0.25 decades of compute (a factor of 1.8) over which m falls by at most `PLATEAU_BAND` = 0.1 d. The fall
    counts if a flat stretch of enough validations ends at j (the plateau) and there is none between j and k
-   (it is one fall). The transition is the deepest fall that counts, if it leads at least `min_drop` of the
+   (it is one fall). The transition is the deepest fall that counts, if it leads at least `MIN_DROP` of the
    chance loss below both the plateau and chance: coming back from above chance is none.
 3. The plateau's level p and the level after the fall f are the means of m over the two flat stretches beside
    the fall, weighted by their length in x. The transition ends at the first validation with m <= f + 0.05
@@ -48,6 +48,8 @@ PLATEAU_BAND = 0.1
 CROSSING = 0.05
 # The initial fall ends when the loss is within this factor of chance.
 CHANCE_FACTOR = 1.1
+# The least depth of a transition, as a fraction of the chance loss (without it, of the largest fitted loss).
+MIN_DROP = 0.2
 
 
 class Bracket(NamedTuple):
@@ -102,7 +104,6 @@ def find_transition(
     loss: Shaped[np.ndarray, " _"],
     *,
     chance_loss: float | None,
-    min_drop: float = 0.2,
     min_plateau_points: int = 3,
 ) -> Transition:
     """The deepest fall of a loss curve that follows a plateau; the module's docstring states the method.
@@ -114,8 +115,6 @@ def find_transition(
             baseline, over the same scored tokens as `loss`. None searches the whole curve; then one that was
             validated from the first updates on can show the warm-up as a plateau at the untrained model's
             loss, and the initial fall as the transition.
-        min_drop: The least depth that counts, as a fraction of `chance_loss` (without it, of the largest
-            fitted loss).
         min_plateau_points: Validations the plateau must hold; 2 for a sweep with one point a budget.
 
     Returns:
@@ -137,7 +136,7 @@ def find_transition(
         x, smooth, kept = x[first:], smooth[first:], kept[first:]
     fit = IsotonicRegression(increasing=False).fit_transform(x, smooth)
     scale = float(fit[0]) if chance_loss is None else chance_loss
-    needed = min_drop * scale
+    needed = MIN_DROP * scale
     if min(float(fit[0]), scale) - fit[-1] < needed:
         span = f"{fit[0]:.3g} to {fit[-1]:.3g}"
         return _none(f"still on the plateau: the loss falls from {span}, by less than {needed:.3g}", x.size)

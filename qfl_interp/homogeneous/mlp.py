@@ -148,7 +148,7 @@ class SampleReader(HookedRootModule):
         return HomogeneousMLP.forward(self, seen)  # pyright: ignore[reportArgumentType]  # the same modules
 
 
-def sample_tokens(labels: Int[Tensor, " sample"], rows: Int[Tensor, " batch"] | None = None) -> Batch:
+def sample_tokens(labels: Int[Tensor, " sample"]) -> Batch:
     """Rows `[sample number, label, label]` for a `SampleReader`; the last two are scored.
 
     The library scores the token that ends a prompt and the answer behind it. Here both are the label, so that every
@@ -156,8 +156,6 @@ def sample_tokens(labels: Int[Tensor, " sample"], rows: Int[Tensor, " batch"] | 
 
     Args:
         labels: Class of each sample.
-        rows: Which samples; all by default.
     """
-    rows = torch.arange(len(labels)) if rows is None else rows
-    tokens = torch.stack([rows, labels[rows], labels[rows]], dim=1)
-    return Batch(tokens, torch.tensor([False, True, True]).repeat(len(rows), 1))
+    tokens = torch.stack([torch.arange(len(labels)), labels, labels], dim=1)
+    return Batch(tokens, torch.tensor([False, True, True]).repeat(len(labels), 1))

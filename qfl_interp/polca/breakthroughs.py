@@ -107,21 +107,20 @@ class Stretch(NamedTuple):
     last_step: int
 
 
-def flat(losses: Float[np.ndarray, " time"], steps: Sequence[int], *, fraction: float = FLAT_SHARE) -> list[Stretch]:
+def flat(losses: Float[np.ndarray, " time"], steps: Sequence[int]) -> list[Stretch]:
     """The stretches of a run over which a loss is flat, in order.
 
     Flat is a stretch of at least `MIN_PLATEAU_DECADES` = 0.25 decades of compute (a factor of 1.8 in steps, as the
-    transition's plateau) over which the loss ranges by at most `fraction` of its range in the whole run. Overlapping
+    transition's plateau) over which the loss ranges by at most `FLAT_SHARE` of its range in the whole run. Overlapping
     ones are joined, so that a slowly drifting plateau is one stretch. Step 0 has no logarithm and is left out.
 
     Args:
         losses: The mean exact loss of the evaluated tokens, at each step.
         steps: Increasing.
-        fraction: See above.
     """
     kept = np.asarray(steps) > 0
     times, values = np.asarray(steps)[kept], losses[kept]
-    tolerance = fraction * _range(losses)
+    tolerance = FLAT_SHARE * _range(losses)
     joined: list[Stretch] = []
     for start in range(len(times)):
         lows, highs = np.minimum.accumulate(values[start:]), np.maximum.accumulate(values[start:])
@@ -136,20 +135,19 @@ def flat(losses: Float[np.ndarray, " time"], steps: Sequence[int], *, fraction: 
     return joined
 
 
-def plateau_after(losses: Float[np.ndarray, " time"], steps: Sequence[int], *, fraction: float = FLAT_SHARE) -> int:
+def plateau_after(losses: Float[np.ndarray, " time"], steps: Sequence[int]) -> int:
     """The paper's tau, measured: the first checkpoint from which on the loss stays flat to the end of the run.
 
-    From there on it ranges by at most `fraction` of its range in the whole run. A run that ends within its fall has
+    From there on it ranges by at most `FLAT_SHARE` of its range in the whole run. A run that ends within its fall has
     its tau close to the end, and no room for anything hidden.
 
     Args:
         losses: The mean exact loss of the evaluated tokens, at each step.
         steps: Increasing.
-        fraction: See above.
     """
     backwards = losses[::-1]
     ranges = np.maximum.accumulate(backwards) - np.minimum.accumulate(backwards)
-    n_flat = int(np.sum(ranges <= fraction * _range(losses)))
+    n_flat = int(np.sum(ranges <= FLAT_SHARE * _range(losses)))
     return int(steps[len(losses) - n_flat])
 
 

@@ -18,6 +18,8 @@ from qfl_interp.polca.clustering import Clusters, cluster_direction
 # A cluster counts for the restricted homogeneity if more than this share of its tokens with the skill lie in the
 # places asked for.
 PLACE_SHARE = 0.85
+# Silhouettes need all distances between tokens.
+_MOST_TOKENS = 2000
 
 
 def skill_scores(labels: Int[np.ndarray, " token"], skill: Bool[np.ndarray, " token"]) -> pd.DataFrame:
@@ -75,8 +77,6 @@ def restricted_homogeneity(
     skill: Bool[np.ndarray, " token"],
     place: Integer[np.ndarray, " token"],
     places: Collection[int],
-    *,
-    min_share: float = PLACE_SHARE,
 ) -> BestCluster:
     """The cluster with the highest homogeneity among those whose tokens with the skill lie in some places.
 
@@ -89,7 +89,6 @@ def restricted_homogeneity(
         skill: Whether the token needs the skill.
         place: Index of each token in its answer.
         places: The places that count.
-        min_share: A cluster counts where more than this share of its tokens with the skill are in `places`.
 
     References:
         arXiv 2506.15872, section 4.
@@ -97,7 +96,7 @@ def restricted_homogeneity(
     scores = skill_scores(labels, skill)
     wanted = np.isin(place, list(places))
     counts = [
-        np.any(having := (labels == cluster) & skill) and np.mean(wanted[having]) > min_share
+        np.any(having := (labels == cluster) & skill) and np.mean(wanted[having]) > PLACE_SHARE
         for cluster in scores["cluster"]
     ]
     scores = scores[np.array(counts, dtype=bool)]
@@ -122,50 +121,29 @@ def adjusted_rand(labels: Int[np.ndarray, " token"], truth: Integer[np.ndarray, 
     return float(adjusted_rand_score(truth[clustered], labels[clustered]))
 
 
-class Silhouette(NamedTuple):
-    """Mean silhouettes in [-1, 1]: how much nearer tokens are to their own cluster than to the next one.
+def silhouettes(curves: Float[np.ndarray, "token time"], labels: Int[np.ndarray, " token"]) -> dict[int, float]:
+    """How separate each cluster is, in [-1, 1]: how much nearer its tokens are to it than to the next one, on average.
 
-    NaN with fewer than two clusters.
-
-    Attributes:
-        overall: Over all clustered tokens that were looked at.
-        clusters: Over those of each cluster; NaN where none was.
-    """
-
-    overall: float
-    clusters: dict[int, float]
-
-
-def silhouette(
-    curves: Float[np.ndarray, "token time"],
-    labels: Int[np.ndarray, " token"],
-    *,
-    max_tokens: int = 2000,
-    seed: int = 0,
-) -> Silhouette:
-    """How separate the clusters are, without any labels; outliers and dropped tokens are left out.
+    NaN with fewer than two clusters. Outliers and dropped tokens are left out; of more than `_MOST_TOKENS` a random
+    sample stands for all, and a cluster of which nothing is in it is NaN.
 
     Args:
         curves: One trajectory a token.
         labels: Cluster of each token.
-        max_tokens: Above so many clustered tokens a random sample of that size stands for all.
-        seed: Of the sample.
 
     References:
         Rousseeuw (1987), Silhouettes.
     """
     names = [int(cluster) for cluster in np.unique(labels[labels >= 0])]
     used = np.flatnonzero(labels >= 0)
-    if len(used) > max_tokens:
-        used = np.sort(np.random.default_rng(seed).choice(used, max_tokens, replace=False))
+    if len(used) > _MOST_TOKENS:
+        used = np.sort(np.random.default_rng(0).choice(used, _MOST_TOKENS, replace=False))
     found = labels[used]
     if not 2 <= len(np.unique(found)) < len(used):
-        return Silhouette(float("nan"), dict.fromkeys(names, float("nan")))
+        return dict.fromkeys(names, float("nan"))
     values = np.asarray(silhouette_samples(curves[used].astype(np.float64), found))
     inside = {name: values[found == name] for name in names}
-    return Silhouette(
-        float(values.mean()), {name: float(v.mean()) if len(v) else float("nan") for name, v in inside.items()}
-    )
+    return {name: float(v.mean()) if len(v) else float("nan") for name, v in inside.items()}
 
 
 def stability(

@@ -17,7 +17,6 @@ def mean_shift(
     y: Shaped[Tensor, "output label example"],
     *,
     example_mask: ExampleMask | None = None,
-    n_classes: int | None = None,
 ) -> Float[Tensor, "layer label row d_model"]:
     """`Cov(x, t) / Var(t)` of the activation with what a label says, t: one row an output, or a class.
 
@@ -31,7 +30,6 @@ def mean_shift(
         x: Activations, one row an example; any strides. One layer and label is copied at a time, to float64.
         y: Labels.
         example_mask: True where an example has this label; all have it by default.
-        n_classes: Classes of a categorical feature; by default one more than the largest id.
 
     Returns:
         Zero where t does not vary. The rows of a categorical feature are linearly dependent.
@@ -41,7 +39,7 @@ def mean_shift(
     """
     told = y.double()
     if kind == "categorical":
-        classes = torch.arange(count_classes(y, example_mask) if n_classes is None else n_classes, device=y.device)
+        classes = torch.arange(count_classes(y, example_mask), device=y.device)
         told = (y[:, None] == classes[:, None, None]).flatten(0, 1).double()
     found = torch.zeros(*x.shape[:2], len(told), x.shape[3], dtype=torch.float64, device=x.device)
     for label in range(x.shape[1]):

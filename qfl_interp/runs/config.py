@@ -10,6 +10,7 @@ from typing import Any
 from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
+from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -62,6 +63,17 @@ class RunConfig:
     def n_steps(self) -> int:
         """Updates of this run."""
         return self.last_step - self.first_step
+
+    @property
+    def flops_per_step(self) -> float:
+        """Nominal FLOPs of an update, as the paper counts."""
+        return flops_per_step(self.model, batch_size=self.train.batch_size, n_ctx=self.n_ctx_real)
+
+    @property
+    def actual_flops_per_step(self) -> float:
+        """FLOPs of the matrix products of an update, padding and real widths included."""
+        batch_size = self.train.batch_size
+        return actual_flops_per_step(self.model, batch_size=batch_size, n_ctx=self.n_ctx, d_vocab=self.d_vocab)
 
     @property
     def digest(self) -> str:

@@ -17,7 +17,6 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
-from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
 from qfl_interp.runs.table import Table
@@ -131,15 +130,11 @@ class Run(Checkpoints):
 
     def flops(self, step: int) -> float:
         """Nominal training FLOPs up to `step`, as the paper counts."""
-        config = self.config
-        return step * flops_per_step(config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx_real)
+        return step * self.config.flops_per_step
 
     def actual_flops(self, step: int) -> float:
         """FLOPs of the matrix products up to `step`, padding and real widths included."""
-        config = self.config
-        return step * actual_flops_per_step(
-            config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx, d_vocab=config.d_vocab
-        )
+        return step * self.config.actual_flops_per_step
 
     def _empty_model(self) -> HookedTransformer:
         """A model of this run's shape, weights yet to be loaded."""

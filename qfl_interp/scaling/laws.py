@@ -8,6 +8,7 @@ the estimates stay consistent, but intervals and tests are only approximate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -18,9 +19,9 @@ from qfl_interp.scaling.replicates import Replicates, replicates
 from qfl_interp.stats import Interval
 
 
-@dataclass(frozen=True, repr=False)
-class PowerLaw:
-    """L = c + a C^-b, L in nats and C in FLOPs.
+@dataclass(frozen=True, repr=False, kw_only=True)
+class _Law:
+    """What both laws have.
 
     Attributes:
         amplitude: a, the part of the loss above the floor at one FLOP: far outside the data, so its interval is wide.
@@ -50,7 +51,12 @@ class PowerLaw:
 
     def predict(self, budget: Shaped[np.ndarray, " at"]) -> Float[np.ndarray, " at"]:
         """The law's loss in nats at budgets in FLOPs."""
-        return _predict(self.parameters, budget)
+        return np.exp(log_curve(self.parameters, np.log(np.asarray(budget, dtype=np.float64)))[0])
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class PowerLaw(_Law):
+    """L = c + a C^-b, L in nats and C in FLOPs."""
 
     def __repr__(self) -> str:
         floor = f"{self.floor.estimate:.3g} + " if self.floor else ""
@@ -59,45 +65,28 @@ class PowerLaw:
         return f"PowerLaw({law}, b {100 * b.level:g} % [{b.low:.3g}, {b.high:.3g}], n={self.n}, AICc {self.aicc:.4g})"
 
 
-@dataclass(frozen=True, repr=False)
-class BrokenPowerLaw:
+@dataclass(frozen=True, repr=False, kw_only=True)
+class BrokenPowerLaw(_Law):
     """L = c + a C^-b (1 + (C/d)^(1/f))^(-s f), L in nats and C in FLOPs: exponent b below d and b + s above.
 
     Attributes:
-        amplitude: a; see `PowerLaw`.
-        exponent: b, before the break.
         change: s, what the break adds to the exponent; positive where the loss falls faster after it.
         break_flops: d, in FLOPs, between the second and the last but one budget.
         width: f, the sharpness in natural logarithms of C: the exponent turns within about 4 f. A break sharper than a
             tenth of the budgets' distance cannot be told from one of that width, which is the least allowed.
-        floor: c >= 0, the irreducible loss in nats; None where it was fixed to 0.
-        rss: As in `PowerLaw`; so are `sigma`, `aicc` and `n`.
     """
 
-    amplitude: Interval
-    exponent: Interval
     change: Interval
     break_flops: Interval
     width: Interval
-    floor: Interval | None
-    rss: float
-    sigma: float
-    aicc: float
-    n: int
 
     @property
     def parameters(self) -> Float[np.ndarray, "1 6"]:
         """The estimates as a row of `least_squares`."""
-        row = np.zeros((1, 6))
-        row[0, LOG_A], row[0, SLOPE] = np.log(self.amplitude.estimate), self.exponent.estimate
+        row = super().parameters
         row[0, STEEPER], row[0, BREAK] = self.change.estimate, np.log(self.break_flops.estimate)
         row[0, LOG_WIDTH] = np.log(self.width.estimate)
-        row[0, ROOT_FLOOR] = np.sqrt(self.floor.estimate if self.floor else 0.0)
         return row
-
-    def predict(self, budget: Shaped[np.ndarray, " at"]) -> Float[np.ndarray, " at"]:
-        """The law's loss in nats at budgets in FLOPs."""
-        return _predict(self.parameters, budget)
 
     def __repr__(self) -> str:
         floor = f", floor {self.floor.estimate:.3g}" if self.floor else ""
@@ -150,8 +139,8 @@ def fit_power_law(
     else:
         ends = _student_ends(data, found, sigma, level)
         method = "Student t"
-    a, b, _, _, _, c = _intervals(found, ends, data.n, level, method)
-    return PowerLaw(a, b, c if irreducible else None, rss, sigma, aicc(rss, data.n, form), data.n)
+    intervals = _intervals(found, ends, form, data.n, level, method)
+    return PowerLaw(**intervals, rss=rss, sigma=sigma, aicc=aicc(rss, data.n, form), n=data.n)
 
 
 def fit_broken_power_law(
@@ -186,8 +175,8 @@ def fit_broken_power_law(
     data = checked(replicates(budget, loss), form)
     found, rss, sigma = fit_once(data, form)
     ends = _bootstrap(data, form, found, sigma, rng, n_resamples, level)
-    a, b, s, d, f, c = _intervals(found, ends, data.n, level, "parametric bootstrap")
-    return BrokenPowerLaw(a, b, s, d, f, c if irreducible else None, rss, sigma, aicc(rss, data.n, form), data.n)
+    intervals = _intervals(found, ends, form, data.n, level, "parametric bootstrap")
+    return BrokenPowerLaw(**intervals, rss=rss, sigma=sigma, aicc=aicc(rss, data.n, form), n=data.n)
 
 
 def checked(data: Replicates, form: Form) -> Replicates:
@@ -234,11 +223,6 @@ def simulate_means(
     return log_curve(found, data.log_budget) + sigma / np.sqrt(data.count) * noise
 
 
-def _predict(parameters: Float[np.ndarray, "1 6"], budget: Shaped[np.ndarray, " at"]) -> Float[np.ndarray, " at"]:
-    """The loss of one row of parameters."""
-    return np.exp(log_curve(parameters, np.log(np.asarray(budget, dtype=np.float64)))[0])
-
-
 def _student_ends(
     data: Replicates, found: Float[np.ndarray, "1 6"], sigma: float, level: float
 ) -> Float[np.ndarray, "2 6"]:
@@ -270,12 +254,14 @@ def _bootstrap(
 
 
 def _intervals(
-    found: Float[np.ndarray, "1 6"], ends: Float[np.ndarray, "2 6"], n: int, level: float, method: str
-) -> list[Interval]:
-    """Intervals of a, b, s, d, f and c: all maps from the parameters are monotone."""
+    found: Float[np.ndarray, "1 6"], ends: Float[np.ndarray, "2 6"], form: Form, n: int, level: float, method: str
+) -> dict[str, Any]:
+    """The law's intervals by name: all maps from the parameters are monotone."""
     rows = np.concatenate([found, ends])
     rows[:, ROOT_FLOOR] = rows[:, ROOT_FLOOR] ** 2
     with np.errstate(over="ignore"):
         for column in (LOG_A, BREAK, LOG_WIDTH):
             rows[:, column] = np.exp(rows[:, column])
-    return [Interval(estimate, low, high, n, level, method) for estimate, low, high in rows.T.tolist()]
+    names = ("amplitude", "exponent", "change", "break_flops", "width", "floor")
+    every = [Interval(estimate, low, high, n, level, method) for estimate, low, high in rows.T.tolist()]
+    return {"floor": None} | {names[at]: every[at] for at in form.free}

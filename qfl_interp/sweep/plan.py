@@ -11,7 +11,6 @@ from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.runs.config import RunConfig
-from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.training.train import mean_real_tokens, plan_run
 
@@ -45,18 +44,12 @@ class PlannedRun:
     @property
     def flops(self) -> float:
         """Nominal FLOPs it trains for: whole updates, so not quite the budget."""
-        config = self.config
-        return config.n_steps * flops_per_step(
-            config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx_real
-        )
+        return self.config.n_steps * self.config.flops_per_step
 
     @property
     def actual_flops(self) -> float:
         """FLOPs of its matrix products, padding and real widths included."""
-        config = self.config
-        return config.n_steps * actual_flops_per_step(
-            config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx, d_vocab=config.d_vocab
-        )
+        return self.config.n_steps * self.config.actual_flops_per_step
 
 
 class SweepPlan(NamedTuple):

@@ -13,7 +13,6 @@ import torch
 from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
-from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
@@ -59,10 +58,6 @@ class RunSession:
 
     def __init__(self, run: RunConfig, writer: RunWriter) -> None:
         self.run_config, self.config, self.writer = run, run.train, writer
-        self.flops = flops_per_step(run.model, batch_size=self.config.batch_size, n_ctx=run.n_ctx_real)
-        self.actual = actual_flops_per_step(
-            run.model, batch_size=self.config.batch_size, n_ctx=run.n_ctx, d_vocab=run.d_vocab
-        )
         self.to_save = {run.first_step + s for s in checkpoint_steps(run.n_steps, self.config.n_checkpoints)}
         self.loggers: list[Logger] = []
         self.latest: dict[str, float] = {}
@@ -146,8 +141,8 @@ class RunSession:
         tokens = (step - self.run_config.first_step) * self.config.batch_size * self.run_config.n_ctx
         return {
             "step": step,
-            "flops": step * self.flops,
-            "actual_flops": step * self.actual,
+            "flops": step * self.run_config.flops_per_step,
+            "actual_flops": step * self.run_config.actual_flops_per_step,
             "seconds": round(seconds, 3),
             "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
             **values,

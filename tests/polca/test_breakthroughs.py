@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qfl_interp.polca import breakthroughs
 from qfl_interp.polca.breakthroughs import (
     Stretch,
     acceleration,
@@ -117,21 +118,22 @@ def quiet_loss(steps):
     return np.interp(steps, [0, 60, 400, 500], [2.0, 0.7, 0.68, 0.0])
 
 
-def test_flat_stretches_are_the_plateau_and_the_end():
+def test_flat_stretches_are_the_plateau_and_the_end(monkeypatch):
     stretches = flat(quiet_loss(EVEN), EVEN)
     assert len(stretches) == 2
     # 5 % of 2.0 is 0.1: from 60 to where 0.7 - 0.1 is reached, 412, and from 0.1 on, 486.
     assert stretches == [Stretch(60, 400), Stretch(500, 1000)]
-    wide = flat(quiet_loss(EVEN), EVEN, fraction=0.2)
-    assert wide == [Stretch(60, 440), Stretch(460, 1000)]
+    monkeypatch.setattr(breakthroughs, "FLAT_SHARE", 0.2)
+    assert flat(quiet_loss(EVEN), EVEN) == [Stretch(60, 440), Stretch(460, 1000)]
 
 
-def test_a_flat_stretch_is_long_in_log_compute():
+def test_a_flat_stretch_is_long_in_log_compute(monkeypatch):
+    monkeypatch.setattr(breakthroughs, "FLAT_SHARE", 0.001)
     steps = list(range(100, 1001, 10))
     # flat from 500 to 800 (a factor of 1.6) or to 900 (1.8)
     falling = lambda stop: np.interp(steps, [100, 500, stop, 1000], [2.0, 1.0, 1.0, 0.0])  # noqa: E731
-    assert flat(falling(800), steps, fraction=0.001) == []
-    assert flat(falling(900), steps, fraction=0.001) == [Stretch(500, 900)]
+    assert flat(falling(800), steps) == []
+    assert flat(falling(900), steps) == [Stretch(500, 900)]
 
 
 def test_a_drifting_plateau_is_one_stretch():
@@ -149,9 +151,11 @@ def test_a_bump_ends_a_stretch():
     assert plateau_after(loss, EVEN) == 620
 
 
-def test_plateau_after_is_where_the_loss_stays_flat():
+def test_plateau_after_is_where_the_loss_stays_flat(monkeypatch):
     assert plateau_after(quiet_loss(EVEN), EVEN) == 500
-    assert plateau_after(quiet_loss(EVEN), EVEN, fraction=0.2) == 460
+    with monkeypatch.context() as wide:
+        wide.setattr(breakthroughs, "FLAT_SHARE", 0.2)
+        assert plateau_after(quiet_loss(EVEN), EVEN) == 460
     assert plateau_after(np.linspace(2, 0, len(EVEN)), EVEN) == 960  # the last 5 %: 2 of 50 gaps
     assert plateau_after(np.full(len(EVEN), 0.7), EVEN) == 0
     # A rise counts as a fall does.

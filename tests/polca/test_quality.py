@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, f1_score, precision_score, recall_score, silhouette_samples
 
+from qfl_interp.polca import quality
 from qfl_interp.polca.clustering import Clusters, cluster_direction
 from qfl_interp.polca.quality import (
     NO_CLUSTER,
     adjusted_rand,
     restricted_homogeneity,
-    silhouette,
+    silhouettes,
     skill_scores,
     stability,
 )
@@ -61,7 +62,7 @@ def test_a_skill_that_no_clustered_token_has_scores_0():
     assert skill_scores(np.array([-1, -2]), np.array([True, True])).empty
 
 
-def test_restricted_homogeneity_takes_the_purest_cluster_whose_skill_lies_in_the_places():
+def test_restricted_homogeneity_takes_the_purest_cluster_whose_skill_lies_in_the_places(monkeypatch):
     # cluster 0: all with the skill, at place 0; 1: 7 of 8, places 1 and 2; 2: 3 of 4, place 1
     labels = np.array([0] * 5 + [1] * 8 + [2] * 4 + [-1] * 3)
     skill = np.array([True] * 5 + [True] * 7 + [False] + [True] * 3 + [False] + [True] * 3)
@@ -71,11 +72,13 @@ def test_restricted_homogeneity_takes_the_purest_cluster_whose_skill_lies_in_the
     assert restricted_homogeneity(labels, skill, place, (0,)).cluster == 0
     assert restricted_homogeneity(labels, skill, place, (3,)) is NO_CLUSTER
     assert math.isnan(NO_CLUSTER.homogeneity)
-    # More than the share: a cluster at exactly 4 of 7 does not count.
     assert restricted_homogeneity(labels, skill, place, (1,)).cluster == 2
-    assert restricted_homogeneity(labels, skill, place, (1,), min_share=0.57).cluster == 1
+    # More than the share: a cluster at exactly 4 of 7 does not count.
+    monkeypatch.setattr(quality, "PLACE_SHARE", 0.57)
+    assert restricted_homogeneity(labels, skill, place, (1,)).cluster == 1
     without_2 = np.where(labels == 2, -1, labels)
-    assert restricted_homogeneity(without_2, skill, place, (1,), min_share=4 / 7) is NO_CLUSTER
+    monkeypatch.setattr(quality, "PLACE_SHARE", 4 / 7)
+    assert restricted_homogeneity(without_2, skill, place, (1,)) is NO_CLUSTER
 
 
 def test_only_the_place_of_tokens_with_the_skill_counts():
@@ -102,7 +105,7 @@ def test_adjusted_rand_is_over_the_clustered_tokens():
     assert math.isnan(adjusted_rand(np.array([0, -1]), np.array([0, 1])))
 
 
-def brute_silhouette(curves, labels):
+def brute_silhouettes(curves, labels):
     values = {}
     for i in np.flatnonzero(labels >= 0):
         distance = np.linalg.norm(curves - curves[i], axis=1)
@@ -110,36 +113,33 @@ def brute_silhouette(curves, labels):
         others = [distance[labels == c].mean() for c in set(labels.tolist()) - {-1, -2, int(labels[i])}]
         a, b = distance[own].mean(), min(others)
         values.setdefault(int(labels[i]), []).append((b - a) / max(a, b))
-    return {cluster: np.mean(v) for cluster, v in values.items()}, np.mean(np.concatenate(list(values.values())))
+    return {cluster: np.mean(v) for cluster, v in values.items()}
 
 
-def test_silhouette_is_that_of_the_clustered_tokens():
+def test_silhouettes_are_of_the_clustered_tokens():
     curves, group = blobs([(-1, -1), (-1, -2), (-3, -1)], [20, 10, 15], noise=0.3)
     labels = group.copy()
     labels[[0, 25]] = -1, -2
-    clusters, overall = brute_silhouette(curves, labels)
-    found = silhouette(curves, labels)
-    assert found.clusters == pytest.approx(clusters, rel=1e-9)
-    assert found.overall == pytest.approx(overall, rel=1e-9)
+    assert silhouettes(curves, labels) == pytest.approx(brute_silhouettes(curves, labels), rel=1e-9)
 
 
-def test_silhouette_of_a_sample_is_seeded_and_close():
+def test_silhouettes_of_a_sample_are_the_same_again_and_close(monkeypatch):
     curves, group = blobs([(-1, -1), (-1, -2), (-3, -1)], [200, 100, 150], noise=0.3)
     whole = silhouette_samples(curves, group)
-    first, again = (silhouette(curves, group, max_tokens=150, seed=1) for _ in range(2))
-    assert first == again
-    assert first != silhouette(curves, group, max_tokens=150, seed=2)
-    assert first.overall != pytest.approx(whole.mean(), rel=1e-6)
-    assert first.overall == pytest.approx(whole.mean(), abs=4 * whole.std() / math.sqrt(150))
-    assert silhouette(curves, group, max_tokens=450).overall == pytest.approx(whole.mean(), rel=1e-9)
+    everywhere = {cluster: whole[group == cluster].mean() for cluster in range(3)}
+    assert silhouettes(curves, group) == pytest.approx(everywhere, rel=1e-9)
+    monkeypatch.setattr(quality, "_MOST_TOKENS", 150)
+    found = silhouettes(curves, group)
+    assert found == silhouettes(curves, group) != pytest.approx(everywhere, rel=1e-6)
+    for cluster, value in found.items():
+        assert value == pytest.approx(everywhere[cluster], abs=4 * whole.std() / math.sqrt(20))
 
 
 @pytest.mark.parametrize("labels", [[0] * 6, [-1] * 6, [0, 1, -1, -1, -1, -1]], ids=["one", "none", "singles"])
-def test_silhouette_needs_two_clusters_of_several_tokens(labels):
-    found = silhouette(np.random.default_rng(0).normal(size=(6, 3)), np.array(labels))
-    assert math.isnan(found.overall)
-    assert list(found.clusters) == sorted({label for label in labels if label >= 0})
-    assert all(math.isnan(value) for value in found.clusters.values())
+def test_silhouettes_need_two_clusters_of_several_tokens(labels):
+    found = silhouettes(np.random.default_rng(0).normal(size=(6, 3)), np.array(labels))
+    assert list(found) == sorted({label for label in labels if label >= 0})
+    assert all(math.isnan(value) for value in found.values())
 
 
 def test_separate_clusters_are_stable_and_a_cut_through_one_is_not():

@@ -16,7 +16,7 @@ from analyses.lenses.polca.trajectories import Followed, gradients_at
 from qfl_interp.polca.breakthroughs import cluster_breakthroughs, flat, plateau_after
 from qfl_interp.polca.clustering import Clusters, cluster_direction
 from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels
-from qfl_interp.polca.quality import silhouette, stability
+from qfl_interp.polca.quality import silhouettes, stability
 from qfl_interp.polca.trajectories import POINTWISE, Trajectories, exact_loss, fisher, loss_change
 from qfl_interp.tables import column, select
 
@@ -123,7 +123,7 @@ def _cluster_rows(
     """One row a cluster of a direction."""
     settings, steps = of.plan.settings, of.curves.steps
     tau = plateau_after(of.losses.mean(axis=1), steps) if settings.tau is None else settings.tau
-    separate = silhouette(curves, found.labels).clusters
+    separate = silhouettes(curves, found.labels)
     eigenvalue = select(of.followed.directions, direction=direction)
     rows = []
     for cluster, medoid in found.medoids.items():
