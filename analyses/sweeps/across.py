@@ -183,7 +183,7 @@ def across(
     rows = pd.DataFrame(verdicts)
     if beside:
         rows = _with_within(rows, beside, features, config, ratio, jobs, device, progress)
-    drawn = pd.concat(curves, ignore_index=True), rows, pd.concat(losses, ignore_index=True)
+    all_curves, all_losses = pd.concat(curves, ignore_index=True), pd.concat(losses, ignore_index=True)
     left_out = [
         {"task": found.task, "length": found.length, "budget_flops": budget}
         for found in matched
@@ -195,9 +195,9 @@ def across(
         _title(matched),
         rows.filter(columns),
         rows,
-        lambda: across_figure(*drawn),
-        drawn[0],
-        drawn[2],
+        functools.partial(across_figure, all_curves, losses=all_losses),
+        all_curves,
+        all_losses,
         pd.concat([found.records for found in matched], ignore_index=True),
         pd.DataFrame(left_out, columns=["task", "length", "budget_flops"]),
     )

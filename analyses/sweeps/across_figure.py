@@ -47,10 +47,11 @@ def across_figure(
         curves: Columns task, length, feature, metric, third, budget_flops, geometric, geometric_low, geometric_high,
             n_seeds, n_labels, baseline_clean, baseline_paper.
         verdicts: Columns task, length, feature, third, verdict, certain, lead_log10, transition_start_flops,
-            transition_end_flops; one row a third.
+            transition_end_flops; one row a third. A feature without a row is not drawn.
         losses: Columns task, length, budget_flops, loss, loss_low, loss_high, n_seeds, base_rate.
         baseline: Which untrained baseline is drawn: chosen by the rule of the trained probes, or as the paper does.
     """
+    curves = pd.DataFrame(curves.loc[curves["feature"].isin(verdicts["feature"])])
     panels = records(curves.filter(["task", "length", "feature", "metric"]).drop_duplicates())
     grid = PaperGrid(_HEIGHTS, len(panels), _COLUMNS, _HEAD)
     figure = grid.figure("across", _legends(curves, verdicts))

@@ -7,6 +7,7 @@ loss leave its plateau; at which budget are half of the answers right.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from plotly.graph_objects import Figure
 
 from analyses.result import Result
 from analyses.sweeps.scaling_figure import scaling_figure
@@ -142,9 +142,8 @@ def scaling(
     best = pd.concat(rows, ignore_index=True)
     dots = _renamed(runs, count)
 
-    def draw() -> Figure:
-        return scaling_figure(dots, best, pd.concat(lines, ignore_index=True), _notes(found, runs, count))
-
+    points, notes = pd.concat(lines, ignore_index=True), _notes(found, runs, count)
+    draw = functools.partial(scaling_figure, dots, lines=points, notes=notes)
     over = "over the answer alone" if count == "answer" else "as the paper counts"
     left = len(table) - len(runs)
     title = f"Scaling of {len(runs)} runs ({left} did not finish), {over}"

@@ -226,7 +226,7 @@ def ablate(
         f"Ablation in {run.run_id} ({method}): exact match and loss (nats) over the answer alone",
         rows.filter([*columns, "difference", "p_value_holm"]),
         rows,
-        lambda: (ablation_figure if len(models) == 1 else ablation_over_steps_figure)(rows),
+        ablation_figure if len(models) == 1 else ablation_over_steps_figure,
     )
 
 

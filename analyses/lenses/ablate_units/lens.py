@@ -22,7 +22,7 @@ from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
-from qfl_interp.tables import groups, select
+from qfl_interp.tables import groups
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,14 @@ def ablate_units(
     """
     if n < 2:
         raise ValueError(f"n must be at least 2 examples, got {n}.")
-    models = models_at(run, steps)
-    lens = AblateUnits(run, device, site, method, n, seed)
-    rows = lens.compute([Piece(at) for at in models], label="ablating units", jobs=jobs, progress=progress)
+    lens, pieces = AblateUnits(run, device, site, method, n, seed), [Piece(at) for at in models_at(run, steps)]
+    rows = lens.compute(pieces, label="ablating units", jobs=jobs, progress=progress)
     columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]
     return Result(
         f"{site} of {run.run_id}, one unit at a time ({method}): the largest increases of the answer's loss (nats)",
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
-        lambda: units_figure(select(rows, step=models[-1].step)),
+        units_figure,
     )
 
 

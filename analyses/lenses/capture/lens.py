@@ -107,7 +107,7 @@ def capture(
                 before += len(examples)
         bar.update(shown, completed=before)
     rows = _rows(store, keys, names, dtype).assign(**run.identity())
-    return Result(f"Activations of {run.run_id} in {store.folder}", _summary(rows), rows, lambda: _figure(rows))
+    return Result(f"Activations of {run.run_id} in {store.folder}", _summary(rows), rows, _figure)
 
 
 def _load(run: Checkpoints, step: int, device: str | torch.device) -> HookedModel:

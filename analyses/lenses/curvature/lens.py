@@ -5,6 +5,7 @@ What is measured at one checkpoint is in `measure` and `ranks`; here a run's che
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -236,7 +237,7 @@ def curvature(
         "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} training examples", *_notes(rows)]),
         rows.filter(list(_SUMMARY)).dropna(axis="columns", how="all"),
         rows,
-        lambda **options: curvature_figure(rows, ranks, **{"transition": shaded_transition(run)} | options),
+        functools.partial(curvature_figure, ranks=ranks, transition=shaded_transition(run)),
         ranks,
     )
 

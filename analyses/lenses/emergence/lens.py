@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -157,5 +158,5 @@ def emergence(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}",
         found.verdicts.filter(columns),
         found.verdicts,
-        lambda: emergence_figure(run.metrics, found.curves, found.verdicts),
+        functools.partial(emergence_figure, run.metrics, found.curves),
     )

@@ -33,7 +33,7 @@ from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip
-from qfl_interp.tables import distinct, groups, select
+from qfl_interp.tables import distinct, groups
 
 # Conditions, and what the summary calls them.
 _SWAPPED: dict[Condition, str] = {
@@ -209,12 +209,12 @@ def interchange(
     pieces = [Piece(at, target) for at in models_at(run, steps) for target in targets]
     lens = Interchange(run, device, config, n_pairs, n_random)
     rows = with_holm(lens.compute(pieces, label="swapping", jobs=jobs, progress=progress))
-    shown = select(rows, feature=targets[0]["feature"])
     return Result(
         f"Interchange in {run.run_id}: share of answers that follow what was swapped" + left_out,
         _summary(rows),
         rows,
-        lambda: interchange_figure(shown),
+        interchange_figure,
+        one_of=("feature",),
     )
 
 

@@ -31,7 +31,7 @@ from qfl_interp.plots.panels import Panel
 from qfl_interp.probes import PROBE_LOSS, online_code
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column, groups, select
+from qfl_interp.tables import column, groups
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def mdl(
         f"Description length in {run.run_id}: compression at each label's best layer, mean over labels",
         _summary(rows),
         rows,
-        lambda: mdl_figure(select(rows, feature=names[0])),
+        mdl_figure,
     )
 
 

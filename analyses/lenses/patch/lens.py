@@ -29,7 +29,7 @@ from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
-from qfl_interp.tables import column, distinct, groups, select
+from qfl_interp.tables import column, distinct, groups
 
 COMPONENTS = ("resid_pre", "attn_out", "mlp_out")
 _METRICS = ("logit_diff", "loss", "exact")
@@ -183,13 +183,13 @@ def patch(
     ]
     lens = Patch(run, device, n_pairs, seed, attribution)
     rows = lens.compute(pieces, label="patching", jobs=jobs, progress=progress)
-    shown = select(rows, feature=pieces[0].key["feature"], label=pieces[0].key["label"])
     return Result(
         f"Patching in {run.run_id}: the clean activation that brings most of the answer back (0 corrupted, 1 clean)"
         + left_out,
         _summary(rows),
         rows,
-        lambda: patch_figure(shown),
+        patch_figure,
+        one_of=("feature", "label"),
     )
 
 

@@ -6,8 +6,9 @@ A call is planned once (`plan`); directions and losses along them come from `bas
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
+import pandas as pd
 import torch
 from plotly.graph_objects import Figure
 
@@ -137,17 +138,16 @@ def _result(grouping: Grouping) -> PolcaResult:
     for direction, part in zip(directions, parts, strict=True):
         tokens[f"cluster_{direction}"] = run.table(CLUSTERS).read_tensors(part)["labels"].numpy()
 
-    def draw(**options: Any) -> Figure:
-        options = {"transition": shaded_transition(run)} | options
-        if clusters.empty:
-            return means_figure(grouping.means(), **options)
-        return polca_figure(curves, clusters, **options)
+    transition = shaded_transition(run)
+
+    def draw_means(_: pd.DataFrame) -> Figure:
+        return means_figure(grouping.means(), transition=transition)
 
     return PolcaResult(
         _title(grouping, len(clusters)),
         clusters.filter(list(_SUMMARY)),
         clusters,
-        draw,
+        draw_means if clusters.empty else functools.partial(polca_figure, curves, transition=transition),
         curves,
         composition,
         data.intervals,

@@ -179,7 +179,8 @@ def probe(
         f"Probes of {run.run_id} ({config.site}): test loss of each label's best layer, mean over labels",
         _summary(rows),
         rows,
-        lambda: probe_heatmap(rows, names[0]),
+        probe_heatmap,
+        one_of=("feature",),
     )
 
 

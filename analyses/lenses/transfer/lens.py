@@ -25,7 +25,7 @@ from qfl_interp.emergence.aggregation import NOT_FITTED
 from qfl_interp.probes import PROBE_LOSS, load_probes
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import groups, select
+from qfl_interp.tables import groups
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def transfer(
         f"Carry-forward of the probes of {run.run_id}: test loss, fitted and evaluated at",
         _summary(rows),
         rows,
-        lambda: transfer_figure(select(rows, feature=names[0])),
+        transfer_figure,
+        one_of=("feature",),
     )
 
 
