@@ -11,7 +11,6 @@ import inspect
 import re
 import sys
 import textwrap
-import types
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from typing import Any, NamedTuple
@@ -34,18 +33,17 @@ class Said(NamedTuple):
 
 
 def docstring(module: str, name: str) -> str:
-    """The docstring of a function of a module, which is compiled (or taken from the cache) but not run.
+    """The docstring of a function of a module, from its source; of one that is made by a call or imported, imported.
 
     Raises:
         ImportError: There is no such module.
         SyntaxError: It is no Python.
         AttributeError: It has no such function.
     """
-    compiled = getattr(_spec(module).loader, "get_code", None)
-    code = compiled and compiled(module)  # none of a module in C
-    for constant in code.co_consts if code else ():
-        if isinstance(constant, types.CodeType) and constant.co_name == name:
-            return inspect.getdoc(types.FunctionType(constant, {})) or ""
+    if hasattr(_spec(module).loader, "get_source"):  # not of a module in C
+        node = _names(module).statements.get(name)
+        if isinstance(node, ast.FunctionDef):
+            return ast.get_docstring(node) or ""
     return inspect.getdoc(imported(module, name)) or ""
 
 
@@ -141,7 +139,7 @@ class _Names(dict[str, Any]):
     def __init__(self, spec: ModuleSpec) -> None:
         source = spec.loader.get_source(spec.name)  # type: ignore[union-attr]  # no source: AttributeError
         self.spec = spec
-        self.statements = dict(_statements(ast.parse(source).body))
+        self.statements = dict(_statements(ast.parse(source, spec.origin or spec.name).body))
 
     def __missing__(self, name: str) -> Any:
         node, own = self.statements[name], self.spec.name.partition(".")[0]

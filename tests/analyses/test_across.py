@@ -145,7 +145,7 @@ def test_budgets_without_a_finished_run_are_named(sweep):
 
 
 def test_a_second_call_fits_nothing(sweep, found, monkeypatch):
-    monkeypatch.setattr("analyses.lenses.probe.lens.fit_probes", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr("analyses.lenses.probe.fitting.fit_probes", lambda *a, **k: pytest.fail("fitted again"))
     again = across(sweep, "carry", d_model=8, n_layers=2, **OPTIONS)
     pd.testing.assert_frame_equal(again.rows, found.rows)
 
