@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 import qfl_interp as qfl
 from analyses import emergence
-from analyses.sweeps.across import Transitions, across, verdict_across
+from analyses.sweeps.across import across
 from analyses.sweeps.across_figure import across_figure
+from analyses.sweeps.across_verdicts import Transitions, verdict_across
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.emergence.transition import find_transition
 from qfl_interp.errors import QflError
@@ -151,6 +152,18 @@ def test_a_second_call_fits_nothing(sweep, found, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_figure_is_of_all_features_or_of_one(found):
+    features = [str(name) for name in dict.fromkeys(found.rows["feature"])]
+    assert len(features) > 1
+
+    def shown(**options) -> list[str]:
+        texts = [str(text.text) for text in found.plot(**options).layout.annotations]
+        return [name for name in features if any(name.replace("_", " ") in text for text in texts)]
+
+    assert shown(baseline="paper") == features
+    assert shown(feature=features[-1]) == features[-1:]
+
+
 def test_what_goes_to_other_processes_survives_the_journey(sweep, monkeypatch):
     """Runs as paths, the work as a function of the module: each item done by copies that were pickled."""
     done = []
