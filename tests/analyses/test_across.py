@@ -164,6 +164,7 @@ def test_the_figure_is_of_all_features_or_of_one(sweep):
     assert shown(feature=features[-1]) == features[-1:]
 
 
+@pytest.mark.slow
 def test_what_goes_to_other_processes_survives_the_journey(sweep, monkeypatch):
     """Runs as paths, the work as a function of the module: each item done by copies that were pickled."""
     done = []
@@ -198,6 +199,7 @@ def test_the_protocol_within_a_run_stands_beside(sweep, tiny_run, tmp_path):
         across(sweep, "carry", within=tiny_run, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same_rows(sweep, found, tmp_path):
     page = tmp_path / "across.html"
     probes = ["--n-train", str(CONFIG.n_train), "--n-test", str(CONFIG.n_test), "--quiet"]

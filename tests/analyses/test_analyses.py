@@ -217,6 +217,7 @@ def test_labels_of_one_class_are_reported(run_copy, monkeypatch):
     assert ablated["loss"].notna().all()
 
 
+@pytest.mark.slow
 def test_a_feature_without_any_probe_is_said_so(run_copy, monkeypatch):
     with_carries(monkeypatch, _no_class)
     found = probe(run_copy, steps=[0, 40], **QUICK)

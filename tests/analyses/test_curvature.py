@@ -471,6 +471,7 @@ def test_the_timeline_has_its_panels_and_the_report_its_sections(run):
     assert [one.title for one in Curvature.sections(page)] == ["Curvature", "Soft rank by layer and position"]
 
 
+@pytest.mark.slow
 def test_the_command(run):
     words = [
         "curvature",

@@ -190,6 +190,7 @@ def test_ridge_of_scalar_features(tmp_path):
         mdl(run, "max_ending_here", config=probes, **QUIET)
 
 
+@pytest.mark.slow
 def test_transfer_scores_old_probes_on_new_activations(run):
     steps = [run.steps[0], run.steps[-3], run.steps[-1]]
     rows = transfer(run, "carry", steps, config=CONFIG, **QUIET).to_dataframe().set_index(["fit_step", "eval_step"])

@@ -61,6 +61,7 @@ def clusters_of(found):
         yield row, found.data.trajectories.of(direction).astype(np.float64), members
 
 
+@pytest.mark.slow
 def test_every_cluster_is_described_by_its_own_tokens_and_curves(analysed):
     run, found = analysed
     losses, steps = found.data.losses.double().numpy(), list(run.steps)

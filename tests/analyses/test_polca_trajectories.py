@@ -450,6 +450,7 @@ def test_checkpoints_of_different_shapes_are_refused(run):
         follow(damaged(run, step, wider))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["trajectory", "parameters", "gradient", "hessian"])
 def test_every_basis_names_the_checkpoint_that_is_not_finite_and_what_to_leave_out(run, basis):
     step = run.steps[-1]

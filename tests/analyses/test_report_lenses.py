@@ -362,6 +362,7 @@ def test_a_lens_that_fails_is_named_once_and_the_others_are_shown(run_copy, monk
     )
 
 
+@pytest.mark.slow
 def test_a_table_without_the_columns_that_tell_calls_apart_is_named(stored, capsys):
     run, write = stored
     write("ablate_units", "1", pd.DataFrame({"step": [9], "name": ["z"], "loss_increase": [0.1]}))

@@ -266,6 +266,7 @@ def test_columns_wrap_and_panels_do_not_overlap(found):
             assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_draws_a_page(sweep, tmp_path):
     page = tmp_path / "scaling.html"
     arguments = ["scaling", str(sweep.path), "--task", "addition", "--json", "--out", str(page)]

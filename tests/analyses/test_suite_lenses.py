@@ -163,6 +163,7 @@ def labelled(model, task, examples, feature, label, layer, head=None):
 # Reading
 
 
+@pytest.mark.slow
 def test_stored_activations_are_those_of_the_modules(suite, results, plain):
     rows = results("capture").to_dataframe()
     assert set(rows["step"]) == set(STEPS)
@@ -178,6 +179,7 @@ def test_stored_activations_are_those_of_the_modules(suite, results, plain):
             torch.testing.assert_close(spans["z"].values[2 * layer : 2 * layer + 2], z, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "head"), [("probe", None), ("probe z", 1)])
 @pytest.mark.parametrize("feature", ["odd", "second"])
 def test_probes_against_scikit_learn(suite, results, plain, name, head, feature):
@@ -351,6 +353,7 @@ def ablated_by_hand(suite, model, change):
         return loss_answer(model(tokens).logits, tokens)
 
 
+@pytest.mark.slow
 def test_projecting_out_is_that_of_the_modules(suite, results, plain):
     rows = rows_at(results("ablate"), "feature", "step", "condition")
     tokens = suite.task.encode(probe_data(suite, CONFIG).test).tokens
@@ -373,6 +376,7 @@ def test_projecting_out_is_that_of_the_modules(suite, results, plain):
     assert {"intact", "ablated", "random", "same_norm"} <= set(rows.loc[("second", 10)].index)
 
 
+@pytest.mark.slow
 def test_replacing_the_activation_is_that_of_the_modules(suite, results, plain):
     for step in STEPS:
         losses = {}

@@ -85,6 +85,7 @@ def test_help_of_the_group_teaches(call: Call) -> None:
     assert {"run", "status", "best", "matched", "query", "scaling", "emergence"} <= set(out.split())
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_there_is_to_do_and_makes_nothing(call: Call, toml: Path) -> None:
     out_folder = toml.parent / "nothing"
     status, out, _ = call(toml, "--dry-run", "--out", out_folder)
@@ -95,6 +96,7 @@ def test_dry_run_says_what_there_is_to_do_and_makes_nothing(call: Call, toml: Pa
     assert not out_folder.exists()
 
 
+@pytest.mark.slow
 def test_dry_run_as_json_counts_what_is_done(call: Call, toml: Path, folder: Path) -> None:
     status, out, _ = call("run", toml, "--dry-run", "--out", folder, "--json")
     found = json.loads(out)
@@ -161,6 +163,7 @@ def test_a_worker_s_run_is_the_run_trained_alone(folder: Path, toml: Path, tmp_p
         assert tensor.equal(run.load_checkpoint(config.last_step).model[name]), name
 
 
+@pytest.mark.slow
 def test_a_failed_run_shows_in_the_exit_status(
     call: Call, tmp_path: Path, toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_broken_third_party_analysis_leaves_the_command_line_usable(plugin, tm
     assert "entry point 'broken' of qfl_interp.analyses (no_such_module:analysis) cannot be loaded" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_tasks_module_that_shadows_ours_is_named(tmp_path):
     (tmp_path / "tasks.py").write_text("todo = ['write paper']\n")
     code = "from qfl_interp.data.registry import load_task\nload_task('addition', 3)"

@@ -43,6 +43,7 @@ def package(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_smallest_lens(package, run_copy, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}"}
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 _README = Path(__file__).parents[2] / "README.md"
 
 
+@pytest.mark.slow
 def test_readme_examples_run(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", _README.read_text(), flags=re.DOTALL)
     assert len(blocks) == 2, "the quick start and the hooks example"

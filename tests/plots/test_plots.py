@@ -228,6 +228,7 @@ def test_heatmap_beside_shuffled_labels_shares_the_colours():
     np.testing.assert_allclose(10 ** np.array(figure.data[3].z, dtype=float), grid, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_heatmap_is_small():
     assert len(theme.figure_json(probe_heatmap(tables.probe(), "carry"))) < 500_000
 

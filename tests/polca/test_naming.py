@@ -61,6 +61,7 @@ def test_the_prompt_s_end_has_no_label_of_the_answer():
     assert table["place"].max() == 4
 
 
+@pytest.mark.slow
 def test_answers_of_different_lengths_and_kinds_that_are_no_class():
     task = load_task("breadth_first_search", 5)
     examples = task.sample(np.random.default_rng(0), 6)

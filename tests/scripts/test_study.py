@@ -71,6 +71,7 @@ def test_seeds_without_a_lead_are_counted(study):
     assert study.lead_text(pd.Series([0.25, np.nan])) == "+0.25, 1 of 2 seeds"
 
 
+@pytest.mark.slow
 def test_half_way_is_between_the_most_frequent_answer_and_all_right(study):
     """One of 64 sums of 3-bit numbers is rare; a parity is right half of the time."""
     parity = study.halfway(qfl.load_task("sparse_parity", 16))

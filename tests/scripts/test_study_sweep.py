@@ -32,6 +32,7 @@ def test_intervals_say_what_is_missing(study):
     assert study.interval({"d": math.nan, "d_low": 0.0, "d_high": 0.0}, "d") == "–"
 
 
+@pytest.mark.slow
 def test_the_rows_beside_the_page_are_the_sweeps_runs():
     rows = pd.read_csv(ROOT / "docs" / "scaling.csv")
     plan = plan_sweep(SweepConfig.from_toml(ROOT / "sweeps" / "small.toml"))

@@ -341,6 +341,7 @@ def test_an_address_where_nothing_answers_is_told_at_once(not_connected, monkeyp
     assert not list((tmp_path / "sweep").glob("runs/*/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "found"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is no Ray")]
 )

@@ -126,6 +126,7 @@ def test_rows_have_the_columns_and_types_of_the_schema(swept: Path) -> None:
     assert np.allclose(table["flops"], table["budget_flops"], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_bad_run_does_not_stop_the_others(tmp_path: Path) -> None:
     plan = plan_sweep(config())
     bad = tmp_path / plan.runs[0].path
@@ -303,6 +304,7 @@ def test_more_workers_than_cores_are_refused(tmp_path: Path) -> None:
         run_sweep(config(), str(tmp_path / "x"), Execution(workers=10_000), progress=False)
 
 
+@pytest.mark.slow
 def test_estimate_counts_what_is_left_and_changes_nothing(swept: Path, tmp_path: Path) -> None:
     before = sorted(path.relative_to(swept) for path in swept.rglob("*"))
     found = estimate_sweep(config(seed=[0, 1, 2]), str(swept), ONE_PROCESS)
@@ -319,6 +321,7 @@ def test_estimate_counts_what_is_left_and_changes_nothing(swept: Path, tmp_path:
     assert not fresh.exists()
 
 
+@pytest.mark.slow
 def test_disk_estimate_is_near_what_a_run_keeps(swept: Path, tmp_path: Path) -> None:
     found = estimate_sweep(config(), str(tmp_path / "none"), ONE_PROCESS)
     kept = sum(path.stat().st_size for path in (swept / "runs").rglob("*") if path.is_file())
@@ -338,6 +341,7 @@ def test_listing_survives_damaged_helpers_and_names_damaged_rows(swept: Path, tm
         sweep_status(str(copy))
 
 
+@pytest.mark.slow
 def test_a_file_in_the_place_of_a_run_fails_that_run_alone(tmp_path: Path) -> None:
     plan = plan_sweep(config())
     bad = tmp_path / plan.runs[0].path
@@ -374,6 +378,7 @@ def test_runs_of_one_configuration_differ_in_their_seed_alone() -> None:
     assert configuration_digest(clipped.config) not in set.union(*digests.values())
 
 
+@pytest.mark.slow
 def test_a_share_of_a_gpu_on_ray_asks_nothing_of_the_drivers_own(tmp_path: Path) -> None:
     made: list[JobSettings] = []
     sizes: list[int] = []

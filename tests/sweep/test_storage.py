@@ -177,6 +177,7 @@ def remote_folder(remote_url) -> remote.RemoteFolder:
     return remote.RemoteFolder(storage.filesystem, storage.root, remote_url)
 
 
+@pytest.mark.slow
 def test_a_remote_lock_is_renewed_and_a_stale_one_taken_over(remote_folder):
     def lock() -> RemoteLock:
         return RemoteLock(remote_folder, seconds=0.2, settle_seconds=0.0)
@@ -212,6 +213,7 @@ def test_the_owner_of_a_lost_remote_lock_leaves_the_new_one_alone(remote_folder)
     assert remote_folder.read(LOCK_FILE) == thief
 
 
+@pytest.mark.slow
 def test_of_two_that_ask_at_once_one_gets_the_remote_lock(remote_folder):
     remote_folder.write(LOCK_FILE, json.dumps({"id": "dead", "heartbeat": 0}).encode())
     start, won, end = threading.Barrier(4), [], threading.Event()

@@ -69,6 +69,7 @@ def test_random_sums_and_carries_of_any_length(length):
             assert carry_row[r] == ((a & low) + (b & low)) >> (r + 1)
 
 
+@pytest.mark.slow
 @given(length=st.integers(1, 40), data=st.data())
 def test_swapped_operands_are_the_same_problem(length, data):
     task = qfl.load_task("addition", length=length)

@@ -79,6 +79,7 @@ def test_random_products_at_the_paper_length():
     check_against_integers(task, task.sample(np.random.default_rng(0), 10_000), (2, 3, 9, 15, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [5, 15, 17, 31, 32, 33, 48, 64, 65, 127, 256])
 def test_products_of_any_length(length):
     task = qfl.load_task("multiplication", length=length)
@@ -114,6 +115,7 @@ def test_a_carry_is_what_the_product_bit_needs():
             assert predicted == (before >> (16 + r) & 1) ^ (added >> (16 + r) & 1) ^ label_row[r]
 
 
+@pytest.mark.slow
 @given(length=st.integers(2, 40), data=st.data())
 def test_swapped_operands_are_the_same_problem(length, data):
     task = qfl.load_task("multiplication", length=length)

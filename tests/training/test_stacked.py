@@ -193,6 +193,7 @@ def test_a_killed_stack_goes_on_with_the_same_bits(whole, tmp_path, addition, mo
     assert all(len(Run.open(path).provenance) == 2 for _, path in runs)
 
 
+@pytest.mark.slow
 def test_a_real_sigkill(whole, tmp_path, addition, model_config):
     runs = _runs(addition, model_config, tmp_path)
     process = os.fork()

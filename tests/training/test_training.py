@@ -168,6 +168,7 @@ def _stop(train_tiny, step, **arguments):
         train_tiny(make_loggers=lambda run: [_At(step, die)], **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True], ids=["resume_point", "optimizer_kept"])
 def test_a_corrupted_resume_point_is_passed_over(train_tiny, tmp_path, keep, capsys):
     """With the optimiser in every checkpoint an earlier one is taken, else the start; same bits."""
@@ -302,6 +303,7 @@ def _wsd(n_steps, warmup, decay):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_branch_goes_on_where_the_parent_was(train_tiny, tmp_path):
     """A branch of 10 updates from a step equals, bit for bit, a run whose decay starts there and takes 10."""
     parent = train_tiny("parent", _wsd(40, warmup=4, decay=8))
