@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from qfl_interp.errors import QflError
 from qfl_interp.progress import progress_bar
 
 ItemT = TypeVar("ItemT")
@@ -43,6 +44,7 @@ def over_checkpoints(
 
     Raises:
         ValueError: `jobs` is below 1.
+        QflError: An argument cannot go to another process.
     """
     require_jobs(jobs)
     if not items:
@@ -70,7 +72,13 @@ def _done(
             yield item
         return
     # Here, where an argument that cannot go to another process is an error: the pool may wait for it forever.
-    ForkingPickler.dumps((prepare, work))
+    try:
+        ForkingPickler.dumps((prepare, work))
+    except Exception as error:  # each type raises what it likes
+        raise QflError(
+            f"an argument cannot go to another process: {error}. Define classes of your own, such as a task's, in a "
+            "module that can be imported, or work in one process (jobs=1)."
+        ) from error
     processes = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=processes) as pool:
         futures: dict[Future[None], ItemT] = {pool.submit(_one, prepare, work, item): item for item in items}

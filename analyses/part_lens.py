@@ -90,6 +90,10 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         """The columns that say which checkpoint it is."""
         return {"step": piece.at.step, "flops": self.run.flops(piece.at.step)}
 
+    def sources(self, piece: Piece) -> Sequence[int]:
+        """The checkpoints that a part is computed from; it is computed anew once their weights are others."""
+        return () if piece.at.untrained >= 0 else (piece.at.step,)
+
     def analysis(self, piece: Piece) -> str:
         """What all parts of a call have in common: the end of a part's name."""
         return self.part(piece).rpartition("-")[2]
@@ -119,7 +123,8 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         for piece in work.pieces:
             found = self.rows(views.shared, view, piece)
             rows, tensors = found if isinstance(found, tuple) else (found, None)
-            table.write(self.part(piece), rows.assign(**self.run.identity(), **self.columns(piece)), tensors)
+            rows = rows.assign(**self.run.identity(), **self.columns(piece))
+            table.write(self.part(piece), rows, tensors, steps=self.sources(piece))
 
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:

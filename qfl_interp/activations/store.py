@@ -58,7 +58,7 @@ class ActivationStore:
         """
         if key.step < 0 or not all(name and not name.startswith(".") for name in (key.run_id, key.dataset)):
             raise ValueError(
-                f"a key must have names that do not start with a dot and a step of at least 0, got {tuple(key)}. "
+                f"a key must have names that do not start with a dot and a step of at least 0, got {tuple(key[:3])}. "
                 'For example StoreKey(run.run_id, 1000, "probe/val/10000/seed0").'
             )
         return self.folder / quote(key.run_id, safe="") / step_name(key.step) / quote(key.dataset, safe="")
@@ -142,8 +142,8 @@ class ActivationStore:
             on_examples: Called after each batch with how many of how many examples are done.
 
         Raises:
-            QflError: The key holds other tokens or another model; the disk has too little room (both sizes are named)
-                or fails; a file was damaged; the model has no such hook point.
+            QflError: The key holds other tokens, other weights or another model; the disk has too little room (both
+                sizes are named) or fails; a file was damaged; the model has no such hook point.
             ValueError: As `site_spans`; or another dtype.
         """
         request = Request(first, last, tuple(names), _chosen(layers), dtype)
@@ -164,23 +164,23 @@ class ActivationStore:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {request.dtype!r}.")
         folder = self.key_folder(key)
         digest = hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.cpu().long().numpy().tobytes()).hexdigest()
-        found = find_entries(folder, digest, request)
+        found = find_entries(folder, digest, key.weights, request)
         if all(entry and not entry.lacking(request.layers) for entry in found.values()):
             return {name: entry for name, entry in found.items() if entry}
         with locked(folder):
             # Another process may have captured them while this one waited.
-            found = find_entries(folder, digest, request)
+            found = find_entries(folder, digest, key.weights, request)
             lacking = [name for name, entry in found.items() if not entry or entry.lacking(request.layers)]
             if lacking:
                 model = load_model()
                 layers = request.layers or tuple(range(layer_count(model)))
-                blank = Entry(VERSION, *key, digest, "", request.first, request.last, request.dtype, len(tokens),
-                               layer_count(model), 1, 0, {})  # fmt: skip
+                blank = Entry(VERSION, *key[:3], digest, "", request.first, request.last, request.dtype, len(tokens),
+                               layer_count(model), 1, 0, {}, key.weights)  # fmt: skip
                 work = {name: found[name] or dataclasses.replace(blank, site=name) for name in lacking}
                 for todo, entries in plan_passes(work, layers).items():
                     with writing(folder):
                         run_pass(folder, model, tokens, todo, entries, chunk, on_examples)
-            return {name: entry for name, entry in find_entries(folder, digest, request).items() if entry}
+            return {name: entry for name, entry in find_entries(folder, digest, key.weights, request).items() if entry}
 
     def entries(self) -> pd.DataFrame:
         """What is whole, one row a layer of a site.
@@ -209,7 +209,7 @@ class ActivationStore:
         if not folder.exists():
             known = self.entries()[["run_id", "step", "dataset"]].drop_duplicates()
             listed = ", ".join(str(tuple(row)) for row in known.to_numpy().tolist()) or "none"
-            raise QflError(f"{self.folder} holds nothing under {tuple(key)}. Its keys: {listed}.")
+            raise QflError(f"{self.folder} holds nothing under {tuple(key[:3])}. Its keys: {listed}.")
         shutil.rmtree(folder)
 
 

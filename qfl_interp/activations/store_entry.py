@@ -24,17 +24,19 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" e
 
 
 class StoreKey(NamedTuple):
-    """Which activations: a model and a data set. Nothing else is checked of the model, so that it need not be loaded.
+    """Which activations: a model and a data set. The model need not be loaded to know.
 
     Attributes:
         run_id: Names the run and its configuration.
         step: The checkpoint's.
         dataset: Names the examples: whatever they depend on, such as split, number and seed.
+        weights: The digest of the checkpoint's weights (`Checkpoints.weights`); empty where it is not known.
     """
 
     run_id: str
     step: int
     dataset: str
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Entry:
         n_heads: 1 at a site without heads.
         d: Width of the activation, of each head's where there are heads.
         done: Layer -> examples written.
+        weights: As in the key; empty in stores of before.
     """
 
     version: int
@@ -72,6 +75,7 @@ class Entry:
     n_heads: int
     d: int
     done: dict[str, int]
+    weights: str = ""
 
     @property
     def stem(self) -> str:
@@ -130,16 +134,17 @@ def read_entry(path: Path) -> Entry:
     return entry
 
 
-def find_entries(folder: Path, digest: str, request: Request) -> dict[str, Entry | None]:
+def find_entries(folder: Path, digest: str, weights: str, request: Request) -> dict[str, Entry | None]:
     """For each name the stored entry that covers the request's positions and lacks the fewest of its layers.
 
     Args:
         folder: The key's.
         digest: SHA-256 of the tokens.
+        weights: The key's.
         request: What is wanted.
 
     Raises:
-        QflError: The folder holds activations of other tokens, or a manifest cannot be read.
+        QflError: The folder holds activations of other tokens or other weights, or a manifest cannot be read.
     """
     stored = [read_entry(path) for path in sorted(folder.glob("*.json"))]
     for entry in stored:
@@ -147,6 +152,11 @@ def find_entries(folder: Path, digest: str, request: Request) -> dict[str, Entry
             raise QflError(
                 f"a key stands for one data set, but {folder} holds activations of other tokens (SHA-256 "
                 f"{entry.tokens[:12]}..., now {digest[:12]}...). Name this data set otherwise, or delete(key) first."
+            )
+        if weights and entry.weights and entry.weights != weights:
+            raise QflError(
+                f"{folder} holds activations of other weights of this step (SHA-256 {entry.weights[:12]}..., now "
+                f"{weights[:12]}...): the checkpoint was replaced. Delete the folder (delete(key)) and capture again."
             )
     found = {}
     for name in request.names:

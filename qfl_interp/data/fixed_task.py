@@ -123,6 +123,11 @@ class FixedTask(Task):
         return digest(*names, *(x for p in parts for x in (f"{p.dtype}{p.shape}", np.ascontiguousarray(p).data)))
 
     @property
+    def parameters(self) -> Mapping[str, Any]:
+        """As for every task, and the digest of the dataset."""
+        return {**super().parameters, "digest": self.digest}
+
+    @property
     def n_ctx(self) -> int:
         """Tokens in one padded sequence."""
         return self._tokens.shape[1]

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Integer, Num, UInt64
@@ -114,6 +114,15 @@ class Task(abc.ABC):
         shown = [f.name for f in self.features.values() if f.by_default]
         more = f" and {len(self.features) - len(shown)} more" if len(shown) < len(self.features) else ""
         return f"{type(self).__name__}(length={self.length}, features={shown}{more})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Features hold functions, which do not travel.
+        return type(self), (self.length,)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What decides the problems beside the class, as a run keeps it: values that JSON can hold, by name."""
+        return {"length": self.length, "train_fraction": self.train_fraction}
 
     @property
     def d_vocab(self) -> int:

@@ -75,9 +75,9 @@ class RunFolder(ClaimedFolder):
             "data": {"name": data.name, "digest": data_digest(data)}, "rule": rule,
         }  # fmt: skip
         self._model, self._train = model, train
-        text = json.dumps(named, indent=1, sort_keys=True).encode()
-        super().__init__(path, text, CHECKPOINTS)
-        self.digest = digest(text)
+        self._text = json.dumps(named, indent=1, sort_keys=True).encode()
+        super().__init__(path, {CONFIG_FILE: self._text}, CHECKPOINTS)
+        self.digest = digest(self._text)
 
     def _check(self) -> None:
         """Raise `QflError` where the run that is there is another one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ class ClaimedFolder(abc.ABC):
 
     Args:
         path: The run directory; made if it is not there.
-        text: Its `config.json`, which names the run.
+        texts: Files that name the run and the text of each, `config.json` the last: a directory that has it is a run.
         subfolders: Folders in it that a writer that was killed may have left temporary files in.
 
     Raises:
@@ -32,9 +33,9 @@ class ClaimedFolder(abc.ABC):
             training into it.
     """
 
-    def __init__(self, path: Path, text: bytes, *subfolders: str) -> None:
+    def __init__(self, path: Path, texts: Mapping[str, bytes], *subfolders: str) -> None:
         self.path = path
-        self._text = text
+        self._texts = texts
         self._swept = (path, *(path / name for name in subfolders))
         self._lock = filelock.FileLock(path / _LOCK, timeout=0)
 
@@ -71,13 +72,15 @@ class ClaimedFolder(abc.ABC):
 
     def _make(self) -> None:
         """Make the directory this run's."""
-        others = sorted(p.name for p in self.path.iterdir() if p.name != _LOCK and not p.name.startswith(".tmp-"))
+        known = (_LOCK, *self._texts)
+        others = sorted(p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(".tmp-"))
         if others:
             raise QflError(
                 f"{self.path} is not empty and is no run (it holds {', '.join(others[:3])}). "
                 "Train into a new directory."
             )
-        ckpt.write_atomic(self.path / CONFIG_FILE, self._text)
+        for name, text in self._texts.items():
+            ckpt.write_atomic(self.path / name, text)
 
 
 def has_writer(path: Path) -> bool:

@@ -14,6 +14,7 @@ from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+TASK_FILE = "task.json"
 FORMAT = "qfl_interp run"
 VERSION = 1
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -18,6 +19,8 @@ from qfl_interp.errors import QflError
 
 # Names of step folders: step0, step_1000, step-1000, global_step5, checkpoint-500, iter_10.
 STEP_FOLDER = r"(?:global_?step|step|checkpoint|ckpt|iteration|iter)[-_]?(\d+)"
+# Trainers write other .bin files too.
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 # What may differ between the configurations of one model's checkpoints.
 _INCIDENTAL = {"_commit_hash", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
@@ -55,6 +58,15 @@ class Source:
                 return AutoConfig.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise QflError(f"{self} is no model that transformers knows: {error}") from error
+
+    def weight_files(self) -> list[Path]:
+        """Files of a folder that hold weights, sorted."""
+        return sorted(path for pattern in _WEIGHTS for path in Path(self.name).glob(pattern))
+
+    def cached_commit(self) -> str | None:
+        """The commit that the hub's cache on this machine holds for the revision; None where it holds none."""
+        found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+        return Path(found).parent.name if isinstance(found, str) else None
 
 
 @contextmanager
@@ -166,7 +178,4 @@ def _lacks(folder: Path) -> str:
             return f"unreadable {index.name}"
         if absent := sorted(name for name in shards if not (folder / name).exists()):
             return f"no {absent[0]}"
-    # Trainers write other .bin files too.
-    if not any(folder.glob("model*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        return "no weights"
-    return ""
+    return "" if Source(str(folder)).weight_files() else "no weights"

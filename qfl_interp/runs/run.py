@@ -11,15 +11,15 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from qfl_interp.data.identity import differences, task_identity
 from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
-from qfl_interp.runs.config import METRICS_FILE, RunConfig
+from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
-from qfl_interp.runs.table import Table
 
 CHECKPOINTS, PROVENANCE_FILE = "checkpoints", "provenance.json"
 
@@ -54,19 +54,26 @@ class Run(Checkpoints):
         config: What names the run.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, task: Task | None = None) -> None:
         self.path = path
         self.config = config
+        self._given = task
+        if task is not None:
+            require_task(path, task)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
+    def open(cls, path: str | Path, *, task: Task | None = None) -> Run:
         """The run in a directory.
 
+        Args:
+            path: The directory.
+            task: What it was trained on, where that is no registered task; by default the registered one of its name.
+
         Raises:
-            QflError: It is no run, or was written by another version.
+            QflError: It is no run, was written by another version, or was trained on another task than the one given.
         """
         folder = Path(path)
-        return cls(folder, RunConfig.read(folder))
+        return cls(folder, RunConfig.read(folder), task)
 
     @property
     def run_id(self) -> str:
@@ -79,8 +86,16 @@ class Run(Checkpoints):
 
     @cached_property
     def task(self) -> Task:
-        """The task it was trained on."""
-        return load_task(self.config.task, self.config.length)
+        """The task it was trained on.
+
+        Raises:
+            QflError: The registered task of this name is another one, or there is none: give it to `Run.open`.
+        """
+        if self._given is not None:
+            return self._given
+        task = load_task(self.config.task, self.config.length)
+        require_task(self.path, task, registered=True)
+        return task
 
     @property
     def steps(self) -> list[int]:
@@ -164,6 +179,13 @@ class Run(Checkpoints):
         path = self.path / CHECKPOINTS / ckpt.step_name(step)
         return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
 
+    def weights(self, step: int) -> str | None:
+        """The SHA-256 of a checkpoint's weights, as its manifest says; None where there is none."""
+        try:
+            return ckpt.read_manifest(self.path / CHECKPOINTS / ckpt.step_name(step))["files"][ckpt.MODEL]["sha256"]
+        except QflError:
+            return None
+
     def checkpoint_bytes(self) -> tuple[int, int]:
         """What all checkpoints take on disk, in bytes: the parameters, and the optimiser's state where it was saved."""
         folder = self.path / CHECKPOINTS
@@ -189,12 +211,11 @@ class Run(Checkpoints):
             except QflError as error:
                 problems.append(str(error))
         for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
-            problems += Table(folder).verify()
+            problems += self.table(folder.name).verify()
         return Verification(tuple(good), tuple(problems), self.config.last_step in good)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A task's features hold functions, which do not travel.
-        return type(self).open, (self.path.absolute(),)
+        return _open, (self.path.absolute(), self._given)
 
     def __repr__(self) -> str:
         config = self.config
@@ -204,6 +225,39 @@ class Run(Checkpoints):
             f"Run({str(self.path)!r}: {config.task} length {config.length}, {config.model.n_layers} layers, "
             f"d_model {config.model.d_model}, seed {config.train.seed}, {state}, "
             f"{len(saved)} checkpoints to step {saved[-1] if saved else 0} of {config.last_step})"
+        )
+
+
+def _open(path: Path, task: Task | None) -> Run:
+    """A run that was pickled."""
+    return Run.open(path, task=task)
+
+
+def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
+    """Raise unless a run directory was trained on this task; one that does not say so is taken as it is.
+
+    Args:
+        run: The directory.
+        task: What is at hand.
+        registered: It was found by its name: its class must be the run's too.
+
+    Raises:
+        QflError: The run was trained on another task, or its record cannot be read.
+    """
+    path = run / TASK_FILE
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_bytes())
+        # The class of one that was given may have moved.
+        wanted = task_identity(task) | ({} if registered else {"class": found["class"]})
+        differing = differences(found, wanted)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise QflError(f"{path} cannot be read: {error}. Restore it: it says what the run was trained on.") from error
+    if differing:
+        raise QflError(
+            f"{run} was trained on another task than {task!r}: {'; '.join(differing)}. Open it with the task that it "
+            "was trained on: Run.open(path, task=...)."
         )
 
 

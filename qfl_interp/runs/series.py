@@ -66,13 +66,20 @@ class Checkpoints(abc.ABC):
     def flops(self, step: int) -> float:
         """Training FLOPs up to `step`; NaN where that is unknown."""
 
+    def weights(self, step: int) -> str | None:
+        """A digest of the weights at a step as they are on disk now; None where it cannot be told, by default.
+
+        Table parts and stored activations keep it, and do not count once the weights are others.
+        """
+        return None
+
     def untrained_seed(self, index: int) -> int:
         """The seed of the weights of the untrained model number `index`; another series has others."""
         return int(generator(self.identity()["seed"], f"probe/untrained_{index:02d}").integers(2**31))
 
     def table(self, lens: str) -> Table:
         """The table of one analysis ("probe", "ablate", ...)."""
-        return Table(self.path / TABLES_FOLDER / lens)
+        return Table(self.path / TABLES_FOLDER / lens, self.run_id, self.weights)
 
     def resolve_steps(self, steps: Steps) -> list[int]:
         """The saved steps that `steps` names, ascending.

@@ -13,11 +13,13 @@ import torch
 from transformers import PretrainedConfig
 
 from qfl_interp.data.fixed_task import FixedTask
-from qfl_interp.data.registry import load_task, task_class, task_names
+from qfl_interp.data.identity import task_identity
+from qfl_interp.data.registry import task_class, task_names
 from qfl_interp.data.task import Task
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import TransformerBridge, hooked_from_hf
+from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
 from qfl_interp.runs.series import Checkpoints
 
@@ -30,7 +32,8 @@ class Suite(Checkpoints):
     id holds the suite's name, the task's and a digest of the model's configuration, the dataset and `tokens_per_step`:
     two suites of one name and configuration (trained from other seeds, say) need an `out` each.
 
-    Pickled, it is its sources: another process opens them again. Its task has to be a registered one or a `FixedTask`.
+    Pickled, it is its sources and its task: another process opens them again. The task's class has to be one that it
+    can import.
 
     Args:
         name: What tables call it.
@@ -160,7 +163,8 @@ class Suite(Checkpoints):
     def run_id(self) -> str:
         """The suite's name, the task's, and a digest of the configuration, the dataset and the tokens of a step."""
         task = self._task
-        content = task.digest if isinstance(task, FixedTask) else task.length
+        registered = task.name in task_names() and type(task) is task_class(task.name)
+        content = task.digest if isinstance(task, FixedTask) else task.length if registered else task_identity(task)
         plain = re.sub(r"[^\w.-]+", "_", f"{self.name}-{task.name}")
         # Tables hold FLOPs: rows written without the tokens of a step must not come back when they are given.
         return f"{plain}-{json_digest([self._raw_config, task.name, content, self.tokens_per_step])}"
@@ -198,6 +202,16 @@ class Suite(Checkpoints):
         self._require_same_config(source)
         return hooked_from_hf(load_source(source, device))
 
+    def weights(self, step: int) -> str | None:
+        """The digest of a checkpoint's weight files, or its commit on the hub; None where neither is on this machine.
+
+        Files are read again only once size or times on disk have changed (`weights.json` beside the tables).
+        """
+        source = self.sources[self.resolve_steps(step)[0]]
+        if source.revision is not None:
+            return source.cached_commit()
+        return FileDigests(self.path / "weights.json").of(source.weight_files())
+
     def untrained_model(self, index: int) -> tuple[TransformerBridge, int]:
         """A freshly initialised model of the suite's shape, on the CPU, and the seed of its weights."""
         seed = self.untrained_seed(index)
@@ -215,17 +229,7 @@ class Suite(Checkpoints):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        task = self._task
-        if isinstance(task, FixedTask):
-            portable: Any = task
-        elif task.name in task_names() and type(task) is task_class(task.name):
-            portable = (task.name, task.length)
-        else:
-            raise QflError(
-                f"a suite goes to another process with a registered task or a FixedTask, got {task!r}. Register the "
-                "task under the entry-point group 'qfl_interp.tasks', or work in one process."
-            )
-        return _reopen, (self.name, self.sources, portable, self.out.absolute(), self.seed, self.tokens_per_step)
+        return _reopen, (self.name, self.sources, self._task, self.out.absolute(), self.seed, self.tokens_per_step)
 
     def __repr__(self) -> str:
         return f"Suite({self.name!r}: {self.config.model_type}, {len(self.steps)} steps, task {self.task!r})"
@@ -234,14 +238,13 @@ class Suite(Checkpoints):
 def _reopen(
     name: str,
     sources: Mapping[int, Source],
-    task: Task | tuple[str, int],
+    task: Task,
     out: Path,
     seed: int,
     tokens_per_step: int | None,
 ) -> Suite:
     """A suite that was pickled."""
-    opened = load_task(*task) if isinstance(task, tuple) else task
-    return Suite(name, sources, opened, out=out, seed=seed, tokens_per_step=tokens_per_step)
+    return Suite(name, sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
 
 
 def _require_fit(task: Task, config: PretrainedConfig, source: Source) -> None:

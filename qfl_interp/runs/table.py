@@ -4,15 +4,21 @@ A lens' table is the folder `analyses/<lens>/` of the run: `<part>.parquet` file
 folder reads as one Parquet dataset, and for each part a `_<part>.json` with the checksums of its files, written last,
 and perhaps a `_<part>.safetensors` (datasets pass over names that start with an underscore). A part that exists is work
 that need not be done again, which makes every analysis resumable and safe to run in several processes.
+
+A part's manifest names the run it is of and digests of the weights it was computed from. A part of another run, or of
+weights that are not there any more, is not there for a lens: it is computed again and replaced. Parts that were written
+before manifests said so are taken as they are.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import safetensors.torch
@@ -21,16 +27,27 @@ from torch import Tensor
 from qfl_interp.errors import QflError
 from qfl_interp.runs.checkpoint import write_atomic
 
+# Where a manifest says what its part comes from.
+_ORIGIN = "origin"
+
+
+def _unknown(_step: int) -> None:
+    """Of weights that nobody can tell apart."""
+
 
 class Table:
     """The parts of one lens' table.
 
     Args:
         folder: Where the parts are; made on the first write.
+        run_id: Whose table it is; empty where nothing is checked.
+        weights: The digest of a step's weights as they are now, None where it cannot be told; asked once a step.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_id: str = "", weights: Callable[[int], str | None] = _unknown) -> None:
         self.folder = folder
+        self._run_id = run_id
+        self._weights = functools.cache(weights)
 
     def __repr__(self) -> str:
         return f"Table({self.folder.name!r}, parts={len(self.parts())})"
@@ -44,16 +61,32 @@ class Table:
     def _manifest_path(self, part: str) -> Path:
         return self.folder / f"_{part}.json"
 
-    def parts(self) -> list[str]:
-        """Names of the parts that are there, sorted."""
+    def _written(self) -> list[str]:
+        """Names of all parts in the folder, sorted."""
         return sorted(path.stem.removeprefix("_") for path in self.folder.glob("_*.json"))
 
-    def has(self, part: str) -> bool:
-        """Whether this piece of work is done."""
-        return self._manifest_path(part).exists()
+    def parts(self) -> list[str]:
+        """Names of the parts that are there, sorted."""
+        return [part for part in self._written() if not self._foreign(part)]
 
-    def write(self, part: str, rows: pd.DataFrame, tensors: dict[str, Tensor] | None = None) -> None:
+    def has(self, part: str) -> bool:
+        """Whether this piece of work is done, on the weights that are there now.
+
+        Raises:
+            QflError: Its manifest is corrupted.
+        """
+        return self._manifest_path(part).exists() and not self._foreign(part)
+
+    def write(
+        self, part: str, rows: pd.DataFrame, tensors: dict[str, Tensor] | None = None, *, steps: Sequence[int] = ()
+    ) -> None:
         """Write a part, and the tensors that belong to it, replacing an earlier one.
+
+        Args:
+            part: Its name.
+            rows: Its rows.
+            tensors: What is kept with them.
+            steps: The checkpoints that its numbers come from.
 
         Raises:
             QflError: The disk is full; parts written before are intact.
@@ -67,14 +100,17 @@ class Table:
             files[self._tensors_path(part)] = safetensors.torch.save(plain)
         for path, data in files.items():
             write_atomic(path, data)
-        manifest = {path.name: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+        manifest: dict[str, Any] = {path.name: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+        if self._run_id:
+            known = {str(step): self._weights(step) for step in sorted(set(steps))}
+            manifest[_ORIGIN] = {"run": self._run_id, "weights": {s: digest for s, digest in known.items() if digest}}
         write_atomic(self._manifest_path(part), json.dumps(manifest, indent=1).encode())
 
     def _advice(self, part: str) -> str:
         return f"Delete {self._manifest_path(part)} and run the analysis again: only this part is computed anew."
 
-    def _manifest(self, part: str) -> dict[str, str]:
-        """The SHA-256 of each file of a part, by name."""
+    def _manifest(self, part: str) -> dict[str, Any]:
+        """The SHA-256 of each file of a part, by name; where it comes from, under `_ORIGIN`."""
         path = self._manifest_path(part)
         try:
             manifest = json.loads(path.read_bytes())
@@ -83,6 +119,23 @@ class Table:
         if not isinstance(manifest, dict) or self._path(part).name not in manifest:
             raise QflError(f"{path} does not list {self._path(part).name}: corrupted. {self._advice(part)}")
         return manifest
+
+    def _foreign(self, part: str) -> str:
+        """Why a part does not count: it is of another run, or of other weights; empty where it counts."""
+        origin = self._manifest(part).get(_ORIGIN)
+        if not self._run_id or origin is None:
+            return ""
+        try:
+            run_id, weights = str(origin["run"]), dict(origin["weights"])
+            changed = [step for step, digest in weights.items() if self._weights(int(step)) not in (digest, None)]
+        except (KeyError, TypeError, ValueError) as error:
+            path = self._manifest_path(part)
+            raise QflError(f"{path} does not say where its part comes from: corrupted. {self._advice(part)}") from error
+        if run_id != self._run_id:
+            return f"{self._path(part)} is of the run {run_id}, not of {self._run_id}"
+        if changed:
+            return f"{self._path(part)} was computed from other weights of step {', '.join(changed)} than are there now"
+        return ""
 
     def _read_checked(self, path: Path, part: str) -> bytes:
         """The bytes of one file of a part, if they are those that were written."""
@@ -99,29 +152,38 @@ class Table:
         """The rows of `parts`, in their order (of all parts by default); empty where there are none.
 
         Raises:
-            QflError: A part is missing or corrupted; names the file, and the one to delete.
+            QflError: A part is missing or corrupted (names the file, and the one to delete), or of another run or other
+                weights.
         """
-        frames = [
-            pd.read_parquet(io.BytesIO(self._read_checked(self._path(part), part)))
-            for part in (self.parts() if parts is None else parts)
-        ]
+        chosen = self.parts() if parts is None else parts
+        for part in chosen:
+            self._require_own(part)
+        frames = [pd.read_parquet(io.BytesIO(self._read_checked(self._path(part), part))) for part in chosen]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def read_tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors written with a part.
 
         Raises:
-            QflError: They are missing or corrupted.
+            QflError: They are missing, corrupted, or of another run or other weights.
         """
+        self._require_own(part)
         return safetensors.torch.load(self._read_checked(self._tensors_path(part), part))
 
+    def _require_own(self, part: str) -> None:
+        """Raise `QflError` for a part that does not count."""
+        if why := self._foreign(part):
+            raise QflError(f"{why}. Run the analysis again: this part is computed anew.")
+
     def verify(self) -> list[str]:
-        """One sentence for each part that is not as it was written."""
+        """One sentence for each part that is not as it was written, or of another run or other weights."""
         problems = []
-        for part in self.parts():
+        for part in self._written():
             try:
-                for name in self._manifest(part):
+                for name in self._manifest(part).keys() - {_ORIGIN}:
                     self._read_checked(self.folder / name, part)
+                if why := self._foreign(part):
+                    problems.append(f"{why}. Lenses compute it anew.")
             except QflError as error:
                 problems.append(str(error))
         return problems

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from qfl_interp.data.identity import task_identity
+from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.claimed import ClaimedFolder
-from qfl_interp.runs.config import METRICS_FILE, RunConfig
+from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.provenance import session_record
-from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, Run, read_metrics
+from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, Run, read_metrics, require_task
 
 _RESUME = "resume"
 
@@ -27,16 +29,21 @@ class RunWriter(ClaimedFolder):
     Args:
         path: The run directory; made if it is not there.
         config: What names the run.
+        task: What is learned; `task.json` keeps its identity.
         resume: Continue a run that is there. Otherwise an existing one is an error.
         resume_seconds: A resume point is written at the first checkpoint this many seconds after the last one.
 
     Raises:
-        QflError: The directory holds a run and `resume` is False, or a run with another configuration, or something
-            else; or another process is training into it.
+        QflError: The directory holds a run and `resume` is False, or a run with another configuration or task, or
+            something else; or another process is training into it.
     """
 
-    def __init__(self, path: Path, config: RunConfig, *, resume: bool, resume_seconds: float = 30.0) -> None:
-        super().__init__(path, config.to_json(), CHECKPOINTS, _RESUME)
+    def __init__(
+        self, path: Path, config: RunConfig, task: Task, *, resume: bool, resume_seconds: float = 30.0
+    ) -> None:
+        texts = {TASK_FILE: json.dumps(task_identity(task), indent=1).encode(), CONFIG_FILE: config.to_json()}
+        super().__init__(path, texts, CHECKPOINTS, _RESUME)
+        self._task = task
         self.config = config
         self._resume = resume
         self._resume_seconds = resume_seconds
@@ -56,6 +63,8 @@ class RunWriter(ClaimedFolder):
                 f"{self.path} holds a run with another configuration: {'; '.join(differences)}. "
                 "Resume with the same settings, or train into another directory; nothing was changed."
             )
+
+        require_task(self.path, self._task)
 
     def record_session(self, device: str | torch.device) -> None:
         """Append this process to the run's provenance."""

@@ -89,9 +89,9 @@ def train_planned(
         QflError: As in `train`.
         DivergedError: As in `train`.
     """
-    with RunWriter(out, run, resume=True, resume_seconds=resume_seconds) as writer:
+    with RunWriter(out, run, task, resume=True, resume_seconds=resume_seconds) as writer:
         TrainingLoop(task, run, writer, device, lambda _: ()).run(progress=False)
-    return Run(out, run)
+    return Run(out, run, task)
 
 
 def train(
@@ -132,20 +132,28 @@ def train(
             the last good checkpoint.
     """
     run_config = plan_run(task, model_config, config)
-    with RunWriter(Path(out), run_config, resume=resume, resume_seconds=resume_seconds) as writer:
+    with RunWriter(Path(out), run_config, task, resume=resume, resume_seconds=resume_seconds) as writer:
         TrainingLoop(task, run_config, writer, device, make_loggers).run(progress=progress)
-    return Run.open(out)
+    return Run.open(out, task=task)
 
 
-def resume(path: str | Path, *, device: str | torch.device = "cpu", progress: bool = True) -> Run:
+def resume(
+    path: str | Path, *, task: Task | None = None, device: str | torch.device = "cpu", progress: bool = True
+) -> Run:
     """Continue the run in a directory with its own settings; a finished one is returned as it is.
 
+    Args:
+        path: The run directory.
+        task: As in `Run.open`.
+        device: Where to train.
+        progress: Draw a live bar on standard error.
+
     Raises:
-        QflError: `path` is no run, another process trains into it, or it is a branch without a resume point (call
-            `branch` again with resume=True).
+        QflError: `path` is no run or one of another task, another process trains into it, or it is a branch without a
+            resume point (call `branch` again with resume=True).
     """
-    found = Run.open(path)
-    with RunWriter(found.path, found.config, resume=True) as writer:
+    found = Run.open(path, task=task)
+    with RunWriter(found.path, found.config, found.task, resume=True) as writer:
         loop = TrainingLoop(found.task, found.config, writer, device, lambda run: ())
         loop.run(progress=progress)
     return found
@@ -195,7 +203,7 @@ def branch(
     }  # fmt: skip
     start = Start(parent.run_id, step)
     run_config = plan_run(parent.task, parent.config.model, TrainConfig.from_dict(values), start)
-    with RunWriter(Path(out), run_config, resume=resume) as writer:
+    with RunWriter(Path(out), run_config, parent.task, resume=resume) as writer:
         loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
         loop.run(progress=progress)
-    return Run.open(out)
+    return Run.open(out, task=parent.task)

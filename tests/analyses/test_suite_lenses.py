@@ -29,9 +29,8 @@ from analyses import (
     timeline,
     transfer,
 )
-from analyses.lenses.probe.data import dataset_name, labels_of, part_name, probe_data
+from analyses.lenses.probe.data import labels_of, part_name, probe_data, store_key
 from analyses.models_at import ModelAt, trained_at
-from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.probes import shuffle_labels
 from qfl_interp.runs.hf_checkpoints import quiet
@@ -170,7 +169,7 @@ def test_stored_activations_are_those_of_the_modules(suite, results, plain):
     store, examples = qfl.ActivationStore(suite.path / "activations"), probe_data(suite, CONFIG).test
     tokens = suite.task.encode(examples).tokens
     for step in STEPS:
-        key = StoreKey(suite.run_id, step, dataset_name("test", examples, CONFIG))
+        key = store_key(suite, step, "test", examples, CONFIG)
         spans = store.spans(key, lambda: pytest.fail("not stored"), tokens, 3, 6, names=["resid_post", "z"])
         for layer in range(2):
             expected = read(plain[step], tokens, layer, "resid_post")[:, 3:7].transpose(0, 1)

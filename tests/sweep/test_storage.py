@@ -306,7 +306,7 @@ def test_a_push_killed_anywhere_leaves_only_whole_checkpoints(survive, tiny_run,
 def writer(addition, model_config, tmp_path):
     """A run directory in the making: 40 updates, nothing saved yet."""
     config = plan_run(addition, model_config, qfl.TrainConfig(n_steps=40, batch_size=16, n_val=32))
-    with RunWriter(tmp_path / "source", config, resume=True) as opened:
+    with RunWriter(tmp_path / "source", config, addition, resume=True) as opened:
         yield opened
 
 

@@ -183,7 +183,7 @@ def test_a_killed_stack_goes_on_with_the_same_bits(whole, tmp_path, addition, mo
         train_stacked(addition, others)
         wanted = _fingerprints(path for _, path in others)
     with monkeypatch.context() as patched:
-        step = sorted(RunSession(runs[0][0], RunWriter(runs[0][1], runs[0][0], resume=True)).to_save)[-3]
+        step = sorted(RunSession(runs[0][0], RunWriter(runs[0][1], runs[0][0], addition, resume=True)).to_save)[-3]
         _die_at(patched, step, members)
         with pytest.raises(_Dies):
             train_stacked(addition, runs, resume_seconds=0.0)
@@ -254,11 +254,11 @@ def test_what_is_one_members_own_error(whole, tmp_path, addition, model_config):
     """A locked directory, another run's, a stranger's: the others are trained."""
     runs = _runs(addition, model_config, tmp_path)
     other = _plan(addition, model_config, 9, 1e-3)
-    with RunWriter(runs[1][1], other, resume=False):
+    with RunWriter(runs[1][1], other, addition, resume=False):
         pass
     runs[2][1].mkdir()
     (runs[2][1] / "thesis.tex").write_text("precious")
-    with RunWriter(runs[0][1], runs[0][0], resume=False):
+    with RunWriter(runs[0][1], runs[0][0], addition, resume=False):
         errors = train_stacked(addition, runs)
     for error, message in zip(
         errors[:3], ["another process is training", "another configuration", "is no run"], strict=True

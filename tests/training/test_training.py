@@ -241,7 +241,7 @@ def test_two_processes_cannot_train_into_one_run(run_copy, addition, model_confi
     """A real second process holds the run; when it is killed the run is free again."""
     process = os.fork()
     if not process:
-        with RunWriter(run_copy.path, run_copy.config, resume=True):
+        with RunWriter(run_copy.path, run_copy.config, run_copy.task, resume=True):
             (run_copy.path / "held").touch()
             time.sleep(60)
     try:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import torch
 
 from analyses.lens import Lens
-from analyses.lenses.probe.data import dataset_name, probe_data, read_span
+from analyses.lenses.probe.data import probe_data, read_span, store_key
 from analyses.result import Result
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreDtype, StoreKey
@@ -87,7 +87,7 @@ def capture(
             # Both data sets share one model, which is loaded only if something is missing.
             load = functools.cache(functools.partial(_load, run, step, device))
             for part, examples in parts.items():
-                key = StoreKey(run.run_id, step, dataset_name(part, examples, config))
+                key = store_key(run, step, part, examples, config)
                 bar.update(shown, completed=before, detail=f"{key.dataset} at step {step}")
 
                 def on_examples(done: int, _total: int, before: int = before) -> None:
@@ -118,7 +118,11 @@ def _load(run: Checkpoints, step: int, device: str | torch.device) -> HookedMode
 def _rows(store: ActivationStore, keys: Sequence[StoreKey], names: Sequence[str], dtype: str) -> pd.DataFrame:
     """What the store holds of these sites under these keys."""
     entries = select(store.entries(), dtype=dtype)
-    parts = [select(entries, **key._asdict(), site=name) for key in keys for name in names]
+    parts = [
+        select(entries, run_id=key.run_id, step=key.step, dataset=key.dataset, site=name)
+        for key in keys
+        for name in names
+    ]
     return pd.concat(parts, ignore_index=True)
 
 

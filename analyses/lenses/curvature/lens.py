@@ -111,8 +111,13 @@ class Curvature(PartLens[Shared, HookedModel]):
             ranks = rank_rows(view, shared.rank_batch)
         where = self.run.identity() | self.columns(piece)
         # Before the row, which says that the checkpoint is done.
-        self.run.table(RANKS).write(self.ranks_part(piece.at), ranks.assign(**where))
+        self.run.table(RANKS).write(self.ranks_part(piece.at), ranks.assign(**where), steps=self.sources(piece))
         return pd.DataFrame([where | row])
+
+    def sources(self, piece: Piece) -> tuple[int, ...]:
+        """Also where its step leads, and where training began."""
+        to = piece.key["to"]
+        return (self.run.steps[0], piece.at.step, *(() if to is None else (to,)))
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         """Without the key, which the row itself has."""

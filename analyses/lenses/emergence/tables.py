@@ -88,8 +88,8 @@ def emergence_tables(
     found = EmergenceTables(
         pd.concat(curves, ignore_index=True).assign(**columns), pd.DataFrame(verdicts).assign(**columns)
     )
-    verdict_table.write(part, found.verdicts)
-    curve_table.write(part, found.curves)
+    verdict_table.write(part, found.verdicts, steps=saved)
+    curve_table.write(part, found.curves, steps=saved)
     return found
 
 

@@ -139,7 +139,7 @@ def _find(plan: Plan, found: _Found, stage: Stage) -> None:
         }
         rows = pd.DataFrame([row]).assign(**run.identity(), analysis=plan.basis_digest)
         # As it is in the basis: what is found next is orthogonal to what was stored.
-        run.table(LENS).write(_part(plan, number), rows, {"direction": found.basis[number]})
+        run.table(LENS).write(_part(plan, number), rows, {"direction": found.basis[number]}, steps=plan.sources)
 
 
 def _new_directions(plan: Plan, found: _Found, stage: Stage) -> NewDirections:

@@ -64,7 +64,7 @@ class Grouping(NamedTuple):
         intervals = plan.run.table(INTERVALS)
         if not intervals.has(plan.digest):
             how = {"analysis": plan.digest, "curves": plan.settings.curves, "basis": plan.config.basis}
-            intervals.write(plan.digest, self.followed.intervals.assign(**how))
+            intervals.write(plan.digest, self.followed.intervals.assign(**how), steps=(*plan.sources, *plan.steps))
 
     def basis_step(self, direction: int) -> int:
         """The checkpoint a direction comes from; the first one where there is no direction."""
@@ -114,7 +114,8 @@ def _cluster_along(of: Grouping, direction: int) -> None:
         (CLUSTERS, rows),
     ):
         tensors = {"labels": torch.from_numpy(found.labels)} if table == CLUSTERS else None
-        run.table(table).write(of.part(direction), part_rows.assign(**run.identity(), **where), tensors)
+        part_rows = part_rows.assign(**run.identity(), **where)
+        run.table(table).write(of.part(direction), part_rows, tensors, steps=(*of.plan.sources, *of.plan.steps))
 
 
 def _cluster_rows(

@@ -165,6 +165,11 @@ class Plan:
         """Names the whole call."""
         return digest(json.dumps([self.config.to_dict(), self.steps, self.settings], sort_keys=True))
 
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The checkpoints that the directions come from, and the one where coordinates along them are 0."""
+        return (self.run.steps[0], *self.basis_steps, *(stage.step for stage in self.stages))
+
     def scored(self) -> ScoredTokens:
         """The answer tokens of the examples."""
         return scored_tokens(self.run.task.encode(self.examples))

@@ -192,7 +192,7 @@ def _compute(plan: Plan, shared: _Shared, node: PathPoint) -> None:
         }
     )
     rows = rows.assign(**run.identity(), basis=plan.config.basis, analysis=plan.points_digest)
-    run.table(LENS).write(_part(plan, node), rows, tensors)
+    run.table(LENS).write(_part(plan, node), rows, tensors, steps=(*plan.sources, node.step, node.to))
 
 
 def _quantities(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from analyses.models_at import ModelAt
 from qfl_interp.activations.spans import Place, SiteSpan
+from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import NO_POSITION, Feature, Task
@@ -56,11 +57,12 @@ def probe_tensors(run: Checkpoints, step: int, feature: str, config: ProbeConfig
     return run.table(TABLE).read_tensors(part_name(ModelAt(step), feature, config))
 
 
-def dataset_name(part: str, examples: Examples, config: ProbeConfig) -> str:
-    """What the activation store calls one of the probes' sets of examples."""
+def store_key(run: Checkpoints, step: int, part: str, examples: Examples, config: ProbeConfig) -> StoreKey:
+    """What the activation store calls a checkpoint on one of the probes' sets of examples."""
     # Examples to choose on are drawn with those to fit on, which are then others.
     drawn = f"_of_{config.n_train + config.n_val}" if config.path and part != "test" else ""
-    return f"probe_{part}_{len(examples)}{drawn}_seed{config.seed}"
+    dataset = f"probe_{part}_{len(examples)}{drawn}_seed{config.seed}"
+    return StoreKey(run.run_id, step, dataset, run.weights(step) or "")
 
 
 def read_span(task: Task, examples: Examples) -> tuple[int, int]:

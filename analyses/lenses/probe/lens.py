@@ -16,12 +16,12 @@ from analyses.lens import Page
 from analyses.lenses.probe.data import (
     TABLE,
     ProbeData,
-    dataset_name,
     feature_data,
     part_name,
     place_columns,
     probe_data,
     read_span,
+    store_key,
 )
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.lenses.probe.fitting import fit_feature
@@ -30,7 +30,6 @@ from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore
-from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.config import ProbeConfig
 from qfl_interp.models.build import HookedModel
 from qfl_interp.report.page import Section
@@ -110,7 +109,7 @@ class Probe(PartLens[ProbeData, _Spans]):
         tokens, site = self.run.task.encode(examples).tokens, self.config.site
         if kept is None:
             return site_span(load(), tokens, first, last, name=site)
-        key = StoreKey(self.run.run_id, at.step, dataset_name(part, examples, self.config))
+        key = store_key(self.run, at.step, part, examples, self.config)
         return kept.spans(key, load, tokens, first, last, names=[site], progress=False)[site]
 
     @classmethod

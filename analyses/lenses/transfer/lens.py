@@ -89,6 +89,9 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
         found = pd.DataFrame(rows)
         return found.assign(refit_loss=found.loc[found["fit_step"] == step, "test_loss"].iloc[0])
 
+    def sources(self, piece: Piece) -> Sequence[int]:
+        return (piece.at.step, *self.steps)
+
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
 

@@ -148,7 +148,7 @@ def _train_together(
         by_step: dict[int, list[tuple[_Member, ckpt.Checkpoint | None]]] = defaultdict(list)
         for index, config, path in runs:
             try:
-                writer = RunWriter(path, config, resume=True, resume_seconds=resume_seconds)
+                writer = RunWriter(path, config, task, resume=True, resume_seconds=resume_seconds)
                 session = RunSession(config, held.enter_context(writer))
                 if session.is_complete():
                     writer.finish()
