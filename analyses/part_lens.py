@@ -19,7 +19,7 @@ from analyses.stored import rows_of_one_call
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.tables import select
+from qfl_interp.tables import distinct, select
 
 SharedT = TypeVar("SharedT")
 ViewT = TypeVar("ViewT")
@@ -157,7 +157,9 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         if "settings" in rows:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:
-            rows = pd.concat([select(rows, feature=name) for name in page.features], ignore_index=True)
+            # Features that a call took together are named "a+b".
+            together = [n for n in distinct(rows, "feature") if "+" in n and {*n.split("+")} <= {*page.features}]
+            rows = pd.concat([select(rows, feature=n) for n in (*page.features, *together)], ignore_index=True)
         return rows_of_one_call(rows, cls.by, step=cls.step_column)
 
     @classmethod

@@ -207,6 +207,7 @@ def ablate() -> pd.DataFrame:
             "feature": feature,
             "condition": condition,
         }
+        row |= {"method": "written", "top_k": 1, "epsilon": 1.0, "pooled": False}
         row |= {"n_examples": 1000, "n_trials": n_trials}
         for name, value, half in [
             ("loss", loss, 0.12 * loss),
@@ -404,7 +405,7 @@ def ablate_over_steps(conditions: tuple[str, ...] = ("intact", "ablated", "rando
     for step in LENS_STEPS:
         part = rows.assign(step=step, flops=step * FLOPS_PER_STEP, **_RUN)
         part[columns] *= 1 / (1 + np.exp(-(step - 200) / 15.0))
-        parts.append(part.assign(method="project_out", top_k=1, epsilon=1.0, pooled=False))
+        parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 

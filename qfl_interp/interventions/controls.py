@@ -55,9 +55,12 @@ def plane_means(
     return total / count.clamp_min(1)[:, None]
 
 
-def _through(planes: Planes, unit: Tensor, means: Tensor) -> Planes:
-    """The planes with other directions, through the mean activation."""
-    return planes._replace(directions=unit, offsets=-torch.einsum("r k d, r d -> r k", unit, means))
+def through_means(
+    planes: Planes, directions: Float[Tensor, "row k d_model"], means: Float[Tensor, "row d_model"]
+) -> Planes:
+    """The planes with other directions, through the mean activation: what is taken out is the variation along them."""
+    offsets = -torch.einsum("r k d, r d -> r k", directions.to(means), means)
+    return planes._replace(directions=directions.to(means), offsets=offsets)
 
 
 def random_planes(planes: Planes, means: Float[Tensor, "row d_model"], rng: np.random.Generator) -> Planes:
@@ -72,7 +75,7 @@ def random_planes(planes: Planes, means: Float[Tensor, "row d_model"], rng: np.r
         rng: Draws the directions.
     """
     drawn = torch.from_numpy(rng.standard_normal(tuple(planes.directions.shape))).to(means)
-    return _through(planes, drawn / drawn.norm(dim=-1, keepdim=True), means)
+    return through_means(planes, drawn / drawn.norm(dim=-1, keepdim=True), means)
 
 
 def feature_planes(
@@ -109,7 +112,7 @@ def feature_planes(
         chosen = torch.zeros_like(unit[rows])
         chosen[kept] = drawn / drawn.norm(dim=-1, keepdim=True)
         unit[rows] = chosen
-    return _through(planes, unit, means)
+    return through_means(planes, unit, means)
 
 
 class Moves(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at
 from qfl_interp.models.hooks import Intervention, Site
+from qfl_interp.probes.result import independent_rows
 
 
 def affine_projection(
@@ -150,6 +152,37 @@ class Planes(NamedTuple):
             place = (int(self.layers[row]), self.positions[:, row].numpy().tobytes())
             groups.setdefault(place, []).append(row)
         return sorted(groups.values(), key=lambda rows: (self.layers[rows[0]], rows))
+
+
+def joined(parts: Sequence[Planes]) -> Planes:
+    """The rows of several planes of one site, one part after the other."""
+    k = max(part.kept.shape[1] for part in parts)
+    n_tokens = max(part.positions.shape[2] for part in parts)
+
+    def padded(values: Tensor, axis: int, size: int, fill: float = 0.0) -> Tensor:
+        shape = list(values.shape)
+        shape[axis] = size - shape[axis]
+        return torch.cat([values, values.new_full(shape, fill)], dim=axis) if shape[axis] else values
+
+    return Planes(
+        torch.cat([padded(part.directions, 1, k) for part in parts]),
+        torch.cat([padded(part.offsets, 1, k) for part in parts]),
+        np.concatenate([part.layers for part in parts]),
+        torch.cat([padded(part.positions, 2, n_tokens, -1) for part in parts], dim=1),
+        torch.cat([padded(part.kept, 1, k) for part in parts]),
+        parts[0].name,
+    )
+
+
+def independent_planes(planes: Planes) -> Planes:
+    """Without the planes whose direction is zero or a combination of those before it at the same place."""
+    kept = planes.kept.clone()
+    for rows in planes.together():
+        at = [(row, int(k)) for row in rows for k in planes.kept[row].nonzero().flatten()]
+        independent = set(independent_rows(torch.stack([planes.directions[place] for place in at])))
+        for number, place in enumerate(at):
+            kept[place] = number in independent
+    return planes._replace(kept=kept)
 
 
 def _as_tensor(positions: Tensor | np.ndarray) -> Tensor:

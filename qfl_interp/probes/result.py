@@ -205,6 +205,12 @@ def check_settings(c: float, max_iter: int, init: Probes | None, shape: tuple[in
 
 def independent(directions: Float[Tensor, "k d_model"], offsets: Float[Tensor, " k"]) -> ProbePlanes:
     """The rows that are no combination of the rows before them, with their offsets."""
+    kept = independent_rows(directions)
+    return ProbePlanes(directions[kept], offsets[kept])
+
+
+def independent_rows(directions: Float[Tensor, "k d_model"]) -> list[int]:
+    """Which rows are no combination of the rows before them."""
     basis = directions.new_zeros(0, directions.shape[1], dtype=torch.float64)
     kept = []
     for k, row in enumerate(directions.double()):
@@ -213,4 +219,4 @@ def independent(directions: Float[Tensor, "k d_model"], offsets: Float[Tensor, "
         if rest.norm() > _INDEPENDENT * row.norm():
             basis = torch.cat([basis, rest[None] / rest.norm()])
             kept.append(k)
-    return ProbePlanes(directions[kept], offsets[kept])
+    return kept

@@ -281,8 +281,10 @@ def test_holm_is_over_the_features_of_a_step():
     np.testing.assert_allclose(corrected, [0.02, 0.4, 0.04, 0.4, 0.04, 0.5], rtol=1e-12)
 
 
-def test_ablation_projects_out_the_stored_probes(probed_copy):
-    """A brute-force pass: at each label's layer and position, x moves onto its probe's plane."""
+@pytest.mark.parametrize("method", ["project_out", "written"])
+def test_ablation_takes_out_what_was_stored(probed_copy, method):
+    """A brute-force pass: at each label's layer and position, x moves onto its probe's plane, or to the mean along what
+    is written."""
     run, step = probed_copy, probed_copy.steps[-1]
     table, part = run.table("probe"), part_of(step, "carry")
     # The best layer of a tiny run's labels is one and the same: let them take turns.
@@ -293,24 +295,29 @@ def test_ablation_projects_out_the_stored_probes(probed_copy):
     shutil.rmtree(run.table("ablate").folder)
     examples = of_probes.probe_data(run, CONFIG).test
     places = run.task.feature("carry").positions(examples)[0]
-    model = run.load_model(step)
+    model, batch = run.load_model(step), run.task.encode(examples)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(batch.tokens)
+    means = [cache["resid_post", layer].mean(dim=0) for layer in range(N_LAYERS)]
 
-    def onto_planes(layer):
+    def taken_out(layer):
         def hook(x, hook):
             for label in range(N_LABELS):
                 if best[label] == layer:
                     w, b = stored["weight"][layer, label, 0], stored["intercept"][layer, label, 0]
+                    if method == "written":
+                        w = stored["mean_shift"][layer, label, 0]
+                        b = -w @ means[layer][places[label]]
                     at = x[:, places[label]]
                     x[:, places[label]] = at - ((at @ w + b) / (w @ w))[:, None] * w
             return x
 
         return hook
 
-    hooks = [(f"blocks.{layer}.hook_resid_post", onto_planes(layer)) for layer in range(N_LAYERS)]
-    batch = run.task.encode(examples)
+    hooks = [(f"blocks.{layer}.hook_resid_post", taken_out(layer)) for layer in range(N_LAYERS)]
     with torch.no_grad():
         scores = evaluate(lambda tokens, span, _: model.run_with_hooks(tokens, fwd_hooks=hooks)[:, span], batch)
-    rows = ablate(run, "carry", n_trials=4, **QUICK).to_dataframe().set_index("condition")
+    rows = ablate(run, "carry", method=method, n_trials=4, **QUICK).to_dataframe().set_index("condition")
     assert rows.loc["ablated", "loss"] == pytest.approx(scores.loss.mean(), rel=1e-5)
     assert rows.loc["ablated", "exact_answer"] == scores.exact_answer.mean()
 

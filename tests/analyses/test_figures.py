@@ -410,7 +410,7 @@ def test_ablation_shows_the_conditions_there_are_side_by_side(conditions):
     assert sum(places) == pytest.approx(0, abs=1e-12)
     assert len({trace.marker.color for trace in bars}) == len(conditions)
     assert len(figure.layout.shapes) == 2 * ("random" in conditions), "a bracket needs the random control"
-    assert "project_out, top 1 layer(s), strength 1, label by label" in bars[0].hovertext[0]
+    assert "written, top 1 layer(s), strength 1, label by label" in bars[0].hovertext[0]
 
 
 def test_ablation_refuses_two_settings_and_an_unknown_condition():

@@ -181,14 +181,15 @@ def test_strength_layers_and_pooling(run):
         "none": {"epsilon": 0.0},
         "half": {"epsilon": 0.5},
         "one": {},
+        "probe": {"method": "project_out"},
         "two": {"top_k": 2},
-        "pooled": {"config": qfl.ProbeConfig(n_train=150, n_test=50, pooled=True)},
+        "pooled": {"config": qfl.ProbeConfig(n_train=150, n_test=50, pooled=True), "method": "project_out"},
     }.items():
         found = ablate(run, "carry", "last", n_trials=1, **{"config": CONFIG, **kwargs}, **QUIET)
         losses[name] = found.to_dataframe().set_index("condition")["loss"]
     assert losses["none"]["ablated"] == pytest.approx(losses["none"]["intact"], rel=1e-6)
     values = [losses[name]["ablated"] for name in losses]
-    assert len({round(float(v), 7) for v in values}) == 5
+    assert len({round(float(v), 7) for v in values}) == 6
 
 
 @pytest.mark.slow

@@ -476,13 +476,10 @@ def test_processes_give_the_same_rows(folder, results, tmp_path):
     assert suite.run_id == alone["run_id"].iloc[0]
 
 
-class Unregistered(type(qfl.load_task("addition", length=3))):
-    """A task that no other process can find."""
-
-    name = "mine"
-
-
 def test_processes_need_a_task_that_others_can_open(folder, tmp_path):
-    suite = qfl.Suite.open(folder, Unregistered(3), out=tmp_path)
-    with pytest.raises(qfl.QflError, match=r"registered task or a FixedTask, got .*work in one process"):
+    class Mine(type(qfl.load_task("addition", length=3))):
+        """A task that no other process can find."""
+
+    suite = qfl.Suite.open(folder, Mine(3), out=tmp_path)
+    with pytest.raises(qfl.QflError, match=r"an argument cannot go to another process: .*Mine.*work in one process"):
         probe(suite, "carry", "all", config=CONFIG, n_untrained=0, jobs=2, **QUIET)

@@ -12,7 +12,7 @@ import typer
 
 from qfl_interp.cli.main import build_app
 
-# Written by the last version whose commands were written by hand.
+# Written by the last version whose commands were written by hand; but `ablate --method` is "written" by default since.
 BEFORE = json.loads((Path(__file__).parent / "options.json").read_text())
 
 

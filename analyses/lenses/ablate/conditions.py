@@ -9,13 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.lenses.probe.data import stored_probes
+from analyses.lenses.probe.data import StoredProbes, probe_tensors, stored_probes
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.task import Batch, Feature
 from qfl_interp.errors import QflError
-from qfl_interp.interventions.controls import Control, moves_made, plane_controls, plane_means, same_norm
+from qfl_interp.interventions.controls import (
+    Control,
+    moves_made,
+    plane_controls,
+    plane_means,
+    same_norm,
+    through_means,
+)
 from qfl_interp.interventions.edits import RowInterventions
-from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes
+from qfl_interp.interventions.planes import (
+    Planes,
+    independent_planes,
+    joined,
+    plane_ablation,
+    pooled_planes,
+    probe_planes,
+)
 from qfl_interp.interventions.replace import activations_at, donors_of, mean, mean_of, resample, zero
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.hooks import Site
@@ -30,7 +44,7 @@ _CONDITION = {"random": "random", "feature": "random_feature", "same_norm": "sam
 class AblationSettings(NamedTuple):
     """What decides the numbers beside the model and the probes; no labels: all of them."""
 
-    method: str = "project_out"
+    method: str = "written"
     top_k: int = 1
     epsilon: float = 1.0
     n_trials: int = 32
@@ -49,11 +63,13 @@ def conditions(
 ) -> tuple[RowInterventions, dict[str, Control]]:
     """The ablation and its controls, by the names of the table."""
     epsilon = settings.epsilon
-    if settings.method == "project_out":
+    if settings.method in ("written", "project_out"):
+        means = plane_means(model, batch.tokens, planes)
+        if settings.method == "written":
+            planes = through_means(independent_planes(planes), planes.directions, means)
         make = plane_ablation(planes, epsilon=epsilon)
         moves = moves_made(model, batch.tokens, make)
-        means = plane_means(model, batch.tokens, planes)
-        pool = _pool(run, others, step, config)
+        pool = _pool(run, others, step, settings, config)
         needed = max((int(planes.kept[rows].sum()) for rows in planes.together()), default=0)
         enough = all(len(pool.get(int(layer), ())) >= needed for layer in np.unique(planes.layers))
         controls = plane_controls(planes, means, moves=moves, pool=pool if enough else None, epsilon=epsilon)
@@ -64,10 +80,22 @@ def conditions(
 
 
 def ablated_planes(
+    run: Checkpoints,
+    features: Sequence[Feature],
+    step: int,
+    examples: Examples,
+    settings: AblationSettings,
+    config: ProbeConfig,
+) -> Planes:
+    """What is taken out of this step, of all features at once, at the layers of each label's best probes."""
+    return joined([_planes_of(run, feature, step, examples, settings, config) for feature in features])
+
+
+def _planes_of(
     run: Checkpoints, feature: Feature, step: int, examples: Examples, settings: AblationSettings, config: ProbeConfig
 ) -> Planes:
-    """What is projected out: the stored probes of this step at each label's best layers."""
-    stored = stored_probes(run, feature, step, config)
+    """What is taken out of one feature: its probes' directions, or for "written" those of the class means."""
+    stored = _directions(run, feature, step, settings, config)
     labels = np.flatnonzero(~np.isnan(stored.train_loss).all(axis=0))
     if settings.labels:
         labels = labels[np.isin(labels, settings.labels)]
@@ -76,7 +104,7 @@ def ablated_planes(
     loss = stored.train_loss[:, labels]
     weight, intercept, fitted = (t[:, labels] for t in (stored.weight, stored.intercept, stored.fitted))
     positions = feature.positions(examples)[:, labels]
-    if config.pooled:  # every label holds the one probe of its layer
+    if config.pooled and settings.method != "written":  # every label holds the one probe of its layer
         best = np.argsort(loss.mean(axis=1), kind="stable")[: settings.top_k]
         one = (weight[:, 0], intercept[:, 0], fitted[:, 0])
         return pooled_planes(*one, layers=best, positions=positions, name=config.site)
@@ -85,11 +113,25 @@ def ablated_planes(
     return probe_planes(weight, intercept, fitted, layers=best, positions=positions, name=config.site)
 
 
-def _pool(run: Checkpoints, others: Sequence[Feature], step: int, config: ProbeConfig) -> dict[int, Tensor]:
-    """Other features' fitted directions by layer."""
+def _directions(
+    run: Checkpoints, feature: Feature, step: int, settings: AblationSettings, config: ProbeConfig
+) -> StoredProbes:
+    """The probes' planes; for "written" the directions in which the activations differ with what the label says."""
+    stored = stored_probes(run, feature, step, config)
+    if settings.method != "written":
+        return stored
+    shift = probe_tensors(run, step, feature.name, config)["mean_shift"]
+    fitted = stored.fitted.any(dim=2, keepdim=True) & (shift != 0).any(dim=3)
+    return stored._replace(weight=shift, intercept=torch.zeros_like(shift[..., 0]), fitted=fitted)
+
+
+def _pool(
+    run: Checkpoints, others: Sequence[Feature], step: int, settings: AblationSettings, config: ProbeConfig
+) -> dict[int, Tensor]:
+    """Other features' directions by layer, of the same kind."""
     found: dict[int, list[Tensor]] = {}
     for feature in others:
-        stored = stored_probes(run, feature, step, config)
+        stored = _directions(run, feature, step, settings, config)
         for layer in range(len(stored.weight)):
             found.setdefault(layer, []).append(stored.weight[layer][stored.fitted[layer]])
     return {layer: torch.cat(rows) for layer, rows in found.items()}

@@ -169,9 +169,7 @@ def _add_brackets(
 
 
 def _settings(row: Mapping[str, Any]) -> str:
-    """How the feature was removed, where the table says it."""
-    if "method" not in row:
-        return ""
+    """How the feature was removed."""
     where = "pooled over labels" if row["pooled"] else "label by label"
     return f"<br>{plain(row['method'])}, top {row['top_k']} layer(s), strength {row['epsilon']:g}, {where}"
 
@@ -210,9 +208,10 @@ def ablation_panel(ablate: pd.DataFrame, feature: str) -> Panel:
     """
     rows = select(ablate, feature=feature)
     require_rows(rows, "ablate", (), ("step", "condition"))
+    (method,) = distinct(rows, "method")
     return Panel(
         title=f"Ablating {words(feature)}",
-        subtitle="examples with every answer token right; dashed: controls",
+        subtitle=f"examples with every answer token right, by method {method!r}; dashed: controls",
         traces=curves(rows, ABLATION, "exact_answer", "ablate"),
         y_title="exact match",
         y_range=(-0.04, 1.04),

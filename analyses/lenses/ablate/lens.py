@@ -33,15 +33,24 @@ from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
-from qfl_interp.tables import column, groups, titled
+from qfl_interp.tables import column, distinct, groups, titled
 
-METHODS = ("project_out", "zero", "mean", "resample")
+# What each method takes out, in words.
+_TAKEN = {
+    "written": "the directions along which the mean activation moves with it (differences of class means)",
+    "project_out": "its probe's directions",
+    "zero": "the whole activation where it is read (set to zero)",
+    "mean": "the whole activation where it is read (set to its mean)",
+    "resample": "the whole activation where it is read (another example's)",
+}
+METHODS = tuple(_TAKEN)
 _METRICS = ("loss", "loss_answer", "exact", "exact_answer")
 
 
 # Columns of the report's table.
 _COLUMNS = {
     "feature": "feature",
+    "method": "taken out",
     "condition": "condition",
     "exact_answer": "exact match, answer",
     "exact": "exact match, paper",
@@ -57,19 +66,29 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Ablate(PartLens[Examples, HookedModel]):
-    """A part a checkpoint and feature; `features` are those of the call, which lend directions to a control."""
+    """A part a checkpoint and feature; or a checkpoint, with all features taken out at once.
+
+    Attributes:
+        config: The probes'.
+        settings: What is done.
+        features: Those of the call: the others lend directions to a control.
+        joint: Take them out as one, named "a+b".
+    """
 
     config: ProbeConfig = field(default_factory=ProbeConfig)
     settings: AblationSettings = field(default_factory=AblationSettings)
     features: tuple[str, ...] = ()
+    joint: bool = False
 
     name = "ablate"
     question = "Does the model use the feature?"
     order = 50
     methods = """
-    - **Ablation** takes the probe's directions out of the activation at its layer and positions. Three controls
-      disturb the same places: as many random directions, as many directions of another feature, and random changes
-      of the same size. Whiskers are bootstrap 95 % intervals over examples; the p-value compares ablated with
+    - **Ablation** takes a feature out of the activation at the layer of its best probe, where it is read. By default
+      it takes out the directions along which the mean activation moves with the feature ("written"); the method
+      "project_out" takes the probe's directions, which can be read along but need not be what the model writes. Three
+      controls disturb the same places: as many random directions, as many directions of another feature, and random
+      changes of the same size. Whiskers are bootstrap 95 % intervals over examples; the p-value compares ablated with
       control for the same examples (sign flips), corrected for the number of features (Holm).
     """
     by = ("feature", "method")
@@ -78,9 +97,13 @@ class Ablate(PartLens[Examples, HookedModel]):
         settings = digest(repr((*self.settings, sorted(self._others(piece)))))
         return f"{part_name(piece.at, piece.key['feature'], self.config)}-{settings}"
 
+    def _taken(self, piece: Piece) -> tuple[str, ...]:
+        """The features that a part is without."""
+        return self.features if self.joint else (piece.key["feature"],)
+
     def _others(self, piece: Piece) -> list[str]:
         """The other features of the call."""
-        return [name for name in self.features if name != piece.key["feature"]]
+        return [name for name in self.features if name not in self._taken(piece)]
 
     def fetch(self, missing: Mapping[ModelAt, Sequence[Piece]], *, jobs: int, progress: bool) -> None:
         how: dict[str, Any] = {"config": self.config, "n_untrained": 0, "device": self.device}
@@ -91,13 +114,14 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     def rows(self, shared: Examples, view: HookedModel, piece: Piece) -> pd.DataFrame:
         run, config, settings, step = self.run, self.config, self.settings, piece.at.step
-        feature, *others = (run.task.feature(name) for name in (piece.key["feature"], *self._others(piece)))
+        name = piece.key["feature"]
+        taken, others = ([run.task.feature(n) for n in names] for names in (self._taken(piece), self._others(piece)))
         batch = run.task.encode(shared)
-        planes = ablated_planes(run, feature, step, shared, settings, config)
+        planes = ablated_planes(run, taken, step, shared, settings, config)
         make, controls = conditions(run, view, batch, planes, others, step, settings, config)
-        rng = generator(config.seed, f"ablate/{feature.name}", step)
+        rng = generator(config.seed, f"ablate/{name}", step)
         scores = score_ablation(view, batch, make, controls, n_trials=settings.n_trials, rng=rng)
-        return _rows(scores, generator(config.seed, f"ablate/bootstrap/{feature.name}", step))
+        return _rows(scores, generator(config.seed, f"ablate/bootstrap/{name}", step))
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         settings = self.settings._asdict() | {"labels": ",".join(map(str, self.settings.labels)) or "all"}
@@ -155,7 +179,8 @@ def ablate(
     steps: Steps = "last",
     *,
     config: ProbeConfig | None = None,
-    method: str = "project_out",
+    method: str = "written",
+    joint: bool = False,
     top_k: int = 1,
     epsilon: float = 1.0,
     labels: int | Sequence[int] | None = None,
@@ -166,14 +191,19 @@ def ablate(
 ) -> Result:
     """Take features out of the model: does it need them?
 
-    Each label's probe directions are taken out of the activations; loss and greedy exact match are scored. For each
-    label the layers with the lowest training loss are taken; the ablation acts there (at the probes' site) at the token
-    where the label is read, in every example. With a pooled probe it acts at every token from the first label to the
-    last. Controls disturb the same places, `n_trials` times each: "random" takes out as many random directions, through
-    the mean activation; "random_feature" as many directions of the call's other features (left out where they have too
-    few); "same_norm" adds random vectors exactly as long as the ablation's changes, example by example. Examples are
-    the probes' test set, which neither the model nor the probes were fitted on. Probes that are missing are fitted
-    first.
+    Directions of each label are taken out of the activations; loss and greedy exact match are scored. By default they
+    are those along which the model *writes* the label, `Cov(x, t) / Var(t)`: the differences of the class means (the
+    slope, for a number). The activation keeps its mean along them, and no linear function of what is left follows the
+    label. A probe's directions say how to read a label; they may be nearly orthogonal to what is written, and the
+    model does without them (Haufe et al. 2014). What goes along with a label in the data is in its class means too, and
+    is taken out with it.
+
+    For each label the layers of the probes with the lowest training loss are taken; the ablation acts there (at the
+    probes' site) at the token where the label is read, in every example. Controls disturb the same places, `n_trials`
+    times each: "random" takes out as many random directions, through the mean activation; "random_feature" as many
+    directions of the call's other features (left out where they have too few); "same_norm" adds random vectors exactly
+    as long as the ablation's changes, example by example. Examples are the probes' test set, which neither the model
+    nor the probes were fitted on. Probes that are missing are fitted first.
 
     Examples:
         `qfl ablate runs/add16 carry`,
@@ -185,8 +215,11 @@ def ablate(
             name all of them together.
         steps: As in `probe`; the last checkpoint by default.
         config: The probes'; `config.site` is what is changed, one without heads.
-        method: "project_out" takes the probes' directions out; "zero", "mean" (over examples) and "resample" (another
+        method: "written" takes the written directions out, through the mean activation. "project_out" takes the
+            probes' directions out, onto the probes' planes, as the quiet-features paper does; with a pooled probe at
+            every token from the first label to the last. "zero", "mean" (over examples) and "resample" (another
             example's) replace the whole activation there, with the same-norm control alone.
+        joint: Take all features of the call out at once, as one named "a+b": a model may need either of two.
         top_k: Layers, those of the best probes first.
         epsilon: Strength; 1 removes the component, 0 changes nothing.
         labels: Only these labels, all by default. A label whose value is the very next token of the answer, such as the
@@ -210,6 +243,10 @@ def ablate(
         QflError: Unknown feature or step, or a feature none of whose probes could be fitted.
         ValueError: An unknown method or label, a site with heads, `epsilon` outside [0, 1], or `n_trials` or `top_k`
             below 1.
+
+    References:
+        arXiv 2505.03997, feature ablation ("project_out"). Haufe et al. 2014, section 2: filters and patterns. Belrose
+        et al., arXiv 2306.03819: what is left without the span of the class-mean differences holds no linear trace.
     """
     config = config or ProbeConfig()
     chosen = chosen_features(run, features)
@@ -218,12 +255,14 @@ def ablate(
     _check(settings, config)
     names = [f.name for f in chosen]
     models = models_at(run, steps)
-    lens = Ablate(run, device, config, settings, tuple(names))
-    pieces = [Piece(at, {"feature": name}) for at in models for name in names]
+    lens = Ablate(run, device, config, settings, tuple(names), joint)
+    rows_of = ["+".join(names)] if joint else names
+    pieces = [Piece(at, {"feature": name}) for at in models for name in rows_of]
     rows = with_holm(lens.compute(pieces, label="ablating", jobs=jobs, progress=progress))
     columns = ["step", "feature", "condition", "exact_answer", "loss_answer"]
     return Result(
-        f"Ablation in {run.run_id} ({method}): exact match and loss (nats) over the answer alone",
+        f"Ablation in {run.run_id} ({method}{', all at once' if joint else ''}): "
+        "exact match and loss (nats) over the answer alone",
         rows.filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
@@ -279,12 +318,13 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
 
 def _of_one_step(rows: pd.DataFrame) -> Section:
     """Ablation bars with the table behind them."""
+    (method,) = distinct(rows, "method")
     named = rows.assign(condition=[ABLATION[name].legend for name in rows["condition"]])
     return Section(
         "Ablation",
         figure=ablation_figure(rows),
         table=titled(named, _COLUMNS),
         downloads={"ablate": rows},
-        note="Does the model use the features? Each one's probe directions are taken out while the model answers. "
+        note=f"Does the model use the features? Of each one {_TAKEN[method]} are taken out while the model answers. "
         "Hatched: controls that disturb the same places. Whiskers: 95 % intervals.",
     )
