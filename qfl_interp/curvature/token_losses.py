@@ -12,9 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.data.task import Batch
+from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, parameters_to_save
 from qfl_interp.models.metrics import IGNORED, answer_only, scored_span, targets
 from qfl_interp.shapes import Tokens
@@ -72,6 +74,10 @@ def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
     return ScoredTokens(batch.tokens[:, : span.stop], example, span.start + place, target[example, place])
 
 
+# What torch says of an operation without a derivative in forward mode or under its function transforms.
+_NO_DERIVATIVE = ("forward AD", "functorch")
+
+
 class TokenLoss:
     """The cross-entropy of each scored token, in nats, as a function of the parameters: `theta -> [token]`.
 
@@ -127,10 +133,23 @@ class TokenLoss:
 
         Args:
             parameters: By name, of the loss's precision.
+
+        Raises:
+            QflError: The model computes something that torch has no such derivative of.
         """
         scored = self.scored
-        logits = functional_call(self.model, dict(parameters), (scored.tokens,))[scored.example, scored.position]
-        return functional.cross_entropy(logits, scored.target, reduction="none")
+        try:
+            # Of torch's kernels of attention, the one with derivatives of every order.
+            with sdpa_kernel(SDPBackend.MATH):
+                logits = functional_call(self.model, dict(parameters), (scored.tokens,))
+        except RuntimeError as error:  # NotImplementedError is one
+            if not any(word in str(error) for word in _NO_DERIVATIVE):
+                raise
+            raise QflError(
+                f"{_model_name(self.model)} has no forward-mode derivatives, which curvature and POLCA need: "
+                f"{str(error).partition('.')[0]}. Replace that operation by one of plain tensors, or take other lenses."
+            ) from error
+        return functional.cross_entropy(logits[scored.example, scored.position], scored.target, reduction="none")
 
     @torch.no_grad()
     def values(self, parameters: Mapping[str, Tensor], *, chunk: int = 256) -> Float[Tensor, " token"]:
@@ -142,6 +161,11 @@ class TokenLoss:
         losses = torch.cat([part(parameters) for part in self.chunks(chunk)])
         require_finite(losses, "loss of the tokens")
         return losses
+
+
+def _model_name(model: HookedModel) -> str:
+    """The class of the model, or of the one that a bridge wraps."""
+    return type(getattr(model, "original_model", model)).__name__
 
 
 def require_finite_parameters(parameters: Mapping[str, Tensor]) -> None:

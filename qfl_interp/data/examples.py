@@ -54,6 +54,11 @@ def _bounds(task: Task, split: str) -> tuple[float, float]:
     return edges[at], edges[at + 1]
 
 
+def fitted_split(task: Task) -> str:
+    """The split that the loss of a lens is taken over: "train"; "val" of a dataset that nothing was trained on."""
+    return "train" if task.train_fraction > 0 else "val"
+
+
 def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " batch"]:
     """Which examples belong to `split`."""
     low, high = _bounds(task, split)

@@ -167,9 +167,9 @@ class AttributionError(NamedTuple):
 
     Attributes:
         pearson_r: Correlation over places and positions; NaN where either map is constant.
-        max_abs_error: Largest difference.
+        max_abs_error: Largest difference; NaN where nothing is compared.
         sign_agreement: Share of effects of at least `SIGN_FLOOR` of the gap whose sign is right; NaN without any.
-        n: Places and positions compared.
+        n: Places and positions compared; 0 where the metric tells clean and corrupted runs apart nowhere.
     """
 
     pearson_r: float
@@ -190,24 +190,19 @@ def attribution_error(
         approx: `AttributionScores.normalised()` of the same component, layers and heads.
 
     Raises:
-        ValueError: The shapes differ, or no entry is left to compare.
+        ValueError: The shapes differ.
     """
     if exact.shape != approx.shape:
         raise ValueError(
             f"exact and approx must be maps of the same places and positions, got {exact.shape} and {approx.shape}."
         )
     kept = np.isfinite(exact) & np.isfinite(approx) & ((exact != 0) | (approx != 0))
-    if not kept.any():
-        raise ValueError(
-            f"at least one finite effect other than 0 must be compared, got none of {exact.size}. "
-            "Do clean and corrupted runs differ in this metric?"
-        )
     x, y = exact[kept], approx[kept]
     varies = len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
     large = np.abs(x) >= SIGN_FLOOR
     return AttributionError(
         float(np.corrcoef(x, y)[0, 1]) if varies else float("nan"),
-        float(np.abs(x - y).max()),
+        float(np.abs(x - y).max(initial=0.0)) if len(x) else float("nan"),
         float((np.sign(x) == np.sign(y))[large].mean()) if large.any() else float("nan"),
         len(x),
     )

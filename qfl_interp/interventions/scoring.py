@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from qfl_interp.data.task import Batch
 from qfl_interp.interventions.controls import Control
 from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
-from qfl_interp.models.build import HookedModel, model_device
+from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import logits_at, resumable, rows_logits
 from qfl_interp.models.generate import decode_greedy
 from qfl_interp.models.hooks import Intervention, Site
@@ -208,8 +208,7 @@ def score_units(
         QflError: A layer or hook point does not exist.
         ValueError: No layer, an unknown method or unit; or "resample" without `rng`.
     """
-    cfg: Any = model.cfg
-    chosen = tuple(range(cfg.n_layers) if layers is None else layers)
+    chosen = tuple(range(layer_count(model)) if layers is None else layers)
     if not chosen:
         raise ValueError("layers must name at least one block, got none. Leave it out for all of them.")
     rows: list[ExampleScores] = []

@@ -236,8 +236,18 @@ def model_in_dtype(model: HookedModel, dtype: torch.dtype) -> HookedModel:
 
 
 def layer_count(model: HookedModel) -> int:
-    """How many blocks the model has."""
-    return int(model.cfg.n_layers)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    """How many blocks the model has.
+
+    Raises:
+        QflError: It has no TransformerLens configuration, as a model without hook points has none.
+    """
+    n_layers = getattr(getattr(model, "cfg", None), "n_layers", None)
+    if n_layers is None:
+        raise QflError(
+            f"a hooked model has a configuration with its number of blocks (cfg.n_layers), and {type(model).__name__} "
+            "has none. Wrap a Hugging Face model: qfl_interp.hooked_from_hf(model)."
+        )
+    return int(n_layers)
 
 
 def model_device(model: nn.Module) -> torch.device:

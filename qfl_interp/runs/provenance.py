@@ -43,7 +43,9 @@ def git_commit(folder: Path) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a number can depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    # Its own word has the build too, "2.13.0+cu130", which a wheel's metadata may leave out.
+    return {"python": platform.python_version(), **found, "torch": str(torch.__version__)}
 
 
 def session_record(device: str | torch.device) -> dict[str, Any]:

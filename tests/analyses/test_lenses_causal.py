@@ -20,6 +20,7 @@ from qfl_interp.interventions.interchange import interchange_scores
 from qfl_interp.interventions.pairs import patch_pairs
 from qfl_interp.interventions.patching import patch_sweep
 from qfl_interp.models.metrics import evaluate
+from qfl_interp.runs.checkpoint import save_checkpoint
 from qfl_interp.seeding import generator
 
 CONFIG = qfl.ProbeConfig(n_train=150, n_test=50)
@@ -262,3 +263,22 @@ def test_ablating_some_labels_leaves_the_others(run):
         ablate(run, "carry", epsilon=-3.0, **kwargs)
     with pytest.raises(ValueError, match="n_pairs and n_random must be at least 1, got 8 and 0"):
         interchange(run, "carry", config=CONFIG, n_pairs=8, n_random=0, **QUIET)
+
+
+def test_a_checkpoint_that_tells_nothing_apart_leaves_the_others(run_copy):
+    """An unembedding of zeros, as some models start with: NaN at that step, said, and the rest stands."""
+    first = run_copy.steps[0]
+    state = run_copy.load_checkpoint(first)
+    weights = dict(state.model)
+    weights["unembed.W_U"] = torch.zeros_like(weights["unembed.W_U"])
+    save_checkpoint(run_copy.path / "checkpoints", state._replace(model=weights))
+    result = patch(run_copy, "carry", "all", components="resid_pre", n_pairs=6, **QUIET)
+    rows = result.to_dataframe()
+    assert set(rows["step"]) == set(run_copy.steps)
+    blind = rows["step"] == first
+    assert rows.loc[blind, ["logit_diff_normalised", "attribution", "attribution_r"]].isna().all(axis=None)
+    assert (rows.loc[blind, "attribution_n"] == 0).all()
+    assert rows.loc[~blind, "logit_diff_normalised"].notna().all()
+    assert (rows.loc[~blind, "attribution_n"] > 0).all()
+    assert f"no value at step {first}: clean and corrupted runs answer alike there" in repr(result)
+    assert len(result.plot().data)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+from transformers import AutoModelForCausalLM, BloomConfig, MixtralConfig
 
 import qfl_interp as qfl
+from qfl_interp.curvature import Hessian
+from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite, scored_tokens
 from qfl_interp.data.task import Batch
+from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_model, hooked_from_hf
 from qfl_interp.models.metrics import evaluate
-from qfl_interp.runs.hf_checkpoints import quiet
-from tests.helpers_suite import D_VOCAB, neox_config, save_model
+from qfl_interp.runs.hf_checkpoints import new_model, quiet
+from tests.helpers_suite import D_VOCAB, neox_config, save_model, tiny_text_task
 
 STYLES = ["llama", "gpt2"]
 
@@ -216,3 +223,56 @@ def test_a_bridged_hugging_face_model_is_covered(tmp_path):
         slopes, sum((reverse[name] * step[name]).flatten(1).sum(1) for name in theta), rtol=1e-3, atol=1e-3
     )
     assert all(bool(part.any()) for part in reverse.values()), "a parameter that nothing reads"
+
+
+class Fused(HookedRootModule):
+    """A model of somebody's own: one head of `scaled_dot_product_attention`, one hook point."""
+
+    def __init__(self, d=8, d_vocab=12):
+        super().__init__()
+        self.cfg = SimpleNamespace(n_layers=1, d_vocab=d_vocab, d_model=d, d_mlp=0, n_heads=1)
+        self.embed, self.qkv, self.unembed = nn.Embedding(d_vocab, d), nn.Linear(d, 3 * d), nn.Linear(d, d_vocab)
+        self.hook_z = HookPoint()
+        self.setup()
+
+    def forward(self, tokens):
+        q, k, v = self.qkv(self.embed(tokens)).chunk(3, dim=-1)
+        return self.unembed(self.hook_z(functional.scaled_dot_product_attention(q, k, v, is_causal=True)))
+
+
+def test_a_model_with_fused_attention_has_derivatives_of_every_order():
+    torch.manual_seed(0)
+    model = Fused().double()
+    batch = tiny_text_task().encode(np.arange(6)[:, None])
+    loss = TokenLoss(model, scored_tokens(batch), dtype=torch.float64)
+    vector = torch.randn(len(loss.space), dtype=torch.float64)
+    space = loss.space
+    theta = space.flatten(loss.parameters())
+    mean = lambda flat: loss(space.unflatten(flat)).mean()  # noqa: E731
+    dense = torch.autograd.functional.hessian(mean, theta)
+    torch.testing.assert_close(Hessian(loss).product(vector), dense @ vector, rtol=1e-9, atol=1e-12)
+    direction = (vector / vector.norm())[None]
+    gradients = project_gradients(loss, loss.parameters(), direction).gradients[:, 0]
+    exact = torch.autograd.functional.jacobian(lambda flat: loss(space.unflatten(flat)), theta) @ direction[0]
+    torch.testing.assert_close(gradients, exact, rtol=1e-9, atol=1e-12)
+    curvature = project_curvature(loss, loss.parameters(), direction)
+    torch.testing.assert_close(curvature.mean(), direction[0] @ dense @ direction[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mixtral"])
+def test_models_without_such_derivatives_say_so(kind):
+    sizes = {"vocab_size": 12, "hidden_size": 16}
+    configs = {
+        "bloom": lambda: BloomConfig(n_layer=1, n_head=2, **sizes),
+        "mixtral": lambda: MixtralConfig(
+            intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+            max_position_embeddings=16, num_local_experts=2, num_experts_per_tok=1, **sizes,
+        ),
+    }  # fmt: skip
+    loss = TokenLoss(
+        hooked_from_hf(new_model(configs[kind](), 0)), scored_tokens(tiny_text_task().encode(np.arange(4)[:, None]))
+    )
+    with pytest.raises(QflError, match=f"{kind.title()}ForCausalLM has no forward-mode derivatives, .*other lenses"):
+        Hessian(loss).product(torch.ones(len(loss.space)))
+    with pytest.raises(QflError, match="has no forward-mode derivatives"):
+        project_gradients(loss, loss.parameters(), torch.ones(1, len(loss.space)))

@@ -162,8 +162,13 @@ def test_error_by_hand():
 def test_maps_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match=r"got \(2, 2\) and \(2, 3\)"):
         attribution_error(np.ones((2, 2)), np.ones((2, 3)))
-    with pytest.raises(ValueError, match="got none of 4"):
-        attribution_error(np.zeros((2, 2)), np.zeros((2, 2)))
+
+
+def test_where_no_patch_changes_anything_there_is_no_error():
+    for nothing in (np.zeros((2, 2)), np.full((2, 2), np.nan)):
+        error = attribution_error(nothing, nothing)
+        assert np.isnan([error.pearson_r, error.max_abs_error, error.sign_agreement]).all()
+        assert error.n == 0
 
 
 @pytest.mark.parametrize(

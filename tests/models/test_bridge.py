@@ -9,10 +9,12 @@ import torch
 from transformer_lens import HookedRootModule
 from transformers import AutoModelForCausalLM, CTRLConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, Phi3Config
 
+from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.planes import project_out
-from qfl_interp.models.build import hooked_from_hf, model_device, parameters_to_save
+from qfl_interp.interventions.scoring import score_units
+from qfl_interp.models.build import hooked_from_hf, layer_count, model_device, parameters_to_save
 from qfl_interp.models.forward import is_fast, logits_at
 from qfl_interp.models.hooks import (
     Intervention,
@@ -376,3 +378,10 @@ def test_a_bridge_has_as_many_trained_numbers_as_its_model_and_reads_all_of_them
     torch.testing.assert_close(found.detach(), logits)
     found.square().sum().backward()
     assert all(parameter.grad is not None for parameter in bridge.parameters())
+
+
+def test_a_model_without_a_configuration_is_named():
+    batch = Batch(draw_tokens(), torch.ones_like(draw_tokens(), dtype=torch.bool))
+    for ask in (layer_count, lambda model: score_units(model, batch)):
+        with pytest.raises(QflError, match=r"NotSetUp has none. Wrap a Hugging Face model: qfl_interp.hooked_from_hf"):
+            ask(NotSetUp())

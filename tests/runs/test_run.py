@@ -251,7 +251,7 @@ def test_what_is_no_run(tmp_path):
 
 def test_provenance_says_versions_and_device(tiny_run):
     (record,) = tiny_run.provenance
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["versions"]["torch"] == str(torch.__version__)
     assert {"python", "numpy", "transformer-lens", "qfl-interp"} <= set(record["versions"])
     assert "cores" in record["device"]
     assert record["threads"] == 1

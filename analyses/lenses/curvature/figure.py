@@ -96,7 +96,7 @@ def _sharpness_panel(rows: pd.DataFrame) -> Panel:
     gaps = "; gaps: not positive" if below else ""
     return Panel(
         title="Sharpness",
-        subtitle=f"largest eigenvalue of the loss's Hessian on training examples; dotted: the edge of stability{gaps}",
+        subtitle=f"largest eigenvalue of the mean loss's Hessian; dotted: the edge of stability{gaps}",
         traces=tuple(traces),
         y_title="curvature (nats)",
         y_range=log_range(*traces, room=0.0, least=1.5),

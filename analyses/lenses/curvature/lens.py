@@ -38,6 +38,7 @@ from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from analyses.transition import shaded_transition
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
+from qfl_interp.data.examples import fitted_split
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
@@ -238,8 +239,9 @@ def curvature(
         sampled = chains.compute(pieces, label="sampling near minima", jobs=jobs, progress=progress)
         rows = with_coefficients(rows, sampled)
     ranks = run.table(RANKS).read([lens.ranks_part(piece.at) for piece in pieces])
+    examples = {"train": "training", "val": "held-out"}[fitted_split(run.task)]
     return CurvatureResult(
-        "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} training examples", *_notes(rows)]),
+        "; ".join([f"curvature of {run.run_id} on {rows['n_examples'].iloc[0]} {examples} examples", *_notes(rows)]),
         rows.filter(list(_SUMMARY)).dropna(axis="columns", how="all"),
         rows,
         functools.partial(curvature_figure, ranks=ranks, transition=shaded_transition(run)),

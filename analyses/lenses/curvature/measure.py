@@ -25,7 +25,7 @@ from qfl_interp.curvature import (
 )
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite_parameters, scored_tokens
-from qfl_interp.data.examples import ExampleStream, held_out
+from qfl_interp.data.examples import ExampleStream, fitted_split, held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
@@ -44,7 +44,7 @@ class Shared(NamedTuple):
 
     Attributes:
         config: Examples and accuracy.
-        batch: The training examples whose mean loss is differentiated.
+        batch: The examples whose mean loss is differentiated: of training, where there are any.
         rank_batch: The held-out examples of the soft ranks.
         origin: The parameters of the first saved checkpoint, float64.
         space: The parameters, whose shapes every checkpoint must have.
@@ -76,13 +76,11 @@ def shared_of(run: Checkpoints, config: CurvatureConfig) -> Shared:
     Raises:
         QflError: A split of the task has fewer than 2 examples.
     """
-    # A task over a fixed dataset that the models were not trained on has no training examples.
-    split = "train" if run.task.train_fraction > 0 else "val"
     first = run.load_model(run.steps[0])
     space = ParameterSpace.of(first)
     return Shared(
         config,
-        _batch(run, split, config.n_examples, config.seed, "curvature"),
+        _batch(run, fitted_split(run.task), config.n_examples, config.seed, "curvature"),
         _batch(run, "test", config.n_rank_examples, config.seed, "soft_ranks"),
         space.flatten(parameters_to_save(first)).double(),
         space,

@@ -22,8 +22,8 @@ _SIDE: Final = 360
 def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     """Each patch's effect on the logit difference by the gradient against its exact one, a point a place and position.
 
-    On the dotted line both agree. Pearson's r of each component, column `attribution_r`, stands in the legend. A
-    slider changes the step.
+    On the dotted line both agree. Pearson's r of each component, column `attribution_r`, stands in the legend, with the
+    number of entries in which a patch changes something. A slider changes the step.
 
     Args:
         rows: Table "patch" of one feature and label; rows without an attribution are left out.
@@ -65,6 +65,7 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
 def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:
     """One component's points at one step; none where it was not patched there."""
     r = float(rows["attribution_r"].iloc[0]) if len(rows) else math.nan
+    n = len(rows) if "attribution_n" not in rows else int(rows["attribution_n"].max()) if len(rows) else 0
     color, symbol = SERIES[index % len(SERIES)]
     return go.Scatter(
         x=short(column(rows, "logit_diff_normalised")) or [None],
@@ -73,7 +74,7 @@ def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:
             f"“{visible(row['token'])}” at position {row['position']}, {place_words(row['layer'], row['head'])}"
             for row in records(rows)
         ],
-        name=component + (f", r = {r:.3f}" if math.isfinite(r) else ""),
+        name=component + (f", r = {r:.3f} over {n}" if math.isfinite(r) else ""),
         mode="markers",
         marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.75, "line": {"width": 0}},
         hovertemplate="%{text}<br>exact <b>%{x:.3f}</b>, by gradient <b>%{y:.3f}</b>"

@@ -74,11 +74,13 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         pairs = shared(feature, label)
         scores = patch_sweep(view, pairs, component=component)
         rng = generator(self.seed, f"patch/bootstrap/{feature}/{label}/{component}", piece.at.step)
-        rows = _rows(scores, pairs, self.run.task, rng).assign(attribution=np.nan, attribution_r=np.nan)
+        rows = _rows(scores, pairs, self.run.task, rng)
+        rows = rows.assign(attribution=np.nan, attribution_r=np.nan, attribution_n=0)
         if self.attribution:
             found = attribution_patch(view, pairs, component=component, integrated=_GRADIENTS).normalised()
             rows["attribution"] = found.ravel()
-            rows["attribution_r"] = attribution_error(scores.normalised(), found).pearson_r
+            error = attribution_error(scores.normalised(), found)
+            rows = rows.assign(attribution_r=error.pearson_r, attribution_n=error.n)
         return rows
 
     def columns(self, piece: Piece) -> dict[str, Any]:
@@ -144,7 +146,8 @@ def patch(
     the label on in which the two answers differ; `loss` of the clean answer from there on, behind the corrupted prompt;
     `exact`, the share of pairs in which all of that comes out. `attribution` is the first one's approximation by
     gradients (the mean of 5 between the runs; one alone can have every sign wrong), `attribution_r` its correlation
-    with it over the map.
+    with it over the `attribution_n` entries of the map in which a patch changes something. Where a checkpoint gives
+    both runs the same values, as an unembedding of zeros does, there is nothing to bring back: NaN.
 
     Examples:
         `qfl patch runs/add16 carry`,
@@ -185,7 +188,8 @@ def patch(
     rows = lens.compute(pieces, label="patching", jobs=jobs, progress=progress)
     return Result(
         f"Patching in {run.run_id}: the clean activation that brings most of the answer back (0 corrupted, 1 clean)"
-        + left_out,
+        + left_out
+        + _told_apart(rows),
         _summary(rows),
         rows,
         patch_figure,
@@ -224,8 +228,16 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["feature", "label", "step", "component"]
     known = rows.dropna(subset=["logit_diff_normalised"])
     best = known.loc[known.groupby(keys, sort=False)["logit_diff_normalised"].idxmax()]
-    columns = ["layer", "head", "position", "token", "logit_diff_normalised", "exact_normalised", "attribution_r"]
+    columns = ["layer", "head", "position", "token", "logit_diff_normalised", "exact_normalised"]
+    columns += ["attribution_r", "attribution_n"]
     return best[[*keys, *columns]]
+
+
+def _told_apart(rows: pd.DataFrame) -> str:
+    """At which steps clean and corrupted runs give the same."""
+    lost = rows.groupby("step")["logit_diff_normalised"].apply(lambda column: column.isna().all())
+    steps = [str(step) for step, nowhere in lost.items() if nowhere]
+    return f"; no value at step {', '.join(steps)}: clean and corrupted runs answer alike there" if steps else ""
 
 
 def _by_label(rows: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:

@@ -21,7 +21,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.eigenpairs import solver_vectors
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
-from qfl_interp.data.examples import held_out
+from qfl_interp.data.examples import fitted_split, held_out
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel
@@ -111,9 +111,7 @@ def _prepare(plan: Plan) -> _Found:
     """The directions found before, and the examples."""
     config, task, table = plan.config, plan.run.task, plan.run.table(LENS)
     there = (number for number in range(plan.n_directions) if table.has(_part(plan, number)))
-    # A task over a fixed dataset that the models were not trained on has no training examples.
-    split = "train" if task.train_fraction > 0 else "val"
-    examples = held_out(task, split, config.n_hessian, seed=config.seed, stream="polca/hessian")
+    examples = held_out(task, fitted_split(task), config.n_hessian, seed=config.seed, stream="polca/hessian")
     return _Found(_read(plan, there, plan.device), examples, scored_tokens(task.encode(examples)))
 
 

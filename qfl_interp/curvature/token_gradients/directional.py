@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.curvature.token_losses import TokenLoss
+from qfl_interp.models.build import layer_count
 from qfl_interp.shapes import compact_repr
 
 # Sequences in a chunk, where memory allows: enough rows for matrix products to be fast.
@@ -82,6 +83,7 @@ def _derivative(function: Callable[[Any], Tensor], tangent: Mapping[str, Tensor]
 
 def _bytes_per_sequence(loss: TokenLoss) -> int:
     """Working memory of one sequence's activations, as measured: what lives at once, without its derivatives."""
+    layer_count(loss.model)  # raises for a model without a configuration
     cfg: Any = loss.model.cfg
     n_pos = loss.scored.tokens.shape[1]
     widest = cfg.d_vocab + 2 * cfg.d_model + (cfg.d_mlp or 0) + cfg.n_heads * n_pos
