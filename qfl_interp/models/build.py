@@ -23,21 +23,6 @@ from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.seeding import torch_generator
 
-__all__ = [
-    "HookedModel",
-    "HookedTransformer",
-    "TransformerBridge",
-    "build_hooked",
-    "build_model",
-    "hooked_from_hf",
-    "layer_count",
-    "load_parameters",
-    "model_device",
-    "model_in_dtype",
-    "model_on",
-    "parameters_to_save",
-]
-
 # Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model.
 HookedModel = HookedRootModule | TransformerBridge
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -89,11 +89,6 @@ def _feature_columns(
 def _masked(values: Num[np.ndarray, " token"], present: Bool[np.ndarray, " token"]) -> pd.Series:
     """Integers, missing where not present."""
     return pd.Series(values).astype("Int64").where(pd.Series(present))
-
-
-def having(table: pd.DataFrame, label: str, value: Any) -> Bool[np.ndarray, " token"]:
-    """Which tokens have a value of a label; one without the label has not."""
-    return pd.Series(table[label] == value).fillna(False).to_numpy(dtype=bool)
 
 
 class _Label(NamedTuple):

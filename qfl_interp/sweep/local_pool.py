@@ -82,11 +82,6 @@ class LocalPool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the live workers."""
-        return [w.process.pid for w in self._workers if not w.ended]
-
     def submit(self, job: Job) -> None:
         """Hand a job to a free worker, started if there is none.
 

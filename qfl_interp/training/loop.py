@@ -26,7 +26,6 @@ from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.interrupt import deferred_interrupt
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
-from qfl_interp.training.session import DivergedError as DivergedError
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]

@@ -14,9 +14,7 @@ from qfl_interp.runs.config import RunConfig, Start
 from qfl_interp.runs.flops import flops_per_step, steps_for_budget
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
-from qfl_interp.training.loop import DivergedError, MakeLoggers, TrainingLoop
-
-__all__ = ["DivergedError", "branch", "mean_real_tokens", "plan_run", "resume", "train", "train_planned"]
+from qfl_interp.training.loop import MakeLoggers, TrainingLoop
 
 # Validation examples over which the mean number of real tokens is taken, as in the paper.
 _N_CONTEXT = 128
