@@ -48,12 +48,7 @@ def checked_prompt(
 ) -> Int[np.ndarray, "batch prompt"]:
     """The prompts of token rows; what follows them is ignored.
 
-    Args:
-        task: For the message.
-        tokens: Rows that start with a prompt.
-        layout: The token at each index of a prompt; `FREE` where it is any of [0, high].
-        high: See `layout`.
-        rule: The layout in words.
+    `layout` is the token at each index of a prompt, `FREE` where it is any of [0, high]; `rule` says it in words.
 
     Raises:
         ValueError: A prompt is laid out otherwise.

@@ -36,14 +36,7 @@ def pairs_by_edit(
 ) -> Pairs:
     """`n` pairs that differ in the feature's value at `label` and read it at the same position.
 
-    Args:
-        task: Whose feature it is.
-        rng: The only source of randomness.
-        n: Pairs.
-        feature: Name of the feature.
-        label: Index of the label.
-        edit: Clean examples to changed ones of the same prompt length.
-        sample: Draws the clean examples; the task by default.
+    `edit` turns clean examples, which `sample` draws (the task by default), into ones of the same prompt length.
 
     Raises:
         QflError: Unknown feature.

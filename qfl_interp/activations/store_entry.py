@@ -133,11 +133,6 @@ def read_entry(path: Path) -> Entry:
 def find_entries(folder: Path, digest: str, request: Request) -> dict[str, Entry | None]:
     """For each name the stored entry that covers the request's positions and lacks the fewest of its layers.
 
-    Args:
-        folder: The key's.
-        digest: SHA-256 of the tokens.
-        request: What is wanted.
-
     Raises:
         QflError: The folder holds activations of other tokens, or a manifest cannot be read.
     """

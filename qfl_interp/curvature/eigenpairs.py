@@ -136,10 +136,6 @@ def solver_vectors(k: int, max_products: int) -> int:
 
     They are those of the longer Lanczos run, which comes where the shorter one has not converged, and about 12 + 4 k
     beside it by measurement; 4 more are left for the products.
-
-    Args:
-        k: As in `top_eigenpairs`.
-        max_products: As in `top_eigenpairs`.
     """
     krylov, products = _sizes(k, max_products)
     return _long(krylov, products) + 4 * k + 16

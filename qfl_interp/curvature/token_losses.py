@@ -55,10 +55,8 @@ class ScoredTokens:
 def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
     """The tokens of a batch that are scored.
 
-    Args:
-        batch: Encoded examples.
-        prompt_end: Score the last token of the prompt (`=`) too, as the quiet-features paper's loss does. By default
-            the answer alone.
+    With `prompt_end` the last token of the prompt (`=`) is too, as in the quiet-features paper's loss. By default the
+    answer alone.
 
     Raises:
         ValueError: Nothing is scored.
@@ -78,10 +76,7 @@ class TokenLoss:
     Computed by the model itself with other tensors in its parameters' place (`torch.func.functional_call`): plain
     attention, which has derivatives of every order in both modes, and with the hooks it has. The model is not changed.
 
-    Args:
-        model: Any hooked model in evaluation mode.
-        scored: On which tokens.
-        dtype: Precision of everything; a model in another one is copied first.
+    `dtype` is the precision of everything; a model in another one is copied first. The model is in evaluation mode.
     """
 
     def __init__(self, model: HookedModel, scored: ScoredTokens, *, dtype: torch.dtype = torch.float32) -> None:
@@ -123,11 +118,7 @@ class TokenLoss:
                 yield TokenLoss(self.model, part, dtype=self.dtype)
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " token"]:
-        """The loss of each scored token at these parameters; differentiable.
-
-        Args:
-            parameters: By name, of the loss's precision.
-        """
+        """The loss of each scored token at these parameters; differentiable."""
         scored = self.scored
         logits = functional_call(self.model, dict(parameters), (scored.tokens,))[scored.example, scored.position]
         return functional.cross_entropy(logits, scored.target, reduction="none")

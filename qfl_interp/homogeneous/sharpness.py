@@ -29,12 +29,6 @@ class MLPHessian:
 
     That of the current linear piece: where a preactivation is 0 the loss has a kink instead. The parameters are
     copied: changing the model later does not move the Hessian.
-
-    Args:
-        model: The network.
-        inputs: The examples.
-        targets: Class ids for "cross_entropy", vectors for "mse".
-        loss: Which loss.
     """
 
     def __init__(

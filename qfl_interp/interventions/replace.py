@@ -245,11 +245,8 @@ def replacement_by(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """What takes an activation's place, for `replace`: (indices of examples, the activation there) -> replacement.
 
-    Args:
-        method: Zero, the mean over the examples, or another example's activation.
-        activations: What `activations_at` returned for the examples; not read for "zero".
-        positions: What it was asked for.
-        rng: Draws the donors of "resample", which needs it.
+    `activations` is what `activations_at` returned for the examples and `positions`, not read for "zero"; `rng` draws
+    the donors of "resample".
 
     Raises:
         ValueError: An unknown method; or "resample" without `rng`.

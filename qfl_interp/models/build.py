@@ -51,12 +51,6 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
     parameters are the paper's, `2 d_vocab d_model + d_model + n_layers (4 d_model^2 + 3 d_model d_mlp + 2
     d_model)` of them. "gpt2": biases are trained.
 
-    Args:
-        config: Shape and style.
-        d_vocab: Size of the vocabulary.
-        n_ctx: Longest sequence.
-        seed: Decides the initial weights; the global generators are not touched.
-
     Raises:
         ValueError: `d_vocab` or `n_ctx` is not positive.
 
@@ -180,9 +174,7 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
 def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:
     """Leave as parameters of a bridge what is trained: not the projections it has split, nor biases it has added.
 
-    Args:
-        bridge: The bridge.
-        own: `id` of every parameter the Hugging Face model had.
+    `own` holds the `id` of every parameter the Hugging Face model had.
     """
     for module in list(bridge.modules()):
         for fused in _split_projections(module):
@@ -241,10 +233,6 @@ def parameters_to_save(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into the model, after all of them were checked.
-
-    Args:
-        model: Built from the configuration the tensors were saved with.
-        tensors: What `parameters_to_save` gave.
 
     Raises:
         QflError: A name, shape or dtype does not fit; all mismatches are listed and the model is unchanged.

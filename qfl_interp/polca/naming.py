@@ -26,11 +26,6 @@ _GENERAL = ("place", "target", "previous")
 def token_labels(task: Task, examples: Examples, scored: ScoredTokens) -> pd.DataFrame:
     """What is known of every scored token, one row a token.
 
-    Args:
-        task: Whose examples they are.
-        examples: Raw examples, the rows of `scored.tokens`.
-        scored: Which tokens of them.
-
     Returns:
         Columns `example`; `place`, the token's index among its example's scored ones; `target` and `previous`, itself
         and the token before it as a person reads them; `context`, the sequence up to it; and one for each binary
@@ -119,9 +114,7 @@ def enrichment(table: pd.DataFrame, labels: Integer[np.ndarray, " token"]) -> pd
     with the place. The background is every evaluated token, outliers and dropped ones too: a cluster is described as
     it stands out from all.
 
-    Args:
-        table: Of `token_labels`.
-        labels: Cluster of each token; negative ones form no cluster.
+    Tokens with a negative label are in no cluster.
 
     Returns:
         Columns `cluster`, `label`, `value` (text), `name` (`label=value`); `n_inside`, how many of the cluster's tokens
@@ -166,10 +159,6 @@ def cluster_name(rows: pd.DataFrame, cluster: int) -> str:
 
     Best is the largest F1; of equal ones the simplest: a feature before the place, that before the token and the token
     before it, all before pairs.
-
-    Args:
-        rows: Of `enrichment`.
-        cluster: Which cluster.
     """
     counts = ((rows["cluster"] == cluster) & (rows["p_value_holm"] < SIGNIFICANT)).to_numpy()
     if not counts.any():

@@ -186,15 +186,10 @@ def solve(
     bound of the objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see
     `design.JITTERS`.)
 
-    Args:
-        z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of
-            zeros.
-        sign: +1 or -1 for the two classes, 0 for masked examples.
-        start: A first guess, used where it beats the base rate.
-        wanted: The problems to solve; both classes must occur in them.
-        c: Inverse L2 strength.
-        max_iter: Newton steps at most.
-        gap: The relative gap at which a problem has converged.
+    `z` is centred data in float64 with a last column of ones for the intercept, and `sign` +1 or -1 for the two
+    classes; a masked example is a row of zeros and has sign 0. `start` is used where it beats the base rate. Both
+    classes must occur in a wanted problem, which has converged at the relative gap `gap`, or stops after `max_iter`
+    steps.
     """
     design = Design(z)
     rows = _start(design, sign, start, wanted, c)

@@ -188,10 +188,7 @@ def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
 def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = False) -> Checkpoint:
     """Read and check one checkpoint directory.
 
-    Args:
-        path: The directory `step_XXXXXXXX`.
-        config_digest: The run's; a checkpoint of another configuration is refused.
-        with_optimizer: Read the optimiser's state too, where there is one.
+    A checkpoint of another configuration is refused; the optimiser's state is read where there is one.
 
     Raises:
         QflError: Something is missing, truncated, corrupted, or of another run; names the file.

@@ -22,10 +22,7 @@ class ClaimedFolder(abc.ABC):
 
     The lock is the operating system's: it goes with the process, however the process ends.
 
-    Args:
-        path: The run directory; made if it is not there.
-        text: Its `config.json`, which names the run.
-        subfolders: Folders in it that a writer that was killed may have left temporary files in.
+    `text` is its `config.json`, which names the run; a writer that was killed may have left files in its `subfolders`.
 
     Raises:
         QflError: On entering: the directory holds something else or what `_check` refuses, or another process is

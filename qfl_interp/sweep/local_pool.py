@@ -43,9 +43,7 @@ class _Worker:
 class LocalPool:
     """Processes on this machine, each on cores of its own.
 
-    Args:
-        settings: What is the same for every job.
-        n_slots: Processes; by default one for every `settings.threads` cores, or one for each GPU.
+    By default one for every `settings.threads` cores, or one for each GPU.
 
     Raises:
         QflError: More processes than cores.

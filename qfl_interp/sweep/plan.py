@@ -17,11 +17,7 @@ from qfl_interp.training.train import mean_real_tokens, plan_run
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, named by the hash of its configuration.
-
-    Args:
-        config: Everything that decides its numbers.
-    """
+    """One run of a sweep, named by the hash of its configuration."""
 
     config: RunConfig
 

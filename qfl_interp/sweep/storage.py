@@ -27,9 +27,6 @@ PUSH_SECONDS = 60.0
 class Storage:
     """A sweep's folder; paths are relative to it, with slashes.
 
-    Args:
-        folder: A local path, or an fsspec URL. Not made until something is written.
-
     Attributes:
         folder: As given.
         is_local: Whether runs train in place.

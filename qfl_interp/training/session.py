@@ -47,10 +47,6 @@ class Update(NamedTuple):
 class RunSession:
     """One training session's records on a run directory.
 
-    Args:
-        run: What names the run.
-        writer: Its directory, locked.
-
     Attributes:
         loggers: Told of every row beside the metrics file.
         latest: The latest value of every metric.

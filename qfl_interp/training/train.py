@@ -46,13 +46,8 @@ def plan_run(
 ) -> RunConfig:
     """What a training run will be: its steps and sizes, before anything is made.
 
-    Args:
-        task: What is learned.
-        model: Shape of the model.
-        config: Length, optimisation, seed.
-        start: The parent of a branch.
-        n_ctx_real: `mean_real_tokens(task, config.seed)`, where the caller has it already.
-        allow_overshoot: A budget below one update is one update, as in the paper, instead of an error.
+    `n_ctx_real` is `mean_real_tokens(task, config.seed)`, where the caller has it already. With `allow_overshoot` a
+    budget below one update is one update, as in the paper, instead of an error.
 
     Raises:
         QflError: The budget is smaller than one update, or the task has too few problems for a validation or test set.

@@ -62,11 +62,7 @@ def project_curvature(
 
     Nested forward mode: a Jacobian-vector product of the Jacobian-vector product, for any model.
 
-    Args:
-        loss: As for `project_gradients`.
-        parameters: As for `project_gradients`.
-        directions: As for `project_gradients`.
-        max_bytes: As for `project_gradients`.
+    Arguments are those of `project_gradients`.
 
     Raises:
         ValueError: As for `project_gradients`.

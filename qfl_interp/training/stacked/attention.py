@@ -38,10 +38,8 @@ def attention(
 ) -> Float[Tensor, "example asked_or_pos d"]:
     """Heads' outputs side by side, once differentiable.
 
-    Args:
-        q: Queries of the last positions; None where every position asks, and `kv` starts with its queries.
-        kv: Keys and values side by side, after the queries where `q` is None.
-        heads: How they attend.
+    `q` are the queries of the last positions, and `kv` keys and values side by side. Where `q` is None every position
+    asks, and `kv` starts with its queries.
     """
     if _compiled(kv):
         return _Attention.apply(q, kv, heads)

@@ -52,11 +52,7 @@ def stacked_logits(
 ) -> Float[Tensor, "member batch asked d_vocab"]:
     """Every member's logits on its own tokens at positions `span`; gradients reach the weights.
 
-    Args:
-        weights: Parameters by their name in the model, stacked.
-        shape: As `stack_shape` gives it; its `turn` is on the weights' device.
-        tokens: Token ids.
-        span: Positions with a start and a stop; nothing after them is computed.
+    `span` has a start and a stop; nothing after it is computed.
     """
     config, eps = shape.model, shape.model.norm_eps
     n_members, n_batch = tokens.shape[:2]
