@@ -105,10 +105,6 @@ class SequenceTask(Task):
 
     Rows are uniform over multisets of entries, each in uniformly random order; rows whose entries are permuted share a
     split.
-
-    Attributes:
-        low: The smallest entry.
-        high: The largest entry.
     """
 
     vocabulary = SEQUENCE_TOKENS

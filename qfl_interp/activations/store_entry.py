@@ -41,21 +41,9 @@ class StoreKey(NamedTuple):
 class Entry:
     """The manifest of one site's file.
 
-    Attributes:
-        version: Of the format.
-        run_id: As in the key.
-        step: As in the key.
-        dataset: As in the key.
-        tokens: SHA-256 of the tokens.
-        site: Name.
-        first: First position stored.
-        last: Last position stored.
-        dtype: Name of a `StoreDtype`.
-        n_examples: Of the data set.
-        n_layers: Of the model: the file has room for each.
-        n_heads: 1 at a site without heads.
-        d: Width of the activation, of each head's where there are heads.
-        done: Layer -> examples written.
+    It holds the key, the SHA-256 of the tokens, the positions (inclusive) and the sizes: there is room for all layers
+    of the model, `n_heads` is 1 at a site without heads, and `d` is the width of a head where there are heads. `done`
+    says how many examples are written of each layer.
     """
 
     version: int

@@ -24,11 +24,8 @@ from qfl_interp.shapes import Tokens
 class ScoredTokens:
     """Sequences, and which of their tokens are scored one by one; ordered by example, then by position.
 
-    Attributes:
-        tokens: Token ids of what predicts: the last scored token, and what follows it, is cut off.
-        example: Row of `tokens` of each scored token.
-        position: The position that *predicts* it, one before its own.
-        target: Its id.
+    A token's `position` is the one that *predicts* it, one before its own, in the row `example` of `tokens`; the last
+    scored token, and what follows it, is cut off.
     """
 
     tokens: Tokens

@@ -106,11 +106,8 @@ def feature_planes(
 class Moves(NamedTuple):
     """How far one intervention moved an activation.
 
-    Attributes:
-        site: Where.
-        positions: The tokens it changed in each example; -1 beyond the last.
-        size: Euclidean length of the change there, over everything a token holds; 0 where there is none.
-        shape: What a token's activation looks like: `(d_model,)`, or `(head, d_head)`.
+    `positions` are the tokens it changed in each example, -1 beyond the last, and `size` the Euclidean length of the
+    change there over everything a token holds, whose `shape` is `(d_model,)` or `(head, d_head)`.
     """
 
     site: Site

@@ -27,9 +27,7 @@ FLAT_SHARE = 0.05
 class Acceleration(NamedTuple):
     """Second differences of curves.
 
-    Attributes:
-        steps: The checkpoints at which both ends of the span exist.
-        values: `[f(t + span) - f(t)] - [f(t) - f(t - span)]` of each curve there.
+    `values` is `[f(t + span) - f(t)] - [f(t) - f(t - span)]` of each curve, at the steps where both ends exist.
     """
 
     steps: Int[np.ndarray, " inner"]

@@ -72,9 +72,7 @@ class Decomposition(NamedTuple):
 class PaperCurvature(NamedTuple):
     """The paper's estimate of every token's curvature.
 
-    Attributes:
-        curvature: Estimate of `b' H b`.
-        guarded: Where the ratio was replaced by 1, because its denominator nearly vanishes.
+    `guarded` is where the ratio was replaced by 1, because its denominator nearly vanishes.
     """
 
     curvature: PerToken

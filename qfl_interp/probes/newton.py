@@ -29,11 +29,9 @@ _CONTRACTION = 0.01
 class Solution(NamedTuple):
     """What `solve` found, one entry a problem.
 
-    Attributes:
-        coef: Weights, then the intercept, in the columns of `z`; the start where a problem was not asked for.
-        wrong_logit: The logit of the wrong class: `-sign * logit`, 0 for masked examples.
-        converged: The objective is certified to lie within a fraction `gap` of its minimum.
-        n_iter: Newton steps taken.
+    `coef` are weights, then the intercept, in the columns of `z`; the start where a problem was not asked for.
+    `wrong_logit` is `-sign * logit`, 0 for masked examples. `converged` certifies that the objective lies within a
+    fraction `gap` of its minimum.
     """
 
     coef: Float[Tensor, "site output column"]

@@ -43,10 +43,8 @@ _SAMPLE_COLUMNS_MAX = 2048
 class SoftmaxSolution(NamedTuple):
     """What `solve_softmax` found, one entry a problem.
 
-    Attributes:
-        coef: Weights, then the intercept, in the columns of `z`; 0 for absent classes, the start where not wanted.
-        converged: The objective is certified to lie within a fraction `RELATIVE_GAP` of its minimum.
-        n_iter: Newton steps taken.
+    `coef` are weights, then the intercept, in the columns of `z`; 0 for absent classes, the start where not wanted.
+    `converged` certifies that the objective lies within a fraction `RELATIVE_GAP` of its minimum.
     """
 
     coef: Float[Tensor, "site output class column"]

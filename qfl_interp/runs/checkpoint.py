@@ -33,11 +33,8 @@ _TEMPORARY = ".tmp-"
 class Checkpoint(NamedTuple):
     """What a checkpoint holds.
 
-    Attributes:
-        step: Optimiser updates completed.
-        config_digest: `ModelConfig`, `TrainConfig` and task of the run, hashed.
-        model: Parameters by name.
-        optimizer: Optimiser state by name, None where it was not saved.
+    `step` counts the updates completed; the digest is of the run's `ModelConfig`, `TrainConfig` and task. The
+    optimiser's state is None where it was not saved.
     """
 
     step: int

@@ -31,10 +31,8 @@ _ROW_BYTES, _FIXED_BYTES = 230, 4_000
 class CostModel(NamedTuple):
     """Measured cost of an update, by its size, and of what comes with every run.
 
-    Attributes:
-        flops: Actual FLOPs of the updates measured, ascending.
-        seconds: Seconds of each.
-        fixed: Seconds a run takes beside its updates and validations.
+    `flops` are the actual FLOPs of the updates measured, ascending, and `seconds` what each took; `fixed` are the
+    seconds a run takes beside its updates and validations.
     """
 
     flops: Float[np.ndarray, " size"]

@@ -34,9 +34,7 @@ _OTHERS_SECONDS = 30.0
 class Job(NamedTuple):
     """What one worker is handed at a time.
 
-    Attributes:
-        runs: One run, or several of one shape that train as one program.
-        attempt: 1 for the first.
+    One run, or several of one shape that train as one program; the first attempt is 1.
     """
 
     runs: tuple[PlannedRun, ...]

@@ -51,9 +51,7 @@ class PlannedRun:
 class SweepPlan(NamedTuple):
     """The runs of a sweep.
 
-    Attributes:
-        runs: Each once, cheapest first.
-        left_out: How many points are left out, by reason.
+    Each once, cheapest first; and how many points are left out, by reason.
     """
 
     runs: tuple[PlannedRun, ...]

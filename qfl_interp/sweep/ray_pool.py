@@ -55,11 +55,6 @@ class RayPool:
         gpus_per_run: GPUs likewise; a fraction shares one between jobs.
         n_slots: Jobs at a time; as many as fit by default. More wait in Ray's queue, for clusters that grow on demand.
 
-    Attributes:
-        n_slots: Jobs at a time.
-        where: What a person reads about where jobs run.
-        notes: What a person should know about it.
-
     Raises:
         ValueError: A share is out of its range.
         QflError: Ray is not installed, `address` cannot be reached, no machine has room for one run, or the workers

@@ -26,15 +26,9 @@ STATE_SECONDS = 5.0
 class Tally:
     """How far a sweep is.
 
-    Attributes:
-        total: Runs to train in this call.
-        finished: Of them, runs that finished.
-        diverged: Runs whose loss diverged: a result, not a failure.
-        failed: Runs given up after their last attempt.
-        retried: Attempts after a first one.
-        running: Names of the runs that are being trained.
-        share: Part of the work that is done, by what each run costs.
-        started: `time.monotonic()` at the start.
+    A diverged run is a result; a failed one was given up after its last attempt. `retried` counts attempts after a
+    first one, `running` names runs, `share` is the part of the work that is done, by what each run costs, and `started`
+    a time of the monotonic clock.
     """
 
     total: int

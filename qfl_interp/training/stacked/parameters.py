@@ -21,12 +21,7 @@ class StackedParameters:
 
     Clipping and AdamW work entry by entry or row by row, so that the whole stack's update is a dozen operations.
 
-    Attributes:
-        values: All weights.
-        weights: The same by name, [member, ...], as autograd's leaves.
-        gradients: What `differentiate` makes.
-        means: AdamW's first moments.
-        squares: AdamW's second moments.
+    `weights` are the `values` by name, [member, ...], as autograd's leaves; `means` and `squares` are the moments.
     """
 
     def __init__(self, members: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
