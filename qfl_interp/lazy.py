@@ -25,9 +25,6 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
     A name must differ from the submodules of the package: importing a submodule sets it as an attribute.
 
-    Args:
-        package: The package's `__name__`.
-
     Returns:
         The two functions; an unknown name raises AttributeError, which suggests the nearest and lists the public ones.
     """

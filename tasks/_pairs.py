@@ -14,12 +14,7 @@ _PATIENCE = 50
 
 
 def check_label(task: Task, feature: str, label: int) -> None:
-    """Raise unless the task has this feature and the feature this label.
-
-    Raises:
-        QflError: Unknown feature.
-        ValueError: `label` is out of range.
-    """
+    """Raise `QflError` unless the task has this feature, `ValueError` unless the feature has this label."""
     n_labels = task.feature(feature).n_labels
     if not 0 <= label < n_labels:
         raise ValueError(f"label of {feature} must lie in [0, {n_labels}), got {label}. Labels count from 0.")

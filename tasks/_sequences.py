@@ -80,11 +80,7 @@ def as_batch(tokens: Int[np.ndarray, "batch pos"], equals: int, n_answer: Int[np
 
 
 def prompt_letters(task: Task, tokens: Tokens, n_letters: int) -> Int[np.ndarray, "batch letter"]:
-    """The ids before `=`, which must stand at index `n_letters`.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """The ids before `=`; `ValueError` unless it stands at index `n_letters`."""
     ids = tokens[:, : n_letters + 1].cpu().numpy()
     if ids.shape[1] <= n_letters or (ids[:, n_letters] != EQUALS).any():
         found = sorted(set(ids[:, n_letters:].ravel().tolist())) or "no such token"

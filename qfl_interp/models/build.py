@@ -112,10 +112,7 @@ def _freeze(module: nn.Module, name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Generator) -> None:
-    """Draw every weight matrix in place, by name, so that no other order of construction changes a weight.
-
-    Gains are 1 and biases 0 from construction.
-    """
+    """Draw weight matrices (gains are 1, biases 0 already), by name: the order of construction changes no weight."""
     for name, parameter in sorted(model.named_parameters()):
         matrix = name.rpartition(".")[2]
         if not matrix.startswith("W_"):

@@ -204,8 +204,3 @@ def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = Fa
             except safetensors.SafetensorError as error:
                 raise QflError(f"{path / name} is no safetensors file: {error}.") from error
     return Checkpoint(manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER))
-
-
-def verify_checkpoint(path: Path, *, config_digest: str) -> None:
-    """Check every file of a checkpoint; raises `QflError` as `load_checkpoint` does."""
-    load_checkpoint(path, config_digest=config_digest, with_optimizer=True)

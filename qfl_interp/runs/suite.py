@@ -225,23 +225,16 @@ class Suite(Checkpoints):
                 f"a suite goes to another process with a registered task or a FixedTask, got {task!r}. Register the "
                 "task under the entry-point group 'qfl_interp.tasks', or work in one process."
             )
-        return _reopen, (self.name, self.sources, portable, self.out.absolute(), self.seed, self.tokens_per_step)
+        settings = {"out": self.out.absolute(), "seed": self.seed, "tokens_per_step": self.tokens_per_step}
+        return _reopen, (self.name, self.sources, portable, settings)
 
     def __repr__(self) -> str:
         return f"Suite({self.name!r}: {self.config.model_type}, {len(self.steps)} steps, task {self.task!r})"
 
 
-def _reopen(
-    name: str,
-    sources: Mapping[int, Source],
-    task: Task | tuple[str, int],
-    out: Path,
-    seed: int,
-    tokens_per_step: int | None,
-) -> Suite:
+def _reopen(name: str, sources: Mapping[int, Source], task: Task | tuple[str, int], settings: dict[str, Any]) -> Suite:
     """A suite that was pickled."""
-    opened = load_task(*task) if isinstance(task, tuple) else task
-    return Suite(name, sources, opened, out=out, seed=seed, tokens_per_step=tokens_per_step)
+    return Suite(name, sources, load_task(*task) if isinstance(task, tuple) else task, **settings)
 
 
 def _require_fit(task: Task, config: PretrainedConfig, source: Source) -> None:

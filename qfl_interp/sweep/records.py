@@ -66,11 +66,7 @@ def configuration_digest(config: RunConfig) -> str:
 
 
 def _final_scores(run: Run) -> dict[str, float]:
-    """The last row of a finished run's metrics.
-
-    Raises:
-        QflError: It is not the final validation: the file lost its end.
-    """
+    """The last row of a finished run's metrics; `QflError` where it is not the final validation."""
     rows = read_metrics(run.path / METRICS_FILE)
     if not rows or rows[-1]["step"] != run.config.last_step or "val_loss" not in rows[-1]:
         found = f"step {rows[-1]['step']}" if rows else "no row"

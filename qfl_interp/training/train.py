@@ -76,12 +76,7 @@ def plan_run(
 def train_planned(
     task: Task, run: RunConfig, out: Path, *, device: str | torch.device = "cpu", resume_seconds: float = 30.0
 ) -> Run:
-    """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps.
-
-    Raises:
-        QflError: As in `train`.
-        DivergedError: As in `train`.
-    """
+    """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps. Raises as `train` does."""
     with RunWriter(out, run, resume=True, resume_seconds=resume_seconds) as writer:
         TrainingLoop(task, run, writer, device, lambda _: ()).run(progress=False)
     return Run(out, run)

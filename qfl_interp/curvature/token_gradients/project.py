@@ -62,10 +62,7 @@ def project_curvature(
 
     Nested forward mode: a Jacobian-vector product of the Jacobian-vector product, for any model.
 
-    Arguments are those of `project_gradients`.
-
-    Raises:
-        ValueError: As for `project_gradients`.
+    Arguments and errors are those of `project_gradients`.
     """
     theta, vectors = _checked(loss, parameters, directions, max_bytes)
     curvature = jvp_curvature(loss, theta, vectors, max_bytes=max_bytes)

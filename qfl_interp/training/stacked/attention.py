@@ -20,11 +20,8 @@ from qfl_interp.training.stacked.lanes import LANES
 class Heads(NamedTuple):
     """How heads attend.
 
-    Attributes:
-        n_heads: Heads; their coordinates lie side by side.
-        first: The position of the first query; the others follow up to the last key's.
-        scale: Attention scale.
-        turn: Cosine and sine of the rotary angle by position and pair; no pairs where positions are learned.
+    Heads' coordinates lie side by side. `first` is the position of the first query; the others follow up to the last
+    key's. `turn` is cosine and sine of the rotary angle by position and pair; no pairs where positions are learned.
     """
 
     n_heads: int

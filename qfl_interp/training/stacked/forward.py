@@ -23,12 +23,7 @@ from qfl_interp.training.stacked.attention import Heads, attention, gated_unit
 
 
 class Shape(NamedTuple):
-    """What the members of a stack have in common.
-
-    Attributes:
-        model: Their configuration.
-        turn: Cosine and sine of the rotary angle by position and pair; no pairs where positions are learned.
-    """
+    """What the members of a stack have in common; `turn` is that of their `Heads`."""
 
     model: ModelConfig
     turn: Float[Tensor, "n_ctx pairs 2"]
