@@ -16,7 +16,7 @@ from rich.progress import (
 
 
 def progress_bar(*, enabled: bool) -> Progress:
-    """A live bar: description, position, the task's field `detail`, elapsed and remaining time; nothing unless `enabled`."""
+    """A live bar, if `enabled`: description, position, the task's field `detail`, elapsed and remaining time."""
     return _bar(MofNCompleteColumn(), enabled=enabled)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.stats
-from jaxtyping import Bool, Int, Integer, Num
+from jaxtyping import Bool, Int, Integer
 
 from qfl_interp.curvature.token_losses import ScoredTokens
 from qfl_interp.data.task import Feature, Task
@@ -78,12 +78,7 @@ def _feature_columns(
     dtype = "boolean" if feature.kind == "binary" else "Int64"
     for j, suffix in enumerate(suffixes):
         if read[:, j].any():
-            yield suffix, _masked(values[:, j], read[:, j]).astype(dtype)
-
-
-def _masked(values: Num[np.ndarray, " token"], present: Bool[np.ndarray, " token"]) -> pd.Series:
-    """Integers, missing where not present."""
-    return pd.Series(values).astype("Int64").where(pd.Series(present))
+            yield suffix, pd.Series(values[:, j]).astype("Int64").where(pd.Series(read[:, j])).astype(dtype)
 
 
 class _Label(NamedTuple):

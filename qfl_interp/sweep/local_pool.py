@@ -15,7 +15,7 @@ from typing import Any
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
-from qfl_interp.sweep.pool import Outcome
+from qfl_interp.sweep.pool import Outcome, Pool
 
 # How long a worker that was told to stop may take to save where it is.
 _STOP_SECONDS = 20.0
@@ -40,7 +40,7 @@ class _Worker:
     ended: bool = field(default=False)
 
 
-class LocalPool:
+class LocalPool(Pool):
     """Processes on this machine, each on cores of its own.
 
     By default one for every `settings.threads` cores, or one for each GPU.
@@ -73,12 +73,6 @@ class LocalPool:
         self.notes: Sequence[str] = ()
         per_worker = f"{threads} thread" + ("s" if threads > 1 else "")
         self.where = f"{self.n_slots} process{'es' if self.n_slots > 1 else ''} on this machine, {per_worker} each"
-
-    def __enter__(self) -> LocalPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def submit(self, job: Job) -> None:
         """Hand a job to a free worker, started if there is none.

@@ -36,9 +36,11 @@ class Pool(Protocol):
     where: str
     notes: Sequence[str]
 
-    def __enter__(self) -> Pool: ...
+    def __enter__(self) -> Pool:
+        return self
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def submit(self, job: Job) -> None:
         """Hand over a job; at most `n_slots` at a time."""
