@@ -65,7 +65,7 @@ def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.
     seconds = time.perf_counter() - start
     memory = status_mib("VmHWM") - before
     assert probes.converged.all()
-    loss = probes.score(x_test, y_test[None]).loss[..., 0]
+    loss = probes.log_loss(x_test, y_test[None])[..., 0]
     return {"seconds": seconds, "loss": loss.numpy(), "mib": memory}
 
 

@@ -38,9 +38,8 @@ def acceleration(values: Float[np.ndarray, "*curve time"], steps: Sequence[int],
     """The second difference of curves over `span` steps at every checkpoint that lies that far from both ends.
 
     Between checkpoints a curve is taken as linear, so that they need not be evenly spaced; where their gaps are wider
-    than the span, this is the change of the slope from one gap to the next, times the span.
-
-    The paper's D is 100 of 10,000 steps.
+    than the span, this is the change of the slope from one gap to the next, times the span. The paper's D is 100 of
+    10,000 steps.
 
     Raises:
         ValueError: Steps and values differ in length, steps do not increase, or no checkpoint lies within.

@@ -14,6 +14,7 @@ from qfl_interp.probes.newton import Solution, solve
 from qfl_interp.probes.result import (
     Activations,
     ExampleMask,
+    ProbeMetric,
     ProbePlanes,
     Probes,
     ProbeScores,
@@ -93,6 +94,14 @@ class LogisticProbes(Probes):
                 finite.
         """
         return logistic_scores(self._wrong_logits(x, y, example_mask), example_mask)
+
+    def log_loss(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
+        """Mean log loss in nats; see `score`, which gives the accuracy at the same price."""
+        return self.score(x, y, example_mask).loss
+
+    def accuracy(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
+        """Fraction of correct predictions; see `score`."""
+        return self.score(x, y, example_mask).score
 
     def planes(self, layer: int, label: int, outputs: slice) -> ProbePlanes:
         """The decision planes `w . x + b = 0` of the fitted outputs."""

@@ -43,7 +43,7 @@ class _Worker:
 class LocalPool(Pool):
     """Processes on this machine, each on cores of its own.
 
-    By default one for every `settings.threads` cores, or one for each GPU.
+    They are `n_slots`: by default one for every `settings.threads` cores, or one for each GPU.
 
     Raises:
         QflError: More processes than cores.

@@ -236,8 +236,8 @@ def test_mean_of_example_losses_is_the_loss():
     probability = torch.sigmoid(probes.logits(x))[0, 0, 0]
     expected = torch.nn.functional.binary_cross_entropy(probability, y[0, 0].double(), reduction="none")
     torch.testing.assert_close(each[0, 0, 0], expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(each.mean(-1), probes.score(x, y).loss, rtol=1e-12, atol=0)
-    assert probes.score(x, y).score[0, 0, 0].item() == ((probability > 0.5) == y[0, 0]).double().mean().item()
+    torch.testing.assert_close(each.mean(-1), probes.log_loss(x, y), rtol=1e-12, atol=0)
+    assert probes.accuracy(x, y)[0, 0, 0].item() == ((probability > 0.5) == y[0, 0]).double().mean().item()
 
 
 def test_one_class_columns_are_reported():
@@ -332,7 +332,7 @@ def test_shuffled_labels_are_at_chance():
     x, y = stack("strong")
     shuffled = shuffle_labels(y, np.random.default_rng(0))
     probes = fit_logistic(x[:, :, :N], torch.cat([y, shuffled])[:, :, :N], c=C, max_iter=100)
-    loss = probes.score(x[:, :, N:], torch.cat([y, shuffled])[:, :, N:]).loss[0, 0]
+    loss = probes.log_loss(x[:, :, N:], torch.cat([y, shuffled])[:, :, N:])[0, 0]
     rate = shuffled[0, 0, :N].double().mean()
     entropy = float(torch.special.entr(rate) + torch.special.entr(1 - rate))
     assert loss[0] < 0.1
