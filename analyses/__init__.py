@@ -50,4 +50,4 @@ __all__ = [
     "transfer",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from qfl_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
+    # Reached as attributes (`qfl.probes`), but no part of `from qfl_interp import *`.
     from qfl_interp import activations as activations
     from qfl_interp import cli as cli
     from qfl_interp import curvature as curvature
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
     from qfl_interp.models.hooks import (
         Intervention,
         Site,
-        capture,
+        capture,  # for a release: `read_activations` is its name
         interventions_on,
-        patch,
+        patch,  # likewise: `write_activation`
         read_activations,
         write_activation,
     )
@@ -53,62 +54,9 @@ if TYPE_CHECKING:
     from qfl_interp.runs.series import Checkpoints
     from qfl_interp.runs.suite import Suite
     from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
-    from qfl_interp.training.train import DivergedError, branch, resume, train
+    from qfl_interp.training.session import DivergedError
+    from qfl_interp.training.train import branch, resume, train
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ActivationStore",
-    "Batch",
-    "Checkpoints",
-    "CurvatureConfig",
-    "DivergedError",
-    "ExampleStream",
-    "Execution",
-    "Feature",
-    "FixedFeature",
-    "FixedTask",
-    "Intervention",
-    "ModelConfig",
-    "Pairs",
-    "PolcaConfig",
-    "ProbeConfig",
-    "QflError",
-    "Run",
-    "SgldConfig",
-    "Site",
-    "Suite",
-    "Sweep",
-    "SweepConfig",
-    "Task",
-    "TrainConfig",
-    "branch",
-    "build_model",
-    "capture",  # for a release: `read_activations` is its name
-    "estimate_sweep",
-    "fast_logits",
-    "generate_greedy",
-    "held_out",
-    "hooked_from_hf",
-    "interventions_on",
-    "load_task",
-    "mean",
-    "patch",  # likewise: `write_activation`
-    "project_out",
-    "read_activations",
-    "resample",
-    "resume",
-    "run_sweep",
-    "sweep_status",
-    "task_names",
-    "train",
-    "write_activation",
-    "zero",
-]
-# Reached as attributes (`qfl.probes`), but no part of `from qfl_interp import *`.
-_ROOMS = [
-    "activations", "cli", "curvature", "data", "emergence", "homogeneous", "interventions", "models", "plots", "polca",
-    "probes", "report", "runs", "scaling", "sweep", "training",
-]  # fmt: skip
-
-__getattr__, __dir__ = lazy_names(__name__, [*__all__, *_ROOMS])
+__getattr__, __dir__ = lazy_names(__name__)

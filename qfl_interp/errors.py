@@ -18,12 +18,9 @@ class StorageError(QflError):
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> QflError:
-    """The error for a name that is not among `known`: suggests the nearest ones and lists all.
+    """The error for a name that is not among `known`, all valid ones: suggests the nearest and lists all.
 
-    Args:
-        what: The kind of thing named, in the singular ("task", "feature").
-        name: The name that was asked for.
-        known: Every valid name.
+    `what` is the kind of thing named, in the singular ("task", "feature").
     """
     names = sorted(known)
     return QflError(f"no {what} is named {name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")

@@ -33,13 +33,9 @@ def available_bytes(device: str | torch.device = "cpu") -> int:
 
 
 def require_memory(needed: int, available: int, what: str, remedy: str) -> None:
-    """Raise `QflError` with both numbers unless the memory suffices.
+    """Raise `QflError` with both numbers of bytes unless the memory suffices.
 
-    Args:
-        needed: Bytes.
-        available: Bytes, as from `available_bytes`.
-        what: What needs it; in the plural.
-        remedy: What to do: "Take fewer directions."
+    `what` needs it, in the plural; `remedy` is what to do: "Take fewer directions."
     """
     if needed > available:
         raise QflError(

@@ -40,12 +40,7 @@ def entry_points(group: str) -> Mapping[str, EntryPoint]:
 
 
 def load_entry_point(group: str, name: str, load: Callable[[EntryPoint], LoadedT] = EntryPoint.load) -> LoadedT:
-    """What an entry point names.
-
-    Args:
-        group: One of the groups above.
-        name: One of the group's names.
-        load: How to load it; by default its module is imported.
+    """What an entry point of one of the groups above names; by default `load` imports its module.
 
     Raises:
         QflError: It cannot be loaded, whatever its module raised, even SystemExit; says what shadows it where that is
@@ -74,10 +69,6 @@ def load_all(
     group: str, load: Callable[[EntryPoint], LoadedT] = EntryPoint.load
 ) -> tuple[dict[str, LoadedT], list[str]]:
     """Every entry point of a group, as far as they can be loaded: one that cannot must not take the others away.
-
-    Args:
-        group: One of the groups above.
-        load: As in `load_entry_point`.
 
     Returns:
         What was loaded by name, in the names' order, and one line for each that could not be loaded or whose name

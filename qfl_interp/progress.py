@@ -16,20 +16,12 @@ from rich.progress import (
 
 
 def progress_bar(*, enabled: bool) -> Progress:
-    """A live bar: description, position, the task's field `detail`, elapsed and remaining time.
-
-    Args:
-        enabled: Draw it; otherwise nothing is printed.
-    """
+    """A live bar, if `enabled`: description, position, the task's field `detail`, elapsed and remaining time."""
     return _bar(MofNCompleteColumn(), enabled=enabled)
 
 
 def weighted_bar(*, enabled: bool) -> Progress:
-    """A live bar over work of unequal pieces: its total is what they cost, and the field `detail` says which are done.
-
-    Args:
-        enabled: Draw it; otherwise nothing is printed.
-    """
+    """The same over work of unequal pieces: its total is what they cost, and the field `detail` says which are done."""
     # Single runs of a large sweep take minutes: a speed over the last half minute would know nothing.
     return _bar(TaskProgressColumn(), enabled=enabled, speed_seconds=1800)
 

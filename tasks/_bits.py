@@ -24,11 +24,7 @@ def uniform_bits(rng: np.random.Generator, n: int, width: int) -> UInt8[np.ndarr
 
 
 def checked_bits(task: Task, examples: Examples, width: int) -> UInt8[np.ndarray, "batch {width}"]:
-    """The examples as bytes, if they are rows of `width` bits.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """The examples as bytes; `ValueError` unless they are rows of `width` bits."""
     check_rows(task, examples, width, 1, f"{width} bits")
     return examples.astype(np.uint8, copy=False)
 

@@ -173,12 +173,7 @@ def _fill(rng: np.random.Generator, n_candidates: int, graphs: UInt32[np.ndarray
 
 
 def sample_connected(rng: np.random.Generator, n: int, n_nodes: int) -> UInt32[np.ndarray, "batch node"]:
-    """`n` connected graphs, uniform over isomorphism classes and, given the class, over labellings.
-
-    Args:
-        rng: The only source of randomness.
-        n: Graphs.
-        n_nodes: Nodes of each, from 2 to 26.
+    """`n` connected graphs of 2 to 26 nodes, uniform over isomorphism classes and, given the class, over labellings.
 
     Returns:
         Neighbours as bit masks: bit v of row u is 1 where {u, v} is an edge.

@@ -50,11 +50,8 @@ _RULES = {
 class Graphs(NamedTuple):
     """Raw rows taken apart.
 
-    Attributes:
-        queries: Query nodes.
-        rows: Neighbours of each node, out-neighbours where edges have a direction.
-        undirected: Neighbours of each node, whatever the direction.
-        n_edges: Number of edges.
+    `rows` holds the neighbours of each node, out-neighbours where edges have a direction; `undirected` those whatever
+    the direction.
     """
 
     queries: UInt8[np.ndarray, "batch query"]

@@ -17,11 +17,7 @@ FREE = -1
 
 
 def check_array(task: Task, examples: np.ndarray) -> None:
-    """Raise unless the examples are a 2-D array of integers; what the integers may be is the task's to check.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Raise `ValueError` unless the examples are a 2-D array of integers; which ones is the task's to check."""
     if examples.ndim != 2 or not np.issubdtype(examples.dtype, np.integer):
         raise ValueError(
             f"examples of {task!r} must be a 2-D array of integers, one row an example, got shape {examples.shape} of "
@@ -30,11 +26,7 @@ def check_array(task: Task, examples: np.ndarray) -> None:
 
 
 def check_rows(task: Task, examples: np.ndarray, width: int, high: int, rule: str) -> None:
-    """Raise unless every row is `width` integers of [0, high]; `rule` says in words what a row is.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Raise `ValueError` unless every row is `width` integers of [0, high]; `rule` says in words what a row is."""
     check_array(task, examples)
     least, most = examples.min(initial=0), examples.max(initial=0)
     if examples.shape[1] != width or least < 0 or most > high:
@@ -48,15 +40,8 @@ def checked_prompt(
 ) -> Int[np.ndarray, "batch prompt"]:
     """The prompts of token rows; what follows them is ignored.
 
-    Args:
-        task: For the message.
-        tokens: Rows that start with a prompt.
-        layout: The token at each index of a prompt; `FREE` where it is any of [0, high].
-        high: See `layout`.
-        rule: The layout in words.
-
-    Raises:
-        ValueError: A prompt is laid out otherwise.
+    `layout` is the token at each index of a prompt, `FREE` where it is any of [0, high]; `rule` says it in words.
+    A prompt that is laid out otherwise raises `ValueError`.
     """
     ids = tokens[:, : len(layout)].cpu().numpy()
     if ids.shape[1] < len(layout):

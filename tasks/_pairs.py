@@ -14,12 +14,7 @@ _PATIENCE = 50
 
 
 def check_label(task: Task, feature: str, label: int) -> None:
-    """Raise unless the task has this feature and the feature this label.
-
-    Raises:
-        QflError: Unknown feature.
-        ValueError: `label` is out of range.
-    """
+    """Raise `QflError` unless the task has this feature, `ValueError` unless the feature has this label."""
     n_labels = task.feature(feature).n_labels
     if not 0 <= label < n_labels:
         raise ValueError(f"label of {feature} must lie in [0, {n_labels}), got {label}. Labels count from 0.")
@@ -36,14 +31,7 @@ def pairs_by_edit(
 ) -> Pairs:
     """`n` pairs that differ in the feature's value at `label` and read it at the same position.
 
-    Args:
-        task: Whose feature it is.
-        rng: The only source of randomness.
-        n: Pairs.
-        feature: Name of the feature.
-        label: Index of the label.
-        edit: Clean examples to changed ones of the same prompt length.
-        sample: Draws the clean examples; the task by default.
+    `edit` turns clean examples, which `sample` draws (the task by default), into ones of the same prompt length.
 
     Raises:
         QflError: Unknown feature.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import functools
 import math
 from collections.abc import Mapping
@@ -80,11 +79,7 @@ def as_batch(tokens: Int[np.ndarray, "batch pos"], equals: int, n_answer: Int[np
 
 
 def prompt_letters(task: Task, tokens: Tokens, n_letters: int) -> Int[np.ndarray, "batch letter"]:
-    """The ids before `=`, which must stand at index `n_letters`.
-
-    Raises:
-        ValueError: It does not.
-    """
+    """The ids before `=`; `ValueError` unless it stands at index `n_letters`."""
     ids = tokens[:, : n_letters + 1].cpu().numpy()
     if ids.shape[1] <= n_letters or (ids[:, n_letters] != EQUALS).any():
         found = sorted(set(ids[:, n_letters:].ravel().tolist())) or "no such token"
@@ -105,20 +100,17 @@ class SequenceTask(Task):
 
     Rows are uniform over multisets of entries, each in uniformly random order; rows whose entries are permuted share a
     split.
-
-    Attributes:
-        low: The smallest entry.
-        high: The largest entry.
     """
 
     vocabulary = SEQUENCE_TOKENS
     low: ClassVar[int]
     high: ClassVar[int]
+    entries_per_length: ClassVar[int] = 1
 
     @property
-    @abc.abstractmethod
     def n_entries(self) -> int:
         """Integers of a raw row."""
+        return self.entries_per_length * self.length
 
     @functools.cached_property
     def baselines(self) -> Mapping[str, float]:

@@ -76,6 +76,8 @@ class ActivitySelection(SequenceTask):
 
     name = "activity_selection"
     low, high = 1, 9
+    # L start times, then L durations.
+    entries_per_length = 2
     lengths = (2, 256)
     default_length = 16
 
@@ -83,11 +85,6 @@ class ActivitySelection(SequenceTask):
     def n_ctx(self) -> int:
         """4L + 2 tokens: start and end times, `=`, at most L selected activities, `<EOS>`."""
         return 4 * self.length + 2
-
-    @property
-    def n_entries(self) -> int:
-        """L start times, then L durations."""
-        return 2 * self.length
 
     def _features(self) -> Sequence[Feature]:
         """The feature the paper probes and three it defines."""

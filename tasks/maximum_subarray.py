@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Int16, Int64, Integer
+from jaxtyping import Int16, Integer
 
 from qfl_interp.data.task import Batch, Feature, Pairs
 from qfl_interp.shapes import Examples, Tokens
@@ -97,11 +97,6 @@ class MaximumSubarray(SequenceTask):
         """2L + 2 tokens: the values, `=`, a segment of at most L values, `<EOS>`."""
         return 2 * self.length + 2
 
-    @property
-    def n_entries(self) -> int:
-        """L values."""
-        return self.length
-
     def _features(self) -> Sequence[Feature]:
         """The two features the paper probes and four it defines."""
         after = 1 + np.arange(self.length)
@@ -120,7 +115,8 @@ class MaximumSubarray(SequenceTask):
                 "whether the scan starts a new segment at value r, one token later", by_default=False,
             ),
             feature_at(
-                "max_so_far", "scalar", after, self._max_so_far,
+                "max_so_far", "scalar", after,
+                lambda examples: _without_first(np.maximum.accumulate(_ending_here(examples), axis=1)).astype(np.int64),
                 "the largest sum of a segment among the values up to r, one token later", by_default=False,
             ),
             feature_at(
@@ -141,10 +137,6 @@ class MaximumSubarray(SequenceTask):
         labels = np.zeros(examples.shape, dtype=np.uint8)
         np.less(_ending_here(examples)[:, :-1], 0, out=labels[:, 1:], casting="unsafe")
         return labels
-
-    def _max_so_far(self, examples: Examples) -> Int64[np.ndarray, "batch label"]:
-        """The largest sum so far."""
-        return _without_first(np.maximum.accumulate(_ending_here(examples), axis=1)).astype(np.int64)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

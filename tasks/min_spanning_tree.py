@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from qfl_interp.data.task import NO_POSITION, Feature
 from qfl_interp.shapes import Examples
@@ -95,15 +95,11 @@ class MinSpanningTree(GraphTask):
                 name="is_tree_edge",
                 kind="binary",
                 n_labels=self.length * (self.length - 1) // 2,
-                labels=self._is_tree_edge,
+                labels=lambda examples: _kruskal(self._graphs(examples).rows)[1],
                 positions=self._edge_positions,
                 description="whether edge r of the prompt joins two components, where its second node is read",
             )
         ]
-
-    def _is_tree_edge(self, examples: Examples) -> UInt8[np.ndarray, "batch label"]:
-        """1 for every edge that is kept."""
-        return _kruskal(self._graphs(examples).rows)[1]
 
     def _edge_positions(self, examples: Examples) -> Int64[np.ndarray, "batch label"]:
         """The second node of every edge; none beyond the last."""

@@ -111,15 +111,11 @@ class Multiplication(TwoOperandTask):
         """2L: the product of two L-bit numbers."""
         return 2 * self.length
 
-    @property
+    @functools.cached_property
     def baselines(self) -> Mapping[str, float]:
         """The paper's line (32/34 ln 2 at every length) and the measured entropy of each answer token on its own."""
-        return {"paper": 32 / 34 * math.log(2), "base_rate": self._base_rate}
-
-    @functools.cached_property
-    def _base_rate(self) -> float:
-        """Measured: the high bits of a product have no simple distribution."""
-        return measured_base_rate(self)
+        # Measured: the high bits of a product have no simple distribution.
+        return {"paper": 32 / 34 * math.log(2), "base_rate": measured_base_rate(self)}
 
     def _features(self) -> Sequence[Feature]:
         """First operand and the carries of every addition; those the paper looks at within a run are the default."""

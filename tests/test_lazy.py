@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from lazily import room
     from lazily.room.inner import Thing, renamed
     from math import tau
-__all__ = ["Thing", "renamed", "room", "tau"]
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)
 '''
 
 
@@ -44,6 +43,7 @@ def test_a_name_is_loaded_when_it_is_asked_for(lazily):
 def test_names_are_listed_and_an_unknown_one_names_them(lazily):
     assert {"Thing", "renamed", "room", "tau", "__all__"} <= set(dir(lazily))
     assert "annotations" not in dir(lazily)
+    assert lazily.__all__ == ["Thing", "renamed", "tau"], "a submodule is reached, but no part of an import of all"
     with pytest.raises(
         AttributeError, match=r"'lazily' has no .* 'thing'\. Did you mean 'Thing'\? Public names: Thing, renamed"
     ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
+import importlib.util
 import json
 import pkgutil
 import subprocess
@@ -102,7 +104,10 @@ def test_public_names_are_pinned_and_import():
 def test_what_a_room_hands_on_is_there(room):
     module = importlib.import_module(f"qfl_interp.{room}")
     submodules = {found.name for found in pkgutil.iter_modules(module.__path__)}
-    for name in getattr(module, "__all__", []):
+    source = importlib.util.find_spec(module.__name__).loader.get_source(module.__name__)
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    handed_on = [a.name for node in imports if node.module.startswith(f"qfl_interp.{room}.") for a in node.names]
+    for name in handed_on:
         if name in submodules:
             importlib.import_module(f"qfl_interp.{room}.{name}")
         assert not isinstance(getattr(module, name), ModuleType), f"the module {name} hides the name"

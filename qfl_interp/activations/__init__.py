@@ -11,14 +11,4 @@ if TYPE_CHECKING:
     from qfl_interp.activations.store import ActivationStore
     from qfl_interp.activations.store_entry import StoreKey
 
-__all__ = [
-    "ActivationStore",
-    "Place",
-    "ReadOut",
-    "SiteSpan",
-    "StoreKey",
-    "site_span",
-    "site_spans",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -83,21 +83,8 @@ class ActivationStore:
         layers in a row) are a view of the map, others a copy of the span in memory. Writing into a span changes this
         process's memory alone, never the file.
 
-        Args:
-            key: As for `capture`; so are the other arguments.
-            load_model: As for `capture`.
-            tokens: As for `capture`.
-            first: First position; a stored span that is wider serves too.
-            last: Last position.
-            names: As for `capture`.
-            layers: In the order they are wanted.
-            dtype: As for `capture`.
-            chunk: As for `capture`.
-            progress: Draw a bar on standard error while capturing.
-
-        Raises:
-            QflError: As `capture`.
-            ValueError: As `capture`.
+        The arguments and errors are those of `capture`. A stored span that is wider serves too, and layers come in the
+        order they are asked for; `progress` draws a bar on standard error while capturing.
         """
         with progress_bar(enabled=progress) as bar:
             shown = bar.add_task("capturing", total=None, visible=False, detail=f"{key.dataset} at step {key.step}")

@@ -43,22 +43,9 @@ class StoreKey(NamedTuple):
 class Entry:
     """The manifest of one site's file.
 
-    Attributes:
-        version: Of the format.
-        run_id: As in the key.
-        step: As in the key.
-        dataset: As in the key.
-        tokens: SHA-256 of the tokens.
-        site: Name.
-        first: First position stored.
-        last: Last position stored.
-        dtype: Name of a `StoreDtype`.
-        n_examples: Of the data set.
-        n_layers: Of the model: the file has room for each.
-        n_heads: 1 at a site without heads.
-        d: Width of the activation, of each head's where there are heads.
-        done: Layer -> examples written.
-        weights: As in the key; empty in stores of before.
+    It holds the key, the SHA-256 of the tokens, the positions (inclusive) and the sizes: there is room for all layers
+    of the model, `n_heads` is 1 at a site without heads, and `d` is the width of a head where there are heads. `done`
+    says how many examples are written of each layer. `weights` is empty in stores of before.
     """
 
     version: int
@@ -136,12 +123,6 @@ def read_entry(path: Path) -> Entry:
 
 def find_entries(folder: Path, digest: str, weights: str, request: Request) -> dict[str, Entry | None]:
     """For each name the stored entry that covers the request's positions and lacks the fewest of its layers.
-
-    Args:
-        folder: The key's.
-        digest: SHA-256 of the tokens.
-        weights: The key's.
-        request: What is wanted.
 
     Raises:
         QflError: The folder holds activations of other tokens or other weights, or a manifest cannot be read.

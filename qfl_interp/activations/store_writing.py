@@ -56,14 +56,8 @@ def run_pass(
 ) -> None:
     """Capture and write; a manifest counts examples only after the disk has them.
 
-    Args:
-        folder: The key's.
-        model: Any hooked model.
-        tokens: All of the data set.
-        todo: Layers, positions and the first example.
-        entries: What is written, by name; entries that are new have no shape yet.
-        chunk: Examples a batch.
-        on_examples: Called after each batch with how many of how many examples are done.
+    Entries that are new have no shape yet. `on_examples` is called after each batch of `chunk` examples with how many
+    of how many are done.
 
     Raises:
         QflError: The disk has too little room, or the model is not the one stored.

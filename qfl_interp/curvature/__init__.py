@@ -26,28 +26,4 @@ if TYPE_CHECKING:
         stability_edge,
     )
 
-__all__ = [
-    "AdamState",
-    "AlongStep",
-    "CurvatureConfig",
-    "Eigenpairs",
-    "Hessian",
-    "LearningCoefficient",
-    "Preconditioned",
-    "SgldConfig",
-    "SymmetricOperator",
-    "adam_preconditioner",
-    "adam_state",
-    "adam_update",
-    "along_step",
-    "cosine",
-    "estimate_learning_coefficient",
-    "gram_matrix",
-    "orthonormalise",
-    "require_orthonormal",
-    "stability_edge",
-    "step_sharpness",
-    "top_eigenpairs",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -136,26 +136,15 @@ def solver_vectors(k: int, max_products: int) -> int:
 
     They are those of the longer Lanczos run, which comes where the shorter one has not converged, and about 12 + 4 k
     beside it by measurement; 4 more are left for the products.
-
-    Args:
-        k: As in `top_eigenpairs`.
-        max_products: As in `top_eigenpairs`.
     """
     krylov, products = _sizes(k, max_products)
     return _long(krylov, products) + 4 * k + 16
 
 
-class _Sizes(NamedTuple):
-    """Vectors of the run that is restarted, and products that Lanczos may take."""
-
-    krylov: int
-    products: int
-
-
-def _sizes(k: int, max_products: int) -> _Sizes:
-    """How `k` pairs are looked for; the Rayleigh-Ritz step takes `2 k` products at most."""
+def _sizes(k: int, max_products: int) -> tuple[int, int]:
+    """Vectors of the run that is restarted, and the products Lanczos may take: Rayleigh-Ritz takes `2 k` at most."""
     products = max_products - 2 * k
-    return _Sizes(min(2 * k + 8, products - 1), products)
+    return min(2 * k + 8, products - 1), products
 
 
 def _long(krylov: int, products: int) -> int:

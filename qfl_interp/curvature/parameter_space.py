@@ -17,9 +17,6 @@ from qfl_interp.models.build import parameters_to_save
 class ParameterSpace:
     """Names and shapes of trained parameters, in the order in which they lie in a vector.
 
-    Attributes:
-        shapes: The shape of each parameter by name.
-
     Example:
         >>> space = ParameterSpace({"W": (2, 2), "b": (1,)})
         >>> {name: part.tolist() for name, part in space.unflatten(torch.arange(5.0)).items()}

@@ -79,19 +79,6 @@ def soft_ranks(features: Float[Tensor, "example d"], *, centre: bool = False) ->
     return _of_spectrum(torch.linalg.eigvalsh(x @ x.mT if len(x) <= x.shape[1] else x.mT @ x))
 
 
-def soft_ranks_of_gram(gram: Float[Tensor, "example example"]) -> SoftRanks:
-    """The soft ranks from a Gram matrix.
-
-    Args:
-        gram: Symmetric and positive semidefinite; computed in float64.
-
-    Raises:
-        ValueError: Fewer than 2 examples, an entry that is not finite, a zero matrix, or one that is not symmetric
-            positive semidefinite.
-    """
-    return _of_spectrum(torch.linalg.eigvalsh(_gram(gram, "gram")))
-
-
 def gradient_weighted(
     gram: Float[Tensor, "example example"], residual_gram: Float[Tensor, "residual residual"]
 ) -> float:
@@ -106,8 +93,9 @@ def gradient_weighted(
         residual_gram: `C = B B'`, that of the loss's derivatives by the outputs.
 
     Raises:
-        ValueError: As `soft_ranks_of_gram`, of either matrix; another number of examples; or residuals for which the
-            features vanish (`C K^2 = 0`).
+        ValueError: Of either matrix: fewer than 2 examples, an entry that is not finite, all zeros, or not symmetric
+            positive semidefinite; another number of examples; or residuals for which the features vanish
+            (`C K^2 = 0`).
     """
     if residual_gram.shape != gram.shape:
         raise ValueError(

@@ -26,11 +26,8 @@ from qfl_interp.shapes import Tokens
 class ScoredTokens:
     """Sequences, and which of their tokens are scored one by one; ordered by example, then by position.
 
-    Attributes:
-        tokens: Token ids of what predicts: the last scored token, and what follows it, is cut off.
-        example: Row of `tokens` of each scored token.
-        position: The position that *predicts* it, one before its own.
-        target: Its id.
+    A token's `position` is the one that *predicts* it, one before its own, in the row `example` of `tokens`; the last
+    scored token, and what follows it, is cut off.
     """
 
     tokens: Tokens
@@ -57,10 +54,8 @@ class ScoredTokens:
 def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
     """The tokens of a batch that are scored.
 
-    Args:
-        batch: Encoded examples.
-        prompt_end: Score the last token of the prompt (`=`) too, as the quiet-features paper's loss does. By default
-            the answer alone.
+    With `prompt_end` the last token of the prompt (`=`) is too, as in the quiet-features paper's loss. By default the
+    answer alone.
 
     Raises:
         ValueError: Nothing is scored.
@@ -84,10 +79,7 @@ class TokenLoss:
     Computed by the model itself with other tensors in its parameters' place (`torch.func.functional_call`): plain
     attention, which has derivatives of every order in both modes, and with the hooks it has. The model is not changed.
 
-    Args:
-        model: Any hooked model in evaluation mode.
-        scored: On which tokens.
-        dtype: Precision of everything; a model in another one is copied first.
+    `dtype` is the precision of everything; a model in another one is copied first. The model is in evaluation mode.
     """
 
     def __init__(self, model: HookedModel, scored: ScoredTokens, *, dtype: torch.dtype = torch.float32) -> None:
@@ -130,9 +122,6 @@ class TokenLoss:
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " token"]:
         """The loss of each scored token at these parameters; differentiable.
-
-        Args:
-            parameters: By name, of the loss's precision.
 
         Raises:
             QflError: The model computes something that torch has no such derivative of.

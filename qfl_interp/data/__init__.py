@@ -13,19 +13,4 @@ if TYPE_CHECKING:
     from qfl_interp.data.registry import load_task, task_names
     from qfl_interp.data.task import Batch, Feature, Pairs, Task
 
-__all__ = [
-    "Batch",
-    "ExampleStream",
-    "Feature",
-    "FixedFeature",
-    "FixedTask",
-    "Pairs",
-    "Task",
-    "held_out",
-    "held_out_pairs",
-    "load_task",
-    "measured_base_rate",
-    "task_names",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

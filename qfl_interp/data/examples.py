@@ -126,9 +126,7 @@ class ExampleStream:
 def examples_of_all(streams: Sequence[ExampleStream], step: int) -> Examples:
     """Every stream's examples of one step one after the other, each the stream's own, sorted into splits together.
 
-    Args:
-        streams: Of one task, split and batch size.
-        step: The step.
+    The streams are of one task, split and batch size.
 
     Raises:
         QflError: As `ExampleStream.examples`.

@@ -27,8 +27,6 @@ from qfl_interp.digests import digest
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.shapes import Examples, Tokens
 
-__all__ = ["FixedFeature", "FixedTask"]
-
 
 class FixedTask(Task):
     """A task whose problems are the rows of one dataset; an example is a row number.

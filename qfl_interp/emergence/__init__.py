@@ -11,15 +11,4 @@ if TYPE_CHECKING:
     from qfl_interp.emergence.transition import Transition, find_transition
     from qfl_interp.emergence.verdict import Verdict, classify, lead_interval_bootstrap, lead_interval_seeds
 
-__all__ = [
-    "Onset",
-    "Transition",
-    "Verdict",
-    "classify",
-    "find_onset",
-    "find_transition",
-    "lead_interval_bootstrap",
-    "lead_interval_seeds",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

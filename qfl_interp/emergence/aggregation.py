@@ -41,8 +41,7 @@ def geometric_mean(values: Float[np.ndarray, "*rest label"]) -> Float[np.ndarray
 def select_layer(train_metric: Float[np.ndarray, "layer label"]) -> Int[np.ndarray, " label"]:
     """The layer with the lowest training metric for each label; the earliest of equal ones.
 
-    Args:
-        train_metric: Log loss or mean squared error on the probe's training set; NaN where none was fitted.
+    The metric is log loss or mean squared error, NaN where none was fitted.
 
     Returns:
         A layer a label; `NOT_FITTED` where every layer is NaN.
@@ -84,10 +83,6 @@ def summarise(
 
     The untrained model's probes summarised the same way are the clean baseline.
 
-    Args:
-        train_metric: Decides the layer; NaN where none was fitted.
-        test_metric: Is reported.
-
     Returns:
         One summary each for "beginning", "middle", "end" and "all".
 
@@ -107,9 +102,6 @@ def reference_baseline(test_metric: Float[np.ndarray, "model layer label"]) -> d
 
     It is chosen on the test set, unlike the trained probes, which favours the baseline a little. Several
     untrained models enter by their geometric mean per label.
-
-    Args:
-        test_metric: Of probes on untrained models, normally one; NaN where none was fitted.
 
     Raises:
         ValueError: A reported value is negative or not finite, or a label was fitted in some models only.

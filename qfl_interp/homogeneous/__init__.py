@@ -14,20 +14,4 @@ if TYPE_CHECKING:
     from qfl_interp.homogeneous.taylor import taylor_coefficients
     from qfl_interp.homogeneous.training import MLPRun, train_mlp
 
-__all__ = [
-    "RULES",
-    "HomogeneousMLP",
-    "Labelled",
-    "MLPConfig",
-    "MLPRun",
-    "MLPTrainConfig",
-    "SampleReader",
-    "digits",
-    "mnist",
-    "sample_tokens",
-    "taylor_coefficients",
-    "top_sharpness",
-    "train_mlp",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

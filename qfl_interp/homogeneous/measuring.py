@@ -71,13 +71,7 @@ def ranks_of(features: Tensor) -> dict[str, float]:
 
 
 class Evaluation:
-    """What is measured of the whole network now and then: on all examples, and sharpness on a fixed sample.
-
-    Args:
-        config: Loss, rule, seed and sample size.
-        data: Training and test examples.
-        rule: Whose scales precondition the sharpness.
-    """
+    """What is measured of the whole network now and then: on all examples, and sharpness on a fixed sample."""
 
     def __init__(self, config: MLPTrainConfig, data: Labelled, rule: Rule) -> None:
         self._config, self._data, self._rule = config, data, rule

@@ -104,11 +104,7 @@ def run_minibatch(
 ) -> Minibatch:
     """One minibatch forward and back, in the model's precision. Hooks on the model are not run.
 
-    Args:
-        model: The network.
-        inputs: The batch.
-        targets: Class ids for "cross_entropy", vectors for "mse".
-        loss: Which loss.
+    `targets` are class ids for "cross_entropy", vectors for "mse".
 
     Raises:
         ValueError: Fewer than 2 examples, inputs of another width or not finite, targets that do not fit the loss; or
@@ -139,13 +135,7 @@ def minibatch_of(
 ) -> Minibatch:
     """One minibatch through weights with multipliers of one's own; `run_minibatch` without a model.
 
-    Args:
-        weights: `W`, each `[m_k, m_{k-1}]`.
-        alphas: Layer multipliers.
-        slopes: `(a, b)` of `phi(s) = a s + b |s|`.
-        inputs: The batch.
-        targets: Class ids for "cross_entropy", vectors for "mse".
-        loss: Which loss.
+    `weights` are `[m_k, m_{k-1}]` each, and `slopes` is `(a, b)` of `phi(s) = a s + b |s|`.
 
     Raises:
         ValueError: Fewer than 2 examples, or targets that do not fit the loss.

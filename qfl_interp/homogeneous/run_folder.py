@@ -58,12 +58,8 @@ class Saved(NamedTuple):
 class RunFolder(ClaimedFolder):
     """One training's directory, locked while it is open; use as a context manager.
 
-    Args:
-        path: Made if it is not there.
-        model: What names the run.
-        train: Likewise.
-        data: Likewise: its name and its bytes.
-        rule: Name of the user's rule, "" for the configuration's.
+    Model, training, the data's name and bytes, and the name of the user's rule ("" for the configuration's) name the
+    run.
 
     Raises:
         QflError: The directory holds something else or a run of another configuration, or another process is in it.

@@ -29,12 +29,6 @@ class MLPHessian:
 
     That of the current linear piece: where a preactivation is 0 the loss has a kink instead. The parameters are
     copied: changing the model later does not move the Hessian.
-
-    Args:
-        model: The network.
-        inputs: The examples.
-        targets: Class ids for "cross_entropy", vectors for "mse".
-        loss: Which loss.
     """
 
     def __init__(
@@ -69,11 +63,8 @@ class MLPHessian:
 class Sharpness(NamedTuple):
     """The algebraically largest eigenvalue of a Hessian on some examples.
 
-    Attributes:
-        value: The eigenvalue.
-        residual: `|H v - value v| / |value|` of its vector.
-        converged: Whether that is within the tolerance.
-        n: Examples it was measured on; that of few exceeds that of many.
+    `residual` is `|H v - value v| / |value|` of its vector, `converged` whether that is within the tolerance. That of
+    few examples exceeds that of many.
     """
 
     value: float

@@ -21,43 +21,6 @@ if TYPE_CHECKING:
     from qfl_interp.interventions.paths import Node, PathScores, head_senders, path_patch
     from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes, project_out
     from qfl_interp.interventions.replace import activations_at, donors_of, mean, mean_of, resample, zero
-    from qfl_interp.interventions.scoring import UnitScores, answers, score_ablation, score_interventions, score_units
+    from qfl_interp.interventions.scoring import UnitScores, score_ablation, score_interventions, score_units
 
-__all__ = [
-    "AttributionScores",
-    "InterchangeScores",
-    "Node",
-    "PairScores",
-    "PatchPairs",
-    "PatchScores",
-    "PathScores",
-    "Planes",
-    "UnitScores",
-    "activations_at",
-    "answers",
-    "attribution_error",
-    "attribution_patch",
-    "donors_of",
-    "edit_at",
-    "head_senders",
-    "interchange_scores",
-    "mean",
-    "mean_of",
-    "patch_pairs",
-    "patch_sweep",
-    "path_patch",
-    "plane_ablation",
-    "plane_controls",
-    "plane_means",
-    "pooled_planes",
-    "probe_planes",
-    "project_out",
-    "resample",
-    "score_ablation",
-    "score_interventions",
-    "score_units",
-    "swap_subspace",
-    "zero",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

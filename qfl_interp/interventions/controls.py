@@ -68,11 +68,6 @@ def random_planes(planes: Planes, means: Float[Tensor, "row d_model"], rng: np.r
 
     Directions are independent Gaussian ones of unit norm, and `b = -w . mean`, so that the control takes out the
     activation's variation along `w` without shifting its mean (the paper keeps the trained offset, which also shifts).
-
-    Args:
-        planes: The planes to imitate.
-        means: Mean activation at each row's layer and positions.
-        rng: Draws the directions.
     """
     drawn = torch.from_numpy(rng.standard_normal(tuple(planes.directions.shape))).to(means)
     return through_means(planes, drawn / drawn.norm(dim=-1, keepdim=True), means)
@@ -89,11 +84,7 @@ def feature_planes(
     Unlike random ones these point where the model's activations vary. Rows that are projected out jointly get different
     directions.
 
-    Args:
-        planes: The planes to imitate.
-        pool: Other features' probe weights, by the layer they were fitted at.
-        means: Mean activation at each row's layer and positions.
-        rng: Draws the directions, without replacement within a place.
+    `pool` holds other features' probe weights by the layer they were fitted at; a place draws without replacement.
 
     Raises:
         ValueError: A layer's pool holds fewer directions than one place needs.
@@ -118,11 +109,8 @@ def feature_planes(
 class Moves(NamedTuple):
     """How far one intervention moved an activation.
 
-    Attributes:
-        site: Where.
-        positions: The tokens it changed in each example; -1 beyond the last.
-        size: Euclidean length of the change there, over everything a token holds; 0 where there is none.
-        shape: What a token's activation looks like: `(d_model,)`, or `(head, d_head)`.
+    `positions` are the tokens it changed in each example, -1 beyond the last, and `size` the Euclidean length of the
+    change there over everything a token holds, whose `shape` is `(d_model,)` or `(head, d_head)`.
     """
 
     site: Site
@@ -135,11 +123,7 @@ class Moves(NamedTuple):
 def moves_made(model: HookedModel, tokens: Tokens, make: RowInterventions, *, chunk: int = 256) -> list[Moves]:
     """How far each of the interventions moves the activations of each example, in the order they are installed.
 
-    Args:
-        model: Any hooked model.
-        tokens: The examples.
-        make: The interventions for some of them.
-        chunk: Examples a pass; one number a token and intervention is kept.
+    One number a token and intervention is kept.
 
     Raises:
         QflError: A hook point does not exist or did not fire.
@@ -185,10 +169,6 @@ def same_norm(moves: Sequence[Moves], rng: np.random.Generator) -> RowInterventi
     """Random vectors added where an ablation changed something, each exactly as long as its change there.
 
     Directions are independent and uniform for every example and token. Holds one vector for each of them, float32.
-
-    Args:
-        moves: What `moves_made` found of the ablation.
-        rng: Draws the directions.
     """
     drawn = []
     for move in moves:

@@ -152,10 +152,7 @@ def score_pairs(
 ) -> PairScores:
     """Scores in float64 of logits at `pairs.span`.
 
-    Args:
-        logits: One row for each entry of `rows`.
-        pairs: What was run.
-        rows: Which pair each row of logits belongs to; a pair may occur more than once.
+    `rows` says which pair each row of logits belongs to; a pair may occur more than once.
     """
     scores = score_logits(logits, pairs.target[rows].to(logits.device))
     difference = contrast_logit_diff(logits, pairs, rows)
@@ -164,10 +161,6 @@ def score_pairs(
 
 def normalise(change: Float[np.ndarray, "*place"], gap: Float[np.ndarray, "*#place"]) -> Float[np.ndarray, "*place"]:
     """A change of a mean as a fraction of the gap from the corrupted mean to the clean one: 0 = corrupted, 1 = clean.
-
-    Args:
-        change: Patched mean minus corrupted mean.
-        gap: Clean mean minus corrupted mean.
 
     Returns:
         `change / gap`; NaN where `|gap|` is below `MIN_GAP`, as the two runs cannot be told apart there.

@@ -121,12 +121,8 @@ def _among(name: str, asked: Sequence[int] | None, n: int) -> list[int]:
 class _Block(NamedTuple):
     """Some pairs with what their patches at every layer need.
 
-    Attributes:
-        pair: Which pairs.
-        tokens: The corrupted run's, up to the last scored position.
-        source: Clean activations of the component, by layer.
-        differs: Where the corrupted run's are others, by layer: `[pair, pos]` or `[pair, pos, head]`.
-        resid: The corrupted residual stream before each layer; empty where the model cannot start there.
+    `tokens` and `resid` (before each layer; empty where the model cannot start there) are the corrupted run's, `source`
+    the clean activations. `differs` is `[pair, pos]` or `[pair, pos, head]` by layer.
     """
 
     pair: Int[Tensor, " pair"]

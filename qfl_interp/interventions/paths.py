@@ -164,10 +164,8 @@ def _order(model: HookedModel, node: Node) -> float:
 class _Frozen(NamedTuple):
     """The first run of some rows.
 
-    Attributes:
-        tokens: What both runs read.
-        held: The sender's clean activation, and corrupted ones for all others.
-        start: The first receiver's layer and the corrupted residual stream before it, where the second run starts.
+    `held` are the sender's clean activation and corrupted ones for all others, `start` the first receiver's layer and
+    the corrupted stream before it, where the second run starts.
     """
 
     tokens: Int[Tensor, "row pos"]

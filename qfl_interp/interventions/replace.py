@@ -54,16 +54,9 @@ def mean(
 ) -> Intervention:
     """Mean ablation: `x <- (1 - eps) x + eps mean`.
 
-    Args:
-        site: Where.
-        value: What takes the activation's place, for each label; without `positions` for each token of the site.
-            `mean_of` computes it.
-        positions: As for `zero`.
-        units: As for `zero`.
-        epsilon: As for `zero`.
-
-    Raises:
-        ValueError: As for `zero`; or `value` does not fit the activation.
+    `value` takes the activation's place, for each label; without `positions` for each token of the site. `mean_of`
+    computes it. The other arguments and the errors are those of `zero`, and a `ValueError` for a `value` that does not
+    fit the activation.
     """
     return replace(site, lambda x: value.to(x)[None], positions, units=units, epsilon=epsilon, label="mean")
 
@@ -78,12 +71,8 @@ def resample(
 ) -> Intervention:
     """Resample ablation: `x <- (1 - eps) x + eps (the activation of another example)`.
 
-    Args:
-        site: Where.
-        donors: What takes the activation's place in each example of the pass: rows of what `donors_of` returns.
-        positions: As for `zero`.
-        units: As for `zero`.
-        epsilon: As for `zero`.
+    `donors` take the activation's place in each example of the pass: rows of what `donors_of` returns. The other
+    arguments are those of `zero`.
 
     Raises:
         ValueError: As for `zero`; or `donors` do not fit the activation.
@@ -105,13 +94,9 @@ def replace(
 ) -> Intervention:
     """The intervention `x <- (1 - eps) x + eps value(x)` on some units: what the ablations above have in common.
 
-    Args:
-        site: Where.
-        value: The activation `[batch, place, ...]` to its replacement; a batch axis of 1 is repeated.
-        positions: As for `zero`.
-        units: The same units in every example, or, as a tensor, one unit for each example of the pass.
-        epsilon: Strength.
-        label: What the intervention's repr says.
+    `value` takes the activation `[batch, place, ...]` to its replacement; a batch axis of 1 is repeated. `units` are
+    the same in every example, or, as a tensor, one unit for each example of the pass. The other arguments are those of
+    `zero`; `label` is what the intervention's repr says.
 
     Raises:
         ValueError: As for `zero`; or, in the pass, a replacement of another shape or a unit that is not there.
@@ -245,11 +230,8 @@ def replacement_by(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """What takes an activation's place, for `replace`: (indices of examples, the activation there) -> replacement.
 
-    Args:
-        method: Zero, the mean over the examples, or another example's activation.
-        activations: What `activations_at` returned for the examples; not read for "zero".
-        positions: What it was asked for.
-        rng: Draws the donors of "resample", which needs it.
+    `activations` is what `activations_at` returned for the examples and `positions`, not read for "zero"; `rng` draws
+    the donors of "resample".
 
     Raises:
         ValueError: An unknown method; or "resample" without `rng`.

@@ -21,7 +21,6 @@ from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
 from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import logits_at, resumable, rows_logits
-from qfl_interp.models.generate import decode_greedy
 from qfl_interp.models.hooks import Intervention, Site
 from qfl_interp.models.metrics import ExampleScores, evaluate
 from qfl_interp.seeding import generator
@@ -261,29 +260,3 @@ def _score_layer_units(
 
         scores.append(score_interventions(model, many, make, chunk=chunk, prefix=ahead))
     return scores
-
-
-def answers(model: HookedModel, batch: Batch, make: RowInterventions = intact, *, chunk: int = 256) -> Tokens:
-    """What the model writes after `=`, in place of each example's answer: greedy decoding under interventions.
-
-    As many tokens as the reference answer has; what lies behind it is kept. Ties go to the lowest id.
-
-    Args:
-        model: Any hooked model.
-        batch: Prompts, and where their answers are; the answers are the first guess.
-        make: The interventions for the examples of each chunk; each position has to be changed in the same way
-            whatever follows it.
-        chunk: Examples decoded together.
-
-    Raises:
-        QflError: A hook point does not exist or did not fire.
-    """
-    free = batch.loss_mask & (batch.loss_mask.cumsum(dim=1) > 1)
-
-    def decode(start: int) -> Tensor:
-        def forward(tokens: Tensor, rows: Tensor) -> Tensor:
-            return logits_at(model, tokens, slice(None), make(start + rows)).cpu()
-
-        return decode_greedy(forward, batch.tokens[start : start + chunk], free[start : start + chunk])
-
-    return torch.cat([decode(start) for start in range(0, len(batch.tokens), chunk)])

@@ -25,20 +25,4 @@ if TYPE_CHECKING:
     )
     from qfl_interp.models.metrics import ExampleScores, evaluate
 
-__all__ = [
-    "ExampleScores",
-    "HookedModel",
-    "Intervention",
-    "Site",
-    "build_model",
-    "evaluate",
-    "fast_logits",
-    "generate_greedy",
-    "hook_point",
-    "hooked_from_hf",
-    "interventions_on",
-    "read_activations",
-    "write_activation",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

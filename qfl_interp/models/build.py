@@ -23,21 +23,6 @@ from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.seeding import torch_generator
 
-__all__ = [
-    "HookedModel",
-    "HookedTransformer",
-    "TransformerBridge",
-    "build_hooked",
-    "build_model",
-    "hooked_from_hf",
-    "layer_count",
-    "load_parameters",
-    "model_device",
-    "model_in_dtype",
-    "model_on",
-    "parameters_to_save",
-]
-
 # Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model.
 HookedModel = HookedRootModule | TransformerBridge
 
@@ -65,12 +50,6 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
     "llama": every bias of TransformerLens becomes a zero buffer that no checkpoint holds, so that the
     parameters are the paper's, `2 d_vocab d_model + d_model + n_layers (4 d_model^2 + 3 d_model d_mlp + 2
     d_model)` of them. "gpt2": biases are trained.
-
-    Args:
-        config: Shape and style.
-        d_vocab: Size of the vocabulary.
-        n_ctx: Longest sequence.
-        seed: Decides the initial weights; the global generators are not touched.
 
     Raises:
         ValueError: `d_vocab` or `n_ctx` is not positive.
@@ -133,10 +112,7 @@ def _freeze(module: nn.Module, name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Generator) -> None:
-    """Draw every weight matrix in place, by name, so that no other order of construction changes a weight.
-
-    Gains are 1 and biases 0 from construction.
-    """
+    """Draw weight matrices (gains are 1, biases 0 already), by name: the order of construction changes no weight."""
     for name, parameter in sorted(model.named_parameters()):
         matrix = name.rpartition(".")[2]
         if not matrix.startswith("W_"):
@@ -195,9 +171,7 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
 def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:
     """Leave as parameters of a bridge what is trained: not the projections it has split, nor biases it has added.
 
-    Args:
-        bridge: The bridge.
-        own: `id` of every parameter the Hugging Face model had.
+    `own` holds the `id` of every parameter the Hugging Face model had.
     """
     for module in list(bridge.modules()):
         for fused in _split_projections(module):
@@ -266,10 +240,6 @@ def parameters_to_save(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into the model, after all of them were checked.
-
-    Args:
-        model: Built from the configuration the tensors were saved with.
-        tensors: What `parameters_to_save` gave.
 
     Raises:
         QflError: A name, shape or dtype does not fit; all mismatches are listed and the model is unchanged.

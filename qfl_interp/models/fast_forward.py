@@ -83,17 +83,9 @@ def fast_resid(
 ) -> Float[Tensor, "batch layer asked d_model"]:
     """The residual stream after blocks `layers` (`resid_post`) at `positions`, without gradients.
 
-    Stops after the last layer asked for, which is computed at the positions alone.
-
-    Args:
-        model: As for `fast_logits`.
-        tokens: As for `fast_logits`.
-        layers: Blocks counted from 0; the result keeps their order.
-        positions: As for `fast_logits`.
-
-    Raises:
-        QflError: As for `fast_logits`.
-        ValueError: As for `fast_logits`; or a layer that the model does not have.
+    Stops after the last layer asked for, which is computed at the positions alone. Layers are counted from 0, in any
+    order, which the result keeps. The other arguments and the errors are those of `fast_logits`, and a `ValueError`
+    for a layer that the model does not have.
     """
     weights = _weights(model, tokens)
     n_layers = len(weights.layers)

@@ -31,11 +31,7 @@ def logits_at(
 ) -> Float[Tensor, "batch asked d_vocab"]:
     """`model(tokens)[:, positions]` under interventions, on the model's device, without gradients.
 
-    Args:
-        model: Any hooked model.
-        tokens: Token ids; moved to the model's device.
-        positions: Which positions' logits.
-        interventions: Installed for this call alone. Without any, a model `fast_logits` knows takes that way.
+    Without interventions, a model that `fast_logits` knows takes that way.
 
     Raises:
         QflError: A hook point does not exist or did not fire.
@@ -62,13 +58,8 @@ def rows_logits(
 ) -> Float[Tensor, "row scored d_vocab"]:
     """Logits at `span` under interventions.
 
-    Args:
-        model: Any hooked model.
-        tokens: What it reads, on its device; None where the run starts inside the model.
-        span: Positions whose logits are asked for.
-        interventions: Installed for this call.
-        start: A layer and the residual stream before it. Where the model is `resumable` the run starts there, and
-            `tokens` are not read: no intervention may then be at an earlier layer.
+    `start` is a layer and the residual stream before it. Where the model is `resumable` the run starts there, and
+    `tokens` are not read (None will do): no intervention may then be at an earlier layer.
     """
     if not resumable(model):
         with interventions_on(model, interventions):

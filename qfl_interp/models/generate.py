@@ -25,11 +25,8 @@ def decode_greedy(
     Exact for causal models, under every intervention that changes a position in the same way whatever follows it. Two
     logits that differ by rounding alone may change places, as between any two batch shapes.
 
-    Args:
-        forward: Tokens of some examples, and which ones (their indices), to logits at every position. Examples that
-            are settled are not passed again.
-        tokens: The guess at the free tokens, between tokens that stay.
-        free: Which tokens are decoded.
+    `forward` takes tokens of some examples, and which ones (their indices), to logits at every position. Examples that
+    are settled are not passed again. What `tokens` hold where they are `free` is a guess.
 
     Raises:
         ValueError: A first token is free: nothing predicts it.

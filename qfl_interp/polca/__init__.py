@@ -14,16 +14,4 @@ if TYPE_CHECKING:
     from qfl_interp.polca.decomposition import Decomposition, Segment, decompose
     from qfl_interp.polca.trajectories import Trajectories
 
-__all__ = [
-    "Clusters",
-    "Decomposition",
-    "PolcaConfig",
-    "Segment",
-    "Trajectories",
-    "cluster_breakthroughs",
-    "cluster_direction",
-    "decompose",
-    "hessian_directions",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -82,11 +82,6 @@ def hessian_directions(
 def added_directions(basis: Directions, vectors: Float[Tensor, "new parameter"], what: str) -> NewDirections:
     """The vectors made orthonormal, in their order, and orthogonal to the basis.
 
-    Args:
-        basis: Found before; no rows at first.
-        vectors: Gradients, for example.
-        what: What an error calls them.
-
     Raises:
         ValueError: A vector vanishes or lies in the span of the basis and of those before it.
     """
@@ -114,10 +109,6 @@ def random_directions(
 def top_parameters(parameters: Float[Tensor, " parameter"], n: int) -> NewDirections:
     """The axes of the n parameters of largest magnitude, largest first: what LCA follows.
 
-    Args:
-        parameters: Those of the last checkpoint.
-        n: How many.
-
     Raises:
         ValueError: There are fewer parameters.
     """
@@ -134,10 +125,6 @@ def trajectory_directions(movement: Float[Tensor, "time parameter"], n: int) -> 
 
     Not centred: the first points where training went as a whole. By the eigenvectors of the Gram matrix, which has as
     many rows as there are times; nothing else is larger than `movement`, which is overwritten.
-
-    Args:
-        movement: `theta_t - theta_0` at each time.
-        n: How many.
 
     Raises:
         ValueError: The movement has fewer than n dimensions.
@@ -183,13 +170,8 @@ def basis_bytes(
     While gradients are projected: the directions and a copy laid out for the products, in every process. Always: their
     inner products with each other, which show that they are orthonormal.
 
-    Args:
-        n_directions: How many.
-        n_parameters: Entries of each.
-        at_once: Whether all are found together.
-        n_vectors: Vectors of float64 beside the directions; `solver_vectors` for eigenvectors.
-        dtype: Precision of the directions.
-        jobs: Processes that project gradients.
+    `n_vectors` counts the float64 vectors beside the directions: `solver_vectors` for eigenvectors. `at_once` is
+    whether all are found together; `jobs` is how many processes project gradients.
     """
     found = n_directions * dtype.itemsize * (3 if at_once else 1) + n_vectors * 8
     projected = jobs * 2 * n_directions * dtype.itemsize

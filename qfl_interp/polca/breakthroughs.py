@@ -27,9 +27,7 @@ FLAT_SHARE = 0.05
 class Acceleration(NamedTuple):
     """Second differences of curves.
 
-    Attributes:
-        steps: The checkpoints at which both ends of the span exist.
-        values: `[f(t + span) - f(t)] - [f(t) - f(t - span)]` of each curve there.
+    `values` is `[f(t + span) - f(t)] - [f(t) - f(t - span)]` of each curve, at the steps where both ends exist.
     """
 
     steps: Int[np.ndarray, " inner"]
@@ -40,12 +38,8 @@ def acceleration(values: Float[np.ndarray, "*curve time"], steps: Sequence[int],
     """The second difference of curves over `span` steps at every checkpoint that lies that far from both ends.
 
     Between checkpoints a curve is taken as linear, so that they need not be evenly spaced; where their gaps are wider
-    than the span, this is the change of the slope from one gap to the next, times the span.
-
-    Args:
-        values: One or several curves.
-        steps: The step of each time, increasing.
-        span: In steps; the paper's D is 100 of 10,000.
+    than the span, this is the change of the slope from one gap to the next, times the span. The paper's D is 100 of
+    10,000 steps.
 
     Raises:
         ValueError: Steps and values differ in length, steps do not increase, or no checkpoint lies within.
@@ -73,12 +67,9 @@ def break_step(
 ) -> Int[np.ndarray, "*curve"]:
     """The step at which each curve turns most sharply; of equal ones the first.
 
-    Args:
-        values: One or several curves.
-        steps: The step of each time.
-        span: Over how many steps a turn is measured.
-        rule: "paper": the largest second difference, as Eq. 10 is written; of a falling loss that is where its fall
-            *ends*. "down": the smallest, where its fall begins. "absolute": the largest in size.
+    A turn is measured over `span` steps. Rule "paper" is the largest second difference, as Eq. 10 is written; of a
+    falling loss that is where its fall *ends*. "down" is the smallest, where its fall begins, "absolute" the largest in
+    size.
 
     Raises:
         ValueError: As for `acceleration`.
@@ -113,10 +104,6 @@ def flat(losses: Float[np.ndarray, " time"], steps: Sequence[int]) -> list[Stret
     Flat is a stretch of at least `MIN_PLATEAU_DECADES` = 0.25 decades of compute (a factor of 1.8 in steps, as the
     transition's plateau) over which the loss ranges by at most `FLAT_SHARE` of its range in the whole run. Overlapping
     ones are joined, so that a slowly drifting plateau is one stretch. Step 0 has no logarithm and is left out.
-
-    Args:
-        losses: The mean exact loss of the evaluated tokens, at each step.
-        steps: Increasing.
     """
     kept = np.asarray(steps) > 0
     times, values = np.asarray(steps)[kept], losses[kept]
@@ -140,10 +127,6 @@ def plateau_after(losses: Float[np.ndarray, " time"], steps: Sequence[int]) -> i
 
     From there on it ranges by at most `FLAT_SHARE` of its range in the whole run. A run that ends within its fall has
     its tau close to the end, and no room for anything hidden.
-
-    Args:
-        losses: The mean exact loss of the evaluated tokens, at each step.
-        steps: Increasing.
     """
     backwards = losses[::-1]
     ranges = np.maximum.accumulate(backwards) - np.minimum.accumulate(backwards)

@@ -72,9 +72,7 @@ class Decomposition(NamedTuple):
 class PaperCurvature(NamedTuple):
     """The paper's estimate of every token's curvature.
 
-    Attributes:
-        curvature: Estimate of `b' H b`.
-        guarded: Where the ratio was replaced by 1, because its denominator nearly vanishes.
+    `guarded` is where the ratio was replaced by 1, because its denominator nearly vanishes.
     """
 
     curvature: PerToken
@@ -130,10 +128,8 @@ def paper_curvature(gradients: PerToken, next_gradients: PerToken, dataset_curva
     the root mean square over tokens, the ratio is ill-conditioned and 1 takes its place: every token gets the dataset's
     curvature.
 
-    Args:
-        gradients: Slopes at the start of the interval.
-        next_gradients: Slopes at its end.
-        dataset_curvature: `b' H b` of the mean loss of the same tokens at the start.
+    The slopes are those at the start and the end of the interval; `dataset_curvature` is `b' H b` of the mean loss of
+    the same tokens at the start.
     """
     change = next_gradients - gradients
     mean = change.mean(dim=0)
@@ -164,9 +160,7 @@ def simpson_weights(n_nodes: int) -> list[float]:
 def path_integral(nodes: Sequence[PerToken], step: PerDirection) -> PerToken:
     """The mean slope along the segment times the step: exact but for the quadrature, of fourth order in its spacing.
 
-    Args:
-        nodes: Slopes at equally spaced points from one checkpoint to the next, both included.
-        step: How far the parameters move along each direction.
+    `nodes` are slopes at equally spaced points, both ends included.
 
     Raises:
         ValueError: The number of nodes is not odd and at least 3.
@@ -192,14 +186,7 @@ def directional_change(
     directions: Float[Tensor, "direction parameter"],
     steps: PerDirection,
 ) -> PerToken:
-    """The true `L(theta + step b) - L(theta)` of every token and direction, by two forward passes each: for checks.
-
-    Args:
-        loss: Of the tokens.
-        parameters: theta.
-        directions: One b a row.
-        steps: How far along each.
-    """
+    """The true `L(theta + step b) - L(theta)` of every token and direction, by two forward passes each: for checks."""
     origin, before = loss.space.flatten(parameters), loss.values(parameters)
     moved = (origin + step * direction for step, direction in zip(steps, directions, strict=True))
     return torch.stack([loss.values(loss.space.unflatten(theta)) - before for theta in moved], dim=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.stats
-from jaxtyping import Bool, Int, Integer, Num
+from jaxtyping import Bool, Int, Integer
 
 from qfl_interp.curvature.token_losses import ScoredTokens
 from qfl_interp.data.task import Feature, Task
@@ -25,11 +25,6 @@ _GENERAL = ("place", "target", "previous")
 
 def token_labels(task: Task, examples: Examples, scored: ScoredTokens) -> pd.DataFrame:
     """What is known of every scored token, one row a token.
-
-    Args:
-        task: Whose examples they are.
-        examples: Raw examples, the rows of `scored.tokens`.
-        scored: Which tokens of them.
 
     Returns:
         Columns `example`; `place`, the token's index among its example's scored ones; `target` and `previous`, itself
@@ -83,17 +78,7 @@ def _feature_columns(
     dtype = "boolean" if feature.kind == "binary" else "Int64"
     for j, suffix in enumerate(suffixes):
         if read[:, j].any():
-            yield suffix, _masked(values[:, j], read[:, j]).astype(dtype)
-
-
-def _masked(values: Num[np.ndarray, " token"], present: Bool[np.ndarray, " token"]) -> pd.Series:
-    """Integers, missing where not present."""
-    return pd.Series(values).astype("Int64").where(pd.Series(present))
-
-
-def having(table: pd.DataFrame, label: str, value: Any) -> Bool[np.ndarray, " token"]:
-    """Which tokens have a value of a label; one without the label has not."""
-    return pd.Series(table[label] == value).fillna(False).to_numpy(dtype=bool)
+            yield suffix, pd.Series(values[:, j]).astype("Int64").where(pd.Series(read[:, j])).astype(dtype)
 
 
 class _Label(NamedTuple):
@@ -124,9 +109,7 @@ def enrichment(table: pd.DataFrame, labels: Integer[np.ndarray, " token"]) -> pd
     with the place. The background is every evaluated token, outliers and dropped ones too: a cluster is described as
     it stands out from all.
 
-    Args:
-        table: Of `token_labels`.
-        labels: Cluster of each token; negative ones form no cluster.
+    Tokens with a negative label are in no cluster.
 
     Returns:
         Columns `cluster`, `label`, `value` (text), `name` (`label=value`); `n_inside`, how many of the cluster's tokens
@@ -171,10 +154,6 @@ def cluster_name(rows: pd.DataFrame, cluster: int) -> str:
 
     Best is the largest F1; of equal ones the simplest: a feature before the place, that before the token and the token
     before it, all before pairs.
-
-    Args:
-        rows: Of `enrichment`.
-        cluster: Which cluster.
     """
     counts = ((rows["cluster"] == cluster) & (rows["p_value_holm"] < SIGNIFICANT)).to_numpy()
     if not counts.any():

@@ -31,14 +31,9 @@ def probe_gradient(
     The mean goes over all examples, labels and outputs that have a fitted probe: log loss in nats, or squared error.
     The model is not changed.
 
-    Args:
-        model: Any hooked model; its precision is the result's.
-        probes: Fitted on `resid_post` of every layer.
-        places: The layer whose probe counts for each label; below 0 where none was fitted.
-        tokens: Whole sequences, one an example.
-        y: Labels.
-        positions: Where each label is read; `NO_POSITION` where an example has none.
-        chunk: Examples at a time; bounds the memory.
+    The probes were fitted on `resid_post` of every layer; `places` is the layer whose probe counts for each label,
+    below 0 where none was fitted. A position is `NO_POSITION` where an example has no label. The model's precision is
+    the result's, and `chunk` examples at a time bound the memory.
 
     Raises:
         ValueError: No probe was fitted, or no example has a label that one was fitted for.

@@ -32,10 +32,6 @@ def skill_scores(labels: Int[np.ndarray, " token"], skill: Bool[np.ndarray, " to
     - recall: `|c & s| / |s & all|`, 0 where no clustered token has the skill;
     - f1: their harmonic mean, `2 |c & s| / (|c| + |s & all|)`.
 
-    Args:
-        labels: Cluster of each token.
-        skill: Whether the token needs the skill (a carry).
-
     Returns:
         Columns `cluster`, `n_tokens`, `homogeneity`, `recall`, `f1`.
 
@@ -84,12 +80,6 @@ def restricted_homogeneity(
     carry homogeneity therefore looks only at clusters in which more than 85 % of the carry tokens are in the tens or
     the hundreds.
 
-    Args:
-        labels: Cluster of each token.
-        skill: Whether the token needs the skill.
-        place: Index of each token in its answer.
-        places: The places that count.
-
     References:
         arXiv 2506.15872, section 4.
     """
@@ -127,10 +117,6 @@ def silhouettes(curves: Float[np.ndarray, "token time"], labels: Int[np.ndarray,
     NaN with fewer than two clusters. Outliers and dropped tokens are left out; of more than `_MOST_TOKENS` a random
     sample stands for all, and a cluster of which nothing is in it is NaN.
 
-    Args:
-        curves: One trajectory a token.
-        labels: Cluster of each token.
-
     References:
         Rousseeuw (1987), Silhouettes.
     """
@@ -163,15 +149,8 @@ def stability(
     similarity `|a & b| / |a | b|` of its tokens in the subset with any cluster found, 0 where none is. The mean over
     the subsets is returned; Hennig reads 0.75 and more as a valid, stable cluster, below 0.6 as one not to trust.
 
-    Args:
-        curves: One trajectory a token.
-        clusters: What was found among all of them.
-        min_cluster_size: As it was found with; None for the default.
-        min_samples: As it was found with; None for the default.
-        only_falling: As it was found with.
-        resamples: How many subsets.
-        share: Share of the tokens in each, drawn without replacement.
-        seed: Of the subsets.
+    The clustering's settings are those that `clusters` was found with. Each of the `resamples` subsets holds a `share`
+    of the tokens, drawn without replacement.
 
     Raises:
         ValueError: `share` is not in (0, 1], or there is no subset.

@@ -91,12 +91,7 @@ def loss_change(losses: Float[np.ndarray, "time token"], steps: Sequence[int]) -
 
 
 def fisher(gradients: Float[np.ndarray, "time token direction"], steps: Sequence[int]) -> Trajectories:
-    """The Fisher information of each token projected on each direction, `<b, g(x)>^2`.
-
-    Args:
-        gradients: `<b, g(x)>`, nats per unit of the direction.
-        steps: The training step of each time.
-    """
+    """The Fisher information of each token projected on each direction, `<b, g(x)>^2`, from slopes in nats a unit."""
     values = np.square(np.ascontiguousarray(gradients.transpose(2, 1, 0)))
     return Trajectories("fisher", _integers(steps), values, tuple(range(gradients.shape[2])))
 

@@ -9,29 +9,3 @@ from qfl_interp.probes.pooling import Pooled, pool_labels, share_labels
 from qfl_interp.probes.regression import RegressionProbes, fit_regression
 from qfl_interp.probes.result import ProbePlanes, Probes, ProbeScores, independent
 from qfl_interp.probes.softmax import SoftmaxProbes, fit_softmax
-
-__all__ = [
-    "PROBE_LOSS",
-    "ConstantScores",
-    "LogisticProbes",
-    "OnlineCode",
-    "Pooled",
-    "ProbePlanes",
-    "ProbeScores",
-    "Probes",
-    "RegressionProbes",
-    "SoftmaxProbes",
-    "Validation",
-    "fit_logistic",
-    "fit_probes",
-    "fit_regression",
-    "fit_softmax",
-    "independent",
-    "load_probes",
-    "majority_scores",
-    "mean_shift",
-    "online_code",
-    "pool_labels",
-    "share_labels",
-    "shuffle_labels",
-]

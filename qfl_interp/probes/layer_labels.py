@@ -36,10 +36,7 @@ def for_each(fit: Callable[[list[LayerLabel]], None], chunks: list[list[LayerLab
 def for_each_site(fit: Callable[[list[LayerLabel]], None], x: Activations, site_bytes: int) -> None:
     """Run `fit` on all sites of `x`, on every core, several at once where they share `CHUNK_BYTES`.
 
-    Args:
-        fit: Solves the problems of some sites.
-        x: Activations; on a GPU one thread feeds it.
-        site_bytes: Working memory of one site.
+    `site_bytes` is the working memory of one. On a GPU one thread feeds it.
     """
     sites = [(layer, label) for layer in range(x.shape[0]) for label in range(x.shape[1])]
     n_workers = torch.get_num_threads() if x.device.type == "cpu" else 1

@@ -29,11 +29,9 @@ _CONTRACTION = 0.01
 class Solution(NamedTuple):
     """What `solve` found, one entry a problem.
 
-    Attributes:
-        coef: Weights, then the intercept, in the columns of `z`; the start where a problem was not asked for.
-        wrong_logit: The logit of the wrong class: `-sign * logit`, 0 for masked examples.
-        converged: The objective is certified to lie within a fraction `gap` of its minimum.
-        n_iter: Newton steps taken.
+    `coef` are weights, then the intercept, in the columns of `z`; the start where a problem was not asked for.
+    `wrong_logit` is `-sign * logit`, 0 for masked examples. `converged` certifies that the objective lies within a
+    fraction `gap` of its minimum.
     """
 
     coef: Float[Tensor, "site output column"]
@@ -186,15 +184,10 @@ def solve(
     bound of the objective. (The one caveat: a Hessian so singular that rounding calls for a jitter, see
     `design.JITTERS`.)
 
-    Args:
-        z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of
-            zeros.
-        sign: +1 or -1 for the two classes, 0 for masked examples.
-        start: A first guess, used where it beats the base rate.
-        wanted: The problems to solve; both classes must occur in them.
-        c: Inverse L2 strength.
-        max_iter: Newton steps at most.
-        gap: The relative gap at which a problem has converged.
+    `z` is centred data in float64 with a last column of ones for the intercept, and `sign` +1 or -1 for the two
+    classes; a masked example is a row of zeros and has sign 0. `start` is used where it beats the base rate. Both
+    classes must occur in a wanted problem, which has converged at the relative gap `gap`, or stops after `max_iter`
+    steps.
     """
     design = Design(z)
     rows = _start(design, sign, start, wanted, c)

@@ -21,11 +21,7 @@ Precondition = Callable[[Float[Tensor, "class column"]], Float[Tensor, "class co
 class Problem(NamedTuple):
     """One softmax regression at its present point.
 
-    Attributes:
-        design: The data matrices.
-        site: Which of them it reads.
-        prob: Probabilities of the classes, 0 for absent ones.
-        kept: False for masked examples.
+    `site` is the data matrix it reads; absent classes have probability 0, and `kept` is False for masked examples.
     """
 
     design: Design

@@ -159,11 +159,7 @@ class Probes(abc.ABC):
     def _scored_values(
         self, x: Activations, y: Tensor, example_mask: ExampleMask | None
     ) -> Float[Tensor, "layer label output *class example"]:
-        """`values`, NaN where not fitted or masked and nowhere else.
-
-        Raises:
-            ValueError: `y` has other outputs than the probes, or an activation is not finite.
-        """
+        """`values`, NaN where not fitted or masked; `ValueError` for other outputs or what is not finite elsewhere."""
         if y.shape[0] != self.weight.shape[2]:
             raise ValueError(f"y must have the probes' {self.weight.shape[2]} outputs, got {y.shape[0]}.")
         values = self.values(x)

@@ -43,10 +43,8 @@ _SAMPLE_COLUMNS_MAX = 2048
 class SoftmaxSolution(NamedTuple):
     """What `solve_softmax` found, one entry a problem.
 
-    Attributes:
-        coef: Weights, then the intercept, in the columns of `z`; 0 for absent classes, the start where not wanted.
-        converged: The objective is certified to lie within a fraction `RELATIVE_GAP` of its minimum.
-        n_iter: Newton steps taken.
+    `coef` are weights, then the intercept, in the columns of `z`; 0 for absent classes, the start where not wanted.
+    `converged` certifies that the objective lies within a fraction `RELATIVE_GAP` of its minimum.
     """
 
     coef: Float[Tensor, "site output class column"]
@@ -229,15 +227,9 @@ def solve_softmax(
 ) -> SoftmaxSolution:
     """Minimise every wanted problem's objective.
 
-    Args:
-        z: Centred data in float64 and a last column of ones for the intercept; a masked example is a row of zeros.
-        target: Class ids; any class for a masked example.
-        kept: False for masked examples.
-        present: The classes that occur among the kept examples; the others have probability 0.
-        start: A first guess, used where it beats the base rate.
-        wanted: The problems to solve; at least two classes must be present in them.
-        c: Inverse L2 strengths.
-        max_iter: Newton steps at most.
+    `z` is centred data in float64 with a last column of ones for the intercept; a masked example is a row of zeros, of
+    any class. Classes that are not present among the kept examples have probability 0, and at least two must be in a
+    wanted problem. `start` is used where it beats the base rate.
     """
     design, preconditioners = Design(z), _Preconditioners()
     rows = _start(design, target, kept, present, start, wanted, c)

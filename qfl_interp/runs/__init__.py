@@ -16,12 +16,4 @@ if TYPE_CHECKING:
     from qfl_interp.runs.suite import Suite
     from qfl_interp.runs.table import Table
 
-__all__ = [
-    "Checkpoints",
-    "Run",
-    "RunConfig",
-    "Suite",
-    "Table",
-]
-
-__getattr__, __dir__ = lazy_names(__name__, __all__)
+__getattr__, __dir__ = lazy_names(__name__)

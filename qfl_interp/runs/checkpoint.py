@@ -33,11 +33,8 @@ _TEMPORARY = ".tmp-"
 class Checkpoint(NamedTuple):
     """What a checkpoint holds.
 
-    Attributes:
-        step: Optimiser updates completed.
-        config_digest: `ModelConfig`, `TrainConfig` and task of the run, hashed.
-        model: Parameters by name.
-        optimizer: Optimiser state by name, None where it was not saved.
+    `step` counts the updates completed; the digest is of the run's `ModelConfig`, `TrainConfig` and task. The
+    optimiser's state is None where it was not saved.
     """
 
     step: int
@@ -188,10 +185,7 @@ def _read_checked(path: Path, entry: Mapping[str, Any]) -> bytes:
 def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = False) -> Checkpoint:
     """Read and check one checkpoint directory.
 
-    Args:
-        path: The directory `step_XXXXXXXX`.
-        config_digest: The run's; a checkpoint of another configuration is refused.
-        with_optimizer: Read the optimiser's state too, where there is one.
+    A checkpoint of another configuration is refused; the optimiser's state is read where there is one.
 
     Raises:
         QflError: Something is missing, truncated, corrupted, or of another run; names the file.
@@ -210,8 +204,3 @@ def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = Fa
             except safetensors.SafetensorError as error:
                 raise QflError(f"{path / name} is no safetensors file: {error}.") from error
     return Checkpoint(manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER))
-
-
-def verify_checkpoint(path: Path, *, config_digest: str) -> None:
-    """Check every file of a checkpoint; raises `QflError` as `load_checkpoint` does."""
-    load_checkpoint(path, config_digest=config_digest, with_optimizer=True)

@@ -23,10 +23,8 @@ class ClaimedFolder(abc.ABC):
 
     The lock is the operating system's: it goes with the process, however the process ends.
 
-    Args:
-        path: The run directory; made if it is not there.
-        texts: Files that name the run and the text of each, `config.json` the last: a directory that has it is a run.
-        subfolders: Folders in it that a writer that was killed may have left temporary files in.
+    `texts` are files that name the run and the text of each, `config.json` the last: a directory that has it is a run.
+    A writer that was killed may have left files in its `subfolders`.
 
     Raises:
         QflError: On entering: the directory holds something else or what `_check` refuses, or another process is

@@ -23,9 +23,7 @@ VERSION = 1
 class Start:
     """Where a branched run begins: a checkpoint of another run.
 
-    Args:
-        run_id: The parent's.
-        step: The parent's step; the branch counts on from it.
+    The branch counts on from the parent's `step`.
     """
 
     run_id: str

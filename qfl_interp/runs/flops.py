@@ -43,13 +43,7 @@ def actual_flops_per_step(config: ModelConfig, *, batch_size: int, n_ctx: int, d
 
     Three times the forward pass (backward counts twice); a multiply-add is two FLOPs. Counts attention over the full
     square (the causal half is not deducted) and the unembedding at every position: the model's cost on a padded batch,
-    whatever an implementation saves. Norms, activations and the optimiser are left out.
-
-    Args:
-        config: Model shape.
-        batch_size: Sequences per update.
-        n_ctx: Padded length of a sequence.
-        d_vocab: Size of the vocabulary.
+    whatever an implementation saves. Norms, activations and the optimiser are left out. `n_ctx` is the padded length.
     """
     d = config.d_model
     n_mlp_matrices = 3 if config.style == "llama" else 2

@@ -29,9 +29,7 @@ _INCIDENTAL = {"_commit_hash", "_name_or_path", "dtype", "torch_dtype", "transfo
 class Source:
     """Where the checkpoint of one step is.
 
-    Args:
-        name: A folder that `save_pretrained` wrote, or a hub repository.
-        revision: The repository's branch, tag or commit; None for a folder.
+    A folder that `save_pretrained` wrote, or a hub repository with its branch, tag or commit.
     """
 
     name: str
@@ -130,9 +128,7 @@ def count_parameters(config: PretrainedConfig) -> int:
 def step_folders(folder: Path, pattern: str) -> dict[int, Path]:
     """Step to its folder.
 
-    Args:
-        folder: Holds them; other sub-folders are passed over.
-        pattern: Regular expression of a step folder's whole name; its first group is the step.
+    The first group of `pattern`, which matches a folder's whole name, is the step; other sub-folders are passed over.
 
     Raises:
         QflError: There is none, two have the same step, or one is half-written.

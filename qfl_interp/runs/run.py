@@ -199,7 +199,7 @@ class Run(Checkpoints):
         good, problems = [], []
         for step in self.steps:
             try:
-                ckpt.verify_checkpoint(self.path / CHECKPOINTS / ckpt.step_name(step), config_digest=self.config.digest)
+                self.load_checkpoint(step, with_optimizer=True)
                 good.append(step)
             except QflError as error:
                 problems.append(str(error))

@@ -229,22 +229,16 @@ class Suite(Checkpoints):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.name, self.sources, self._task, self.out.absolute(), self.seed, self.tokens_per_step)
+        settings = {"out": self.out.absolute(), "seed": self.seed, "tokens_per_step": self.tokens_per_step}
+        return _reopen, (self.name, self.sources, self._task, settings)
 
     def __repr__(self) -> str:
         return f"Suite({self.name!r}: {self.config.model_type}, {len(self.steps)} steps, task {self.task!r})"
 
 
-def _reopen(
-    name: str,
-    sources: Mapping[int, Source],
-    task: Task,
-    out: Path,
-    seed: int,
-    tokens_per_step: int | None,
-) -> Suite:
+def _reopen(name: str, sources: Mapping[int, Source], task: Task, settings: dict[str, Any]) -> Suite:
     """A suite that was pickled."""
-    return Suite(name, sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
+    return Suite(name, sources, task, **settings)
 
 
 def _require_fit(task: Task, config: PretrainedConfig, source: Source) -> None:

@@ -105,9 +105,7 @@ class RunWriter(ClaimedFolder):
     def save(self, checkpoint: ckpt.Checkpoint, *, keep_optimizer: bool) -> None:
         """Write a checkpoint; a resume point beside it where one is due and the checkpoint is none itself.
 
-        Args:
-            checkpoint: Weights and optimiser.
-            keep_optimizer: Keep the optimiser's state in the checkpoint, which makes it a resume point.
+        With `keep_optimizer` the optimiser's state stays in the checkpoint, which makes it a resume point.
         """
         kept = checkpoint if keep_optimizer else checkpoint._replace(optimizer=None)
         ckpt.save_checkpoint(self.path / CHECKPOINTS, kept)

@@ -3,18 +3,3 @@
 from qfl_interp.scaling.across import AcrossTransition, Crossing, across_transition, crossing
 from qfl_interp.scaling.deviation import Comparison, LackOfFit, compare_laws, lack_of_fit
 from qfl_interp.scaling.laws import BrokenPowerLaw, PowerLaw, fit_broken_power_law, fit_power_law
-
-__all__ = [
-    "AcrossTransition",
-    "BrokenPowerLaw",
-    "Comparison",
-    "Crossing",
-    "LackOfFit",
-    "PowerLaw",
-    "across_transition",
-    "compare_laws",
-    "crossing",
-    "fit_broken_power_law",
-    "fit_power_law",
-    "lack_of_fit",
-]

@@ -55,11 +55,7 @@ def fit(
     The break lies between the second and the last but one budget; its width between a tenth of the closest budgets'
     distance and the range of all.
 
-    Args:
-        x: log C, increasing.
-        y: Mean log loss at each budget.
-        weight: Seeds at each budget.
-        form: The law.
+    `x` is log C, increasing, `y` the mean log loss and `weight` the number of seeds at each budget.
     """
     # Centred data: the sums are well conditioned, and the descent sees the same numbers in any unit.
     middle, level = x.mean(), y.mean(axis=1, keepdims=True)

@@ -4,16 +4,3 @@ from qfl_interp.sweep.definition import Grid, SweepConfig
 from qfl_interp.sweep.run_sweep import Estimate, Execution, estimate_sweep, run_sweep
 from qfl_interp.sweep.status import SweepStatus, duration, sweep_status
 from qfl_interp.sweep.sweep import Sweep
-
-__all__ = [
-    "Estimate",
-    "Execution",
-    "Grid",
-    "Sweep",
-    "SweepConfig",
-    "SweepStatus",
-    "duration",
-    "estimate_sweep",
-    "run_sweep",
-    "sweep_status",
-]

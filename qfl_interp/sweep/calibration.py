@@ -31,10 +31,8 @@ _ROW_BYTES, _FIXED_BYTES = 230, 4_000
 class CostModel(NamedTuple):
     """Measured cost of an update, by its size, and of what comes with every run.
 
-    Attributes:
-        flops: Actual FLOPs of the updates measured, ascending.
-        seconds: Seconds of each.
-        fixed: Seconds a run takes beside its updates and validations.
+    `flops` are the actual FLOPs of the updates measured, ascending, and `seconds` what each took; `fixed` are the
+    seconds a run takes beside its updates and validations.
     """
 
     flops: Float[np.ndarray, " size"]
@@ -58,13 +56,7 @@ class CostModel(NamedTuple):
 
 
 def calibrate(runs: Sequence[PlannedRun], *, device: str = "cpu", threads: int = 1) -> CostModel:
-    """Measure updates of a few of the sizes among `runs`, some seconds in all; nothing is kept.
-
-    Args:
-        runs: What is to be trained.
-        device: Where.
-        threads: torch threads of a worker.
-    """
+    """Measure updates of a few of the sizes among `runs`, some seconds in all; nothing is kept."""
     by_size: dict[float, PlannedRun] = {}
     for run in runs:
         by_size.setdefault(run.actual_flops / run.config.n_steps, run)
@@ -108,13 +100,7 @@ def _seconds(run: PlannedRun, n_steps: int, device: str) -> float:
 
 
 def run_bytes(run: PlannedRun, n_parameters: int, config: SweepConfig) -> int:
-    """Bytes a finished run keeps on disk: float32 weights of its checkpoints, rows of metrics, the rest.
-
-    Args:
-        run: The run.
-        n_parameters: Its trainable parameters.
-        config: Says what is kept.
-    """
+    """Bytes a finished run keeps on disk: float32 weights of its checkpoints, rows of metrics, the rest."""
     train = run.config.train
     weights = 4 * n_parameters
     if config.keep == "final":

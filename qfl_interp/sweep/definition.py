@@ -28,11 +28,7 @@ Keep = Literal["final", "all"]
 class Point(NamedTuple):
     """One point of a grid: what to train, before the task says how many steps that is.
 
-    Attributes:
-        task: Registered name.
-        length: The task's length; None for its default.
-        model: Shape.
-        train: Optimisation; its `budget_flops` is the nominal budget.
+    A length of None is the task's default; `train.budget_flops` is the nominal budget.
     """
 
     task: str

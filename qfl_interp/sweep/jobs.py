@@ -22,8 +22,9 @@ from qfl_interp.sweep.definition import Keep
 from qfl_interp.sweep.plan import PlannedRun, task_at
 from qfl_interp.sweep.records import Record, make_record
 from qfl_interp.sweep.storage import Storage
+from qfl_interp.training.session import DivergedError
 from qfl_interp.training.stacked import train_stacked
-from qfl_interp.training.train import DivergedError, train_planned
+from qfl_interp.training.train import train_planned
 
 Status = Literal["finished", "diverged", "failed"]
 # Longer than a worker whose driver was killed takes to save where it is.
@@ -33,9 +34,7 @@ _OTHERS_SECONDS = 30.0
 class Job(NamedTuple):
     """What one worker is handed at a time.
 
-    Attributes:
-        runs: One run, or several of one shape that train as one program.
-        attempt: 1 for the first.
+    One run, or several of one shape that train as one program; the first attempt is 1.
     """
 
     runs: tuple[PlannedRun, ...]

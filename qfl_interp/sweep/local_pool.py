@@ -15,7 +15,7 @@ from typing import Any
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
-from qfl_interp.sweep.pool import Outcome
+from qfl_interp.sweep.pool import Outcome, Pool
 
 # How long a worker that was told to stop may take to save where it is.
 _STOP_SECONDS = 20.0
@@ -40,12 +40,10 @@ class _Worker:
     ended: bool = field(default=False)
 
 
-class LocalPool:
+class LocalPool(Pool):
     """Processes on this machine, each on cores of its own.
 
-    Args:
-        settings: What is the same for every job.
-        n_slots: Processes; by default one for every `settings.threads` cores, or one for each GPU.
+    They are `n_slots`: by default one for every `settings.threads` cores, or one for each GPU.
 
     Raises:
         QflError: More processes than cores.
@@ -75,17 +73,6 @@ class LocalPool:
         self.notes: Sequence[str] = ()
         per_worker = f"{threads} thread" + ("s" if threads > 1 else "")
         self.where = f"{self.n_slots} process{'es' if self.n_slots > 1 else ''} on this machine, {per_worker} each"
-
-    def __enter__(self) -> LocalPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the live workers."""
-        return [w.process.pid for w in self._workers if not w.ended]
 
     def submit(self, job: Job) -> None:
         """Hand a job to a free worker, started if there is none.

@@ -50,10 +50,7 @@ def _is_private(name: str) -> bool:
 def pull(remote: RemoteFolder, path: str, into: Path) -> None:
     """Download a run directory, without checkpoints that were never uploaded whole; nothing where there is none.
 
-    Args:
-        remote: The sweep's folder.
-        path: The run in it.
-        into: A local folder that is empty or not there.
+    The local folder `into` is empty or not there.
 
     Raises:
         StorageError: The storage cannot be read.
@@ -69,13 +66,7 @@ def pull(remote: RemoteFolder, path: str, into: Path) -> None:
 
 
 class Pusher:
-    """Uploads one run directory again and again, each time what is new.
-
-    Args:
-        remote: The sweep's folder.
-        path: The run in it.
-        source: The local run directory.
-    """
+    """Uploads one run directory again and again, each time what is new."""
 
     def __init__(self, remote: RemoteFolder, path: str, source: Path) -> None:
         self._remote, self._path, self._source = remote, path, source
@@ -168,11 +159,7 @@ class Pusher:
 def mirrored(remote: RemoteFolder, path: str, local: Path, seconds: float) -> Iterator[Path]:
     """A local copy of a remote run to train in.
 
-    Args:
-        remote: The sweep's folder.
-        path: The run in it.
-        local: Where the copy is made; what is there of a killed process is deleted. Gone at the end.
-        seconds: Time between two pushes.
+    What is in `local` of a killed process is deleted; it is gone at the end. `seconds` pass between two pushes.
 
     Raises:
         QflError: Another process on this machine has the copy.

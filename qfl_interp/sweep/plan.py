@@ -17,11 +17,7 @@ from qfl_interp.training.train import mean_real_tokens, plan_run
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, named by the hash of its configuration.
-
-    Args:
-        config: Everything that decides its numbers.
-    """
+    """One run of a sweep, named by the hash of its configuration."""
 
     config: RunConfig
 
@@ -55,9 +51,7 @@ class PlannedRun:
 class SweepPlan(NamedTuple):
     """The runs of a sweep.
 
-    Attributes:
-        runs: Each once, cheapest first.
-        left_out: How many points are left out, by reason.
+    Each once, cheapest first; and how many points are left out, by reason.
     """
 
     runs: tuple[PlannedRun, ...]

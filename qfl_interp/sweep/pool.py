@@ -12,11 +12,8 @@ from qfl_interp.sweep.records import Record
 class Outcome(NamedTuple):
     """How a job ended.
 
-    Attributes:
-        job: The job.
-        records: One row a run; None where the worker could not say.
-        error: Why it could not; "" otherwise.
-        storage_error: Whether the storage is at fault, so that no other job could end better.
+    `records` holds one row a run, or None where the worker could not say, for the reason `error`. With `storage_error`
+    the storage is at fault, so that no other job could end better.
     """
 
     job: Job
@@ -39,9 +36,11 @@ class Pool(Protocol):
     where: str
     notes: Sequence[str]
 
-    def __enter__(self) -> Pool: ...
+    def __enter__(self) -> Pool:
+        return self
 
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def submit(self, job: Job) -> None:
         """Hand over a job; at most `n_slots` at a time."""

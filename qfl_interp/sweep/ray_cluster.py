@@ -45,11 +45,7 @@ def import_ray() -> ModuleType:
 def connect(ray: ModuleType, address: str, stack: contextlib.ExitStack, n_cpus: int) -> bool:
     """Connect to the cluster at `address`, or start one; whether one was started.
 
-    Args:
-        ray: The module.
-        address: As `RayPool` has it.
-        stack: Gets what is to be undone at the end, but for the connection.
-        n_cpus: CPUs of a Ray that is started.
+    `stack` gets what is to be undone at the end, but for the connection. A Ray that is started has `n_cpus`.
 
     Raises:
         QflError: `address` is none, nothing answers there, it cannot be used, or this program is connected elsewhere.
@@ -121,11 +117,6 @@ def live_nodes(ray: ModuleType) -> list[dict[str, Any]]:
 
 def room(nodes: Sequence[Mapping[str, Any]], cpus: float, gpus: float) -> dict[str, int]:
     """How many runs fit on each machine at a time, by its id; machines with room for none are not in it.
-
-    Args:
-        nodes: The machines.
-        cpus: CPUs of a run.
-        gpus: GPUs of a run.
 
     Raises:
         QflError: There is room for none: Ray would let it wait without end.

@@ -13,7 +13,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.runs.claimed import has_writer
 from qfl_interp.sweep.jobs import Job, JobSettings
 from qfl_interp.sweep.local_pool import attempt, usable_cores
-from qfl_interp.sweep.pool import Outcome
+from qfl_interp.sweep.pool import Outcome, Pool
 from qfl_interp.sweep.ray_cluster import (
     connect,
     first_line,
@@ -40,7 +40,7 @@ class _Held(NamedTuple):
     until: float
 
 
-class RayPool:
+class RayPool(Pool):
     """Ray tasks, each in a worker process that serves one job after the other.
 
     Ray tries nothing again by itself: a job whose worker died is an outcome, and is handed out only once no process
@@ -54,11 +54,6 @@ class RayPool:
         cpus_per_run: CPUs that Ray sets aside for a job.
         gpus_per_run: GPUs likewise; a fraction shares one between jobs.
         n_slots: Jobs at a time; as many as fit by default. More wait in Ray's queue, for clusters that grow on demand.
-
-    Attributes:
-        n_slots: Jobs at a time.
-        where: What a person reads about where jobs run.
-        notes: What a person should know about it.
 
     Raises:
         ValueError: A share is out of its range.
@@ -105,12 +100,6 @@ class RayPool:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> RayPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def submit(self, job: Job) -> None:
         """Hand over a job; those beyond `n_slots` wait for a free worker."""

@@ -66,11 +66,7 @@ def configuration_digest(config: RunConfig) -> str:
 
 
 def _final_scores(run: Run) -> dict[str, float]:
-    """The last row of a finished run's metrics.
-
-    Raises:
-        QflError: It is not the final validation: the file lost its end.
-    """
+    """The last row of a finished run's metrics; `QflError` where it is not the final validation."""
     rows = read_metrics(run.path / METRICS_FILE)
     if not rows or rows[-1]["step"] != run.config.last_step or "val_loss" not in rows[-1]:
         found = f"step {rows[-1]['step']}" if rows else "no row"
@@ -94,14 +90,8 @@ def make_record(
 ) -> Record:
     """The row of a run.
 
-    Args:
-        planned: What was to be trained.
-        status: "finished", "diverged" or "failed".
-        device: Name of the processor it was trained on.
-        attempts: How often it was tried.
-        group_size: Runs that trained as one program.
-        run: Its directory, where it finished; its last validation enters the row.
-        error: Why it did not finish.
+    `device` is the processor's name, `group_size` the runs that trained as one program, `run` the directory of one that
+    finished: its last validation enters the row.
     """
     config = planned.config
     scores: dict[str, float] = dict.fromkeys(_SCORES, math.nan)
@@ -121,11 +111,7 @@ def make_record(
 
 
 class RecordWriter:
-    """Collects rows and writes them, some seconds' worth at a time, as Parquet parts of their tasks.
-
-    Args:
-        storage: The sweep's folder.
-    """
+    """Collects rows and writes them, some seconds' worth at a time, as Parquet parts of their tasks."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage

@@ -21,10 +21,7 @@ class RemoteFolder:
     One object is written whole or not at all, as object stores do it. Nothing is read from fsspec's listing caches, so
     that what other machines wrote is seen.
 
-    Args:
-        filesystem: Where it is.
-        root: Its path there, without a slash at the end.
-        url: Its name in messages.
+    Its `url` is its name in messages; its `root` has no slash at the end.
     """
 
     def __init__(self, filesystem: AbstractFileSystem, root: str, url: str) -> None:

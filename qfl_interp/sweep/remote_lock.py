@@ -23,10 +23,7 @@ class RemoteLock:
 
     The machines' clocks must agree to within a heartbeat or two.
 
-    Args:
-        folder: What is locked.
-        seconds: Time between two heartbeats.
-        settle_seconds: How long to wait before reading back who won, where two asked at once.
+    `seconds` pass between two heartbeats, and `settle_seconds` before it reads back who won where two asked at once.
 
     Raises:
         QflError: Another sweep holds it.

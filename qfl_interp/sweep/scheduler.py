@@ -26,15 +26,9 @@ STATE_SECONDS = 5.0
 class Tally:
     """How far a sweep is.
 
-    Attributes:
-        total: Runs to train in this call.
-        finished: Of them, runs that finished.
-        diverged: Runs whose loss diverged: a result, not a failure.
-        failed: Runs given up after their last attempt.
-        retried: Attempts after a first one.
-        running: Names of the runs that are being trained.
-        share: Part of the work that is done, by what each run costs.
-        started: `time.monotonic()` at the start.
+    A diverged run is a result; a failed one was given up after its last attempt. `retried` counts attempts after a
+    first one, `running` names runs, `share` is the part of the work that is done, by what each run costs, and `started`
+    a time of the monotonic clock.
     """
 
     total: int
@@ -70,11 +64,7 @@ def make_jobs(
 
     Where there are few, they are spread over all slots rather than stacked on one.
 
-    Args:
-        runs: What is to be trained.
-        key: Equal for runs that can train as one program.
-        size: Members of one program at most, for a run's shape.
-        n_slots: Jobs at a time.
+    `size` is the most members of one program, for a run's shape, and `n_slots` how many jobs run at a time.
     """
     alike: dict[Hashable, list[PlannedRun]] = {}
     for run in runs:
@@ -101,14 +91,8 @@ def run_jobs(
 
     A run that failed, or whose worker died, is tried again on its own until it has been tried `max_attempts` times.
 
-    Args:
-        jobs: What to train, in order.
-        pool: Who trains.
-        storage: The sweep's folder, locked by the caller.
-        device: Name of the processor for rows of runs whose worker died.
-        max_attempts: Attempts of a run at most.
-        cost: What a run costs, in any unit, for the estimate of the time to go.
-        show: Called after every change with the tally and the new rows.
+    The caller holds the folder's lock. `device` is for the rows of runs whose worker died, `cost` in any unit for the
+    estimate of the time to go; `show` is called after every change with the tally and the new rows.
 
     Raises:
         StorageError: The storage is full or cannot be written; all that finished has a row.

@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import storage_error, write_atomic
-from qfl_interp.sweep.mirror import Pusher, mirrored, pull
+from qfl_interp.sweep.mirror import mirrored, pull
 from qfl_interp.sweep.remote import RemoteFolder
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock
 
@@ -26,9 +26,6 @@ PUSH_SECONDS = 60.0
 
 class Storage:
     """A sweep's folder; paths are relative to it, with slashes.
-
-    Args:
-        folder: A local path, or an fsspec URL. Not made until something is written.
 
     Attributes:
         folder: As given.
@@ -171,18 +168,6 @@ class Storage:
         """
         assert not self.is_local
         pull(self._remote, path, into)
-
-    def push_run(self, path: str, source: Path) -> None:
-        """Upload what is new in the run directory `source`, so that `path` can be resumed whenever this is killed.
-
-        Resume points that were replaced are deleted after, and all points gone from `source` once the run is complete.
-        Not for local storage.
-
-        Raises:
-            StorageError: The storage is full or cannot be written; what was whole there still is.
-        """
-        assert not self.is_local
-        Pusher(self._remote, path, source).push()
 
     @contextlib.contextmanager
     def mirrored(self, path: str, scratch: Path, seconds: float = PUSH_SECONDS) -> Iterator[Path]:

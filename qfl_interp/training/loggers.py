@@ -33,9 +33,6 @@ def _require(module: str, package: str) -> Any:
 class TensorBoardLogger:
     """Scalars as TensorBoard event files.
 
-    Args:
-        folder: Where the event files go; `tensorboard --logdir` reads it.
-
     Raises:
         QflError: TensorBoard is not installed.
     """
@@ -57,10 +54,7 @@ class TensorBoardLogger:
 class WandbLogger:
     """Scalars to Weights & Biases.
 
-    Args:
-        project: The project's name.
-        config: The run's configuration, shown beside it.
-        mode: wandb's: "online", "offline" or "disabled".
+    `mode` is wandb's: "online", "offline" or "disabled".
 
     Raises:
         QflError: wandb is not installed.

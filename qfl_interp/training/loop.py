@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 from rich.progress import Progress
@@ -26,20 +25,9 @@ from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.interrupt import deferred_interrupt
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
-from qfl_interp.training.session import DivergedError as DivergedError
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]
-
-
-class _Update(NamedTuple):
-    """What one optimiser update left to be logged; the tensors are read later, not to wait for the device."""
-
-    step: int
-    lr: float
-    loss: Tensor
-    grad_norm: Tensor
-    seconds: float
 
 
 class TrainingLoop:
@@ -67,7 +55,8 @@ class TrainingLoop:
         self.val_batch = task.encode(
             held_out(task, "val", self.config.n_val, seed=self.config.seed, stream="validation")
         )
-        self.pending: list[_Update] = []
+        # Fields of `Update`; the tensors are read later, not to wait for the device.
+        self.pending: list[tuple[int, float, Tensor, Tensor, float]] = []
 
     def run(self, *, progress: bool) -> None:
         """Train from where the directory stands to the last step."""
@@ -111,7 +100,7 @@ class TrainingLoop:
         shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
         if self.step == run.first_step:
             self.session.start_row(self._validation())
-            self._checkpoint()
+            self.session.save(self._state())
         while self.step < run.last_step:
             self._update()
             evaluation = self.session.evaluates_at(self.step)
@@ -119,7 +108,7 @@ class TrainingLoop:
                 self._flush(self._validation() if evaluation else {})
                 bar.update(shown, completed=self.step, detail=self._detail())
             if self.step in self.session.to_save:
-                self._checkpoint()
+                self.session.save(self._state())
             if interrupted():
                 self._flush()
                 self.writer.save_resume_point(self._state())
@@ -139,35 +128,25 @@ class TrainingLoop:
             group["lr"] = lr
         self.optimizer.step()
         self.step += 1
-        self.pending.append(_Update(self.step, lr, loss.detach(), norm.detach(), self.session.seconds))
+        self.pending.append((self.step, lr, loss.detach(), norm.detach(), self.session.seconds))
 
     def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
         """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
         if not self.pending:
             return
-        losses = torch.stack([update.loss for update in self.pending]).tolist()
-        norms = torch.stack([update.grad_norm for update in self.pending]).tolist()
-        self.session.log(
-            [
-                Update(update.step, update.lr, loss, norm, update.seconds)
-                for update, loss, norm in zip(self.pending, losses, norms, strict=True)
-            ],
-            validation,
-        )
+        steps, lrs, losses, norms, seconds = zip(*self.pending, strict=True)
         self.pending.clear()
+        read = (torch.stack(tensors).tolist() for tensors in (losses, norms))
+        self.session.log([Update(*update) for update in zip(steps, lrs, *read, seconds, strict=True)], validation)
 
     def _validation(self) -> dict[str, float]:
         """Loss and exact match on the fixed validation set, both ways of counting."""
 
         def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
-            return fast_logits(self.model, tokens.to(self.device), positions)
+            return fast_logits(self.model, tokens.to(self.device), positions).cpu()
 
-        scores = evaluate(lambda *a: forward(*a).cpu(), self.val_batch)
+        scores = evaluate(forward, self.val_batch)
         return {f"val_{name}": value for name, value in scores.means().items()}
-
-    def _checkpoint(self) -> None:
-        """Save this step."""
-        self.session.save(self._state())
 
     def _state(self) -> ckpt.Checkpoint:
         """Weights and optimiser as they are."""

@@ -29,12 +29,8 @@ class DivergedError(QflError):
 class Update(NamedTuple):
     """What one optimiser update is logged with.
 
-    Attributes:
-        step: Updates done, this one included.
-        lr: Its learning rate.
-        loss: Training loss of the weights before it, nats.
-        grad_norm: Global norm of the gradient before clipping.
-        seconds: Training time until then.
+    `step` counts the updates done, this one included; the loss in nats is of the weights before it, the gradient's
+    global norm from before clipping, and `seconds` the training time until then.
     """
 
     step: int
@@ -47,13 +43,7 @@ class Update(NamedTuple):
 class RunSession:
     """One training session's records on a run directory.
 
-    Args:
-        run: What names the run.
-        writer: Its directory, locked.
-
-    Attributes:
-        loggers: Told of every row beside the metrics file.
-        latest: The latest value of every metric.
+    Its `loggers` are told of every row beside the metrics file; `latest` is the latest value of every metric.
     """
 
     def __init__(self, run: RunConfig, writer: RunWriter) -> None:

@@ -14,9 +14,7 @@ from qfl_interp.runs.config import RunConfig, Start
 from qfl_interp.runs.flops import flops_per_step, steps_for_budget
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
-from qfl_interp.training.loop import DivergedError, MakeLoggers, TrainingLoop
-
-__all__ = ["DivergedError", "branch", "mean_real_tokens", "plan_run", "resume", "train", "train_planned"]
+from qfl_interp.training.loop import MakeLoggers, TrainingLoop
 
 # Validation examples over which the mean number of real tokens is taken, as in the paper.
 _N_CONTEXT = 128
@@ -48,13 +46,8 @@ def plan_run(
 ) -> RunConfig:
     """What a training run will be: its steps and sizes, before anything is made.
 
-    Args:
-        task: What is learned.
-        model: Shape of the model.
-        config: Length, optimisation, seed.
-        start: The parent of a branch.
-        n_ctx_real: `mean_real_tokens(task, config.seed)`, where the caller has it already.
-        allow_overshoot: A budget below one update is one update, as in the paper, instead of an error.
+    `n_ctx_real` is `mean_real_tokens(task, config.seed)`, where the caller has it already. With `allow_overshoot` a
+    budget below one update is one update, as in the paper, instead of an error.
 
     Raises:
         QflError: The budget is smaller than one update, or the task has too few problems for a validation or test set.
@@ -83,12 +76,7 @@ def plan_run(
 def train_planned(
     task: Task, run: RunConfig, out: Path, *, device: str | torch.device = "cpu", resume_seconds: float = 30.0
 ) -> Run:
-    """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps.
-
-    Raises:
-        QflError: As in `train`.
-        DivergedError: As in `train`.
-    """
+    """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps. Raises as `train` does."""
     with RunWriter(out, run, task, resume=True, resume_seconds=resume_seconds) as writer:
         TrainingLoop(task, run, writer, device, lambda _: ()).run(progress=False)
     return Run(out, run, task)

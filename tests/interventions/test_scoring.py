@@ -13,7 +13,7 @@ from qfl_interp.data.task import NO_POSITION, Batch
 from qfl_interp.interventions.controls import moves_made, plane_controls, plane_means
 from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes
 from qfl_interp.interventions.replace import zero
-from qfl_interp.interventions.scoring import answers, score_ablation, score_interventions, score_units, shared_prefix
+from qfl_interp.interventions.scoring import score_ablation, score_interventions, score_units, shared_prefix
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.generate import generate_greedy
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
@@ -451,44 +451,3 @@ def test_resampled_units_take_other_examples_values(small):
 def test_units_that_cannot_be_are_refused(small, settings, words):
     with pytest.raises(ValueError, match=words):
         score_units(*small, **settings)
-
-
-# What is written
-
-
-@pytest.mark.parametrize("chunk", [6, 256])
-def test_answers_are_those_of_real_decoding(small, chunk):
-    model, batch = small
-    planes = Planes(
-        torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(4)),
-        torch.zeros(2, 1),
-        np.array([0, 1]),
-        torch.randint(3, 10, (N_EXAMPLES, 2, 1), generator=torch.Generator().manual_seed(5)),
-        torch.ones(2, 1, dtype=torch.bool),
-    )
-    make = plane_ablation(planes)
-    assert torch.equal(answers(model, batch, chunk=chunk), batch.tokens), "its own continuation"
-    written = answers(model, batch, make, chunk=chunk)
-    want = batch.tokens[:, : EQUALS + 1]
-    for _ in range(N_CTX - EQUALS - 1):
-        with interventions_on(model, make(slice(None))):
-            # Every position is there from the start; what follows changes nothing.
-            padded = torch.cat([want, torch.zeros(N_EXAMPLES, N_CTX - want.shape[1], dtype=torch.long)], dim=1)
-            want = torch.cat([want, model(padded)[:, want.shape[1] - 1].argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(written, want)
-    exact = score_interventions(model, batch, make, chunk=chunk).exact_answer
-    assert exact.tolist() == (written == batch.tokens).all(dim=1).tolist()
-    assert 0 < exact.sum() < N_EXAMPLES
-
-
-def test_ragged_answers_keep_what_lies_around_them(small):
-    model, batch = small
-    mask = torch.zeros(2, N_CTX, dtype=torch.bool)
-    mask[0, 2:5] = mask[1, 6:10] = True
-    tokens = batch.tokens[:2].clone()
-    tokens[0, 3:5] = tokens[1, 7:10] = 0
-    written = answers(model, Batch(tokens, mask))
-    for example, (first, last) in enumerate([(3, 5), (7, 10)]):
-        want = generate_greedy(model, tokens[example : example + 1, :first], n_new=last - first)
-        assert written[example, :last].tolist() == want[0].tolist()
-        assert written[example, last:].tolist() == tokens[example, last:].tolist()

@@ -9,8 +9,13 @@ from scipy.stats import fisher_exact
 
 from qfl_interp.curvature.token_losses import scored_tokens
 from qfl_interp.data.registry import load_task
-from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, having, token_labels
+from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels
 from qfl_interp.stats import holm
+
+
+def having(table, label, value):
+    """Which tokens have a value of a label; one without the label has not."""
+    return (table[label] == value).fillna(False).to_numpy(dtype=bool)
 
 
 def addition(n=200, seed=0):

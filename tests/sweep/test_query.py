@@ -12,6 +12,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.runs.run import Run
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import definition_json
+from qfl_interp.sweep.mirror import Pusher
 from qfl_interp.sweep.records import COLUMNS, write_part
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import CONFIGURATION, Sweep
@@ -226,7 +227,7 @@ def test_run_opens_the_directory(tmp_path, tiny_run):
     assert isinstance(found, Run)
     assert found.config == tiny_run.config
     remote = write(f"memory://{tmp_path.name}/run", rows.assign(path="runs/tiny", run_id=tiny_run.run_id))
-    remote.storage.push_run("runs/tiny", tiny_run.path)
+    Pusher(remote.storage._remote, "runs/tiny", tiny_run.path).push()
     assert remote.run(tiny_run.run_id, into=tmp_path / "copy").config == tiny_run.config
 
 

@@ -175,10 +175,10 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
         metrics = tmp_path / first.path / "metrics.jsonl"
         while not metrics.exists() or metrics.read_bytes().count(b"\n") < 30:
             time.sleep(0.02)
-        while len(pools[0].pids) < 2:
+        while len(pools[0]._workers) < 2:
             time.sleep(0.02)
-        other = pools[0].pids[1]
-        killed.append(pools[0].pids[0])
+        pid, other = (worker.process.pid for worker in pools[0]._workers)
+        killed.append(pid)
         cores.append(os.sched_getaffinity(killed[0]))
         os.kill(killed[0], signal.SIGKILL)
         # It may still be starting, and pins itself to its core first thing.

@@ -261,7 +261,7 @@ def test_a_run_goes_there_and_comes_back(remote_url, tiny_run, tmp_path):
     (source / ".tmp-half" / "x").write_text("")
     (source / "checkpoints" / ".tmp-step").mkdir()
     (source / "checkpoints" / ".tmp-step" / "checkpoint.json").write_text("{}")
-    storage.push_run(RUN, source)
+    mirror.Pusher(storage._remote, RUN, source).push()
     assert pulled(storage, tmp_path / "back") == tree(tiny_run.path)
     assert qfl.Run.open(tmp_path / "back").verify().good == tuple(tiny_run.steps)
 
@@ -283,7 +283,7 @@ def test_a_push_killed_anywhere_leaves_only_whole_checkpoints(survive, tiny_run,
 
     monkeypatch.setattr(remote.RemoteFolder, "write", until_killed)
     try:
-        storage.push_run(RUN, tiny_run.path)
+        mirror.Pusher(storage._remote, RUN, tiny_run.path).push()
         assert survive == 17  # three files and seven checkpoints of two
     except _KilledError:
         pass
@@ -298,7 +298,7 @@ def test_a_push_killed_anywhere_leaves_only_whole_checkpoints(survive, tiny_run,
     if found.steps:
         assert found.metrics["step"].max() >= found.steps[-1]
     monkeypatch.undo()
-    storage.push_run(RUN, tiny_run.path)
+    mirror.Pusher(storage._remote, RUN, tiny_run.path).push()
     assert pulled(storage, tmp_path / "all") == tree(tiny_run.path)
 
 
@@ -320,7 +320,7 @@ def test_resume_points_are_replaced_and_a_complete_run_drops_what_is_gone(remote
     storage = Storage(remote_url)
 
     def there(name: str) -> list[str]:
-        storage.push_run(RUN, writer.path)
+        mirror.Pusher(storage._remote, RUN, writer.path).push()
         files = pulled(storage, tmp_path / name)
         return sorted(n.removesuffix("/checkpoint.json") for n in files if n.endswith("/checkpoint.json"))
 
@@ -341,7 +341,7 @@ def test_resume_points_are_replaced_and_a_complete_run_drops_what_is_gone(remote
 def test_a_resume_point_is_deleted_only_after_its_successor_is_there(writer, monkeypatch):
     storage = Storage(f"memory://{uuid.uuid4().hex}")
     writer.save_resume_point(state(writer, 10))
-    storage.push_run(RUN, writer.path)
+    mirror.Pusher(storage._remote, RUN, writer.path).push()
     writer.save_resume_point(state(writer, 20))
     done: list[str] = []
     write, remove = remote.RemoteFolder.write, remote.RemoteFolder.remove
@@ -351,7 +351,7 @@ def test_a_resume_point_is_deleted_only_after_its_successor_is_there(writer, mon
     monkeypatch.setattr(
         remote.RemoteFolder, "remove", lambda self, p: (done.append(f"- {p.removeprefix(RUN)}"), remove(self, p))[1]
     )
-    storage.push_run(RUN, writer.path)
+    mirror.Pusher(storage._remote, RUN, writer.path).push()
     manifest = "+ /resume/step_00000020/checkpoint.json"
     deleted = [line for line in done if line.startswith("-")]
     assert done.index(manifest) < done.index(deleted[0])
@@ -362,11 +362,11 @@ def test_a_resume_point_is_deleted_only_after_its_successor_is_there(writer, mon
 def test_a_checkpoint_made_again_replaces_the_one_there(remote_url, writer, tmp_path):
     storage = Storage(remote_url)
     writer.save(state(writer, 5), keep_optimizer=True)
-    storage.push_run(RUN, writer.path)
+    mirror.Pusher(storage._remote, RUN, writer.path).push()
     changed = state(writer, 5)
     changed.model["w"][0] = 7.0  # same size, other contents
     writer.save(changed, keep_optimizer=True)
-    storage.push_run(RUN, writer.path)
+    mirror.Pusher(storage._remote, RUN, writer.path).push()
     assert pulled(storage, tmp_path / "there") == tree(writer.path)
 
 
@@ -394,7 +394,7 @@ def test_only_what_is_new_is_uploaded_again(writer, monkeypatch):
     assert written == [f"{RUN}/{name}" for name in names]
     # A process that starts anew reads what is there instead of sending it again.
     written.clear()
-    storage.push_run(RUN, writer.path)
+    mirror.Pusher(storage._remote, RUN, writer.path).push()
     assert [name for name in written if "checkpoints" in name] == []
 
 

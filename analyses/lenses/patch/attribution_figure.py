@@ -65,7 +65,7 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
 def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:
     """One component's points at one step; none where it was not patched there."""
     r = float(rows["attribution_r"].iloc[0]) if len(rows) else math.nan
-    n = len(rows) if "attribution_n" not in rows else int(rows["attribution_n"].max()) if len(rows) else 0
+    n = int(column(rows, "attribution_n")[0]) if len(rows) and "attribution_n" in rows else len(rows)
     color, symbol = SERIES[index % len(SERIES)]
     return go.Scatter(
         x=short(column(rows, "logit_diff_normalised")) or [None],

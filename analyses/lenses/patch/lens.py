@@ -235,8 +235,9 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _told_apart(rows: pd.DataFrame) -> str:
     """At which steps clean and corrupted runs give the same."""
-    lost = rows.groupby("step")["logit_diff_normalised"].apply(lambda column: column.isna().all())
-    steps = [str(step) for step, nowhere in lost.items() if nowhere]
+    steps = [
+        str(step) for step, part in groups(rows, "step") if not np.isfinite(column(part, "logit_diff_normalised")).any()
+    ]
     return f"; no value at step {', '.join(steps)}: clean and corrupted runs answer alike there" if steps else ""
 
 

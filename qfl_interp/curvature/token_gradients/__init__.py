@@ -4,5 +4,3 @@ from __future__ import annotations
 
 from qfl_interp.curvature.token_gradients.directional import TokenProjections
 from qfl_interp.curvature.token_gradients.project import project_curvature, project_gradients
-
-__all__ = ["TokenProjections", "project_curvature", "project_gradients"]

@@ -62,14 +62,7 @@ def project_curvature(
 
     Nested forward mode: a Jacobian-vector product of the Jacobian-vector product, for any model.
 
-    Args:
-        loss: As for `project_gradients`.
-        parameters: As for `project_gradients`.
-        directions: As for `project_gradients`.
-        max_bytes: As for `project_gradients`.
-
-    Raises:
-        ValueError: As for `project_gradients`.
+    Arguments and errors are those of `project_gradients`.
     """
     theta, vectors = _checked(loss, parameters, directions, max_bytes)
     curvature = jvp_curvature(loss, theta, vectors, max_bytes=max_bytes)

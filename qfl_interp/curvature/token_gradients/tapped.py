@@ -113,11 +113,8 @@ def tapped(
 ) -> Tapped:
     """What enters the gradients of the losses of `target`, each predicted by its own sequence's last position.
 
-    Args:
-        model: Gives the shape and the rotary angles alone.
-        parameters: The values, by name; detached.
-        tokens: For each token the sequence up to the position that predicts it.
-        target: The tokens.
+    `model` gives the shape and the rotary angles alone; `tokens` holds for each target the sequence up to the position
+    that predicts it.
 
     Raises:
         QflError: The model's function is not the one computed here, or hooks are attached.

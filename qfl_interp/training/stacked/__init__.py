@@ -7,5 +7,3 @@ from __future__ import annotations
 
 from qfl_interp.training.stacked.grouping import bytes_per_member, max_members, stack_key
 from qfl_interp.training.stacked.loop import train_stacked
-
-__all__ = ["bytes_per_member", "max_members", "stack_key", "train_stacked"]

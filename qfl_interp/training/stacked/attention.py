@@ -20,11 +20,8 @@ from qfl_interp.training.stacked.lanes import LANES
 class Heads(NamedTuple):
     """How heads attend.
 
-    Attributes:
-        n_heads: Heads; their coordinates lie side by side.
-        first: The position of the first query; the others follow up to the last key's.
-        scale: Attention scale.
-        turn: Cosine and sine of the rotary angle by position and pair; no pairs where positions are learned.
+    Heads' coordinates lie side by side. `first` is the position of the first query; the others follow up to the last
+    key's. `turn` is cosine and sine of the rotary angle by position and pair; no pairs where positions are learned.
     """
 
     n_heads: int
@@ -38,10 +35,8 @@ def attention(
 ) -> Float[Tensor, "example asked_or_pos d"]:
     """Heads' outputs side by side, once differentiable.
 
-    Args:
-        q: Queries of the last positions; None where every position asks, and `kv` starts with its queries.
-        kv: Keys and values side by side, after the queries where `q` is None.
-        heads: How they attend.
+    `q` are the queries of the last positions, and `kv` keys and values side by side. Where `q` is None every position
+    asks, and `kv` starts with its queries.
     """
     if _compiled(kv):
         return _Attention.apply(q, kv, heads)

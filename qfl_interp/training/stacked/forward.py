@@ -23,12 +23,7 @@ from qfl_interp.training.stacked.attention import Heads, attention, gated_unit
 
 
 class Shape(NamedTuple):
-    """What the members of a stack have in common.
-
-    Attributes:
-        model: Their configuration.
-        turn: Cosine and sine of the rotary angle by position and pair; no pairs where positions are learned.
-    """
+    """What the members of a stack have in common; `turn` is that of their `Heads`."""
 
     model: ModelConfig
     turn: Float[Tensor, "n_ctx pairs 2"]
@@ -52,11 +47,7 @@ def stacked_logits(
 ) -> Float[Tensor, "member batch asked d_vocab"]:
     """Every member's logits on its own tokens at positions `span`; gradients reach the weights.
 
-    Args:
-        weights: Parameters by their name in the model, stacked.
-        shape: As `stack_shape` gives it; its `turn` is on the weights' device.
-        tokens: Token ids.
-        span: Positions with a start and a stop; nothing after them is computed.
+    `span` has a start and a stop; nothing after it is computed.
     """
     config, eps = shape.model, shape.model.norm_eps
     n_members, n_batch = tokens.shape[:2]

@@ -39,12 +39,6 @@ def bytes_per_member(model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab
 
     Weights, gradients and AdamW's moments with a copy for saving, and what the forward pass keeps of every token for
     the backward pass.
-
-    Args:
-        model: Shape.
-        batch_size: Examples of an update.
-        n_ctx: Padded length of a sequence.
-        d_vocab: Size of the vocabulary.
     """
     d, matrices = model.d_model, _mlp_matrices(model)
     kept = model.n_layers * (8 * d + matrices * model.d_mlp_used + model.n_heads) + 2 * d + min(d, d_vocab)
@@ -65,15 +59,7 @@ def _n_parameters(model: ModelConfig, d_vocab: int) -> int:
 def faster_alone(
     model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
 ) -> bool:
-    """Whether runs of a shape train faster one by one than as a stack: large models of small batches on a CPU.
-
-    Args:
-        model: Shape.
-        batch_size: Examples of an update.
-        n_ctx: Padded length of a sequence.
-        d_vocab: Size of the vocabulary.
-        device: Where they train.
-    """
+    """Whether runs of a shape train faster one by one than as a stack: large models of small batches on a CPU."""
     if torch.device(device).type == "cuda":
         return False
     return _n_parameters(model, d_vocab) >= _ALONE_PARAMETERS and batch_size * n_ctx < _ALONE_TOKENS * model.d_model
@@ -93,13 +79,7 @@ def max_members(
     On a CPU as many as its caches serve, beyond which more are no faster, and 1 of a shape that is faster alone; on a
     GPU as many as its free memory holds by `bytes_per_member`.
 
-    Args:
-        model: Shape.
-        batch_size: Examples of an update.
-        n_ctx: Padded length of a sequence.
-        d_vocab: Size of the vocabulary.
-        device: Where they train.
-        memory_share: Part of a GPU's free memory that is theirs.
+    `memory_share` is the part of a GPU's free memory that is theirs.
     """
     if torch.device(device).type != "cuda":
         alone = faster_alone(model, batch_size=batch_size, n_ctx=n_ctx, d_vocab=d_vocab, device=device)

@@ -272,20 +272,8 @@ def attend_backward(q, q_at, kv, k_at, v_at, turn, scale, first, n_heads, levels
     `dv_j = sum_a p_ja dz_a`, `ds_ja = p_ja (dz_a . v_j - sum_i p_ia dz_a . v_i)`, `dq_a = sum_j ds_ja k_j`,
     `dk_j = sum_a ds_ja q_a`.
 
-    Args:
-        q: As for `attend`, like all up to `n_heads`.
-        q_at: See above.
-        kv: See above.
-        k_at: See above.
-        v_at: See above.
-        turn: See above.
-        scale: See above.
-        first: See above.
-        n_heads: See above.
-        levels: What `attend` wrote.
-        dz: Gradient of `z`.
-        dq: Written at the columns of the queries.
-        dkv: Written at the columns of keys and values.
+    Arguments up to `n_heads` are those of `attend`, and `levels` is what it wrote; `dz` is the gradient of `z`. `dq`
+    and `dkv` are written at the columns of queries, and of keys and values.
     """
     n_examples, n_asked, q_size = q.shape
     _, n_pos, kv_size = kv.shape

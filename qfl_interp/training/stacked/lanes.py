@@ -204,32 +204,21 @@ def add_product(_, a, b, c):
     return VECTOR(VECTOR, VECTOR, VECTOR), lambda _context, builder, _signature, values: _fused(builder, *values)
 
 
-@intrinsic
-@no_type_check
-def add(_, a, b):
-    """`a + b`."""
-    return VECTOR(VECTOR, VECTOR), lambda _context, builder, _signature, values: builder.fadd(*values)
+def _arithmetic(instruction: str) -> Any:
+    """An operation on two vectors that is one instruction."""
+
+    @intrinsic
+    @no_type_check
+    def operation(_, a, b):
+        def make(_context, builder, _signature, values):
+            return getattr(builder, instruction)(*values)
+
+        return VECTOR(VECTOR, VECTOR), make
+
+    return operation
 
 
-@intrinsic
-@no_type_check
-def subtract(_, a, b):
-    """`a - b`."""
-    return VECTOR(VECTOR, VECTOR), lambda _context, builder, _signature, values: builder.fsub(*values)
-
-
-@intrinsic
-@no_type_check
-def multiply(_, a, b):
-    """`a b`."""
-    return VECTOR(VECTOR, VECTOR), lambda _context, builder, _signature, values: builder.fmul(*values)
-
-
-@intrinsic
-@no_type_check
-def divide(_, a, b):
-    """`a / b`."""
-    return VECTOR(VECTOR, VECTOR), lambda _context, builder, _signature, values: builder.fdiv(*values)
+add, subtract, multiply, divide = (_arithmetic(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
 
 
 @intrinsic

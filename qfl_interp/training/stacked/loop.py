@@ -92,7 +92,15 @@ def train_stacked(
     indexed = [(index, *run) for index, run in enumerate(runs)]
     with progress_bar(enabled=progress) as bar:
         if faster_alone(config.model, **sizes):
-            _train_one_by_one(task, indexed, errors, torch.device(device), resume_seconds, bar)
+            shown = bar.add_task("training one by one", total=len(runs), detail="")
+            for index, (config, path) in enumerate(runs):
+                try:
+                    train_planned(task, config, path, device=device, resume_seconds=resume_seconds)
+                except StorageError:
+                    raise
+                except QflError as error:
+                    errors[index] = error
+                bar.advance(shown)
             return errors
         for part in _equal_parts(len(runs), max_members(config.model, **sizes, memory_share=memory_share)):
             _train_together(task, indexed[part], errors, torch.device(device), resume_seconds, bar)
@@ -104,26 +112,6 @@ def _equal_parts(n_runs: int, most: int) -> list[slice]:
     n_parts = -(-n_runs // most)
     bounds = [n_runs * part // n_parts for part in range(n_parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
-
-
-def _train_one_by_one(
-    task: Task,
-    runs: Sequence[_Indexed],
-    errors: list[Exception | None],
-    device: torch.device,
-    resume_seconds: float,
-    bar: Progress,
-) -> None:
-    """Train runs by the ordinary loop; errors go to their index."""
-    shown = bar.add_task("training one by one", total=len(runs), detail="")
-    for index, config, path in runs:
-        try:
-            train_planned(task, config, path, device=device, resume_seconds=resume_seconds)
-        except StorageError:
-            raise
-        except QflError as error:
-            errors[index] = error
-        bar.advance(shown)
 
 
 class _Member(NamedTuple):

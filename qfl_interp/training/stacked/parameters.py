@@ -21,16 +21,7 @@ class StackedParameters:
 
     Clipping and AdamW work entry by entry or row by row, so that the whole stack's update is a dozen operations.
 
-    Args:
-        members: Every member's tensors by name; the same names and shapes, in the model's order.
-        device: Where they are trained.
-
-    Attributes:
-        values: All weights.
-        weights: The same by name, [member, ...], as autograd's leaves.
-        gradients: What `differentiate` makes.
-        means: AdamW's first moments.
-        squares: AdamW's second moments.
+    `weights` are the `values` by name, [member, ...], as autograd's leaves; `means` and `squares` are the moments.
     """
 
     def __init__(self, members: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
@@ -100,10 +91,7 @@ class StackedParameters:
         `w <- w (1 - lr decay)`, `m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`, then
         `w <- w - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)`.
 
-        Args:
-            lrs: Learning rates, one a member.
-            step: t, which update this is, from 1.
-            config: Betas, epsilon and decay.
+        `lrs` are the learning rates, one a member, and t, from 1, is the `step`.
 
         References:
             Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; as torch.optim.AdamW.
