@@ -20,11 +20,11 @@ from benchmarks._measuring import in_process
 TITLE = "Kill -9 and resume (addition-6, 2 layers, d_model 16)"
 
 # Columns that say when a step was done, not what it gave.
-_TIMES = ("seconds", "tokens_per_s")
+_TIMES = ("seconds", "tokens_per_s", "sha256")
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
-    """What no interruption may change: the hash of every checkpoint file, and the metrics but for times."""
+    """What no interruption may change: the hash of every checkpoint file, and the metrics without times."""
     files = sorted(path for path in (run / "checkpoints").rglob("*") if path.is_file())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {

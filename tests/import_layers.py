@@ -9,6 +9,7 @@ from pathlib import Path
 # The ground: files at the top of the core, which import each other and nothing else of it.
 GROUND = (
     "errors",
+    "files",
     "sites",
     "digests",
     "lazy",

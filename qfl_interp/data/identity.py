@@ -41,9 +41,15 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         "splits": "its splits are others",
     }
     listed = [text for key, text in words.items() if found.get(key) != wanted.get(key)]
-    there, here = ({"class": d.get("class"), **d.get("parameters", {})} for d in (found, wanted))
+    there, here = ({"class": d.get("class"), **_parameters(d)} for d in (found, wanted))
     changed = [key for key in there | here if there.get(key) != here.get(key)]
     return [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in changed] + listed
+
+
+def _parameters(identity: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that an identity names; none where it is damaged."""
+    parameters = identity.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def _digest(*arrays: np.ndarray) -> str:

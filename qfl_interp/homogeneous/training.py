@@ -26,8 +26,8 @@ from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.run_folder import TABLE_NAMES, Ending, RunFolder, TableRows
 from qfl_interp.homogeneous.taylor import Coefficients, taylor_coefficients
 from qfl_interp.models.build import load_parameters, parameters_to_save
+from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.seeding import generator
-from qfl_interp.training.schedule import checkpoint_steps
 
 
 @dataclass(frozen=True)

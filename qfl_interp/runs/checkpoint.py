@@ -22,6 +22,7 @@ import safetensors.torch
 from torch import Tensor
 
 from qfl_interp.errors import QflError, StorageError
+from qfl_interp.files import read_json
 
 FORMAT = "qfl_interp checkpoint"
 VERSION = 1
@@ -145,12 +146,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = read_json(file, dict, "The checkpoint is corrupted; use another step.")
     except FileNotFoundError as error:
         raise QflError(f"{path} is no checkpoint: it has no {MANIFEST}.") from error
-    except (OSError, ValueError) as error:
-        raise QflError(f"{file} cannot be read: {error}. The checkpoint is corrupted; use another step.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise QflError(f"{file} was not written by this version of qfl_interp (format {VERSION}).")
     if manifest.get("step") != parse_step(path.name):
         raise QflError(f"{file} is of step {manifest.get('step')}, but its directory is named {path.name}.")

@@ -10,6 +10,8 @@ from typing import Any
 from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
+from qfl_interp.files import read_json
+from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 
 CONFIG_FILE = "config.json"
@@ -64,6 +66,11 @@ class RunConfig:
         return self.last_step - self.first_step
 
     @property
+    def steps_to_save(self) -> list[int]:
+        """The steps that get a checkpoint, ascending."""
+        return [self.first_step + step for step in checkpoint_steps(self.n_steps, self.train.n_checkpoints)]
+
+    @property
     def flops_per_step(self) -> float:
         """Nominal FLOPs of an update, as the paper counts."""
         return flops_per_step(self.model, batch_size=self.train.batch_size, n_ctx=self.n_ctx_real)
@@ -98,13 +105,11 @@ class RunConfig:
         """
         path = run / CONFIG_FILE
         try:
-            values: dict[str, Any] = json.loads(path.read_bytes())
+            values: dict[str, Any] = read_json(path, dict, "Restore it: it names the run.")
         except FileNotFoundError as error:
             what = "has no config.json" if run.is_dir() else "does not exist"
             raise QflError(f"{run} is no run: it {what}. `qfl runs` lists the runs below a folder.") from error
-        except (OSError, ValueError) as error:
-            raise QflError(f"{path} cannot be read: {error}.") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
+        if values.get("format") != FORMAT or values.get("version") != VERSION:
             raise QflError(f"{path} was not written by this version of qfl_interp (run format {VERSION}).")
         try:
             named = values.pop("run_id")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,15 @@ from qfl_interp.data.identity import differences, task_identity
 from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
+from qfl_interp.files import read_json
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
+from qfl_interp.runs.metrics import Metrics, read_metrics
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
 
-CHECKPOINTS, PROVENANCE_FILE = "checkpoints", "provenance.json"
+CHECKPOINTS, RESUME, PROVENANCE_FILE = "checkpoints", "resume", "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Verification:
         good: Steps whose checkpoints are whole.
         problems: One sentence for each file that is not what it should be.
         finished: Whether training ended and its final checkpoint is whole.
+        unchecked: One sentence for each file that has no checksum, as those of earlier versions.
     """
 
     good: tuple[int, ...]
     problems: tuple[str, ...]
     finished: bool
+    unchecked: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """True where nothing is wrong."""
@@ -118,25 +123,40 @@ class Run(Checkpoints):
         writing a whole example rightly when sampling at temperature 1.
 
         Raises:
-            QflError: The file of a run with checkpoints is missing, or a line in the middle is not JSON.
+            QflError: A line is not what was written, or the file is missing or ends before the last checkpoint.
         """
-        path = self.path / METRICS_FILE
-        if self.steps and not path.exists():
-            raise QflError(f"{path} is missing: restore it, or train the run again into another directory.")
-        return pd.DataFrame(read_metrics(path))
+        return pd.DataFrame(self.read_metrics().rows)
+
+    def read_metrics(self) -> Metrics:
+        """The rows of `metrics` as they stand in the file, checked. Raises as `metrics` does."""
+        path, saved = self.path / METRICS_FILE, self.steps
+        found = read_metrics(path, self.config.digest)
+        if not found.checked and (self.path / TASK_FILE).exists():
+            raise QflError(f"lines of {path} have lost their digests: corrupted. Restore the file.")
+        last = found.rows[-1]["step"] if found.rows else None
+        if saved and (last is None or last < saved[-1]):
+            ends = "is missing or empty" if last is None else f"ends at step {last}"
+            raise QflError(
+                f"{path} {ends}, but there is a checkpoint of step {saved[-1]}: its end was lost. Resume the run "
+                "(`qfl resume`): what is missing is trained again, to the same bits; or restore the file."
+            )
+        return found
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
         """One record a training session: versions, command, git commit, device.
 
         Raises:
-            QflError: The file is not JSON.
+            QflError: The file is no list of records.
         """
-        path = self.path / PROVENANCE_FILE
+        path, advice = self.path / PROVENANCE_FILE, "Restore or delete it; no number depends on it."
         try:
-            return json.loads(path.read_bytes()) if path.exists() else []
-        except (OSError, ValueError) as error:
-            raise QflError(f"{path} cannot be read: {error}. Restore or delete it; no number depends on it.") from error
+            records = read_json(path, list, advice)
+        except FileNotFoundError:
+            return []
+        if not all(isinstance(record, dict) for record in records):
+            raise QflError(f"{path} must hold a list of records: corrupted. {advice}")
+        return records
 
     @property
     def n_parameters(self) -> int:
@@ -195,7 +215,11 @@ class Run(Checkpoints):
         return parameters, optimiser
 
     def verify(self) -> Verification:
-        """Check every file of the run against its checksum; nothing is changed."""
+        """Check every file of the run against its checksum; nothing is changed.
+
+        Checkpoints, also those that the schedule asks for and that are not there, resume points, metrics, provenance,
+        the task's record, tables and stored activations.
+        """
         good, problems = [], []
         for step in self.steps:
             try:
@@ -205,14 +229,41 @@ class Run(Checkpoints):
                 problems.append(str(error))
         foreign = [p for p in sorted((self.path / CHECKPOINTS).glob("[!.]*")) if ckpt.parse_step(p.name) is None]
         problems += [f"{path} is not a checkpoint of this run." for path in foreign]
-        for read in (lambda: self.metrics, lambda: self.provenance):
-            try:
-                read()
-            except QflError as error:
-                problems.append(str(error))
+        for path in sorted((self.path / RESUME).glob("step_*")):
+            problems += _told(lambda path=path: ckpt.load_checkpoint(path, config_digest=self.config.digest))
+        for read in (lambda: self.metrics, lambda: self.provenance, lambda: task_record(self.path)):
+            problems += _told(read)
+        problems += self._not_saved()
         for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
             problems += self.table(folder.name).verify()
-        return Verification(tuple(good), tuple(problems), self.config.last_step in good)
+        return Verification(tuple(good), tuple(problems), self.config.last_step in good, tuple(self._unchecked()))
+
+    def _unchecked(self) -> list[str]:
+        """A sentence on each file without a checksum."""
+        try:
+            lines = read_metrics(self.path / METRICS_FILE, self.config.digest)
+        except QflError:
+            return []
+        old = "was written by an earlier version"
+        found = [] if lines.checked else [f"{self.path / METRICS_FILE} {old}: lines without a checksum."]
+        if not (self.path / TASK_FILE).exists():
+            found.append(f"{self.path} {old}: it does not say what its task was.")
+        return found
+
+    def _not_saved(self) -> list[str]:
+        """A sentence on the checkpoints that should be there: those of the schedule before the last logged step."""
+        try:
+            rows = read_metrics(self.path / METRICS_FILE, self.config.digest).rows
+        except QflError:
+            return []
+        saved = {*self.steps}
+        if any(after != before + 1 for before, after in itertools.pairwise(row["step"] for row in rows)):
+            return []  # a sweep thinned rows and checkpoints of a finished run
+        lost = [step for step in self.config.steps_to_save if rows and step < rows[-1]["step"] and step not in saved]
+        if not lost:
+            return []
+        shown = ", ".join(map(str, lost[:5])) + (", ..." if len(lost) > 5 else "")
+        return [f"{self.path / CHECKPOINTS} has no checkpoint of {len(lost)} steps that were saved: {shown}."]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self.path.absolute(), self._given)
@@ -228,9 +279,30 @@ class Run(Checkpoints):
         )
 
 
+def _told(read: Callable[[], object]) -> list[str]:
+    """What is wrong with what `read` reads."""
+    try:
+        read()
+    except QflError as error:
+        return [str(error)]
+    return []
+
+
 def _open(path: Path, task: Task | None) -> Run:
     """A run that was pickled."""
     return Run.open(path, task=task)
+
+
+def task_record(run: Path) -> dict[str, Any] | None:
+    """The identity of the task that a run directory was trained on; None where it does not say.
+
+    Raises:
+        QflError: The record cannot be read.
+    """
+    try:
+        return read_json(run / TASK_FILE, dict, "Restore it: it says what the run was trained on.")
+    except FileNotFoundError:
+        return None
 
 
 def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
@@ -244,36 +316,14 @@ def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
     Raises:
         QflError: The run was trained on another task, or its record cannot be read.
     """
-    path = run / TASK_FILE
-    if not path.exists():
+    found = task_record(run)
+    if found is None:
         return
-    try:
-        found = json.loads(path.read_bytes())
-        # The class of one that was given may have moved.
-        wanted = task_identity(task) | ({} if registered else {"class": found["class"]})
-        differing = differences(found, wanted)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise QflError(f"{path} cannot be read: {error}. Restore it: it says what the run was trained on.") from error
+    # The class of one that was given may have moved.
+    wanted = task_identity(task) | ({} if registered else {"class": found.get("class")})
+    differing = differences(found, wanted)
     if differing:
         raise QflError(
             f"{run} was trained on another task than {task!r}: {'; '.join(differing)}. Open it with the task that it "
             "was trained on: Run.open(path, task=...)."
         )
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that a killed writer left unfinished is not there.
-
-    Raises:
-        QflError: A line before the last is not JSON.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise QflError(f"line {number} of {path} is corrupted: {error}. Remove it, or restore the file.") from error
-    return rows

@@ -25,6 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from qfl_interp.errors import QflError
+from qfl_interp.files import read_json
 from qfl_interp.runs.checkpoint import write_atomic
 
 # Where a manifest says what its part comes from.
@@ -113,10 +114,10 @@ class Table:
         """The SHA-256 of each file of a part, by name; where it comes from, under `_ORIGIN`."""
         path = self._manifest_path(part)
         try:
-            manifest = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise QflError(f"{path} cannot be read: {error}. {self._advice(part)}") from error
-        if not isinstance(manifest, dict) or self._path(part).name not in manifest:
+            manifest = read_json(path, dict, self._advice(part))
+        except FileNotFoundError as error:
+            raise QflError(f"{path} cannot be read: it is not there. {self._advice(part)}") from error
+        if self._path(part).name not in manifest:
             raise QflError(f"{path} does not list {self._path(part).name}: corrupted. {self._advice(part)}")
         return manifest
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,10 +19,9 @@ from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.claimed import ClaimedFolder
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, TASK_FILE, RunConfig
+from qfl_interp.runs.metrics import all_lines, metric_lines, read_metrics
 from qfl_interp.runs.provenance import session_record
-from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, Run, read_metrics, require_task
-
-_RESUME = "resume"
+from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, RESUME, Run, require_task
 
 
 class RunWriter(ClaimedFolder):
@@ -42,7 +43,8 @@ class RunWriter(ClaimedFolder):
         self, path: Path, config: RunConfig, task: Task, *, resume: bool, resume_seconds: float = 30.0
     ) -> None:
         texts = {TASK_FILE: json.dumps(task_identity(task), indent=1).encode(), CONFIG_FILE: config.to_json()}
-        super().__init__(path, texts, CHECKPOINTS, _RESUME)
+        super().__init__(path, texts, CHECKPOINTS, RESUME)
+        self._state = ""
         self._task = task
         self.config = config
         self._resume = resume
@@ -72,12 +74,33 @@ class RunWriter(ClaimedFolder):
         ckpt.write_atomic(self.path / PROVENANCE_FILE, json.dumps(records, indent=1).encode())
 
     def resume_point(self) -> tuple[ckpt.Checkpoint | None, list[str]]:
-        """The latest whole state to continue from, None to start anew; and why later ones were passed over."""
-        folders = [p for f in (_RESUME, CHECKPOINTS) for p in (self.path / f).glob("step_*")]
+        """The latest whole state to continue from, None to start anew; and why later ones were passed over.
+
+        Raises:
+            QflError: There is a checkpoint of another run, or the metrics are damaged; nothing was changed.
+        """
+        rows = read_metrics(self.path / METRICS_FILE, self.config.digest).rows
+        _require_gapless(self.path / METRICS_FILE, rows)
+        logged = rows[-1]["step"] if rows else self.config.first_step - 1
+        folders = [p for f in (RESUME, CHECKPOINTS) for p in (self.path / f).glob("step_*")]
         refused = []
         for folder in sorted(folders, key=lambda p: p.name, reverse=True):
             try:
-                if ckpt.OPTIMIZER in ckpt.read_manifest(folder)["files"]:
+                manifest = ckpt.read_manifest(folder)
+            except QflError as error:
+                refused.append(str(error))
+                continue
+            if manifest["config_digest"] != self.config.digest:
+                raise QflError(
+                    f"{folder} is of another run (configuration {manifest['config_digest']}, not "
+                    f"{self.config.digest}): was {CONFIG_FILE} replaced? Restore it, or move the "
+                    "checkpoint away; nothing was changed."
+                )
+            if manifest["step"] > logged:
+                refused.append(f"{folder}: the metrics end at step {logged}, before it.")
+                continue
+            try:
+                if ckpt.OPTIMIZER in manifest["files"]:
                     state = ckpt.load_checkpoint(folder, config_digest=self.config.digest, with_optimizer=True)
                     return state, refused
             except QflError as error:
@@ -86,8 +109,10 @@ class RunWriter(ClaimedFolder):
 
     def truncate_metrics(self, last_step: int) -> float:
         """Drop rows after `last_step`, which will be logged again; returns the seconds trained until then."""
-        rows = [row for row in read_metrics(self.path / METRICS_FILE) if row["step"] <= last_step]
-        ckpt.write_atomic(self.path / METRICS_FILE, _lines(rows))
+        found = read_metrics(self.path / METRICS_FILE, self.config.digest)
+        rows = [row for row in found.rows if row["step"] <= last_step]
+        lines, self._state = all_lines(rows, self.config.digest)
+        ckpt.write_atomic(self.path / METRICS_FILE, lines)
         return float(rows[-1]["seconds"]) if rows else 0.0
 
     def append_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -98,7 +123,8 @@ class RunWriter(ClaimedFolder):
         """
         try:
             with open(self.path / METRICS_FILE, "ab") as file:
-                file.write(_lines(rows))
+                lines, self._state = metric_lines(rows, self._state)
+                file.write(lines)
         except OSError as error:
             raise ckpt.storage_error(error, self.path / METRICS_FILE) from error
 
@@ -107,6 +133,7 @@ class RunWriter(ClaimedFolder):
 
         With `keep_optimizer` the optimiser's state stays in the checkpoint, which makes it a resume point.
         """
+        self._sync_metrics()
         kept = checkpoint if keep_optimizer else checkpoint._replace(optimizer=None)
         ckpt.save_checkpoint(self.path / CHECKPOINTS, kept)
         due = time.monotonic() - self._last_resume_point >= self._resume_seconds
@@ -115,20 +142,34 @@ class RunWriter(ClaimedFolder):
 
     def save_resume_point(self, checkpoint: ckpt.Checkpoint) -> None:
         """Write a state to continue from and delete the ones before it."""
-        written = ckpt.save_checkpoint(self.path / _RESUME, checkpoint)
-        for older in (self.path / _RESUME).glob("step_*"):
+        self._sync_metrics()
+        written = ckpt.save_checkpoint(self.path / RESUME, checkpoint)
+        for older in (self.path / RESUME).glob("step_*"):
             if older != written:
                 shutil.rmtree(older)
         self._last_resume_point = time.monotonic()
 
+    def _sync_metrics(self) -> None:
+        """Have the disk hold all rows before a checkpoint that follows them."""
+        try:
+            with open(self.path / METRICS_FILE, "ab") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ckpt.storage_error(error, self.path / METRICS_FILE) from error
+
     def finish(self) -> None:
         """Delete the resume points: the run is complete."""
-        shutil.rmtree(self.path / _RESUME, ignore_errors=True)
+        shutil.rmtree(self.path / RESUME, ignore_errors=True)
 
 
-def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
-    """One JSON object a line."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+def _require_gapless(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Raise `QflError` where a step is missing between the first row and the last, as a power cut could leave it."""
+    for before, after in itertools.pairwise(row["step"] for row in rows):
+        if after != before + 1:
+            raise QflError(
+                f"{path} must have a row for every step, but {after} follows {before}. Restore it, or delete it and "
+                "the folder checkpoints to train the run again; nothing was changed."
+            )
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:

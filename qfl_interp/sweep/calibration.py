@@ -15,7 +15,6 @@ from jaxtyping import Float
 
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.plan import PlannedRun, task_at
-from qfl_interp.training.schedule import checkpoint_steps
 from qfl_interp.training.train import train_planned
 
 # Sizes that are measured, from the cheapest update to the dearest.
@@ -107,5 +106,5 @@ def run_bytes(run: PlannedRun, n_parameters: int, config: SweepConfig) -> int:
         every = max(1, int(train.eval_fraction * run.config.n_steps))
         return weights + _ROW_BYTES * (run.config.n_steps // every + 2) + _FIXED_BYTES
     moments = 3 if train.save_optimizer else 1
-    n_checkpoints = len(checkpoint_steps(run.config.n_steps, train.n_checkpoints))
+    n_checkpoints = len(run.config.steps_to_save)
     return n_checkpoints * moments * weights + _ROW_BYTES * (run.config.n_steps + 1) + _FIXED_BYTES

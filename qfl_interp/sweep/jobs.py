@@ -16,6 +16,7 @@ from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import write_atomic
 from qfl_interp.runs.claimed import has_writer
 from qfl_interp.runs.config import METRICS_FILE
+from qfl_interp.runs.metrics import all_lines
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.runs.run import CHECKPOINTS, Run
 from qfl_interp.sweep.definition import Keep
@@ -140,5 +141,5 @@ def keep_final(run: Run) -> None:
     """Of a finished run keep the final weights and the rows of its validations."""
     for step in run.steps[:-1]:
         shutil.rmtree(run.path / CHECKPOINTS / f"step_{step:08d}")
-    rows = [line for line in (run.path / METRICS_FILE).read_bytes().splitlines(True) if b'"val_loss"' in line]
-    write_atomic(run.path / METRICS_FILE, b"".join(rows))
+    rows = [row for row in run.read_metrics().rows if "val_loss" in row]
+    write_atomic(run.path / METRICS_FILE, all_lines(rows, run.config.digest)[0])

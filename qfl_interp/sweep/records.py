@@ -23,7 +23,7 @@ from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_hooked
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
-from qfl_interp.runs.run import Run, read_metrics
+from qfl_interp.runs.run import Run
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.storage import Storage
 
@@ -67,7 +67,7 @@ def configuration_digest(config: RunConfig) -> str:
 
 def _final_scores(run: Run) -> dict[str, float]:
     """The last row of a finished run's metrics; `QflError` where it is not the final validation."""
-    rows = read_metrics(run.path / METRICS_FILE)
+    rows = run.read_metrics().rows
     if not rows or rows[-1]["step"] != run.config.last_step or "val_loss" not in rows[-1]:
         found = f"step {rows[-1]['step']}" if rows else "no row"
         raise QflError(

@@ -1,10 +1,8 @@
-"""Pure functions of the step: learning rate, and which steps get a checkpoint or a validation."""
+"""Pure functions of the step: learning rate, and which steps get a validation."""
 
 from __future__ import annotations
 
 import math
-
-import numpy as np
 
 from qfl_interp.config import TrainConfig
 
@@ -38,17 +36,6 @@ def learning_rate(config: TrainConfig, *, step: int, n_steps: int) -> float:
     if step < n_steps - decay:
         return config.lr
     return config.lr * (1 - (1 - floor) * (step - (n_steps - decay)) / decay)
-
-
-def checkpoint_steps(n_steps: int, n_checkpoints: int) -> list[int]:
-    """About `n_checkpoints` steps in [0, n_steps], sorted: half log-spaced, half evenly spaced, both ends included.
-
-    Early steps where the two grids or rounding coincide are kept once, so the list may be a little shorter.
-    """
-    n_log = n_checkpoints // 2
-    logs = np.geomspace(1, n_steps, max(n_log, 1))
-    evenly = np.linspace(0, n_steps, max(n_checkpoints - n_log, 2))
-    return sorted({0, n_steps, *(round(float(s)) for s in (*logs, *evenly))})
 
 
 def is_evaluation_step(step: int, *, n_steps: int, eval_fraction: float) -> bool:

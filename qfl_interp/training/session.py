@@ -16,7 +16,7 @@ from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.schedule import checkpoint_steps, is_evaluation_step, learning_rate
+from qfl_interp.training.schedule import is_evaluation_step, learning_rate
 
 # Losses are checked and written at least this often, in updates.
 LOG_EVERY = 10
@@ -48,7 +48,7 @@ class RunSession:
 
     def __init__(self, run: RunConfig, writer: RunWriter) -> None:
         self.run_config, self.config, self.writer = run, run.train, writer
-        self.to_save = {run.first_step + s for s in checkpoint_steps(run.n_steps, self.config.n_checkpoints)}
+        self.to_save = {*run.steps_to_save}
         self.loggers: list[Logger] = []
         self.latest: dict[str, float] = {}
         self._started = time.monotonic()
@@ -59,10 +59,10 @@ class RunSession:
         return time.monotonic() - self._started
 
     def is_complete(self) -> bool:
-        """Whether the final checkpoint is there and whole; a damaged one is trained again."""
+        """Whether the final checkpoint is there and whole, and the metrics to its step; else it is trained again."""
         run = Run(self.writer.path, self.run_config)
         try:
-            return run.finished and bool(run.load_checkpoint(self.run_config.last_step))
+            return run.finished and bool(run.load_checkpoint(self.run_config.last_step)) and bool(run.read_metrics())
         except QflError:
             return False
 

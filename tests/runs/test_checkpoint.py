@@ -112,7 +112,7 @@ def test_no_flipped_bit_of_the_manifest_goes_unseen(tmp_path):
     ("text", "message"),
     [
         ("", "cannot be read"),
-        ("[]", "was not written by this version"),
+        ("[]", "must hold an object, got list"),
         ('{"model_type": "gpt2", "n_layer": 12}', "was not written by this version"),
         (
             '{"format": "qfl_interp checkpoint", "version": 2}',

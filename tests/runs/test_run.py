@@ -14,7 +14,7 @@ import torch
 import qfl_interp as qfl
 from qfl_interp.data.examples import held_out
 from qfl_interp.runs.config import RunConfig
-from qfl_interp.runs.run import read_metrics
+from qfl_interp.runs.metrics import read_metrics
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.seeding import generator
 
@@ -63,6 +63,7 @@ def test_verify_lists_exactly_what_is_bad(run_copy, tmp_path):
         rf"is of step {renamed}, but its directory is named step_00000039",
         r"pytorch_model.bin is not a checkpoint of this run",
         r"provenance.json cannot be read",
+        rf"checkpoints has no checkpoint of 1 steps that were saved: {renamed}\.",
     ]
     assert len(found.problems) == len(expected)
     for pattern, problem in zip(expected, found.problems, strict=True):
@@ -181,13 +182,15 @@ def test_metrics_with_a_torn_last_line(run_copy):
     n_rows = len(run_copy.metrics)
     assert n_rows == 41
     last = whole.rstrip(b"\n").rfind(b"\n") + 1
-    for end in (last + 1, last + 30, len(whole) - 1):
+    for end in (last, last + 1, last + 30, len(whole) - 1):
         file.write_bytes(whole[:end])
-        assert list(run_copy.metrics.step) == list(range(40))
-    file.write_bytes(whole[:last])
+        assert [row["step"] for row in read_metrics(file, run_copy.config.digest).rows] == list(range(40))
+        with pytest.raises(qfl.QflError, match="ends at step 39, but there is a checkpoint of step 40"):
+            _ = run_copy.metrics
+    shutil.rmtree(run_copy.path / "checkpoints" / "step_00000040")
     assert len(run_copy.metrics) == 40
     file.unlink()
-    assert read_metrics(file) == []
+    assert read_metrics(file, run_copy.config.digest).rows == []
 
 
 def test_a_corrupted_metrics_line_is_named(run_copy):
@@ -195,7 +198,7 @@ def test_a_corrupted_metrics_line_is_named(run_copy):
     lines = file.read_bytes().split(b"\n")
     lines[4] = b'{"step": 4, \xff'
     file.write_bytes(b"\n".join(lines))
-    with pytest.raises(qfl.QflError, match=r"line 5 of .*metrics.jsonl is corrupted"):
+    with pytest.raises(qfl.QflError, match=r"line 5 of .*metrics.jsonl"):
         _ = run_copy.metrics
     assert len(run_copy.verify().problems) == 1
 

@@ -20,6 +20,7 @@ from helpers_sweep import InlinePool
 
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, StorageError
+from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.runs.run import Run
 from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, sweep_status
 from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
@@ -28,7 +29,6 @@ from qfl_interp.sweep.local_pool import LocalPool
 from qfl_interp.sweep.plan import plan_sweep
 from qfl_interp.sweep.records import COLUMNS, configuration_digest
 from qfl_interp.sweep.storage import Storage
-from qfl_interp.training.schedule import checkpoint_steps
 from qfl_interp.training.train import train
 
 GRID = {
@@ -354,16 +354,21 @@ def test_a_file_in_the_place_of_a_run_fails_that_run_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("keep", ["final", "all"])
-def test_a_finished_run_that_lost_its_last_row_is_no_result(tmp_path: Path, keep: Literal["final", "all"]) -> None:
+def test_a_finished_run_that_lost_its_last_row_is_trained_again(tmp_path: Path, keep: Literal["final", "all"]) -> None:
+    """Of one that kept its final model alone it is no result: what is left of the rows is not what was logged."""
     planned = plan_sweep(config()).runs[0]
     settings = JobSettings(str(tmp_path), keep=keep)
-    assert run_job(Job((planned,)), settings)[0]["status"] == "finished"
+    (first,) = run_job(Job((planned,)), settings)
+    assert first["status"] == "finished"
     metrics = tmp_path / planned.path / "metrics.jsonl"
     metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(True)[:-1]))
     (record,) = run_job(Job((planned,)), settings)
-    assert record["status"] == "failed"
-    assert "must end with the validation of step" in record["error"]
-    assert np.isnan(record["val_loss"])
+    if keep == "all":
+        assert (record["status"], record["val_loss"]) == ("finished", first["val_loss"])
+    else:
+        assert record["status"] == "failed"
+        assert "must have a row for every step" in record["error"]
+        assert np.isnan(record["val_loss"])
 
 
 def test_runs_of_one_configuration_differ_in_their_seed_alone() -> None:

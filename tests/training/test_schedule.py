@@ -8,8 +8,9 @@ from helpers import golden
 
 import qfl_interp as qfl
 from qfl_interp.models.build import build_hooked
+from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step, flops_per_token, steps_for_budget
-from qfl_interp.training.schedule import checkpoint_steps, is_evaluation_step, learning_rate
+from qfl_interp.training.schedule import is_evaluation_step, learning_rate
 
 _GOLDEN = golden("schedules")
 
