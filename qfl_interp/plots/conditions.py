@@ -77,13 +77,7 @@ def curves(rows: pd.DataFrame, known: Mapping[str, ConditionStyle], name: str, g
     for condition in present(rows, known):
         style = known[condition]
         hover = f"%{{y:.1%}} (95 % %{{customdata[1]:.1%}} to %{{customdata[2]:.1%}}) · {STEP}"
-        look: dict[str, Any] = {
-            "width": 1.8,
-            "dash": style.dash,
-            "size": 5.5,
-            "symbol": style.symbol,
-            "interval": (1, 0),
-        }
+        look: dict[str, Any] = {"width": 1.8, "dash": style.dash, "size": 5.5, "symbol": style.symbol}
         beside = ("step", f"{name}_low", f"{name}_high")
         look |= {"interval": (1, 0), "beside": beside, "legendgroup": f"{group}: {condition}"}
         drawn = over_compute(select(rows, condition=condition))

@@ -69,8 +69,7 @@ def _map(rows: pd.DataFrame, step: int | None, what: str) -> go.Figure:
         text = cells.grid(np.array(texts, dtype=object)).tolist()
         return [cells.heat(part, "loss_increase", hover, beside=_HOVER, text=text, name="loss_increase", **look)]
 
-    over_steps(figure, rows, draw, table="ablate_units", title=what, above=60, step=step)
-    return figure
+    return over_steps(figure, rows, draw, table="ablate_units", title=what, above=60, step=step)
 
 
 def _written(row: dict[str, Any]) -> str:
@@ -104,8 +103,7 @@ def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figu
         texts = [f"{row['layer']}.{row['unit']}{_mark(row)}" for row in records(_largest(part))]
         return {"yaxis": names_axis(texts) | {"range": [n_bars - 0.4, -0.6]}}
 
-    over_steps(figure, rows, _draw_bars, table="ablate_units", title=what, above=14, step=step, layout=names)
-    return figure
+    return over_steps(figure, rows, _draw_bars, table="ablate_units", title=what, above=14, step=step, layout=names)
 
 
 def _draw_bars(part: pd.DataFrame) -> list[go.Bar]:

@@ -65,8 +65,7 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
         ]
 
     title = words(rows["feature"].iloc[0])
-    over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step)
-    return figure
+    return over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step)
 
 
 def _points(

@@ -90,8 +90,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
         ]  # fmt: skip
 
     figure.update_layout(coloraxis=_color_axis(rows, metric), updatemenus=[_buttons(len(maps))])
-    over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step)
-    return figure
+    return over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step)
 
 
 def _title(rows: pd.DataFrame) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
@@ -15,7 +14,7 @@ from analyses.lenses.polca.marks import basis_mark, break_mark, tau_mark
 from qfl_interp.plots.lines import curve, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
-from qfl_interp.tables import column, distinct, select
+from qfl_interp.tables import distinct, select
 
 _MOST_DIRECTIONS: Final = 2
 _BAND_OPACITY: Final = 0.16
@@ -80,7 +79,7 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
     n_directions = len(distinct(clusters, "direction"))
     if n_directions > 1:
         more += f"; {n_directions} directions have clusters"
-    lines = [line for one in drawn for line in (_medoid(one), _mean(one))]
+    lines = [line for one in drawn for line in _curves(one)]
     return Panel(
         title=quantity.of(direction),
         subtitle=f"{quantity.name} by cluster of tokens{more}",
@@ -135,36 +134,23 @@ def _bands(drawn: Sequence[Cluster], low: str, high: str) -> list[go.Scatter]:
     """The middle half of each cluster's tokens."""
     bands = []
     for one in drawn:
-        x, red_green_blue = column(one.curve, "flops"), ", ".join(map(str, hex_to_rgb(one.color)))
-        bands.append(
-            go.Scatter(
-                x=np.concatenate([x, x[::-1]]),
-                y=np.concatenate([column(one.curve, low), column(one.curve, high)[::-1]]),
-                mode="lines",
-                name=f"{one.name}, middle half",
-                line={"width": 0},
-                fill="toself",
-                fillcolor=f"rgba({red_green_blue}, {_BAND_OPACITY})",
-                legendgroup=one.group,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-        )
+        rows, red_green_blue = one.curve, ", ".join(map(str, hex_to_rgb(one.color)))
+        outline = pd.concat([rows.assign(end=rows[low]), rows[::-1].assign(end=rows[::-1][high])])
+        look: dict[str, Any] = {"fill": "toself", "fillcolor": f"rgba({red_green_blue}, {_BAND_OPACITY})"}
+        look |= {"line": {"width": 0}, "legendgroup": one.group, "showlegend": False}
+        bands.append(curve(outline, "end", f"{one.name}, middle half", one.color, **look))
     return bands
 
 
-def _medoid(one: Cluster) -> go.Scatter:
-    """The curve of the token in the middle, dashed."""
-    look = {"width": 1.1, "dash": "dash", "legendgroup": one.group, "showlegend": False}
-    return curve(one.curve, "medoid", f"{one.name}, medoid", one.color, **look)
-
-
-def _mean(one: Cluster) -> go.Scatter:
-    """A cluster's mean, which the legend lists."""
+def _curves(one: Cluster) -> list[go.Scatter]:
+    """The curve of the token in the middle, dashed, and the mean, which the legend lists."""
     hover = (
         f"%{{y:.3g}} {one.quantity.unit} {_HALF}:.3g}} to %{{customdata[1]:.3g}}, medoid %{{customdata[2]:.3g}}) · "
         f"step %{{customdata[3]:,}}<extra>{one.name}</extra>"
     )
-    beside = ("q25", "q75", "medoid", "step")
-    look = {"width": 2.2, "legendgroup": one.group, "showlegend": True}
-    return curve(one.curve, "mean", one.legend, one.color, hover=hover, beside=beside, **look)
+    dashed: dict[str, Any] = {"width": 1.1, "dash": "dash", "legendgroup": one.group, "showlegend": False}
+    whole: dict[str, Any] = {"width": 2.2, "legendgroup": one.group, "showlegend": True, "hover": hover}
+    return [
+        curve(one.curve, "medoid", f"{one.name}, medoid", one.color, **dashed),
+        curve(one.curve, "mean", one.legend, one.color, beside=("q25", "q75", "medoid", "step"), **whole),
+    ]

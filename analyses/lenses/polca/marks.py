@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analyses.lenses.polca.clusters import Cluster
+from qfl_interp.plots.lines import stem
 from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION
 from qfl_interp.tables import column
 
@@ -29,25 +30,14 @@ def break_mark(one: Cluster, name: str, floor: float) -> list[go.Scatter]:
     if not at > 0:
         return []
     height = float(np.interp(math.log(at), np.log(column(one.curve, "flops")), column(one.curve, name)))
-    symbols = {"symbol": [one.symbol if one.verdict else f"{one.symbol}-open", "line-ns"], "size": [10, 0]}
     said = {"hidden": "hidden", "plateau": "on a plateau"}.get(one.verdict, "visible in the exact loss")
     hover = (
         f"{said}: breaks at step {one.row['break_step']:,.0f}, falls {abs(one.row['fall']):.3g} {one.quantity.unit}<br>"
-        f"medoid: {one.medoid}<extra>{one.name}, break</extra>"
+        f"medoid: {one.medoid}"
     )
-    return [
-        go.Scatter(
-            x=[at, at],
-            y=[height, floor],
-            mode="lines+markers",
-            name=f"{one.name}, break",
-            line={"color": one.color, "width": 1.2, "dash": "dot"},
-            marker=symbols | {"color": one.color, "opacity": 1, "line": {"width": 2, "color": one.color}},
-            legendgroup=one.group,
-            showlegend=False,
-            hovertemplate=hover,
-        )
-    ]
+    look: dict[str, Any] = {"opacity": 1, "line": {"width": 2, "color": one.color}, "size": 10, "group": one.group}
+    symbol = one.symbol if one.verdict else f"{one.symbol}-open"
+    return [stem(at, height, floor, f"{one.name}, break", one.color, symbol, hover=hover, **look)]
 
 
 def basis_mark(one: Cluster, y_range: tuple[float, float]) -> Mark:

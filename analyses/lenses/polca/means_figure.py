@@ -33,7 +33,9 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
         ValueError: There is no row, several of one direction and step, several kinds of curves, or none above 0 FLOPs.
     """
     require_rows(means, "polca", ("curves",), ("direction", "step"))
-    moved = {int(direction): _moved(rows) for direction, rows in groups(means, "direction")}
+    # How far the mean of each direction is from its first value at the last step.
+    paths = {int(one): column(rows.sort_values("step"), "mean") for one, rows in groups(means, "direction")}
+    moved = {direction: abs(float(path[-1] - path[0])) for direction, path in paths.items()}
     chosen = sorted(sorted(moved, key=lambda direction: -moved[direction])[:_MOST])
     parts = [over_compute(select(means, direction=direction)) for direction in chosen]
     exact = _line(parts[0], "exact_mean", "exact", GREY)
@@ -48,12 +50,6 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
     return stack_panels([_means(parts, len(moved)), below], transition, filename="polca")
 
 
-def _moved(rows: pd.DataFrame) -> float:
-    """How far the mean of a direction is from its first value at the last step."""
-    ordered = column(rows.sort_values("step"), "mean")
-    return abs(float(ordered[-1] - ordered[0]))
-
-
 def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
     """The mean curves."""
     quantity = QUANTITIES[str(parts[0]["curves"].iloc[0])]
@@ -61,7 +57,11 @@ def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
     if len(parts) < n_directions:
         subtitle += f" along the {len(parts)} of {n_directions} directions it moves most"
     colors = ordered_colors(len(parts))
-    traces = [_line(part, "mean", _name(part), color) for part, color in zip(parts, colors, strict=True)]
+    traces = []
+    for part, color in zip(parts, colors, strict=True):
+        direction, step = (int(column(part, name)[0]) for name in ("direction", "basis_step"))
+        name = "mean" if direction == NO_DIRECTION else f"direction {direction}, step {step:,}"
+        traces.append(_line(part, "mean", name, color))
     return Panel(
         title=quantity.title,
         subtitle=subtitle,
@@ -72,12 +72,6 @@ def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
         height=190,
         legend=Legend("polca means"),
     )
-
-
-def _name(part: pd.DataFrame) -> str:
-    """What the legend calls a direction."""
-    direction, step = (int(column(part, name)[0]) for name in ("direction", "basis_step"))
-    return "mean" if direction == NO_DIRECTION else f"direction {direction}, step {step:,}"
 
 
 def _line(part: pd.DataFrame, name: str, text: str, color: str) -> go.Scatter:
