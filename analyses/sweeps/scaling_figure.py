@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, log_flops_axis
+from qfl_interp.plots.axes import budget_axis, log_axis
 from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
 from qfl_interp.plots.lines import LOSS_FLOOR, curve, finite, legend_entry, level, log_range
-from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, VERMILLION, ordered_colors, plain, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, VERMILLION, ordered_colors, plain, words
 from qfl_interp.tables import column, distinct, groups, records, select
 
 # What is drawn a little beside its budget, as a share of the distance to the next one.
@@ -106,14 +106,12 @@ def _column(
     for number, row in enumerate(_ROWS):
         cell = grid.cell(index, number)
         bottom = number == len(_ROWS) - 1
-        x_axis = log_flops_axis(*ends, title="training FLOPs (budget)" if bottom else "")
-        x_axis |= {"dtick": 1 if math.log10(ends[1] / ends[0]) < 5 else 2, "showticklabels": bottom}
+        x_axis = budget_axis(*ends, title="training FLOPs (budget)" if bottom else "") | {"showticklabels": bottom}
         figure.update_layout(cell.layout(x_axis, _y_axis(row, runs, best, note)))
         if grid.is_first(index):
             figure.add_annotation(grid.side_title(index, number, row.title))
         if math.isfinite(note["transition_start"]):
-            start, end = note["transition_start"], note["transition_end"]
-            figure.add_shape(cell.stretch(start, end, name="transition", fillcolor=BAND, line={"width": 0}))
+            figure.add_shape(cell.band(note["transition_start"], note["transition_end"]))
         figure.add_traces(_dots(cell, row, runs, shapes, budgets))
         figure.add_traces(_levels(cell, row, note, ends))
         figure.add_trace(_best_line(cell, row, best))

@@ -279,7 +279,7 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
 
 def _of_one_step(rows: pd.DataFrame) -> Section:
     """Ablation bars with the table behind them."""
-    named = rows.assign(condition=[ABLATION[name].legend for name in rows["condition"]])
+    named = rows.assign(condition=[ABLATION[name].name for name in rows["condition"]])
     return Section(
         "Ablation",
         figure=ablation_figure(rows),
