@@ -132,19 +132,16 @@ class Ablate(PartLens[Examples, HookedModel]):
         of_last = [] if page.n_trials is None else [_of_one_step(cls._tested(page, page.n_trials))]
         return of_last + super().sections(page)
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         """Exact match over compute of each feature and method that has several steps."""
+        title, draw = "Ablation over training: {}, {}", ablation_over_steps_figure
+        note = "From when on does the model use the feature? Curves part where it does. Whiskers: 95 % intervals; "
         return [
-            Section(
-                f"Ablation over training: {feature.replace('_', ' ')}, {method.replace('_', ' ')}",
-                figure=ablation_over_steps_figure(part),
-                note="From when on does the model use the feature? Curves part where it does. Whiskers: 95 % "
-                f"intervals; {int(column(part, 'n_trials').max()):,} trials of every control.",
-                downloads={f"ablate_{feature}_{method}": part},
+            cls.section_of(
+                title, values, part, draw, f"{note}{int(column(part, 'n_trials').max()):,} trials of every control."
             )
-            for feature, of_feature in groups(rows, "feature")
-            for method, part in groups(of_feature, "method")
+            for values, part in cls.parts_of(rows)
             if (np.unique(column(part, "flops")) > 0).sum() > 1
         ]
 

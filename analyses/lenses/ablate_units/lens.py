@@ -22,7 +22,6 @@ from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
-from qfl_interp.tables import groups
 
 
 @dataclass(frozen=True)
@@ -59,18 +58,15 @@ class AblateUnits(PartLens[Batch, HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"name": self.site, "method": self.method, **super().columns(piece)}
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
+        note = (
+            "How much the loss over the answer rises when one unit alone is replaced at every token. Hovering over one "
+            "shows the 95 % interval."
+        )
         return [
-            Section(
-                f"Single {UNITS.get(name, name.replace('_', ' '))}, {method.replace('_', ' ')}",
-                figure=units_figure(part),
-                note="How much the loss over the answer rises when one unit alone is replaced at every token. Hovering "
-                "over one shows the 95 % interval.",
-                downloads={f"ablate_units_{name}_{method}": part},
-            )
-            for name, of_name in groups(rows, "name")
-            for method, part in groups(of_name, "method")
+            cls.section_of(f"Single {UNITS.get(values[0], '{0}')}, {{1}}", values, part, units_figure, note)
+            for values, part in cls.parts_of(rows)
         ]
 
 
