@@ -22,7 +22,7 @@ _CONTEXT: list[Any] = []
 def over_checkpoints(
     items: Sequence[ItemT],
     prepare: Callable[[], ContextT],
-    work: Callable[[ContextT, ItemT], None],
+    work: Callable[[ContextT, ItemT], object],
     *,
     label: str,
     jobs: int = 1,
@@ -60,7 +60,7 @@ def require_jobs(jobs: int) -> None:
 
 
 def _done(
-    items: Sequence[ItemT], prepare: Callable[[], ContextT], work: Callable[[ContextT, ItemT], None], jobs: int
+    items: Sequence[ItemT], prepare: Callable[[], ContextT], work: Callable[[ContextT, ItemT], object], jobs: int
 ) -> Iterable[ItemT]:
     """The items as they are finished."""
     if jobs == 1:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pages import DOCS, fill, markdown, save
+from pages import DOCS, fill, markdown, nearest_saved, save
 from polca_recovery import recovery, recovery_panel
 from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
@@ -62,8 +62,7 @@ MIN_SAMPLES = (None, 5)
 
 def basis_steps(run: qfl.Run, every: int = BASIS_EVERY) -> str:
     """The saved step nearest each multiple of a number: where the paper takes a basis vector, of 200."""
-    wanted = range(every, run.steps[-1] + 1, every)
-    return ",".join(str(step) for step in sorted({min(run.steps, key=lambda s: abs(s - w)) for w in wanted}))
+    return ",".join(map(str, nearest_saved(run.steps, range(every, run.steps[-1] + 1, every))))
 
 
 def ways(

@@ -75,7 +75,6 @@ def report(
 
 
 def _timeline(run: Run, figure: Figure) -> Section:
-    """The first section."""
     return Section(
         "Timeline",
         figure=figure,

@@ -91,7 +91,6 @@ def _thirds(table: pd.DataFrame) -> list[str]:
 
 
 def _log_axis(shown: Any) -> dict[str, Any]:
-    """A log axis around some columns."""
     return {"tickfont": {"size": FONT_SIZE - 2}, **log_axis(*log_range(shown, room=0.07, least=1.05), few_beyond=3)}
 
 
@@ -110,7 +109,6 @@ def _loss_panel(cell: Cell, losses: pd.DataFrame, ends: Sequence[float]) -> list
 def _level(
     cell: Cell, ends: Sequence[float], value: float, name: str, line: dict[str, Any], group: str = ""
 ) -> go.Scatter:
-    """A horizontal line over the whole panel."""
     hover = f"{name}: %{{y:.4g}}"
     return level(ends, value, name, hover=hover, legendgroup=group or name, **line, **cell.axes)
 

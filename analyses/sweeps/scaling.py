@@ -291,7 +291,6 @@ def _early(
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float]:
-    """An interval as three columns."""
     ends = (interval.estimate, interval.low, interval.high) if interval else (math.nan,) * 3
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 

@@ -76,7 +76,28 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
     for index, note in enumerate(records(notes)):
         of_task = {"task": note["task"], "length": note["length"]}
         of_runs, of_best, of_lines = (select(table, **of_task) for table in (runs, best, lines))
-        _column(figure, grid, index, note, of_runs, of_best, of_lines, shapes)
+        budgets = np.unique(column(of_runs, "budget_flops"))
+        room = 10 ** (_gap(budgets) / 2)
+        ends = float(budgets[0] / room), float(budgets[-1] * room)
+        for number, row in enumerate(_ROWS):
+            cell = grid.cell(index, number)
+            bottom = number == len(_ROWS) - 1
+            x_axis = budget_axis(*ends, title="training FLOPs (budget)" if bottom else "") | {"showticklabels": bottom}
+            figure.update_layout(cell.layout(x_axis, _y_axis(row, of_runs, of_best, note)))
+            if grid.is_first(index):
+                figure.add_annotation(grid.side_title(index, number, row.title))
+            if math.isfinite(note["transition_start"]):
+                figure.add_shape(cell.band(note["transition_start"], note["transition_end"]))
+            figure.add_traces(_dots(cell, row, of_runs, shapes, budgets))
+            figure.add_traces(_levels(cell, row, note, ends))
+            figure.add_trace(_best_line(cell, row, of_best))
+            if row.name == "loss":
+                for kind, points in groups(of_lines, "kind"):
+                    look: dict[str, Any] = {**LINE_STYLES[kind], "x": "budget_flops", "showlegend": False, **cell.axes}
+                    figure.add_trace(curve(points, "loss", kind, **look))
+        title = f"<b>{words(note['task'])}</b> {note['length']}"
+        below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
+        figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
     return figure
 
 
@@ -89,48 +110,12 @@ def _shapes(runs: pd.DataFrame) -> dict[tuple[int, int], str]:
     return dict(zip(ordered, ordered_colors(len(ordered)), strict=True))
 
 
-def _column(
-    figure: go.Figure,
-    grid: PaperGrid,
-    index: int,
-    note: dict[str, Any],
-    runs: pd.DataFrame,
-    best: pd.DataFrame,
-    lines: pd.DataFrame,
-    shapes: dict[tuple[int, int], str],
-) -> None:
-    """The panels of one task and length."""
-    budgets = np.unique(column(runs, "budget_flops"))
-    room = 10 ** (_gap(budgets) / 2)
-    ends = float(budgets[0] / room), float(budgets[-1] * room)
-    for number, row in enumerate(_ROWS):
-        cell = grid.cell(index, number)
-        bottom = number == len(_ROWS) - 1
-        x_axis = budget_axis(*ends, title="training FLOPs (budget)" if bottom else "") | {"showticklabels": bottom}
-        figure.update_layout(cell.layout(x_axis, _y_axis(row, runs, best, note)))
-        if grid.is_first(index):
-            figure.add_annotation(grid.side_title(index, number, row.title))
-        if math.isfinite(note["transition_start"]):
-            figure.add_shape(cell.band(note["transition_start"], note["transition_end"]))
-        figure.add_traces(_dots(cell, row, runs, shapes, budgets))
-        figure.add_traces(_levels(cell, row, note, ends))
-        figure.add_trace(_best_line(cell, row, best))
-        if row.name == "loss":
-            for kind, points in groups(lines, "kind"):
-                look: dict[str, Any] = {**LINE_STYLES[kind], "x": "budget_flops", "showlegend": False, **cell.axes}
-                figure.add_trace(curve(points, "loss", kind, **look))
-    title = f"<b>{words(note['task'])}</b> {note['length']}"
-    below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
-    figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
-
-
 def _gap(budgets: np.ndarray) -> float:
     """Decades between neighbouring budgets; half a decade where there is only one."""
     return float(np.diff(np.log10(budgets)).min()) if budgets.size > 1 else 0.5
 
 
 def _y_axis(row: _Row, runs: pd.DataFrame, best: pd.DataFrame, note: dict[str, Any]) -> dict[str, Any]:
-    """Range and ticks of a panel."""
     axis: dict[str, Any] = {"tickfont": {"size": FONT_SIZE - 2}}
     if not row.log:
         return axis | {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1], "ticktext": ["0", "0.5", "1"]}

@@ -234,7 +234,6 @@ _SHOWN = {
 
 
 def _print_runs(rows: Any, title: str, as_json: bool) -> None:
-    """Rows of runs."""
     from qfl_interp.tables import records
 
     listed = records(rows)

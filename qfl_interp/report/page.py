@@ -271,7 +271,6 @@ def _figure(section: Section, number: int) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
-    """A table; numbers to the right."""
     numeric = [kind.kind in "iuf" for kind in table.dtypes]
     sides = ["number" if is_number else "word" for is_number in numeric]
     head = "".join(
@@ -290,7 +289,6 @@ def _table(table: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A table's value as text."""
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -303,7 +301,6 @@ def _cell(value: Any) -> str:
 
 
 def _csv_link(name: str, table: pd.DataFrame) -> str:
-    """A link that holds the whole table."""
     data = base64.b64encode(table.to_csv(index=False).encode()).decode()
     file = html.escape(f"{name}.csv", quote=True)
     return f'<a download="{file}" href="data:text/csv;charset=utf-8;base64,{data}">{file}</a>'

@@ -111,7 +111,6 @@ def capture(
 
 
 def _load(run: Checkpoints, step: int, device: str | torch.device) -> HookedModel:
-    """The model at a step."""
     return run.load_model(step, device=device)
 
 

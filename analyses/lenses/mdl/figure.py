@@ -110,7 +110,6 @@ def _curves(
 
 
 def _add_map(figure: go.Figure, grid: Grid, index: int, rows: pd.DataFrame) -> None:
-    """One feature's layer x label map."""
     cell, feature = grid.cell(index), rows["feature"].iloc[0]
     cells = CellMap.by_place(rows, "label").within(cell)
     names = [[f"{place_words(row[0], row[1])}, label {label}" for label in cells.across] for row in cells.down]

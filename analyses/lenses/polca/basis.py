@@ -87,7 +87,6 @@ def basis_rows(plan: Plan) -> pd.DataFrame:
 
 
 def _part(plan: Plan, number: int) -> str:
-    """The table part of a direction."""
     return direction_part(number, plan.basis_digest)
 
 
@@ -118,7 +117,6 @@ def _prepare(plan: Plan) -> _Found:
 
 
 def _find(plan: Plan, found: _Found, stage: Stage) -> None:
-    """Find the directions of one stage and write them."""
     run = plan.run
     try:
         new = _new_directions(plan, found, stage)
@@ -143,7 +141,6 @@ def _find(plan: Plan, found: _Found, stage: Stage) -> None:
 
 
 def _new_directions(plan: Plan, found: _Found, stage: Stage) -> NewDirections:
-    """The directions of one stage."""
     config, before = plan.config, found.basis[: stage.first]
     if config.basis == "random":
         return random_directions(

@@ -94,7 +94,6 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
 
 
 def _exact(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> Panel:
-    """The exact loss of the clusters of a direction."""
     drawn = drawn_curves(curves, clusters, direction)
     y_range = _range(drawn, "exact_mean", "exact_q75")
     basis, tau = basis_mark(drawn[0], y_range), tau_mark(drawn[0], y_range)
@@ -126,7 +125,6 @@ def _range(drawn: Sequence[Cluster], *names: str) -> tuple[float, float]:
 
 
 def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
-    """The break of each cluster on its curve."""
     return [mark for one in drawn for mark in break_mark(one, name, floor)]
 
 

@@ -51,7 +51,6 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
 
 
 def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
-    """The mean curves."""
     quantity = QUANTITIES[str(parts[0]["curves"].iloc[0])]
     subtitle = f"no cluster found: mean over all {int(column(parts[0], 'n_tokens')[0]):,} tokens"
     if len(parts) < n_directions:
@@ -75,5 +74,4 @@ def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
 
 
 def _line(part: pd.DataFrame, name: str, text: str, color: str) -> go.Scatter:
-    """A column over compute."""
     return curve(part, name, text, color, hover=f"%{{y:.3g}} · {STEP}")

@@ -133,13 +133,11 @@ def _quantity(config: PolcaConfig) -> str:
 
 
 def _inner(config: PolcaConfig, step: int, to: int) -> list[PathPoint]:
-    """The points between two checkpoints."""
     n = 2 * config.n_panels
     return [PathPoint("gradients", step, to, Fraction(index, n)) for index in range(1, n)]
 
 
 def _part(plan: Plan, node: PathPoint) -> str:
-    """The table part of a point."""
     return f"{node}-{plan.points_digest}"
 
 
@@ -210,7 +208,6 @@ def _quantities(
 
 
 def _tensors(plan: Plan, node: PathPoint) -> dict[str, Tensor]:
-    """What was stored at a point."""
     return plan.run.table(LENS).read_tensors(_part(plan, node))
 
 
