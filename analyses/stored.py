@@ -7,14 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qfl_interp.runs.series import Checkpoints
 from qfl_interp.stats import holm
 from qfl_interp.tables import column, groups
-
-
-def stored_rows(run: Checkpoints, lens: str, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:
-    """A lens' rows: `rows_of_one_call` of its table."""
-    return rows_of_one_call(run.table(lens).read(), by, step=step)
 
 
 def rows_of_one_call(rows: pd.DataFrame, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plotly.graph_objects import Figure
 
 from analyses.choose import chosen_features, with_loss_curve
 from analyses.lens import Page
@@ -68,21 +67,17 @@ def report(
     # A panel of a single step is no curve, and left to the lens' own figure.
     panels = shown.ask_each(lambda lens: [p for p in lens.panels(page) if lens not in drawn or _is_curve(p)], Panel)
     findings = shown.ask(lambda lens: lens.findings(page), Finding)
-    timeline = _timeline(run, shown.timeline(panels))
-    shown.warn()
-    sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
-    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
-
-
-def _timeline(run: Run, figure: Figure) -> Section:
-    return Section(
+    timeline = Section(
         "Timeline",
-        figure=figure,
+        figure=shown.timeline(panels),
         note="The shaded band is the loss transition; open markers are where a feature became decodable. "
         "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
         "curves.",
         downloads={"validation": run.metrics.dropna(subset=["val_loss"])},
     )
+    shown.warn()
+    sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
+    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
 
 
 def _closing(faults: Sequence[str]) -> list[Section]:

@@ -23,8 +23,6 @@ from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.theme import format_p, format_power
 from qfl_interp.scaling import (
-    AcrossTransition,
-    PowerLaw,
     across_transition,
     compare_laws,
     crossing,
@@ -65,13 +63,7 @@ class Scaling(Result):
 
 
 class _Curve(NamedTuple):
-    """The best configurations of one task and length.
-
-    Attributes:
-        rows: All seeds' rows.
-        budget: FLOPs.
-        scores: By name; NaN where a seed has no run.
-    """
+    """The best configurations of one task and length: all seeds' rows, and scores by name, NaN without a run."""
 
     rows: pd.DataFrame
     budget: Float[np.ndarray, " budget"]
@@ -129,7 +121,7 @@ def scaling(
     budgets = sorted(distinct(runs, "budget_flops"))
     chosen = pd.concat([sweep.best(b, task=task, length=length, rule=rule) for b in budgets], ignore_index=True)
     rows, fits, lines = [], [], []
-    for name, of_task in groups(_renamed(chosen, count), "task"):
+    for name, of_task in groups(chosen.rename(columns=_COLUMNS[count]), "task"):
         for size, part in groups(of_task, "length"):
             curve = _curve(part, rule)
             rows.append(_best_rows(curve))
@@ -140,7 +132,7 @@ def scaling(
             lines.append(drawn.assign(task=name, length=int(size)))
     found = _with_verdicts(pd.DataFrame(fits))
     best = pd.concat(rows, ignore_index=True)
-    dots = _renamed(runs, count)
+    dots = runs.rename(columns=_COLUMNS[count])
 
     points, notes = pd.concat(lines, ignore_index=True), _notes(found, runs, count)
     draw = functools.partial(scaling_figure, dots, lines=points, notes=notes)
@@ -161,11 +153,6 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
         ended = ", ".join(f"{len(part)} {status}" for status, part in groups(table, "status")) or "no run at all"
         raise QflError(f"this sweep has no finished run to look at: {ended}. Run `qfl sweep` until some have finished.")
     return runs
-
-
-def _renamed(runs: pd.DataFrame, count: str) -> pd.DataFrame:
-    """The rows with loss, exact and pass as counted."""
-    return runs.rename(columns=_COLUMNS[count])
 
 
 def _curve(rows: pd.DataFrame, rule: str) -> _Curve:
@@ -223,7 +210,11 @@ def _fits(
     fit_test = _tried(notes, lambda: lack_of_fit(budget, loss, rng=rng, **options))
     compared = _tried(notes, lambda: compare_laws(budget, loss, rng, **options))
     across = _tried(notes, lambda: across_transition(budget, curve.scores["loss"], rng, chance_loss=chance.used))
-    early = _early(budget, loss, across)
+    # The law of the budgets up to the transition's start, where there are at least three.
+    early = None
+    if across and across.transition.found:
+        kept = budget <= across.transition.start_flops
+        early = _tried([], lambda: fit_power_law(budget[kept], loss[kept]))
     # -log of the pass probability is a loss of whole answers: positive, and finite below the floor of exact match.
     with np.errstate(divide="ignore"):
         of_answer = -np.log(curve.scores["pass"])
@@ -278,16 +269,6 @@ def _tried(notes: list[str], fit: Callable[[], ValueT]) -> ValueT | None:
     except ValueError as error:
         notes.append(str(error))
         return None
-
-
-def _early(
-    budget: Float[np.ndarray, " budget"], loss: Float[np.ndarray, "budget seed"], across: AcrossTransition | None
-) -> PowerLaw | None:
-    """The power law of the budgets up to the transition's start, where there are at least three."""
-    if across is None or not across.transition.found:
-        return None
-    kept = budget <= across.transition.start_flops
-    return _tried([], lambda: fit_power_law(budget[kept], loss[kept]))
 
 
 def _interval(name: str, interval: Interval | None) -> dict[str, float]:

@@ -16,7 +16,6 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
-from plotly.offline import get_plotlyjs
 
 FONT_FAMILY: Final = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 FONT_SIZE: Final = 12
@@ -151,11 +150,6 @@ def figure_json(figure: go.Figure) -> str:
 def template_json(dark: bool) -> str:
     """`template` as JSON."""
     return json.dumps(template(dark).to_plotly_json(), separators=(",", ":"))
-
-
-def plotly_script() -> str:
-    """The source of plotly.js, to be inlined into a page once."""
-    return get_plotlyjs()
 
 
 def plain(text: object) -> str:

@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
 
-from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, plotly_script, template_json
+from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, template_json
 
 # Nothing may be loaded from elsewhere, whatever a run's strings contain.
 _POLICY: Final = (
@@ -165,7 +166,7 @@ def _scripts(figures: Sequence[Figure]) -> str:
         f'<script type="application/json" id="template-{name}">{_json(template_json(dark))}</script>'
         for name, dark in (("light", False), ("dark", True))
     ]
-    code = [f"<script>{plotly_script()}</script>", *looks, *data, f"<script>{_asset('page.js')}</script>"]
+    code = [f"<script>{get_plotlyjs()}</script>", *looks, *data, f"<script>{_asset('page.js')}</script>"]
     return "\n".join(code)
 
 

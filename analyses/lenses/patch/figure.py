@@ -18,13 +18,7 @@ from qfl_interp.tables import column, distinct
 
 
 class _Metric(NamedTuple):
-    """A normalised metric: what its button says, and what else a cell tells.
-
-    Attributes:
-        name: In words.
-        beside: Columns for the hover text, the patched run's own value first.
-        number: How that value is written.
-    """
+    """A normalised metric; `beside` are columns for the hover text, the patched run's own value, a `number`, first."""
 
     name: str
     beside: tuple[str, ...]
