@@ -82,11 +82,8 @@ def ways(
     yield "random directions, path integral", PolcaConfig(basis="random", **fifty), "projected"
     yield "trajectory directions, path integral", PolcaConfig(basis="trajectory", **fifty), "projected"
     yield "LCA: 50 largest parameters, path integral", PolcaConfig(basis="parameters", **fifty), "projected"
-    yield (
-        "LCA: 50 largest parameters, first order",
-        PolcaConfig(basis="parameters", accuracy="first", **fifty),
-        "projected",
-    )
+    largest = PolcaConfig(basis="parameters", accuracy="first", **fifty)
+    yield "LCA: 50 largest parameters, first order", largest, "projected"
     yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
 
 
@@ -263,22 +260,13 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
         ("clusters of the exact loss", plain, "clusters"),
         ("the exact loss", plain, "losses"),
     ]
-    rows = pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "way": way,
-                    "step": table["step"],
-                    "flops": [run.flops(step) for step in table["step"]],
-                    "score": table[name],
-                    "chance": table[f"{name}_chance"],
-                    "p_value": table[f"{name}_p_value"],
-                    "n_clusters": table["n_clusters"],
-                }
-            )
-            for way, table, name in ways
-        ]
-    )
+    columns = ["way", "step", "flops", "score", "chance", "p_value", "n_clusters"]
+    parts = []
+    for way, table, name in ways:
+        named = {name: "score", f"{name}_chance": "chance", f"{name}_p_value": "p_value"}
+        flops = [run.flops(step) for step in table["step"]]
+        parts.append(table.rename(columns=named).assign(way=way, flops=flops)[columns])
+    rows = pd.concat(parts)
     rows.to_csv(DOCS / "polca_carry.csv", index=False)
     losses = run.metrics.dropna(subset=["val_loss_answer"])
     probed = select(emerged.curves, third="all").sort_values("step")

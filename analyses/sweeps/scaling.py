@@ -18,6 +18,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analyses.result import Result
+from analyses.stored import interval_columns
 from analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, unknown_name
@@ -31,7 +32,7 @@ from qfl_interp.scaling import (
     lack_of_fit,
 )
 from qfl_interp.seeding import generator
-from qfl_interp.stats import Interval, holm
+from qfl_interp.stats import holm
 from qfl_interp.sweep.sweep import CONFIGURATION, Sweep
 from qfl_interp.tables import column, distinct, groups, records, select
 
@@ -225,28 +226,28 @@ def _fits(
     row = {
         "n_budgets": budget.size,
         "n_seeds": loss.shape[1],
-        **_interval("exponent", power.exponent if power else None),
+        **interval_columns("exponent", power.exponent if power else None),
         "floor": power.floor.estimate if power and power.floor else math.nan,
         "power_aicc": power.aicc if power else math.nan,
-        **_interval("early_exponent", early.exponent if early else None),
-        **_interval("broken_exponent", broken.exponent if broken else None),
-        **_interval("broken_change", broken.change if broken else None),
-        **_interval("break_flops", broken.break_flops if broken else None),
+        **interval_columns("early_exponent", early.exponent if early else None),
+        **interval_columns("broken_exponent", broken.exponent if broken else None),
+        **interval_columns("broken_change", broken.change if broken else None),
+        **interval_columns("break_flops", broken.break_flops if broken else None),
         "broken_aicc": broken.aicc if broken else math.nan,
         "lack_of_fit": fit_test.statistic if fit_test else math.nan,
         "lack_of_fit_p": fit_test.p_value_unequal if fit_test else math.nan,
         "lack_of_fit_p_equal": fit_test.p_value if fit_test else math.nan,
         "one_break_p": compared.p_value if compared else math.nan,
         "transition_found": bool(transition and transition.found),
-        **_interval("transition_start", across.start if across else None),
-        **_interval("transition_end", across.end if across else None),
+        **interval_columns("transition_start", across.start if across else None),
+        **interval_columns("transition_end", across.end if across else None),
         "transition_share": across.found_share if across else math.nan,
         "grid_step_decades": across.step_decades if across else math.nan,
         "plateau_loss": transition.plateau_loss if transition else math.nan,
         "transition_reason": transition.reason if transition else notes[-1],
-        **_interval("half_exact", half.mean),
+        **interval_columns("half_exact", half.mean),
         "half_exact_seeds": int(np.isfinite(half.budgets).sum()),
-        **_interval("pass_exponent", passing.exponent if passing else None),
+        **interval_columns("pass_exponent", passing.exponent if passing else None),
         "base_rate": chance.base_rate,
         "paper_line": chance.paper,
         "not_fitted": " ".join(dict.fromkeys(notes)),
@@ -269,11 +270,6 @@ def _tried(notes: list[str], fit: Callable[[], ValueT]) -> ValueT | None:
     except ValueError as error:
         notes.append(str(error))
         return None
-
-
-def _interval(name: str, interval: Interval | None) -> dict[str, float]:
-    ends = (interval.estimate, interval.low, interval.high) if interval else (math.nan,) * 3
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def _with_verdicts(fits: pd.DataFrame) -> pd.DataFrame:

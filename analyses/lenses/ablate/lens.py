@@ -20,7 +20,7 @@ from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
-from analyses.stored import rows_of_one_call, with_holm
+from analyses.stored import interval_columns, rows_of_one_call, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import score_ablation
@@ -261,8 +261,7 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
             "p_value_trials": math.nan,
         }
         for name in _METRICS:
-            interval = bootstrap_mean(_columns(found, name).mean(axis=0), rng)
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            row |= interval_columns(name, bootstrap_mean(_columns(found, name).mean(axis=0), rng))
         if condition not in ("intact", "ablated"):
             control = _columns(found, "exact_answer")
             row["difference"] = float(ablated.mean() - control.mean())

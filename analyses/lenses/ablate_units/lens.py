@@ -13,6 +13,7 @@ from analyses.lenses.ablate_units.figure import UNITS, units_figure
 from analyses.models_at import models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
+from analyses.stored import interval_columns
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
@@ -136,9 +137,7 @@ def _rows(scores: UnitScores, rng: np.random.Generator) -> pd.DataFrame:
                     "unit": unit,
                     "loss_answer": float(loss.mean()),
                     "exact_answer": float(scores.exact_answer[number, index].mean()),
-                    "loss_increase": increase.estimate,
-                    "loss_increase_low": increase.low,
-                    "loss_increase_high": increase.high,
+                    **interval_columns("loss_increase", increase),
                     "p_value_paired": paired_sign_flip(loss, scores.intact.loss_answer, rng).p_value,
                     "n_examples": len(loss),
                 }

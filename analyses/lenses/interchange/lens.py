@@ -20,7 +20,7 @@ from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
-from analyses.stored import with_holm
+from analyses.stored import interval_columns, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.digests import digest
@@ -220,9 +220,7 @@ def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str,
         rows.append(
             {
                 "condition": condition,
-                "flipped": interval.estimate,
-                "flipped_low": interval.low,
-                "flipped_high": interval.high,
+                **interval_columns("flipped", interval),
                 "logit_diff_normalised": scores.normalised(condition),
                 "p_value_paired": p_value,
                 "n_pairs": len(scores.pair),

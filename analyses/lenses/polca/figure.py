@@ -133,10 +133,6 @@ def _range(drawn: Sequence[Cluster], *names: str) -> tuple[float, float]:
     return value_range(*(one.curve[list(names)] for one in drawn), below=0.05, above=0.14)
 
 
-def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
-    return [mark for one in drawn for mark in _break_mark(one, name, floor)]
-
-
 def _bands(drawn: Sequence[Cluster], low: str, high: str) -> list[go.Scatter]:
     """The middle half of each cluster's tokens."""
     bands = []
@@ -163,23 +159,26 @@ def _curves(one: Cluster) -> list[go.Scatter]:
     ]
 
 
-def _break_mark(one: Cluster, name: str, floor: float) -> list[go.Scatter]:
-    """A large marker on a cluster's curve at the mean of its tokens' breaks, with a stem down to `floor`.
+def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
+    """A large marker on each cluster's curve at the mean of its tokens' breaks, with a stem down to `floor`.
 
-    Filled where the exact loss is flat; nothing for a break that is unknown or at 0 FLOPs.
+    Filled where the exact loss is flat; none for a break that is unknown or at 0 FLOPs.
     """
-    at = float(one.row["break_flops"])
-    if not at > 0:
-        return []
-    height = float(np.interp(math.log(at), np.log(column(one.curve, "flops")), column(one.curve, name)))
-    said = {"hidden": "hidden", "plateau": "on a plateau"}.get(one.verdict, "visible in the exact loss")
-    hover = (
-        f"{said}: breaks at step {one.row['break_step']:,.0f}, falls {abs(one.row['fall']):.3g} {one.quantity.unit}<br>"
-        f"medoid: {one.medoid}"
-    )
-    look: dict[str, Any] = {"opacity": 1, "line": {"width": 2, "color": one.color}, "size": 10, "group": one.group}
-    symbol = one.symbol if one.verdict else f"{one.symbol}-open"
-    return [stem(at, height, floor, f"{one.name}, break", one.color, symbol, hover=hover, **look)]
+    marks = []
+    for one in drawn:
+        at = float(one.row["break_flops"])
+        if not at > 0:
+            continue
+        height = float(np.interp(math.log(at), np.log(column(one.curve, "flops")), column(one.curve, name)))
+        said = {"hidden": "hidden", "plateau": "on a plateau"}.get(one.verdict, "visible in the exact loss")
+        hover = (
+            f"{said}: breaks at step {one.row['break_step']:,.0f}, falls {abs(one.row['fall']):.3g} "
+            f"{one.quantity.unit}<br>medoid: {one.medoid}"
+        )
+        look: dict[str, Any] = {"opacity": 1, "line": {"width": 2, "color": one.color}, "size": 10, "group": one.group}
+        symbol = one.symbol if one.verdict else f"{one.symbol}-open"
+        marks.append(stem(at, height, floor, f"{one.name}, break", one.color, symbol, hover=hover, **look))
+    return marks
 
 
 def _basis_mark(one: Cluster, y_range: tuple[float, float]) -> _Mark:
