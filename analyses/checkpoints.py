@@ -83,7 +83,7 @@ def _done(
             raise
 
 
-def _one(prepare: Callable[[], Any], work: Callable[[Any, Any], None], item: Any) -> None:
+def _one(prepare: Callable[[], Any], work: Callable[[Any, Any], object], item: Any) -> None:
     """One item in a worker, which prepares before its first."""
     if not _CONTEXT:
         torch.set_num_threads(1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+import itertools
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.conditions import INTERCHANGE, curves, present
-from qfl_interp.plots.grid import Cell, Grid
+from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import curve
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
@@ -65,29 +66,21 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
         figure.add_annotation(cell.title(f"<b>label {label}</b>", 0))
 
     def draw(part: pd.DataFrame) -> list[go.Scatter]:
-        return [
-            _points(select(part, label=label, condition=condition), cell, condition, layers, index, len(conditions))
-            for label, cell in cells
-            for index, condition in enumerate(conditions)
-        ]
+        traces = []
+        for (label, cell), (index, condition) in itertools.product(cells, enumerate(conditions)):
+            style, shown = INTERCHANGE[condition], select(part, label=label, condition=condition)
+            shown = shown.sort_values("layer", kind="stable")
+            # Beside the points of the other conditions.
+            offset = (index - (len(conditions) - 1) / 2) * _OFFSET
+            shown = shown.assign(place=[layers.index(int(layer)) + offset for layer in shown["layer"]])
+            look: dict[str, Any] = {"width": 0, "size": 8, "symbol": style.symbol, "interval": (1.3, 3), **cell.axes}
+            look |= {"text": [holm_line(p_value, "against random: ") for p_value in column(shown, "p_value_holm")]}
+            look |= {"hover": _HOVER, "beside": _BESIDE, "legendgroup": condition, "showlegend": cell.number == 1}
+            traces.append(curve(shown, "flipped", style.name, style.color, x="place", **look))
+        return traces
 
     title = words(rows["feature"].iloc[0])
     return over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step)
-
-
-def _points(
-    rows: pd.DataFrame, cell: Cell, condition: str, layers: list[int], index: int, n_conditions: int
-) -> go.Scatter:
-    """The points of one condition in one label's panel, beside those of the others."""
-    style = INTERCHANGE[condition]
-    offset = (index - (n_conditions - 1) / 2) * _OFFSET
-    ordered = rows.sort_values("layer", kind="stable")
-    return curve(
-        ordered.assign(place=[layers.index(int(layer)) + offset for layer in ordered["layer"]]),
-        "flipped", style.name, style.color, x="place", hover=_HOVER, beside=_BESIDE, interval=(1.3, 3),
-        width=0, size=8, symbol=style.symbol, legendgroup=condition, showlegend=cell.number == 1, **cell.axes,
-        text=[holm_line(p_value, "against random: ") for p_value in column(ordered, "p_value_holm")],
-    )  # fmt: skip
 
 
 def interchange_panel(rows: pd.DataFrame, feature: str, label: int) -> Panel:
