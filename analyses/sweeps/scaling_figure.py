@@ -24,8 +24,6 @@ _COLUMNS: Final = 4
 _HEAD: Final = 70
 _BEST: Final = "best configuration (mean, range of seeds)"
 _BEST_LINE: Final = {"color": PURPLE, "width": 1.9}
-_FLOOR: Final = "1 / validation examples"
-_FLOOR_LINE: Final = {"color": GREY, "width": 1, "dash": "dashdot"}
 
 
 class _Row(NamedTuple):
@@ -47,9 +45,13 @@ LINE_STYLES: Final = {
     "power law": {"color": VERMILLION, "width": 1.6, "dash": "dot"},
     "broken power law": {"color": VERMILLION, "width": 1, "dash": "solid"},
 }
-_LEVEL_STYLES: Final = {
-    "base_rate": ("best constant guess", {"color": GREY, "width": 1.3, "dash": "dash"}),
-    "paper": ("paper's random line", {"color": GREY, "width": 1.3, "dash": "dot"}),
+# Levels of a row of panels: chance, and what exact match cannot resolve; by column of the notes.
+_LEVELS: Final = {
+    "loss": {
+        "base_rate": ("best constant guess", {"color": GREY, "width": 1.3, "dash": "dash"}),
+        "paper": ("paper's random line", {"color": GREY, "width": 1.3, "dash": "dot"}),
+    },
+    "pass": {"floor": ("1 / validation examples", {"color": GREY, "width": 1, "dash": "dashdot"})},
 }
 
 
@@ -89,7 +91,10 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
             if math.isfinite(note["transition_start"]):
                 figure.add_shape(cell.band(note["transition_start"], note["transition_end"]))
             figure.add_traces(_dots(cell, row, of_runs, shapes, budgets))
-            figure.add_traces(_levels(cell, row, note, ends))
+            for key, (name, line) in _LEVELS.get(row.name, {}).items():
+                if math.isfinite(note[key]):
+                    more = {"hover": f"{name}: %{{y:.4g}}", "legendgroup": name, **line, **cell.axes}
+                    figure.add_trace(level(ends, note[key], name, **more))
             figure.add_trace(_best_line(cell, row, of_best))
             if row.name == "loss":
                 for kind, points in groups(of_lines, "kind"):
@@ -156,20 +161,6 @@ def _shape_name(shape: tuple[int, int]) -> str:
     return f"{shape[0]} × {shape[1]}"
 
 
-def _levels(cell: Cell, row: _Row, note: dict[str, Any], ends: tuple[float, float]) -> list[go.Scatter]:
-    """Chance in the loss panel; in that of the pass probability what exact match cannot resolve."""
-    levels: list[tuple[str, float, dict[str, Any]]] = []
-    if row.name == "loss":
-        levels = [(name, note[key], line) for key, (name, line) in _LEVEL_STYLES.items()]
-    elif row.name == "pass":
-        levels = [(_FLOOR, note["floor"], _FLOOR_LINE)]
-    return [
-        level(ends, value, name, hover=f"{name}: %{{y:.4g}}", legendgroup=name, **line, **cell.axes)
-        for name, value, line in levels
-        if math.isfinite(value)
-    ]
-
-
 def _best_line(cell: Cell, row: _Row, best: pd.DataFrame) -> go.Scatter:
     """The best configuration of each budget, with the range of its seeds."""
     look: dict[str, Any] = {**_BEST_LINE, "x": "budget_flops", "floor": row.floor, "size": 5, "interval": (1.2, 2)}
@@ -189,10 +180,10 @@ def _legends(shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.Dat
     drawn += [(kind, {"mode": "lines", "line": line}) for kind, line in LINE_STYLES.items() if kind in kinds]
     drawn += [
         (name, {"mode": "lines", "line": line})
-        for key, (name, line) in _LEVEL_STYLES.items()
+        for levels in _LEVELS.values()
+        for key, (name, line) in levels.items()
         if np.isfinite(column(notes, key)).any()
     ]
-    drawn.append((_FLOOR, {"mode": "lines", "line": _FLOOR_LINE}))
     if np.isfinite(column(notes, "transition_start")).any():
         drawn.append(("transition", {"mode": "markers", "marker": BAND_MARK}))
     lines = [legend_entry(name, **look) for name, look in drawn]
