@@ -17,6 +17,7 @@ from qfl_interp.tables import column, groups, select
 
 # More curves than these cannot be told apart.
 _MOST: Final = 6
+_HOVER: Final = f"%{{y:.3g}} · {STEP}"
 
 
 def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
@@ -38,7 +39,7 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
     moved = {direction: abs(float(path[-1] - path[0])) for direction, path in paths.items()}
     chosen = sorted(sorted(moved, key=lambda direction: -moved[direction])[:_MOST])
     parts = [over_compute(select(means, direction=direction)) for direction in chosen]
-    exact = _line(parts[0], "exact_mean", "exact", GREY)
+    exact = curve(parts[0], "exact_mean", "exact", GREY, hover=_HOVER)
     below = Panel(
         title="Exact loss",
         subtitle="of the same tokens",
@@ -60,7 +61,7 @@ def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
     for part, color in zip(parts, colors, strict=True):
         direction, step = (int(column(part, name)[0]) for name in ("direction", "basis_step"))
         name = "mean" if direction == NO_DIRECTION else f"direction {direction}, step {step:,}"
-        traces.append(_line(part, "mean", name, color))
+        traces.append(curve(part, "mean", name, color, hover=_HOVER))
     return Panel(
         title=quantity.title,
         subtitle=subtitle,
@@ -71,7 +72,3 @@ def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
         height=190,
         legend=Legend("polca means"),
     )
-
-
-def _line(part: pd.DataFrame, name: str, text: str, color: str) -> go.Scatter:
-    return curve(part, name, text, color, hover=f"%{{y:.3g}} · {STEP}")
