@@ -46,7 +46,7 @@ def probe_data(run: Checkpoints, config: ProbeConfig) -> ProbeData:
     return ProbeData(drawn[:n_train], test, drawn[n_train:])
 
 
-def part_name(at: ModelAt, feature: str, config: ProbeConfig) -> str:
+def part_name(at: ModelAt | str, feature: str, config: ProbeConfig) -> str:
     """The table part of one model and feature under one configuration."""
     return f"{at}-{feature}-{config.digest()}"
 
