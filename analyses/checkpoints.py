@@ -23,7 +23,7 @@ _CONTEXT: list[Any] = []
 def over_checkpoints(
     items: Sequence[ItemT],
     prepare: Callable[[], ContextT],
-    work: Callable[[ContextT, ItemT], None],
+    work: Callable[[ContextT, ItemT], object],
     *,
     label: str,
     jobs: int = 1,
@@ -62,7 +62,7 @@ def require_jobs(jobs: int) -> None:
 
 
 def _done(
-    items: Sequence[ItemT], prepare: Callable[[], ContextT], work: Callable[[ContextT, ItemT], None], jobs: int
+    items: Sequence[ItemT], prepare: Callable[[], ContextT], work: Callable[[ContextT, ItemT], object], jobs: int
 ) -> Iterable[ItemT]:
     """The items as they are finished."""
     if jobs == 1:
@@ -91,7 +91,7 @@ def _done(
             raise
 
 
-def _one(prepare: Callable[[], Any], work: Callable[[Any, Any], None], item: Any) -> None:
+def _one(prepare: Callable[[], Any], work: Callable[[Any, Any], object], item: Any) -> None:
     """One item in a worker, which prepares before its first."""
     if not _CONTEXT:
         torch.set_num_threads(1)

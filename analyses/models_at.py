@@ -22,7 +22,7 @@ class ModelAt(NamedTuple):
     untrained: int = -1
 
     def __str__(self) -> str:
-        return trained_at(self.step) if self.untrained < 0 else f"untrained_{self.untrained:02d}"
+        return f"step_{self.step:08d}" if self.untrained < 0 else f"untrained_{self.untrained:02d}"
 
     @property
     def source(self) -> str:
@@ -38,11 +38,6 @@ class ModelAt(NamedTuple):
     def seed(self, run: Checkpoints) -> int:
         """The seed of its initial weights."""
         return int(run.identity()["seed"]) if self.untrained < 0 else run.untrained_seed(self.untrained)
-
-
-def trained_at(step: int) -> str:
-    """How a table part names the model at a step."""
-    return f"step_{step:08d}"
 
 
 def models_at(run: Checkpoints, steps: Steps, n_untrained: int = 0) -> list[ModelAt]:

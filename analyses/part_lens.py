@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
@@ -19,7 +20,7 @@ from analyses.stored import rows_of_one_call
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.tables import distinct, select
+from qfl_interp.tables import distinct, groups, select
 
 SharedT = TypeVar("SharedT")
 ViewT = TypeVar("ViewT")
@@ -135,6 +136,23 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     def sections_of(rows: pd.DataFrame) -> list[Section]:
         """Sections of such rows."""
         return []
+
+    @classmethod
+    def parts_of(cls, rows: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+        """The rows of each figure, behind their values of `by`."""
+        found = [((), rows)]
+        for name in cls.by:
+            found = [((*values, value), own) for values, part in found for value, own in groups(part, name)]
+        return found
+
+    @classmethod
+    def section_of(
+        cls, title: str, values: Sequence[Any], part: pd.DataFrame, draw: Callable[[pd.DataFrame], Figure], note: str
+    ) -> Section:
+        """The section of one of those parts: its title, with `{}` for the values, its figure, and its rows to load."""
+        name = "_".join([cls.name, *map(str, values)])
+        shown = title.format(*(str(value).replace("_", " ") for value in values))
+        return Section(shown, figure=draw(part), note=note, downloads={name: part})
 
     @classmethod
     def stored(cls, page: Page) -> pd.DataFrame:

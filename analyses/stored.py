@@ -1,4 +1,4 @@
-"""Rows that lenses wrote before: those of one call where several had other settings; p-values corrected over them."""
+"""Rows of lenses: those of one call where several had other settings; intervals as columns; p-values corrected."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from qfl_interp.runs.series import Checkpoints
-from qfl_interp.stats import holm
+from qfl_interp.stats import Interval, holm
 from qfl_interp.tables import column, groups
-
-
-def stored_rows(run: Checkpoints, lens: str, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:
-    """A lens' rows: `rows_of_one_call` of its table."""
-    return rows_of_one_call(run.table(lens).read(), by, step=step)
 
 
 def rows_of_one_call(rows: pd.DataFrame, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:
@@ -33,6 +27,12 @@ def rows_of_one_call(rows: pd.DataFrame, by: Sequence[str], *, step: str = "step
     calls = rows.groupby([*by, "analysis"], as_index=False).agg(n_steps=(step, "nunique"), n_rows=(step, "size"))
     largest = calls.sort_values(["n_steps", "n_rows"], ascending=False, kind="stable").drop_duplicates(list(by))
     return rows.merge(largest[[*by, "analysis"]])
+
+
+def interval_columns(name: str, interval: Interval | None) -> dict[str, float]:
+    """An interval as three columns; NaN where there is none."""
+    ends = (interval.estimate, interval.low, interval.high) if interval else (math.nan,) * 3
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def with_holm(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,17 +6,21 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+
+ValueT = TypeVar("ValueT")
+
+
+def timed(work: Callable[[], ValueT]) -> tuple[float, ValueT]:
+    """Seconds of one round, and what it gave."""
+    start = time.perf_counter()
+    found = work()
+    return time.perf_counter() - start, found
 
 
 def best_seconds(work: Callable[[], object], rounds: int) -> float:
     """The best of several rounds."""
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
+    return min(timed(work)[0] for _ in range(rounds))
 
 
 def in_process(work: Callable[..., Any], *arguments: object) -> Any:

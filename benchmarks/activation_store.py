@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformer_lens.utilities import get_act_name
 
-from benchmarks._measuring import in_process
+from benchmarks._measuring import in_process, timed
 from benchmarks._memory import reset_peak_mib, status_mib
 from qfl_interp.activations.spans import site_spans
 from qfl_interp.activations.store import ActivationStore
@@ -59,9 +59,7 @@ def _capture(way: str, names: list[str], n: int, n_rounds: int) -> dict[str, flo
         before = reset_peak_mib()
         seconds, grown = [], 0.0
         for number in range(n_rounds):
-            start = time.perf_counter()
-            calls[way](number, tokens)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(timed(lambda number=number: calls[way](number, tokens))[0])
             grown = grown or status_mib("VmHWM") - before
     return {"seconds": min(seconds), "grown_mib": grown}
 

@@ -11,7 +11,6 @@ preconditioned sharpness, the step's curvature, the next update and the soft ran
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 
 from analyses.lenses.curvature.measure import Shared, load, measure, shared_of, trained_loss
 from analyses.lenses.curvature.ranks import rank_rows
-from benchmarks._measuring import best_seconds
+from benchmarks._measuring import best_seconds, timed
 from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.curvature import CurvatureConfig, Hessian, SymmetricOperator, top_eigenpairs
 from qfl_interp.data.registry import load_task
@@ -57,23 +56,21 @@ def _trained(out: Path, n_steps: int) -> tuple[Run, float]:
 
 
 def _rows(run: Run, shared: Shared, step: int, step_seconds: float) -> list[dict[str, Any]]:
-    """What is measured at one checkpoint."""
     hessian = Hessian(trained_loss(load(run, shared, step, "cpu"), shared.batch))
     vector = torch.randn(len(hessian), generator=torch.Generator().manual_seed(0))
     hessian.product(vector)
     one = best_seconds(lambda: hessian.product(vector), 3)
-    start = time.perf_counter()
-    top = top_eigenpairs(hessian, tol=shared.config.tol, max_products=shared.config.max_products)
-    lanczos = time.perf_counter() - start
-    start = time.perf_counter()
-    value, products, residual = power_iteration(hessian, tol=shared.config.tol, most=MOST)
-    power = time.perf_counter() - start
+    config = shared.config
+    lanczos, top = timed(lambda: top_eigenpairs(hessian, tol=config.tol, max_products=config.max_products))
+    power, (value, products, residual) = timed(lambda: power_iteration(hessian, tol=config.tol, most=MOST))
     following = [saved for saved in run.steps if saved > step]
-    start = time.perf_counter()
-    model = load(run, shared, step, "cpu")
-    measure(run, shared, model, step, following[0] if following else None)
-    rank_rows(model, shared.rank_batch)
-    whole = time.perf_counter() - start
+
+    def checkpoint() -> None:
+        model = load(run, shared, step, "cpu")
+        measure(run, shared, model, step, following[0] if following else None)
+        rank_rows(model, shared.rank_batch)
+
+    whole, _ = timed(checkpoint)
     found = [
         (f"step {step}: Hessian product", one, 1, None, None),
         (f"step {step}: sharpness, Lanczos", lanczos, top.n_products, float(top.values[0]), float(top.residuals[0])),

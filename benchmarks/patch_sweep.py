@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks._measuring import timed
 
 TITLE = "Patching: batched sweeps and attribution against TransformerLens's patching loops"
 
@@ -39,13 +40,8 @@ def _trained(quick: bool) -> tuple[Any, Any]:
 
 
 def _seconds(job: Callable[[], Any], n_rounds: int) -> tuple[float, Any]:
-    """Best time of some rounds, and what the last one gave."""
-    times = []
-    for _ in range(n_rounds):
-        start = time.perf_counter()
-        result = job()
-        times.append(time.perf_counter() - start)
-    return min(times), result
+    """Best time of some rounds, and what it gave."""
+    return min((timed(job) for _ in range(n_rounds)), key=lambda found: found[0])
 
 
 def _contrast(pairs: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks._measuring import timed
 from benchmarks._streams import untrained
 from qfl_interp.config import ModelConfig, ProbeConfig
 from qfl_interp.data.registry import load_task
@@ -73,7 +74,6 @@ def _untrained(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _with_shuffled(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A second output whose labels are permuted."""
     return x, torch.cat([y, shuffle_labels(y, np.random.default_rng(1))])
 
 
@@ -103,9 +103,7 @@ def _classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.nda
 
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # it stops at max_iter on some sites
-        start = time.perf_counter()
-        model = LogisticRegression(C=C, max_iter=1000).fit(x, y)
-        seconds = time.perf_counter() - start
+        seconds, model = timed(lambda: LogisticRegression(C=C, max_iter=1000).fit(x, y))
     return seconds, _log_loss(model, x_test, y_test)
 
 
@@ -116,9 +114,8 @@ def _exact_classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: 
     mean = x.astype(np.float64).mean(0)  # centring only moves the intercept
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its line search gives up at rounding level
-        start = time.perf_counter()
-        model = LogisticRegression(C=C, max_iter=1000, solver="newton-cholesky", tol=1e-8).fit(x - mean, y)
-        seconds = time.perf_counter() - start
+        solver = LogisticRegression(C=C, max_iter=1000, solver="newton-cholesky", tol=1e-8)
+        seconds, model = timed(lambda: solver.fit(x - mean, y))
     return seconds, _log_loss(model, x_test - mean, y_test)
 
 
@@ -132,22 +129,16 @@ def _log_loss(model: Any, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[float, float]:
-    """One LinearRegression in float64, as ours."""
     from sklearn.linear_model import LinearRegression
 
-    start = time.perf_counter()
-    model = LinearRegression().fit(x.astype(np.float64), y)
-    seconds = time.perf_counter() - start
+    seconds, model = timed(lambda: LinearRegression().fit(x.astype(np.float64), y))
     return seconds, float(((model.predict(x_test.astype(np.float64)) - y_test) ** 2).mean())
 
 
 def _ridges(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[float, float]:
-    """One Ridge a strength, in float64."""
     from sklearn.linear_model import Ridge
 
-    start = time.perf_counter()
-    models = [Ridge(alpha=1 / c).fit(x.astype(np.float64), y) for c in PATH]
-    seconds = time.perf_counter() - start
+    seconds, models = timed(lambda: [Ridge(alpha=1 / c).fit(x.astype(np.float64), y) for c in PATH])
     return seconds, float(((models[-1].predict(x_test.astype(np.float64)) - y_test) ** 2).mean())
 
 
@@ -200,21 +191,12 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     """
     n = 1_000 if quick else 4_000
     classifiers = {"LogisticRegression": _classifier, "newton-cholesky to tol=1e-8": _exact_classifier}
+    numbers = _with_shuffled(*_planted("scalar", n + 1_000))
     cases = (
         ("softmax, untrained model", "categorical", classifiers, _with_shuffled(*_untrained(n + 1_000))),
         ("softmax, made-up", "categorical", classifiers, _with_shuffled(*_planted("categorical", n + 1_000))),
         ("multilabel, made-up", "multilabel", classifiers, _planted("multilabel", n + 1_000)),
-        (
-            "least squares, made-up",
-            "scalar",
-            {"LinearRegression": _least_squares},
-            _with_shuffled(*_planted("scalar", n + 1_000)),
-        ),
-        (
-            f"{len(PATH)} ridge penalties, made-up",
-            "scalar",
-            {"Ridge": _ridges},
-            _with_shuffled(*_planted("scalar", n + 1_000)),
-        ),
+        ("least squares, made-up", "scalar", {"LinearRegression": _least_squares}, numbers),
+        (f"{len(PATH)} ridge penalties, made-up", "scalar", {"Ridge": _ridges}, numbers),
     )
     return [row for name, kind, fits, data in cases for row in _compare(name, kind, fits, _split(*data, n))]

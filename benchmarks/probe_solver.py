@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._measuring import in_process
+from benchmarks._measuring import in_process, timed
 from benchmarks._memory import reset_peak_mib, status_mib
 from benchmarks._streams import untrained
 from qfl_interp.config import ModelConfig
@@ -60,9 +60,8 @@ def _untrained(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.Tensor) -> dict[str, Any]:
     """Seconds to fit, log losses on the test examples and peak extra memory."""
     fit_logistic(x[:1, :1, :100], y[None, :1, :100], c=C, max_iter=5)  # threads started, libraries loaded
-    before, start = reset_peak_mib(), time.perf_counter()
-    probes = fit_logistic(x, y[None], c=C, max_iter=100)
-    seconds = time.perf_counter() - start
+    before = reset_peak_mib()
+    seconds, probes = timed(lambda: fit_logistic(x, y[None], c=C, max_iter=100))
     memory = status_mib("VmHWM") - before
     assert probes.converged.all()
     loss = probes.log_loss(x_test, y_test[None])[..., 0]
@@ -109,20 +108,14 @@ def _job(name: str, path: str) -> dict[str, Any]:
     return _ours(*data) if name == "ours" else _sklearn(*data, exact=name == "exact")
 
 
-def _save(kind: str, n: int, labels: int, path: str) -> None:
-    """Training and test activations and labels in one file."""
-    n_test = 1_000
-    x, y = (_untrained if kind == "untrained" else _planted)(n + n_test)
-    x, y = x[:, :labels], y[:labels]
-    torch.save(tuple(t.clone() for t in (x[:, :, :n], y[:, :n], x[:, :, n:], y[:, n:])), path)
-
-
 def _compare(kind: str, n: int, labels: int, n_rounds: int) -> list[dict[str, Any]]:
     """The rows of one kind of activations."""
     contenders = ("ours", "sklearn", "exact")
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/activations.pt"
-        _save(kind, n, labels, path)
+        x, y = (_untrained if kind == "untrained" else _planted)(n + 1_000)
+        x, y = x[:, :labels], y[:labels]
+        torch.save(tuple(t.clone() for t in (x[:, :, :n], y[:, :n], x[:, :, n:], y[:, n:])), path)
         rounds = [{who: in_process(_job, who, path) for who in contenders} for _ in range(n_rounds)]
     best = {who: min((r[who] for r in rounds), key=lambda row: row["seconds"]) for who in contenders}
     case = f"{kind}: {N_LAYERS} layers x {labels} positions x {n} examples x d_model {D_MODEL}"

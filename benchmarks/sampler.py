@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 import qfl_interp as qfl
-from benchmarks._measuring import in_process
+from benchmarks._measuring import in_process, timed
 from qfl_interp.data.examples import ExampleStream
 from qfl_interp.data.registry import task_names
 from qfl_interp.seeding import generator
@@ -92,9 +92,7 @@ def _rates(rounds: int) -> list[dict[str, Any]]:
 def _batches_a_round(work: Callable[[int], object]) -> int:
     """How many batches take about one round; what there is to compile is compiled here."""
     work(0)
-    start = time.perf_counter()
-    work(1)
-    return max(1, round(_ROUND / (time.perf_counter() - start)))
+    return max(1, round(_ROUND / timed(lambda: work(1))[0]))
 
 
 def _rate_row(case: Case, rate: float) -> dict[str, Any]:
@@ -110,13 +108,7 @@ def _rate_row(case: Case, rate: float) -> dict[str, Any]:
 
 
 def _encode(task: qfl.Task, size: int) -> Callable[[int], object]:
-    """One batch of the task's own."""
     return lambda step: task.encode(task.sample(generator(0, "benchmark", step), size))
-
-
-def _stream(task: qfl.Task, size: int) -> Callable[[int], object]:
-    """One batch as training gets it."""
-    return ExampleStream(task, seed=0, batch_size=size).batch
 
 
 def _label(task: qfl.Task, size: int, every: bool) -> Callable[[int], object]:
@@ -132,8 +124,11 @@ def _label(task: qfl.Task, size: int, every: bool) -> Callable[[int], object]:
 
 
 def _work(task: qfl.Task) -> dict[str, Callable[[qfl.Task, int], Callable[[int], object]]]:
-    """The kinds of work by name."""
-    kinds = {"sample + encode": _encode, "training stream": _stream, "with labels": partial(_label, every=False)}
+    kinds = {
+        "sample + encode": _encode,
+        "training stream": lambda task, size: ExampleStream(task, seed=0, batch_size=size).batch,
+        "with labels": partial(_label, every=False),
+    }
     if not all(feature.by_default for feature in task.features.values()):
         kinds["with all labels"] = partial(_label, every=True)
     return kinds

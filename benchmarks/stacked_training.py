@@ -75,7 +75,6 @@ def _cell(
     members: tuple[int, ...],
     n_rounds: int,
 ) -> list[dict[str, Any]]:
-    """Rows of one width and batch."""
     alone: dict[int, list[_Times]] = {n: [] for n in {1, len(workers)}}
     stacked: dict[int, list[_Times]] = {n: [] for n in members}
     shape = (d_model, batch, n_steps)
@@ -107,7 +106,6 @@ def _cell(
 
 
 def _medians(rounds: list[_Times], n_models: int) -> _Times:
-    """Median times of one model."""
     return _Times(*(statistics.median(times) / n_models for times in zip(*rounds, strict=True)))
 
 

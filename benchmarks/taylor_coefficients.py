@@ -34,7 +34,6 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
 
 def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
-    """One network's rows."""
     model = HomogeneousMLP(config)
     rng = torch.Generator().manual_seed(0)
     x, y = torch.randn(128, 64, generator=rng), torch.randint(10, (128,), generator=rng)

@@ -178,7 +178,6 @@ def _held_mib() -> float:
 
 
 def _peak_mib() -> float:
-    """The most memory held at once."""
     return status_mib("VmHWM") if _device() == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
 

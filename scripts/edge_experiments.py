@@ -32,24 +32,16 @@ DEEP = {"depth": 8, "width": 20, "width_exponent": 2}
 N_NETWORKS, NORM_WIDTH, NORM_DEPTH = 200, 32, 16
 
 
-class Training(NamedTuple):
-    """One training of an experiment, but for its seed.
+class Cell(NamedTuple):
+    """One training of an experiment.
 
     Attributes:
+        experiment: Which one.
         rule: A key of `RULES`.
         shape: Fields of `MLPConfig` beside sizes of the data.
         train: Fields of `MLPTrainConfig` beside those of the rule.
         n_train: Training examples, from the first on; 0 for all.
     """
-
-    rule: str
-    shape: dict[str, Any]
-    train: dict[str, Any]
-    n_train: int = 0
-
-
-class Cell(NamedTuple):
-    """One training of an experiment; fields as `Training`'s, the seed among `train`."""
 
     experiment: str
     rule: str
@@ -77,77 +69,78 @@ def _warm_up(q: float, **others: Any) -> dict[str, Any]:
     return {"n_steps": 160, "edge_multiple": q, "schedule": "warmup", "log_every": 4} | others
 
 
-def _cold_starts(data: Labelled) -> Iterator[Training]:
+def _cold_starts(data: Labelled) -> Iterator[Cell]:
     """E1: constant rates."""
     patterns = product((4, 8, 16), (0, 1, 2))
     for loss, (depth, r), rule, q in product(("cross_entropy", "mse"), patterns, ("none", "s=1", "s=2"), (4, 16, 64)):
         shape = {"depth": depth, "width": {4: 16, 8: 8, 16: 4}[depth] * {0: 4, 1: 2, 2: 1}[r], "width_exponent": r}
-        yield Training(rule, shape, {"n_steps": 40, "edge_multiple": q, "loss": loss, "log_every": 10})
+        yield Cell("", rule, shape, {"n_steps": 40, "edge_multiple": q, "loss": loss, "log_every": 10})
 
 
-def _warm_starts(data: Labelled) -> Iterator[Training]:
+def _warm_starts(data: Labelled) -> Iterator[Cell]:
     """E2: rates that grow over the first half, patterns of equal weights."""
     widths = {r: matched_width(r, data) for r in PATTERNS}
     for r, rule, q in product(PATTERNS, ("none", "s=1", "s=2"), (4, 8, 16, 32)):
-        yield Training(rule, {"depth": MATCHED_DEPTH, "width": widths[r], "width_exponent": r}, _warm_up(q))
+        yield Cell("", rule, {"depth": MATCHED_DEPTH, "width": widths[r], "width_exponent": r}, _warm_up(q))
 
 
-def _squared(data: Labelled) -> Iterator[Training]:
+def _squared(data: Labelled) -> Iterator[Cell]:
     """E3 with the squared error; with cross-entropy it is of E2's trainings."""
     shape = {"depth": MATCHED_DEPTH, "width": MATCHED_WIDTH, "width_exponent": 2}
     for rule, q in product(("none", "s=1", "s=2"), (0.5, 1, 2)):
-        yield Training(rule, shape, _warm_up(q, loss="mse", schedule="constant"))
+        yield Cell("", rule, shape, _warm_up(q, loss="mse", schedule="constant"))
 
 
-def _full_batch(data: Labelled) -> Iterator[Training]:
+def _full_batch(data: Labelled) -> Iterator[Cell]:
     """E4."""
     shape = {"depth": 4, "width": 32, "width_exponent": 2}
     for rule, q in product(("none", "s=2"), (1, 1.5, 2)):
         train = {"n_steps": 500, "edge_multiple": q, "loss": "mse", "batch_size": 256, "n_sharpness": 256,
                  "log_every": 10}  # fmt: skip
-        yield Training(rule, shape, train, 256)
+        yield Cell("", rule, shape, train, 256)
 
 
-def _patterns(data: Labelled) -> Iterator[Training]:
+def _patterns(data: Labelled) -> Iterator[Cell]:
     """E5: width patterns at the same m."""
     for r in PATTERNS:
-        yield Training("s=1", {"depth": 4, "width": 64, "width_exponent": r}, _warm_up(16))
+        yield Cell("", "s=1", {"depth": 4, "width": 64, "width_exponent": r}, _warm_up(16))
         for rule in ("none", "s=1"):
-            yield Training(rule, {"depth": 8, "width": 20, "width_exponent": r}, _warm_up(6))
-            yield Training(rule, {"depth": 16, "width": 8, "width_exponent": r}, _warm_up(3, batch_size=64, n_steps=80))
+            yield Cell("", rule, {"depth": 8, "width": 20, "width_exponent": r}, _warm_up(6))
+            yield Cell("", rule, {"depth": 16, "width": 8, "width_exponent": r}, _warm_up(3, batch_size=64, n_steps=80))
 
 
-def _caps(data: Labelled) -> Iterator[Training]:
+def _caps(data: Labelled) -> Iterator[Cell]:
     """E6: the cap on a hidden layer's relative change."""
     wide = {"depth": MATCHED_DEPTH, "width": MATCHED_WIDTH, "width_exponent": 2}
     for (shape, q), rule, max_u in product(((wide, 32), (DEEP, 12)), ("none", "s=1"), (None, 0.1, 0.3)):
-        yield Training(rule, shape, _warm_up(q, max_u=max_u))
+        yield Cell("", rule, shape, _warm_up(q, max_u=max_u))
 
 
-def _deep(data: Labelled) -> Iterator[Training]:
+def _deep(data: Labelled) -> Iterator[Cell]:
     """At depth 8: plain and scaled steps, and the other activation."""
     for rule, q in product(("none", "s=1"), (2, 4, 6, 8)):
-        yield Training(rule, DEEP, _warm_up(q))
+        yield Cell("", rule, DEEP, _warm_up(q))
     for rule in ("none", "s=1"):
-        yield Training(rule, DEEP | {"activation": "relu"}, _warm_up(4))
+        yield Cell("", rule, DEEP | {"activation": "relu"}, _warm_up(4))
 
 
-def _first_power(data: Labelled) -> Iterator[Training]:
+def _first_power(data: Labelled) -> Iterator[Cell]:
     """Norms to the first power."""
     wide = {"depth": MATCHED_DEPTH, "width": MATCHED_WIDTH, "width_exponent": 2}
     for q in (4, 8, 12, 16, 32):
-        yield Training("norm_power=1", wide, _warm_up(q))
-    yield Training("norm_power=1", DEEP, _warm_up(8, schedule="constant"))
+        yield Cell("", "norm_power=1", wide, _warm_up(q))
+    yield Cell("", "norm_power=1", DEEP, _warm_up(8, schedule="constant"))
 
 
-def _grid(data: Labelled) -> Iterator[Training]:
+def _grid(data: Labelled) -> Iterator[Cell]:
     """Learning rate by depth by pattern, at the same m."""
     for depth, r, rule, q in product((3, 4, 6), PATTERNS, ("none", "s=1", "s=2"), (2, 4, 8, 16)):
         train = {"n_steps": 120, "edge_multiple": q, "schedule": "warmup", "log_every": 10}
-        yield Training(rule, {"depth": depth, "width": 16, "width_exponent": r}, train)
+        yield Cell("", rule, {"depth": depth, "width": 16, "width_exponent": r}, train)
 
 
-EXPERIMENTS: dict[str, Callable[[Labelled], Iterator[Training]]] = {
+# Their trainings, but for name and seed.
+EXPERIMENTS: dict[str, Callable[[Labelled], Iterator[Cell]]] = {
     "E2": _warm_starts, "E4": _full_batch, "E3": _squared, "E5": _patterns, "E6": _caps, "deep": _deep,
     "norm_power": _first_power, "grid": _grid, "E1": _cold_starts,
 }  # fmt: skip
@@ -158,8 +151,8 @@ def cells(experiment: str, data: Labelled) -> Iterator[Cell]:
     if experiment not in EXPERIMENTS:
         raise SystemExit(f"no experiment is named {experiment!r}; known: {', '.join(EXPERIMENTS)}.")
     for seed in SEEDS:
-        for rule, shape, train, n_train in EXPERIMENTS[experiment](data):
-            yield Cell(experiment, rule, shape, train | {"seed": seed}, n_train)
+        for cell in EXPERIMENTS[experiment](data):
+            yield cell._replace(experiment=experiment, train=cell.train | {"seed": seed})
 
 
 def load(path: str) -> Labelled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +44,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.3g}"
     return str(value)
+
+
+def nearest_saved(steps: Sequence[int], wanted: Iterable[float]) -> list[int]:
+    """Those of some steps that are nearest the wanted ones."""
+    return sorted({min(steps, key=lambda step: abs(step - one)) for one in wanted})
 
 
 def save(figure: go.Figure, name: str, **size: float) -> None:

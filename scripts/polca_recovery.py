@@ -11,15 +11,15 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Integer
 
+from qfl_interp.plots.lines import curve, over_compute
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, over_compute
+from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
 from qfl_interp.polca.clustering import cluster_direction
 from qfl_interp.polca.trajectories import POINTWISE, Trajectories
-from qfl_interp.tables import column, distinct, select
+from qfl_interp.tables import distinct, select
 
 # Quantile of the best correlation with shuffled labels that counts as reached by chance.
 CHANCE = 0.95
@@ -112,21 +112,14 @@ def _scores(
     places: Sequence[Bool[np.ndarray, " token"]],
 ) -> dict[str, float]:
     """Score of the true labels (the first) and what the shuffled ones reach."""
-    if not values:
-        best = np.zeros(len(labels))
-    else:
-        table = np.stack(values).astype(np.float64)
-        best = np.mean([_correlations(table[:, at], labels[:, at]).max(axis=0) for at in places], axis=0)
+    best = np.zeros(len(labels))
+    if values:
+        table, known = np.stack(values).astype(np.float64), labels.astype(np.float64)
+        # Pearson correlations [value, labelling] at each place, 0 where either is constant.
+        found = [_standardised(table[:, at]) @ _standardised(known[:, at]).T for at in places]
+        best = np.mean([np.abs(one).max(axis=0) for one in found], axis=0)
     chance = float(np.quantile(best[1:], CHANCE)) if len(best) > 1 else float("nan")
     return {name: float(best[0]), f"{name}_chance": chance, f"{name}_p_value": float(np.mean(best >= best[0]))}
-
-
-def _correlations(
-    values: Float[np.ndarray, "value token"], labels: Bool[np.ndarray, "labelling token"]
-) -> Float[np.ndarray, "value labelling"]:
-    """Absolute Pearson correlations, 0 where either is constant."""
-    x, y = (_standardised(part.astype(np.float64)) for part in (values, labels))
-    return np.abs(x @ y.T)
 
 
 def _standardised(rows: Float[np.ndarray, "row token"]) -> Float[np.ndarray, "row token"]:
@@ -154,19 +147,10 @@ def recovery_panel(rows: pd.DataFrame, feature: str) -> Panel:
     traces = []
     for way, color in zip(ways, _COLORS, strict=False):
         drawn = over_compute(select(rows, way=way))
-        shared = {"x": column(drawn, "flops"), "mode": "lines", "legendgroup": f"recovery: {way}"}
-        text = f"%{{y:.2f}}<extra>{way}</extra>"
+        group, dotted = f"recovery: {way}", {"width": 1.0, "dash": "dot", "showlegend": False}
         traces += [
-            go.Scatter(
-                y=column(drawn, "score"), name=way, line={"color": color, "width": 2.0}, hovertemplate=text, **shared
-            ),
-            go.Scatter(
-                y=column(drawn, "chance"),
-                line={"color": color, "width": 1.0, "dash": "dot"},
-                showlegend=False,
-                hoverinfo="skip",
-                **shared,
-            ),
+            curve(drawn, "score", way, color, hover="%{y:.2f}", customdata=None, legendgroup=group),
+            curve(drawn, "chance", way, color, legendgroup=group, **dotted).update(name=None),
         ]
     return Panel(
         title=f"Unsupervised: does POLCA tell {feature}?",

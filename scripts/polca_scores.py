@@ -30,7 +30,8 @@ def best_carry(found: PolcaResult, directions: int | None = None) -> dict[str, f
     place = column(found.tokens, "place").astype(np.int64)
     names = [name for name in found.tokens if str(name).startswith("cluster_")][:directions]
     labels = [column(found.tokens, name).astype(np.int64) for name in names]
-    tops = sorted((restricted_homogeneity(own, carry, place, CARRY_PLACES) for own in labels), key=lambda b: -_or0(b))
+    best = (restricted_homogeneity(own, carry, place, CARRY_PLACES) for own in labels)
+    tops = sorted(best, key=lambda one: -np.nan_to_num(one.homogeneity))
     return {
         "homogeneity": tops[0].homogeneity,
         "by chance": chance_homogeneity(labels, carry, place),
@@ -63,10 +64,6 @@ def chance_homogeneity(
     best = np.where(counts, having / inside.sum(axis=1, keepdims=True), np.nan)
     best = np.nanmax(best[:, counts.any(axis=0)], axis=0, initial=np.nan)
     return float(np.nanquantile(best, CHANCE)) if len(best) else float("nan")
-
-
-def _or0(best: Any) -> float:
-    return best.homogeneity if best.homogeneity == best.homogeneity else 0.0
 
 
 def scores(name: str, run: qfl.Run, found: PolcaResult, samples: int | None) -> dict[str, Any]:

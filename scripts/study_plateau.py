@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from figures.small_multiples import small_multiples
-from pages import DOCS, fill, markdown, save
+from pages import DOCS, fill, markdown, nearest_saved, save
 from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
@@ -111,15 +111,19 @@ def trained(job: Job) -> qfl.Run:
 
 def spread(steps: list[int], n: int) -> list[int]:
     """`n` of some steps, evenly over their logarithm, the first and the last among them."""
-    wanted = np.geomspace(steps[0], steps[-1], n)
-    return sorted({min(steps, key=lambda step: abs(step - one)) for one in wanted})
+    return nearest_saved(steps, np.geomspace(steps[0], steps[-1], n))
+
+
+def measured_steps(job: Job, run: qfl.Run) -> list[int]:
+    """The checkpoints at which curvature is measured."""
+    first, last = TASKS[job.task["name"]]
+    return spread([step for step in run.steps if first <= step <= last], N_MEASURED)
 
 
 def work(job: Job) -> str:
     """Train and measure one run; skips what is there."""
     run = trained(job)
-    first, last = TASKS[job.task["name"]]
-    steps = spread([step for step in run.steps if first <= step <= last], N_MEASURED)
+    steps = measured_steps(job, run)
     if job.kind == TRAINED:
         emergence(run, FEATURE, config=probes(job), progress=False)
     curvature(run, steps, config=CURVATURE, progress=False)
@@ -143,8 +147,7 @@ def run_all(jobs: list[Job], n_jobs: int) -> None:
 def measured(job: Job) -> pd.DataFrame:
     """One row a measured checkpoint of a run: the quantities, and where the stages of its trained twin lie."""
     run = trained(job)
-    first, last = TASKS[job.task["name"]]
-    steps = spread([step for step in run.steps if first <= step <= last], N_MEASURED)
+    steps = measured_steps(job, run)
     found = curvature(run, steps, config=CURVATURE, progress=False)
     few = curvature(run, spread(steps, N_SAMPLED), config=CURVATURE, sgld=CHAINS, progress=False).to_dataframe()
     coefficients = [name for name in few if str(name).startswith("learning_coefficient")]
@@ -213,16 +216,12 @@ def movement_table(rows: pd.DataFrame, stages: pd.DataFrame) -> pd.DataFrame:
                     for kind in values:
                         own = select(rows, task=name, seed=one["seed"], kind=kind).sort_values("step")
                         values[kind].append(at(own, quantity, one[stage]))
-                texts = [_one_a_seed(values[kind]) for kind in values]
+                # A dash where a seed has no number; nothing where none has.
+                known = [own if np.isfinite(own).any() else [] for own in values.values()]
+                texts = [", ".join(f"{v:.3g}" if math.isfinite(v) else "–" for v in own) for own in known]
                 line[STAGES[stage]] = texts[0] + (f" ({texts[1]})" if texts[1] else "")
             found.append(line)
     return pd.DataFrame(found)
-
-
-def _one_a_seed(values: list[float]) -> str:
-    """The numbers in their order, a dash where there is none; nothing where there is none at all."""
-    known = any(math.isfinite(value) for value in values)
-    return ", ".join(f"{value:.3g}" if math.isfinite(value) else "–" for value in values) if known else ""
 
 
 STAGES = {

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pages import DOCS, fill, markdown, save
+from pages import DOCS, fill, markdown, nearest_saved, save
 from polca_recovery import recovery, recovery_panel
 from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
@@ -62,8 +62,7 @@ MIN_SAMPLES = (None, 5)
 
 def basis_steps(run: qfl.Run, every: int = BASIS_EVERY) -> str:
     """The saved step nearest each multiple of a number: where the paper takes a basis vector, of 200."""
-    wanted = range(every, run.steps[-1] + 1, every)
-    return ",".join(str(step) for step in sorted({min(run.steps, key=lambda s: abs(s - w)) for w in wanted}))
+    return ",".join(map(str, nearest_saved(run.steps, range(every, run.steps[-1] + 1, every))))
 
 
 def ways(
@@ -83,11 +82,8 @@ def ways(
     yield "random directions, path integral", PolcaConfig(basis="random", **fifty), "projected"
     yield "trajectory directions, path integral", PolcaConfig(basis="trajectory", **fifty), "projected"
     yield "LCA: 50 largest parameters, path integral", PolcaConfig(basis="parameters", **fifty), "projected"
-    yield (
-        "LCA: 50 largest parameters, first order",
-        PolcaConfig(basis="parameters", accuracy="first", **fifty),
-        "projected",
-    )
+    largest = PolcaConfig(basis="parameters", accuracy="first", **fifty)
+    yield "LCA: 50 largest parameters, first order", largest, "projected"
     yield "Hessian directions, shuffled, path integral", PolcaConfig(basis="shuffled", **how), "projected"
 
 
@@ -264,22 +260,13 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
         ("clusters of the exact loss", plain, "clusters"),
         ("the exact loss", plain, "losses"),
     ]
-    rows = pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "way": way,
-                    "step": table["step"],
-                    "flops": [run.flops(step) for step in table["step"]],
-                    "score": table[name],
-                    "chance": table[f"{name}_chance"],
-                    "p_value": table[f"{name}_p_value"],
-                    "n_clusters": table["n_clusters"],
-                }
-            )
-            for way, table, name in ways
-        ]
-    )
+    columns = ["way", "step", "flops", "score", "chance", "p_value", "n_clusters"]
+    parts = []
+    for way, table, name in ways:
+        named = {name: "score", f"{name}_chance": "chance", f"{name}_p_value": "p_value"}
+        flops = [run.flops(step) for step in table["step"]]
+        parts.append(table.rename(columns=named).assign(way=way, flops=flops)[columns])
+    rows = pd.concat(parts)
     rows.to_csv(DOCS / "polca_carry.csv", index=False)
     losses = run.metrics.dropna(subset=["val_loss_answer"])
     probed = select(emerged.curves, third="all").sort_values("step")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
-from pages import DOCS, fill, markdown, save
+from pages import DOCS, fill, markdown, nearest_saved, save
 
 import qfl_interp as qfl
 from analyses import polca
@@ -247,8 +247,7 @@ def facts(run: qfl.Run, found: PolcaResult) -> str:
 
 def configuration(run: qfl.Run) -> PolcaConfig:
     """The saved steps nearest those wanted give the directions."""
-    wanted = np.geomspace(FIRST_BASIS, run.steps[-1], N_DIRECTIONS)
-    steps = sorted({min(run.steps, key=lambda step: abs(step - one)) for one in wanted})
+    steps = nearest_saved(run.steps, np.geomspace(FIRST_BASIS, run.steps[-1], N_DIRECTIONS))
     return PolcaConfig(basis_steps=",".join(map(str, steps)), **FOLLOW)
 
 

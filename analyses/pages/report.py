@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from plotly.graph_objects import Figure
 
 from analyses.choose import chosen_features, with_loss_curve
 from analyses.lens import Page
 from analyses.pages.shown import Shown
-from analyses.pages.words import CITATION, LIMITS, METHODS, one_list
 from analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Finding, Section, write_report
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
+
+_METHODS: Final = """\
+- **Compute** is the nominal budget at each step, `6 (12 n_layers d_model^2 + n_layers n_ctx d_model)` FLOPs
+  a token as the paper counts; that of a plain pass with padding and the real widths stands
+  beside it in the run's card. Step 0 has no place on a logarithmic axis and is left out of the timeline.
+- **Loss and exact match** are measured on a fixed validation set that shares no example with training,
+  twice: as the paper counts (from the `=` sign on) and over the answer alone.
+"""
+
+_LIMITS: Final = """\
+- One run is one seed: a transition moves between seeds, and the ranges here do not cover that.
+- The paper's figures compare final models over compute budgets; this report follows one run over its
+  training steps.
+"""
+
+_CITATION: Final = """\
+Please cite the paper whose method this is: *Quiet Feature Learning in Algorithmic Tasks*,
+https://arxiv.org/abs/2505.03997 (arXiv 2505.03997).
+"""
 
 
 def report(
@@ -68,31 +86,31 @@ def report(
     # A panel of a single step is no curve, and left to the lens' own figure.
     panels = shown.ask_each(lambda lens: [p for p in lens.panels(page) if lens not in drawn or _is_curve(p)], Panel)
     findings = shown.ask(lambda lens: lens.findings(page), Finding)
-    timeline = _timeline(run, shown.timeline(panels))
-    shown.warn()
-    sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
-    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
-
-
-def _timeline(run: Run, figure: Figure) -> Section:
-    """The first section."""
-    return Section(
+    timeline = Section(
         "Timeline",
-        figure=figure,
+        figure=shown.timeline(panels),
         note="The shaded band is the loss transition; open markers are where a feature became decodable. "
         "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
         "curves.",
         downloads={"validation": run.metrics.dropna(subset=["val_loss"])},
     )
+    shown.warn()
+    sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
+    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
 
 
 def _closing(faults: Sequence[str]) -> list[Section]:
     """The sections of text: what is not shown, how numbers were computed, limits, how to cite."""
     missing = [Section("Not shown", text="\n".join(f"- {fault}" for fault in faults))] if faults else []
-    methods = one_list([METHODS, *(lens.methods for lens in lenses())])
-    limits = one_list([LIMITS, *(lens.limits for lens in lenses())])
-    texts = {"Methods": methods, "Limits": limits, "Citation": CITATION}
+    methods = _one_list([_METHODS, *(lens.methods for lens in lenses())])
+    limits = _one_list([_LIMITS, *(lens.limits for lens in lenses())])
+    texts = {"Methods": methods, "Limits": limits, "Citation": _CITATION}
     return missing + [Section(title, text=text) for title, text in texts.items()]
+
+
+def _one_list(parts: Iterable[str]) -> str:
+    """Lists of items, each as a lens or this module has them, as one list."""
+    return "\n".join(inspect.cleandoc(part) for part in parts if part)
 
 
 def _is_curve(panel: Panel) -> bool:

@@ -33,18 +33,12 @@ def timeline_figure(
         shading: Where the loss falls: shaded across all panels.
         log_loss: Whether the loss has a logarithmic axis.
     """
-    first = [loss_panel(metrics, log_y=log_loss, plateau_loss=shading.plateau_loss), exact_panel(metrics)]
+    first = [_loss_panel(metrics, log_loss, shading.plateau_loss), _exact_panel(metrics)]
     return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
 
 
-def loss_panel(metrics: pd.DataFrame, *, log_y: bool = True, plateau_loss: float = math.nan) -> Panel:
-    """Validation loss over the answer alone and as the paper counts.
-
-    Args:
-        metrics: Table "metrics".
-        log_y: Whether y is logarithmic.
-        plateau_loss: Level of the plateau, drawn as a dashed line; NaN for none.
-    """
+def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float) -> Panel:
+    """Validation loss, both counts, with the level of its plateau where that is no NaN."""
     traces = _metric(metrics, "val_loss", ".4f")
     y_range = loss_range(*traces, log_y=log_y)
     annotations: tuple[dict[str, Any], ...] = ()
@@ -65,7 +59,7 @@ def loss_panel(metrics: pd.DataFrame, *, log_y: bool = True, plateau_loss: float
     )
 
 
-def exact_panel(metrics: pd.DataFrame) -> Panel:
+def _exact_panel(metrics: pd.DataFrame) -> Panel:
     """Exact match on the validation set, both counts."""
     return Panel(
         title="Exact match",

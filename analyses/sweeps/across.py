@@ -135,7 +135,12 @@ def across(
     for found in matched:
         runs = [_opened(sweep, str(run_id), into) for run_id in found.records["run_id"]]
         names = [feature.name for feature in chosen_features(runs[0], features)]
-        table = _probe_all(found, runs, names, config, n_untrained, jobs, device, progress)
+        # The untrained models are those of the last run, at most compute.
+        items = [_Probed(run, n_untrained if run is runs[-1] else 0) for run in runs]
+        fit = functools.partial(_probed, names, {"config": config, "device": device})
+        over_checkpoints(items, _nothing, fit, label=f"probing {found.task}", jobs=jobs, progress=progress)
+        # All is in the runs' tables now, and only read.
+        table = pd.concat([fit(None, item) for item in items], ignore_index=True)
         loss, transitions = losses_of(found, runs[0].task.baselines["base_rate"])
         losses.append(loss)
         for name in names:
@@ -149,7 +154,8 @@ def across(
                 verdicts.append(identity | row | shape_columns)
     rows = pd.DataFrame(verdicts)
     if beside:
-        rows = with_within(rows, beside, features, config, ratio, jobs, device, progress)
+        how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
+        rows = with_within(rows, beside, features, ratio=ratio, **how)
     all_curves, all_losses = pd.concat(curves, ignore_index=True), pd.concat(losses, ignore_index=True)
     left_out = [
         {"task": found.task, "length": found.length, "budget_flops": budget}
@@ -218,37 +224,13 @@ def _opened(sweep: Sweep, run_id: str, into: str | Path | None) -> Run:
     return sweep.run(run_id, into=into)
 
 
-def _probe_all(
-    found: Matched,
-    runs: list[Run],
-    features: Sequence[str],
-    config: ProbeConfig,
-    n_untrained: int,
-    jobs: int,
-    device: str | torch.device,
-    progress: bool,
-) -> pd.DataFrame:
-    """The probe tables of all runs' final models; the untrained models are those of the last run, at most compute."""
-    items = [_Probed(run, n_untrained if run is runs[-1] else 0) for run in runs]
-    fit = functools.partial(_fit, features, config, device)
-    over_checkpoints(items, _nothing, fit, label=f"probing {found.task}", jobs=jobs, progress=progress)
-    # All is in the runs' tables now, and only read.
-    return pd.concat([_rows(features, config, device, item) for item in items], ignore_index=True)
-
-
 def _nothing() -> None:
     """What the runs share."""
 
 
-def _fit(features: Sequence[str], config: ProbeConfig, device: str | torch.device, shared: None, item: _Probed) -> None:
-    """Fit and write what is missing of one run."""
-    _rows(features, config, device, item)
-
-
-def _rows(features: Sequence[str], config: ProbeConfig, device: str | torch.device, item: _Probed) -> pd.DataFrame:
-    """The probe table of a run's final model and of untrained ones."""
-    options: dict[str, Any] = {"config": config, "n_untrained": item.n_untrained, "device": device}
-    return probe(item.run, features, "last", **options, progress=False).rows
+def _probed(names: Sequence[str], options: dict[str, Any], shared: None, item: _Probed) -> pd.DataFrame:
+    """The probe table of a run's final model and of untrained ones; what is missing of it is fitted and written."""
+    return probe(item.run, names, "last", n_untrained=item.n_untrained, **options, progress=False).rows
 
 
 def _within(within: Run | Sequence[Run], matched: list[Matched]) -> list[Run]:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, log_flops_axis
+from qfl_interp.plots.axes import budget_axis, log_axis
 from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
 from qfl_interp.plots.lines import LOSS_FLOOR, curve, legend_entry, level, log_range
-from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, THIRD_STYLES, VERMILLION, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, THIRD_STYLES, VERMILLION, words
 from qfl_interp.tables import column, distinct, records, select
 
 Baseline = Literal["clean", "paper"]
@@ -61,17 +61,20 @@ def across_figure(
         loss, probes, verdict = select(losses, **of_task), select(curves, **of_feature), select(verdicts, **of_feature)
         cells = grid.cell(index, 0), grid.cell(index, 1)
         budgets = column(loss, "budget_flops")
-        low, high = float(budgets.min() / _ROOM), float(budgets.max() * _ROOM)
-        x_axis: dict[str, Any] = log_flops_axis(low, high) | {"dtick": 1 if math.log10(high / low) < 5 else 2}
+        x_axis = budget_axis(float(budgets.min() / _ROOM), float(budgets.max() * _ROOM))
         ends = [10**end for end in x_axis["range"]]
         title = {"text": "training FLOPs (budget)", "standoff": 6}
         bare = {"showticklabels": False, "title": {"text": ""}}
         levels = loss[["loss_low", "loss_high", "base_rate"]]
+        names = ["geometric_low", "geometric_high", f"baseline_{baseline}"]
+        losses_shown = probes.loc[np.isin(probes["third"], _thirds(probes)), names]
         figure.update_layout(cells[0].layout(x_axis | bare, _log_axis(levels)))
-        figure.update_layout(cells[1].layout(x_axis | {"title": title}, _probe_axis(probes, baseline)))
+        figure.update_layout(cells[1].layout(x_axis | {"title": title}, _log_axis(losses_shown)))
         figure.add_traces([*_loss_panel(cells[0], loss, ends), *_feature_panel(cells[1], probes, baseline, ends)])
-        for cell in cells:
-            _transition(figure, cell, verdict)
+        start, end = (column(verdict, f"transition_{which}_flops")[0] for which in ("start", "end"))
+        for cell in cells if math.isfinite(start) else ():
+            figure.add_shape(cell.band(start, end))
+            figure.add_shape(cell.stretch(end, end, name="threshold", line=_THRESHOLD_LINE))
         if grid.is_first(index):
             figure.add_annotation(grid.side_title(index, 0, "task loss"))
             figure.add_annotation(grid.side_title(index, 1, "probe test loss"))
@@ -88,14 +91,7 @@ def _thirds(table: pd.DataFrame) -> list[str]:
 
 
 def _log_axis(shown: Any) -> dict[str, Any]:
-    """A log axis around some columns."""
     return {"tickfont": {"size": FONT_SIZE - 2}, **log_axis(*log_range(shown, room=0.07, least=1.05), few_beyond=3)}
-
-
-def _probe_axis(curves: pd.DataFrame, baseline: Baseline) -> dict[str, Any]:
-    """The y axis of a feature's probe loss."""
-    names = ["geometric_low", "geometric_high", f"baseline_{baseline}"]
-    return _log_axis(curves.loc[np.isin(curves["third"], _thirds(curves)), names])
 
 
 def _loss_panel(cell: Cell, losses: pd.DataFrame, ends: Sequence[float]) -> list[go.Scatter]:
@@ -113,7 +109,6 @@ def _loss_panel(cell: Cell, losses: pd.DataFrame, ends: Sequence[float]) -> list
 def _level(
     cell: Cell, ends: Sequence[float], value: float, name: str, line: dict[str, Any], group: str = ""
 ) -> go.Scatter:
-    """A horizontal line over the whole panel."""
     hover = f"{name}: %{{y:.4g}}"
     return level(ends, value, name, hover=hover, legendgroup=group or name, **line, **cell.axes)
 
@@ -136,16 +131,6 @@ def _feature_panel(cell: Cell, curves: pd.DataFrame, baseline: Baseline, ends: S
     return traces
 
 
-def _transition(figure: go.Figure, cell: Cell, verdicts: pd.DataFrame) -> None:
-    """The transition shaded, its end as a dashed vertical line."""
-    row = records(verdicts)[0]
-    start, end = row["transition_start_flops"], row["transition_end_flops"]
-    if not math.isfinite(start):
-        return
-    figure.add_shape(cell.stretch(start, end, name="transition", fillcolor=BAND, line={"width": 0}))
-    figure.add_shape(cell.stretch(end, end, name="threshold", line=_THRESHOLD_LINE))
-
-
 def _leads(verdicts: pd.DataFrame) -> str:
     """The thirds' verdicts and leads in their colours: "quiet +0.83 · quiet +0.52 · loud −0.10"."""
     parts = []
@@ -161,18 +146,15 @@ def _legends(curves: pd.DataFrame, verdicts: pd.DataFrame) -> list[LegendRow]:
     """The thirds, then all else."""
     dotted = {"color": GREY, "width": 1.5, "dash": "dot"}
     thirds = [(THIRD_STYLES[third], third) for third in _thirds(curves)]
-    first = [
-        *(_entry(style.name, style.color, 2, {"symbol": style.symbol, "size": 6.5}, third) for style, third in thirds),
-        legend_entry(_BASELINE, line=dotted),
-    ]
-    others = [_entry(_TASK_LOSS, PURPLE, 1.9, {"size": 5}), legend_entry(_BASE_RATE, line=_LEVEL_LINE)]
+    first = []
+    for style, third in thirds:
+        marker = {"symbol": style.symbol, "size": 6.5, "color": style.color}
+        line = {"color": style.color, "width": 2}
+        first.append(legend_entry(style.name, group=third, mode="lines+markers", line=line, marker=marker))
+    first.append(legend_entry(_BASELINE, line=dotted))
+    loss: dict[str, Any] = {"line": {"color": PURPLE, "width": 1.9}, "marker": {"size": 5, "color": PURPLE}}
+    others = [legend_entry(_TASK_LOSS, mode="lines+markers", **loss), legend_entry(_BASE_RATE, line=_LEVEL_LINE)]
     if np.isfinite(column(verdicts, "transition_start_flops")).any():
         others.append(legend_entry(_BAND, mode="markers", marker=BAND_MARK))
         others.append(legend_entry(_THRESHOLD, line=_THRESHOLD_LINE))
     return [LegendRow("", first), LegendRow("", others)]
-
-
-def _entry(name: str, color: str, width: float, marker: dict[str, Any], group: str = "") -> go.Scatter:
-    """An entry of a curve with points."""
-    line = {"color": color, "width": width}
-    return legend_entry(name, group=group, mode="lines+markers", line=line, marker=marker | {"color": color})

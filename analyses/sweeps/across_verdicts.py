@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from analyses.lenses.emergence.tables import by_site, emergence_curve, emergence_tables
-from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.aggregation import reference_baseline
 from qfl_interp.emergence.onset import RATIO, find_onset
 from qfl_interp.emergence.transition import Bracket, Transition, find_transition
@@ -95,7 +93,6 @@ def losses_of(found: Matched, base_rate: float) -> tuple[pd.DataFrame, Transitio
 
 
 def _no_transition(reason: str) -> Transition:
-    """No transition, and why."""
     gap = Bracket(math.nan, math.nan)
     return Transition(False, reason, math.nan, math.nan, gap, gap, math.nan, math.nan, math.nan, False, 0)
 
@@ -199,17 +196,9 @@ def _counted(kinds: Sequence[str]) -> str:
 
 
 def with_within(
-    rows: pd.DataFrame,
-    runs: Sequence[Run],
-    features: str | Sequence[str] | None,
-    config: ProbeConfig,
-    ratio: float,
-    jobs: int,
-    device: str | torch.device,
-    progress: bool,
+    rows: pd.DataFrame, runs: Sequence[Run], features: str | Sequence[str] | None, **options: Any
 ) -> pd.DataFrame:
-    """The rows with the verdicts and leads of the protocol within one run, over the runs given."""
-    options: dict[str, Any] = {"config": config, "ratio": ratio, "jobs": jobs, "device": device, "progress": progress}
+    """The rows with the verdicts and leads of the protocol within one run, over the runs; options of `emergence`."""
     tables = []
     for run in runs:
         found = emergence_tables(run, features, "all", **options).verdicts

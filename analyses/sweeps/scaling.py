@@ -18,13 +18,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from analyses.result import Result
+from analyses.stored import interval_columns
 from analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.theme import format_p, format_power
 from qfl_interp.scaling import (
-    AcrossTransition,
-    PowerLaw,
     across_transition,
     compare_laws,
     crossing,
@@ -33,7 +32,7 @@ from qfl_interp.scaling import (
     lack_of_fit,
 )
 from qfl_interp.seeding import generator
-from qfl_interp.stats import Interval, holm
+from qfl_interp.stats import holm
 from qfl_interp.sweep.sweep import CONFIGURATION, Sweep
 from qfl_interp.tables import column, distinct, groups, records, select
 
@@ -65,13 +64,7 @@ class Scaling(Result):
 
 
 class _Curve(NamedTuple):
-    """The best configurations of one task and length.
-
-    Attributes:
-        rows: All seeds' rows.
-        budget: FLOPs.
-        scores: By name; NaN where a seed has no run.
-    """
+    """The best configurations of one task and length: all seeds' rows, and scores by name, NaN without a run."""
 
     rows: pd.DataFrame
     budget: Float[np.ndarray, " budget"]
@@ -129,7 +122,7 @@ def scaling(
     budgets = sorted(distinct(runs, "budget_flops"))
     chosen = pd.concat([sweep.best(b, task=task, length=length, rule=rule) for b in budgets], ignore_index=True)
     rows, fits, lines = [], [], []
-    for name, of_task in groups(_renamed(chosen, count), "task"):
+    for name, of_task in groups(chosen.rename(columns=_COLUMNS[count]), "task"):
         for size, part in groups(of_task, "length"):
             curve = _curve(part, rule)
             rows.append(_best_rows(curve))
@@ -140,7 +133,7 @@ def scaling(
             lines.append(drawn.assign(task=name, length=int(size)))
     found = _with_verdicts(pd.DataFrame(fits))
     best = pd.concat(rows, ignore_index=True)
-    dots = _renamed(runs, count)
+    dots = runs.rename(columns=_COLUMNS[count])
 
     points, notes = pd.concat(lines, ignore_index=True), _notes(found, runs, count)
     draw = functools.partial(scaling_figure, dots, lines=points, notes=notes)
@@ -161,11 +154,6 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
         ended = ", ".join(f"{len(part)} {status}" for status, part in groups(table, "status")) or "no run at all"
         raise QflError(f"this sweep has no finished run to look at: {ended}. Run `qfl sweep` until some have finished.")
     return runs
-
-
-def _renamed(runs: pd.DataFrame, count: str) -> pd.DataFrame:
-    """The rows with loss, exact and pass as counted."""
-    return runs.rename(columns=_COLUMNS[count])
 
 
 def _curve(rows: pd.DataFrame, rule: str) -> _Curve:
@@ -223,7 +211,11 @@ def _fits(
     fit_test = _tried(notes, lambda: lack_of_fit(budget, loss, rng=rng, **options))
     compared = _tried(notes, lambda: compare_laws(budget, loss, rng, **options))
     across = _tried(notes, lambda: across_transition(budget, curve.scores["loss"], rng, chance_loss=chance.used))
-    early = _early(budget, loss, across)
+    # The law of the budgets up to the transition's start, where there are at least three.
+    early = None
+    if across and across.transition.found:
+        kept = budget <= across.transition.start_flops
+        early = _tried([], lambda: fit_power_law(budget[kept], loss[kept]))
     # -log of the pass probability is a loss of whole answers: positive, and finite below the floor of exact match.
     with np.errstate(divide="ignore"):
         of_answer = -np.log(curve.scores["pass"])
@@ -234,28 +226,28 @@ def _fits(
     row = {
         "n_budgets": budget.size,
         "n_seeds": loss.shape[1],
-        **_interval("exponent", power.exponent if power else None),
+        **interval_columns("exponent", power.exponent if power else None),
         "floor": power.floor.estimate if power and power.floor else math.nan,
         "power_aicc": power.aicc if power else math.nan,
-        **_interval("early_exponent", early.exponent if early else None),
-        **_interval("broken_exponent", broken.exponent if broken else None),
-        **_interval("broken_change", broken.change if broken else None),
-        **_interval("break_flops", broken.break_flops if broken else None),
+        **interval_columns("early_exponent", early.exponent if early else None),
+        **interval_columns("broken_exponent", broken.exponent if broken else None),
+        **interval_columns("broken_change", broken.change if broken else None),
+        **interval_columns("break_flops", broken.break_flops if broken else None),
         "broken_aicc": broken.aicc if broken else math.nan,
         "lack_of_fit": fit_test.statistic if fit_test else math.nan,
         "lack_of_fit_p": fit_test.p_value_unequal if fit_test else math.nan,
         "lack_of_fit_p_equal": fit_test.p_value if fit_test else math.nan,
         "one_break_p": compared.p_value if compared else math.nan,
         "transition_found": bool(transition and transition.found),
-        **_interval("transition_start", across.start if across else None),
-        **_interval("transition_end", across.end if across else None),
+        **interval_columns("transition_start", across.start if across else None),
+        **interval_columns("transition_end", across.end if across else None),
         "transition_share": across.found_share if across else math.nan,
         "grid_step_decades": across.step_decades if across else math.nan,
         "plateau_loss": transition.plateau_loss if transition else math.nan,
         "transition_reason": transition.reason if transition else notes[-1],
-        **_interval("half_exact", half.mean),
+        **interval_columns("half_exact", half.mean),
         "half_exact_seeds": int(np.isfinite(half.budgets).sum()),
-        **_interval("pass_exponent", passing.exponent if passing else None),
+        **interval_columns("pass_exponent", passing.exponent if passing else None),
         "base_rate": chance.base_rate,
         "paper_line": chance.paper,
         "not_fitted": " ".join(dict.fromkeys(notes)),
@@ -278,22 +270,6 @@ def _tried(notes: list[str], fit: Callable[[], ValueT]) -> ValueT | None:
     except ValueError as error:
         notes.append(str(error))
         return None
-
-
-def _early(
-    budget: Float[np.ndarray, " budget"], loss: Float[np.ndarray, "budget seed"], across: AcrossTransition | None
-) -> PowerLaw | None:
-    """The power law of the budgets up to the transition's start, where there are at least three."""
-    if across is None or not across.transition.found:
-        return None
-    kept = budget <= across.transition.start_flops
-    return _tried([], lambda: fit_power_law(budget[kept], loss[kept]))
-
-
-def _interval(name: str, interval: Interval | None) -> dict[str, float]:
-    """An interval as three columns."""
-    ends = (interval.estimate, interval.low, interval.high) if interval else (math.nan,) * 3
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def _with_verdicts(fits: pd.DataFrame) -> pd.DataFrame:

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, log_flops_axis
+from qfl_interp.plots.axes import budget_axis, log_axis
 from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
 from qfl_interp.plots.lines import LOSS_FLOOR, curve, finite, legend_entry, level, log_range
-from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, VERMILLION, ordered_colors, plain, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, VERMILLION, ordered_colors, plain, words
 from qfl_interp.tables import column, distinct, groups, records, select
 
 # What is drawn a little beside its budget, as a share of the distance to the next one.
@@ -24,8 +24,6 @@ _COLUMNS: Final = 4
 _HEAD: Final = 70
 _BEST: Final = "best configuration (mean, range of seeds)"
 _BEST_LINE: Final = {"color": PURPLE, "width": 1.9}
-_FLOOR: Final = "1 / validation examples"
-_FLOOR_LINE: Final = {"color": GREY, "width": 1, "dash": "dashdot"}
 
 
 class _Row(NamedTuple):
@@ -47,9 +45,13 @@ LINE_STYLES: Final = {
     "power law": {"color": VERMILLION, "width": 1.6, "dash": "dot"},
     "broken power law": {"color": VERMILLION, "width": 1, "dash": "solid"},
 }
-_LEVEL_STYLES: Final = {
-    "base_rate": ("best constant guess", {"color": GREY, "width": 1.3, "dash": "dash"}),
-    "paper": ("paper's random line", {"color": GREY, "width": 1.3, "dash": "dot"}),
+# Levels of a row of panels: chance, and what exact match cannot resolve; by column of the notes.
+_LEVELS: Final = {
+    "loss": {
+        "base_rate": ("best constant guess", {"color": GREY, "width": 1.3, "dash": "dash"}),
+        "paper": ("paper's random line", {"color": GREY, "width": 1.3, "dash": "dot"}),
+    },
+    "pass": {"floor": ("1 / validation examples", {"color": GREY, "width": 1, "dash": "dashdot"})},
 }
 
 
@@ -76,7 +78,31 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
     for index, note in enumerate(records(notes)):
         of_task = {"task": note["task"], "length": note["length"]}
         of_runs, of_best, of_lines = (select(table, **of_task) for table in (runs, best, lines))
-        _column(figure, grid, index, note, of_runs, of_best, of_lines, shapes)
+        budgets = np.unique(column(of_runs, "budget_flops"))
+        room = 10 ** (_gap(budgets) / 2)
+        ends = float(budgets[0] / room), float(budgets[-1] * room)
+        for number, row in enumerate(_ROWS):
+            cell = grid.cell(index, number)
+            bottom = number == len(_ROWS) - 1
+            x_axis = budget_axis(*ends, title="training FLOPs (budget)" if bottom else "") | {"showticklabels": bottom}
+            figure.update_layout(cell.layout(x_axis, _y_axis(row, of_runs, of_best, note)))
+            if grid.is_first(index):
+                figure.add_annotation(grid.side_title(index, number, row.title))
+            if math.isfinite(note["transition_start"]):
+                figure.add_shape(cell.band(note["transition_start"], note["transition_end"]))
+            figure.add_traces(_dots(cell, row, of_runs, shapes, budgets))
+            for key, (name, line) in _LEVELS.get(row.name, {}).items():
+                if math.isfinite(note[key]):
+                    more = {"hover": f"{name}: %{{y:.4g}}", "legendgroup": name, **line, **cell.axes}
+                    figure.add_trace(level(ends, note[key], name, **more))
+            figure.add_trace(_best_line(cell, row, of_best))
+            if row.name == "loss":
+                for kind, points in groups(of_lines, "kind"):
+                    look: dict[str, Any] = {**LINE_STYLES[kind], "x": "budget_flops", "showlegend": False, **cell.axes}
+                    figure.add_trace(curve(points, "loss", kind, **look))
+        title = f"<b>{words(note['task'])}</b> {note['length']}"
+        below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
+        figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
     return figure
 
 
@@ -89,50 +115,12 @@ def _shapes(runs: pd.DataFrame) -> dict[tuple[int, int], str]:
     return dict(zip(ordered, ordered_colors(len(ordered)), strict=True))
 
 
-def _column(
-    figure: go.Figure,
-    grid: PaperGrid,
-    index: int,
-    note: dict[str, Any],
-    runs: pd.DataFrame,
-    best: pd.DataFrame,
-    lines: pd.DataFrame,
-    shapes: dict[tuple[int, int], str],
-) -> None:
-    """The panels of one task and length."""
-    budgets = np.unique(column(runs, "budget_flops"))
-    room = 10 ** (_gap(budgets) / 2)
-    ends = float(budgets[0] / room), float(budgets[-1] * room)
-    for number, row in enumerate(_ROWS):
-        cell = grid.cell(index, number)
-        bottom = number == len(_ROWS) - 1
-        x_axis = log_flops_axis(*ends, title="training FLOPs (budget)" if bottom else "")
-        x_axis |= {"dtick": 1 if math.log10(ends[1] / ends[0]) < 5 else 2, "showticklabels": bottom}
-        figure.update_layout(cell.layout(x_axis, _y_axis(row, runs, best, note)))
-        if grid.is_first(index):
-            figure.add_annotation(grid.side_title(index, number, row.title))
-        if math.isfinite(note["transition_start"]):
-            start, end = note["transition_start"], note["transition_end"]
-            figure.add_shape(cell.stretch(start, end, name="transition", fillcolor=BAND, line={"width": 0}))
-        figure.add_traces(_dots(cell, row, runs, shapes, budgets))
-        figure.add_traces(_levels(cell, row, note, ends))
-        figure.add_trace(_best_line(cell, row, best))
-        if row.name == "loss":
-            for kind, points in groups(lines, "kind"):
-                look: dict[str, Any] = {**LINE_STYLES[kind], "x": "budget_flops", "showlegend": False, **cell.axes}
-                figure.add_trace(curve(points, "loss", kind, **look))
-    title = f"<b>{words(note['task'])}</b> {note['length']}"
-    below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
-    figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
-
-
 def _gap(budgets: np.ndarray) -> float:
     """Decades between neighbouring budgets; half a decade where there is only one."""
     return float(np.diff(np.log10(budgets)).min()) if budgets.size > 1 else 0.5
 
 
 def _y_axis(row: _Row, runs: pd.DataFrame, best: pd.DataFrame, note: dict[str, Any]) -> dict[str, Any]:
-    """Range and ticks of a panel."""
     axis: dict[str, Any] = {"tickfont": {"size": FONT_SIZE - 2}}
     if not row.log:
         return axis | {"range": [-0.06, 1.06], "tickvals": [0, 0.5, 1], "ticktext": ["0", "0.5", "1"]}
@@ -173,20 +161,6 @@ def _shape_name(shape: tuple[int, int]) -> str:
     return f"{shape[0]} × {shape[1]}"
 
 
-def _levels(cell: Cell, row: _Row, note: dict[str, Any], ends: tuple[float, float]) -> list[go.Scatter]:
-    """Chance in the loss panel; in that of the pass probability what exact match cannot resolve."""
-    levels: list[tuple[str, float, dict[str, Any]]] = []
-    if row.name == "loss":
-        levels = [(name, note[key], line) for key, (name, line) in _LEVEL_STYLES.items()]
-    elif row.name == "pass":
-        levels = [(_FLOOR, note["floor"], _FLOOR_LINE)]
-    return [
-        level(ends, value, name, hover=f"{name}: %{{y:.4g}}", legendgroup=name, **line, **cell.axes)
-        for name, value, line in levels
-        if math.isfinite(value)
-    ]
-
-
 def _best_line(cell: Cell, row: _Row, best: pd.DataFrame) -> go.Scatter:
     """The best configuration of each budget, with the range of its seeds."""
     look: dict[str, Any] = {**_BEST_LINE, "x": "budget_flops", "floor": row.floor, "size": 5, "interval": (1.2, 2)}
@@ -206,10 +180,10 @@ def _legends(shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.Dat
     drawn += [(kind, {"mode": "lines", "line": line}) for kind, line in LINE_STYLES.items() if kind in kinds]
     drawn += [
         (name, {"mode": "lines", "line": line})
-        for key, (name, line) in _LEVEL_STYLES.items()
+        for levels in _LEVELS.values()
+        for key, (name, line) in levels.items()
         if np.isfinite(column(notes, key)).any()
     ]
-    drawn.append((_FLOOR, {"mode": "lines", "line": _FLOOR_LINE}))
     if np.isfinite(column(notes, "transition_start")).any():
         drawn.append(("transition", {"mode": "markers", "marker": BAND_MARK}))
     lines = [legend_entry(name, **look) for name, look in drawn]

@@ -137,7 +137,6 @@ def _blocks(
 
 
 def _trimmed(line: Text) -> Text:
-    """Without blanks at the end."""
     line.rstrip()
     return line
 

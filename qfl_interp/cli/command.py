@@ -79,7 +79,6 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
 
 
 def _keyword(name: str, kind: Any, default: Any) -> Parameter:
-    """A parameter of a command."""
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
 
 
@@ -178,7 +177,6 @@ def _option(options: dict[str, Parameter], own: Parameter, text: Said, *, by_com
 
 
 def _numbers(word: str, text: str, kind: type) -> tuple[Any, ...]:
-    """Numbers with commas between them."""
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError as error:

@@ -187,9 +187,8 @@ def best(
     """
     from qfl_interp.sweep import Sweep
 
-    _print_runs(
-        Sweep.open(folder).best(budget, task=task, length=length, rule=rule), f"best at {budget:g} FLOPs", as_json
-    )
+    rows = Sweep.open(folder).best(budget, task=task, length=length, rule=rule)
+    _print_runs(rows, f"best at {budget:g} FLOPs", as_json)
 
 
 def matched(
@@ -234,7 +233,6 @@ _SHOWN = {
 
 
 def _print_runs(rows: Any, title: str, as_json: bool) -> None:
-    """Rows of runs."""
     from qfl_interp.tables import records
 
     listed = records(rows)

@@ -171,7 +171,6 @@ def _follows(one: str, other: str) -> bool:
 
 
 def _print_about(console: Console, task: Task, about: dict[str, Any]) -> None:
-    """One task in detail."""
     low, high = task.lengths
     step = f", a multiple of {task.length_step}" if task.length_step > 1 else ""
     paragraph = inspect.cleandoc(type(task).__doc__ or "").split("\n\n")[0]

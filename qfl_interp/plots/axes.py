@@ -26,6 +26,11 @@ def log_flops_axis(low: float, high: float, title: str = "training compute (FLOP
     }
 
 
+def budget_axis(low: float, high: float, title: str = "") -> dict[str, Any]:
+    """A compute axis of a small panel, whose ticks stand at every power of ten, or at every other one."""
+    return log_flops_axis(low, high, title) | {"dtick": 1 if math.log10(high / low) < 5 else 2}
+
+
 def log_axis(low: float, high: float, *, few_beyond: float = math.inf) -> dict[str, Any]:
     """A logarithmic axis of values from `low` to `high`, as fields of a y axis.
 

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.lines import STEP, curve, over_compute
-from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
+from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION, SeriesStyle
 from qfl_interp.tables import distinct, select
-
-
-class ConditionStyle(NamedTuple):
-    """How one condition is drawn.
-
-    Attributes:
-        legend: In words.
-        color: Hex.
-        symbol: Plotly's marker symbol.
-        pattern: Plotly's hatching of bars.
-        dash: Plotly's dash of lines.
-    """
-
-    legend: str
-    color: str
-    symbol: str
-    pattern: str = ""
-    dash: str = "solid"
-
 
 # In the order they stand side by side. Controls are hatched, dashed and have their own symbols.
 ABLATION: Final = {
-    "intact": ConditionStyle("intact", STEEL, "circle"),
-    "ablated": ConditionStyle("feature removed", VERMILLION, "diamond"),
-    "random": ConditionStyle("random directions", GREY, "square", "/", "dash"),
-    "random_feature": ConditionStyle("another feature", "#029E73", "triangle-up", "x", "dashdot"),
-    "same_norm": ConditionStyle("same size", PURPLE, "triangle-down", "\\", "dot"),
+    "intact": SeriesStyle("intact", STEEL, "circle"),
+    "ablated": SeriesStyle("feature removed", VERMILLION, "diamond"),
+    "random": SeriesStyle("random directions", GREY, "square", "/", "dash"),
+    "random_feature": SeriesStyle("another feature", "#029E73", "triangle-up", "x", "dashdot"),
+    "same_norm": SeriesStyle("same size", PURPLE, "triangle-down", "\\", "dot"),
 }
 INTERCHANGE: Final = {
-    "none": ConditionStyle("nothing swapped", STEEL, "circle"),
-    "feature": ConditionStyle("probe's directions", VERMILLION, "diamond"),
-    "mean_shift": ConditionStyle("class means' difference", PURPLE, "triangle-down"),
-    "random": ConditionStyle("random directions", GREY, "square", dash="dash"),
-    "whole": ConditionStyle("whole activation", "#029E73", "triangle-up", dash="dot"),
+    "none": SeriesStyle("nothing swapped", STEEL, "circle"),
+    "feature": SeriesStyle("probe's directions", VERMILLION, "diamond"),
+    "mean_shift": SeriesStyle("class means' difference", PURPLE, "triangle-down"),
+    "random": SeriesStyle("random directions", GREY, "square", dash="dash"),
+    "whole": SeriesStyle("whole activation", "#029E73", "triangle-up", dash="dot"),
 }
 
 
-def present(rows: pd.DataFrame, known: Mapping[str, ConditionStyle]) -> list[str]:
+def present(rows: pd.DataFrame, known: Mapping[str, SeriesStyle]) -> list[str]:
     """The conditions that the rows have, in the order they are drawn.
 
     Raises:
@@ -64,7 +45,7 @@ def present(rows: pd.DataFrame, known: Mapping[str, ConditionStyle]) -> list[str
     return [name for name in known if name in found]
 
 
-def curves(rows: pd.DataFrame, known: Mapping[str, ConditionStyle], name: str, group: str) -> tuple[go.Scatter, ...]:
+def curves(rows: pd.DataFrame, known: Mapping[str, SeriesStyle], name: str, group: str) -> tuple[go.Scatter, ...]:
     """One curve a condition over compute, its intervals as whiskers; a single step is a point.
 
     Args:
@@ -77,15 +58,9 @@ def curves(rows: pd.DataFrame, known: Mapping[str, ConditionStyle], name: str, g
     for condition in present(rows, known):
         style = known[condition]
         hover = f"%{{y:.1%}} (95 % %{{customdata[1]:.1%}} to %{{customdata[2]:.1%}}) · {STEP}"
-        look: dict[str, Any] = {
-            "width": 1.8,
-            "dash": style.dash,
-            "size": 5.5,
-            "symbol": style.symbol,
-            "interval": (1, 0),
-        }
+        look: dict[str, Any] = {"width": 1.8, "dash": style.dash, "size": 5.5, "symbol": style.symbol}
         beside = ("step", f"{name}_low", f"{name}_high")
         look |= {"interval": (1, 0), "beside": beside, "legendgroup": f"{group}: {condition}"}
         drawn = over_compute(select(rows, condition=condition))
-        traces.append(curve(drawn, name, style.legend, style.color, hover=hover, **look))
+        traces.append(curve(drawn, name, style.name, style.color, hover=hover, **look))
     return tuple(traces)

@@ -60,6 +60,10 @@ class Cell(NamedTuple):
         """What `theme.stretch` draws, from the panel's bottom to its top."""
         return stretch(start, end, xref=self.x, yref=f"{self.y} domain", **look)
 
+    def band(self, start: float, end: float) -> dict[str, Any]:
+        """The transition of the loss, shaded."""
+        return self.stretch(start, end, name="transition", fillcolor=BAND, line={"width": 0})
+
     @property
     def axes(self) -> dict[str, Any]:
         """What puts a trace into this panel."""

@@ -130,6 +130,28 @@ def legend_entry(name: str, *, group: str = "", **look: Any) -> go.Scatter:
     return go.Scatter({"name": name, "mode": "lines"} | empty | look)
 
 
+def stem(
+    x: float,
+    y: float,
+    floor: float,
+    name: str,
+    color: str,
+    symbol: str,
+    *,
+    size: float,
+    group: str,
+    hover: str,
+    **look: Any,
+) -> go.Scatter:
+    """A large marker on a curve with a dotted stem down to `floor`; `look` are further fields of the marker."""
+    line = {"color": color, "width": 1.2, "dash": "dot"}
+    marker = {"symbol": [symbol, "line-ns"], "size": [size, 0], "color": color, "line": {"width": 2}, **look}
+    ends = {"x": [x, x], "y": [y, floor], "mode": "lines+markers", "name": name, "line": line, "marker": marker}
+    return go.Scatter(
+        {**ends, "legendgroup": group, "showlegend": False, "hovertemplate": f"{hover}<extra>{name}</extra>"}
+    )
+
+
 def whiskers(
     values: np.ndarray, low: np.ndarray, high: np.ndarray, thickness: float = 1.3, width: int = 4
 ) -> dict[str, Any]:

@@ -114,7 +114,11 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
     first = {panel.legend.name: index for index, panel in reversed(list(enumerate(panels))) if panel.legend}
     names = dict(zip(sorted(first, key=lambda name: first[name]), _numbered("legend"), strict=False))
     opens = [panel.legend is not None and first[panel.legend.name] == index for index, panel in enumerate(panels)]
-    heads = [_head_height(panel, on) for panel, on in zip(panels, opens, strict=True)]
+    # Pixels above each plot area for title, note and, where the panel opens it, the legend.
+    heads = [
+        _TITLE_HEIGHT + _NOTE_HEIGHT * bool(panel.note) + _LEGEND_HEIGHT * (_legend_lines(panel) if on else 0)
+        for panel, on in zip(panels, opens, strict=True)
+    ]
     inner = sum(panel.height for panel in panels) + sum(heads) + _PANEL_GAP * (len(panels) - 1)
     figure = new_figure(filename, inner, _MARGIN)
     top = float(inner)
@@ -122,8 +126,10 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
         bottom = top - head - panel.height
         domain = (bottom / inner, (top - head) / inner)
         top = bottom - _PANEL_GAP
-        figure.update_layout({f"yaxis{y[1:]}": _y_axis(panel, domain)})
-        figure.update_layout(xaxis={"anchor": y})
+        # The y axis does not zoom: dragging selects a stretch of compute everywhere.
+        y_axis = {"domain": domain, "title": {"text": panel.y_title}, "fixedrange": True, "anchor": "x"}
+        y_axis |= log_axis(*panel.y_range) if panel.log_y else {"range": list(panel.y_range), "nticks": 5}
+        figure.update_layout({f"yaxis{y[1:]}": y_axis, "xaxis": {"anchor": y}})
         _add_texts(figure, panel, y, domain[1], head)
         added: dict[str, Any] = {"xaxis": "x", "yaxis": y} | ({} if on else {"showlegend": False})
         if panel.legend:
@@ -200,12 +206,6 @@ def _numbered(name: str) -> Iterator[str]:
     return (name if number == 1 else f"{name}{number}" for number in itertools.count(1))
 
 
-def _head_height(panel: Panel, opens: bool) -> int:
-    """Pixels above the plot area for title, note and, where the panel opens it, the legend."""
-    legend = _LEGEND_HEIGHT * _legend_lines(panel) if opens else 0
-    return _TITLE_HEIGHT + (_NOTE_HEIGHT if panel.note else 0) + legend
-
-
 def _legend_lines(panel: Panel) -> int:
     """Lines that a panel's legend takes at paper width; plotly makes entries equally wide if one does not do."""
     traces = (*panel.traces, *(panel.legend.entries if panel.legend else ()))
@@ -214,12 +214,6 @@ def _legend_lines(panel: Panel) -> int:
     if sum(widths) <= room:
         return 1
     return math.ceil(len(widths) / max(int(room // max(widths)), 1))
-
-
-def _y_axis(panel: Panel, domain: tuple[float, float]) -> dict[str, Any]:
-    """Layout of a panel's y axis, which does not zoom: dragging selects a stretch of compute everywhere."""
-    axis = {"domain": domain, "title": {"text": panel.y_title}, "fixedrange": True, "anchor": "x"}
-    return axis | (log_axis(*panel.y_range) if panel.log_y else {"range": list(panel.y_range), "nticks": 5})
 
 
 def _add_texts(figure: go.Figure, panel: Panel, y: str, top: float, head: int) -> None:

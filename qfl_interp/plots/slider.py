@@ -39,8 +39,8 @@ def over_steps(
     above: int,
     step: int | None = None,
     layout: Callable[[pd.DataFrame], dict[str, Any]] | None = None,
-) -> None:
-    """Draw one step of a table, under a heading with step and compute; where there are several, with a slider.
+) -> go.Figure:
+    """The figure with one step of a table, under a heading with step and compute; of several steps, with a slider.
 
     Only what differs between steps becomes part of a frame.
 
@@ -80,7 +80,7 @@ def over_steps(
     figure.layout["annotations"] = ()
     figure.update_layout(layouts[first])
     if len(steps) == 1:
-        return
+        return figure
     figure.frames = [
         go.Frame(
             name=str(at),
@@ -91,6 +91,7 @@ def over_steps(
         for at in steps
     ]
     _add_slider(figure, steps, first)
+    return figure
 
 
 def _differing(traces: Sequence[dict[str, Any]]) -> list[str]:

@@ -16,7 +16,6 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
-from plotly.offline import get_plotlyjs
 
 FONT_FAMILY: Final = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 FONT_SIZE: Final = 12
@@ -31,11 +30,21 @@ BAND: Final = "rgba(140, 99, 184, 0.16)"
 
 
 class SeriesStyle(NamedTuple):
-    """How one series is drawn: its name in the legend, hex colour, and plotly's marker symbol."""
+    """How one series is drawn.
+
+    Attributes:
+        name: In the legend.
+        color: Hex.
+        symbol: Plotly's marker symbol.
+        pattern: Plotly's hatching of bars.
+        dash: Plotly's dash of lines.
+    """
 
     name: str
     color: str
     symbol: str
+    pattern: str = ""
+    dash: str = "solid"
 
 
 # As in the paper's figures: blue circle, orange square, green triangle.
@@ -143,11 +152,6 @@ def template_json(dark: bool) -> str:
     return json.dumps(template(dark).to_plotly_json(), separators=(",", ":"))
 
 
-def plotly_script() -> str:
-    """The source of plotly.js, to be inlined into a page once."""
-    return get_plotlyjs()
-
-
 def plain(text: object) -> str:
     """Text from a run, made safe for plotly's labels, which read some HTML tags."""
     return html.escape(str(text), quote=False)
@@ -179,6 +183,11 @@ def format_p(value: float) -> str:
     if not math.isfinite(value):
         return ""
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def holm_line(p_value: float, what: str = "") -> str:
+    """A line of a hover text with a corrected p-value; "" where there is none."""
+    return f"<br>{what}{format_p(p_value)} (Holm-corrected)" if math.isfinite(p_value) else ""
 
 
 def short(values: Float[np.ndarray, ...]) -> list[Any]:

@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
 
-from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, plotly_script, template_json
+from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, template_json
 
 # Nothing may be loaded from elsewhere, whatever a run's strings contain.
 _POLICY: Final = (
@@ -165,7 +166,7 @@ def _scripts(figures: Sequence[Figure]) -> str:
         f'<script type="application/json" id="template-{name}">{_json(template_json(dark))}</script>'
         for name, dark in (("light", False), ("dark", True))
     ]
-    code = [f"<script>{plotly_script()}</script>", *looks, *data, f"<script>{_asset('page.js')}</script>"]
+    code = [f"<script>{get_plotlyjs()}</script>", *looks, *data, f"<script>{_asset('page.js')}</script>"]
     return "\n".join(code)
 
 
@@ -271,7 +272,6 @@ def _figure(section: Section, number: int) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
-    """A table; numbers to the right."""
     numeric = [kind.kind in "iuf" for kind in table.dtypes]
     sides = ["number" if is_number else "word" for is_number in numeric]
     head = "".join(
@@ -290,7 +290,6 @@ def _table(table: pd.DataFrame) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A table's value as text."""
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -303,7 +302,6 @@ def _cell(value: Any) -> str:
 
 
 def _csv_link(name: str, table: pd.DataFrame) -> str:
-    """A link that holds the whole table."""
     data = base64.b64encode(table.to_csv(index=False).encode()).decode()
     file = html.escape(f"{name}.csv", quote=True)
     return f'<a download="{file}" href="data:text/csv;charset=utf-8;base64,{data}">{file}</a>'

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
 
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import finite
@@ -56,8 +55,12 @@ def edge_maps(
         values = np.array([[cells.get((b, a), {}).get("value", math.nan) for a in across] for b in down], dtype=float)
         notes = [[str(cells.get((b, a), {}).get("note", "")) for a in across] for b in down]
         cell, first = grid.cell(index), grid.is_first(index)
-        for trace in _traces(values, notes, across, down):
-            figure.add_trace(trace.update(cell.axes))
+        shown = {"x": across, "y": down, "xgap": 1, "ygap": 1, **cell.axes}
+        shown |= {"text": notes, "texttemplate": "%{text}", "textfont": {"size": FONT_SIZE - 2}}
+        crossed = {"z": short(np.where(np.isnan(values), 0.0, np.nan)), "colorscale": [[0, GREY], [1, GREY]]}
+        crossed |= {"opacity": 0.45, "showscale": False, "hovertemplate": "%{y}, %{x}: %{text}<extra></extra>"}
+        coloured = {"coloraxis": "coloraxis", "hovertemplate": "%{y}, %{x}: %{z}<extra></extra>"}
+        figure.add_traces([go.Heatmap(shown | crossed), go.Heatmap(shown | coloured | {"z": short(values)})])
         x_axis = {"type": "category", "showgrid": False, "title": {"text": x if grid.is_last(index) else None}}
         y_axis = {"type": "category", "showgrid": False, "title": {"text": y if first else None}}
         # All panels of a row have the first one's names.
@@ -69,21 +72,3 @@ def edge_maps(
     bar = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
     figure.update_layout(coloraxis={"colorscale": "Viridis", "colorbar": bar, **ends})
     return figure
-
-
-def _traces(
-    values: Float[np.ndarray, "y x"], notes: list[list[str]], across: list[str], down: list[str]
-) -> list[go.Heatmap]:
-    """The coloured cells, and the crossed ones below them."""
-    place = {"x": across, "y": down, "xgap": 1, "ygap": 1}
-    shown = {"text": notes, "texttemplate": "%{text}", "textfont": {"size": FONT_SIZE - 2}}
-    missing = np.where(np.isnan(values), 0.0, np.nan)
-    crossed = go.Heatmap(
-        **place, **shown, z=short(missing), colorscale=[[0, GREY], [1, GREY]], opacity=0.45, showscale=False,
-        hovertemplate="%{y}, %{x}: %{text}<extra></extra>",
-    )  # fmt: skip
-    colours = go.Heatmap(
-        **place, **shown, z=short(values), coloraxis="coloraxis",
-        hovertemplate="%{y}, %{x}: %{z}<extra></extra>",
-    )  # fmt: skip
-    return [crossed, colours]

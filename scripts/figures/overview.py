@@ -41,39 +41,25 @@ def losses_figure(metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.Da
         left, top = place / _COLUMNS, 1 - row / rows
         x_domain = (left + 0.045, left + 1 / _COLUMNS - 0.015)
         cell = Cell(index + 1, x_domain, (top - 0.78 / rows, top - 0.09 / rows))
-        shown, stretches = select(metrics, **of_task), select(transitions, **of_task)
-        _loss_cell(figure, cell, task, shown, stretches, first=place == 0, last=row == rows - 1)
+        found, shown = select(transitions, **of_task), select(metrics, **of_task)
+        drawn = pd.DataFrame(shown.loc[(shown["flops"] > 0) & shown["val_loss_answer"].notna()])
+        flops, losses, base_rate = column(drawn, "flops"), column(drawn, "val_loss_answer"), float(task["base_rate"])
+        title = "training FLOPs" if row == rows - 1 else ""
+        x_axis = log_flops_axis(float(flops.min()), float(flops.max()), title=title) | {"dtick": 1}
+        low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), base_rate)
+        y_axis = log_axis(low, high) | {"tickfont": {"size": FONT_SIZE - 2}}
+        y_axis |= {"range": [math.log10(low) - 0.1, math.log10(high) + 0.1]}
+        y_axis |= {"title": {"text": "nats per token"}} if place == 0 else {}
+        figure.update_layout(cell.layout(x_axis, y_axis))
+        if len(found):
+            start, end = column(found, "start_flops").min(), column(found, "end_flops").max()
+            figure.add_shape(cell.stretch(start, end, fillcolor=PURPLE, opacity=0.14, line={"width": 0}))
+        look: dict[str, Any] = {"width": 1.3, "opacity": 0.8, "hover": None, "hovertemplate": "%{y:.4f}", **cell.axes}
+        for seed, part in groups(drawn, "seed"):
+            figure.add_trace(curve(part, "val_loss_answer", f"seed {seed}", PURPLE, **look))
+        figure.add_trace(level(flops, base_rate, "base rate", width=1.2, dash="dash", **cell.axes))
+        figure.add_annotation(cell.title(f"<b>{words(task['task'])}</b> {task['length']}"))
     return figure
-
-
-def _loss_cell(
-    figure: go.Figure,
-    cell: Cell,
-    task: dict[str, Any],
-    metrics: pd.DataFrame,
-    transitions: pd.DataFrame,
-    *,
-    first: bool,
-    last: bool,
-) -> None:
-    """One task's panel."""
-    drawn = pd.DataFrame(metrics.loc[(metrics["flops"] > 0) & metrics["val_loss_answer"].notna()])
-    flops, losses, base_rate = column(drawn, "flops"), column(drawn, "val_loss_answer"), float(task["base_rate"])
-    x_axis = log_flops_axis(float(flops.min()), float(flops.max()), title="training FLOPs" if last else "")
-    low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), base_rate)
-    y_axis = log_axis(low, high) | {"tickfont": {"size": FONT_SIZE - 2}}
-    y_axis |= {"range": [math.log10(low) - 0.1, math.log10(high) + 0.1]}
-    y_axis |= {"title": {"text": "nats per token"}} if first else {}
-    figure.update_layout(cell.layout(x_axis | {"dtick": 1}, y_axis))
-    if len(transitions):
-        start, end = column(transitions, "start_flops").min(), column(transitions, "end_flops").max()
-        figure.add_shape(cell.stretch(start, end, fillcolor=PURPLE, opacity=0.14, line={"width": 0}))
-    look: dict[str, Any] = {"width": 1.3, "opacity": 0.8, "hover": None, "hovertemplate": "%{y:.4f}", **cell.axes}
-    for seed, part in groups(drawn, "seed"):
-        figure.add_trace(curve(part, "val_loss_answer", f"seed {seed}", PURPLE, **look))
-    figure.add_trace(level(flops, base_rate, "base rate", width=1.2, dash="dash", **cell.axes))
-    name = f"<b>{words(task['task'])}</b> {task['length']}"
-    figure.add_annotation(cell.title(name))
 
 
 def leads_figure(verdicts: pd.DataFrame) -> go.Figure:

@@ -182,7 +182,7 @@ def test_attribution_points_are_the_tables_with_r_and_the_diagonal():
     figure = attribution_figure(rows)
     diagonal, resid, attn = figure.data
     assert tuple(diagonal.x) == tuple(diagonal.y)
-    assert [resid.name, attn.name] == ["resid_pre, r = 0.971", "attn_out, r = 0.893"]
+    assert [resid.name, attn.name] == ["resid_pre, r = 0.971 over 48", "attn_out, r = 0.893 over 48"]
     part = select(rows, step=LAST, component="attn_out")
     np.testing.assert_allclose(attn.x, part["logit_diff_normalised"], rtol=1e-3)
     np.testing.assert_allclose(attn.y, part["attribution"], rtol=1e-3)

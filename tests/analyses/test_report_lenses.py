@@ -72,7 +72,7 @@ def test_each_feature_label_method_and_site_has_a_figure_of_its_own():
     assert titles(AblateUnits, units) == ["Single attention heads, mean", "Single MLP neurons, zero"]
     rows = tables.ablate_over_steps()
     found = [title for title in titles(Ablate, pd.concat([rows, rows.assign(method="mean")])) if "carry" in title]
-    assert found == ["Ablation over training: carry, project out", "Ablation over training: carry, mean"]
+    assert found == ["Ablation over training: carry, written", "Ablation over training: carry, mean"]
 
 
 @pytest.mark.parametrize(("steps", "shown"), [((tables.N_STEPS,), 0), ((0, tables.N_STEPS), 0), ((35, 110), 2)])
@@ -117,7 +117,7 @@ def test_figures_show_the_tables_rows():
     assert list(first.y) == pytest.approx(values.tolist())
 
     rows = tables.ablate_over_steps()
-    figure = named(Ablate, "Ablation over training: carry, project out", rows).figure
+    figure = named(Ablate, "Ablation over training: carry, written", rows).figure
     curve = next(t for t in figure.data if t.name == "feature removed")
     removed = rows[(rows["feature"] == "carry") & (rows["condition"] == "ablated") & (rows["step"] > 0)]
     assert list(curve.x) == pytest.approx(removed["flops"].tolist())
@@ -266,7 +266,7 @@ def test_a_report_shows_the_lenses_that_were_computed_and_computes_no_other(run_
     own = ["Probes carried over: carry", "Patching: carry, label 3", "Single attention heads, mean"]
     assert headings() == [*expected[:3], own[0], "Ablation", *own[1:], *expected[4:]]
     ablate(run_copy, "carry", run_copy.steps[-2:], config=CONFIG, n_trials=2, **quiet)
-    assert "Ablation over training: carry, project out" in headings()
+    assert "Ablation over training: carry, written" in headings()
     # Its panel stands in the timeline too.
     assert (run_copy.path / "report.html").read_text(encoding="utf-8").count("Ablating carry") == 2
     assert not run_copy.table("mdl").parts()

@@ -30,7 +30,7 @@ from analyses import (
     transfer,
 )
 from analyses.lenses.probe.data import labels_of, part_name, probe_data, store_key
-from analyses.models_at import ModelAt, trained_at
+from analyses.models_at import ModelAt
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.probes import shuffle_labels
 from qfl_interp.runs.hf_checkpoints import quiet
@@ -309,7 +309,7 @@ def test_interchange_is_that_of_the_modules(suite, results, plain):
     clean, corrupted = pairs_of(suite.task, "odd", 1, "interchange")
     for step in STEPS:
         model = plain[step]
-        stored = suite.table("probe").read_tensors(part_name(trained_at(step), "odd", CONFIG))
+        stored = suite.table("probe").read_tensors(part_name(ModelAt(step), "odd", CONFIG))
         with torch.no_grad():
             high, low = (difference(model(tokens).logits, clean, corrupted) for tokens in (clean, corrupted))
         for layer in range(2):
@@ -359,7 +359,7 @@ def test_projecting_out_is_that_of_the_modules(suite, results, plain):
     for step in STEPS:
         conditions = set(rows.loc[("odd", step)].index)
         assert conditions == {"intact", "ablated", "random", "random_feature", "same_norm"}
-        stored = suite.table("probe").read_tensors(part_name(trained_at(step), "odd", CONFIG))
+        stored = suite.table("probe").read_tensors(part_name(ModelAt(step), "odd", CONFIG))
 
         def onto_plane(x, layer, label, stored=stored):
             w, b = stored["weight"][layer, label].flatten().float(), stored["intercept"][layer, label].flatten().float()

@@ -130,10 +130,10 @@ def _traces(
         shared: dict[str, Any] = {
             "x": [features.index(feature) + offset for feature in rows["feature"]],
             "customdata": np.stack([low, high, column(rows, "n_examples"), column(rows, "n_trials")], axis=1),
-            "hovertext": [_settings(row) + (_p_text(row) if quantity.is_exact else "") for row in records(rows)],
-            "hovertemplate": f"{said}<extra>{style.legend}</extra>",
-            "name": style.legend,
-            "legendgroup": style.legend,
+            "hovertext": [_details(row, p_values=quantity.is_exact) for row in records(rows)],
+            "hovertemplate": f"{said}<extra>{style.name}</extra>",
+            "name": style.name,
+            "legendgroup": style.name,
             "showlegend": quantity.cell.number == 1,
             **quantity.cell.axes,
         }
@@ -168,16 +168,12 @@ def _add_brackets(
         figure.add_annotation(text_at(format_p(p_value), (left + right) / 2, height, **look))
 
 
-def _settings(row: Mapping[str, Any]) -> str:
-    """How the feature was removed."""
+def _details(row: Mapping[str, Any], *, p_values: bool) -> str:
+    """For the hover text: how the feature was removed, and the row's p-values."""
     where = "pooled over labels" if row["pooled"] else "label by label"
-    return f"<br>{plain(row['method'])}, top {row['top_k']} layer(s), strength {row['epsilon']:g}, {where}"
-
-
-def _p_text(row: Mapping[str, Any]) -> str:
-    """All p-values of a row for the hover text."""
+    text = f"<br>{plain(row['method'])}, top {row['top_k']} layer(s), strength {row['epsilon']:g}, {where}"
     parts = [f"{format_p(row[key])} ({name})" for key, name in _P_VALUES.items() if math.isfinite(row[key])]
-    return "<br>against random: " + ", ".join(parts) if parts else ""
+    return text + ("<br>against random: " + ", ".join(parts) if parts and p_values else "")
 
 
 def ablation_over_steps_figure(ablate: pd.DataFrame) -> go.Figure:

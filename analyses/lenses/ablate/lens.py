@@ -20,7 +20,7 @@ from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
-from analyses.stored import rows_of_one_call, with_holm
+from analyses.stored import interval_columns, rows_of_one_call, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import score_ablation
@@ -156,19 +156,16 @@ class Ablate(PartLens[Examples, HookedModel]):
         of_last = [] if page.n_trials is None else [_of_one_step(cls._tested(page, page.n_trials))]
         return of_last + super().sections(page)
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         """Exact match over compute of each feature and method that has several steps."""
+        title, draw = "Ablation over training: {}, {}", ablation_over_steps_figure
+        note = "From when on does the model use the feature? Curves part where it does. Whiskers: 95 % intervals; "
         return [
-            Section(
-                f"Ablation over training: {feature.replace('_', ' ')}, {method.replace('_', ' ')}",
-                figure=ablation_over_steps_figure(part),
-                note="From when on does the model use the feature? Curves part where it does. Whiskers: 95 % "
-                f"intervals; {int(column(part, 'n_trials').max()):,} trials of every control.",
-                downloads={f"ablate_{feature}_{method}": part},
+            cls.section_of(
+                title, values, part, draw, f"{note}{int(column(part, 'n_trials').max()):,} trials of every control."
             )
-            for feature, of_feature in groups(rows, "feature")
-            for method, part in groups(of_feature, "method")
+            for values, part in cls.parts_of(rows)
             if (np.unique(column(part, "flops")) > 0).sum() > 1
         ]
 
@@ -303,8 +300,7 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
             "p_value_trials": math.nan,
         }
         for name in _METRICS:
-            interval = bootstrap_mean(_columns(found, name).mean(axis=0), rng)
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            row |= interval_columns(name, bootstrap_mean(_columns(found, name).mean(axis=0), rng))
         if condition not in ("intact", "ablated"):
             control = _columns(found, "exact_answer")
             row["difference"] = float(ablated.mean() - control.mean())
@@ -319,7 +315,7 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
 def _of_one_step(rows: pd.DataFrame) -> Section:
     """Ablation bars with the table behind them."""
     (method,) = distinct(rows, "method")
-    named = rows.assign(condition=[ABLATION[name].legend for name in rows["condition"]])
+    named = rows.assign(condition=[ABLATION[name].name for name in rows["condition"]])
     return Section(
         "Ablation",
         figure=ablation_figure(rows),

@@ -13,7 +13,7 @@ from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.lines import finite, whiskers
 from qfl_interp.plots.maps import BARE, CellMap, axis_title, color_axis, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
-from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, VERMILLION, format_p, new_figure, plain
+from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, VERMILLION, holm_line, new_figure, plain
 from qfl_interp.tables import column, distinct, groups, records
 
 _MOST_BARS: Final = 30
@@ -42,6 +42,7 @@ def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     require_rows(rows, "ablate_units", ("name", "method"), ("step", "layer", "unit"))
     name, method = str(rows["name"].iloc[0]), plain(rows["method"].iloc[0])
     what = f"{UNITS.get(name, plain(name))}, {method} ablation"
+    rows = rows.assign(mark=np.where(column(rows, "p_value_holm") < _SIGNIFICANT, "*", ""))
     return _map(rows, step, what) if name == "z" else _bars(rows, step, what, name)
 
 
@@ -65,28 +66,12 @@ def _map(rows: pd.DataFrame, step: int | None, what: str) -> go.Figure:
     look = {"texttemplate": "%{text[0]}" if written else None, "textfont": {"size": FONT_SIZE - 2}}
 
     def draw(part: pd.DataFrame) -> list[go.Heatmap]:
-        texts = [[_written(row), _p_text(row["p_value_holm"])] for row in records(cells.cells(part))]
+        found = [(row["loss_increase"], row["mark"], row["p_value_holm"]) for row in records(cells.cells(part))]
+        texts = [[f"{rise:.2f}{mark}" if math.isfinite(rise) else "", holm_line(p)] for rise, mark, p in found]
         text = cells.grid(np.array(texts, dtype=object)).tolist()
         return [cells.heat(part, "loss_increase", hover, beside=_HOVER, text=text, name="loss_increase", **look)]
 
-    over_steps(figure, rows, draw, table="ablate_units", title=what, above=60, step=step)
-    return figure
-
-
-def _written(row: dict[str, Any]) -> str:
-    """A cell's number, with an asterisk where it is significant."""
-    value = row["loss_increase"]
-    return f"{value:.2f}{_mark(row)}" if math.isfinite(value) else ""
-
-
-def _mark(row: dict[str, Any]) -> str:
-    """An asterisk where a rise or fall is significant."""
-    return "*" if row["p_value_holm"] < _SIGNIFICANT else ""
-
-
-def _p_text(p_value: float) -> str:
-    """The corrected p-value for the hover text, where there is one."""
-    return f"<br>{format_p(p_value)} (Holm-corrected)" if math.isfinite(p_value) else ""
+    return over_steps(figure, rows, draw, table="ablate_units", title=what, above=60, step=step)
 
 
 def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figure:
@@ -100,33 +85,30 @@ def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figu
         yaxis={"title": {"text": "layer.neuron"}, "tickfont": {"size": FONT_SIZE - 2}},
     )
 
+    def draw(part: pd.DataFrame) -> list[go.Bar]:
+        top = _largest(part)
+        values, low, high = (column(top, f"loss_increase{end}") for end in ("", "_low", "_high"))
+        bar = go.Bar(
+            x=values,
+            y=list(range(len(top))),
+            error_x=whiskers(values, low, high, thickness=1, width=2),
+            customdata=top[list(_HOVER)].to_numpy(dtype=float),
+            text=[f"layer {row['layer']}, neuron {row['unit']}" for row in records(top)],
+            hovertext=[holm_line(p_value) for p_value in column(top, "p_value_holm")],
+            name="loss_increase",
+            orientation="h",
+            textposition="none",
+            marker={"color": VERMILLION, "line": {"width": 0}},
+            hovertemplate=f"<b>%{{text}}</b><br>loss rises by <b>%{{x:.4f}}</b> nats {_NUMBERS}"
+            "%{hovertext}<extra></extra>",
+        )
+        return [bar]
+
     def names(part: pd.DataFrame) -> dict[str, Any]:
-        texts = [f"{row['layer']}.{row['unit']}{_mark(row)}" for row in records(_largest(part))]
+        texts = [f"{row['layer']}.{row['unit']}{row['mark']}" for row in records(_largest(part))]
         return {"yaxis": names_axis(texts) | {"range": [n_bars - 0.4, -0.6]}}
 
-    over_steps(figure, rows, _draw_bars, table="ablate_units", title=what, above=14, step=step, layout=names)
-    return figure
-
-
-def _draw_bars(part: pd.DataFrame) -> list[go.Bar]:
-    """The bars of one step."""
-    top = _largest(part)
-    values, low, high = (column(top, f"loss_increase{end}") for end in ("", "_low", "_high"))
-    bar = go.Bar(
-        x=values,
-        y=list(range(len(top))),
-        error_x=whiskers(values, low, high, thickness=1, width=2),
-        customdata=top[list(_HOVER)].to_numpy(dtype=float),
-        text=[f"layer {row['layer']}, neuron {row['unit']}" for row in records(top)],
-        hovertext=[_p_text(row["p_value_holm"]) for row in records(top)],
-        name="loss_increase",
-        orientation="h",
-        textposition="none",
-        marker={"color": VERMILLION, "line": {"width": 0}},
-        hovertemplate=f"<b>%{{text}}</b><br>loss rises by <b>%{{x:.4f}}</b> nats {_NUMBERS}"
-        "%{hovertext}<extra></extra>",
-    )
-    return [bar]
+    return over_steps(figure, rows, draw, table="ablate_units", title=what, above=14, step=step, layout=names)
 
 
 def _largest(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from analyses.lenses.ablate_units.figure import UNITS, units_figure
 from analyses.models_at import models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
+from analyses.stored import interval_columns
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
@@ -22,7 +23,6 @@ from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
-from qfl_interp.tables import groups
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,15 @@ class AblateUnits(PartLens[Batch, HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"name": self.site, "method": self.method, **super().columns(piece)}
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
+        note = (
+            "How much the loss over the answer rises when one unit alone is replaced at every token. Hovering over one "
+            "shows the 95 % interval."
+        )
         return [
-            Section(
-                f"Single {UNITS.get(name, name.replace('_', ' '))}, {method.replace('_', ' ')}",
-                figure=units_figure(part),
-                note="How much the loss over the answer rises when one unit alone is replaced at every token. Hovering "
-                "over one shows the 95 % interval.",
-                downloads={f"ablate_units_{name}_{method}": part},
-            )
-            for name, of_name in groups(rows, "name")
-            for method, part in groups(of_name, "method")
+            cls.section_of(f"Single {UNITS.get(values[0], '{0}')}, {{1}}", values, part, units_figure, note)
+            for values, part in cls.parts_of(rows)
         ]
 
 
@@ -140,9 +137,7 @@ def _rows(scores: UnitScores, rng: np.random.Generator) -> pd.DataFrame:
                     "unit": unit,
                     "loss_answer": float(loss.mean()),
                     "exact_answer": float(scores.exact_answer[number, index].mean()),
-                    "loss_increase": increase.estimate,
-                    "loss_increase_low": increase.low,
-                    "loss_increase_high": increase.high,
+                    **interval_columns("loss_increase", increase),
                     "p_value_paired": paired_sign_flip(loss, scores.intact.loss_answer, rng).p_value,
                     "n_examples": len(loss),
                 }

@@ -15,7 +15,6 @@ from analyses.result import Result
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreDtype, StoreKey
 from qfl_interp.config import ProbeConfig
-from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.theme import new_figure
 from qfl_interp.progress import progress_bar
 from qfl_interp.runs.series import Checkpoints, Steps
@@ -85,7 +84,7 @@ def capture(
         before = 0
         for step in at:
             # Both data sets share one model, which is loaded only if something is missing.
-            load = functools.cache(functools.partial(_load, run, step, device))
+            load = functools.cache(functools.partial(run.load_model, step, device=device))
             for part, examples in parts.items():
                 key = store_key(run, step, part, examples, config)
                 bar.update(shown, completed=before, detail=f"{key.dataset} at step {step}")
@@ -108,11 +107,6 @@ def capture(
         bar.update(shown, completed=before)
     rows = _rows(store, keys, names, dtype).assign(**run.identity())
     return Result(f"Activations of {run.run_id} in {store.folder}", _summary(rows), rows, _figure)
-
-
-def _load(run: Checkpoints, step: int, device: str | torch.device) -> HookedModel:
-    """The model at a step."""
-    return run.load_model(step, device=device)
 
 
 def _rows(store: ActivationStore, keys: Sequence[StoreKey], names: Sequence[str], dtype: str) -> pd.DataFrame:

@@ -48,7 +48,6 @@ _ANGLES: Final = (
     _Look("cos_gradient_update", "−gradient, one update", PURPLE, "dot"),
     _Look("cos_step_cumulative", "way since the start", STEEL),
 )
-_NORM: Final = (_Look("weight_norm", "|θ|", PURPLE),)
 
 
 def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
@@ -64,8 +63,21 @@ def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Sha
     """
     first, *others = curvature_panels(rows, ranks)
     shown = over_compute(rows)
-    panels = [first, _step_panel(shown), _norm_panel(shown), *others]
-    return stack_panels(panels, transition, filename="curvature")
+    low, high = _STEP_LIMITS
+    edges = [level(column(shown, "flops"), value, f"{value:g}") for value in (_STEP_EDGE, 0.0)]
+    along = Panel(
+        title="Sharpness along the step",
+        subtitle=f"2 c₂/|c₁|; above {_STEP_EDGE:g} the quadratic model raises the loss; beyond the panel: at its edge",
+        traces=(*_curves(shown, _STEP, "sharpness along the step", limits=_STEP_LIMITS), *edges),
+        y_title="2 c₂/|c₁|",
+        y_range=(low - 0.3, high + 0.3),
+        height=130,
+        legend=Legend("along the step"),
+    )
+    norm = _curves(shown, [_Look("weight_norm", "|θ|", PURPLE)], "norm", showlegend=False)
+    ends = value_range(*norm, include=(), below=0.08, above=0.08)
+    length = Panel(title="Weight norm", traces=tuple(norm), y_title="|θ|", y_range=ends, height=90)
+    return stack_panels([first, along, length, *others], transition, filename="curvature")
 
 
 def curvature_panels(rows: pd.DataFrame, ranks: pd.DataFrame) -> list[Panel]:
@@ -83,7 +95,16 @@ def curvature_panels(rows: pd.DataFrame, ranks: pd.DataFrame) -> list[Panel]:
     require_rows(rows, "curvature", (), ("step",))
     require_rows(ranks, "curvature", (), ("step", "layer", "position"))
     shown = over_compute(rows)
-    panels = [_sharpness_panel(shown), _angle_panel(shown), _rank_panel(ranks)]
+    angles = Panel(
+        title="Alignment",
+        subtitle="cosine of the step to the next checkpoint with ...",
+        traces=(*_curves(shown, _ANGLES, "cosine"), level(column(shown, "flops"), 0.0, "0")),
+        y_title="cosine",
+        y_range=(-1.05, 1.05),
+        height=130,
+        legend=Legend("alignment"),
+    )
+    panels = [_sharpness_panel(shown), angles, _rank_panel(ranks)]
     if _COEFFICIENT in shown and len(finite(shown[_COEFFICIENT])):
         panels.append(_coefficient_panel(shown))
     return panels
@@ -105,56 +126,16 @@ def _sharpness_panel(rows: pd.DataFrame) -> Panel:
     )
 
 
-def _step_panel(rows: pd.DataFrame) -> Panel:
-    """Sharpness relative to the step, held within the panel."""
-    low, high = _STEP_LIMITS
-    traces = _curves(rows, _STEP, "sharpness along the step", limits=_STEP_LIMITS)
-    return Panel(
-        title="Sharpness along the step",
-        subtitle=f"2 c₂/|c₁|; above {_STEP_EDGE:g} the quadratic model raises the loss; beyond the panel: at its edge",
-        traces=(*traces, *(level(column(rows, "flops"), value, f"{value:g}") for value in (_STEP_EDGE, 0.0))),
-        y_title="2 c₂/|c₁|",
-        y_range=(low - 0.3, high + 0.3),
-        height=130,
-        legend=Legend("along the step"),
-    )
-
-
-def _angle_panel(rows: pd.DataFrame) -> Panel:
-    """Cosines."""
-    return Panel(
-        title="Alignment",
-        subtitle="cosine of the step to the next checkpoint with ...",
-        traces=(*_curves(rows, _ANGLES, "cosine"), level(column(rows, "flops"), 0.0, "0")),
-        y_title="cosine",
-        y_range=(-1.05, 1.05),
-        height=130,
-        legend=Legend("alignment"),
-    )
-
-
-def _norm_panel(rows: pd.DataFrame) -> Panel:
-    """The length of the weights."""
-    traces = _curves(rows, _NORM, "norm", showlegend=False)
-    return Panel(
-        title="Weight norm",
-        traces=tuple(traces),
-        y_title="|θ|",
-        y_range=value_range(*traces, include=(), below=0.08, above=0.08),
-        height=90,
-    )
-
-
 def _rank_panel(ranks: pd.DataFrame) -> Panel:
     """The stable rank of each layer's residual stream over all scored positions, centred (solid) and not (dotted)."""
     layers = groups(over_compute(select(ranks, position=ALL_SCORED)), "layer")
     traces = []
     for (layer, part), color in zip(layers, ordered_colors(len(layers)), strict=True):
-        group = f"rank {layer}"
         plain = _Look("stable_rank", f"layer {layer}, not centred", color, "dot")
         centred = _Look("stable_rank_centred", f"layer {layer}", color)
-        traces += _curves(part, [plain], "stable rank", legendgroup=group, showlegend=False)
-        traces += _curves(part, [centred], "stable rank", legendgroup=group)
+        for look in (plain, centred):
+            more = {"legendgroup": f"rank {layer}", "showlegend": look is centred}
+            traces += _curves(part, [look], "stable rank", **more)
     values = finite(*traces)
     return Panel(
         title="Soft rank of the residual stream",

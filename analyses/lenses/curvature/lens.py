@@ -88,7 +88,6 @@ class Curvature(PartLens[Shared, HookedModel]):
     config: CurvatureConfig = field(default_factory=CurvatureConfig)
 
     def part(self, piece: Piece) -> str:
-        """The checkpoint and where its step leads."""
         to = piece.key["to"]
         return f"{piece.at}{'' if to is None else f'_to_{to:08d}'}-{self.config.digest()}"
 
@@ -97,11 +96,9 @@ class Curvature(PartLens[Shared, HookedModel]):
         return f"{at}-{self.config.digest()}"
 
     def share(self) -> Shared:
-        """The examples, and where training began."""
         return shared_of(self.run, self.config)
 
     def view(self, shared: Shared, at: ModelAt) -> HookedModel:
-        """The model in the configured precision."""
         with self._at(at.step):
             return load(self.run, shared, at.step, self.device)
 
@@ -137,13 +134,11 @@ class Curvature(PartLens[Shared, HookedModel]):
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
-        """Sharpness with its edges, angles, soft ranks, learning coefficients."""
         found = stored(page.run)
         return [] if found is None else curvature_panels(*found)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        """Everything over compute, and the soft ranks of every position."""
         found = stored(page.run)
         return [] if found is None else curvature_sections(*found, transition=shaded_transition(page.run))
 
@@ -157,11 +152,9 @@ class Chains(Curvature):
     sgld: SgldConfig = field(default_factory=SgldConfig)
 
     def part(self, piece: Piece) -> str:
-        """The checkpoint, under the settings of both."""
         return f"{piece.at}-{digest(json.dumps([self.config.digest(), self.sgld.digest()]))}"
 
     def rows(self, shared: Shared, view: HookedModel, piece: Piece) -> Any:
-        """The estimate with its spread."""
         tokens, mask = shared.batch
 
         def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:

@@ -59,7 +59,6 @@ def _vary(tokens: Tokens) -> bool:
 
 
 def _ranks(stream: Float[Tensor, "sample d_model"], *, varies: bool) -> dict[str, float]:
-    """The soft ranks of some activations."""
     plain = soft_ranks(stream)
     centred = soft_ranks(stream, centre=True) if varies else None
     return {

@@ -50,5 +50,4 @@ def soft_rank_figure(ranks: pd.DataFrame, *, centred: bool = True, step: int | N
     def draw(part: pd.DataFrame) -> list[go.Heatmap]:
         return [cells.heat(part, name, _HOVER, beside=_BESIDE)]
 
-    over_steps(figure, rows, draw, table="soft_ranks", title=title, above=62, step=step)
-    return figure
+    return over_steps(figure, rows, draw, table="soft_ranks", title=title, above=62, step=step)

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import pandas as pd
 
-from analyses.stored import stored_rows
+from analyses.stored import rows_of_one_call
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import column, select
 
@@ -29,13 +29,13 @@ class Measured(NamedTuple):
 
 def stored(run: Checkpoints) -> Measured | None:
     """The tables of one configuration, of several the one with most steps; None without a step after the first."""
-    rows = stored_rows(run, LENS, ["run_id"])
+    rows = rows_of_one_call(run.table(LENS).read(), ["run_id"])
     if rows.empty or not (column(rows, "flops") > 0).any():
         return None
     # What was the last checkpoint when it was measured, and is not now, has a second row: the one with a next step.
     rows = rows.sort_values(["step", "step_to"], ignore_index=True).drop_duplicates("step", ignore_index=True)
     ranks = select(run.table(RANKS).read(), analysis=rows["analysis"].iloc[0])
-    sampled = stored_rows(run, COEFFICIENTS, ["run_id"])
+    sampled = rows_of_one_call(run.table(COEFFICIENTS).read(), ["run_id"])
     return Measured(with_coefficients(rows, sampled) if len(sampled) else rows, ranks)
 
 

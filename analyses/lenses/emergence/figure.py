@@ -11,15 +11,23 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lens import NO_SHADING, Shading
+from analyses.lenses.probe.views import SCORES
 from analyses.pages.timeline_figure import loss_range, timeline_figure
-from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, legend_entry, over_compute
+from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, legend_entry, over_compute, stem
 from qfl_interp.plots.panels import Legend, Panel, Shade
 from qfl_interp.plots.theme import GREY, THIRD_STYLES, format_power, plain, words
 from qfl_interp.tables import column, distinct, records, select
 
 Mean = Literal["geometric", "arithmetic"]
 
-_PROBE_LOSS: Final = {"log_loss": "test log loss (nats)", "mse": "test mean squared error"}
+# Legend entries that toggle the controls and the onsets of all panels at once.
+_CONTROLS: Final = (
+    legend_entry("untrained model", group="untrained", line={"color": GREY, "dash": "dot"}),
+    legend_entry("shuffled labels", group="shuffled", line={"color": GREY, "width": 0.8}),
+    legend_entry(
+        "onset", mode="markers", marker={"symbol": "circle-open", "size": 11, "color": GREY, "line": {"width": 2}}
+    ),
+)
 
 
 def emergence_figure(
@@ -87,11 +95,11 @@ def feature_panel(
         title=words(feature),
         subtitle=f"probe loss on held-out examples, {mean} mean over each third's labels",
         traces=tuple(traces),
-        y_title=_PROBE_LOSS[distinct(curves, "metric")[0]],
+        y_title=SCORES[distinct(curves, "metric")[0]].loss_title,
         y_range=y_range,
         note="   ·   ".join(notes),
         log_y=log_y,
-        legend=Legend("features", _control_entries()),
+        legend=Legend("features", _CONTROLS),
     )
 
 
@@ -142,26 +150,6 @@ def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mea
     low, high = verdict["lead_low"], verdict["lead_high"]
     interval = f" (range {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
     steps = f"between steps {verdict['onset_step_before']:,.0f} and {verdict['onset_step_after']:,.0f}"
-    symbols = {"symbol": [f"{style.symbol}-open", "line-ns"], "size": [12, 0]}
-    return go.Scatter(
-        x=[onset, onset],
-        y=[height, floor],
-        mode="lines+markers",
-        name=f"{third}, onset",
-        line={"color": style.color, "width": 1.2, "dash": "dot"},
-        marker=symbols | {"color": style.color, "line": {"width": 2}},
-        legendgroup="onset",
-        showlegend=False,
-        hovertemplate=f"{verdict_text(verdict)}{interval} · learned at {format_power(onset)} FLOPs, {steps}"
-        f"<extra>{third}, onset</extra>",
-    )
-
-
-def _control_entries() -> tuple[go.Scatter, ...]:
-    """Legend entries that toggle the controls and the onsets of all panels at once."""
-    marker = {"symbol": "circle-open", "size": 11, "color": GREY, "line": {"width": 2}}
-    return (
-        legend_entry("untrained model", group="untrained", line={"color": GREY, "dash": "dot"}),
-        legend_entry("shuffled labels", group="shuffled", line={"color": GREY, "width": 0.8}),
-        legend_entry("onset", mode="markers", marker=marker),
-    )
+    hover = f"{verdict_text(verdict)}{interval} · learned at {format_power(onset)} FLOPs, {steps}"
+    look = (f"{third}, onset", style.color, f"{style.symbol}-open")
+    return stem(onset, height, floor, *look, size=12, group="onset", hover=hover)

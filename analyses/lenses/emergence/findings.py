@@ -28,7 +28,6 @@ def findings(emergence: pd.DataFrame) -> list[Finding]:
 
 
 def _finding(feature: str, rows: list[dict[str, Any]]) -> Finding:
-    """The finding on one feature."""
     whole = [row for row in rows if row["third"] == "all"]
     rows = whole or rows
     verdicts = {str(row["verdict"]) for row in rows}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -142,17 +142,8 @@ def emergence(
         QflError: As `probe`, or no probe of a feature could be fitted, or the series is no `Run` and has no loss curve.
     """
     run = with_loss_curve(run)
-    found = emergence_tables(
-        run,
-        features,
-        steps,
-        config=config,
-        ratio=ratio,
-        n_resamples=n_resamples,
-        jobs=jobs,
-        device=device,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
+    found = emergence_tables(run, features, steps, ratio=ratio, n_resamples=n_resamples, **how)
     columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}",

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from analyses.choose import chosen_features, with_loss_curve
@@ -50,9 +49,7 @@ def emergence_tables(
     config: ProbeConfig | None = None,
     ratio: float = RATIO,
     n_resamples: int = 2_000,
-    jobs: int = 1,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
+    **how: Any,
 ) -> EmergenceTables:
     """The tables behind `emergence`, which are written beside the run; arguments as there."""
     run = with_loss_curve(run)
@@ -65,7 +62,7 @@ def emergence_tables(
     # An unfinished run's loss curve grows, and its transition with it.
     if run.finished and verdict_table.has(part) and curve_table.has(part):
         return EmergenceTables(curve_table.read([part]), verdict_table.read([part]))
-    rows = probe(run, names, saved, config=config, jobs=jobs, device=device, progress=progress).rows
+    rows = probe(run, names, saved, config=config, **how).rows
     transition = loss_transition(run)
     curves, verdicts = [], []
     for name in names:

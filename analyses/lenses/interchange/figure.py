@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from typing import Any, Final
 
 import pandas as pd
@@ -10,12 +10,12 @@ import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.conditions import INTERCHANGE, curves, present
-from qfl_interp.plots.grid import Cell, Grid
+from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import curve
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
-from qfl_interp.plots.theme import format_p, new_figure, words
+from qfl_interp.plots.theme import holm_line, new_figure, words
 from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS: Final = 3
@@ -54,51 +54,33 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     figure.update_layout(legend=legend | {"itemwidth": 30, "yref": "paper"})
     cells = [(label, grid.cell(index)) for index, label in enumerate(labels)]
     for index, (label, cell) in enumerate(cells):
-        figure.update_layout(_axes(cell, layers, first=grid.is_first(index), last=grid.is_last(index)))
+        first, last = grid.is_first(index), grid.is_last(index)
+        x_axis = names_axis([str(layer) for layer in layers]) | {"title": {"text": "layer" if last else ""}}
+        y_axis = {
+            "range": [-0.04, 1.04],
+            "tickvals": [0, 0.25, 0.5, 0.75, 1],
+            "showticklabels": first,
+            "title": {"text": "answers flipped" if first else ""},
+        }
+        figure.update_layout(cell.layout(x_axis, y_axis))
         figure.add_annotation(cell.title(f"<b>label {label}</b>", 0))
 
     def draw(part: pd.DataFrame) -> list[go.Scatter]:
-        return [
-            _points(select(part, label=label, condition=condition), cell, condition, layers, index, len(conditions))
-            for label, cell in cells
-            for index, condition in enumerate(conditions)
-        ]
+        traces = []
+        for (label, cell), (index, condition) in itertools.product(cells, enumerate(conditions)):
+            style, shown = INTERCHANGE[condition], select(part, label=label, condition=condition)
+            shown = shown.sort_values("layer", kind="stable")
+            # Beside the points of the other conditions.
+            offset = (index - (len(conditions) - 1) / 2) * _OFFSET
+            shown = shown.assign(place=[layers.index(int(layer)) + offset for layer in shown["layer"]])
+            look: dict[str, Any] = {"width": 0, "size": 8, "symbol": style.symbol, "interval": (1.3, 3), **cell.axes}
+            look |= {"text": [holm_line(p_value, "against random: ") for p_value in column(shown, "p_value_holm")]}
+            look |= {"hover": _HOVER, "beside": _BESIDE, "legendgroup": condition, "showlegend": cell.number == 1}
+            traces.append(curve(shown, "flipped", style.name, style.color, x="place", **look))
+        return traces
 
     title = words(rows["feature"].iloc[0])
-    over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step)
-    return figure
-
-
-def _points(
-    rows: pd.DataFrame, cell: Cell, condition: str, layers: list[int], index: int, n_conditions: int
-) -> go.Scatter:
-    """The points of one condition in one label's panel, beside those of the others."""
-    style = INTERCHANGE[condition]
-    offset = (index - (n_conditions - 1) / 2) * _OFFSET
-    ordered = rows.sort_values("layer", kind="stable")
-    return curve(
-        ordered.assign(place=[layers.index(int(layer)) + offset for layer in ordered["layer"]]),
-        "flipped", style.legend, style.color, x="place", hover=_HOVER, beside=_BESIDE, interval=(1.3, 3),
-        width=0, size=8, symbol=style.symbol, text=[_p_text(float(p)) for p in column(ordered, "p_value_holm")],
-        legendgroup=condition, showlegend=cell.number == 1, **cell.axes,
-    )  # fmt: skip
-
-
-def _p_text(p_value: float) -> str:
-    """The corrected p-value for the hover text, where there is one."""
-    return f"<br>against random: {format_p(p_value)} (Holm-corrected)" if math.isfinite(p_value) else ""
-
-
-def _axes(cell: Cell, layers: list[int], *, first: bool, last: bool) -> dict[str, Any]:
-    """Axes of one label's panel."""
-    x_axis = names_axis([str(layer) for layer in layers]) | {"title": {"text": "layer" if last else ""}}
-    y_axis = {
-        "range": [-0.04, 1.04],
-        "tickvals": [0, 0.25, 0.5, 0.75, 1],
-        "showticklabels": first,
-        "title": {"text": "answers flipped" if first else ""},
-    }
-    return cell.layout(x_axis, y_axis)
+    return over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step)
 
 
 def interchange_panel(rows: pd.DataFrame, feature: str, label: int) -> Panel:

@@ -20,7 +20,7 @@ from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
-from analyses.stored import with_holm
+from analyses.stored import interval_columns, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.digests import digest
@@ -33,7 +33,7 @@ from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip
-from qfl_interp.tables import distinct, groups
+from qfl_interp.tables import groups
 
 # Conditions, and what the summary calls them.
 _SWAPPED: dict[Condition, str] = {
@@ -123,16 +123,12 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         probes = {"site": self.config.site, "settings": self.config.digest()}
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
 
-    @staticmethod
-    def panels_of(rows: pd.DataFrame) -> list[Panel]:
-        return [
-            interchange_panel(part, feature, label)
-            for feature, part in groups(rows, "feature")
-            for label in distinct(part, "label")
-        ]
+    @classmethod
+    def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
+        return [interchange_panel(part, *values) for values, part in cls.parts_of(rows)]
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         note = (
             "Does the answer follow what is swapped in? Each pair's corrupted run gets a part of the clean run's "
             "activation where the label is read; the figure shows in how many pairs the next token of the answer that "
@@ -140,12 +136,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
             "directions are the control. Whiskers: 95 % intervals."
         )
         return [
-            Section(
-                f"Interchange: {feature.replace('_', ' ')}",
-                figure=interchange_figure(part),
-                note=note,
-                downloads={f"interchange_{feature}": part},
-            )
+            cls.section_of("Interchange: {}", [feature], part, interchange_figure, note)
             for feature, part in groups(with_holm(rows), "feature")
         ]
 
@@ -229,9 +220,7 @@ def _rows(scores: InterchangeScores, rng: np.random.Generator) -> list[dict[str,
         rows.append(
             {
                 "condition": condition,
-                "flipped": interval.estimate,
-                "flipped_low": interval.low,
-                "flipped_high": interval.high,
+                **interval_columns("flipped", interval),
                 "logit_diff_normalised": scores.normalised(condition),
                 "p_value_paired": p_value,
                 "n_pairs": len(scores.pair),

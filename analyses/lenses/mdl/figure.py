@@ -70,7 +70,13 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
     for index, feature in enumerate(features):
-        _add_map(figure, grid, index, select(shown, feature=feature))
+        rows, cell = select(shown, feature=feature), grid.cell(index)
+        cells = CellMap.by_place(rows, "label").within(cell)
+        names = [[f"{place_words(row[0], row[1])}, label {label}" for label in cells.across] for row in cells.down]
+        figure.add_trace(cells.crosses("layer %{y}, label %{x}<br>not coded: the label does not vary"))
+        figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=feature))
+        figure.update_layout(cells.layout(cell, "label"))
+        figure.add_annotation(cell.title(words(feature)))
     y = 1 - above / grid.height
     high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=(0.6, 1.0), y=y, ypad=28)
@@ -107,17 +113,6 @@ def _curves(
     beside = ("step", "untrained", "n_labels")
     look = {"size": 5.5, "symbol": symbol, "legendgroup": group, "showlegend": True}
     return untrained, curve(best, "compression", name, color, hover=hover, beside=beside, **look)
-
-
-def _add_map(figure: go.Figure, grid: Grid, index: int, rows: pd.DataFrame) -> None:
-    """One feature's layer x label map."""
-    cell, feature = grid.cell(index), rows["feature"].iloc[0]
-    cells = CellMap.by_place(rows, "label").within(cell)
-    names = [[f"{place_words(row[0], row[1])}, label {label}" for label in cells.across] for row in cells.down]
-    figure.add_trace(cells.crosses("layer %{y}, label %{x}<br>not coded: the label does not vary"))
-    figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=str(feature)))
-    figure.update_layout(cells.layout(cell, "label"))
-    figure.add_annotation(cell.title(words(feature)))
 
 
 def mdl_panel(rows: pd.DataFrame, feature: str) -> Panel:

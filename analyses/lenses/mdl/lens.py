@@ -85,21 +85,16 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
         return [mdl_panel(part, feature) for feature, part in groups(rows, "feature")]
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         """Of features with a coded label at a step after the first."""
         note = (
             "How many times shorter the activations make a code for the feature's labels: 1 is no gain. The more, and "
             "the fewer examples a probe needs to learn a label, the shorter the code."
         )
         return [
-            Section(
-                f"Description length: {feature.replace('_', ' ')}",
-                figure=mdl_figure(part),
-                note=note,
-                downloads={f"mdl_{feature}": part},
-            )
-            for feature, part in groups(rows, "feature")
+            cls.section_of("Description length: {}", feature, part, mdl_figure, note)
+            for feature, part in cls.parts_of(rows)
             if (np.isfinite(column(part, "compression")) & (column(part, "flops") > 0)).any()
         ]
 

@@ -58,8 +58,7 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     def draw(part: pd.DataFrame) -> list[go.Scatter]:
         return [_points(select(part, component=name), name, index) for index, name in enumerate(components)]
 
-    over_steps(figure, rows, draw, table="patch", title=f"{words(feature)}, label {label}", above=16, step=step)
-    return figure
+    return over_steps(figure, rows, draw, table="patch", title=f"{words(feature)}, label {label}", above=16, step=step)
 
 
 def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:

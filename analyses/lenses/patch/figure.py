@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.patch.maps import GAP, PatchMap
-from qfl_interp.plots.grid import stack_cells
+from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
-from qfl_interp.plots.maps import axis_title, choices, color_axis, require_rows
-from qfl_interp.plots.slider import over_steps, step_title
-from qfl_interp.plots.theme import DIVERGING, new_figure, words
+from qfl_interp.plots.maps import CellMap, axis_title, choices, color_axis, place_words, require_rows
+from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps, step_title
+from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, new_figure, visible, words
 from qfl_interp.sites import site_words
-from qfl_interp.tables import column, distinct
+from qfl_interp.tables import column, distinct, select
+
+# Between two maps without an axis.
+_GAP: Final = 26
+# A second line under the tokens, with the numbers of at most so many positions.
+_NUMBERS: Final = 12
+_MOST_NUMBERED: Final = 26
 
 
 class _Metric(NamedTuple):
-    """A normalised metric: what its button says, and what else a cell tells.
-
-    Attributes:
-        name: In words.
-        beside: Columns for the hover text, the patched run's own value first.
-        number: How that value is written.
-    """
+    """A normalised metric; `beside` are columns for the hover text, the patched run's own value, a `number`, first."""
 
     name: str
     beside: tuple[str, ...]
@@ -47,6 +47,90 @@ WIDEST: Final = 1.5
 _NO_VALUE: Final = "not patched, or the clean and the corrupted run hardly differ in this metric"
 
 
+class _PatchMap(NamedTuple):
+    """One component's panel.
+
+    Attributes:
+        component: Its name in the table.
+        cells: Places against positions; against heads where every position was patched at once.
+        across_heads: Whether the columns are heads.
+        tokens: What stands at each column.
+    """
+
+    component: str
+    cells: CellMap
+    across_heads: bool
+    tokens: list[str]
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, component: str) -> _PatchMap:
+        """The panel of one component of the table."""
+        chosen = select(rows, component=component)
+        across_heads = set(chosen["position"]) == {-1} and bool((chosen["head"] >= 0).any())
+        shown = _heads_as_positions(chosen) if across_heads else chosen
+        cells = CellMap.by_place(shown, "position")
+        token_at = dict(zip(shown["position"], shown["token"], strict=True))
+        tokens = [str(at) if across_heads else visible(token_at[at]) for at in cells.across]
+        return cls(component, cells, across_heads, tokens)
+
+    def of_step(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Its rows among those of one step, by the key of its cells."""
+        chosen = select(rows, component=self.component)
+        return _heads_as_positions(chosen) if self.across_heads else chosen
+
+    @property
+    def height(self) -> int:
+        """Pixels of the plot area."""
+        per_head = any(head >= 0 for _, head in self.cells.down)
+        return max(min((14 if per_head else 24) * len(self.cells.down), 420), 72)
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What a hover text calls each cell."""
+        columns = list(zip(self.cells.across, self.tokens, strict=True))
+        if self.across_heads:
+            return [[f"{place_words(row[0], at)}, at every position" for at, _ in columns] for row in self.cells.down]
+        return [
+            [f"“{token}” at position {at}, {place_words(row[0], row[1])}" for at, token in columns]
+            for row in self.cells.down
+        ]
+
+    @property
+    def token_height(self) -> int:
+        """Pixels that the columns' names take more than one line of text does: long tokens stand upright."""
+        if self.across_heads:
+            return 0
+        longest = max(map(len, self.tokens))
+        return min(6 * longest + 2 * _NUMBERS, 90) if longest > 1 else _NUMBERS
+
+    def below(self, following: _PatchMap | None) -> int:
+        """Pixels between the map and the next, or the slider; the axis is written under the last of equal columns."""
+        if following and (self.cells.across, self.tokens) == (following.cells.across, following.tokens):
+            return _GAP
+        return AXIS_HEIGHT + self.token_height + (_GAP if following else 0)
+
+    def layout(self, cell: Cell, named: bool) -> dict[str, Any]:
+        """Axes of the panel, with its columns written if `named`."""
+        texts, upright = self.tokens, any(len(token) > 1 for token in self.tokens) and not self.across_heads
+        if not self.across_heads:
+            stride, apart = math.ceil(len(texts) / _MOST_NUMBERED), " " if upright else "<br>"
+            texts = [
+                token if number % stride else f"{token}{apart}<i>{position}</i>"
+                for number, (token, position) in enumerate(zip(texts, self.cells.across, strict=True))
+            ]
+        x_axis = {
+            "showticklabels": named,
+            "ticks": "outside" if named else "",
+            "ticklen": 2,
+            "tickfont": {"size": FONT_SIZE - 2},
+            "tickvals": self.cells.across,
+            "ticktext": texts,
+            "tickangle": -90 if upright else 0,
+            "dtick": None,
+        }
+        return self.cells.layout(cell, **x_axis)
+
+
 def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", step: int | None = None) -> go.Figure:
     """How much of the clean run's answer each patch restores, by layer and position, a panel a component.
 
@@ -65,12 +149,12 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
     require_rows(rows, "patch", ("feature", "label"), _KEY)
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {list(_METRICS)}, got {metric!r}. Choose one of them.")
-    maps = [PatchMap.of(rows, name) for name in distinct(rows, "component")]
+    maps = [_PatchMap.of(rows, name) for name in distinct(rows, "component")]
     below = [one.below(following) for one, following in zip(maps, [*maps[1:], None], strict=True)]
     inner, panels = stack_cells([one.height for one in maps], below)
     figure = new_figure(f"patch_{rows['feature'].iloc[0]}", inner, {"l": 58, "r": 18, "t": 108, "b": below[-1]})
     for one, space, cell in zip(maps, below, panels, strict=True):
-        named = space > GAP
+        named = space > _GAP
         figure.update_layout(one.layout(cell, named))
         figure.add_annotation(cell.title(f"<b>{one.component}</b>  {site_words(one.component)}"))
         if named:
@@ -90,8 +174,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
         ]  # fmt: skip
 
     figure.update_layout(coloraxis=_color_axis(rows, metric), updatemenus=[_buttons(len(maps))])
-    over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step)
-    return figure
+    return over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step)
 
 
 def _title(rows: pd.DataFrame) -> str:
@@ -136,3 +219,8 @@ def _buttons(n_maps: int) -> dict[str, Any]:
         for shown in _METRICS
     ]
     return choices([one.name for one in _METRICS.values()], updates, 58)
+
+
+def _heads_as_positions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of heads that were patched at every position at once, with the head in the place of the position."""
+    return rows.assign(position=rows["head"], head=-1)

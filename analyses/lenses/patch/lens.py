@@ -87,35 +87,30 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         where = self.where(piece)
         return {"step": where["step"], **piece.key, "flops": where["flops"], "analysis": self.analysis(piece)}
 
-    @staticmethod
-    def panels_of(rows: pd.DataFrame) -> list[Panel]:
+    @classmethod
+    def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
         """Of one component where several were patched: the residual stream, if it was."""
         panels = []
-        for feature, label, part in _by_label(rows):
+        for (feature, label), part in cls.parts_of(rows):
             components = distinct(part, "component")
             shown = COMPONENTS[0] if COMPONENTS[0] in components else components[0]
             panels.append(patch_panel(part, feature, label, component=shown))
         return panels
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         """Each map followed by its attributions where there are any."""
         sections = []
-        for feature, label, part in _by_label(rows):
-            what = f"{feature.replace('_', ' ')}, label {label}"
-            sections.append(
-                Section(
-                    f"Patching: {what}",
-                    figure=patch_figure(part),
-                    note="One activation of the clean run is written into the corrupted run: 1 brings the clean answer "
-                    "back, 0 changes nothing. Buttons change the metric. A cross: no value.",
-                    downloads={f"patch_{feature}_{label}": part},
-                )
-            )
+        note = (
+            "One activation of the clean run is written into the corrupted run: 1 brings the clean answer back, 0 "
+            "changes nothing. Buttons change the metric. A cross: no value."
+        )
+        for values, part in cls.parts_of(rows):
+            sections.append(cls.section_of("Patching: {}, label {}", values, part, patch_figure, note))
             if np.isfinite(column(part, "attribution") + column(part, "logit_diff_normalised")).any():
                 sections.append(
                     Section(
-                        f"Attribution: {what}",
+                        sections[-1].title.replace("Patching", "Attribution", 1),
                         figure=attribution_figure(part),
                         note="The gradient's estimate of every patch above, which takes two runs in all, beside its "
                         "exact value. Far from the dotted line the estimate misleads.",
@@ -239,12 +234,3 @@ def _told_apart(rows: pd.DataFrame) -> str:
         str(step) for step, part in groups(rows, "step") if not np.isfinite(column(part, "logit_diff_normalised")).any()
     ]
     return f"; no value at step {', '.join(steps)}: clean and corrupted runs answer alike there" if steps else ""
-
-
-def _by_label(rows: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
-    """The rows of each feature and label."""
-    return [
-        (feature, label, part)
-        for feature, of_feature in groups(rows, "feature")
-        for label, part in groups(of_feature, "label")
-    ]

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.polca.plan import LEAVE_OUT, Plan, Stage, direction_part
-from analyses.lenses.probe.data import TABLE as PROBE_TABLE
-from analyses.lenses.probe.data import labels_of, part_name
+from analyses.lenses.probe.data import labels_of, probe_tensors
 from analyses.lenses.probe.lens import probe
-from analyses.models_at import trained_at
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.eigenpairs import solver_vectors
@@ -87,7 +85,6 @@ def basis_rows(plan: Plan) -> pd.DataFrame:
 
 
 def _part(plan: Plan, number: int) -> str:
-    """The table part of a direction."""
     return direction_part(number, plan.basis_digest)
 
 
@@ -116,7 +113,6 @@ def _prepare(plan: Plan) -> _Found:
 
 
 def _find(plan: Plan, found: _Found, stage: Stage) -> None:
-    """Find the directions of one stage and write them."""
     run = plan.run
     try:
         new = _new_directions(plan, found, stage)
@@ -141,7 +137,6 @@ def _find(plan: Plan, found: _Found, stage: Stage) -> None:
 
 
 def _new_directions(plan: Plan, found: _Found, stage: Stage) -> NewDirections:
-    """The directions of one stage."""
     config, before = plan.config, found.basis[: stage.first]
     if config.basis == "random":
         return random_directions(
@@ -182,8 +177,7 @@ def _probe_gradient(plan: Plan, model: HookedModel, examples: Examples, step: in
     """The gradient of the loss of the feature's probes at one checkpoint."""
     task = plan.run.task
     feature = task.feature(plan.config.feature)
-    part = part_name(trained_at(step), feature.name, _probe_config(plan.config))
-    tensors = plan.run.table(PROBE_TABLE).read_tensors(part)
+    tensors = probe_tensors(plan.run, step, feature.name, _probe_config(plan.config))
     return probe_gradient(
         model,
         load_probes(feature.kind, tensors),

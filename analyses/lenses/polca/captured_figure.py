@@ -60,7 +60,6 @@ def _change_panel(rows: pd.DataFrame) -> Panel:
 
 
 def _fraction_panel(rows: pd.DataFrame) -> Panel:
-    """The captured share of every interval's change."""
     rows = rows.dropna(subset=["captured_fraction"])
     fraction, size = column(rows, "captured_fraction"), np.abs(column(rows, "loss_change"))
     low, high = _LIMITS

@@ -63,7 +63,10 @@ def composition_figure(composition: pd.DataFrame, clusters: pd.DataFrame, direct
         cell = grid.cell(number)
         figure.update_layout(_axes(cell, places, widest, first=grid.is_first(number)))
         figure.add_traces(_bars(cell, one, select(rows, cluster=one.row["cluster"]), places))
-        figure.add_annotation(_heading(cell, one))
+        size = f"{int(one.row['n_tokens']):,} tokens" + (f", {one.verdict}" if one.verdict else "")
+        name = one.short(round((cell.x_domain[1] - cell.x_domain[0]) * PAPER_WIDTH / _LETTER_WIDTH))
+        text = f'<b><span style="color:{one.color}">{name}</span></b><br>{size}'
+        figure.add_annotation(cell.title(text, 0) | {"align": "left"})
     bold = f"over-represented (p < {SIGNIFICANT}, Holm), how many times"
     figure.add_annotation(text_at(f"<b>Direction {chosen}</b>  grey: all tokens; bold: {bold}", 0.01))
     return figure
@@ -72,16 +75,13 @@ def composition_figure(composition: pd.DataFrame, clusters: pd.DataFrame, direct
 def _places(rows: pd.DataFrame) -> _Rows:
     """The rows of the panels: below each label's heading its values, in the table's order."""
     keys: list[tuple[str, str]] = []
-    for label, part in groups(rows, "label"):
-        off = {value: _farthest(of_value) for value, of_value in groups(part, "value")}
+    # How far a value's share in a cluster is from that among all tokens.
+    far = rows.assign(off=np.nan_to_num(np.abs(column(rows, "share") - column(rows, "share_all"))))
+    for label, part in groups(far, "label"):
+        off = {value: float(column(of_value, "off").max()) for value, of_value in groups(part, "value")}
         shown = sorted(off, key=lambda value: -off[value])[:_MOST_VALUES]
         keys += [(label, ""), *((label, value) for value in distinct(part, "value") if value in shown)]
     return {key: number for number, key in enumerate(keys)}
-
-
-def _farthest(rows: pd.DataFrame) -> float:
-    """How far a value's share in any cluster is from that among all tokens."""
-    return float(np.nan_to_num(np.abs(column(rows, "share") - column(rows, "share_all"))).max())
 
 
 def _axes(cell: Cell, places: _Rows, widest: float, *, first: bool) -> dict[str, Any]:
@@ -112,9 +112,16 @@ def _bars(cell: Cell, one: Cluster, rows: pd.DataFrame, places: _Rows) -> list[A
     everything = {"x": of_all, "width": 0.84, "marker": _ALL_LOOK, "name": "all tokens", "hoverinfo": "skip"}
     look = {"width": 0.46, "marker": {"color": one.color, "line": {"width": 0}}}
     said = {"hovertext": [_hover(row) for row in drawn], "hovertemplate": f"%{{hovertext}}<extra>{one.name}</extra>"}
+    # Bold and with its lift where it is over-represented.
+    texts = [
+        f"<b>{row['share']:.0%} (×{row['lift']:.2g})</b>"
+        if row["p_value_holm"] < SIGNIFICANT
+        else f"{row['share']:.0%}"
+        for row in drawn
+    ]
     numbers = {
         "x": [np.nanmax(pair) for pair in zip(shares, of_all, strict=True)],
-        "text": [f"\u2009{_number(row)}" for row in drawn],
+        "text": [f"\u2009{text}" for text in texts],
         "mode": "text",
         "textposition": "middle right",
         "textfont": {"size": FONT_SIZE - 2},
@@ -126,20 +133,6 @@ def _bars(cell: Cell, one: Cluster, rows: pd.DataFrame, places: _Rows) -> list[A
         go.Bar(shared | {"x": shares, "name": one.name, "orientation": "h"} | look | said),
         go.Scatter(shared | numbers),
     ]
-
-
-def _heading(cell: Cell, one: Cluster) -> dict[str, Any]:
-    """A cluster's name, size and verdict above its panel, as an annotation."""
-    size = f"{int(one.row['n_tokens']):,} tokens" + (f", {one.verdict}" if one.verdict else "")
-    name = one.short(round((cell.x_domain[1] - cell.x_domain[0]) * PAPER_WIDTH / _LETTER_WIDTH))
-    text = f'<b><span style="color:{one.color}">{name}</span></b><br>{size}'
-    return cell.title(text, 0) | {"align": "left"}
-
-
-def _number(row: dict[str, Any]) -> str:
-    """A share in percent; bold and with its lift where it is over-represented."""
-    share = f"{row['share']:.0%}"
-    return f"<b>{share} (×{row['lift']:.2g})</b>" if row["p_value_holm"] < SIGNIFICANT else share
 
 
 def _hover(row: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,22 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
 from analyses.lenses.polca.clusters import Cluster, drawn_curves, telling
-from analyses.lenses.polca.marks import basis_mark, break_mark, tau_mark
-from qfl_interp.plots.lines import curve, value_range
+from qfl_interp.plots.lines import curve, stem, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
+from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION
 from qfl_interp.tables import column, distinct, select
 
 _MOST_DIRECTIONS: Final = 2
 _BAND_OPACITY: Final = 0.16
 _HALF: Final = "(middle half %{customdata[0]"
+
+
+class _Mark(NamedTuple):
+    """A vertical line, and its text as an annotation; each may be missing."""
+
+    lines: tuple[go.Scatter, ...] = ()
+    texts: tuple[dict[str, Any], ...] = ()
 
 
 def polca_figure(
@@ -73,14 +81,14 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
     """
     drawn = drawn_curves(curves, clusters, direction)
     y_range = _range(drawn, "mean", "medoid", "q25", "q75")
-    basis = basis_mark(drawn[0], y_range)
+    basis = _basis_mark(drawn[0], y_range)
     quantity = drawn[0].quantity
     left_out = len(select(clusters, direction=direction)) - len(drawn)
     more = f", without {left_out} smaller clusters" if left_out else ""
     n_directions = len(distinct(clusters, "direction"))
     if n_directions > 1:
         more += f"; {n_directions} directions have clusters"
-    lines = [line for one in drawn for line in (_medoid(one), _mean(one))]
+    lines = [line for one in drawn for line in _curves(one)]
     return Panel(
         title=quantity.of(direction),
         subtitle=f"{quantity.name} by cluster of tokens{more}",
@@ -95,10 +103,9 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
 
 
 def _exact(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> Panel:
-    """The exact loss of the clusters of a direction."""
     drawn = drawn_curves(curves, clusters, direction)
     y_range = _range(drawn, "exact_mean", "exact_q75")
-    basis, tau = basis_mark(drawn[0], y_range), tau_mark(drawn[0], y_range)
+    basis, tau = _basis_mark(drawn[0], y_range), _tau_mark(drawn[0], y_range)
     hover = f"%{{y:.3f}} nats {_HALF}:.3f}} to %{{customdata[1]:.3f}}) · step %{{customdata[2]:,}}"
     beside = ("exact_q25", "exact_q75", "step")
     lines = [
@@ -126,45 +133,82 @@ def _range(drawn: Sequence[Cluster], *names: str) -> tuple[float, float]:
     return value_range(*(one.curve[list(names)] for one in drawn), below=0.05, above=0.14)
 
 
-def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
-    """The break of each cluster on its curve."""
-    return [mark for one in drawn for mark in break_mark(one, name, floor)]
-
-
 def _bands(drawn: Sequence[Cluster], low: str, high: str) -> list[go.Scatter]:
     """The middle half of each cluster's tokens."""
     bands = []
     for one in drawn:
-        x, red_green_blue = column(one.curve, "flops"), ", ".join(map(str, hex_to_rgb(one.color)))
-        bands.append(
-            go.Scatter(
-                x=np.concatenate([x, x[::-1]]),
-                y=np.concatenate([column(one.curve, low), column(one.curve, high)[::-1]]),
-                mode="lines",
-                name=f"{one.name}, middle half",
-                line={"width": 0},
-                fill="toself",
-                fillcolor=f"rgba({red_green_blue}, {_BAND_OPACITY})",
-                legendgroup=one.group,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-        )
+        rows, red_green_blue = one.curve, ", ".join(map(str, hex_to_rgb(one.color)))
+        outline = pd.concat([rows.assign(end=rows[low]), rows[::-1].assign(end=rows[::-1][high])])
+        look: dict[str, Any] = {"fill": "toself", "fillcolor": f"rgba({red_green_blue}, {_BAND_OPACITY})"}
+        look |= {"line": {"width": 0}, "legendgroup": one.group, "showlegend": False}
+        bands.append(curve(outline, "end", f"{one.name}, middle half", one.color, **look))
     return bands
 
 
-def _medoid(one: Cluster) -> go.Scatter:
-    """The curve of the token in the middle, dashed."""
-    look = {"width": 1.1, "dash": "dash", "legendgroup": one.group, "showlegend": False}
-    return curve(one.curve, "medoid", f"{one.name}, medoid", one.color, **look)
-
-
-def _mean(one: Cluster) -> go.Scatter:
-    """A cluster's mean, which the legend lists."""
+def _curves(one: Cluster) -> list[go.Scatter]:
+    """The curve of the token in the middle, dashed, and the mean, which the legend lists."""
     hover = (
         f"%{{y:.3g}} {one.quantity.unit} {_HALF}:.3g}} to %{{customdata[1]:.3g}}, medoid %{{customdata[2]:.3g}}) · "
         f"step %{{customdata[3]:,}}<extra>{one.name}</extra>"
     )
-    beside = ("q25", "q75", "medoid", "step")
-    look = {"width": 2.2, "legendgroup": one.group, "showlegend": True}
-    return curve(one.curve, "mean", one.legend, one.color, hover=hover, beside=beside, **look)
+    dashed: dict[str, Any] = {"width": 1.1, "dash": "dash", "legendgroup": one.group, "showlegend": False}
+    whole: dict[str, Any] = {"width": 2.2, "legendgroup": one.group, "showlegend": True, "hover": hover}
+    return [
+        curve(one.curve, "medoid", f"{one.name}, medoid", one.color, **dashed),
+        curve(one.curve, "mean", one.legend, one.color, beside=("q25", "q75", "medoid", "step"), **whole),
+    ]
+
+
+def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
+    """A large marker on each cluster's curve at the mean of its tokens' breaks, with a stem down to `floor`.
+
+    Filled where the exact loss is flat; none for a break that is unknown or at 0 FLOPs.
+    """
+    marks = []
+    for one in drawn:
+        at = float(one.row["break_flops"])
+        if not at > 0:
+            continue
+        height = float(np.interp(math.log(at), np.log(column(one.curve, "flops")), column(one.curve, name)))
+        said = {"hidden": "hidden", "plateau": "on a plateau"}.get(one.verdict, "visible in the exact loss")
+        hover = (
+            f"{said}: breaks at step {one.row['break_step']:,.0f}, falls {abs(one.row['fall']):.3g} "
+            f"{one.quantity.unit}<br>medoid: {one.medoid}"
+        )
+        look: dict[str, Any] = {"opacity": 1, "line": {"width": 2, "color": one.color}, "size": 10, "group": one.group}
+        symbol = one.symbol if one.verdict else f"{one.symbol}-open"
+        marks.append(stem(at, height, floor, f"{one.name}, break", one.color, symbol, hover=hover, **look))
+    return marks
+
+
+def _basis_mark(one: Cluster, y_range: tuple[float, float]) -> _Mark:
+    """The checkpoint that gave the direction."""
+    return _vertical(one, one.row["basis_step"], y_range, "basis: step {:,}", {"color": GREY, "dash": "dash"}, 0.82)
+
+
+def _tau_mark(one: Cluster, y_range: tuple[float, float]) -> _Mark:
+    """The step from which the exact loss stays flat; its text keeps off the line of the basis."""
+    tau = one.row["tau_step"]
+    left_from = 0.2 if one.row["basis_step"] > tau else 0.82
+    return _vertical(one, tau, y_range, "flat from step {:,}", {"color": VERMILLION, "dash": "dot"}, left_from)
+
+
+def _vertical(
+    one: Cluster, step: float, y_range: tuple[float, float], text: str, look: dict[str, Any], left_from: float
+) -> _Mark:
+    """A line at a step with its text beside it; only text where the axis starts later; nothing for NaN.
+
+    Beyond the share `left_from` of the axis the text stands to the left.
+    """
+    if not math.isfinite(step):
+        return _Mark()
+    steps, flops = column(one.curve, "step"), column(one.curve, "flops")
+    at, name = float(np.interp(step, steps, flops)), text.format(int(step))
+    place = math.log(at / flops[0]) / math.log(flops[-1] / flops[0]) if at > flops[0] else 0.0
+    left = place > left_from
+    label = {"x": math.log10(at), "y": y_range[1], "text": name if step >= steps[0] else f"← {name}", "yanchor": "top"}
+    label |= {"xanchor": "right" if left else "left", "xshift": -3 if left else 3}
+    label |= {"font": {"color": look["color"], "size": FONT_SIZE - 1}}
+    still = {"mode": "lines", "showlegend": False, "hoverinfo": "skip"}
+    line = go.Scatter({"x": [at, at], "y": list(y_range), "name": name, "line": {"width": 1.3, **look}, **still})
+    return _Mark((line,) if step >= steps[0] else (), (label,))

@@ -54,7 +54,6 @@ class Polca(Lens):
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        """Clusters, what they are made of, and what part of the loss the directions see."""
         found = stored(page.run)
         return [] if found is None else polca_sections(found, transition=shaded_transition(page.run))
 

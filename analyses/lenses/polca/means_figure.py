@@ -17,6 +17,7 @@ from qfl_interp.tables import column, groups, select
 
 # More curves than these cannot be told apart.
 _MOST: Final = 6
+_HOVER: Final = f"%{{y:.3g}} · {STEP}"
 
 
 def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
@@ -33,10 +34,12 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
         ValueError: There is no row, several of one direction and step, several kinds of curves, or none above 0 FLOPs.
     """
     require_rows(means, "polca", ("curves",), ("direction", "step"))
-    moved = {int(direction): _moved(rows) for direction, rows in groups(means, "direction")}
+    # How far the mean of each direction is from its first value at the last step.
+    paths = {int(one): column(rows.sort_values("step"), "mean") for one, rows in groups(means, "direction")}
+    moved = {direction: abs(float(path[-1] - path[0])) for direction, path in paths.items()}
     chosen = sorted(sorted(moved, key=lambda direction: -moved[direction])[:_MOST])
     parts = [over_compute(select(means, direction=direction)) for direction in chosen]
-    exact = _line(parts[0], "exact_mean", "exact", GREY)
+    exact = curve(parts[0], "exact_mean", "exact", GREY, hover=_HOVER)
     below = Panel(
         title="Exact loss",
         subtitle="of the same tokens",
@@ -48,20 +51,17 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
     return stack_panels([_means(parts, len(moved)), below], transition, filename="polca")
 
 
-def _moved(rows: pd.DataFrame) -> float:
-    """How far the mean of a direction is from its first value at the last step."""
-    ordered = column(rows.sort_values("step"), "mean")
-    return abs(float(ordered[-1] - ordered[0]))
-
-
 def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
-    """The mean curves."""
     quantity = QUANTITIES[str(parts[0]["curves"].iloc[0])]
     subtitle = f"no cluster found: mean over all {int(column(parts[0], 'n_tokens')[0]):,} tokens"
     if len(parts) < n_directions:
         subtitle += f" along the {len(parts)} of {n_directions} directions it moves most"
     colors = ordered_colors(len(parts))
-    traces = [_line(part, "mean", _name(part), color) for part, color in zip(parts, colors, strict=True)]
+    traces = []
+    for part, color in zip(parts, colors, strict=True):
+        direction, step = (int(column(part, name)[0]) for name in ("direction", "basis_step"))
+        name = "mean" if direction == NO_DIRECTION else f"direction {direction}, step {step:,}"
+        traces.append(curve(part, "mean", name, color, hover=_HOVER))
     return Panel(
         title=quantity.title,
         subtitle=subtitle,
@@ -72,14 +72,3 @@ def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
         height=190,
         legend=Legend("polca means"),
     )
-
-
-def _name(part: pd.DataFrame) -> str:
-    """What the legend calls a direction."""
-    direction, step = (int(column(part, name)[0]) for name in ("direction", "basis_step"))
-    return "mean" if direction == NO_DIRECTION else f"direction {direction}, step {step:,}"
-
-
-def _line(part: pd.DataFrame, name: str, text: str, color: str) -> go.Scatter:
-    """A column over compute."""
-    return curve(part, name, text, color, hover=f"%{{y:.3g}} · {STEP}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from analyses.checkpoints import over_checkpoints
 from analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
 from analyses.lenses.polca.plan import LEAVE_OUT, Plan
-from analyses.models_at import trained_at
+from analyses.models_at import ModelAt
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite
@@ -75,7 +75,7 @@ class PathPoint(NamedTuple):
 
     def __str__(self) -> str:
         way = f"_to_{self.to:08d}_{self.share.numerator}of{self.share.denominator}" if self.share else ""
-        return f"{self.quantity}-{trained_at(self.step)}{way}"
+        return f"{self.quantity}-{ModelAt(self.step)}{way}"
 
 
 def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
@@ -133,13 +133,11 @@ def _quantity(config: PolcaConfig) -> str:
 
 
 def _inner(config: PolcaConfig, step: int, to: int) -> list[PathPoint]:
-    """The points between two checkpoints."""
     n = 2 * config.n_panels
     return [PathPoint("gradients", step, to, Fraction(index, n)) for index in range(1, n)]
 
 
 def _part(plan: Plan, node: PathPoint) -> str:
-    """The table part of a point."""
     return f"{node}-{plan.points_digest}"
 
 
@@ -210,7 +208,6 @@ def _quantities(
 
 
 def _tensors(plan: Plan, node: PathPoint) -> dict[str, Tensor]:
-    """What was stored at a point."""
     return plan.run.table(LENS).read_tensors(_part(plan, node))
 
 

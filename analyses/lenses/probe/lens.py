@@ -86,10 +86,8 @@ class Probe(PartLens[ProbeData, _Spans]):
 
     def rows(self, shared: ProbeData, view: _Spans, piece: Piece) -> tuple[pd.DataFrame, dict[str, Tensor]]:
         feature = self.run.task.feature(piece.key["feature"])
-        fit_on, score_on = (
-            feature_data(feature, view.train, shared.train),
-            feature_data(feature, view.test, shared.test),
-        )
+        fit_on = feature_data(feature, view.train, shared.train)
+        score_on = feature_data(feature, view.test, shared.test)
         choose_on = None if view.validation is None else feature_data(feature, view.validation, shared.validation)
         rows, tensors = fit_feature(feature, fit_on, score_on, choose_on, self.config)
         return rows.assign(**place_columns(view.train.places, fit_on.x.shape[1])), tensors

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.lines import finite
-from qfl_interp.plots.maps import BARE, CellMap, axis_title, choices, color_axis, require_rows
+from analyses.lenses.probe.views import SCORES, View
+from qfl_interp.plots.maps import BARE, CellMap, axis_title, choices, require_rows
 from qfl_interp.plots.slider import heading
 from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, words
 from qfl_interp.tables import column, distinct
@@ -17,25 +17,12 @@ from qfl_interp.tables import column, distinct
 _SIDE: Final = 510
 _MOST_TICKS: Final = 14
 _LOSS_FLOOR: Final = 1e-6
-_SCORES: Final = {
-    "log_loss": ("test log loss (nats)", "test accuracy", ".0%"),
-    "mse": ("test mean squared error", "test R²", ".2f"),
-}
 _BESIDE: Final = ("test_loss", "refit_loss", "test_score", "cosine", "n_labels")
 _HOVER: Final = (
     "%{text}<br>test loss <b>%{customdata[0]:.4f}</b> (fitted there: %{customdata[1]:.4f})<br>"
     "test score <b>%{customdata[2]:.4f}</b><br>|cosine| with the directions fitted there: "
     "<b>%{customdata[3]:.3f}</b><br>n = %{customdata[4]} labels"
 )
-
-
-class _View(NamedTuple):
-    """One of the matrices: its column, what its button and its colour bar say, and how its values are written."""
-
-    column: str
-    button: str
-    title: str
-    number: str | None
 
 
 def transfer_figure(rows: pd.DataFrame) -> go.Figure:
@@ -52,11 +39,11 @@ def transfer_figure(rows: pd.DataFrame) -> go.Figure:
     """
     require_rows(rows, "transfer", ("feature", "metric"), ("fit_step", "eval_step"))
     fitted, evaluated = (sorted(int(v) for v in distinct(rows, name)) for name in ("fit_step", "eval_step"))
-    loss, score, number = _SCORES[str(rows["metric"].iloc[0])]
+    names = SCORES[str(rows["metric"].iloc[0])]
     views = (
-        _View("test_loss", "loss", loss, None),
-        _View("test_score", "score", score, number),
-        _View("cosine", "cosine", "mean |cosine| between the two steps' directions", ".2f"),
+        View("test_loss", names.loss_title, floor=_LOSS_FLOOR),
+        View("test_score", names.score, names.number),
+        View("cosine", "mean |cosine| between the two steps' directions", ".2f"),
     )
     # Steps stand side by side, however far apart they are.
     places = list(range(len(evaluated))), list(range(len(fitted)))
@@ -67,9 +54,9 @@ def transfer_figure(rows: pd.DataFrame) -> go.Figure:
     figure.add_trace(cells.crosses("not evaluated").update(x=places[0]))
     for view in views:
         look = {"x": places[0], "xgap": 0.5, "ygap": 0.5, "text": names, "visible": view is views[0]}
-        floor = None if view.number else _LOSS_FLOOR
-        figure.add_trace(cells.heat(rows, view.column, _HOVER, beside=_BESIDE, floor=floor, name=view.column, **look))
-    axes = [_color_axis(view, rows) for view in views]
+        look |= {"name": view.column, "floor": view.floor}
+        figure.add_trace(cells.heat(rows, view.column, _HOVER, beside=_BESIDE, **look))
+    axes = [view.axis(view.ends(rows), (0.0, 0.88)) for view in views]
     updates = [
         [{"visible": [True, *(other is view for other in views)]}, {"coloraxis": axis}]
         for view, axis in zip(views, axes, strict=True)
@@ -80,23 +67,11 @@ def transfer_figure(rows: pd.DataFrame) -> go.Figure:
         annotations=[heading(title, 70), axis_title("evaluated at step", 0)],
         coloraxis=axes[0],
         shapes=_outline(fitted, evaluated),
-        updatemenus=[choices([view.button for view in views], updates, 62)],
+        updatemenus=[choices(["loss", "score", "cosine"], updates, 62)],
         xaxis=_step_axis(evaluated, "") | {"constrain": "domain", "constraintoward": "left"},
         yaxis=_step_axis(fitted, "fitted at step") | {"constrain": "domain", "scaleanchor": "x"},
     )
     return figure
-
-
-def _color_axis(view: _View, rows: pd.DataFrame) -> dict[str, Any]:
-    """Colours of a view and their bar."""
-    known = finite(rows[view.column])
-    if not view.number:
-        low = max(float(known.min()), _LOSS_FLOOR) if len(known) else 0.1
-        high = max(float(known.max(initial=0.0)), 1.05 * low)
-        return color_axis(view.title, low, high, scale="Viridis_r", log=True, span=(0.0, 0.88))
-    # R2 has no lower bound; below 0 the mean would do better.
-    low = max(float(known.min(initial=0.99)), 0.0) if view.column == "test_score" else 0.0
-    return color_axis(view.title, low, 1.0, span=(0.0, 0.88), tickformat=view.number, nticks=5)
 
 
 def _step_axis(steps: list[int], title: str) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from qfl_interp.emergence.aggregation import NOT_FITTED
 from qfl_interp.probes import PROBE_LOSS, load_probes
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import groups
 
 
 @dataclass(frozen=True)
@@ -95,21 +94,16 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
 
-    @staticmethod
-    def sections_of(rows: pd.DataFrame) -> list[Section]:
+    @classmethod
+    def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         note = (
             "Probes fitted at one step (rows) read the activations of another (columns); the outlined diagonal is each "
             "probe at its own step. Brighter is better: where a row stays bright to the right, the feature keeps its "
             "directions. Buttons change what the colours mean."
         )
         return [
-            Section(
-                f"Probes carried over: {feature.replace('_', ' ')}",
-                figure=transfer_figure(part),
-                note=note,
-                downloads={f"transfer_{feature}": part},
-            )
-            for feature, part in groups(rows, "feature")
+            cls.section_of("Probes carried over: {}", feature, part, transfer_figure, note)
+            for feature, part in cls.parts_of(rows)
         ]
 
 
