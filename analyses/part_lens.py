@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import functools
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import pandas as pd
@@ -95,6 +97,16 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         """The checkpoints that a part is computed from; it is computed anew once their weights are others."""
         return () if piece.at.untrained >= 0 else (piece.at.step,)
 
+    def settings_used(self) -> dict[str, Any]:
+        """The settings of the call by name, as JSON holds them."""
+        found: dict[str, Any] = {}
+        for of in fields(self):
+            value = getattr(self, of.name)
+            as_dict = getattr(value, "to_dict", None) or getattr(value, "_asdict", None)
+            if of.name not in ("run", "device", "store"):
+                found |= as_dict() if as_dict else {of.name: value}
+        return json.loads(json.dumps(found, default=str))
+
     def analysis(self, piece: Piece) -> str:
         """What all parts of a call have in common: the end of a part's name."""
         return self.part(piece).rpartition("-")[2]
@@ -110,6 +122,8 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             if not table.has(self.part(piece)):
                 missing.setdefault(piece.at, []).append(piece)
         if missing:
+            if progress:
+                _say_why(self.name, sum(map(len, missing.values())), self.settings_used(), table.settings())
             self.fetch(missing, jobs=jobs, progress=progress)
         work = [_Work(at, tuple(found)) for at, found in missing.items()]
         if self.apart:
@@ -125,7 +139,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             found = self.rows(views.shared, view, piece)
             rows, tensors = found if isinstance(found, tuple) else (found, None)
             rows = rows.assign(**self.run.identity(), **self.columns(piece))
-            table.write(self.part(piece), rows, tensors, steps=self.sources(piece))
+            table.write(self.part(piece), rows, tensors, steps=self.sources(piece), settings=self.settings_used())
 
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
@@ -195,6 +209,25 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return []
         rows = cls.stored(page)
         return [] if rows.empty else cls.sections_of(rows)
+
+
+def _say_why(lens: str, n: int, wanted: Mapping[str, Any], stored: Sequence[Mapping[str, Any]]) -> None:
+    """One line where a table has parts of other settings alone: what is computed, and what would have been there."""
+    if not stored or any(settings == wanted for settings in stored):
+        return
+    nearest = min(stored, key=lambda settings: len(_differing(settings, wanted)))
+    names = _differing(nearest, wanted)
+    now, then = (", ".join(f"{name}={of.get(name)!r}" for name in names) for of in (wanted, nearest))
+    print(
+        f"{lens}: computing {n} parts with {now}. The table has {stored.count(nearest)} with {then}; call it so to see "
+        "those.",
+        file=sys.stderr,
+    )
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names of settings that differ."""
+    return [name for name in other if one.get(name) != other[name]]
 
 
 class _Views:

@@ -143,7 +143,8 @@ def find_transition(
     fall = _deepest_fall(x, fit, min_plateau_points)
     if fall is None:
         plateau = f"{MIN_PLATEAU_DECADES:g} decades and {min_plateau_points} validations"
-        return _none(f"no plateau of {plateau} comes before a fall", x.size)
+        span = f"{fit[0]:.3g} to {fit[-1]:.3g}"
+        return _none(f"the loss falls from the start, from {span}: no plateau of {plateau} comes before", x.size)
     depth = min(float(fit[fall.before]), scale) - float(fit[fall.after])
     if depth < needed:
         return _none(f"the deepest fall after a plateau is {depth:.3g} (below chance), less than {needed:.3g}", x.size)

@@ -22,6 +22,8 @@ from qfl_interp.emergence.transition import MIN_PLATEAU_DECADES
 BreakRule = Literal["paper", "down", "absolute"]
 # The exact loss is flat where it ranges over at most this share of its range in the whole run.
 FLAT_SHARE = 0.05
+# It has come down where it is at most this share of its largest value.
+LEARNED_SHARE = 0.05
 
 
 class Acceleration(NamedTuple):
@@ -134,6 +136,16 @@ def plateau_after(losses: Float[np.ndarray, " time"], steps: Sequence[int]) -> i
     return int(steps[len(losses) - n_flat])
 
 
+def learned_step(losses: Float[np.ndarray, " time"], steps: Sequence[int]) -> int | None:
+    """The first checkpoint from which on a loss stays below `LEARNED_SHARE` of its largest; None where it never does.
+
+    A stretch that is flat from there on is no plateau: nothing is left to learn.
+    """
+    above = np.flatnonzero(losses > LEARNED_SHARE * losses.max())
+    after = 0 if above.size == 0 else int(above[-1]) + 1
+    return None if after == len(losses) else int(steps[after])
+
+
 def cluster_breakthroughs(
     curves: Float[np.ndarray, "token time"],
     labels: Integer[np.ndarray, " token"],
@@ -142,6 +154,7 @@ def cluster_breakthroughs(
     span: int,
     tau: int,
     stretches: Sequence[Stretch],
+    learned: int | None = None,
     rule: BreakRule = "paper",
 ) -> pd.DataFrame:
     """When the tokens of each cluster break and whether that is hidden, one row a cluster.
@@ -153,15 +166,17 @@ def cluster_breakthroughs(
         span: Over how many steps a turn is measured.
         tau: The step after which the exact loss stays flat: given, as the paper's 1,000, or of `plateau_after`.
         stretches: Where the exact loss is flat, of `flat`.
+        learned: From which step on nothing is left to learn, of `learned_step`; None: there is always something.
         rule: Which turn counts, as for `break_step`.
 
     Returns:
         Columns `cluster`; `break_step`, `break_q25`, `break_q75`, mean and quartiles of the tokens' own breaks;
         `tau_step`; `hidden`, whether the mean lies after tau (the paper's verdict); `in_flat_share`, the share of the
         tokens whose break, with `span` steps to both sides, lies within one flat stretch; `in_flat`, whether more
-        than half of them do (a mean could fall between two groups); `curve_break_step`, the break of the cluster's
-        mean curve; `jump_share`, the share of the tokens that break within `span` steps of it: near 1 the single
-        tokens jump, near 0 only their mean bends.
+        than half of them do (a mean could fall between two groups); `learned_share`, the share of the tokens whose
+        break lies where nothing is left to learn: flat there is no plateau; `curve_break_step`, the break of the
+        cluster's mean curve; `jump_share`, the share of the tokens that break within `span` steps of it: near 1 the
+        single tokens jump, near 0 only their mean bends.
     """
     rows = []
     for cluster in np.unique(labels[labels >= 0]):
@@ -181,6 +196,7 @@ def cluster_breakthroughs(
                 "hidden": bool(breaks.mean() > tau),
                 "in_flat_share": float(quiet.mean()),
                 "in_flat": bool(quiet.mean() > 0.5),
+                "learned_share": 0.0 if learned is None else float(np.mean(breaks >= learned)),
                 "curve_break_step": together,
                 "jump_share": float(np.mean(np.abs(breaks - together) <= span)),
             }
@@ -197,6 +213,7 @@ _COLUMNS = [
     "hidden",
     "in_flat_share",
     "in_flat",
+    "learned_share",
     "curve_break_step",
     "jump_share",
 ]

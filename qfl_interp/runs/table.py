@@ -16,7 +16,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,13 @@ class Table:
         return self._manifest_path(part).exists() and not self._foreign(part)
 
     def write(
-        self, part: str, rows: pd.DataFrame, tensors: dict[str, Tensor] | None = None, *, steps: Sequence[int] = ()
+        self,
+        part: str,
+        rows: pd.DataFrame,
+        tensors: dict[str, Tensor] | None = None,
+        *,
+        steps: Sequence[int] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a part, and the tensors that belong to it, replacing an earlier one.
 
@@ -88,6 +94,7 @@ class Table:
             rows: Its rows.
             tensors: What is kept with them.
             steps: The checkpoints that its numbers come from.
+            settings: What it was computed with, for whoever asks why another call does not find it; JSON values.
 
         Raises:
             QflError: The disk is full; parts written before are intact.
@@ -104,8 +111,14 @@ class Table:
         manifest: dict[str, Any] = {path.name: hashlib.sha256(data).hexdigest() for path, data in files.items()}
         if self._run_id:
             known = {str(step): self._weights(step) for step in sorted(set(steps))}
-            manifest[_ORIGIN] = {"run": self._run_id, "weights": {s: digest for s, digest in known.items() if digest}}
+            weights = {step: digest for step, digest in known.items() if digest}
+            manifest[_ORIGIN] = {"run": self._run_id, "weights": weights, "settings": dict(settings or {})}
         write_atomic(self._manifest_path(part), json.dumps(manifest, indent=1).encode())
+
+    def settings(self) -> list[dict[str, Any]]:
+        """What each part was computed with, where it says so."""
+        origins = [self._manifest(part).get(_ORIGIN) or {} for part in self.parts()]
+        return [dict(origin["settings"]) for origin in origins if origin.get("settings")]
 
     def _advice(self, part: str) -> str:
         return f"Delete {self._manifest_path(part)} and run the analysis again: only this part is computed anew."

@@ -258,3 +258,21 @@ def test_stored_probes_load_as_they_were_fitted(run):
     y = torch.from_numpy(np.array(carry.labels(data.test).T))[None]
     scores = probes.score(span.read(positions).x, y)
     np.testing.assert_allclose(scores.loss[:, :, 0].flatten(), rows["test_loss"], rtol=1e-4)
+
+
+def test_a_call_that_recomputes_says_so_first(run_copy, capsys):
+    """Other settings than the table's: one line, and none where nothing of the lens is there or all is."""
+    few, more = (qfl.ProbeConfig(n_train=n, n_test=40) for n in (60, 70))
+    step = run_copy.steps[-1]
+    probe(run_copy, "carry", step, config=few, n_untrained=0)
+    assert "probe: computing" not in capsys.readouterr().err
+    probe(run_copy, "carry", step, config=more, n_untrained=0)
+    said = capsys.readouterr().err
+    assert "probe: computing 1 parts with n_train=70. The table has 1 with n_train=60; call it so to see those." in said
+    for features in ("carry", "first_operand"):
+        probe(run_copy, features, step, config=more, n_untrained=0)
+        assert "The table has" not in capsys.readouterr().err
+    ablate(run_copy, "carry", config=more, n_trials=2)
+    capsys.readouterr()
+    ablate(run_copy, "carry", config=more, n_trials=3)
+    assert "ablate: computing 1 parts with n_trials=3. The table has 1 with n_trials=2" in capsys.readouterr().err

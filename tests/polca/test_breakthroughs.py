@@ -12,6 +12,7 @@ from qfl_interp.polca.breakthroughs import (
     break_step,
     cluster_breakthroughs,
     flat,
+    learned_step,
     plateau_after,
 )
 
@@ -222,3 +223,20 @@ def test_no_cluster_gives_no_row():
     found = cluster_breakthroughs(np.zeros((2, len(EVEN))), np.array([-1, -2]), EVEN, span=60, tau=0, stretches=[])
     assert found.empty
     assert "in_flat" in found
+
+
+def test_flat_because_nothing_is_left_is_no_plateau():
+    """A loss that falls to zero and stays there: breaks after that are where the tokens are learned."""
+    steps = list(range(0, 1001, 20))
+    losses = np.where(np.array(steps) < 400, 2.0, 0.02)
+    assert learned_step(losses, steps) == 400
+    assert learned_step(np.full(len(steps), 2.0), steps) is None
+    assert learned_step(np.where(np.array(steps) < 400, 2.0, 0.5), steps) is None, "a plateau below another"
+    times = np.array(steps, dtype=float)
+    curves = np.stack([-np.maximum(times - at, 0) + 2 * np.maximum(times - at - 200, 0) for at in (500, 520, 540)])
+    how = {"span": 40, "tau": 1000, "stretches": flat(losses, steps)}
+    (late,) = cluster_breakthroughs(curves, np.zeros(3, int), steps, learned=400, **how).to_dict("records")
+    assert late["in_flat"]
+    assert late["learned_share"] == 1
+    (early,) = cluster_breakthroughs(curves, np.zeros(3, int), steps, learned=None, **how).to_dict("records")
+    assert early["learned_share"] == 0

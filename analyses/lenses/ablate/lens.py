@@ -56,8 +56,8 @@ _COLUMNS = {
     "exact": "exact match, paper",
     "loss_answer": "loss, answer (nats)",
     "loss": "loss, paper (nats)",
-    "p_value_paired": "p, paired",
-    "p_value_trials": "p, among trials",
+    "p_value_paired": "p of the ablation against it, paired",
+    "p_value_trials": "p, among its trials",
     "p_value_holm": "p, Holm",
     "n_examples": "examples",
     "n_trials": "trials",
@@ -260,10 +260,16 @@ def ablate(
     return Result(
         f"Ablation in {run.run_id} ({method}{', all at once' if joint else ''}): "
         "exact match and loss (nats) over the answer alone",
-        rows.filter([*columns, "difference", "p_value_holm"]),
+        _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
     )
+
+
+def _own_tests(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with each comparison once, at the control it is made with: "ablated" repeats that of the first."""
+    tests = ["difference", "p_value_paired", "p_value_trials", "p_value_holm"]
+    return rows.assign(**{name: rows[name].where(rows["condition"] != "ablated") for name in tests})
 
 
 def _check(settings: AblationSettings, config: ProbeConfig) -> None:
@@ -315,7 +321,7 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
 def _of_one_step(rows: pd.DataFrame) -> Section:
     """Ablation bars with the table behind them."""
     (method,) = distinct(rows, "method")
-    named = rows.assign(condition=[ABLATION[name].name for name in rows["condition"]])
+    named = _own_tests(rows).assign(condition=[ABLATION[name].name for name in rows["condition"]])
     return Section(
         "Ablation",
         figure=ablation_figure(rows),

@@ -67,11 +67,19 @@ def _map(rows: pd.DataFrame, step: int | None, what: str) -> go.Figure:
 
     def draw(part: pd.DataFrame) -> list[go.Heatmap]:
         found = [(row["loss_increase"], row["mark"], row["p_value_holm"]) for row in records(cells.cells(part))]
-        texts = [[f"{rise:.2f}{mark}" if math.isfinite(rise) else "", holm_line(p)] for rise, mark, p in found]
+        texts = [[_written(rise, mark), holm_line(p)] for rise, mark, p in found]
         text = cells.grid(np.array(texts, dtype=object)).tolist()
         return [cells.heat(part, "loss_increase", hover, beside=_HOVER, text=text, name="loss_increase", **look)]
 
     return over_steps(figure, rows, draw, table="ablate_units", title=what, above=60, step=step)
+
+
+def _written(rise: float, mark: str) -> str:
+    """A cell's text; a rise that is told from zero is never written as zero."""
+    if not math.isfinite(rise):
+        return ""
+    small = mark and abs(rise) < 0.005
+    return ("<.01" if rise > 0 else ">-.01") + mark if small else f"{rise:.2f}{mark}"
 
 
 def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figure:

@@ -89,8 +89,13 @@ class Cluster(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What is said of its break: "hidden" or "plateau" where the exact loss is flat, else nothing."""
-        return "hidden" if self.row["hidden"] else "plateau" if self.row["in_flat"] else ""
+        """What is said of its break: "hidden", "plateau" or "learned" where the exact loss is flat, else nothing.
+
+        "learned": the loss of its tokens is flat because nothing is left of it.
+        """
+        if self.row["hidden"] or not self.row["in_flat"]:
+            return "hidden" if self.row["hidden"] else ""
+        return "learned" if self.row.get("learned_share", 0) > 0.5 else "plateau"
 
     @property
     def legend(self) -> str:
@@ -120,6 +125,13 @@ def ending(text: str, n: int) -> str:
     return text if len(text) <= n else f"…{text[1 - n :]}"
 
 
+def on_plateau(clusters: pd.DataFrame) -> np.ndarray:
+    """Which clusters break on a plateau of their exact loss: it is flat there, and something is left of it."""
+    # Tables of before do not tell these apart.
+    learned = clusters["learned_share"] if "learned_share" in clusters else 0.0
+    return (column(clusters, "in_flat") > 0) & ~(np.nan_to_num(np.asarray(learned, dtype=float)) > 0.5)
+
+
 def telling(clusters: pd.DataFrame) -> list[int]:
     """The directions in the order in which they are worth a look.
 
@@ -132,7 +144,7 @@ def telling(clusters: pd.DataFrame) -> list[int]:
     keys = {}
     for direction, rows in groups(clusters, "direction"):
         f1 = np.nan_to_num(column(rows, "f1"))
-        quiet = (column(rows, "hidden") > 0) | (column(rows, "in_flat") > 0)
+        quiet = (column(rows, "hidden") > 0) | on_plateau(rows)
         shed = np.abs(column(rows, "fall")) @ column(rows, "n_tokens")
         keys[int(direction)] = (-float(f1[quiet].max(initial=0.0)), -float(f1.max()), -float(shed), int(direction))
     return sorted(keys, key=lambda direction: keys[direction])

@@ -19,6 +19,8 @@ from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION
 from qfl_interp.tables import column, distinct, select
 
 _MOST_DIRECTIONS: Final = 2
+# What is said of a break by its verdict; of the others, that the exact loss shows it.
+_BREAKS: Final = {"hidden": "hidden", "plateau": "on a plateau", "learned": "where its tokens are learned"}
 _BAND_OPACITY: Final = 0.16
 _HALF: Final = "(middle half %{customdata[0]"
 
@@ -170,13 +172,13 @@ def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatte
         if not at > 0:
             continue
         height = float(np.interp(math.log(at), np.log(column(one.curve, "flops")), column(one.curve, name)))
-        said = {"hidden": "hidden", "plateau": "on a plateau"}.get(one.verdict, "visible in the exact loss")
+        said = _BREAKS.get(one.verdict, "visible in the exact loss")
         hover = (
             f"{said}: breaks at step {one.row['break_step']:,.0f}, falls {abs(one.row['fall']):.3g} "
             f"{one.quantity.unit}<br>medoid: {one.medoid}"
         )
         look: dict[str, Any] = {"opacity": 1, "line": {"width": 2, "color": one.color}, "size": 10, "group": one.group}
-        symbol = one.symbol if one.verdict else f"{one.symbol}-open"
+        symbol = one.symbol if one.verdict in ("hidden", "plateau") else f"{one.symbol}-open"
         marks.append(stem(at, height, floor, f"{one.name}, break", one.color, symbol, hover=hover, **look))
     return marks
 

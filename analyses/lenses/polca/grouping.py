@@ -13,7 +13,7 @@ from analyses.checkpoints import over_checkpoints
 from analyses.lenses.polca.plan import Plan, direction_part
 from analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, INTERVALS
 from analyses.lenses.polca.trajectories import Followed, gradients_at
-from qfl_interp.polca.breakthroughs import cluster_breakthroughs, flat, plateau_after
+from qfl_interp.polca.breakthroughs import cluster_breakthroughs, flat, learned_step, plateau_after
 from qfl_interp.polca.clustering import Clusters, cluster_direction
 from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels
 from qfl_interp.polca.quality import silhouettes, stability
@@ -129,13 +129,15 @@ def _cluster_rows(
     rows = []
     for cluster, medoid in found.medoids.items():
         members = found.labels == cluster
+        own = of.losses[:, members].mean(axis=1)
         (broken,) = cluster_breakthroughs(
             curves,
             np.where(members, cluster, -1),
             steps,
             span=settings.span or 0,
             tau=tau,
-            stretches=flat(of.losses[:, members].mean(axis=1), steps),
+            stretches=flat(own, steps),
+            learned=learned_step(own, steps),
             rule=settings.rule,
         ).to_dict("records")
         mean = curves[members].mean(axis=0)

@@ -108,7 +108,8 @@ def polca(
         `f1` and `p_value_holm`; `n_tokens`, `share` of all; `medoid` and its context; `fall` of the mean curve in nats;
         `break_step` (mean over the tokens), whether it is `hidden` (after `tau_step`, where the exact loss of all
         tokens is flat for good: the paper's verdict) or `in_flat` (most of its tokens break within a stretch in which
-        the exact loss of the cluster itself is flat); `jump_share`, how many tokens break with the mean curve;
+        the exact loss of the cluster itself is flat: a plateau, unless `learned_share` of them do where nothing is left
+        of it); `jump_share`, how many tokens break with the mean curve;
         `stability` (Jaccard, over subsets) and `silhouette`.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.lenses.polca.captured_figure import captured_figure
-from analyses.lenses.polca.clusters import ending, telling
+from analyses.lenses.polca.clusters import ending, on_plateau, telling
 from analyses.lenses.polca.composition_figure import composition_figure
 from analyses.lenses.polca.figure import polca_figure
 from analyses.lenses.polca.tables import Clustered
@@ -78,7 +78,7 @@ def _summary(clusters: pd.DataFrame) -> str:
     """How many clusters there are, and how many break unseen."""
     n, of = len(clusters), len(distinct(clusters, "direction"))
     hidden = column(clusters, "hidden") > 0
-    flat = (column(clusters, "in_flat") > 0) & ~hidden
+    flat = on_plateau(clusters) & ~hidden
     named = sum(name != UNNAMED for name in clusters["name"])
     return (
         f"{_count(n, 'cluster')} along {_count(of, 'direction')}; {int(hidden.sum())} with a hidden break, "
@@ -96,7 +96,9 @@ def _count(n: int, noun: str) -> str:
 def _view(clusters: pd.DataFrame) -> pd.DataFrame:
     """The table of clusters as a reader sees it, the most telling directions first and not more than a page of them."""
     order = {direction: place for place, direction in enumerate(telling(clusters))}
-    ordered = clusters.sort_values(["direction", "n_tokens"], ascending=[True, False])
+    ordered = clusters.assign(in_flat=on_plateau(clusters)).sort_values(
+        ["direction", "n_tokens"], ascending=[True, False]
+    )
     places = [order[int(direction)] for direction in column(ordered, "direction")]
     ordered = ordered.iloc[np.argsort(places, kind="stable")[:_MOST_ROWS]]
     contexts = [ending(str(context), _CONTEXT_LETTERS) for context in ordered["medoid_context"]]
