@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.data.task import Feature
 from qfl_interp.errors import QflError
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.sites import HEAD_SITES
+
+# Behind a feature's name: without the labels that the very next token gives away.
+WITHOUT_NEXT_TOKEN = "_without_next_token"
 
 
 def chosen_features(run: Checkpoints, features: str | Sequence[str] | None) -> list[Feature]:
@@ -41,6 +45,23 @@ def chosen_labels(feature: Feature, labels: int | Sequence[int] | None) -> list[
                 f"labels of {feature.name!r} must lie in [0, {feature.n_labels}), got {label}. They count from 0."
             )
     return chosen
+
+
+def features_in(name: str) -> set[str]:
+    """The features that a row is about: of several taken together, "a+b"; of one without some of its labels, that."""
+    return {*name.removesuffix(WITHOUT_NEXT_TOKEN).split("+")}
+
+
+def next_token_note(run: Checkpoints, features: Sequence[str]) -> str:
+    """Which labels the very next token gives away, as a title goes on; empty where there are none."""
+    found = {name: next_token_labels(run.task, name) for name in features}
+    listed = [f"{name} {_every(labels, run.task.feature(name).n_labels)}" for name, labels in found.items() if labels]
+    return f"; given away by the very next token: {', '.join(listed)}" if listed else ""
+
+
+def _every(labels: Sequence[int], n: int) -> str:
+    """Labels in words."""
+    return "(every label)" if len(labels) == n else "label " + " ".join(map(str, labels))
 
 
 def require_one_a_token(site: str, what: str, advice: str) -> None:

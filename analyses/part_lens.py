@@ -16,6 +16,7 @@ from plotly.graph_objects import Figure
 from torch import Tensor
 
 from analyses.checkpoints import over_checkpoints
+from analyses.choose import features_in
 from analyses.lens import Lens, Page
 from analyses.models_at import ModelAt
 from analyses.stored import rows_of_one_call
@@ -189,9 +190,10 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         if "settings" in rows:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:
-            # Features that a call took together are named "a+b".
-            together = [n for n in distinct(rows, "feature") if "+" in n and {*n.split("+")} <= {*page.features}]
-            rows = pd.concat([select(rows, feature=n) for n in (*page.features, *together)], ignore_index=True)
+            more = [
+                n for n in distinct(rows, "feature") if n not in page.features and features_in(n) <= {*page.features}
+            ]
+            rows = pd.concat([select(rows, feature=n) for n in (*page.features, *more)], ignore_index=True)
         return rows_of_one_call(rows, cls.by, step=cls.step_column)
 
     @classmethod

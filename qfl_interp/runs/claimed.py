@@ -91,3 +91,5 @@ def has_writer(path: Path) -> bool:
             return False
     except filelock.Timeout:
         return True
+    except OSError:  # in a folder of somebody else's
+        return False

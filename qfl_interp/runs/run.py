@@ -19,6 +19,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs.claimed import has_writer
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.metrics import Metrics, read_metrics
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
@@ -134,13 +135,18 @@ class Run(Checkpoints):
         if not found.checked and (self.path / TASK_FILE).exists():
             raise QflError(f"lines of {path} have lost their digests: corrupted. Restore the file.")
         last = found.rows[-1]["step"] if found.rows else None
-        if saved and (last is None or last < saved[-1]):
+        if saved and (last is None or last < saved[-1]) and not self._is_trained_again(last):
             ends = "is missing or empty" if last is None else f"ends at step {last}"
             raise QflError(
                 f"{path} {ends}, but there is a checkpoint of step {saved[-1]}: its end was lost. Resume the run "
                 "(`qfl resume`): what is missing is trained again, to the same bits; or restore the file."
             )
         return found
+
+    def _is_trained_again(self, last: int | None) -> bool:
+        """Whether training went back behind checkpoints of before, to `last`: now, or until it was stopped."""
+        points = [ckpt.parse_step(path.name) for path in (self.path / RESUME).glob("step_*")]
+        return has_writer(self.path) or any(step is not None and step <= (last or 0) for step in points)
 
     @property
     def provenance(self) -> list[dict[str, Any]]:

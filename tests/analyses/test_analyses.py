@@ -236,9 +236,9 @@ def test_a_feature_without_any_probe_is_said_so(run_copy, monkeypatch):
 
 def test_ablation_rows(probed, no_work):
     rows = ablate(probed, n_trials=4, **QUICK).to_dataframe()
-    assert len(rows) == 10
+    assert len(rows) == 15
     assert set(rows["step"]) == {probed.steps[-1]}
-    for feature in ("first_operand", "carry"):
+    for feature in ("first_operand", "carry", "carry_without_next_token"):
         part = rows[rows["feature"] == feature].set_index("condition")
         assert part.index.tolist() == ["intact", "ablated", "random", "random_feature", "same_norm"]
         assert part["n_trials"].tolist() == [1, 1, 4, 4, 4]
@@ -317,7 +317,8 @@ def test_ablation_takes_out_what_was_stored(probed_copy, method):
     hooks = [(f"blocks.{layer}.hook_resid_post", taken_out(layer)) for layer in range(N_LAYERS)]
     with torch.no_grad():
         scores = evaluate(lambda tokens, span, _: model.run_with_hooks(tokens, fwd_hooks=hooks)[:, span], batch)
-    rows = ablate(run, "carry", method=method, n_trials=4, **QUICK).to_dataframe().set_index("condition")
+    rows = ablate(run, "carry", method=method, n_trials=4, **QUICK).to_dataframe()
+    rows = rows[rows["feature"] == "carry"].set_index("condition")
     assert rows.loc["ablated", "loss"] == pytest.approx(scores.loss.mean(), rel=1e-5)
     assert rows.loc["ablated", "exact_answer"] == scores.exact_answer.mean()
 

@@ -11,6 +11,8 @@ import torch
 
 import qfl_interp as qfl
 from analyses import ablate, ablate_units, interchange, patch, timeline
+from analyses.lens import Page
+from analyses.lenses.ablate.lens import Ablate
 from analyses.lenses.patch.pairs import VARIES
 from analyses.lenses.probe import data as of_probes
 from analyses.lenses.probe.lens import probe
@@ -22,6 +24,7 @@ from qfl_interp.interventions.patching import patch_sweep
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.runs.checkpoint import save_checkpoint
 from qfl_interp.seeding import generator
+from qfl_interp.tables import select
 
 CONFIG = qfl.ProbeConfig(n_train=150, n_test=50)
 QUIET = {"progress": False}
@@ -150,7 +153,7 @@ def test_conditions_and_tests(run):
 def test_replacing_the_activation(run, method):
     """By plain hooks at the best layers of the carry's labels."""
     rows = ablate(run, "carry", "last", config=CONFIG, method=method, n_trials=2, **QUIET).to_dataframe()
-    table = rows.set_index("condition")
+    table = select(rows, feature="carry").set_index("condition")
     assert list(table.index) == ["intact", "ablated", "same_norm"]
     probed = probe(run, "carry", "last", config=CONFIG, n_untrained=0, **QUIET).to_dataframe()
     best = probed.loc[probed.groupby("label")["train_loss"].idxmin()].set_index("label")["layer"]
@@ -187,7 +190,7 @@ def test_strength_layers_and_pooling(run):
         "pooled": {"config": qfl.ProbeConfig(n_train=150, n_test=50, pooled=True), "method": "project_out"},
     }.items():
         found = ablate(run, "carry", "last", n_trials=1, **{"config": CONFIG, **kwargs}, **QUIET)
-        losses[name] = found.to_dataframe().set_index("condition")["loss"]
+        losses[name] = select(found.to_dataframe(), feature="carry").set_index("condition")["loss"]
     assert losses["none"]["ablated"] == pytest.approx(losses["none"]["intact"], rel=1e-6)
     values = [losses[name]["ablated"] for name in losses]
     assert len({round(float(v), 7) for v in values}) == 6
@@ -251,7 +254,7 @@ def test_ablating_some_labels_leaves_the_others(run):
     """Labels named one by one are those of the whole, and the two sets are told apart in the table."""
     kwargs = {"config": CONFIG, "n_trials": 1, **QUIET}
     every = ablate(run, "carry", labels=range(6), **kwargs).to_dataframe().set_index("condition")
-    default = ablate(run, "carry", **kwargs).to_dataframe().set_index("condition")
+    default = select(ablate(run, "carry", **kwargs).to_dataframe(), feature="carry").set_index("condition")
     one = ablate(run, "carry", labels=2, **kwargs).to_dataframe().set_index("condition")
     assert every.loc["ablated", "loss"] == default.loc["ablated", "loss"]
     assert one.loc["ablated", "loss"] not in (default.loc["ablated", "loss"], one.loc["intact", "loss"])
@@ -282,3 +285,23 @@ def test_a_checkpoint_that_tells_nothing_apart_leaves_the_others(run_copy):
     assert (rows.loc[~blind, "attribution_n"] > 0).all()
     assert f"no value at step {first}: clean and corrupted runs answer alike there" in repr(result)
     assert len(result.plot().data)
+
+
+def test_labels_that_the_next_token_gives_away_are_named_and_left_out_once(run_copy):
+    """The last carry of a sum is the sum's last bit: rows with it and without, and the title says so."""
+    how = {"config": CONFIG, "n_trials": 2, **QUIET}
+    result = ablate(run_copy, ["carry", "first_operand"], **how)
+    rows = result.to_dataframe().set_index(["feature", "condition"])
+    assert list(dict.fromkeys(rows.index.get_level_values("feature"))) == [
+        "carry", "carry_without_next_token", "first_operand",
+    ]  # fmt: skip
+    last = run_copy.task.features["carry"].n_labels - 1
+    assert f"given away by the very next token: carry label {last}" in repr(result)
+    assert set(rows.loc["carry", "labels"]) == {"all"}
+    assert set(rows.loc["carry_without_next_token", "labels"]) == {",".join(map(str, range(last)))}
+    by_hand = ablate(run_copy, ["carry", "first_operand"], labels=range(last), **how).to_dataframe()
+    alone = by_hand.set_index(["feature", "condition"])
+    assert rows.loc[("carry_without_next_token", "ablated"), "loss"] == alone.loc[("carry", "ablated"), "loss"]
+    assert not set(alone.index.get_level_values("feature")) - {"carry", "first_operand"}, "labels that were named"
+    page = Page(run_copy, ("carry",), config=CONFIG)
+    assert set(Ablate.stored(page)["feature"]) == {"carry", "carry_without_next_token"}

@@ -64,7 +64,7 @@ CALLS: dict[str, Callable] = {
     "mdl": lambda s: mdl(s, "odd", "all", config=CONFIG, **QUIET),
     "patch": lambda s: patch(s, "second", "all", components=COMPONENTS, labels=0, n_pairs=12, **QUIET),
     "interchange": lambda s: interchange(s, "odd", "all", config=CONFIG, labels=1, n_pairs=12, n_random=2, **QUIET),
-    "ablate": lambda s: ablate(s, ["odd", "second"], "all", **REMOVE),
+    "ablate": lambda s: ablate(s, ["odd", "second"], "all", method="project_out", **REMOVE),
     "ablate zero": lambda s: replace_by(s, "zero"),
     "ablate mean": lambda s: replace_by(s, "mean"),
     "ablate resample": lambda s: replace_by(s, "resample"),

@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.choose import chosen_features, chosen_labels, require_one_a_token
+from analyses.choose import (
+    WITHOUT_NEXT_TOKEN,
+    chosen_features,
+    chosen_labels,
+    features_in,
+    next_token_note,
+    require_one_a_token,
+)
 from analyses.lens import Page
 from analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
@@ -22,6 +29,7 @@ from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from analyses.stored import interval_columns, rows_of_one_call, with_holm
 from qfl_interp.config import ProbeConfig
+from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import score_ablation
 from qfl_interp.models.build import HookedModel
@@ -68,6 +76,8 @@ _COLUMNS = {
 class Ablate(PartLens[Examples, HookedModel]):
     """A part a checkpoint and feature; or a checkpoint, with all features taken out at once.
 
+    A feature some of whose labels the very next token gives away has another part without these labels.
+
     Attributes:
         config: The probes'.
         settings: What is done.
@@ -94,12 +104,18 @@ class Ablate(PartLens[Examples, HookedModel]):
     by = ("feature", "method")
 
     def part(self, piece: Piece) -> str:
-        settings = digest(repr((*self.settings, sorted(self._others(piece)))))
+        settings = digest(repr((*self._settings(piece), sorted(self._others(piece)))))
         return f"{part_name(piece.at, piece.key['feature'], self.config)}-{settings}"
 
     def _taken(self, piece: Piece) -> tuple[str, ...]:
         """The features that a part is without."""
-        return self.features if self.joint else (piece.key["feature"],)
+        return self.features if self.joint else (piece.key["feature"].removesuffix(WITHOUT_NEXT_TOKEN),)
+
+    def _settings(self, piece: Piece) -> AblationSettings:
+        """The call's, with the labels of the part."""
+        if not piece.key["feature"].endswith(WITHOUT_NEXT_TOKEN):
+            return self.settings
+        return self.settings._replace(labels=without_next_token(self.run, *self._taken(piece)))
 
     def _others(self, piece: Piece) -> list[str]:
         """The other features of the call."""
@@ -113,7 +129,7 @@ class Ablate(PartLens[Examples, HookedModel]):
         return probe_data(self.run, self.config).test
 
     def rows(self, shared: Examples, view: HookedModel, piece: Piece) -> pd.DataFrame:
-        run, config, settings, step = self.run, self.config, self.settings, piece.at.step
+        run, config, settings, step = self.run, self.config, self._settings(piece), piece.at.step
         name = piece.key["feature"]
         taken, others = ([run.task.feature(n) for n in names] for names in (self._taken(piece), self._others(piece)))
         batch = run.task.encode(shared)
@@ -124,7 +140,8 @@ class Ablate(PartLens[Examples, HookedModel]):
         return _rows(scores, generator(config.seed, f"ablate/bootstrap/{name}", step))
 
     def columns(self, piece: Piece) -> dict[str, Any]:
-        settings = self.settings._asdict() | {"labels": ",".join(map(str, self.settings.labels)) or "all"}
+        settings = self._settings(piece)._asdict()
+        settings["labels"] = ",".join(map(str, settings["labels"])) or "all"
         return {
             **self.where(piece),
             **piece.key,
@@ -219,9 +236,9 @@ def ablate(
         joint: Take all features of the call out at once, as one named "a+b": a model may need either of two.
         top_k: Layers, those of the best probes first.
         epsilon: Strength; 1 removes the component, 0 changes nothing.
-        labels: Only these labels, all by default. A label whose value is the very next token of the answer, such as the
-            last carry of a sum, costs that token when it is taken out of the last block, whatever else the model does:
-            leave it out to ask about the others.
+        labels: Only these labels, all by default. A label that the very next token gives away, such as the last carry
+            of a sum, costs that token when it is taken out of the last block, whatever else the model does. Where a
+            feature has such labels and others, it has rows without them too, named "..._without_next_token".
         n_trials: Trials of every control; 19 is the fewest that can reach p = 0.05 by rank.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
@@ -254,16 +271,26 @@ def ablate(
     models = models_at(run, steps)
     lens = Ablate(run, device, config, settings, tuple(names), joint)
     rows_of = ["+".join(names)] if joint else names
+    if labels is None and not joint:
+        rows_of = [row for name in names for row in (name, name + WITHOUT_NEXT_TOKEN)]
+        rows_of = [row for row in rows_of if row in names or without_next_token(run, *features_in(row))]
     pieces = [Piece(at, {"feature": name}) for at in models for name in rows_of]
     rows = with_holm(lens.compute(pieces, label="ablating", jobs=jobs, progress=progress))
     columns = ["step", "feature", "condition", "exact_answer", "loss_answer"]
     return Result(
         f"Ablation in {run.run_id} ({method}{', all at once' if joint else ''}): "
-        "exact match and loss (nats) over the answer alone",
+        "exact match and loss (nats) over the answer alone" + next_token_note(run, names),
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
     )
+
+
+def without_next_token(run: Checkpoints, feature: str) -> tuple[int, ...]:
+    """The labels that the very next token does not give away; none where it gives away none or all."""
+    given = next_token_labels(run.task, feature)
+    rest = tuple(label for label in range(run.task.feature(feature).n_labels) if label not in given)
+    return rest if given else ()
 
 
 def _own_tests(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from analyses.choose import with_loss_curve
+from analyses.choose import next_token_note, with_loss_curve
 from analyses.lens import Lens, Page, Shading
 from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from analyses.lenses.emergence.findings import findings
@@ -19,7 +19,7 @@ from qfl_interp.emergence.onset import RATIO
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import titled
+from qfl_interp.tables import distinct, titled
 
 _COLUMNS: Final = {
     "feature": "feature",
@@ -146,7 +146,8 @@ def emergence(
     found = emergence_tables(run, features, steps, ratio=ratio, n_resamples=n_resamples, **how)
     columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
-        f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}",
+        f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}"
+        + next_token_note(run, distinct(found.verdicts, "feature")),
         found.verdicts.filter(columns),
         found.verdicts,
         functools.partial(emergence_figure, run.metrics, found.curves),

@@ -87,4 +87,12 @@ def probe_heatmap(probe: pd.DataFrame, feature: str, *, beside: Beside = "score"
             for view, axis, at in maps
         ]
 
-    return over_steps(figure, rows, draw, table="probe", title=words(feature), above=60, step=step)
+    return over_steps(figure, rows, draw, table="probe", title=words(feature) + _given_away(rows), above=60, step=step)
+
+
+def _given_away(rows: pd.DataFrame) -> str:
+    """Which labels the next token gives away, as the title goes on."""
+    if "next_token" not in rows:  # a table of before
+        return ""
+    labels = distinct(select(rows, next_token=True), "label")
+    return f" (next token: label {', '.join(map(str, labels))})" if labels else ""

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.choose import chosen_features
+from analyses.choose import chosen_features, next_token_note
 from analyses.lens import Page
 from analyses.lenses.probe.data import (
     TABLE,
@@ -31,6 +31,7 @@ from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.config import ProbeConfig
+from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
@@ -64,6 +65,8 @@ class Probe(PartLens[ProbeData, _Spans]):
       probes trained on shuffled labels.
     """
     limits = """
+    - A label that the very next token gives away (the titles name them) is decodable in the last layers of any model
+      that predicts well; that it is found there says nothing of how the model gets there.
     - A linear probe finds what is linearly decodable at one position; it neither shows that the model uses the
       feature (ablation and interchange ask that) nor that a feature it misses is absent.
     - A probe's direction is one that the label can be read along; it need not be the one that the model itself
@@ -90,7 +93,8 @@ class Probe(PartLens[ProbeData, _Spans]):
         score_on = feature_data(feature, view.test, shared.test)
         choose_on = None if view.validation is None else feature_data(feature, view.validation, shared.validation)
         rows, tensors = fit_feature(feature, fit_on, score_on, choose_on, self.config)
-        return rows.assign(**place_columns(view.train.places, fit_on.x.shape[1])), tensors
+        rows = rows.assign(**place_columns(view.train.places, fit_on.x.shape[1]))
+        return rows.assign(next_token=rows["label"].isin(next_token_labels(self.run.task, feature.name))), tensors
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         of_model = {"source": piece.at.source, "model_seed": piece.at.seed(self.run), **self.where(piece)}
@@ -162,7 +166,8 @@ def probe(
         progress: Draw a bar on standard error.
 
     Returns:
-        One row a step, feature, layer, head (-1 where the site has none) and label.
+        One row a step, feature, layer, head (-1 where the site has none) and label. `next_token`: the label is a
+        function of the token that the model writes next where it is read, so whoever predicts well has it.
 
     Raises:
         QflError: Unknown feature or step, or the model has no such site.
@@ -173,7 +178,8 @@ def probe(
     pieces = [Piece(at, {"feature": name}) for at in models_at(run, steps, n_untrained) for name in names]
     rows = lens.compute(pieces, label="probing", jobs=jobs, progress=progress)
     return Result(
-        f"Probes of {run.run_id} ({config.site}): test loss of each label's best layer, mean over labels",
+        f"Probes of {run.run_id} ({config.site}): test loss of each label's best layer, mean over labels"
+        + next_token_note(run, names),
         _summary(rows),
         rows,
         probe_heatmap,
