@@ -186,6 +186,18 @@ class ActivationStore:
             rows += [values | {"layer": layer} for layer in whole]
         return pd.DataFrame(rows, columns=columns)
 
+    def verify(self) -> list[str]:
+        """One sentence for each manifest that cannot be read and each layer that is not what was written."""
+        problems = []
+        for path in sorted(self.folder.glob("*/*/*/*.json")):
+            try:
+                entry = read_entry(path)
+                for layer in sorted(int(layer) for layer in entry.sums):
+                    map_span(path.parent, entry, Request(entry.first, entry.last, (entry.site,), (layer,), entry.dtype))
+            except QflError as error:
+                problems.append(str(error))
+        return problems
+
     def delete(self, key: StoreKey) -> None:
         """Remove everything stored under a key; spans that are mapped stay readable.
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import mmap
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,7 +46,8 @@ class Entry:
 
     It holds the key, the SHA-256 of the tokens, the positions (inclusive) and the sizes: there is room for all layers
     of the model, `n_heads` is 1 at a site without heads, and `d` is the width of a head where there are heads. `done`
-    says how many examples are written of each layer. `weights` is empty in stores of before.
+    says how many examples are written of each layer. `weights` is empty, and a layer has no CRC-32 in
+    `sums`, in stores of before.
     """
 
     version: int
@@ -63,6 +65,7 @@ class Entry:
     d: int
     done: dict[str, int]
     weights: str = ""
+    sums: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -84,6 +87,10 @@ class Entry:
         asked = range(self.n_layers) if layers is None else layers
         return tuple(layer for layer in asked if self.done.get(str(layer), 0) < self.n_examples)
 
+    def layer_slice(self, layer: int) -> slice:
+        """Where a layer's bytes are in the file."""
+        return slice(layer * self.layer_bytes, (layer + 1) * self.layer_bytes)
+
     def with_done(self, layers: Sequence[int], n: int) -> Entry:
         """The manifest once `n` examples of `layers` are written."""
         return dataclasses.replace(self, done=self.done | {str(layer): n for layer in layers})
@@ -97,6 +104,24 @@ class Request(NamedTuple):
     names: tuple[str, ...]
     layers: tuple[int, ...] | None
     dtype: str
+
+
+# Layers of files, as their size and time on disk were, whose sums this process has found right.
+_FOUND_RIGHT: set[tuple[str, int, int, int]] = set()
+
+
+def _require_sum(path: Path, entry: Entry, layer: int, mapped: mmap.mmap) -> None:
+    """Raise `QflError` where a layer's bytes are not those that were written; each is read once a process."""
+    stat = path.stat()
+    seen = (str(path), stat.st_size, stat.st_mtime_ns, layer)
+    if seen in _FOUND_RIGHT or str(layer) not in entry.sums:
+        return
+    if zlib.crc32(memoryview(mapped)[entry.layer_slice(layer)]) != entry.sums[str(layer)]:
+        raise QflError(
+            f"layer {layer} of {path} does not match its checksum: damaged. Delete the folder (store.delete(key)) and "
+            "capture again."
+        )
+    _FOUND_RIGHT.add(seen)
 
 
 def read_entry(path: Path) -> Entry:
@@ -162,6 +187,8 @@ def map_span(folder: Path, entry: Entry, request: Request) -> SiteSpan:
     cut = whole[:, :, request.first - entry.first : request.last - entry.first + 1]
     layers = request.layers or tuple(range(entry.n_layers))
     steps = {after - before for before, after in itertools.pairwise(layers)} or {1}
+    for layer in layers:
+        _require_sum(folder / f"{entry.stem}.bin", entry, layer, mapped)
     even = len(steps) == 1 and min(steps) > 0
     picked = cut[layers[0] : layers[-1] + 1 : min(steps)] if even else cut[list(layers)]
     return SiteSpan(entry.site, places(entry.site, layers, entry.n_heads), request.first, picked.flatten(0, 1))

@@ -7,7 +7,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,6 +25,7 @@ from qfl_interp.shapes import Tokens
 
 # Bytes between two saves of the manifests: what a killed capture has to do again at most.
 _SAVE_EVERY = 256 * 2**20
+_READ_BYTES = 8 * 2**20
 
 
 class Pass(NamedTuple):
@@ -80,10 +82,24 @@ def run_pass(
                     file.flush()
                     os.fsync(file.fileno())
                     entries[name] = entries[name].with_done(todo.layers, done)
+                    if done == len(tokens):
+                        entries[name] = _summed(file, entries[name], todo.layers)
                     text = json.dumps(dataclasses.asdict(entries[name]), indent=1)
                     write_atomic(folder / f"{entries[name].stem}.json", text.encode())
                 unsaved = 0
             on_examples(done, len(tokens))
+
+
+def _summed(file: BinaryIO, entry: Entry, layers: Sequence[int]) -> Entry:
+    """The entry with the CRC-32 of layers that are whole."""
+    sums = dict(entry.sums)
+    for layer in layers:
+        file.seek(entry.layer_slice(layer).start)
+        left, sums[str(layer)] = entry.layer_bytes, 0
+        while left:
+            data = file.read(min(left, _READ_BYTES))
+            sums[str(layer)], left = zlib.crc32(data, sums[str(layer)]), left - len(data)
+    return dataclasses.replace(entry, sums=sums)
 
 
 def _sized(folder: Path, entry: Entry, part: Tensor) -> Entry:

@@ -416,3 +416,35 @@ def test_memory_is_one_batch_to_write_and_the_slice_to_read(tmp_path):
     assert grown["slice"] < 2 * 10_000 * 64 * 4 / 2**20 + 3
     # The counter does see mapped pages.
     assert grown["whole"] > 150
+
+
+def test_a_flipped_bit_is_found_on_reading_and_by_verify(store, model, tokens):
+    store.capture(KEY, lambda: model, tokens, FIRST, LAST, names=["resid_post"])
+    file = file_of(store, "resid_post")
+    assert store.verify() == []
+    whole = file.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 4
+        file.write_bytes(changed)
+        layer = place * N_LAYERS // len(whole)
+        (problem,) = store.verify()
+        assert f"layer {layer} of" in problem
+        with pytest.raises(QflError, match=rf"layer {layer} of .*does not match its checksum"):
+            store.spans(KEY, no_model, tokens, FIRST, LAST, names=["resid_post"])
+        other = [n for n in range(N_LAYERS) if n != layer]
+        store.spans(KEY, no_model, tokens, FIRST, LAST, names=["resid_post"], layers=other)
+    file.write_bytes(whole)
+    store.spans(KEY, no_model, tokens, FIRST, LAST, names=["resid_post"])
+
+
+def test_layers_that_were_captured_in_two_calls_and_stores_of_before(store, model, tokens):
+    store.capture(KEY, lambda: model, tokens, FIRST, LAST, names=["resid_post"], layers=[1])
+    store.capture(KEY, lambda: model, tokens, FIRST, LAST, names=["resid_post"], layers=[3])
+    manifest = file_of(store, "resid_post", suffix=".json")
+    values = json.loads(manifest.read_text())
+    assert set(values["sums"]) == {"1", "3"}
+    assert store.verify() == []
+    del values["sums"]
+    manifest.write_text(json.dumps(values))
+    store.spans(KEY, no_model, tokens, FIRST, LAST, names=["resid_post"], layers=[1])
