@@ -13,7 +13,7 @@ from qfl_interp.runs.run import Run
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import definition_json
 from qfl_interp.sweep.mirror import Pusher
-from qfl_interp.sweep.records import COLUMNS, write_part
+from qfl_interp.sweep.parts import COLUMNS, write_part
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import CONFIGURATION, Sweep
 from qfl_interp.tables import select
