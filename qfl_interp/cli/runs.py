@@ -25,23 +25,22 @@ def runs(
     Example: `qfl runs runs/`
     """
     rows = [_row(path.parent) for path in sorted(folder.rglob(CONFIG_FILE))]
-    print_rows([row for row in rows if row], title=f"runs below {folder}", as_json=as_json)
+    print_rows(rows, title=f"runs below {folder}", as_json=as_json)
 
 
-def _row(path: Path) -> dict[str, Any] | None:
-    """One run's line; None where the configuration is not a run's."""
+def _row(path: Path) -> dict[str, Any]:
+    """One run's line, also where a file of it is damaged: that is named."""
     try:
         config = RunConfig.read(path)
-    except QflError as error:
+        last = _last_metrics(path / METRICS_FILE)
+    except (QflError, RecursionError) as error:
         return {"path": str(path), "run": f"unreadable: {error}", **dict.fromkeys(_COLUMNS, "")}
-    last = _last_metrics(path / METRICS_FILE)
-    step = last.get("step", 0)
     return {
         "path": str(path),
         "run": config.run_id,
         "model": f"{config.model.style} {config.model.n_layers}x{config.model.d_model}",
         "seed": config.train.seed,
-        "step": f"{step}/{config.last_step}",
+        "step": f"{last.get('step', 0)}/{config.last_step}",
         "FLOPs": last.get("flops", 0.0),
         "val_loss": last.get("val_loss", float("nan")),
         "val_exact": last.get("val_exact", float("nan")),
@@ -52,14 +51,22 @@ _COLUMNS = ("model", "seed", "step", "FLOPs", "val_loss", "val_exact")
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole row of a metrics file, without reading the rest."""
-    if not path.exists():
-        return {}
-    with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
+    """The last whole row of a metrics file, without reading the rest.
+
+    Raises:
+        QflError: The file or the row cannot be read; names the file.
+    """
     try:
-        return json.loads(lines[-2]) if len(lines) > 1 else {}
-    except ValueError:  # `qfl verify` names the line
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+        row = json.loads(lines[-2]) if len(lines) > 1 else {}
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise QflError(f"{path} is damaged: {error}. `qfl verify {path.parent}` says more.") from error
+    shown = ("step", "flops", "val_loss", "val_exact")
+    if not isinstance(row, dict) or any(type(row[name]) not in (int, float) for name in shown if name in row):
+        raise QflError(f"{path} is damaged: its last row is none. `qfl verify {path.parent}` says more.")
+    return row

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.storage import Storage
@@ -85,7 +85,7 @@ def read_part(storage: Storage, path: str) -> Part:
         raise _damaged(storage, path, "it does not match the checksum in its name, so it is not what was written")
     task = part_task(path)
     try:
-        rows = _typed(pa.parquet.read_table(io.BytesIO(data)))
+        rows = _typed(pq.read_table(io.BytesIO(data)))
         wrong = _first_wrong(rows, task)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, OverflowError) as error:
         raise _damaged(storage, path, " ".join(str(error).split())) from error
@@ -118,7 +118,7 @@ def latest(rows: pd.DataFrame) -> pd.DataFrame:
 
     The outcome comes before the clock: a failed attempt from a machine whose clock is ahead hides no finished run.
     """
-    rank = rows["status"].map({name: -place for place, name in enumerate(OUTCOMES)})
+    rank = rows["status"].map(lambda outcome: -OUTCOMES.index(outcome))
     ordered = rows.assign(_rank=rank).sort_values(["_rank", "finished_at"], kind="stable").drop(columns="_rank")
     return ordered.drop_duplicates([name for name in ("task", "run_id") if name in rows], keep="last")
 
@@ -146,7 +146,7 @@ def _first_wrong(rows: pa.Table, task: str) -> str:
     strange = [name for name in rows["status"].unique().to_pylist() if name not in OUTCOMES]
     if strange:
         return f"its column status must hold one of {', '.join(OUTCOMES)}, got {strange[0]!r}"
-    foreign = pa.compute.invert(pa.compute.starts_with(rows["run_id"], task))
+    foreign = pc.invert(pc.starts_with(rows["run_id"], task))
     named = rows["run_id"].filter(foreign).to_pylist()
     return f"it holds run {named[0]!r}, which is not of the task {task!r} of its folder" if named else ""
 

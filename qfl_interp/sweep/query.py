@@ -6,13 +6,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 
 from qfl_interp.errors import QflError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, Statement
 
 TIMEOUT_SECONDS = 60.0
 # What a query may take inside DuckDB, and its answer outside; 20,000 runs are about 5 MB.
@@ -61,7 +64,7 @@ def ask(
             return _fetched(connection.execute(_only(connection, sql), parameters), timeout_seconds)
 
 
-def _only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+def _only(connection: DuckDBPyConnection, sql: str) -> Statement:
     """The one statement of a query."""
     statements = connection.extract_statements(sql)
     if len(statements) != 1:
@@ -70,7 +73,7 @@ def _only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     return statements[0]
 
 
-def _fetched(result: duckdb.DuckDBPyConnection, timeout_seconds: float) -> pd.DataFrame:
+def _fetched(result: DuckDBPyConnection, timeout_seconds: float) -> pd.DataFrame:
     """The whole answer, taken in pieces: one without end is stopped before it fills the memory."""
     deadline = time.monotonic() + timeout_seconds
     pieces = [result.fetch_df_chunk()]
@@ -89,7 +92,7 @@ def _fetched(result: duckdb.DuckDBPyConnection, timeout_seconds: float) -> pd.Da
 
 
 @contextlib.contextmanager
-def _stopped(connection: duckdb.DuckDBPyConnection, timeout_seconds: float) -> Iterator[None]:
+def _stopped(connection: DuckDBPyConnection, timeout_seconds: float) -> Iterator[None]:
     """Interrupt what runs on a connection after some seconds, and say so."""
     done = threading.Event()
 

@@ -56,14 +56,16 @@ def configuration_digest(config: RunConfig) -> str:
 def _final_scores(run: Run) -> dict[str, float]:
     """The last row of a finished run's metrics; `QflError` where it is not the final validation."""
     rows = read_metrics(run.path / METRICS_FILE)
-    if not rows or rows[-1]["step"] != run.config.last_step or "val_loss" not in rows[-1]:
-        found = f"step {rows[-1]['step']}" if rows else "no row"
+    last = rows[-1] if rows and isinstance(rows[-1], dict) else {}
+    scores = {name: last.get(name) for name in _SCORES}
+    if last.get("step") != run.config.last_step or any(type(value) not in (int, float) for value in scores.values()):
+        found = f"step {last.get('step')}" if last else "no row"
         raise QflError(
             f"{run.path / METRICS_FILE} must end with the validation of step {run.config.last_step}, "
             f"got {found}: its end was lost. "
             "Delete the run's directory and call the sweep again."
         )
-    return {name: float(rows[-1][name]) for name in _SCORES}
+    return {name: float(value) for name, value in scores.items() if value is not None}
 
 
 def make_record(

@@ -143,5 +143,6 @@ class RemoteLock:
 def _age(found: dict[str, Any]) -> float:
     """Seconds since a lock was renewed, below 0 where a clock is wrong; infinite where it does not say."""
     heartbeat = found.get("heartbeat")
-    is_time = isinstance(heartbeat, (int, float)) and math.isfinite(heartbeat)
-    return time.time() - heartbeat if is_time else float("inf")
+    if isinstance(heartbeat, (int, float)) and math.isfinite(heartbeat):
+        return time.time() - heartbeat
+    return float("inf")
