@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qfl_interp.errors import QflError
@@ -146,9 +145,8 @@ def _first_wrong(rows: pa.Table, task: str) -> str:
     strange = [name for name in rows["status"].unique().to_pylist() if name not in OUTCOMES]
     if strange:
         return f"its column status must hold one of {', '.join(OUTCOMES)}, got {strange[0]!r}"
-    foreign = pc.invert(pc.starts_with(rows["run_id"], task))
-    named = rows["run_id"].filter(foreign).to_pylist()
-    return f"it holds run {named[0]!r}, which is not of the task {task!r} of its folder" if named else ""
+    foreign = next((name for name in rows["run_id"].to_pylist() if not name.startswith(task)), None)
+    return f"it holds run {foreign!r}, which is not of the task {task!r} of its folder" if foreign else ""
 
 
 def _damaged(storage: Storage, path: str, why: str) -> QflError:

@@ -17,7 +17,8 @@ from qfl_interp.tables import records
 # One that has said nothing for this many seconds, or is dated later than that, is not being trained any more.
 _SILENT_SECONDS = 60.0
 _STATE: dict[str, Any] = {
-    "updated": str, "where": str, "total": int, "done": int, "running": list, "eta_seconds": (int, float, type(None))
+    "updated": str, "where": str, "total": int, "done": int, "diverged": int, "failed": int, "running": list,
+    "eta_seconds": (int, float, type(None)),
 }  # fmt: skip
 
 
@@ -83,11 +84,10 @@ def read_state(storage: Storage) -> Sealed:
     """
     found = read_sealed(storage, STATE_FILE)
     wrong = [name for name, kind in _STATE.items() if not isinstance(found.values.get(name), kind)]
+    wrong += [name for name in found.values if name not in _STATE]
     if wrong or _age(found.values) is None:
-        raise QflError(
-            f"{storage.folder}/{STATE_FILE} is damaged: it does not say {wrong[0] if wrong else 'updated'} as it was "
-            "written."
-        )
+        named = wrong[0] if wrong else "updated"
+        raise QflError(f"{storage.folder}/{STATE_FILE} is damaged: its {named} is not as it was written.")
     return found
 
 

@@ -210,9 +210,12 @@ class Sweep:
 
     def __repr__(self) -> str:
         try:
-            rows = self.query("select task, status from runs")
-        except QflError:
+            found = read_rows(self.storage)
+        except QflError as error:
+            return f"Sweep({self.path!r}: {error})"
+        if found is None:
             return f"Sweep({self.path!r}: no results yet)"
+        rows = found.select(["task", "status"]).to_pandas()
         return f"Sweep({self.path!r}: {', '.join(sorted(set(rows['task'].tolist())))}; {_counts(rows)})"
 
 
