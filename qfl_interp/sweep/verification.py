@@ -85,8 +85,12 @@ def verify_sweep(folder: str) -> SweepVerification:
     rows = _check_rows(storage, found)
     found.rows = len(rows)
     for run_id, path in {**_planned_paths(plan), **{row["run_id"]: row["path"] for row in rows.values()}}.items():
-        with found.noting():
+        try:
             _check_run(storage, path, rows.get(run_id), running, found)
+        except QflError as error:
+            found.problems.append(str(error))
+        except Exception as error:  # whatever one run holds, the others are checked
+            found.problems.append(f"{storage.folder}/{path} cannot be read: {type(error).__name__}: {error}")
     with found.noting():
         known = {*_planned_paths(plan).values(), *(row["path"] for row in rows.values())}
         strange = sorted(set(storage.glob("runs/*/*")) - known)
