@@ -11,7 +11,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.sweep import parts
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.plan import PlannedRun, plan_sweep
-from qfl_interp.sweep.sealed import Sealed, read_sealed, sealed_json
+from qfl_interp.sweep.sealed import DamagedError, Sealed, read_sealed, sealed_json
 from qfl_interp.sweep.storage import Storage
 
 DEFINITION, PLAN = "sweep.json", "plan.json"
@@ -43,7 +43,8 @@ def definition_of(storage: Storage, found: Sealed) -> SweepConfig:
     """The definition that a `sweep.json` holds.
 
     Raises:
-        QflError: It is another version's, or damaged; names the file.
+        DamagedError: A value in it is not possible; names the file.
+        QflError: It is another version's.
     """
     where, values = f"{storage.folder}/{DEFINITION}", dict(found.values)
     if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
@@ -51,7 +52,7 @@ def definition_of(storage: Storage, found: Sealed) -> SweepConfig:
     try:
         return SweepConfig.from_dict(values)
     except (QflError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise QflError(f"{where} is damaged: {error}") from error
+        raise DamagedError(f"{where} is damaged: {error}") from error
 
 
 def plan_json(runs: Iterable[PlannedRun]) -> bytes:

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 60.0
 # What a query may take inside DuckDB, and its answer outside; 20,000 runs are about 5 MB.
 _MEMORY_BYTES = 1_000_000_000
-# Nothing outside: no file, no extension, no variable of this program; what does not fit memory is not put on disk.
+# Nothing outside: no file, no variable of this program, no extension; what does not fit memory is not put on disk.
 _RESTRICTED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": False,
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
-    "python_enable_replacements": False,
     "memory_limit": f"{_MEMORY_BYTES}B",
     "temp_directory": "",
 }

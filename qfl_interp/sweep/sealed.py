@@ -13,6 +13,10 @@ from qfl_interp.sweep.storage import Storage
 _SEAL = "sha256"
 
 
+class DamagedError(QflError):
+    """A file does not hold what was written."""
+
+
 class Sealed(NamedTuple):
     """What a file holds, without its checksum; `checked` is False where an earlier version wrote it without one."""
 
@@ -30,20 +34,21 @@ def read_sealed(storage: Storage, path: str) -> Sealed:
 
     Raises:
         FileNotFoundError: It is not there.
-        QflError: It cannot be read, is no JSON object, or is not what was written; names the file.
+        DamagedError: It is no JSON object, or is not what was written; names the file.
+        StorageError: It cannot be read.
     """
     where = f"{storage.folder}/{path}"
     data = storage.read_bytes(path)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise QflError(f"{where} is damaged: it is no JSON ({error}).") from error
+        raise DamagedError(f"{where} is damaged: it is no JSON ({error}).") from error
     if not isinstance(values, dict):
-        raise QflError(f"{where} is damaged: it must hold a JSON object, got {type(values).__name__}.")
+        raise DamagedError(f"{where} is damaged: it must hold a JSON object, got {type(values).__name__}.")
     if _SEAL not in values:
         return Sealed(values, checked=False)
     if values.pop(_SEAL) != _sha256(values):
-        raise QflError(f"{where} is damaged: it does not match its checksum, so it is not what was written.")
+        raise DamagedError(f"{where} is damaged: it does not match its checksum, so it is not what was written.")
     return Sealed(values, checked=True)
 
 

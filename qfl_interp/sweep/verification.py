@@ -104,7 +104,7 @@ def _check_definition(storage: Storage, found: SweepVerification) -> SweepConfig
             sealed = read_sealed(storage, DEFINITION)
         except FileNotFoundError:
             found.problems.append(
-                f"{storage.folder}/{DEFINITION} is missing. Restore it; calling the sweep again needs an empty folder."
+                f"{storage.folder}/{DEFINITION} is missing. Call the sweep again with its TOML file and --extend."
             )
             return None
         _note_unsealed(storage, DEFINITION, sealed.checked, found)

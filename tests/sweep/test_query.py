@@ -343,7 +343,7 @@ def test_a_query_without_end_is_stopped(small, sql):
     start = time.monotonic()
     with pytest.raises(QflError, match=r"may take 0\.3 s, and this one was stopped .*--timeout 600"):
         small.query(sql, timeout_seconds=0.3)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     with pytest.raises(ValueError, match="timeout_seconds must be positive, got 0"):
         small.query("select 1", timeout_seconds=0)
 

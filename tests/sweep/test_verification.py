@@ -74,6 +74,11 @@ def as_an_earlier_version_wrote_it(folder: Path) -> None:
         (folder / name).write_text(json.dumps(values["runs"] if name == "plan.json" else values))
 
 
+def flip_key(file: Path) -> None:
+    """One bit in the name of the checksum, which hides it."""
+    file.write_bytes(file.read_bytes().replace(b'"sha256"', b'"sha257"'))
+
+
 def test_nothing_is_wrong_in_a_finished_sweep(swept: Path) -> None:
     found = verify_sweep(str(swept))
     assert (found.rows, found.whole, found.problems, found.unchecked) == (2, 2, [], [])
@@ -106,13 +111,17 @@ def test_files_without_checksums_are_read_and_said_to_be_unchecked(swept: Path, 
         (lambda f: (f / "sweep.json").unlink(), r"sweep\.json is missing"),
         (lambda f: (f / "plan.json").write_text("{}"), r"plan\.json does not hold the runs"),
         (lambda f: (f / "state.json").write_text("[]"), r"state\.json is damaged: it must hold a JSON object"),
+        (lambda f: flip_key(f / "state.json"), r"state\.json is damaged: its sha257 is not as it was written"),
+        (lambda f: flip_key(f / "plan.json"), r"plan\.json is damaged: it must map runs to their task and length"),
+        (lambda f: flip_key(f / "sweep.json"), r"sweep\.json is damaged: no key of a sweep is named 'sha257'"),
         (lambda f: part_of(f).write_bytes(b"PAR1"), r"part-.* is damaged: it does not match the checksum in its name"),
         (lambda f: shutil.copytree(f / RUNS[1].path, f / RUNS[0].path, dirs_exist_ok=True), "is the run addition4-"),
         (lambda f: next((f / RUNS[0].path).rglob("model.safetensors")).write_bytes(b"x"), r"model\.safetensors has 1"),
         (lambda f: (f / RUNS[0].path / "metrics.jsonl").write_text(""), r"metrics\.jsonl must end with the validation"),
         (lambda f: (shutil.rmtree(f / "results"), (f / "results").write_text("")), "results.* cannot be read: Not a"),
     ],
-    ids=["value", "values", "run", "part", "toml", "plan", "state", "parquet", "other", "weights", "rows", "file"],
+    ids=["value", "values", "run", "part", "toml", "plan", "state", "state key", "plan key", "key", "parquet", "other",
+         "weights", "rows", "file"],
 )  # fmt: skip
 def test_what_is_wrong_is_named(copy: Path, damage: Callable[[Path], object], words: str) -> None:
     damage(copy)
@@ -144,6 +153,24 @@ def test_a_deleted_part_is_made_again_as_the_errors_say(swept: Path, copy: Path)
     again, before = (Sweep.open(folder).table().drop(columns="finished_at") for folder in (copy, swept))
     pd.testing.assert_frame_equal(again, before)
     assert verify_sweep(str(copy))
+
+
+@pytest.mark.parametrize("contents", [None, b"{", b"[" * 100_000, b'{"format": "qfl_interp sweep", "version": 1}'])
+def test_a_lost_definition_is_given_back_by_extending(copy: Path, contents: bytes | None) -> None:
+    file, before = copy / "sweep.json", (copy / "sweep.json").read_bytes()
+    file.unlink() if contents is None else file.write_bytes(contents)
+    words = (
+        "is not empty and is no sweep" if contents is None else r"sweep\.json is damaged: .* --extend\), which keeps"
+    )
+    with pytest.raises(QflError, match=words):
+        run_sweep(CONFIG, str(copy), progress=False, pool=InlinePool)
+    run_sweep(CONFIG, str(copy), extend=True, progress=False, pool=InlinePool)
+    assert file.read_bytes() == before
+    assert verify_sweep(str(copy))
+    # One of another version is nobody's to replace.
+    file.write_text('{"format": "qfl_interp sweep", "version": 2}')
+    with pytest.raises(QflError, match="was not written by this version"):
+        run_sweep(CONFIG, str(copy), extend=True, progress=False, pool=InlinePool)
 
 
 def test_remote_sweeps_are_verified_alike(swept: Path, tmp_path: Path) -> None:
