@@ -14,7 +14,7 @@ import pandas as pd
 from benchmarks._measuring import best_seconds
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import definition_json
-from qfl_interp.sweep.records import COLUMNS, write_part
+from qfl_interp.sweep.parts import COLUMNS, write_part
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, definition_json
-from qfl_interp.sweep.records import write_part
+from qfl_interp.sweep.parts import write_part
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 

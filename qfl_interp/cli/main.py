@@ -11,10 +11,11 @@ from rich.markup import escape
 
 from qfl_interp.cli.explore import explore
 from qfl_interp.cli.registered import add_commands
-from qfl_interp.cli.runs import runs, verify
+from qfl_interp.cli.runs import runs
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
+from qfl_interp.cli.verify import verify
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES
 

@@ -1,4 +1,4 @@
-"""`qfl runs` and `qfl verify`."""
+"""`qfl runs`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from qfl_interp.cli.output import AsJson, RunPath, print_json, print_rows
+from qfl_interp.cli.output import AsJson, print_rows
 from qfl_interp.errors import QflError
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig
 
@@ -27,23 +25,22 @@ def runs(
     Example: `qfl runs runs/`
     """
     rows = [_row(path.parent) for path in sorted(folder.rglob(CONFIG_FILE))]
-    print_rows([row for row in rows if row], title=f"runs below {folder}", as_json=as_json)
+    print_rows(rows, title=f"runs below {folder}", as_json=as_json)
 
 
-def _row(path: Path) -> dict[str, Any] | None:
-    """One run's line; None where the configuration is not a run's."""
+def _row(path: Path) -> dict[str, Any]:
+    """One run's line, also where a file of it is damaged: that is named."""
     try:
         config = RunConfig.read(path)
-    except QflError as error:
+        last = _last_metrics(path / METRICS_FILE)
+    except (QflError, RecursionError) as error:
         return {"path": str(path), "run": f"unreadable: {error}", **dict.fromkeys(_COLUMNS, "")}
-    last = _last_metrics(path / METRICS_FILE)
-    step = last.get("step", 0)
     return {
         "path": str(path),
         "run": config.run_id,
         "model": f"{config.model.style} {config.model.n_layers}x{config.model.d_model}",
         "seed": config.train.seed,
-        "step": f"{step}/{config.last_step}",
+        "step": f"{last.get('step', 0)}/{config.last_step}",
         "FLOPs": last.get("flops", 0.0),
         "val_loss": last.get("val_loss", float("nan")),
         "val_exact": last.get("val_exact", float("nan")),
@@ -54,36 +51,22 @@ _COLUMNS = ("model", "seed", "step", "FLOPs", "val_loss", "val_exact")
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole row of a metrics file, without reading the rest."""
-    if not path.exists():
-        return {}
-    with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    try:
-        return json.loads(lines[-2]) if len(lines) > 1 else {}
-    except ValueError:  # `qfl verify` names the line
-        return {}
+    """The last whole row of a metrics file, without reading the rest.
 
-
-def verify(run: RunPath, as_json: AsJson = False) -> None:
-    """Check every file of a run against its checksum; nothing is changed. Exit status 1 where something is wrong.
-
-    Example: `qfl verify runs/add16`
+    Raises:
+        QflError: The file or the row cannot be read; names the file.
     """
-    from qfl_interp.runs.run import Run
-
-    opened = Run.open(run)
-    found = opened.verify()
-    if as_json:
-        print_json({"path": run, "good": found.good, "problems": found.problems, "finished": found.finished})
-    else:
-        console = Console(soft_wrap=True)
-        console.print(repr(opened), highlight=False, markup=False)
-        console.print(f"{len(found.good)} whole checkpoints; training {'finished' if found.finished else 'unfinished'}")
-        for problem in found.problems:
-            console.print("[red]problem:[/]", escape(problem), highlight=False)
-        console.print("[green]nothing is wrong[/]" if found else f"[red]{len(found.problems)} problems[/]")
-    if not found:
-        raise typer.Exit(1)
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+        row = json.loads(lines[-2]) if len(lines) > 1 else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise QflError(f"{path} is damaged: {error}. `qfl verify {path.parent}` says more.") from error
+    shown = ("step", "flops", "val_loss", "val_exact")
+    if not isinstance(row, dict) or any(type(row[name]) not in (int, float) for name in shown if name in row):
+        raise QflError(f"{path} is damaged: its last row is none. `qfl verify {path.parent}` says more.")
+    return row

@@ -213,16 +213,22 @@ def matched(
 def query(
     folder: SweepFolder,
     sql: Annotated[str, typer.Argument(metavar="SQL", help="A query of the view `runs`.", show_default=False)],
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="When the query is stopped.")] = 60.0,
+    unrestricted: Annotated[
+        bool,
+        typer.Option("--unrestricted", help="Let it read and write files, without limits; for queries that you trust."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the table of all runs, one row each, in SQL.
+    """Ask the table of all runs, one row each, in SQL. A query reads that table and nothing else.
 
     Example: `qfl sweep query runs/sweeps/tiny "select budget_flops, min(val_loss) from runs group by 1 order by 1"`
     """
     from qfl_interp.sweep import Sweep
     from qfl_interp.tables import records
 
-    print_rows(records(Sweep.open(folder).query(sql)), title=sql, as_json=as_json)
+    found = Sweep.open(folder).query(sql, timeout_seconds=timeout, unrestricted=unrestricted)
+    print_rows(records(found), title=sql, as_json=as_json)
 
 
 # What fits a terminal, and what it is called there; --json has every column.

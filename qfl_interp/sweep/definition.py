@@ -189,7 +189,7 @@ class SweepConfig:
             values = tomllib.loads(file.read_text())
         except FileNotFoundError as error:
             raise QflError(f"{file} does not exist. sweeps/small.toml is one to start from.") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
             raise QflError(f"{file} cannot be read as TOML: {error}") from error
         try:
             return SweepConfig.from_dict({"name": file.stem, **values})

@@ -1,4 +1,4 @@
-"""One row a run of a sweep: what it was, how it ended. Kept as Parquet, partitioned by task.
+"""One row a run of a sweep: what it was, how it ended.
 
 The runs' directories are the truth; the rows are what 20,000 of them are listed by. One process writes rows (the sweep
 holds its folder's lock); a killed one loses at most the rows of its last seconds, which are made again from the
@@ -8,15 +8,14 @@ directories.
 from __future__ import annotations
 
 import functools
-import io
 import math
 import time
-import uuid
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.digests import json_digest
@@ -24,23 +23,12 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_hooked
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
 from qfl_interp.runs.run import Run
+from qfl_interp.sweep.parts import latest, part_paths, part_task, read_part, write_part
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.storage import Storage
 
-RESULTS = "results"
 Record = dict[str, Any]
 
-# Column -> type in the Parquet files; "task" is the partition.
-COLUMNS: dict[str, str] = {
-    "length": "int64", "budget_flops": "float64",
-    "style": "str", "d_model": "int64", "n_layers": "int64", "n_heads": "int64",
-    "lr": "float64", "batch_size": "int64", "seed": "int64", "schedule": "str", "weight_decay": "float64",
-    "n_steps": "int64", "flops": "float64", "actual_flops": "float64", "n_parameters": "int64",
-    "val_loss": "float64", "val_exact": "float64", "val_loss_answer": "float64", "val_exact_answer": "float64",
-    "val_pass": "float64", "val_pass_answer": "float64", "n_val": "int64",
-    "seconds": "float64", "status": "str", "error": "str", "attempts": "int64", "group_size": "int64",
-    "device": "str", "configuration": "str", "run_id": "str", "path": "str", "finished_at": "str",
-}  # fmt: skip
 _SCORES = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer", "val_pass", "val_pass_answer", "seconds")
 # Rows are written at least this often, in seconds, while runs finish.
 _FLUSH_SECONDS = 15.0
@@ -68,14 +56,16 @@ def configuration_digest(config: RunConfig) -> str:
 def _final_scores(run: Run) -> dict[str, float]:
     """The last row of a finished run's metrics; `QflError` where it is not the final validation."""
     rows = run.read_metrics().rows
-    if not rows or rows[-1]["step"] != run.config.last_step or "val_loss" not in rows[-1]:
-        found = f"step {rows[-1]['step']}" if rows else "no row"
+    last = rows[-1] if rows else {}
+    scores = {name: last.get(name) for name in _SCORES}
+    if last.get("step") != run.config.last_step or any(type(value) not in (int, float) for value in scores.values()):
+        found = f"step {last.get('step')}" if last else "no row"
         raise QflError(
             f"{run.path / METRICS_FILE} must end with the validation of step {run.config.last_step}, "
             f"got {found}: its end was lost. "
             "Delete the run's directory and call the sweep again."
         )
-    return {name: float(rows[-1][name]) for name in _SCORES}
+    return {name: float(value) for name, value in scores.items() if value is not None}
 
 
 def make_record(
@@ -145,23 +135,12 @@ class RecordWriter:
     def compact(self) -> None:
         """Make one part of each task's many; a kill in between leaves rows twice, which readers see once."""
         parts: dict[str, list[str]] = defaultdict(list)
-        for path in self.storage.glob(f"{RESULTS}/task=*/part-*.parquet"):
-            parts[path.split("/")[1].removeprefix("task=")].append(path)
+        for path in part_paths(self.storage):
+            parts[part_task(path)].append(path)
         for task, paths in parts.items():
             if len(paths) > 1:
-                rows = latest(pd.concat([pd.read_parquet(io.BytesIO(self.storage.read_bytes(p))) for p in paths]))
-                write_part(self.storage, task, rows)
+                rows = pa.concat_tables([read_part(self.storage, path).rows for path in paths]).to_pandas()
+                write_part(self.storage, task, latest(rows))
                 for path in paths:
                     self.storage.remove(path)
         self._n_parts = 0
-
-
-def write_part(storage: Storage, task: str, rows: pd.DataFrame) -> None:
-    """Write rows of one task as a new Parquet part."""
-    typed = rows.reindex(columns=list(COLUMNS)).astype(COLUMNS)
-    storage.write_bytes(f"{RESULTS}/task={task}/part-{uuid.uuid4().hex[:12]}.parquet", typed.to_parquet(index=False))
-
-
-def latest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last row of each run, by `finished_at`."""
-    return rows.sort_values("finished_at", kind="stable").drop_duplicates("run_id", keep="last")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 import uuid
+import warnings
 from typing import Any
 
 from qfl_interp.errors import QflError, StorageError
@@ -16,12 +18,15 @@ LOCK_FILE = "lock.json"
 HEARTBEAT_SECONDS = 30.0
 # A lock this many heartbeats old is its owner's no more.
 STALE_AFTER = 3
+# Heartbeats for which a lock from the future is watched.
+_WATCHED = 1.5
 
 
 class RemoteLock:
     """The lock of a remote folder; use as a context manager.
 
-    The machines' clocks must agree to within a heartbeat or two.
+    The machines' clocks must agree to within a heartbeat or two. A lock that is dated later than that in the future is
+    watched for a heartbeat and a half, and taken if nobody renews it.
 
     `seconds` pass between two heartbeats, and `settle_seconds` before it reads back who won where two asked at once.
 
@@ -46,8 +51,7 @@ class RemoteLock:
             if not self._folder.create(LOCK_FILE, self._contents()):
                 raise self._busy(self._read())
         else:
-            if _age(found) < STALE_AFTER * self._seconds:
-                raise self._busy(found)
+            self._require_stale(found)
             self._folder.write(LOCK_FILE, self._contents())
         time.sleep(self._settle_seconds)
         if not self._is_ours():
@@ -62,6 +66,22 @@ class RemoteLock:
         with contextlib.suppress(StorageError):  # what stays goes stale
             if self._is_ours():
                 self._folder.remove(LOCK_FILE)
+
+    def _require_stale(self, found: dict[str, Any]) -> None:
+        """Raise unless the owner of a lock is gone."""
+        age, limit = _age(found), STALE_AFTER * self._seconds
+        if abs(age) < limit:
+            raise self._busy(found)
+        if age < 0:
+            warnings.warn(
+                f"{LOCK_FILE} of {self._folder.url} is dated {-age:.0f} s in the future: this machine's clock or its "
+                "owner's is wrong. It is taken if nobody renews it.",
+                stacklevel=4,
+            )
+            time.sleep(_WATCHED * self._seconds)
+            again = self._read()
+            if again is not None and again != found:
+                raise self._busy(again)
 
     def check(self) -> None:
         """Raise if the lock may be another's by now.
@@ -102,7 +122,7 @@ class RemoteLock:
             found = json.loads(self._folder.read(LOCK_FILE))
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -111,15 +131,18 @@ class RemoteLock:
 
     def _busy(self, found: dict[str, Any] | None) -> QflError:
         """The error for a lock that another sweep holds."""
-        wait = STALE_AFTER * self._seconds
+        wait, age = STALE_AFTER * self._seconds, _age(found or {})
+        when = f"{age:.0f} s ago" if abs(age) < wait else "a moment ago, by a clock that is not this machine's"
         return QflError(
-            f"another sweep is running on {self._folder.url}: its {LOCK_FILE} was renewed {_age(found or {}):.0f} s "
-            "ago. Wait for it or use another folder; nothing was changed. If it was killed, its lock is free "
+            f"another sweep is running on {self._folder.url}: its {LOCK_FILE} was renewed {when}. Wait for it or use "
+            "another folder; nothing was changed. If it was killed, its lock is free "
             f"{wait:.0f} s after the last renewal."
         )
 
 
 def _age(found: dict[str, Any]) -> float:
-    """Seconds since a lock was renewed; infinite where it does not say."""
+    """Seconds since a lock was renewed, below 0 where a clock is wrong; infinite where it does not say."""
     heartbeat = found.get("heartbeat")
-    return time.time() - heartbeat if isinstance(heartbeat, (int, float)) else float("inf")
+    if isinstance(heartbeat, (int, float)) and math.isfinite(heartbeat):
+        return time.time() - heartbeat
+    return float("inf")

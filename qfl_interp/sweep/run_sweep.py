@@ -15,11 +15,13 @@ from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, PLAN, definition_json, plan_json, read_definition, recorded
 from qfl_interp.sweep.jobs import JobSettings
 from qfl_interp.sweep.local_pool import LocalPool, usable_cores
+from qfl_interp.sweep.parts import RESULTS
 from qfl_interp.sweep.plan import PlannedRun, SweepPlan, plan_sweep
 from qfl_interp.sweep.pool import Pool
 from qfl_interp.sweep.ray_pool import RayPool
 from qfl_interp.sweep.records import Record, n_parameters
 from qfl_interp.sweep.scheduler import Tally, make_jobs, run_jobs
+from qfl_interp.sweep.sealed import DamagedError
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.training.stacked import max_members, stack_key
@@ -146,7 +148,8 @@ def run_sweep(
         config: The definition.
         out: The sweep's folder: a local path or an fsspec URL such as s3://bucket/sweep.
         execution: Workers, devices, stacking, Ray.
-        extend: Give a sweep of the same name that is there already this new definition; its runs stay.
+        extend: Give a sweep of the same name that is there already this new definition; its runs stay. One whose
+            `sweep.json` was lost or damaged gets it back so.
         progress: Draw a live bar on standard error.
         pool: Makes another pool than the local or the Ray one.
 
@@ -234,7 +237,7 @@ def _relative_cost(run: PlannedRun) -> float:
 
 def _done(storage: Storage, config: SweepConfig, *, extend: bool) -> dict[str, str]:
     """Status by run of what the folder holds, if it is this sweep's or empty."""
-    if not storage.exists(DEFINITION):
+    if not storage.exists(DEFINITION) and not (extend and storage.exists(RESULTS)):
         others = storage.names()
         if others:
             raise QflError(
@@ -242,11 +245,26 @@ def _done(storage: Storage, config: SweepConfig, *, extend: bool) -> dict[str, s
                 "Choose a new folder."
             )
         return {}
-    found = read_definition(storage)
-    if found != config and not (extend and found.name == config.name):
+    found = _definition_there(storage, extend=extend)
+    if found is not None and found != config and not (extend and found.name == config.name):
         raise QflError(
             f"{storage.folder} holds the sweep {found.name!r} with another definition ({found.digest()} there, "
             f"{config.digest()} here). Give the new definition with extend=True (qfl sweep --extend), which keeps "
             "every run, or choose another folder; nothing was changed."
         )
     return recorded(storage)
+
+
+def _definition_there(storage: Storage, *, extend: bool) -> SweepConfig | None:
+    """The folder's definition; with `extend` None where it was lost, as the new one takes its place."""
+    if extend and not storage.exists(DEFINITION):
+        return None
+    try:
+        return read_definition(storage)
+    except DamagedError as error:
+        if extend:
+            return None
+        raise QflError(
+            f"{error} Restore it, or give the definition anew with extend=True (qfl sweep FILE.toml --extend), which "
+            "keeps every run."
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -15,6 +14,7 @@ from qfl_interp.sweep.jobs import Job
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.pool import Outcome, Pool
 from qfl_interp.sweep.records import Record, RecordWriter, make_record
+from qfl_interp.sweep.sealed import sealed_json
 from qfl_interp.sweep.storage import Storage
 
 STATE_FILE = "state.json"
@@ -170,4 +170,4 @@ def _write_state(storage: Storage, tally: Tally, pool: Pool) -> None:
         "running": tally.running,
         "eta_seconds": tally.eta_seconds,
     }
-    storage.write_bytes(STATE_FILE, json.dumps(state, indent=1).encode())
+    storage.write_bytes(STATE_FILE, sealed_json(state))

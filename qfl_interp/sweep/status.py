@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from qfl_interp.errors import QflError
 from qfl_interp.sweep.folder import read_definition, read_plan, read_rows
+from qfl_interp.sweep.parts import OUTCOMES
 from qfl_interp.sweep.scheduler import STATE_FILE
+from qfl_interp.sweep.sealed import Sealed, read_sealed
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import records
 
-# One that has said nothing for this many seconds is not being trained any more.
+# One that has said nothing for this many seconds, or is dated later than that, is not being trained any more.
 _SILENT_SECONDS = 60.0
-_OUTCOMES = ("finished", "diverged", "failed")
+_STATE: dict[str, Any] = {
+    "updated": str, "where": str, "total": int, "done": int, "diverged": int, "failed": int, "running": list,
+    "eta_seconds": (int, float, type(None)),
+}  # fmt: skip
 
 
 class SweepStatus(NamedTuple):
@@ -44,7 +49,7 @@ def sweep_status(folder: str) -> SweepStatus:
     """The status of the sweep in a folder.
 
     Raises:
-        QflError: The folder holds no sweep.
+        QflError: The folder holds no sweep, or its definition or a part of its rows is damaged; names the file.
     """
     storage = Storage(folder)
     config = read_definition(storage)
@@ -63,31 +68,60 @@ def sweep_status(folder: str) -> SweepStatus:
                 failures.append({name: row[name] for name in ("run_id", "attempts", "error")})
     table = [
         {"task": task, "length": length, "runs": n}
-        | {outcome: ended[task, length, outcome] for outcome in _OUTCOMES}
-        | {"remaining": n - sum(ended[task, length, outcome] for outcome in _OUTCOMES)}
+        | {outcome: ended[task, length, outcome] for outcome in OUTCOMES}
+        | {"remaining": n - sum(ended[task, length, outcome] for outcome in OUTCOMES)}
         for (task, length), n in sorted(planned.items())
     ]
-    state = _read_state(storage)
-    return SweepStatus(config.name, table, failures, state, _sentence(state))
+    return SweepStatus(config.name, table, failures, *_state(storage))
 
 
-def _read_state(storage: Storage) -> dict[str, Any] | None:
-    """What the training process wrote last; what a killed one left says that nothing runs."""
-    if not storage.exists(STATE_FILE):
-        return None
+def read_state(storage: Storage) -> Sealed:
+    """What the training process wrote last.
+
+    Raises:
+        FileNotFoundError: It has written nothing yet.
+        QflError: The file is damaged; names it.
+    """
+    found = read_sealed(storage, STATE_FILE)
+    wrong = [name for name, kind in _STATE.items() if not isinstance(found.values.get(name), kind)]
+    wrong += [name for name in found.values if name not in _STATE]
+    if wrong or _age(found.values) is None:
+        named = wrong[0] if wrong else "updated"
+        raise QflError(f"{storage.folder}/{STATE_FILE} is damaged: its {named} is not as it was written.")
+    return found
+
+
+def _state(storage: Storage) -> tuple[dict[str, Any] | None, str]:
+    """The state and its words; what a killed process left says that nothing runs."""
     try:
-        state = json.loads(storage.read_bytes(STATE_FILE))
-    except ValueError:  # damaged; the next call of the sweep writes it again
+        state = read_state(storage).values
+    except FileNotFoundError:
+        return None, "not started yet"
+    except QflError as error:
+        return None, f"{error} The rows above are right; the next call of the sweep writes it again."
+    age = _age(state)
+    assert age is not None
+    state["killed"] = bool(state["running"]) and abs(age) > _SILENT_SECONDS
+    if state["killed"]:
+        state["running"] = []
+    return state, _sentence(state, age)
+
+
+def _age(state: dict[str, Any]) -> float | None:
+    """Seconds since the state was written, below 0 where a clock is wrong; None where it does not say."""
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(state["updated"])).total_seconds()
+    except (TypeError, ValueError):
         return None
-    silent = (datetime.now(UTC) - datetime.fromisoformat(state["updated"])).total_seconds()
-    state["killed"] = bool(state["running"]) and silent > _SILENT_SECONDS
-    return {**state, "running": []} if state["killed"] else state
 
 
-def _sentence(state: dict[str, Any] | None) -> str:
+def _sentence(state: dict[str, Any], age: float) -> str:
     """The state in words."""
-    if state is None:
-        return "not started yet"
+    if state["killed"] and age < 0:
+        return (
+            f"dated {state['updated']}, {duration(-age)} in the future: this machine's clock or the other's is wrong, "
+            "and nothing shows that it runs. `qfl sweep FILE.toml` goes on"
+        )
     if state["killed"]:
         return f"silent since {state['updated']}, killed perhaps: `qfl sweep FILE.toml` goes on"
     if not state["running"]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import filelock
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import storage_error, write_atomic
+from qfl_interp.sweep.local_lock import LOCK, OWNER, LocalLock
 from qfl_interp.sweep.mirror import mirrored, pull
 from qfl_interp.sweep.remote import RemoteFolder
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock
 
-_LOCK = ".lock"
 # Which extra of this package brings what a protocol needs.
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 PUSH_SECONDS = 60.0
@@ -66,9 +67,12 @@ class Storage:
 
         Raises:
             FileNotFoundError: It is not there.
-            StorageError: The storage cannot be read.
+            StorageError: The storage cannot be read, or a folder is in the file's place.
         """
-        return (self.local_path / path).read_bytes() if self.is_local else self._remote.read(path)
+        if not self.is_local:
+            return self._remote.read(path)
+        with _told_reading(self.local_path / path):
+            return (self.local_path / path).read_bytes()
 
     def write_bytes(self, path: str, data: bytes) -> None:
         """Write a file whole or not at all, replacing one that is there; its folders are made.
@@ -95,10 +99,11 @@ class Storage:
     def names(self) -> list[str]:
         """The sorted names of the files and folders in it, locks and half-written files left out."""
         if self.is_local:
-            found = sorted(p.name for p in self.local_path.iterdir()) if self.local_path.is_dir() else []
+            with _told_reading(self.local_path):
+                found = sorted(p.name for p in self.local_path.iterdir()) if self.local_path.is_dir() else []
         else:
             found = self._remote.names()
-        return [name for name in found if name not in (_LOCK, LOCK_FILE) and not name.startswith(".tmp-")]
+        return [name for name in found if name not in (LOCK, OWNER, LOCK_FILE) and not name.startswith(".tmp-")]
 
     def existing_parent(self) -> Path:
         """The folder itself if it is there, else the nearest one above it that is; only where `is_local`."""
@@ -106,11 +111,16 @@ class Storage:
         return next(path for path in (here, *here.parents) if path.is_dir())
 
     def glob(self, pattern: str) -> list[str]:
-        """The sorted paths that match a pattern ("results/task=*/part-*.parquet")."""
+        """The sorted paths that match a pattern ("results/task=*/part-*.parquet").
+
+        Raises:
+            StorageError: A folder on the way is none, or cannot be listed.
+        """
         if not self.is_local:
             return self._remote.glob(pattern)
         here = self.local_path
-        return sorted(found.relative_to(here).as_posix() for found in here.glob(pattern))
+        with _told_reading(here):
+            return sorted(found.relative_to(here).as_posix() for found in _matching(here, pattern.split("/")))
 
     def remove(self, path: str) -> None:
         """Delete a file, if it is there.
@@ -133,7 +143,7 @@ class Storage:
         30 s, and free 90 s after its owner died.
 
         Yields:
-            A function to call now and then, which raises `QflError` if a remote lock was lost to another sweep.
+            A function to call now and then, which raises `QflError` if the lock was lost: deleted, or another's.
 
         Raises:
             QflError: Another sweep is running there.
@@ -143,22 +153,8 @@ class Storage:
             with RemoteLock(self._remote) as held:
                 yield held.check
             return
-        here = self.local_path
-        held = filelock.FileLock(here / _LOCK, timeout=0)
-        try:
-            here.mkdir(parents=True, exist_ok=True)
-            held.acquire()
-        except filelock.Timeout as error:
-            raise QflError(
-                f"another sweep is running on {here}. Wait for it (qfl sweep status shows how far it is), or use "
-                "another folder; nothing was changed."
-            ) from error
-        except OSError as error:
-            raise StorageError(str(storage_error(error, here))) from error
-        try:
-            yield lambda: None
-        finally:
-            held.release()
+        with LocalLock(self.local_path) as held:
+            yield held.check
 
     def pull_run(self, path: str, into: Path) -> None:
         """Download the run in `path`, if there is one; of its checkpoints only whole ones. Not for local storage.
@@ -192,6 +188,33 @@ class Storage:
         own = scratch / hashlib.sha256(self._remote.url.encode()).hexdigest()[:8] / path
         with mirrored(self._remote, path, own, seconds) as local:
             yield local
+
+
+def _matching(folder: Path, pattern: list[str]) -> Iterator[Path]:
+    """The paths that match; unlike `Path.glob`, a folder that cannot be listed is an error."""
+    if not pattern:
+        yield folder
+        return
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in fnmatch.filter(names, pattern[0]):
+        yield from _matching(folder / name, pattern[1:])
+
+
+@contextlib.contextmanager
+def _told_reading(place: Path) -> Iterator[None]:
+    """Turn what the operating system says of a place into a `StorageError`; a missing one stays `FileNotFoundError`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or place} cannot be read: {error.strerror}. Check what is there and its permissions; "
+            "nothing was changed."
+        ) from error
 
 
 def _open(folder: str) -> tuple[fsspec.AbstractFileSystem, str]:

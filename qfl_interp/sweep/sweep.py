@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.dataset
 
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.runs.run import Run
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import read_definition
-from qfl_interp.sweep.records import COLUMNS, RESULTS
+from qfl_interp.sweep.parts import OUTCOMES, read_rows
+from qfl_interp.sweep.query import TIMEOUT_SECONDS, ask
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import column, distinct, select
 
@@ -23,13 +21,6 @@ RULES = ("mean", "paper")
 # What tables show of a configuration; column `configuration` names it whole, and its runs differ in the seed only.
 CONFIGURATION = ("style", "d_model", "n_layers", "n_heads", "lr", "batch_size", "schedule", "weight_decay")
 _ORDER = ("task", "length", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "run_id")
-_PARTITION = pyarrow.dataset.partitioning(pa.schema([("task", pa.string())]), flavor="hive")
-# Runs that were retried or computed again have several rows: the last one counts. A run has one task; that the window
-# names it lets DuckDB read only the parts of the task a query asks for.
-_RUNS = f"""
-create view runs as select task, {", ".join(COLUMNS)} from parts
-qualify row_number() over (partition by task, run_id order by finished_at desc) = 1
-"""
 
 
 class Sweep:
@@ -56,49 +47,38 @@ class Sweep:
         storage = Storage(str(path))
         return cls(storage, read_definition(storage))
 
-    def query(self, sql: str, parameters: dict[str, Any] | None = None) -> pd.DataFrame:
-        """What a DuckDB query answers on the view `runs`: one row a run, its latest, with the columns of `table`.
+    def query(
+        self,
+        sql: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        unrestricted: bool = False,
+    ) -> pd.DataFrame:
+        """What a DuckDB query answers on the view `runs`: one row a run, with the columns of `table`.
 
-        Only the columns and rows that the query needs are read.
+        The query reads the view and nothing else: no files, no extensions, 1 GB of memory, a minute of time.
 
         Args:
             sql: One SELECT statement; values as `$name`.
             parameters: The values.
+            timeout_seconds: When it is stopped.
+            unrestricted: Let it do whatever DuckDB can, such as `copy (...) to 'FILE'`, without a limit of time or
+                memory; for queries that you trust.
 
         Raises:
-            QflError: No run has ended yet, or DuckDB refuses the query; says why.
+            QflError: No run has ended yet, a part of the results is damaged, or the query is refused, reaches a limit
+                or is not one statement; says why.
 
         Example:
             `sweep.query("select task, min(val_loss) as loss from runs where status = 'finished' group by task")`
         """
-        try:
-            return self._query(sql, parameters or {})
-        except FileNotFoundError:
-            # The sweep that runs there has just put its parts together into others.
-            return self._query(sql, parameters or {})
-
-    def _query(self, sql: str, parameters: dict[str, Any]) -> pd.DataFrame:
-        storage = self.storage
-        parts = storage.glob(f"{RESULTS}/task=*/part-*.parquet")
-        if not parts:
+        rows = read_rows(self.storage)
+        if rows is None:
             raise QflError(
                 f"sweep {self.path} has no results yet: no run has ended. `qfl sweep status` shows where it is."
             )
-        dataset = pyarrow.dataset.dataset(
-            [f"{storage.root}/{part}" for part in parts],
-            format="parquet",
-            filesystem=storage.filesystem,
-            partitioning=_PARTITION,
-        )
-        with duckdb.connect() as connection:
-            connection.register("parts", dataset)
-            connection.execute(_RUNS)
-            try:
-                return connection.execute(sql, parameters).df()
-            except duckdb.IOException as error:
-                raise FileNotFoundError(str(error)) from error
-            except duckdb.Error as error:
-                raise QflError(f"DuckDB refuses the query on `runs` of {self.path}: {error}") from error
+        return ask(rows, sql, parameters or {}, timeout_seconds=timeout_seconds, unrestricted=unrestricted)
 
     def table(self, task: str | None = None, length: int | None = None) -> pd.DataFrame:
         """One row a run, sorted by task, length, budget, shape, learning rate, batch and seed.
@@ -230,9 +210,12 @@ class Sweep:
 
     def __repr__(self) -> str:
         try:
-            rows = self.query("select task, status from runs")
-        except QflError:
+            found = read_rows(self.storage)
+        except QflError as error:
+            return f"Sweep({self.path!r}: {error})"
+        if found is None:
             return f"Sweep({self.path!r}: no results yet)"
+        rows = found.select(["task", "status"]).to_pandas()
         return f"Sweep({self.path!r}: {', '.join(sorted(set(rows['task'].tolist())))}; {_counts(rows)})"
 
 
@@ -256,4 +239,4 @@ def _best_of(rows: pd.DataFrame, group: list[str], rule: str) -> pd.DataFrame:
 
 def _counts(rows: pd.DataFrame) -> str:
     """How many rows have each status: "12 finished, 1 diverged, 0 failed"."""
-    return ", ".join(f"{len(select(rows, status=name))} {name}" for name in ("finished", "diverged", "failed"))
+    return ", ".join(f"{len(select(rows, status=name))} {name}" for name in OUTCOMES)

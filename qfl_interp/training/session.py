@@ -61,8 +61,10 @@ class RunSession:
     def is_complete(self) -> bool:
         """Whether the final checkpoint is there and whole, and the metrics to its step; else it is trained again."""
         run = Run(self.writer.path, self.run_config)
+        last = self.run_config.last_step
         try:
-            return run.finished and bool(run.load_checkpoint(self.run_config.last_step)) and bool(run.read_metrics())
+            logged = [row["step"] for row in run.read_metrics().rows[-1:]]
+            return logged == [last] and run.finished and bool(run.load_checkpoint(last))
         except QflError:
             return False
 

@@ -22,8 +22,9 @@ from qfl_interp.emergence.transition import find_transition
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, definition_json
+from qfl_interp.sweep.parts import write_part
 from qfl_interp.sweep.plan import plan_sweep
-from qfl_interp.sweep.records import make_record, write_part
+from qfl_interp.sweep.records import make_record
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.tables import select

@@ -102,7 +102,7 @@ def test_train_then_resume_then_verify(call, tmp_path):
     status, text, _ = call("verify", out, "--json")
     assert (status, json.loads(text)) == (
         0,
-        {"path": str(out), "good": run.steps, "problems": [], "finished": True},
+        {"path": str(out), "good": run.steps, "problems": [], "unchecked": [], "finished": True},
     )
 
 
@@ -135,6 +135,43 @@ def test_runs(call, run_copy):
     assert len(json.loads(out)) == 2
     assert call("runs", run_copy.path.parent)[0] == 0
     assert "none" in call("runs", run_copy.path / "checkpoints")[1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b"[" * 2000 + b"\n"),
+        lambda file: file.write_bytes(b"[1, 2]\n"),
+        lambda file: file.write_bytes(b'{"step": "many"}\n'),
+        lambda file: file.write_bytes(b"\xff\xfe\n"),
+        lambda file: (file.unlink(), file.mkdir()),
+    ],
+    ids=["nested", "list", "text", "bytes", "folder"],
+)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_runs_names_a_damaged_run_and_lists_the_others(call, run_copy, name, damage):
+    good = run_copy.path.parent / "good"
+    shutil.copytree(run_copy.path, good)
+    damage(run_copy.path / name)
+    status, out, error = call("runs", run_copy.path.parent, "--json")
+    bad, other = json.loads(out)
+    assert (status, error) == (0, "")
+    assert bad["run"].startswith("unreadable: ")
+    assert name in bad["run"] or "RecursionError" in bad["run"] or name == "config.json"
+    assert (other["run"], other["step"]) == (run_copy.run_id, "40/40")
+    assert call("runs", run_copy.path.parent)[0] == 0
+
+
+def test_runs_names_a_file_that_may_not_be_read(call, run_copy, monkeypatch):
+    """Of the superuser nothing can be kept: the operating system's answer is made up."""
+
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("qfl_interp.cli.runs.open", refused, raising=False)
+    status, out, _ = call("runs", run_copy.path.parent, "--json")
+    assert status == 0
+    assert "metrics.jsonl is damaged: [Errno 13] Permission denied" in json.loads(out)[0]["run"]
 
 
 def test_tasks(call):

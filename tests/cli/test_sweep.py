@@ -130,6 +130,21 @@ def test_best_matched_and_query_agree_with_the_table(call: Call, folder: Path) -
     assert all(f"{loss:.4g}" in text for loss in at["val_loss"])
 
 
+def test_a_query_is_kept_from_files_unless_it_is_told_otherwise(call: Call, folder: Path, tmp_path: Path) -> None:
+    sql = f"copy (select run_id from runs) to '{tmp_path / 'ids.csv'}'"
+    status, _, error = call("query", folder, sql)
+    assert status == 1
+    assert "--unrestricted" in error
+    assert not (tmp_path / "ids.csv").exists()
+    status, _, error = call("query", folder, sql, "--unrestricted")
+    assert (status, error) == (0, "")
+    assert len((tmp_path / "ids.csv").read_text().split()) == 7
+    endless = "select count(*) from range(1000000000000) a where a.range % 7 = 3"
+    status, _, error = call("query", folder, endless, "--timeout", "0.3")
+    assert status == 1
+    assert "may take 0.3 s" in error
+
+
 @pytest.mark.slow
 def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_path: Path) -> None:
     status, out, error = call("scaling", folder, "--out", tmp_path / "scaling.html", "--json")
@@ -186,6 +201,8 @@ def test_a_failed_run_shows_in_the_exit_status(
         (["best", "{folder}", "--budget", "3e7"], "no run in .* had a budget of 3e.07 FLOPs. The nearest is"),
         (["matched", "{folder}", "--d-model", "3", "--n-layers", "1"], "no run in .* has d_model 3"),
         (["query", "{folder}", "select nonsense from runs"], "DuckDB refuses the query"),
+        (["query", "{folder}", ""], "must be one SQL statement, got nothing"),
+        (["query", "{folder}", "select 1", "--timeout", "0"], "timeout_seconds must be positive, got 0"),
         (["{toml}", "--ray", "127.0.0.1:1", "--out", "{folder}2"], "127.0.0.1:1"),
         (["{toml}", "--workers", "0", "--out", "{folder}3"], "workers must be at least 1"),
         (["{toml}", "--out", "strange://x"], "strange"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +13,12 @@ import pytest
 
 from qfl_interp.errors import QflError
 from qfl_interp.runs.run import Run
+from qfl_interp.sweep import query
 from qfl_interp.sweep.definition import SweepConfig
-from qfl_interp.sweep.folder import definition_json
+from qfl_interp.sweep.folder import definition_json, recorded
 from qfl_interp.sweep.mirror import Pusher
-from qfl_interp.sweep.records import COLUMNS, write_part
+from qfl_interp.sweep.parts import COLUMNS, write_part
+from qfl_interp.sweep.records import RecordWriter
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import CONFIGURATION, Sweep
 from qfl_interp.tables import select
@@ -269,3 +274,155 @@ def test_nothing_finished(tmp_path):
     for ask in (lambda: sweep.best(1e9), lambda: sweep.matched(8, 2)):
         with pytest.raises(QflError, match="has finished: 0 finished, 2 diverged, 0 failed"):
             ask()
+
+
+# A query reaches the rows and nothing else.
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write(tmp_path / "small", few([(1e-3, 0, 0.5), (1e-2, 0, 0.7)]))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select * from read_text('{file}')",
+        "select * from read_csv('{file}')",
+        "select * from '{file}'",
+        "select * from glob('/*')",
+        "copy runs to '{new}'",
+        "copy (select 1) to '{results}/part-new.parquet' (format parquet)",
+        "attach '{new}'",
+        "export database '{new}'",
+        "install httpfs",
+        "load httpfs",
+    ],
+)
+def test_files_and_extensions_are_out_of_reach(small, tmp_path, sql):
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    results = tmp_path / "small" / "results" / "task=addition"
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(QflError, match=r"reads the view `runs` and nothing else, .*--unrestricted") as raised:
+        small.query(sql.format(file=tmp_path / "secret.csv", new=tmp_path / "new", results=results))
+    assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("", "must be one SQL statement, got nothing"),
+        ("  -- a remark", "must be one SQL statement, got nothing"),
+        ("select 1; select 2", "must be one SQL statement, got 2 statements"),
+        ("selec 1", 'DuckDB refuses the query on `runs`: .*syntax error at or near "selec"'),
+        ("insert into runs values (1)", "DuckDB refuses the query on `runs`: .*runs is not an table"),
+        ("set memory_limit = '100GB'", "configuration has been locked"),
+        ("select * from outside", "outside does not exist"),
+        ("select * from runs where lr = $lr", "Values were not provided for the following parameters: lr"),
+        ("create table many as select * from range(3000000000)", "may take 1 GB of memory, and this one needs more"),
+    ],
+)
+def test_refused_queries_are_told_in_one_line(small, sql, words):
+    outside = pd.DataFrame({"a": [1]})  # a variable that DuckDB would find
+    with pytest.raises(QflError, match=words) as raised:
+        small.query(sql)
+    assert "\n" not in str(raised.value)
+    assert len(outside) == 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select count(*) from range(1000000000000) a where a.range % 7 = 3",
+        "with recursive t(n) as (select 1 union all select n + 1 from t) select count(*) from t",
+    ],
+    ids=["work", "recursion"],
+)
+def test_a_query_without_end_is_stopped(small, sql):
+    start = time.monotonic()
+    with pytest.raises(QflError, match=r"may take 0\.3 s, and this one was stopped .*--timeout 600"):
+        small.query(sql, timeout_seconds=0.3)
+    assert time.monotonic() - start < 20
+    with pytest.raises(ValueError, match="timeout_seconds must be positive, got 0"):
+        small.query("select 1", timeout_seconds=0)
+
+
+def test_an_answer_without_end_is_stopped(small, monkeypatch):
+    """Outside DuckDB, whose own limit does not count it: in pieces, and too large as a whole."""
+    assert len(small.query("select range from range(100000)")) == 100_000
+    assert small.query("select case when range % 3000 > 0 then 1 end as a from range(6000)")["a"].isna().sum() == 2
+    monkeypatch.setattr(query, "_MEMORY_BYTES", 2_000_000)
+    with pytest.raises(QflError, match=r"must stay below 0\.002 GB"):
+        small.query("select range from range(1000000000000)")
+
+
+def test_unrestricted_is_duckdb_itself(small, tmp_path):
+    small.query(f"copy (select lr from runs order by lr) to '{tmp_path / 'lr.csv'}'", unrestricted=True)
+    assert (tmp_path / "lr.csv").read_text().split() == ["lr", "0.001", "0.01"]
+    read = small.query(f"select content from read_text('{tmp_path / 'lr.csv'}')", unrestricted=True)
+    assert read["content"].tolist() == ["lr\n0.001\n0.01\n"]
+    with pytest.raises(QflError, match="got nothing"):
+        small.query("", unrestricted=True)
+
+
+# Which row of a run counts.
+
+
+@pytest.mark.parametrize("status", ["failed", "diverged"])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_clock_hides_no_finished_run(tmp_path, status, compacted):
+    """The failed attempt's machine was a century ahead."""
+    finished = few([(1e-3, 0, 0.5), (1e-3, 1, 0.4)])
+    sweep = write(tmp_path, finished)
+    late = finished.iloc[:1].assign(status=status, val_loss=np.nan, finished_at="2126-01-01T00:00:00.000000+00:00")
+    write(tmp_path, late)
+    if compacted:
+        RecordWriter(sweep.storage).compact()
+    assert sweep.table()["val_loss"].tolist() == [0.5, 0.4]
+    assert set(sweep.table()["status"]) == {"finished"}
+    assert recorded(sweep.storage) == dict.fromkeys(finished["run_id"], "finished")
+
+
+def test_among_equal_outcomes_the_last_counts_and_a_divergence_is_no_failure(tmp_path):
+    diverged = few([(1e-3, 0, None)])
+    sweep = write(tmp_path, diverged.assign(error="first"))
+    write(tmp_path, diverged.assign(error="second", finished_at="2026-01-02T00:00:00+00:00"))
+    write(tmp_path, diverged.assign(error="third", status="failed", finished_at="2026-01-03T00:00:00+00:00"))
+    assert sweep.table()[["status", "error"]].to_numpy().tolist() == [["diverged", "second"]]
+
+
+# Damaged parts of an earlier version, which had no checksum.
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop(columns="status"), r"its columns are not those that were written \(status\)"),
+        (lambda t: t.assign(extra=1), r"its columns are not those that were written \(extra\)"),
+        (lambda t: t.assign(seed=t["seed"].astype("float64")), "its column seed must hold int64, got double"),
+        (lambda t: t.assign(lr="0.1"), "its column lr must hold float64, got large_string"),
+        (
+            lambda t: t.assign(status="done"),
+            "its column status must hold one of finished, diverged, failed, got 'done'",
+        ),
+        (lambda t: t.assign(run_id=None), "its column run_id must hold str, got null"),
+        (lambda t: t.assign(run_id="parity4-1"), "it holds run 'parity4-1', which is not of the task 'addition'"),
+        (lambda t: t.assign(error=[None, *t["error"][1:]]), "its column error has rows without a value"),
+    ],
+    ids=["lost", "added", "float", "text", "outcome", "nothing", "task", "null"],
+)
+def test_a_part_with_other_columns_is_named(small, change, words):
+    (part,) = (Path(small.path) / "results" / "task=addition").iterdir()
+    change(pd.read_parquet(part, partitioning=None)).to_parquet(part.with_name("part-0123.parquet"), index=False)
+    part.unlink()
+    with pytest.raises(QflError, match=rf"part-0123\.parquet is damaged: {words}"):
+        small.table()
+
+
+def test_parts_are_one_plain_dataset_named_by_their_checksums(small):
+    results = Path(small.path) / "results"
+    (part,) = results.rglob("part-*.parquet")
+    assert part.stem.split("-")[2] == hashlib.sha256(part.read_bytes()).hexdigest()[:16]
+    plain = pd.read_parquet(results).sort_values("lr")
+    assert plain["val_loss"].tolist() == small.table()["val_loss"].tolist()

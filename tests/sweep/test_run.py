@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +26,11 @@ from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, 
 from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
 from qfl_interp.sweep.local_pool import LocalPool
+from qfl_interp.sweep.parts import COLUMNS
 from qfl_interp.sweep.plan import plan_sweep
-from qfl_interp.sweep.records import COLUMNS, configuration_digest
+from qfl_interp.sweep.records import configuration_digest
+from qfl_interp.sweep.sealed import sealed_json
+from qfl_interp.sweep.status import read_state
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training.train import train
 
@@ -335,6 +338,7 @@ def test_listing_survives_damaged_helpers_and_names_damaged_rows(swept: Path, tm
     (copy / "state.json").write_text("{")
     assert sweep_status(str(copy)).rows[0]["finished"] == 4
     assert sweep_status(str(copy)).state is None
+    assert "state.json is damaged" in sweep_status(str(copy)).sentence
     (part,) = copy.glob("results/task=addition/part-*.parquet")
     part.write_bytes(part.read_bytes()[:-50])
     with pytest.raises(QflError, match=r"part-.*parquet is damaged"):
@@ -407,12 +411,18 @@ def test_a_share_of_a_gpu_on_ray_asks_nothing_of_the_drivers_own(tmp_path: Path)
 def test_state_that_a_killed_sweep_left_says_so(swept: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(swept, copy)
-    state = json.loads((copy / "state.json").read_bytes())
-    state |= {"updated": "2020-01-01T00:00:00+00:00", "running": ["addition4-abc"]}
-    (copy / "state.json").write_text(json.dumps(state))
-    status = sweep_status(str(copy))
-    assert not status.running
-    assert "killed perhaps" in status.sentence
+    state = read_state(Storage(str(copy))).values | {"running": ["addition4-abc"]}
+    cases = [
+        ("2020-01-01T00:00:00+00:00", "killed perhaps"),
+        ("2220-01-01T00:00:00+00:00", "in the future: this machine"),
+    ]
+    for updated, words in cases:
+        (copy / "state.json").write_bytes(sealed_json(state | {"updated": updated}))
+        status = sweep_status(str(copy))
+        assert not status.running
+        assert words in status.sentence
+    (copy / "state.json").write_bytes(sealed_json(state | {"updated": datetime.now(UTC).isoformat()}))
+    assert sweep_status(str(copy)).running
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import errno
 import importlib
 import io
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +28,7 @@ import qfl_interp as qfl
 from qfl_interp.errors import StorageError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.writer import RunWriter
-from qfl_interp.sweep import mirror, remote
+from qfl_interp.sweep import local_lock, mirror, remote
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training.train import plan_run
@@ -175,6 +177,65 @@ def test_a_local_lock_goes_with_its_process(tmp_path):
 def remote_folder(remote_url) -> remote.RemoteFolder:
     storage = Storage(remote_url)
     return remote.RemoteFolder(storage.filesystem, storage.root, remote_url)
+
+
+def test_a_lock_whose_file_is_deleted_is_seen_by_its_holder_and_by_the_next(tmp_path):
+    with Storage(str(tmp_path)).lock() as check:
+        check()
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(
+            qfl.QflError, match=rf"another sweep is running on .*: process {os.getpid()} of this machine"
+        ):
+            with Storage(str(tmp_path)).lock():
+                pytest.fail("two hold the lock")
+        with pytest.raises(qfl.QflError, match=r"was lost: its file \.lock was deleted or replaced.*This one stops"):
+            check()
+    assert not (tmp_path / ".owner.json").exists()
+    with Storage(str(tmp_path)).lock() as check:
+        check()
+        assert Storage(str(tmp_path)).names() == []
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "1"},
+        {"host": socket.gethostname(), "pid": os.getpid(), "started": "1"},
+        {"host": "elsewhere", "pid": os.getpid(), "started": local_lock._started(os.getpid())},
+        {"host": socket.gethostname(), "pid": os.getpid(), "started": None},
+        {"pid": "x"},
+        [],
+    ],
+    ids=["dead", "its number used again", "elsewhere", "unknown", "damaged", "no owner"],
+)
+def test_what_a_killed_owner_left_blocks_nobody(tmp_path, owner):
+    (tmp_path / ".owner.json").write_text(json.dumps(owner))
+    with Storage(str(tmp_path)).lock() as check:
+        check()
+    assert not (tmp_path / ".owner.json").exists()
+
+
+def test_a_heartbeat_from_the_future_blocks_only_while_it_is_renewed(remote_folder):
+    def lock() -> RemoteLock:
+        return RemoteLock(remote_folder, seconds=0.2, settle_seconds=0.0)
+
+    def beat(ahead: float) -> None:
+        remote_folder.write(LOCK_FILE, json.dumps({"id": "ahead", "heartbeat": time.time() + ahead}).encode())
+
+    beat(1000)
+    with pytest.warns(UserWarning, match=r"is dated \d+ s in the future: this machine's clock or its owner's is wrong"):
+        with lock() as held:
+            held.check()
+    beat(1000)
+    owner = threading.Timer(0.1, beat, [1000])
+    owner.start()
+    with pytest.warns(UserWarning, match="in the future"), pytest.raises(qfl.QflError, match="by a clock that is not"):
+        with lock():
+            pytest.fail("a living owner lost its lock")
+    owner.join()
+    remote_folder.write(LOCK_FILE, b"[" * 100_000)
+    with lock():
+        pass
 
 
 @pytest.mark.slow
@@ -379,7 +440,7 @@ def test_only_what_is_new_is_uploaded_again(writer, monkeypatch):
     writer.append_metrics([{"step": 0}])
     writer.save(state(writer, 5), keep_optimizer=False)
     pusher.push()
-    assert len(written) == 5
+    assert len(written) == 5  # configuration, task, metrics, and a checkpoint of two files
     written.clear()
     pusher.push()
     assert written == []
@@ -468,3 +529,32 @@ def test_storage_that_fills_up_is_told_at_the_end(tmp_path, monkeypatch):
             body(0.05, error)
     with pytest.raises(KeyboardInterrupt):
         body(60, KeyboardInterrupt())
+
+
+@pytest.mark.parametrize("path", ["a.json", "results/task=x/part-1.parquet"])
+def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder(tmp_path, path):
+    storage = Storage(str(tmp_path))
+    (tmp_path / path).mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"{path} cannot be read: Is a directory"):
+        storage.read_bytes(path)
+    (tmp_path / "other").write_text("")
+    with pytest.raises(StorageError, match="other cannot be read: Not a directory"):
+        storage.glob("other/task=*/part-*")
+
+
+def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
+    """Of the superuser nothing can be kept: the operating system's answer is made up."""
+    storage = Storage(str(tmp_path))
+    (tmp_path / "results").mkdir()
+
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(
+        StorageError, match=r"cannot be read: Permission denied\. Check what is there and its permissions"
+    ):
+        storage.glob("results/task=*/part-*.parquet")
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(StorageError, match=r"sweep\.json cannot be read: Permission denied"):
+        qfl.Sweep.open(tmp_path)

@@ -1,0 +1,70 @@
+"""`qfl verify`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from qfl_interp.cli.output import AsJson, print_json
+
+Folder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, or the folder or URL of a sweep.", show_default=False)
+]
+
+
+def verify(run: Folder, as_json: AsJson = False) -> None:
+    """Check every file of a run or a sweep against its checksum; nothing is changed.
+
+    Of a sweep: its definition, plan, state and rows, the directory of every run, and each row against its directory.
+    Exit status 1 where something is wrong.
+
+    Example: `qfl verify runs/add16`
+    """
+    from qfl_interp.activations.store import ActivationStore
+    from qfl_interp.runs.run import Run
+    from qfl_interp.sweep.verification import is_sweep
+
+    # `Path` takes one of the two slashes of a URL.
+    folder = re.sub(r"^(\w+):/(?=[^/])", r"\1://", str(run))
+    if is_sweep(folder):
+        _verify_sweep(folder, as_json)
+        return
+    opened = Run.open(run)
+    found = opened.verify()
+    problems = [*found.problems, *ActivationStore(opened.path / "activations").verify()]
+    if as_json:
+        values = {"path": run, "good": found.good, "problems": problems, "unchecked": found.unchecked}
+        print_json(values | {"finished": found.finished})
+    head = f"{len(found.good)} whole checkpoints; training {'finished' if found.finished else 'unfinished'}"
+    _say(f"{opened!r}\n{head}", problems, found.unchecked, quiet=as_json)
+
+
+def _verify_sweep(folder: str, as_json: bool) -> None:
+    """A sweep's folder."""
+    from qfl_interp.sweep.verification import verify_sweep
+
+    found = verify_sweep(folder)
+    if as_json:
+        counts = {"rows": found.rows, "whole": found.whole}
+        print_json({"path": folder, **counts, "problems": found.problems, "unchecked": found.unchecked})
+    head = f"sweep in {folder}: {found.rows} runs have a row, {found.whole} directories are whole"
+    _say(head, found.problems, found.unchecked, quiet=as_json)
+
+
+def _say(head: str, problems: Sequence[str], unchecked: Sequence[str], *, quiet: bool) -> None:
+    """Print what was found, unless `quiet`; exit with status 1 where something is wrong."""
+    console = Console(soft_wrap=True, quiet=quiet)
+    console.print(head, highlight=False, markup=False)
+    for sentence in unchecked:
+        console.print("[yellow]unchecked:[/]", escape(sentence), highlight=False)
+    for problem in problems:
+        console.print("[red]problem:[/]", escape(problem), highlight=False)
+    console.print(f"[red]{len(problems)} problems[/]" if problems else "[green]nothing is wrong[/]")
+    if problems:
+        raise typer.Exit(1)

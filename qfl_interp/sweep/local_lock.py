@@ -1,0 +1,124 @@
+"""One sweep at a time in a folder of this machine: the operating system's lock, and who holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from qfl_interp.errors import QflError, StorageError
+from qfl_interp.runs.checkpoint import storage_error, write_atomic
+
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+class LocalLock:
+    """The lock of a local folder; use as a context manager.
+
+    The lock goes with the process, however it ends. Somebody may delete its file meanwhile: then its holder sees that
+    at the next `check`, and another process of this machine sees the holder in `.owner.json`. (What is on another
+    machine, or where the system does not tell when a process started, only the first sees.)
+
+    Raises:
+        QflError: On entering: another sweep is running there.
+        StorageError: The folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = filelock.FileLock(folder / LOCK, timeout=0)
+        self._owner = {"id": uuid.uuid4().hex, **_this_process()}
+        self._file: tuple[int, int] | None = None
+
+    def __enter__(self) -> LocalLock:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            raise QflError(
+                f"another sweep is running on {self._folder}. Wait for it (qfl sweep status shows how far it is), or "
+                "use another folder; nothing was changed."
+            ) from error
+        except OSError as error:
+            raise StorageError(str(storage_error(error, self._folder))) from error
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if _read(self._folder / OWNER) == self._owner:
+            (self._folder / OWNER).unlink(missing_ok=True)
+        self._lock.release()
+
+    def check(self) -> None:
+        """Raise if the lock's file is not the one that was locked.
+
+        Raises:
+            QflError: It was deleted or replaced.
+        """
+        if _identity(self._folder / LOCK) != self._file:
+            raise QflError(
+                f"the lock of the sweep in {self._folder} was lost: its file {LOCK} was deleted or replaced, so that "
+                "another sweep may start there. This one stops; what it saved is intact. Call it again to go on."
+            )
+
+    def _claim(self) -> None:
+        """Say who holds the lock, unless that is another process that runs."""
+        other = _read(self._folder / OWNER)
+        if other is not None and _runs(other):
+            raise QflError(
+                f"another sweep is running on {self._folder}: process {other['pid']} of this machine, though its file "
+                f"{LOCK} was deleted. Wait for it, or end it; nothing was changed."
+            )
+        try:
+            write_atomic(self._folder / OWNER, json.dumps(self._owner).encode())
+        except QflError as error:
+            raise StorageError(str(error)) from error
+        self._file = _identity(self._folder / LOCK)
+
+
+def _this_process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+
+
+def _runs(owner: dict[str, Any]) -> bool:
+    """Whether the process that a file names is known to run on this machine."""
+    pid, started = owner.get("pid"), owner.get("started")
+    if owner.get("host") != socket.gethostname() or type(pid) is not int or started is None:
+        return False
+    return _started(pid) == started
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks since the machine did; None where the system does not say, or has none."""
+    try:
+        # The name, in parentheses, may hold spaces; of the fields after it the twentieth is the start.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at a path, whatever its contents."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The owner that a file names; None where it names none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
