@@ -8,7 +8,7 @@ import numpy as np
 
 from qfl_interp.data.examples import split_hash
 from qfl_interp.data.task import Task
-from qfl_interp.digests import digest
+from qfl_interp.digests import digest, json_digest
 from qfl_interp.seeding import generator
 
 # Examples whose tokens and splits are compared.
@@ -33,6 +33,17 @@ def task_identity(task: Task) -> dict[str, Any]:
     }
 
 
+def sealed(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity with `sha256`, a digest of the rest."""
+    return identity | {"sha256": json_digest(identity)}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity without its digest; None where that is not of what stands there."""
+    identity = {key: value for key, value in record.items() if key != "sha256"}
+    return identity if record.get("sha256") == json_digest(identity) else None
+
+
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What tells two identities apart, each in words: "length is 10 there and 12 here"."""
     words = {
@@ -41,15 +52,9 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         "splits": "its splits are others",
     }
     listed = [text for key, text in words.items() if found.get(key) != wanted.get(key)]
-    there, here = ({"class": d.get("class"), **_parameters(d)} for d in (found, wanted))
+    there, here = ({"class": d["class"], **d["parameters"]} for d in (found, wanted))
     changed = [key for key in there | here if there.get(key) != here.get(key)]
     return [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in changed] + listed
-
-
-def _parameters(identity: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that an identity names; none where it is damaged."""
-    parameters = identity.get("parameters")
-    return parameters if isinstance(parameters, dict) else {}
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import filelock
-
 from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import CONFIG_FILE
+from qfl_interp.runs.folder_lock import LOCK, OWNER, FolderLock
 
-_LOCK = ".lock"
 # What a `with` statement gives: `typing.Self`, which the tests' type checker cannot read.
 _Own = TypeVar("_Own", bound="ClaimedFolder")
 
@@ -35,20 +33,12 @@ class ClaimedFolder(abc.ABC):
         self.path = path
         self._texts = texts
         self._swept = (path, *(path / name for name in subfolders))
-        self._lock = filelock.FileLock(path / _LOCK, timeout=0)
+        self._lock = FolderLock(path, "another process is training into")
 
     def __enter__(self: _Own) -> _Own:
         if self.path.exists() and not self.path.is_dir():
             raise QflError(f"a run is saved into a directory, and {self.path} is a file. Choose another place.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except filelock.Timeout as error:
-            raise QflError(
-                f"another process is training into {self.path}. Wait for it, or train into another directory."
-            ) from error
-        except OSError as error:
-            raise ckpt.storage_error(error, self.path) from error
+        self._lock.__enter__()
         try:
             if (self.path / CONFIG_FILE).exists():
                 self._check()
@@ -57,12 +47,16 @@ class ClaimedFolder(abc.ABC):
             for folder in self._swept:
                 ckpt.remove_leftovers(folder)
         except BaseException:
-            self._lock.release()
+            self._lock.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.__exit__()
+
+    def require_lock(self) -> None:
+        """Raise `QflError` where the lock was lost, before anything is written: its file was deleted or replaced."""
+        self._lock.check()
 
     @abc.abstractmethod
     def _check(self) -> None:
@@ -70,7 +64,7 @@ class ClaimedFolder(abc.ABC):
 
     def _make(self) -> None:
         """Make the directory this run's."""
-        known = (_LOCK, *self._texts)
+        known = (LOCK, OWNER, *self._texts)
         others = sorted(p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(".tmp-"))
         if others:
             raise QflError(
@@ -79,17 +73,3 @@ class ClaimedFolder(abc.ABC):
             )
         for name, text in self._texts.items():
             ckpt.write_atomic(self.path / name, text)
-
-
-def has_writer(path: Path) -> bool:
-    """Whether a process is training into the run directory `path` at this moment."""
-    lock = path / _LOCK
-    if not lock.exists():
-        return False
-    try:
-        with filelock.FileLock(lock, timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
-    except OSError:  # in a folder of somebody else's
-        return False

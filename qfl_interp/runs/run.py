@@ -12,15 +12,15 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from qfl_interp.data.identity import differences, task_identity
+from qfl_interp.data.identity import differences, task_identity, unsealed
 from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
-from qfl_interp.runs.claimed import has_writer
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
+from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.runs.metrics import Metrics, read_metrics
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
@@ -146,7 +146,7 @@ class Run(Checkpoints):
     def _is_trained_again(self, last: int | None) -> bool:
         """Whether training went back behind checkpoints of before, to `last`: now, or until it was stopped."""
         points = [ckpt.parse_step(path.name) for path in (self.path / RESUME).glob("step_*")]
-        return has_writer(self.path) or any(step is not None and step <= (last or 0) for step in points)
+        return is_held(self.path) or any(step is not None and step <= (last or 0) for step in points)
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
@@ -303,12 +303,17 @@ def task_record(run: Path) -> dict[str, Any] | None:
     """The identity of the task that a run directory was trained on; None where it does not say.
 
     Raises:
-        QflError: The record cannot be read.
+        QflError: The record cannot be read, or is not what was written.
     """
+    path, advice = run / TASK_FILE, "Restore it: it says what the run was trained on."
     try:
-        return read_json(run / TASK_FILE, dict, "Restore it: it says what the run was trained on.")
+        record = read_json(path, dict, advice)
     except FileNotFoundError:
         return None
+    identity = unsealed(record)
+    if identity is None:
+        raise QflError(f"{path} does not match its checksum: corrupted. {advice}")
+    return identity
 
 
 def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
@@ -326,7 +331,7 @@ def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
     if found is None:
         return
     # The class of one that was given may have moved.
-    wanted = task_identity(task) | ({} if registered else {"class": found.get("class")})
+    wanted = task_identity(task) | ({} if registered else {"class": found["class"]})
     differing = differences(found, wanted)
     if differing:
         raise QflError(

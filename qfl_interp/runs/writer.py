@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qfl_interp.data.identity import task_identity
+from qfl_interp.data.identity import sealed, task_identity
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
@@ -42,7 +42,7 @@ class RunWriter(ClaimedFolder):
     def __init__(
         self, path: Path, config: RunConfig, task: Task, *, resume: bool, resume_seconds: float = 30.0
     ) -> None:
-        texts = {TASK_FILE: json.dumps(task_identity(task), indent=1).encode(), CONFIG_FILE: config.to_json()}
+        texts = {TASK_FILE: json.dumps(sealed(task_identity(task)), indent=1).encode(), CONFIG_FILE: config.to_json()}
         super().__init__(path, texts, CHECKPOINTS, RESUME)
         self._state = ""
         self._task = task
@@ -121,6 +121,7 @@ class RunWriter(ClaimedFolder):
         Raises:
             QflError: The disk is full.
         """
+        self.require_lock()
         try:
             with open(self.path / METRICS_FILE, "ab") as file:
                 lines, self._state = metric_lines(rows, self._state)
@@ -133,6 +134,7 @@ class RunWriter(ClaimedFolder):
 
         With `keep_optimizer` the optimiser's state stays in the checkpoint, which makes it a resume point.
         """
+        self.require_lock()
         self._sync_metrics()
         kept = checkpoint if keep_optimizer else checkpoint._replace(optimizer=None)
         ckpt.save_checkpoint(self.path / CHECKPOINTS, kept)
@@ -142,6 +144,7 @@ class RunWriter(ClaimedFolder):
 
     def save_resume_point(self, checkpoint: ckpt.Checkpoint) -> None:
         """Write a state to continue from and delete the ones before it."""
+        self.require_lock()
         self._sync_metrics()
         written = ckpt.save_checkpoint(self.path / RESUME, checkpoint)
         for older in (self.path / RESUME).glob("step_*"):

@@ -14,8 +14,8 @@ import torch
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import write_atomic
-from qfl_interp.runs.claimed import has_writer
 from qfl_interp.runs.config import METRICS_FILE
+from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.runs.metrics import all_lines
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.runs.run import CHECKPOINTS, Run
@@ -90,7 +90,7 @@ def run_job(job: Job, settings: JobSettings) -> list[Record]:
 def _wait_for_others(folders: list[Path]) -> None:
     """Give the workers of a sweep that was killed the time they take to stop."""
     deadline = time.monotonic() + _OTHERS_SECONDS
-    while time.monotonic() < deadline and any(has_writer(folder) for folder in folders):
+    while time.monotonic() < deadline and any(is_held(folder) for folder in folders):
         time.sleep(0.5)
 
 

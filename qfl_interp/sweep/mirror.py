@@ -19,10 +19,11 @@ import filelock
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import MANIFEST, parse_step
 from qfl_interp.runs.config import CONFIG_FILE, RunConfig
+from qfl_interp.runs.folder_lock import LOCK, OWNER
 from qfl_interp.runs.run import CHECKPOINTS
 from qfl_interp.sweep.remote import RemoteFolder
 
-_RESUME, _LOCK, _TEMPORARY = "resume", ".lock", ".tmp-"
+_RESUME, _TEMPORARY = "resume", ".tmp-"
 
 
 class _Point(NamedTuple):
@@ -44,7 +45,7 @@ def _point(name: str) -> _Point | None:
 
 def _is_private(name: str) -> bool:
     """Locks and half-written files: no part of a run."""
-    return any(part == _LOCK or part.startswith(_TEMPORARY) for part in PurePosixPath(name).parts)
+    return any(part in (LOCK, OWNER) or part.startswith(_TEMPORARY) for part in PurePosixPath(name).parts)
 
 
 def pull(remote: RemoteFolder, path: str, into: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qfl_interp.errors import QflError
-from qfl_interp.runs.claimed import has_writer
+from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.sweep.jobs import Job, JobSettings
 from qfl_interp.sweep.local_pool import attempt, usable_cores
 from qfl_interp.sweep.pool import Outcome, Pool
@@ -142,7 +142,7 @@ class RayPool(Pool):
 
     def _is_open(self, job: Job) -> bool:
         """Whether some process writes into a run of the job; other machines' copies of remote runs are not seen."""
-        return self._storage.is_local and any(has_writer(self._storage.local_path / run.path) for run in job.runs)
+        return self._storage.is_local and any(is_held(self._storage.local_path / run.path) for run in job.runs)
 
     def close(self) -> None:
         """End all jobs: each saves where it is, or is killed after some seconds; then what was started here."""

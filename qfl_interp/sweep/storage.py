@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.checkpoint import storage_error, write_atomic
-from qfl_interp.sweep.local_lock import LOCK, OWNER, LocalLock
+from qfl_interp.runs.folder_lock import LOCK, OWNER, FolderLock
 from qfl_interp.sweep.mirror import mirrored, pull
 from qfl_interp.sweep.remote import RemoteFolder
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock
@@ -153,7 +153,7 @@ class Storage:
             with RemoteLock(self._remote) as held:
                 yield held.check
             return
-        with LocalLock(self.local_path) as held:
+        with FolderLock(self.local_path, "another sweep is running on") as held:
             yield held.check
 
     def pull_run(self, path: str, into: Path) -> None:

@@ -16,6 +16,7 @@ from qfl_interp.data.examples import held_out
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.metrics import read_metrics
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.runs.writer import RunWriter
 from qfl_interp.seeding import generator
 
 
@@ -293,3 +294,28 @@ def test_series_is_checkpoints_by_its_old_name():
     with pytest.warns(DeprecationWarning, match="Series is called Checkpoints now"):
         from qfl_interp.runs.series import Series
     assert Series is Checkpoints
+
+
+def test_a_deleted_lock_lets_no_second_trainer_in_and_stops_the_first(run_copy):
+    shutil.rmtree(run_copy.path / "checkpoints" / "step_00000040")
+    with RunWriter(run_copy.path, run_copy.config, run_copy.task, resume=True) as writer:
+        (run_copy.path / ".lock").unlink()
+        with pytest.raises(qfl.QflError, match=r"another process is training into .*though its file .lock was deleted"):
+            qfl.resume(run_copy.path, progress=False)
+        with pytest.raises(qfl.QflError, match=r"the lock of .* was lost"):
+            writer.append_metrics([{"step": 41}])
+        with pytest.raises(qfl.QflError, match=r"the lock of .* was lost"):
+            writer.save(run_copy.load_checkpoint(27), keep_optimizer=False)
+    assert qfl.resume(run_copy.path, progress=False).finished
+
+
+def test_a_changed_record_of_the_task_is_named(run_copy):
+    file = run_copy.path / "task.json"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 11):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 7
+        file.write_bytes(changed)
+        assert [problem for problem in run_copy.verify().problems if "task.json" in problem]
+        with pytest.raises(qfl.QflError, match=r"task\.json"):
+            _ = qfl.Run.open(run_copy.path).task

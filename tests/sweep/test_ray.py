@@ -19,7 +19,7 @@ import s3_server
 
 import qfl_interp as qfl
 from qfl_interp.errors import StorageError
-from qfl_interp.runs.claimed import has_writer
+from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.sweep import Execution, SweepConfig, ray_cluster, run_sweep
 from qfl_interp.sweep.jobs import Job, JobSettings
 from qfl_interp.sweep.plan import PlannedRun, plan_sweep
@@ -211,13 +211,13 @@ def test_a_killed_worker_is_an_outcome_and_close_leaves_runs_to_resume(started, 
         (outcome,) = collect(pool, 1)
         assert (outcome.job, outcome.records, outcome.storage_error) == (Job((run,)), None, False)
         assert outcome.error.startswith("its worker died (WorkerCrashedError): ")
-        assert not has_writer(folder)
+        assert not is_held(folder)
 
         pool.submit(Job((run,), 2))
         wait_until(lambda: len(qfl.Run.open(folder).provenance) == 2 and writer_pid(folder))
         rows = len((folder / "metrics.jsonl").read_bytes())
         wait_until(lambda: len((folder / "metrics.jsonl").read_bytes()) > rows)
-    assert not has_writer(folder)
+    assert not is_held(folder)
     # The worker was interrupted, not killed: it saved the very step it was at.
     last = qfl.Run.open(folder).metrics["step"].max()
     assert (folder / "resume" / f"step_{last:08d}" / "checkpoint.json").exists()
@@ -234,10 +234,10 @@ def test_a_job_is_held_back_while_a_process_has_its_run_open(started, tmp_path):
         lock = filelock.FileLock(folder / ".lock")
         lock.acquire()
         pool._held.append(_Held(dead, time.monotonic() + 60))
-        assert has_writer(folder)
+        assert is_held(folder)
         assert pool.wait(0.3) == []
         lock.release()
-        assert not has_writer(folder)
+        assert not is_held(folder)
         assert pool.wait(5.0) == [dead]
         with lock:  # but not for ever
             pool._held.append(_Held(dead, time.monotonic() + 0.2))

@@ -27,8 +27,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 import qfl_interp as qfl
 from qfl_interp.errors import StorageError
 from qfl_interp.runs import checkpoint as ckpt
+from qfl_interp.runs import folder_lock
 from qfl_interp.runs.writer import RunWriter
-from qfl_interp.sweep import local_lock, mirror, remote
+from qfl_interp.sweep import mirror, remote
 from qfl_interp.sweep.remote_lock import LOCK_FILE, RemoteLock
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training.train import plan_run
@@ -201,7 +202,7 @@ def test_a_lock_whose_file_is_deleted_is_seen_by_its_holder_and_by_the_next(tmp_
     [
         {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "1"},
         {"host": socket.gethostname(), "pid": os.getpid(), "started": "1"},
-        {"host": "elsewhere", "pid": os.getpid(), "started": local_lock._started(os.getpid())},
+        {"host": "elsewhere", "pid": os.getpid(), "started": folder_lock._started(os.getpid())},
         {"host": socket.gethostname(), "pid": os.getpid(), "started": None},
         {"pid": "x"},
         [],
@@ -304,7 +305,7 @@ def test_of_two_that_ask_at_once_one_gets_the_remote_lock(remote_folder):
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder that belongs to a run."""
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    return {name: data for name, data in files.items() if name != ".lock"}
+    return {name: data for name, data in files.items() if name not in (".lock", ".owner.json")}
 
 
 def pulled(storage: Storage, into: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""One sweep at a time in a folder of this machine: the operating system's lock, and who holds it."""
+"""One writer at a time in a folder of this machine: the operating system's lock, and who holds it."""
 
 from __future__ import annotations
 
@@ -11,41 +11,38 @@ from typing import Any
 
 import filelock
 
-from qfl_interp.errors import QflError, StorageError
+from qfl_interp.errors import QflError
 from qfl_interp.runs.checkpoint import storage_error, write_atomic
 
 LOCK, OWNER = ".lock", ".owner.json"
+_ADVICE = "Wait for it, or use another folder; nothing was changed."
 
 
-class LocalLock:
-    """The lock of a local folder; use as a context manager.
+class FolderLock:
+    """The lock of a local folder; use as a context manager. `busy` says what another holder does there.
 
     The lock goes with the process, however it ends. Somebody may delete its file meanwhile: then its holder sees that
     at the next `check`, and another process of this machine sees the holder in `.owner.json`. (What is on another
     machine, or where the system does not tell when a process started, only the first sees.)
 
     Raises:
-        QflError: On entering: another sweep is running there.
-        StorageError: The folder cannot be written.
+        QflError: On entering: another process holds it, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, busy: str) -> None:
+        self._folder, self._busy = folder, busy
         self._lock = filelock.FileLock(folder / LOCK, timeout=0)
         self._owner = {"id": uuid.uuid4().hex, **_this_process()}
         self._file: tuple[int, int] | None = None
 
-    def __enter__(self) -> LocalLock:
+    def __enter__(self) -> FolderLock:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except filelock.Timeout as error:
-            raise QflError(
-                f"another sweep is running on {self._folder}. Wait for it (qfl sweep status shows how far it is), or "
-                "use another folder; nothing was changed."
-            ) from error
+            raise QflError(f"{self._busy} {self._folder}. {_ADVICE}") from error
         except OSError as error:
-            raise StorageError(str(storage_error(error, self._folder))) from error
+            raise storage_error(error, self._folder) from error
         try:
             self._claim()
         except BaseException:
@@ -66,8 +63,8 @@ class LocalLock:
         """
         if _identity(self._folder / LOCK) != self._file:
             raise QflError(
-                f"the lock of the sweep in {self._folder} was lost: its file {LOCK} was deleted or replaced, so that "
-                "another sweep may start there. This one stops; what it saved is intact. Call it again to go on."
+                f"the lock of {self._folder} was lost: its file {LOCK} was deleted or replaced, so that another "
+                "process may write there. This one stops; what it saved is intact. Call it again to go on."
             )
 
     def _claim(self) -> None:
@@ -75,13 +72,10 @@ class LocalLock:
         other = _read(self._folder / OWNER)
         if other is not None and _runs(other):
             raise QflError(
-                f"another sweep is running on {self._folder}: process {other['pid']} of this machine, though its file "
-                f"{LOCK} was deleted. Wait for it, or end it; nothing was changed."
+                f"{self._busy} {self._folder}: process {other['pid']} of this machine, though its file {LOCK} was "
+                f"deleted. {_ADVICE}"
             )
-        try:
-            write_atomic(self._folder / OWNER, json.dumps(self._owner).encode())
-        except QflError as error:
-            raise StorageError(str(error)) from error
+        write_atomic(self._folder / OWNER, json.dumps(self._owner).encode())
         self._file = _identity(self._folder / LOCK)
 
 
@@ -122,3 +116,19 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the folder's lock at this moment."""
+    owner = _read(folder / OWNER)
+    if owner is not None and _runs(owner):
+        return True
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # in a folder of somebody else's
+        return False
