@@ -98,9 +98,9 @@ def _done(
             # Workers take items in order: those they were at are the first without a result.
             lost = [str(item) for future, item in futures.items() if not future.done() or future.exception()][:jobs]
             raise QflError(
-                f"{label}: a worker process died at {' or '.join(lost) or 'its start'}. Was there too little memory, or "
-                'does a script lack `if __name__ == "__main__"`? Finished parts are kept: call again, with fewer jobs '
-                f"than {jobs}."
+                f"{label}: a worker process died at {' or '.join(lost) or 'its start'}. Was there too little memory, "
+                'or does a script lack `if __name__ == "__main__"`? Finished parts are kept: call again, with fewer '
+                f"jobs than {jobs}."
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

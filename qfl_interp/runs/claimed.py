@@ -10,6 +10,7 @@ from typing import TypeVar
 import filelock
 
 from qfl_interp.errors import QflError
+from qfl_interp.files import local_path
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import CONFIG_FILE
 
@@ -27,12 +28,12 @@ class ClaimedFolder(abc.ABC):
     A writer that was killed may have left files in its `subfolders`.
 
     Raises:
-        QflError: On entering: the directory holds something else or what `_check` refuses, or another process is
-            training into it.
+        QflError: The path is a URL; or, on entering, the directory holds something else or what `_check` refuses, or
+            another process is training into it.
     """
 
     def __init__(self, path: Path, texts: Mapping[str, bytes], *subfolders: str) -> None:
-        self.path = path
+        self.path = local_path(path)
         self._texts = texts
         self._swept = (path, *(path / name for name in subfolders))
         self._lock = filelock.FileLock(path / _LOCK, timeout=0)
