@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qfl_interp.errors import QflError
+from qfl_interp.errors import QflError, redact
 
 # How PyTorch and CUDA's libraries say that memory is short; on the CPU it is a plain RuntimeError.
 _NO_MEMORY = re.compile(r"DefaultCPUAllocator|CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED")
@@ -14,7 +14,7 @@ _SMALLER = "Take fewer examples, directions, layers or --jobs at a time, or a sm
 def sentence(error: Exception) -> str | None:
     """The line a user reads of an error; None for one that no user can help."""
     if isinstance(error, (QflError, ValueError)):
-        return str(error)
+        return redact(str(error))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", str(error))
         asked = f"{_readable(size[1])} could not be had" if size else "there is too little"

@@ -29,9 +29,11 @@ class Suite(Checkpoints):
     """A series of Hugging Face checkpoints with a task to examine them on.
 
     Open one with `Suite.open` or `Suite.from_hub`. Models are wrapped in a `TransformerBridge`, in float32 and
-    evaluation mode; weights are not folded, so that logits are the model's own. Tables lie in `out/<run_id>/`, and the
-    id holds the suite's name, the task's and a digest of the model's configuration, the dataset and `tokens_per_step`:
-    two suites of one name and configuration (trained from other seeds, say) need an `out` each.
+    evaluation mode, their attention written out whatever their files say; weights are not folded, so that logits are
+    the model's own. Weights that are pickled (`.bin`) are read as tensors alone, and that is said. Tables lie in
+    `out/<run_id>/`, and the id holds the suite's name, the task's and a digest of the model's configuration, the
+    dataset and `tokens_per_step`: two suites of one name and configuration (trained from other seeds, say) need an
+    `out` each.
 
     Pickled, it is its sources and its task: another process opens them again. The task's class has to be one that it
     can import.

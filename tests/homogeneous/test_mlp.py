@@ -243,7 +243,7 @@ def test_widths_beyond_memory_are_refused_before_anything_is_allocated():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.0}, "lr must be a finite number, got 0.0"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
         ({"lr": math.inf}, "lr must be a finite number"),
         ({"lr": None}, "exactly one of lr and edge_multiple"),
         ({"edge_multiple": 2.0}, "exactly one of lr and edge_multiple"),
