@@ -62,9 +62,7 @@ class Site:
                     f"{nearest(self.name, SITES)} For any other hook point give layer=None and its full name."
                 )
         if self.positions is not None and len(self.positions) == 0:
-            raise ValueError(
-                "positions must hold at least one token index, got none: nothing would be done. All: None."
-            )
+            raise ValueError("positions must hold at least one token index, got none: nothing would be done.")
         if self.positions is not None and self.kind is not None and not self.kind.has_positions:
             raise ValueError(
                 f"positions must be None at {self.name!r}, which is {self.kind.shape}, got {self.positions}. "

@@ -467,10 +467,14 @@ def test_two_labels_at_one_position_are_refused():
 
 def test_an_intervention_must_fire_in_every_pass(model):
     late = Intervention(Site(1), lambda x: x, "late")
-    with pytest.raises(QflError, match=r"in a pass of it these interventions never fired: <late at blocks\.1"):
+
+    def two_passes() -> None:
         with interventions_on(model, [late]):
             model(draw_tokens(0))
             model(draw_tokens(0), stop_at_layer=1)
+
+    with pytest.raises(QflError, match=r"in a pass of it these interventions never fired: <late at blocks\.1"):
+        two_passes()
     with interventions_on(model, [late]):
         model(draw_tokens(0))
         model(draw_tokens(0))
