@@ -51,7 +51,7 @@ def _bool(value: Any) -> bool:
 def _int(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError("an integer")
-    if abs(value) > _LARGEST:
+    if abs(int(value)) > _LARGEST:
         raise TypeError("an integer within 2**63")
     return int(value)
 

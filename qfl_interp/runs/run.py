@@ -279,8 +279,11 @@ class Run(Checkpoints):
 
     def __repr__(self) -> str:
         config = self.config
-        saved = self.steps
-        state = "finished" if self.finished else "unfinished"
+        try:
+            saved = self.steps
+        except QflError:  # whoever looks at them learns why
+            saved = []
+        state = "finished" if config.last_step in saved else "unfinished"
         return (
             f"Run({str(self.path)!r}: {config.task} length {config.length}, {config.model.n_layers} layers, "
             f"d_model {config.model.d_model}, seed {config.train.seed}, {state}, "

@@ -60,9 +60,10 @@ def call(monkeypatch, capsys, *arguments) -> str:
     return error
 
 
-@pytest.mark.parametrize(
-    "command", ["probe", "report", "timeline", "patch", "curvature", "capture", "verify", "resume"]
-)
+READING = ["probe", "report", "timeline", "patch", "curvature", "capture", "resume", "verify"]
+
+
+@pytest.mark.parametrize("command", READING)
 @pytest.mark.parametrize("place", ["checkpoints", "config.json"])
 def test_a_file_for_a_folder_and_the_other_way_round(monkeypatch, capsys, run_copy, command, place):
     path = run_copy.path / place
@@ -72,7 +73,8 @@ def test_a_file_for_a_folder_and_the_other_way_round(monkeypatch, capsys, run_co
     else:
         path.unlink()
         path.mkdir()
-    assert place in call(monkeypatch, capsys, command, run_copy.path)
+    quiet = [] if command == "verify" else ["--quiet"]
+    assert place in call(monkeypatch, capsys, command, run_copy.path, *quiet)
 
 
 @pytest.mark.parametrize("command", [["probe", "carry", *SMALL], ["patch", "carry", "--pairs", "8", "--quiet"]])
@@ -91,7 +93,8 @@ def test_a_run_is_not_trained_into_a_url(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
-        ("--lr", "nan", "lr"), ("--lr", "inf", "lr"), ("--weight-decay", "inf", "weight_decay"), ("--seed", "-1", "seed"),
+        ("--lr", "nan", "lr"), ("--lr", "inf", "lr"), ("--weight-decay", "inf", "weight_decay"),
+        ("--seed", "-1", "seed"),
         ("--warmup", "nan", "warmup_fraction"), ("--d-model", "1000000000000", "d_model"), ("--n-val", "0", "n_val"),
         ("--batch-size", str(10**30), "batch_size"), ("--budget", "nan", "budget_flops"),
     ],
