@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 import torch
 
 from qfl_interp.errors import QflError
+from qfl_interp.processes import end_with_parent
 from qfl_interp.progress import progress_bar
 
 ItemT = TypeVar("ItemT")
@@ -44,14 +46,14 @@ def over_checkpoints(
 
     Raises:
         ValueError: `jobs` is below 1.
-        QflError: An argument cannot go to another process.
+        QflError: An argument cannot go to another process, or a process was killed.
     """
     require_jobs(jobs)
     if not items:
         return
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task(label, total=len(items), detail="")
-        for item in _done(items, prepare, work, min(jobs, len(items))):
+        for item in _done(items, prepare, work, min(jobs, len(items)), label):
             bar.update(shown, advance=1, detail=str(item))
 
 
@@ -62,7 +64,11 @@ def require_jobs(jobs: int) -> None:
 
 
 def _done(
-    items: Sequence[ItemT], prepare: Callable[[], ContextT], work: Callable[[ContextT, ItemT], object], jobs: int
+    items: Sequence[ItemT],
+    prepare: Callable[[], ContextT],
+    work: Callable[[ContextT, ItemT], object],
+    jobs: int,
+    label: str,
 ) -> Iterable[ItemT]:
     """The items as they are finished."""
     if jobs == 1:
@@ -80,12 +86,22 @@ def _done(
             "module that can be imported, or work in one process (jobs=1)."
         ) from error
     processes = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=processes) as pool:
-        futures: dict[Future[None], ItemT] = {pool.submit(_one, prepare, work, item): item for item in items}
+    futures: dict[Future[None], ItemT] = {}
+    with ProcessPoolExecutor(jobs, mp_context=processes, initializer=end_with_parent) as pool:
         try:
+            for item in items:
+                futures[pool.submit(_one, prepare, work, item)] = item
             for future in as_completed(futures):
                 future.result()
                 yield futures[future]
+        except BrokenProcessPool as error:
+            # Workers take items in order: those they were at are the first without a result.
+            lost = [str(item) for future, item in futures.items() if not future.done() or future.exception()][:jobs]
+            raise QflError(
+                f"{label}: a worker process died at {' or '.join(lost) or 'its start'}. Was there too little memory, "
+                'or does a script lack `if __name__ == "__main__"`? Finished parts are kept: call again, with fewer '
+                f"jobs than {jobs}."
+            ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -16,30 +18,92 @@ from qfl_interp.sites import PROBE_SITES
 _ConfigT = TypeVar("_ConfigT", bound="_Config")
 
 
-# Annotation -> what is accepted, what it becomes, and its name in messages.
-_NUMBERS = {"int": (numbers.Integral, int, "an integer"), "float": (numbers.Real, float, "a number")}
+# The integers that a tensor can hold.
+_LARGEST = 2**63
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def _require(ok: bool, rule: str, value: object, advice: str) -> None:
     """Raise ValueError with the rule, the value found and what to do, unless `ok`."""
     if not ok:
-        raise ValueError(f"{rule}, got {value!r}. {advice}".rstrip())
+        raise ValueError(f"{rule}, got {_shown(value)}. {advice}".rstrip())
+
+
+def _shown(value: object) -> str:
+    """The value as a message shows it: a list or a number of a thousand digits is cut."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python writes no number of 4300 digits
+        return f"an integer of {value.bit_length()} bits"
+    return _SHORT.repr(value)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or torch as Python's own; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false")
+    return value
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError("an integer")
+    if abs(int(value)) > _LARGEST:
+        raise TypeError("an integer within 2**63")
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError("a number")
+    if (isinstance(value, int) and abs(value) > _LARGEST) or not math.isfinite(value):
+        raise TypeError("a finite number")
+    return float(value)
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text")
+    return str(value)
+
+
+def _floats(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("several numbers")
+    return tuple(_float(_plain(one)) for one in value)
+
+
+def _str_or_floats(value: Any) -> str | tuple[float, ...]:
+    return _str(value) if isinstance(value, str) else _floats(value)
+
+
+# Annotation -> what makes a value of it; a TypeError says what is wanted.
+_TYPES: dict[str, Callable[[Any], Any]] = {
+    "bool": _bool, "int": _int, "float": _float, "str": _str,
+    "tuple[float, ...]": _floats, "tuple[float, float]": _floats, "str | tuple[float, float]": _str_or_floats,
+}  # fmt: skip
 
 
 class _Config:
-    """JSON both ways for a frozen dataclass; equal configurations have one JSON text, hence one digest."""
+    """JSON both ways for a frozen dataclass; equal configurations have one JSON text, hence one digest.
+
+    Every field is checked and made what its annotation says: a scalar of numpy becomes Python's, NaN and infinities are
+    no numbers here. Fields of other annotations are words, and which ones is the class's own to check.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            kind, _, optional = str(field.type).partition(" | ")
-            value = getattr(self, field.name)
-            if kind not in _NUMBERS or (optional and value is None):
+            kind = str(field.type).removesuffix(" | None")
+            value = _plain(getattr(self, field.name))
+            if value is None and kind != field.type:
                 continue
-            wanted, convert, word = _NUMBERS[kind]
-            _require(
-                isinstance(value, wanted) and not isinstance(value, bool), f"{field.name} must be {word}", value, ""
-            )
-            object.__setattr__(self, field.name, convert(value))
+            try:
+                object.__setattr__(self, field.name, _TYPES.get(kind, _str)(value))
+            except TypeError as error:
+                _require(False, f"{field.name} must be {error}", value, "")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -214,7 +278,6 @@ class TrainConfig(_Config):
             self.betas,
             "The paper uses (0.9, 0.95).",
         )
-        object.__setattr__(self, "betas", (float(self.betas[0]), float(self.betas[1])))
         for name in ("adam_eps", "clip_norm", "divergence_loss"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name), "")
         _require(self.n_checkpoints >= 2, "n_checkpoints must be at least 2", self.n_checkpoints, "First and last.")
@@ -261,7 +324,7 @@ class ProbeConfig(_Config):
         super().__post_init__()
         _require(math.isfinite(self.c) and self.c > 0, "c must be positive and finite", self.c, "Paper: 100.")
         _require(math.isfinite(self.alpha) and self.alpha >= 0, "alpha must be finite and not negative", self.alpha, "")
-        path = tuple(sorted(float(c) for c in self.path))
+        path = tuple(sorted(self.path))
         _require(
             all(math.isfinite(c) and c > 0 for c in path) and len(set(path)) == len(path),
             "path must hold different positive numbers",

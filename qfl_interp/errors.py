@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+
+# `user:password@` of a URL; words of an option whose value is nobody's to read.
+_LOGIN = re.compile(r"(\w+://)[^/@\s'\"]+@")
+_SECRET = {"password", "passwd", "token", "secret", "key", "apikey", "credential", "credentials"}
+
+
+def redact(text: str) -> str:
+    """The text without the logins of its URLs."""
+    return _LOGIN.sub(r"\1***@", text)
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """A command line without the logins of URLs and without values of options like `--token` or `--api-key`."""
+    shown, hide = [], False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        secret = option.startswith("-") and not _SECRET.isdisjoint(re.split(r"[-_]", option.lower()))
+        shown.append("***" if hide else f"{option}=***" if secret and equals else redact(word))
+        hide = secret and not equals
+    return shown
 
 
 class QflError(Exception):
     """A user's set-up is at fault: a missing file, an unknown name, a corrupted checkpoint.
 
-    The message says the rule, the value found, where, and what to do.
+    The message says the rule, the value found, where, and what to do; logins in URLs are left out of it.
     """
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class StorageError(QflError):

@@ -1,8 +1,9 @@
-"""Reading JSON that lies on disk: it is what it should be, or one error names the file."""
+"""Files on disk: JSON that is what it should be, and paths that are no URL; or one error names the file."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,3 +33,14 @@ def read_json(path: Path, kind: type[_KindT], advice: str) -> _KindT:
     if not isinstance(found, kind):
         raise QflError(f"{path} must hold {_NAMES[kind]}, got {type(found).__name__}. {advice}")
     return found
+
+
+def local_path(path: str | Path) -> Path:
+    """The path, if it is one of this machine's file systems.
+
+    Raises:
+        QflError: It is a URL, of which the file system would make a folder `s3:`.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise QflError(f"a path on this machine is needed here, got the URL {str(path)!r}. Only sweeps take URLs.")
+    return Path(path)

@@ -21,6 +21,7 @@ GROUND = (
     "stats",
     "progress",
     "memory",
+    "processes",
 )
 # A room imports from itself and from earlier ones. Rooms of one line may stand in any order beside each other.
 ROOMS = (

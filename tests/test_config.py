@@ -32,9 +32,9 @@ TRAIN_RULES = {
     "exactly one of budget_flops and n_steps .* 1": {"budget_flops": 1e9},
     "n_steps must be at least 1, got 0": {"n_steps": 0},
     "budget_flops must be positive and finite, got -1": {"n_steps": None, "budget_flops": -1.0},
-    "budget_flops must be positive and finite, got inf": {"n_steps": None, "budget_flops": float("inf")},
+    "budget_flops must be a finite number, got inf": {"n_steps": None, "budget_flops": float("inf")},
     "lr must be positive and finite, got 0": {"lr": 0.0},
-    "lr must be positive and finite, got nan": {"lr": float("nan")},
+    "lr must be a finite number, got nan": {"lr": float("nan")},
     "batch_size must be at least 1, got 0": {"batch_size": 0},
     "n_val must be at least 1, got 0": {"n_val": 0},
     r"seed must lie in \[0, 2\*\*63\), got -1": {"seed": -1},
@@ -51,6 +51,7 @@ TRAIN_RULES = {
     "weight_decay must not be negative, got -0.1": {"weight_decay": -0.1},
     r"betas must be two numbers in \[0, 1\), got \(0.9, 1.0\)": {"betas": (0.9, 1.0)},
     "adam_eps must be positive, got 0": {"adam_eps": 0.0},
+    "adam_eps must be a finite number, got inf": {"adam_eps": float("inf")},
     "clip_norm must be positive, got 0": {"clip_norm": 0.0},
     "divergence_loss must be positive, got -1": {"divergence_loss": -1.0},
     "n_checkpoints must be at least 2, got 1": {"n_checkpoints": 1},
@@ -58,7 +59,7 @@ TRAIN_RULES = {
 
 PROBE_RULES = {
     "c must be positive and finite, got 0": {"c": 0.0},
-    "c must be positive and finite, got inf": {"c": float("inf")},
+    "c must be a finite number, got inf": {"c": float("inf")},
     "alpha must be finite and not negative, got -1": {"alpha": -1.0},
     "path must hold different positive numbers": {"path": (1.0, 1.0)},
     r"path must hold different positive numbers, got \(0": {"path": (0.0,)},

@@ -67,7 +67,7 @@ def report(
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the curves; ablation is of the last of them.
-        out: The page; `report.html` in the run directory by default.
+        out: The page; `report.html` in the run directory by default (in `run.workplace` where that is read-only).
         config: The probes'.
         n_trials: Random controls of the ablation.
         jobs: Checkpoints at a time, each in a process of its own.
@@ -96,7 +96,7 @@ def report(
     )
     shown.warn()
     sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
-    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
+    return write_report(out or run.page("report.html"), card(run), sections, findings=findings)
 
 
 def _closing(faults: Sequence[str]) -> list[Section]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +29,8 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, layer_count
 from qfl_interp.progress import progress_bar
 from qfl_interp.runs.checkpoint import step_name
+from qfl_interp.runs.series import Checkpoints
+from qfl_interp.runs.workplace import enter
 from qfl_interp.shapes import Tokens
 
 
@@ -37,11 +40,13 @@ class ActivationStore:
     Several processes may use one store: those that capture under the same key wait for each other.
 
     Args:
-        folder: Where; made on the first capture. `run.path / "activations"` keeps them beside the run.
+        folder: Where; made on the first capture. `store_of(run)` keeps them beside the run.
+        first: A store's folder that is looked into before and never written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, first: Path | None = None) -> None:
         self.folder = Path(folder)
+        self._first = first
 
     def __repr__(self) -> str:
         rows = self.entries()
@@ -61,7 +66,12 @@ class ActivationStore:
                 f"a key must have names that do not start with a dot and a step of at least 0, got {tuple(key[:3])}. "
                 'For example StoreKey(run.run_id, 1000, "probe/val/10000/seed0").'
             )
-        return self.folder / quote(key.run_id, safe="") / step_name(key.step) / quote(key.dataset, safe="")
+        return self.folder / self._inside(key)
+
+    @staticmethod
+    def _inside(key: StoreKey) -> Path:
+        """Where a key is below a store's folder."""
+        return Path(quote(key.run_id, safe=""), step_name(key.step), quote(key.dataset, safe=""))
 
     def spans(
         self,
@@ -93,8 +103,7 @@ class ActivationStore:
                 bar.update(shown, completed=n, total=total, visible=True)
 
             request = Request(first, last, tuple(names), _chosen(layers), dtype)
-            entries = self._capture(key, load_model, tokens, request, chunk, on_examples)
-        folder = self.key_folder(key)
+            folder, entries = self._capture(key, load_model, tokens, request, chunk, on_examples)
         return {name: map_span(folder, entry, request) for name, entry in entries.items()}
 
     def capture(
@@ -144,16 +153,22 @@ class ActivationStore:
         request: Request,
         chunk: int,
         on_examples: Callable[[int, int], object],
-    ) -> dict[str, Entry]:
-        """The whole entries of a request, by name, captured where they are not there."""
+    ) -> tuple[Path, dict[str, Entry]]:
+        """The whole entries of a request, by name, captured where they are not there; and the folder they are in."""
         check_span(tokens, request.first, request.last, request.names, request.layers)
         if request.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {request.dtype!r}.")
         folder = self.key_folder(key)
         digest = hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.cpu().long().numpy().tobytes()).hexdigest()
+        if self._first is not None:
+            with contextlib.suppress(QflError):  # damaged, or of other weights: captured anew in the other folder
+                found = find_entries(self._first / self._inside(key), digest, key.weights, request)
+                if _whole(found, request):
+                    return self._first / self._inside(key), {name: entry for name, entry in found.items() if entry}
         found = find_entries(folder, digest, key.weights, request)
-        if all(entry and not entry.lacking(request.layers) for entry in found.values()):
-            return {name: entry for name, entry in found.items() if entry}
+        if _whole(found, request):
+            return folder, {name: entry for name, entry in found.items() if entry}
+        enter((self._first or self.folder).parent, self.folder.parent)
         with locked(folder):
             # Another process may have captured them while this one waited.
             found = find_entries(folder, digest, key.weights, request)
@@ -167,7 +182,8 @@ class ActivationStore:
                 for todo, entries in plan_passes(work, layers).items():
                     with writing(folder):
                         run_pass(folder, model, tokens, todo, entries, chunk, on_examples)
-            return {name: entry for name, entry in find_entries(folder, digest, key.weights, request).items() if entry}
+            found = find_entries(folder, digest, key.weights, request)
+            return folder, {name: entry for name, entry in found.items() if entry}
 
     def entries(self) -> pd.DataFrame:
         """What is whole, one row a layer of a site.
@@ -179,7 +195,8 @@ class ActivationStore:
         """
         columns = ["run_id", "step", "dataset", "site", "layer", "first", "last", "n_examples", "dtype", "mib"]
         rows = []
-        for path in sorted(self.folder.glob("*/*/*/*.json")):
+        folders = [self.folder] if self._first is None else [self._first, self.folder]
+        for path in (path for folder in folders for path in sorted(folder.glob("*/*/*/*.json"))):
             entry = read_entry(path)
             values = dataclasses.asdict(entry) | {"mib": entry.layer_bytes / 2**20}
             whole = sorted(int(layer) for layer, n in entry.done.items() if n == entry.n_examples)
@@ -210,6 +227,17 @@ class ActivationStore:
             listed = ", ".join(str(tuple(row)) for row in known.to_numpy().tolist()) or "none"
             raise QflError(f"{self.folder} holds nothing under {tuple(key[:3])}. Its keys: {listed}.")
         shutil.rmtree(folder)
+
+
+def store_of(run: Checkpoints) -> ActivationStore:
+    """The store beside a run; where its folder cannot be written, that one is read and new ones are the user's."""
+    own, place = run.path / "activations", run.workplace / "activations"
+    return ActivationStore(own) if run.workplace == run.path else ActivationStore(place, first=own)
+
+
+def _whole(found: Mapping[str, Entry | None], request: Request) -> bool:
+    """Whether every name has an entry that lacks nothing."""
+    return all(entry and not entry.lacking(request.layers) for entry in found.values())
 
 
 def _chosen(layers: Sequence[int] | None) -> tuple[int, ...] | None:

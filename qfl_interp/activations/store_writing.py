@@ -20,7 +20,7 @@ from qfl_interp.activations.spans import stream_spans
 from qfl_interp.activations.store_entry import DTYPES, Entry
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
-from qfl_interp.runs.checkpoint import storage_error, write_atomic
+from qfl_interp.runs.checkpoint import remove_leftovers, storage_error, write_atomic
 from qfl_interp.shapes import Tokens
 
 # Bytes between two saves of the manifests: what a killed capture has to do again at most.
@@ -153,6 +153,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock")
         lock.acquire()
+        remove_leftovers(folder)
     try:
         yield
     finally:

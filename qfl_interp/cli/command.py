@@ -9,6 +9,7 @@ Parameters of one word are one option.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
@@ -71,7 +72,9 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
         opened = _open(kind, given[first.name])
         found = load()(opened, **{parameter: value for parameter, value in values.items() if value is not None})
         page = None if "out" in takes else given["out"]
-        _show(found, page, Path(given[first.name], f"{name}.html"), as_json=given["as_json"])
+        _show(
+            found, page, functools.partial(_beside, opened, given[first.name], f"{name}.html"), as_json=given["as_json"]
+        )
 
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what inspect reads
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -192,10 +195,15 @@ def _open(kind: str, path: Any) -> Any:
     return Opened.open(path)
 
 
-def _show(found: Any, page: Path | None, default: Path, *, as_json: bool) -> None:
+def _beside(opened: Any, path: Any, name: str) -> Path:
+    """Where a page goes that no `--out` names: beside what it shows."""
+    return opened.page(name) if hasattr(opened, "page") else Path(path, name)
+
+
+def _show(found: Any, page: Path | None, default: Callable[[], Path], *, as_json: bool) -> None:
     """A result's summary for people, every row for programs, its figure on a page; where a figure or a page is."""
     if hasattr(found, "write_html"):
-        found = _write(found, page or default)
+        found = _write(found, page or default())
     if isinstance(found, Path):
         print_json({"page": found}) if as_json else print(f"wrote {found}")
         return
@@ -215,6 +223,6 @@ def _show(found: Any, page: Path | None, default: Path, *, as_json: bool) -> Non
 def _write(figure: Any, page: Path) -> Path:
     """The figure as one HTML page that needs nothing else."""
     from qfl_interp.plots.theme import figure_config
+    from qfl_interp.report.writing import write_page
 
-    figure.write_html(page, include_plotlyjs=True, config=figure_config(figure))
-    return page
+    return write_page(page, figure.to_html(include_plotlyjs=True, config=figure_config(figure)))

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from qfl_interp.cli.explore import explore
+from qfl_interp.cli.faults import sentence
 from qfl_interp.cli.registered import add_commands
 from qfl_interp.cli.runs import runs
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
-from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES
 
 # The exit status with which Typer answers Ctrl-C, as shells do.
@@ -53,11 +53,12 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one message and exit status 1."""
     try:
         build_app()()
-    except (QflError, ValueError) as error:
-        if os.environ.get("QFL_TRACEBACK"):
+    except Exception as error:
+        text = sentence(error)
+        if text is None or os.environ.get("QFL_TRACEBACK"):
             raise
         console = Console(stderr=True, soft_wrap=True)
-        console.print("[bold red]error:[/]", escape(str(error)), highlight=False)
+        console.print("[bold red]error:[/]", escape(text), highlight=False)
         sys.exit(1)
     except SystemExit as leaving:
         if leaving.code == _INTERRUPTED:

@@ -72,7 +72,6 @@ class MLPConfig(_Config):
         if isinstance(self.activation, tuple):
             _require(len(self.activation) == 2, "activation must be (a, b) of a s + b |s|", self.activation, "")
             a, b = self.activation
-            _require(math.isfinite(a) and math.isfinite(b), "activation (a, b) must be finite", self.activation, "")
             _require(
                 abs(a * a + b * b - 1) <= _CIRCLE, "activation (a, b) must have a^2 + b^2 = 1", self.activation,
                 f"Divide both by {math.hypot(a, b):.6g}.",

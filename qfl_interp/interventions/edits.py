@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -60,6 +61,12 @@ def edit_at(
         return changed
 
     return Intervention(site, everywhere if positions is None else aligned, label)
+
+
+def require_strength(epsilon: float) -> None:
+    """Raise `ValueError` unless an intervention's strength is a finite number."""
+    if not math.isfinite(epsilon):
+        raise ValueError(f"epsilon must be a finite number, got {epsilon}. 1 replaces or removes, 0 changes nothing.")
 
 
 def _require_apart(positions: Tensor) -> None:

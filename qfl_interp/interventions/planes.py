@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at
+from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at, require_strength
 from qfl_interp.models.hooks import Intervention, Site
 from qfl_interp.probes.result import independent_rows
 
@@ -54,6 +54,10 @@ def _check_planes(directions: Tensor, offsets: Tensor, positions: Tensor | None)
             f"got directions {tuple(directions.shape)} and positions "
             f"{None if positions is None else tuple(positions.shape)}."
         )
+    if 0 in directions.shape:
+        raise ValueError(
+            f"directions must hold at least one row, got {tuple(directions.shape)}: nothing would be removed."
+        )
     if offsets.shape != directions.shape[:-1]:
         raise ValueError(
             f"offsets must hold one number a direction, {tuple(directions.shape[:-1])}, got {tuple(offsets.shape)}."
@@ -93,14 +97,15 @@ def project_out(
             are correlated. With one direction both are the same.
 
     Raises:
-        ValueError: Shapes do not fit, two labels of an example share a position, or the directions are zero, not
-            finite or (joint) dependent.
+        ValueError: Shapes do not fit, two labels of an example share a position, or the directions are none, zero,
+            not finite or (joint) dependent; or `epsilon` is not finite.
 
     References:
         arXiv 2505.03997, feature ablation.
     """
     if offsets is None:
         offsets = torch.zeros(directions.shape[:-1], dtype=torch.float64, device=directions.device)
+    require_strength(epsilon)
     _check_planes(directions, offsets, positions)
     if joint:
         unit, shift = affine_projection(directions, offsets)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qfl_interp.interventions.edits import edit_at
+from qfl_interp.interventions.edits import edit_at, require_strength
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.hooks import Intervention, Site, read_activations
 from qfl_interp.shapes import Tokens
@@ -39,7 +39,7 @@ def zero(
         epsilon: Strength; 1 replaces, 0 changes nothing.
 
     Raises:
-        ValueError: A site without tokens; two labels of an example share a position.
+        ValueError: A site without tokens; two labels of an example share a position; no unit; `epsilon` not finite.
     """
     return replace(site, lambda x: torch.zeros_like(x), positions, units=units, epsilon=epsilon, label="zero")
 
@@ -107,6 +107,9 @@ def replace(
             f"site of an ablation must hold an entry a token, got {site.name!r}, which is {kind.shape}. "
             "Ablate the head at 'z', or write an Intervention of your own."
         )
+    require_strength(epsilon)
+    if units is not None and len(units) == 0:
+        raise ValueError("units must name at least one head or entry, got none: nothing would be done. None is all.")
     axis = -2 if kind is not None and kind.has_heads else -1
 
     def change(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.seeding import torch_generator
 
 # Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model.
@@ -53,6 +54,7 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
 
     Raises:
         ValueError: `d_vocab` or `n_ctx` is not positive.
+        QflError: Its weights need more memory than is free.
 
     References:
         Quiet Feature Learning in Algorithmic Tasks (arXiv 2505.03997), "Transformer++"; for "gpt2" the
@@ -61,6 +63,12 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
     for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    by_layer = config.d_model * (4 * config.d_model + 3 * config.d_mlp_used)
+    needed = 4 * (config.n_layers * by_layer + 2 * d_vocab * config.d_model)
+    require_memory(
+        needed, available_bytes(), f"parameters of d_model {config.d_model:,} and n_layers {config.n_layers:,}",
+        "Take a smaller model.",
+    )  # fmt: skip
     cfg = _lens_config(config, d_vocab, n_ctx)
     with warnings.catch_warnings():
         # It exists in transformer-lens 3.x only; pyproject.toml pins that.

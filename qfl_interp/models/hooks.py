@@ -44,8 +44,8 @@ class Site:
         positions: Token indices; None for all.
 
     Raises:
-        ValueError: A layer below 0, an unknown short name, or positions of an activation whose second axis is
-            the head.
+        ValueError: A layer below 0, an unknown short name, no position at all, or positions of an activation whose
+            second axis is the head.
     """
 
     layer: int | None
@@ -61,6 +61,8 @@ class Site:
                     f"name of a site in a block must be one of {list(SITES)}, got {self.name!r}."
                     f"{nearest(self.name, SITES)} For any other hook point give layer=None and its full name."
                 )
+        if self.positions is not None and len(self.positions) == 0:
+            raise ValueError("positions must hold at least one token index, got none: nothing would be done.")
         if self.positions is not None and self.kind is not None and not self.kind.has_positions:
             raise ValueError(
                 f"positions must be None at {self.name!r}, which is {self.kind.shape}, got {self.positions}. "
@@ -140,11 +142,11 @@ def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: st
     return points[name]
 
 
-def _as_hook(intervention: Intervention, fired: list[bool], index: int) -> Callable[..., Tensor]:
+def _as_hook(intervention: Intervention, fired: set[int], index: int) -> Callable[..., Tensor]:
     """A TransformerLens hook that applies the intervention and notes that it did."""
 
     def hook(activation: Tensor, *, hook: HookPoint) -> Tensor:
-        fired[index] = True
+        fired.add(index)
         changed = intervention.fn(activation)
         if changed.shape != activation.shape:
             raise ValueError(
@@ -184,23 +186,25 @@ def interventions_on(model: HookedModel, interventions: Sequence[Intervention]) 
         interventions: What to install.
 
     Raises:
-        QflError: A hook point does not exist or cannot fire; or the model ran inside the block and an intervention
-            never fired (a run stopped early by `stop_at_layer`, for example): its result would have silently been that
-            of a model without it.
+        QflError: A hook point does not exist or cannot fire; or in some pass of the model inside the block an
+            intervention did not fire (one stopped early by `stop_at_layer`, for example): its result would have
+            silently been that of a model without it.
     """
     named = _hook_dict(model)
     points = [_checked_point(model, named, intervention.site.hook_name) for intervention in interventions]
-    fired = [False] * len(points)
-    ran = [False]
+    fired: set[int] = set()  # in the pass that is going on
+    silent: set[int] = set()  # in some pass that ended
+    every = range(len(points))
     with ExitStack() as stack:
-        stack.callback(model.register_forward_hook(lambda *_: ran.__setitem__(0, True)).remove)
+        stack.callback(model.register_forward_pre_hook(lambda *_: fired.clear()).remove)
+        stack.callback(model.register_forward_hook(lambda *_: silent.update({*every} - fired)).remove)
         for index, (point, intervention) in enumerate(zip(points, interventions, strict=True)):
             stack.enter_context(_hooked(point, _as_hook(intervention, fired, index)))
         yield model
-    if ran[0] and not all(fired):
-        silent = [repr(i) for i, did in zip(interventions, fired, strict=True) if not did]
+    if silent:
+        listed = ", ".join(repr(interventions[index]) for index in sorted(silent))
         raise QflError(
-            f"the model ran, but these interventions never fired: {', '.join(silent)}. Their effect is not in the "
+            f"the model ran, but in a pass of it these interventions never fired: {listed}. Their effect is not in its "
             "result. Does the run stop at an earlier layer, or this architecture not pass through that point?"
         )
 
@@ -245,14 +249,25 @@ def write_activation(site: Site, activation: Float[Tensor, "batch place *rest"])
 
     Args:
         site: Where; `positions` None for every position.
-        activation: What `read_activations` returned for this site: `[batch, pos or len(positions), ...]`.
+        activation: What `read_activations` returned for this site: `[batch, pos or len(positions), ...]`; a batch of 1
+            is written into every example.
+
+    Raises:
+        ValueError: In the pass: it has another shape than what it replaces.
     """
 
     def write(current: Tensor) -> Tensor:
+        place = current if site.positions is None else current[:, list(site.positions)]
+        if activation.shape[1:] != place.shape[1:] or activation.shape[0] not in (1, place.shape[0]):
+            raise ValueError(
+                f"an activation written at {site.hook_name} must have the shape {tuple(place.shape)} of what it "
+                f"replaces, got {tuple(activation.shape)}. Read it at the same site of as many examples."
+            )
+        given = activation.to(current).expand_as(place)
         if site.positions is None:
-            return activation.to(current)
+            return given
         changed = current.clone()
-        changed[:, list(site.positions)] = activation.to(current)
+        changed[:, list(site.positions)] = given
         return changed
 
     return Intervention(site, write, "write")

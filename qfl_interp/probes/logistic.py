@@ -52,8 +52,8 @@ def logistic_scores(
     wrong_logit: Float[Tensor, "layer label output example"],
     example_mask: Bool[Tensor, "*layer label example"] | None,
 ) -> ProbeScores:
-    """Scores from the logits of the wrong class; a tie is a miss."""
-    loss, hit = torch.nn.functional.softplus(wrong_logit), (wrong_logit < 0).to(wrong_logit.dtype)
+    """Scores from the logits of the wrong class; a tie is half a hit, what a guess would score."""
+    loss, hit = torch.nn.functional.softplus(wrong_logit), (1 - wrong_logit.sign()) / 2
     hit = hit.masked_fill(wrong_logit.isnan(), torch.nan)
     return ProbeScores(mean_over(loss, example_mask), mean_over(hit, example_mask))
 
@@ -100,7 +100,7 @@ class LogisticProbes(Probes):
         return self.score(x, y, example_mask).loss
 
     def accuracy(self, x: Activations, y: Labels, example_mask: ExampleMask | None = None) -> ProbeMetric:
-        """Fraction of correct predictions; see `score`."""
+        """Fraction of correct predictions, a tie counting one half; see `score`."""
         return self.score(x, y, example_mask).score
 
     def planes(self, layer: int, label: int, outputs: slice) -> ProbePlanes:

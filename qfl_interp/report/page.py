@@ -7,7 +7,6 @@ import html
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,6 +18,7 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, format_power, template_json
+from qfl_interp.report.writing import write_page
 
 # Nothing may be loaded from elsewhere, whatever a run's strings contain.
 _POLICY: Final = (
@@ -133,22 +133,9 @@ def write_report(
     """Writes `render_report` to a file, whole or not at all, and returns its path.
 
     Raises:
-        OSError: The file cannot be written; one that was there before is as it was.
+        QflError: The file cannot be written; one that was there before is as it was.
     """
-    target = Path(path)
-    page = render_report(card, sections, findings=findings, title=title)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, suffix=".html", delete=False, encoding="utf-8") as file:
-        part = Path(file.name)
-        try:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-            part.chmod(0o644)
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    return target
+    return write_page(path, render_report(card, sections, findings=findings, title=title))
 
 
 def _asset(name: str) -> str:

@@ -7,11 +7,14 @@ renamed into it, so that a killed writer leaves a temporary directory and never 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +32,8 @@ VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 _FIELDS = {"format", "version", "step", "config_digest", "files"}
 _TEMPORARY = ".tmp-"
+# In seconds: no writer takes that long for one file.
+A_DAY = 86_400.0
 
 
 class Checkpoint(NamedTuple):
@@ -132,10 +137,19 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left behind."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, name: str = "", *, older_than: float = 0.0) -> None:
+    """Delete what writers that were killed left behind.
+
+    Args:
+        folder: Where.
+        name: Only what was to become the file of this name; everything by default.
+        older_than: Only what is older, in seconds: `A_DAY` where no lock tells that its writer is gone.
+    """
+    for path in folder.glob(f"{_TEMPORARY}{glob.escape(name) + '-' if name else ''}*"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is not ours to delete
+            if older_than and time.time() - path.lstat().st_mtime < older_than:
+                continue
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

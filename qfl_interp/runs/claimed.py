@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qfl_interp.errors import QflError
+from qfl_interp.files import local_path
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import CONFIG_FILE
 from qfl_interp.runs.folder_lock import LOCK, OWNER, FolderLock
@@ -25,12 +26,12 @@ class ClaimedFolder(abc.ABC):
     A writer that was killed may have left files in its `subfolders`.
 
     Raises:
-        QflError: On entering: the directory holds something else or what `_check` refuses, or another process is
-            training into it.
+        QflError: The path is a URL; or, on entering, the directory holds something else or what `_check` refuses, or
+            another process is training into it.
     """
 
     def __init__(self, path: Path, texts: Mapping[str, bytes], *subfolders: str) -> None:
-        self.path = path
+        self.path = local_path(path)
         self._texts = texts
         self._swept = (path, *(path / name for name in subfolders))
         self._lock = FolderLock(path, "another process is training into")

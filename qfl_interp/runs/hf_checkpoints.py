@@ -16,13 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as hf_logging
 
 from qfl_interp.errors import QflError
+from qfl_interp.plugins import warn
 
 # Names of step folders: step0, step_1000, step-1000, global_step5, checkpoint-500, iter_10.
 STEP_FOLDER = r"(?:global_?step|step|checkpoint|ckpt|iteration|iter)[-_]?(\d+)"
 # Trainers write other .bin files too.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 # What may differ between the configurations of one model's checkpoints.
-_INCIDENTAL = {"_commit_hash", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+_INCIDENTAL = {
+    "_attn_implementation", "attn_implementation", "_commit_hash", "_name_or_path", "dtype", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,12 @@ class Source:
         """Its configuration, as Hugging Face reads it. Raises `QflError` where transformers knows no such model."""
         with quiet():
             try:
-                return AutoConfig.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+                config = AutoConfig.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise QflError(f"{self} is no model that transformers knows: {error}") from error
+        # A file that names an attention of its own would beat the argument of `from_pretrained`.
+        config._attn_implementation = "eager"
+        return config
 
     def weight_files(self) -> list[Path]:
         """Files of a folder that hold weights, sorted."""
@@ -88,10 +95,15 @@ def load_source(source: Source, device: str | torch.device = "cpu") -> PreTraine
     Raises:
         QflError: A file is missing, truncated or no causal language model, or a weight is absent.
     """
+    config = source.config()
+    files = source.weight_files()
+    if files and not any(path.suffix == ".safetensors" for path in files):
+        warn(f"weights of {source} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
     with quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.name,
+                config=config,
                 revision=source.revision,
                 dtype=torch.float32,
                 attn_implementation="eager",

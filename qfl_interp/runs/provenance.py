@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from qfl_interp.errors import redact_command
+
 _PACKAGES = ("qfl-interp", "torch", "transformer-lens", "numpy", "scikit-learn")
 
 
@@ -53,7 +55,7 @@ def session_record(device: str | torch.device) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": redact_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git_commit": git_commit(Path.cwd()),
         "device": device_name(device),
         "threads": torch.get_num_threads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from qfl_interp.data.identity import differences, task_identity, unsealed
 from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
-from qfl_interp.files import read_json
+from qfl_interp.files import local_path, read_json
 from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
@@ -78,7 +79,7 @@ class Run(Checkpoints):
         Raises:
             QflError: It is no run, was written by another version, or was trained on another task than the one given.
         """
-        folder = Path(path)
+        folder = local_path(path)
         return cls(folder, RunConfig.read(folder), task)
 
     @property
@@ -105,8 +106,16 @@ class Run(Checkpoints):
 
     @property
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, ascending."""
-        found = (ckpt.parse_step(path.name) for path in (self.path / CHECKPOINTS).glob("step_*"))
+        """Steps that have a checkpoint, ascending. Raises `QflError` where their folder cannot be read."""
+        try:
+            found = [ckpt.parse_step(name) for name in os.listdir(self.path / CHECKPOINTS)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise QflError(
+                f"{self.path / CHECKPOINTS} must be a folder that can be read: {error.strerror}. Restore it, or its "
+                "permissions."
+            ) from error
         return sorted(step for step in found if step is not None)
 
     @property
@@ -276,8 +285,11 @@ class Run(Checkpoints):
 
     def __repr__(self) -> str:
         config = self.config
-        saved = self.steps
-        state = "finished" if self.finished else "unfinished"
+        try:
+            saved = self.steps
+        except QflError:  # whoever looks at them learns why
+            saved = []
+        state = "finished" if config.last_step in saved else "unfinished"
         return (
             f"Run({str(self.path)!r}: {config.task} length {config.length}, {config.model.n_layers} layers, "
             f"d_model {config.model.d_model}, seed {config.train.seed}, {state}, "

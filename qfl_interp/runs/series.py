@@ -15,6 +15,7 @@ from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.runs.table import Table
+from qfl_interp.runs.workplace import TableElsewhere, enter, workplace
 from qfl_interp.seeding import generator
 
 # "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
@@ -26,7 +27,7 @@ class Checkpoints(abc.ABC):
     """Models of one training, by step, with the task they are examined on and a place for tables.
 
     Attributes:
-        path: Its own folder: tables and stored activations lie here, and messages name it.
+        path: Its own folder, which messages name; what is computed lies here where it can be written.
     """
 
     path: Path
@@ -77,9 +78,24 @@ class Checkpoints(abc.ABC):
         """The seed of the weights of the untrained model number `index`; another series has others."""
         return int(generator(self.identity()["seed"], f"probe/untrained_{index:02d}").integers(2**31))
 
+    @property
+    def workplace(self) -> Path:
+        """The folder that tables, activations and pages are written to: `path`, or the user's where that is read-only.
+
+        The user's is `$QFL_HOME`, by default `~/.qfl_interp`; in it a sub-folder named by run id and place.
+        """
+        return workplace(self.path, self.run_id)
+
     def table(self, lens: str) -> Table:
-        """The table of one analysis ("probe", "ablate", ...)."""
-        return Table(self.path / TABLES_FOLDER / lens, self.run_id, self.weights)
+        """The table of one analysis ("probe", "ablate", ...): parts in `path` are read, new ones in `workplace`."""
+        own = Table(self.path / TABLES_FOLDER / lens, self.run_id, self.weights)
+        place = self.workplace
+        return own if place == self.path else TableElsewhere(own, place / TABLES_FOLDER / lens)
+
+    def page(self, name: str) -> Path:
+        """Where a page of this name belongs; the folder is made. Raises `QflError` where it cannot be."""
+        enter(self.path, self.workplace)
+        return self.workplace / name
 
     def resolve_steps(self, steps: Steps) -> list[int]:
         """The saved steps that `steps` names, ascending.

@@ -18,6 +18,7 @@ from qfl_interp.data.registry import task_class, task_names
 from qfl_interp.data.task import Task
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
+from qfl_interp.files import local_path
 from qfl_interp.models.build import TransformerBridge, hooked_from_hf
 from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
@@ -28,9 +29,11 @@ class Suite(Checkpoints):
     """A series of Hugging Face checkpoints with a task to examine them on.
 
     Open one with `Suite.open` or `Suite.from_hub`. Models are wrapped in a `TransformerBridge`, in float32 and
-    evaluation mode; weights are not folded, so that logits are the model's own. Tables lie in `out/<run_id>/`, and the
-    id holds the suite's name, the task's and a digest of the model's configuration, the dataset and `tokens_per_step`:
-    two suites of one name and configuration (trained from other seeds, say) need an `out` each.
+    evaluation mode, their attention written out whatever their files say; weights are not folded, so that logits are
+    the model's own. Weights that are pickled (`.bin`) are read as tensors alone, and that is said. Tables lie in
+    `out/<run_id>/`, and the id holds the suite's name, the task's and a digest of the model's configuration, the
+    dataset and `tokens_per_step`: two suites of one name and configuration (trained from other seeds, say) need an
+    `out` each.
 
     Pickled, it is its sources and its task: another process opens them again. The task's class has to be one that it
     can import.
@@ -57,7 +60,7 @@ class Suite(Checkpoints):
         seed: int = 0,
         tokens_per_step: int | None = None,
     ) -> None:
-        self.name, self.sources, self.out, self.seed = name, dict(sorted(sources.items())), Path(out), seed
+        self.name, self.sources, self.out, self.seed = name, dict(sorted(sources.items())), local_path(out), seed
         self.tokens_per_step = tokens_per_step
         self._task = task
         self._raw_config = self._first.read_config()
@@ -210,7 +213,8 @@ class Suite(Checkpoints):
         source = self.sources[self.resolve_steps(step)[0]]
         if source.revision is not None:
             return source.cached_commit()
-        return FileDigests(self.path / "weights.json").of(source.weight_files())
+        place = self.workplace if self.workplace.is_dir() else self.path
+        return FileDigests(place / "weights.json").of(source.weight_files())
 
     def untrained_model(self, index: int) -> tuple[TransformerBridge, int]:
         """A freshly initialised model of the suite's shape, on the CPU, and the seed of its weights."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
-from qfl_interp.runs.checkpoint import write_atomic
+from qfl_interp.runs.checkpoint import A_DAY, remove_leftovers, storage_error, write_atomic
 
 # Where a manifest says what its part comes from.
 _ORIGIN = "origin"
@@ -34,6 +34,12 @@ _ORIGIN = "origin"
 
 def _unknown(_step: int) -> None:
     """Of weights that nobody can tell apart."""
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Delete what killed writers left a day ago; once a process."""
+    remove_leftovers(folder, older_than=A_DAY)
 
 
 class Table:
@@ -47,8 +53,8 @@ class Table:
 
     def __init__(self, folder: Path, run_id: str = "", weights: Callable[[int], str | None] = _unknown) -> None:
         self.folder = folder
-        self._run_id = run_id
-        self._weights = functools.cache(weights)
+        self.run_id = run_id
+        self.weights = functools.cache(weights)
 
     def __repr__(self) -> str:
         return f"Table({self.folder.name!r}, parts={len(self.parts())})"
@@ -97,9 +103,13 @@ class Table:
             settings: What it was computed with, for whoever asks why another call does not find it; JSON values.
 
         Raises:
-            QflError: The disk is full; parts written before are intact.
+            QflError: The disk is full or the folder cannot be made; parts written before are intact.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+        _sweep(self.folder)
         buffer = io.BytesIO()
         rows.to_parquet(buffer, index=False)
         files = {self._path(part): buffer.getvalue()}
@@ -109,15 +119,15 @@ class Table:
         for path, data in files.items():
             write_atomic(path, data)
         manifest: dict[str, Any] = {path.name: hashlib.sha256(data).hexdigest() for path, data in files.items()}
-        if self._run_id:
-            known = {str(step): self._weights(step) for step in sorted(set(steps))}
+        if self.run_id:
+            known = {str(step): self.weights(step) for step in sorted(set(steps))}
             weights = {step: digest for step, digest in known.items() if digest}
-            manifest[_ORIGIN] = {"run": self._run_id, "weights": weights, "settings": dict(settings or {})}
+            manifest[_ORIGIN] = {"run": self.run_id, "weights": weights, "settings": dict(settings or {})}
         write_atomic(self._manifest_path(part), json.dumps(manifest, indent=1).encode())
 
     def settings(self) -> list[dict[str, Any]]:
         """What each part was computed with, where it says so."""
-        origins = [self._manifest(part).get(_ORIGIN) or {} for part in self.parts()]
+        origins = [self._manifest(part).get(_ORIGIN) or {} for part in Table.parts(self)]
         return [dict(origin["settings"]) for origin in origins if origin.get("settings")]
 
     def _advice(self, part: str) -> str:
@@ -137,16 +147,16 @@ class Table:
     def _foreign(self, part: str) -> str:
         """Why a part does not count: it is of another run, or of other weights; empty where it counts."""
         origin = self._manifest(part).get(_ORIGIN)
-        if not self._run_id or origin is None:
+        if not self.run_id or origin is None:
             return ""
         try:
             run_id, weights = str(origin["run"]), dict(origin["weights"])
-            changed = [step for step, digest in weights.items() if self._weights(int(step)) not in (digest, None)]
+            changed = [step for step, digest in weights.items() if self.weights(int(step)) not in (digest, None)]
         except (KeyError, TypeError, ValueError) as error:
             path = self._manifest_path(part)
             raise QflError(f"{path} does not say where its part comes from: corrupted. {self._advice(part)}") from error
-        if run_id != self._run_id:
-            return f"{self._path(part)} is of the run {run_id}, not of {self._run_id}"
+        if run_id != self.run_id:
+            return f"{self._path(part)} is of the run {run_id}, not of {self.run_id}"
         if changed:
             return f"{self._path(part)} was computed from other weights of step {', '.join(changed)} than are there now"
         return ""
@@ -169,11 +179,13 @@ class Table:
             QflError: A part is missing or corrupted (names the file, and the one to delete), or of another run or other
                 weights.
         """
-        chosen = self.parts() if parts is None else parts
-        for part in chosen:
-            self._require_own(part)
-        frames = [pd.read_parquet(io.BytesIO(self._read_checked(self._path(part), part))) for part in chosen]
+        frames = [self.read_part(part) for part in (self.parts() if parts is None else parts)]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def read_part(self, part: str) -> pd.DataFrame:
+        """The rows of one part. Raises as `read` does."""
+        self._require_own(part)
+        return pd.read_parquet(io.BytesIO(self._read_checked(self._path(part), part)))
 
     def read_tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors written with a part.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from qfl_interp.runs.scratch import scratch_folder
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.plan import PlannedRun, task_at
 from qfl_interp.training.train import train_planned
@@ -92,9 +91,9 @@ def _seconds(run: PlannedRun, n_steps: int, device: str) -> float:
     train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0)
     short = dataclasses.replace(config, train=train, last_step=n_steps)
     task = task_at(config.task, config.length)
-    with tempfile.TemporaryDirectory(prefix="qfl-calibration-") as folder:
+    with scratch_folder("qfl-calibration-") as folder:
         start = time.perf_counter()
-        train_planned(task, short, Path(folder) / "run", device=device)
+        train_planned(task, short, folder / "run", device=device)
         return time.perf_counter() - start
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.config import ModelConfig, TrainConfig, _int, _plain, _shown
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
 
@@ -74,6 +74,11 @@ class Grid:
         return Grid({name: axes[name] for name in AXES}, settings)
 
     def __post_init__(self) -> None:
+        for name, value in (("axes", self.axes), ("settings", self.settings)):
+            if not isinstance(value, Mapping):
+                raise QflError(f"{name} of a grid must be a table, got {_shown(value)}.")
+        if missing := [name for name in AXES if name not in self.axes]:
+            raise QflError(f"axes of a grid must hold {', '.join(missing)}, got {', '.join(self.axes) or 'none'}.")
         for name, values in self.axes.items():
             if not values:
                 raise QflError(f"axis {name!r} of a grid must hold at least one value, got none: the grid is empty.")
@@ -138,6 +143,20 @@ class SweepConfig:
     keep: Keep = "final"
 
     def __post_init__(self) -> None:
+        for name in ("min_steps", "max_steps"):
+            value = _plain(getattr(self, name))
+            try:
+                object.__setattr__(self, name, _int(value))
+            except TypeError as error:
+                raise QflError(f"{name} of a sweep must be {error}, got {_shown(value)}.") from error
+        for name, fits, what in (
+            ("name", isinstance(self.name, str), "a text"),
+            ("keep", isinstance(self.keep, str) and self.keep in get_args(Keep), f"one of {get_args(Keep)}"),
+            ("grids", _all_grids(self.grids), "a tuple of Grid"),
+        ):
+            if not fits:
+                raise QflError(f"{name} of a sweep must be {what}, got {_shown(getattr(self, name))}.")
+        object.__setattr__(self, "name", str(self.name))
         if not self.name.strip(".") or "/" in self.name:
             raise QflError(f"name of a sweep must be a word without '/', got {self.name!r}.")
         if not self.grids:
@@ -208,3 +227,8 @@ class SweepConfig:
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the definition: the SHA-256 of its sorted JSON."""
         return json_digest(self.to_dict())
+
+
+def _all_grids(value: Any) -> bool:
+    """Whether it is a tuple of grids."""
+    return isinstance(value, tuple) and all(isinstance(grid, Grid) for grid in value)

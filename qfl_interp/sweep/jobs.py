@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -19,6 +18,7 @@ from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.runs.metrics import all_lines
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.runs.run import CHECKPOINTS, Run
+from qfl_interp.runs.scratch import scratch_folder
 from qfl_interp.sweep.definition import Keep
 from qfl_interp.sweep.plan import PlannedRun, task_at
 from qfl_interp.sweep.records import Record, make_record
@@ -75,7 +75,7 @@ def run_job(job: Job, settings: JobSettings) -> list[Record]:
         torch.set_num_threads(settings.threads)
     storage = Storage(settings.folder)
     with contextlib.ExitStack() as stack:
-        scratch = Path(settings.scratch or stack.enter_context(tempfile.TemporaryDirectory(prefix="qfl-sweep-")))
+        scratch = Path(settings.scratch or stack.enter_context(scratch_folder("qfl-sweep-")))
         folders = [stack.enter_context(storage.mirrored(run.path, scratch)) for run in job.runs]
         _wait_for_others(folders)
         records = []

@@ -6,7 +6,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from qfl_interp.errors import QflError, StorageError
+from qfl_interp.processes import end_with_parent
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
 from qfl_interp.sweep.pool import Outcome, Pool
 
@@ -170,7 +170,7 @@ def _work(pipe: Connection, settings: JobSettings, cores: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    end_with_parent(save_seconds=_STOP_SECONDS)
     try:
         while True:
             job = pipe.recv()
@@ -187,13 +187,3 @@ def attempt(job: Job, settings: JobSettings) -> tuple[Any, ...]:
         return None, str(error), True
     except Exception as error:  # whatever it is, the sweep goes on
         return None, f"{type(error).__name__}: {error}"
-
-
-def _stop_with_parent() -> None:
-    """Stop, with a resume point, when the driver is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(_STOP_SECONDS)
-    os._exit(1)

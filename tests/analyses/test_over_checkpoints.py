@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +61,75 @@ def test_nothing_to_do_prepares_nothing(tmp_path):
 def test_jobs_below_one_are_refused(tmp_path):
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
         over_checkpoints([1], functools.partial(context, tmp_path), write, label="x", jobs=0, progress=False)
+
+
+def write_unless_killed(folder: Path, item: int) -> None:
+    """Like a worker that the system kills where memory runs out."""
+    if item == 1:
+        while not (folder / "done_0").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(folder, item)
+
+
+def test_a_killed_worker_is_one_clear_error_and_finished_work_stays(tmp_path):
+    prepare = functools.partial(context, tmp_path)
+    with pytest.raises(QflError, match=r"fitting: a worker process died at 1.*memory.*kept.*fewer jobs than 2"):
+        over_checkpoints([0, 1], prepare, write_unless_killed, label="fitting", jobs=2, progress=False)
+    assert done(tmp_path) == {0}
+
+
+# Two workers that compute for longer than any test: the second half of the file is what each of them imports.
+_LONG = """
+import functools, os, sys, time
+from pathlib import Path
+from analyses.checkpoints import over_checkpoints
+
+def nothing():
+    return None
+
+def work(folder, _context, item):
+    (folder / f"pid_{os.getpid()}").touch()
+    time.sleep(300)
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    over_checkpoints([0, 1], nothing, functools.partial(work, folder), label="x", jobs=2, progress=False)
+"""
+
+
+def group_members(group: int) -> set[int]:
+    """Live processes of a process group."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just ended
+            continue
+        if int(its_group) == group and state != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(tmp_path, how):
+    script = tmp_path / "long.py"
+    script.write_text(_LONG)
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("pid_*"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(group_members(process.pid)) >= 3  # the parent and its workers
+        process.send_signal(how)
+        process.wait(timeout=10)
+        deadline = time.monotonic() + 5
+        while group_members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert group_members(process.pid) == set()
+    finally:
+        if group_members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)

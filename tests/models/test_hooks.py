@@ -463,3 +463,40 @@ def test_two_labels_at_one_position_are_refused():
     project_out(Site(0), w, positions=torch.tensor([[1, -1, -1], [1, 2, 0]]))
     with pytest.raises(ValueError, match="got 4 twice in example 1"):
         project_out(Site(0), w, positions=torch.tensor([[1, 2, 3], [4, 2, 4]]))
+
+
+def test_an_intervention_must_fire_in_every_pass(model):
+    late = Intervention(Site(1), lambda x: x, "late")
+
+    def two_passes() -> None:
+        with interventions_on(model, [late]):
+            model(draw_tokens(0))
+            model(draw_tokens(0), stop_at_layer=1)
+
+    with pytest.raises(QflError, match=r"in a pass of it these interventions never fired: <late at blocks\.1"):
+        two_passes()
+    with interventions_on(model, [late]):
+        model(draw_tokens(0))
+        model(draw_tokens(0))
+
+
+def test_what_would_do_nothing_is_refused():
+    with pytest.raises(ValueError, match="positions must hold at least one token index"):
+        Site(0, positions=())
+    with pytest.raises(ValueError, match="directions must hold at least one row"):
+        project_out(Site(0), torch.zeros(0, 4))
+    for strength in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="epsilon must be a finite number"):
+            project_out(Site(0), torch.eye(4)[:1], epsilon=strength)
+        with pytest.raises(ValueError, match="epsilon must be a finite number"):
+            zero(Site(0), epsilon=strength)
+    with pytest.raises(ValueError, match="units must name at least one"):
+        zero(Site(0, "z"), units=[])
+
+
+@pytest.mark.parametrize(("positions", "shape"), [(None, (2, 1, 4)), ((0, 2), (2, 1, 4)), (None, (3, 5, 4))])
+def test_an_activation_is_not_spread_over_what_it_is_not_of(positions, shape):
+    with pytest.raises(ValueError, match=r"must have the shape \(2, . *"):
+        write_activation(Site(0, positions=positions), torch.ones(shape)).fn(torch.zeros(2, 5, 4))
+    whole = write_activation(Site(0), torch.ones(1, 5, 4)).fn(torch.zeros(2, 5, 4))
+    assert torch.equal(whole, torch.ones(2, 5, 4))

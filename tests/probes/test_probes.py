@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from qfl_interp.probes import LogisticProbes, fit_logistic, shuffle_labels
-from qfl_interp.probes.logistic import check_examples
+from qfl_interp.probes.logistic import check_examples, logistic_scores
 
 C = 100.0
 N, D = 600, 12
@@ -428,3 +428,9 @@ def test_scores_of_other_shapes_are_refused():
         probes.logits(x[..., :5])
     with pytest.raises(ValueError, match="1 outputs"):
         probes.score(x, torch.cat([y, y]))
+
+
+def test_ties_count_one_half_as_a_guess_does():
+    wrong = torch.tensor([[[[0.0, 0.0, -1.0, 1.0]]]], dtype=torch.float64)
+    assert logistic_scores(wrong, None).score.item() == (0.5 + 0.5 + 1 + 0) / 4
+    assert logistic_scores(torch.zeros(1, 1, 1, 10, dtype=torch.float64), None).score.item() == 0.5

@@ -12,6 +12,7 @@ import pytest
 from analyses.lenses.ablate.figure import ablation_figure
 from analyses.lenses.emergence.findings import findings
 from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.errors import QflError
 from qfl_interp.report.page import Finding, Section, render_report, write_report
 from tests import synthetic_tables as tables
 
@@ -186,7 +187,7 @@ def test_write_report_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(QflError, match=r"the disk is full: writing .*report.html"):
         write_report(target, tables.card(), [Section("Second")])
     assert target.read_text(encoding="utf-8") == before
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

@@ -325,3 +325,29 @@ def test_models_that_cannot_be_used_say_why(copy, task, tmp_path):
     path.write_text("{")
     with pytest.raises(QflError, match=r"configuration of .*step100 cannot be read"):
         Suite.open(copy, task, pattern="step(100)")
+
+
+@pytest.mark.parametrize("named", ["sdpa", "flash_attention_2"])
+def test_attention_that_a_checkpoint_names_is_not_used(folder, copy, task, tmp_path, named):
+    for file in copy.glob("*/config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"_attn_implementation": named}))
+    suite, plain = Suite.open(copy, task), Suite.open(folder, task, out=tmp_path / "out")
+    assert suite.config._attn_implementation == "eager"
+    assert suite.run_id == plain.run_id
+    assert suite.load_model(10).original_model.config._attn_implementation == "eager"
+    assert suite.untrained_model(0)[0].original_model.config._attn_implementation == "eager"
+    assert torch.equal(suite.load_model(10)(tokens()), plain.load_model(10)(tokens()))
+
+
+def test_pickled_weights_are_named_once(copy, task, capsys):
+    suite = Suite.open(copy, task)
+    suite.load_model(10)
+    assert capsys.readouterr().err == ""
+    weights = load_file(copy / "step10" / "model.safetensors")
+    torch.save(weights, copy / "step10" / "pytorch_model.bin")
+    (copy / "step10" / "model.safetensors").unlink()
+    for _ in range(2):
+        suite.load_model(10)
+    said = capsys.readouterr().err
+    assert said.count("are pickled (.bin)") == 1
+    assert "step10" in said

@@ -12,7 +12,7 @@ import torch
 from analyses.lens import Lens
 from analyses.lenses.probe.data import probe_data, read_span, store_key
 from analyses.result import Result
-from qfl_interp.activations.store import ActivationStore
+from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.activations.store_entry import StoreDtype, StoreKey
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.theme import new_figure
@@ -47,7 +47,7 @@ def capture(
 
     Examples and positions are those of the probes (`probe(run, store=True)` then loads no model): `n` to fit on and
     `n_test` to score on, over all positions that some feature reads. Larger than memory if need be; a call that
-    was killed goes on where it was. Read them with `ActivationStore(run.path / "activations").spans(...)`.
+    was killed goes on where it was. Read them with `store_of(run).spans(...)`.
 
     Example:
         `qfl capture runs/add16 resid_post z --steps last`
@@ -74,7 +74,7 @@ def capture(
         ValueError: An unknown site, layer or dtype, or `n` is below 1.
     """
     names = [sites] if isinstance(sites, str) else list(sites)
-    store = store or ActivationStore(run.path / "activations")
+    store = store or store_of(run)
     config = ProbeConfig(n_train=n, n_test=n_test, seed=seed)
     parts = {part: examples for part, examples in probe_data(run, config)._asdict().items() if len(examples)}
     at = run.resolve_steps(steps)

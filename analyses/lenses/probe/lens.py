@@ -29,7 +29,7 @@ from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
-from qfl_interp.activations.store import ActivationStore
+from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel
@@ -82,7 +82,7 @@ class Probe(PartLens[ProbeData, _Spans]):
     def view(self, shared: ProbeData, at: ModelAt) -> _Spans:
         # Loaded when activations are computed, not when they are read from the store.
         load = functools.cache(lambda: at.load(self.run, self.device))
-        kept = ActivationStore(self.run.path / "activations") if self.store and at.untrained < 0 else None
+        kept = store_of(self.run) if self.store and at.untrained < 0 else None
         read = functools.partial(self._span, load, at, kept)
         validation = read("validation", shared.validation) if len(shared.validation) else None
         return _Spans(read("train", shared.train), read("test", shared.test), validation)

@@ -1,0 +1,21 @@
+"""A page on disk: whole or not there, readable as the user's other files are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qfl_interp.files import local_path
+from qfl_interp.runs.checkpoint import A_DAY, remove_leftovers, write_atomic
+
+
+def write_page(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a page to a file and return its path; what a killed writer of this page left a day ago goes.
+
+    Raises:
+        QflError: The path is a URL, or the file cannot be written; one that was there before is as it was.
+    """
+    target = local_path(Path(path))
+    remove_leftovers(target.parent, target.name, older_than=A_DAY)
+    write_atomic(target, text.encode())
+    return target
