@@ -59,9 +59,13 @@ def _int(value: Any) -> int:
 def _float(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError("a number")
-    if (isinstance(value, int) and abs(value) > _LARGEST) or not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise TypeError("a finite number")
-    return float(value)
+    return number
 
 
 def _str(value: Any) -> str:
