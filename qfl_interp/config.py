@@ -8,7 +8,7 @@ import numbers
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
@@ -77,7 +77,9 @@ def _str(value: Any) -> str:
 def _floats(value: Any) -> tuple[float, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError("several numbers")
-    return tuple(_float(_plain(one)) for one in value)
+    pairs = [(_plain(one), _float(_plain(one))) for one in value]
+    # An integer stays one: runs are named by their JSON, in which 0 and 0.0 differ, and these were never converted.
+    return tuple(one if isinstance(one, int) else number for one, number in pairs)
 
 
 def _str_or_floats(value: Any) -> str | tuple[float, ...]:
@@ -98,11 +100,16 @@ class _Config:
     no numbers here. Fields of other annotations are words, and which ones is the class's own to check.
     """
 
+    # Limits that may be infinite: there is none then.
+    _unlimited: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             kind = str(field.type).removesuffix(" | None")
             value = _plain(getattr(self, field.name))
             if value is None and kind != field.type:
+                continue
+            if field.name in self._unlimited and isinstance(value, float) and value == math.inf:
                 continue
             try:
                 object.__setattr__(self, field.name, _TYPES.get(kind, _str)(value))
@@ -218,7 +225,7 @@ class TrainConfig(_Config):
         weight_decay: AdamW's, on all parameters.
         betas: AdamW's.
         adam_eps: AdamW's.
-        clip_norm: Gradients are scaled down to this global norm.
+        clip_norm: Gradients are scaled down to this global norm; infinite: never.
         eval_fraction: A validation every `max(1, int(eval_fraction * n_steps))` steps; the paper uses 0.005.
         n_val: Examples in the fixed validation set.
         n_checkpoints: About how many checkpoints are kept, half of them log-spaced and half evenly spaced; the
@@ -231,6 +238,8 @@ class TrainConfig(_Config):
     Raises:
         ValueError: A value is out of its range.
     """
+
+    _unlimited = ("clip_norm", "divergence_loss")
 
     budget_flops: float | None = None
     n_steps: int | None = None

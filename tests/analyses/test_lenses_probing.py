@@ -275,4 +275,4 @@ def test_a_call_that_recomputes_says_so_first(run_copy, capsys):
     ablate(run_copy, "carry", config=more, n_trials=2)
     capsys.readouterr()
     ablate(run_copy, "carry", config=more, n_trials=3)
-    assert "ablate: computing 1 parts with n_trials=3. The table has 1 with n_trials=2" in capsys.readouterr().err
+    assert "ablate: computing 2 parts with n_trials=3. The table has 2 with n_trials=2" in capsys.readouterr().err

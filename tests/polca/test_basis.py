@@ -271,7 +271,7 @@ def test_memory_is_estimated():
             r"max_products must be at least .* = 14, got 13",
         ),
         ({"tol": 0.0}, "tol must lie between 0 and 1, got 0.0"),
-        ({"tol": float("nan")}, "tol must lie between 0 and 1, got nan"),
+        ({"tol": float("nan")}, "tol must be a finite number, got nan"),
         ({"seed": -1}, "seed must lie in"),
         ({"basis": "probe"}, "feature must be given with basis='probe' and only then"),
         ({"feature": "carry"}, "feature must be given with basis='probe' and only then"),
