@@ -17,6 +17,7 @@ from analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Finding, Section, write_report
+from qfl_interp.runs.checkpoint import storage_error
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 
@@ -76,6 +77,9 @@ def report(
 
     Returns:
         Where the page is.
+
+    Raises:
+        QflError: A file of the run is damaged; or the page cannot be written, and an earlier one is as it was.
     """
     run = with_loss_curve(run)
     names = tuple(feature.name for feature in chosen_features(run, features))
@@ -96,7 +100,11 @@ def report(
     )
     shown.warn()
     sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
-    return write_report(out or run.path / "report.html", card(run), sections, findings=findings)
+    target = Path(out or run.path / "report.html")
+    try:
+        return write_report(target, card(run), sections, findings=findings)
+    except OSError as error:
+        raise storage_error(error, target) from error
 
 
 def _closing(faults: Sequence[str]) -> list[Section]:

@@ -7,7 +7,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
 
@@ -20,6 +19,7 @@ from qfl_interp.activations.store_entry import (
     StoreDtype,
     StoreKey,
     find_entries,
+    key_path,
     map_span,
     read_entry,
 )
@@ -27,7 +27,6 @@ from qfl_interp.activations.store_writing import locked, plan_passes, run_pass, 
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, layer_count
 from qfl_interp.progress import progress_bar
-from qfl_interp.runs.checkpoint import step_name
 from qfl_interp.shapes import Tokens
 
 
@@ -61,7 +60,7 @@ class ActivationStore:
                 f"a key must have names that do not start with a dot and a step of at least 0, got {tuple(key[:3])}. "
                 'For example StoreKey(run.run_id, 1000, "probe/val/10000/seed0").'
             )
-        return self.folder / quote(key.run_id, safe="") / step_name(key.step) / quote(key.dataset, safe="")
+        return self.folder / key_path(*key[:3])
 
     def spans(
         self,

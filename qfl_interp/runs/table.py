@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
-from qfl_interp.runs.checkpoint import write_atomic
+from qfl_interp.runs.checkpoint import storage_error, write_atomic
 
 # Where a manifest says what its part comes from.
 _ORIGIN = "origin"
@@ -99,7 +99,10 @@ class Table:
         Raises:
             QflError: The disk is full; parts written before are intact.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
         buffer = io.BytesIO()
         rows.to_parquet(buffer, index=False)
         files = {self._path(part): buffer.getvalue()}
@@ -146,7 +149,7 @@ class Table:
             path = self._manifest_path(part)
             raise QflError(f"{path} does not say where its part comes from: corrupted. {self._advice(part)}") from error
         if run_id != self._run_id:
-            return f"{self._path(part)} is of the run {run_id}, not of {self._run_id}"
+            return f"{self._path(part)} is of the run {run_id}, not of {self._run_id}, as config.json has it"
         if changed:
             return f"{self._path(part)} was computed from other weights of step {', '.join(changed)} than are there now"
         return ""
