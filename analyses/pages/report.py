@@ -76,6 +76,9 @@ def report(
 
     Returns:
         Where the page is.
+
+    Raises:
+        QflError: A file of the run is damaged; or the page cannot be written, and an earlier one is as it was.
     """
     run = with_loss_curve(run)
     names = tuple(feature.name for feature in chosen_features(run, features))

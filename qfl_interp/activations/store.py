@@ -8,7 +8,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
 
@@ -21,6 +20,7 @@ from qfl_interp.activations.store_entry import (
     StoreDtype,
     StoreKey,
     find_entries,
+    key_path,
     map_span,
     read_entry,
 )
@@ -28,7 +28,6 @@ from qfl_interp.activations.store_writing import locked, plan_passes, run_pass, 
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, layer_count
 from qfl_interp.progress import progress_bar
-from qfl_interp.runs.checkpoint import step_name
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.workplace import enter
 from qfl_interp.shapes import Tokens
@@ -71,7 +70,7 @@ class ActivationStore:
     @staticmethod
     def _inside(key: StoreKey) -> Path:
         """Where a key is below a store's folder."""
-        return Path(quote(key.run_id, safe=""), step_name(key.step), quote(key.dataset, safe=""))
+        return key_path(*key[:3])
 
     def spans(
         self,

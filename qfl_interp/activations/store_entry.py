@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
+import math
 import mmap
 import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import quote
 
 import torch
 
 from qfl_interp.activations.spans import SiteSpan, places
 from qfl_interp.errors import QflError
+from qfl_interp.files import read_json
+from qfl_interp.runs.checkpoint import step_name
 
 StoreDtype = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -80,7 +83,7 @@ class Entry:
     @property
     def layer_bytes(self) -> int:
         """Bytes of one layer."""
-        return torch.Size(self.shape[1:]).numel() * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
 
     def lacking(self, layers: Sequence[int] | None) -> tuple[int, ...]:
         """Those of `layers` (of all, where None) that are not whole."""
@@ -132,18 +135,38 @@ def read_entry(path: Path) -> Entry:
     """
     advice = "Delete the folder (store.delete(key)) and capture again."
     try:
-        entry = Entry(**json.loads(path.read_bytes()))
+        entry = Entry(**read_json(path, dict, advice))
         size = path.with_suffix(".bin").stat().st_size
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, TypeError) as error:
         raise QflError(f"{path} or the activations beside it cannot be read: {error}. {advice}") from error
     if entry.version != VERSION or entry.stem != path.stem:
         raise QflError(f"{path} was not written by this version of qfl_interp (store version {VERSION}). {advice}")
+    if not _is_whole(entry) or key_path(entry.run_id, entry.step, entry.dataset).parts != path.parent.parts[-3:]:
+        raise QflError(f"{path} does not have the fields that were written, or is of another key: damaged. {advice}")
     if size != entry.n_layers * entry.layer_bytes:
         raise QflError(
             f"{path.with_suffix('.bin')} must have {entry.n_layers * entry.layer_bytes:,} bytes, got {size:,}: "
             f"damaged. {advice}"
         )
     return entry
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether the fields of a manifest are of their types, as JSON does not promise."""
+    numbers = (entry.step, entry.n_examples, entry.n_layers, entry.n_heads, entry.d)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        return False
+    return (
+        all(isinstance(text, str) for text in (entry.run_id, entry.dataset, entry.tokens, entry.weights))
+        and all(isinstance(of, dict) for of in (entry.done, entry.sums))
+        and all(layer.isdecimal() and int(layer) < entry.n_layers for layer in entry.done | entry.sums)
+        and all(type(n) is int and 0 <= n <= entry.n_examples for n in entry.done.values())
+    )
+
+
+def key_path(run_id: str, step: int, dataset: str) -> Path:
+    """Where the activations of a key lie, below the store."""
+    return Path(quote(run_id, safe=""), step_name(step), quote(dataset, safe=""))
 
 
 def find_entries(folder: Path, digest: str, weights: str, request: Request) -> dict[str, Entry | None]:
@@ -156,13 +179,14 @@ def find_entries(folder: Path, digest: str, weights: str, request: Request) -> d
     for entry in stored:
         if entry.tokens != digest:
             raise QflError(
-                f"a key stands for one data set, but {folder} holds activations of other tokens (SHA-256 "
+                f"a key stands for one data set, but {folder / entry.stem}.json holds those of other tokens (SHA-256 "
                 f"{entry.tokens[:12]}..., now {digest[:12]}...). Name this data set otherwise, or delete(key) first."
             )
         if weights and entry.weights and entry.weights != weights:
             raise QflError(
-                f"{folder} holds activations of other weights of this step (SHA-256 {entry.weights[:12]}..., now "
-                f"{weights[:12]}...): the checkpoint was replaced. Delete the folder (delete(key)) and capture again."
+                f"{folder / entry.stem}.json holds activations of other weights of this step (SHA-256 "
+                f"{entry.weights[:12]}..., now {weights[:12]}...): the checkpoint was replaced. "
+                "Delete the folder (delete(key)) and capture again."
             )
     found = {}
     for name in request.names:

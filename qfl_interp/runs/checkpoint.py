@@ -207,7 +207,7 @@ def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = Fa
     if manifest["config_digest"] != config_digest:
         raise QflError(
             f"{path} belongs to a run with another configuration (digest {manifest['config_digest']}, this run "
-            f"{config_digest}). It was copied here from elsewhere; use another step."
+            f"{config_digest}). It was copied here from elsewhere, or config.json was; use another step."
         )
     tensors: dict[str, dict[str, Tensor]] = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):

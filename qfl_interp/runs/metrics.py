@@ -59,7 +59,10 @@ def read_metrics(path: Path, run: str) -> Metrics:
         if match is None and rows and checked and _CHECKED.fullmatch(lines[0]):
             raise QflError(f"line {number} of {path} lost its digest: corrupted. {_ADVICE}")
         if match is not None and match[2].decode() != state:
-            raise QflError(f"line {number} of {path}, or one before it, is not what was written. {_ADVICE}")
+            raise QflError(
+                f"line {number} of {path}, or one before it, is not what was written by the run of this config.json. "
+                f"{_ADVICE}"
+            )
         checked = checked and match is not None
         rows.append(_row(path, number, payload))
     return Metrics(rows, state, checked)

@@ -348,5 +348,5 @@ def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
     if differing:
         raise QflError(
             f"{run} was trained on another task than {task!r}: {'; '.join(differing)}. Open it with the task that it "
-            "was trained on: Run.open(path, task=...)."
+            f"was trained on: Run.open(path, task=...); or restore {TASK_FILE}, if that was changed."
         )

@@ -156,7 +156,7 @@ class Table:
             path = self._manifest_path(part)
             raise QflError(f"{path} does not say where its part comes from: corrupted. {self._advice(part)}") from error
         if run_id != self.run_id:
-            return f"{self._path(part)} is of the run {run_id}, not of {self.run_id}"
+            return f"{self._path(part)} is of the run {run_id}, not of {self.run_id}, as config.json has it"
         if changed:
             return f"{self._path(part)} was computed from other weights of step {', '.join(changed)} than are there now"
         return ""
