@@ -53,7 +53,7 @@ def over_checkpoints(
         return
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task(label, total=len(items), detail="")
-        for item in _done(items, prepare, work, min(jobs, len(items)), label):
+        for item in _done(items, prepare, work, jobs, label):
             bar.update(shown, advance=1, detail=str(item))
 
 
@@ -87,7 +87,8 @@ def _done(
         ) from error
     processes = multiprocessing.get_context("spawn")
     futures: dict[Future[None], ItemT] = {}
-    with ProcessPoolExecutor(jobs, mp_context=processes, initializer=end_with_parent) as pool:
+    # A single item too: on one thread, as the others were, or the bits of a call would depend on its interruptions.
+    with ProcessPoolExecutor(min(jobs, len(items)), mp_context=processes, initializer=end_with_parent) as pool:
         try:
             for item in items:
                 futures[pool.submit(_one, prepare, work, item)] = item

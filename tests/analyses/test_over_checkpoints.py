@@ -133,3 +133,11 @@ def test_workers_end_with_their_parent(tmp_path, how):
     finally:
         if group_members(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_single_item_that_is_left_is_done_as_the_others_were(tmp_path):
+    """In a process of its own, on one thread: an interrupted call ends in the bits of an uninterrupted one."""
+    over_checkpoints([4], functools.partial(context, tmp_path), write, label="x", jobs=2, progress=False)
+    assert done(tmp_path) == {4}
+    (mark,) = tmp_path.glob("prepared_*")
+    assert mark.name != f"prepared_{os.getpid()}"
