@@ -15,6 +15,7 @@ from analyses.lenses.probe import data as of_probes
 from analyses.lenses.probe import fitting
 from qfl_interp.activations.spans import site_span
 from qfl_interp.data.task import NO_POSITION
+from qfl_interp.tables import select
 
 CONFIG = qfl.ProbeConfig(n_train=300, n_test=120)
 QUICK = {"config": CONFIG, "progress": False}
@@ -85,7 +86,7 @@ def test_every_default_lens_runs(case):
     assert title in {figure.layout[key].title.text for key in figure.to_plotly_json()["layout"] if "yaxis" in key}
     ablated = ablate(run, name, n_trials=2, **QUICK).to_dataframe()
     assert ablated["loss"].notna().all()
-    losses = ablated.set_index("condition")["loss"]
+    losses = select(ablated, feature=name).set_index("condition")["loss"]
     assert losses["ablated"] != losses["intact"]
     page = report(run, steps="all", config=CONFIG, n_trials=2, progress=False)
     assert name.replace("_", " ") in page.read_text()

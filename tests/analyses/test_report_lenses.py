@@ -268,7 +268,8 @@ def test_a_report_shows_the_lenses_that_were_computed_and_computes_no_other(run_
     ablate(run_copy, "carry", run_copy.steps[-2:], config=CONFIG, n_trials=2, **quiet)
     assert "Ablation over training: carry, written" in headings()
     # Its panel stands in the timeline too.
-    assert (run_copy.path / "report.html").read_text(encoding="utf-8").count("Ablating carry") == 2
+    page = (run_copy.path / "report.html").read_text(encoding="utf-8")
+    assert page.count("Ablating carry") == 4, "with the last label and without it"
     assert not run_copy.table("mdl").parts()
     assert not run_copy.table("interchange").parts()
     page = (run_copy.path / "report.html").read_text(encoding="utf-8")

@@ -117,7 +117,8 @@ def test_lenses_of_all_features_draw_them_all(run_copy):
     assert {"carry", "first operand"} <= {trace.name for trace in described.plot().data}
     assert "first operand" not in {trace.name for trace in described.plot("carry").data}
     ablated = ablate(run_copy, FEATURES, n_trials=2, **QUICK)
-    assert list(ablated.plot().layout.xaxis.ticktext) == ["first operand", "carry"]
+    shown = ["first operand", "carry", "carry without next token"]
+    assert list(ablated.plot().layout.xaxis.ticktext) == shown
     assert list(ablated.plot("carry").layout.xaxis.ticktext) == ["carry"]
     assert "as the paper counts" in heading(ablated.plot(counts=("answer", "paper")))
     emerged = emergence(run_copy, FEATURES, steps, n_resamples=10, **QUICK)
