@@ -61,6 +61,17 @@ def test_a_full_disk_is_named_and_work_goes_on_once_there_is_room(faults_in, nam
     assert counts["named"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "full disk"])
+def test_the_page_of_a_report_is_whole_or_not_there(faults_in, fault):
+    faults = faults_in("report")
+    numbers = [number for number, name in enumerate(faults.operations) if name.endswith(".html")]
+    assert [faults.operations[number].split()[0] for number in numbers] == ["open", "write", "fsync", "replace"]
+    counts, bad = faults.verdicts(numbers, fault)
+    assert bad == []
+    assert dict(counts) == {"same" if fault == "kill" else "named": 4}
+
+
 def test_all_kinds_of_operations_are_counted(faults_in):
     kinds = {name.split()[0] for name in faults_in("train").operations}
     assert kinds == {"open", "write", "fsync", "replace", "mkdir", "unlink", "rmdir"}
