@@ -8,7 +8,7 @@ import random
 import shutil
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from qfl_interp.runs.run import PROVENANCE_FILE
 Verdict = Literal["same", "named", "unnamed", "traceback", "silent"]
 # From good to bad.
 VERDICTS: tuple[Verdict, ...] = ("same", "named", "unnamed", "traceback", "silent")
+_GROWING = {METRICS_FILE, PROVENANCE_FILE}
 _TIMES = ("seconds", "tokens_per_s", "sha256")
 
 
@@ -115,6 +116,12 @@ def _kept(path: Path) -> bytes:
     return json.dumps([{key: row[key] for key in row.keys() - {*_TIMES}} for row in rows], sort_keys=True).encode()
 
 
+def half_written(folder: Path, wanted: Mapping[str, bytes]) -> list[str]:
+    """Files that are there without being what they are in the end, but for those that grow: metrics and stores."""
+    names = [name for name in wanted if Path(name).name not in _GROWING and "activations" not in Path(name).parts]
+    return [name for name in names if (folder / name).exists() and (folder / name).read_bytes() != wanted[name]]
+
+
 class Faults:
     """Faults in one piece of work.
 
@@ -139,12 +146,15 @@ class Faults:
     def verdict(self, at: int, fault: Fault) -> tuple[Verdict, str]:
         """How a fault at an operation ends, once the work was called again without it, and what was said.
 
-        "same": with the bytes of undisturbed work. "named": so too, and the first call said that the disk is full.
+        "same": with the bytes of undisturbed work, and no half file after the fault. "named": so too, and the first
+        call said that the disk is full.
         """
         first = self._child(at, fault, fresh=True)
         if first.ended == "traceback":
             return "traceback", first.text
         assert fault != "kill" or first.ended == "killed", first
+        if half := half_written(self._folder, self.wanted):
+            return "silent", f"half files: {half}"
         second = self._child(None, fault)
         if second.ended != "done":
             return ("unnamed" if second.ended == "refused" else "traceback"), second.text

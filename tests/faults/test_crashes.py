@@ -50,7 +50,8 @@ def test_killed_work_ends_with_the_same_bytes(faults_in, name, n):
     ("name", "n"),
     [
         *(pytest.param(name, 3, id=f"{name}-3") for name in EVERY),
-        *(pytest.param(name, 15, id=f"{name}-15", marks=pytest.mark.slow) for name in [*EVERY, *OTHERS]),
+        *(pytest.param(name, None, id=f"{name}-all", marks=pytest.mark.slow) for name in EVERY),
+        *(pytest.param(name, 15, id=f"{name}-15", marks=pytest.mark.slow) for name in OTHERS),
     ],
 )
 def test_a_full_disk_is_named_and_work_goes_on_once_there_is_room(faults_in, name, n):
@@ -58,6 +59,17 @@ def test_a_full_disk_is_named_and_work_goes_on_once_there_is_room(faults_in, nam
     counts, bad = faults.verdicts(faults.some(n, SEED), "full disk")
     assert bad == []
     assert counts["named"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "full disk"])
+def test_the_page_of_a_report_is_whole_or_not_there(faults_in, fault):
+    faults = faults_in("report")
+    numbers = [number for number, name in enumerate(faults.operations) if name.endswith(".html")]
+    assert [faults.operations[number].split()[0] for number in numbers] == ["open", "write", "fsync", "replace"]
+    counts, bad = faults.verdicts(numbers, fault)
+    assert bad == []
+    assert dict(counts) == {"same" if fault == "kill" else "named": 4}
 
 
 def test_all_kinds_of_operations_are_counted(faults_in):
@@ -78,6 +90,10 @@ def test_what_lies_elsewhere_is_not_counted(tmp_path):
 def _in_place(folder: Path) -> None:
     if not (folder / "a").exists():
         (folder / "a").write_bytes(bytes(range(256)))
+
+
+def _over_itself(folder: Path) -> None:
+    (folder / "a").write_bytes(b"abc")
 
 
 def _unfinished(folder: Path) -> None:
@@ -112,9 +128,10 @@ def _named(folder: Path) -> None:
     [
         (_careful, "kill", ["same", "same", "same", "same"]),
         (_in_place, "kill", ["same", "silent"]),
+        (_over_itself, "kill", ["same", "silent"]),
         (_unfinished, "kill", ["same", "unnamed", "unnamed"]),
         (_careful, "full disk", ["named", "named", "named", "named"]),
-        (_named, "full disk", ["named", "named"]),
+        (_named, "full disk", ["named", "silent"]),
         (_without_a_word, "full disk", ["unnamed", "unnamed", "unnamed", "unnamed"]),
         (_in_place, "full disk", ["traceback", "traceback"]),
     ],
