@@ -20,6 +20,7 @@ from analyses.choose import features_in
 from analyses.lens import Lens, Page
 from analyses.models_at import ModelAt
 from analyses.stored import rows_of_one_call
+from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints
@@ -57,6 +58,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
 
     Attributes:
         by: Columns that tell apart what one figure shows.
+        of_probes: Whether its column `settings` names the configuration of probes: a page shows those of its own.
         step_column: The column that counts a call's steps.
         apart: Whether several processes may compute pieces of one model; each then has its own view.
         run: What is looked at.
@@ -64,6 +66,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     """
 
     by: ClassVar[tuple[str, ...]] = ("run_id",)
+    of_probes: ClassVar[bool] = False
     step_column: ClassVar[str] = "step"
     apart: ClassVar[bool] = False
 
@@ -140,7 +143,16 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             found = self.rows(views.shared, view, piece)
             rows, tensors = found if isinstance(found, tuple) else (found, None)
             rows = rows.assign(**self.run.identity(), **self.columns(piece))
+            self._require_columns(rows)
             table.write(self.part(piece), rows, tensors, steps=self.sources(piece), settings=self.settings_used())
+
+    def _require_columns(self, rows: pd.DataFrame) -> None:
+        """Raise `QflError` where rows lack what pages tell calls apart by; of a lens that draws some itself."""
+        if self.panels_of is PartLens.panels_of and self.sections_of is PartLens.sections_of:
+            return
+        lacking = [name for name in (*self.by, self.step_column, "analysis") if name not in rows]
+        if lacking:
+            raise QflError(f"lens {self.name!r}: its rows lack the columns {lacking}, by which calls are told apart.")
 
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
@@ -187,7 +199,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         lacking = [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
         if lacking:
             raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
-        if "settings" in rows:
+        if cls.of_probes:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:
             more = [

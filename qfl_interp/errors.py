@@ -52,5 +52,5 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> QflError:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: " Did you mean 'train' or 'branch'?"; empty where nothing known is near."""
-    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(n) for n in found)}?" if found else ""

@@ -23,11 +23,16 @@ SWEEP_ANALYSES = "qfl_interp.sweep_analyses"
 _OWN_PACKAGES = ("tasks", "analyses")
 
 
+def is_own(point: EntryPoint) -> bool:
+    """Whether an entry point is one of this package's."""
+    return point.module.split(".")[0] in _OWN_PACKAGES
+
+
 @functools.cache
 def _installed(group: str) -> tuple[EntryPoint, ...]:
     """The entry points of a group by name; of one name ours first."""
     found = importlib.metadata.entry_points(group=group)
-    return tuple(sorted(found, key=lambda p: (p.name, p.module.split(".")[0] not in _OWN_PACKAGES, p.value)))
+    return tuple(sorted(found, key=lambda p: (p.name, not is_own(p), p.value)))
 
 
 @functools.cache

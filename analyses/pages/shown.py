@@ -21,7 +21,7 @@ class Shown:
     """The lenses of a page, asked one after the other; one that failed is not asked again.
 
     Args:
-        page: What each is asked about; it first computes what it must, and what fails there is raised.
+        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised.
 
     Attributes:
         faults: A line on each that could not be loaded or asked.
@@ -32,7 +32,10 @@ class Shown:
         self.page, self.faults = page, list(found.faults)
         self._lenses = list(found.lenses)
         for lens in found.lenses:
-            lens.prepare(page)
+            if lens.__module__.startswith("analyses."):
+                lens.prepare(page)
+            else:
+                self._tried(lens, lambda other: other.prepare(page) or [])
 
     def ask(self, what: Callable[[type[Lens]], Sequence[ItemT]], kind: type[ItemT]) -> list[ItemT]:
         """All that the lenses give, in their order.

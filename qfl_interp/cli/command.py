@@ -28,7 +28,7 @@ Take = Callable[[Mapping[str, Any]], Any]
 # Parameters that mean the same to every function.
 _COMMON: dict[str, Any] = {
     "features": Annotated[
-        list[str] | None, typer.Argument(metavar="[FEATURE]...", help="Features; all of the task's by default.")
+        list[str] | None, typer.Argument(metavar="[FEATURE]...", help="Features; the task's usual ones by default.")
     ],
     "steps": Annotated[str, typer.Option("--steps", "--step", help="all, last, log:20, 130, or 1000,2000.")],
     "jobs": Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")],

@@ -17,7 +17,7 @@ from rich.markup import escape
 from qfl_interp.cli.command import command_of, opens
 from qfl_interp.cli.signature import docstring, imported, sections, signature
 from qfl_interp.errors import QflError
-from qfl_interp.plugins import LENSES, LoadedT, load_all, load_entry_point, warn
+from qfl_interp.plugins import LENSES, LoadedT, is_own, load_all, load_entry_point, warn
 
 
 class _Source(NamedTuple):
@@ -39,14 +39,15 @@ def add_commands(app: typer.Typer, *groups: str) -> None:
     """
     taken = {str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback}
     taken |= {str(group.name) for group in app.registered_groups}
+    sources = [(group, name, source) for group in groups for name, source in _loaded(group, _source).items()]
     found: dict[str, _Source] = {}
-    for group in groups:
-        for name, source in _loaded(group, _source).items():
-            if name.replace("_", "-") in taken:
-                warn(f"{group} {name!r} is left out: another command has this name.")
-                continue
-            found[name] = source
-            taken.add(name.replace("_", "-"))
+    # Ours first, in whatever group: nobody's lens takes the place of a command that is documented.
+    for group, name, source in sorted(sources, key=lambda one: not is_own(one[2].point)):
+        if name.replace("_", "-") in taken:
+            warn(f"{group} {name!r} ({source.point.value}) is left out: another command has this name.")
+            continue
+        found[name] = source
+        taken.add(name.replace("_", "-"))
     for name, source in sorted(found.items()):
         app.command(name, cls=_OnDemand, help=_help(source), rich_help_panel="Analyses")(_maker(source))
 

@@ -305,3 +305,13 @@ def test_labels_that_the_next_token_gives_away_are_named_and_left_out_once(run_c
     assert not set(alone.index.get_level_values("feature")) - {"carry", "first_operand"}, "labels that were named"
     page = Page(run_copy, ("carry",), config=CONFIG)
     assert set(Ablate.stored(page)["feature"]) == {"carry", "carry_without_next_token"}
+
+
+def test_a_table_of_before_is_shown_as_it_is(run_copy):
+    """Patched by a version that did not count what attributions rest on."""
+    how = {"components": "resid_pre", "n_pairs": 6, **QUIET}
+    patch(run_copy, "carry", "last", **how)
+    table = run_copy.table("patch")
+    (part,) = table.parts()
+    table.write(part, table.read([part]).drop(columns="attribution_n"))
+    assert "attribution_r" in repr(patch(run_copy, "carry", "last", **how))

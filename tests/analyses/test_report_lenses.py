@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from importlib.metadata import EntryPoint
@@ -22,12 +23,15 @@ from analyses.lenses.mdl.figure import mdl_panel
 from analyses.lenses.mdl.lens import Mdl
 from analyses.lenses.patch.lens import Patch
 from analyses.lenses.transfer.lens import Transfer
+from analyses.models_at import ModelAt
 from analyses.pages import report as reporting
 from analyses.pages import shown
+from analyses.part_lens import PartLens, Piece
 from analyses.registered import Registered, lenses, registered
 from analyses.stored import rows_of_one_call, with_holm
 from qfl_interp import plugins
 from qfl_interp.config import ProbeConfig
+from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section, render_report
 from qfl_interp.stats import holm
@@ -382,6 +386,9 @@ def test_what_a_lens_must_compute_fails_loudly(run_copy, monkeypatch):
             raise qfl.QflError("no probe")
 
     monkeypatch.setattr(shown, "registered", lambda: Registered((Broken,), ()))
+    found = shown.Shown(Page(run_copy, ("carry",), config=CONFIG, progress=False))
+    assert [fault for fault in found.faults if "cannot be shown: QflError: no probe" in fault], "another package's"
+    Broken.__module__ = "analyses.lenses.broken"
     with pytest.raises(qfl.QflError, match="no probe"):
         timeline(run_copy, "carry", config=CONFIG, progress=False)
 
@@ -402,3 +409,38 @@ def test_entry_points_that_are_no_lens_of_their_name_are_left_out(monkeypatch):
     assert [fault.split("'")[1] for fault in faults] == ["gone", "described", "no_class"]
     assert "it must have the name of its lens, and Mdl has 'mdl'." in faults[1]
     assert "it must name a subclass of analyses.lens.Lens" in faults[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(PartLens):
+    """A lens with a column that is called as one of the probes' is."""
+
+    name = "own"
+    question = "?"
+    lacks: bool = False
+
+    def part(self, piece):
+        return f"{piece.at}-own"
+
+    @staticmethod
+    def panels_of(rows):
+        return []
+
+    def rows(self, shared, view, piece):
+        return pd.DataFrame({"settings": [0.5], "norm": [1.0]})
+
+    def columns(self, piece):
+        found = super().columns(piece)
+        return {name: value for name, value in found.items() if not (self.lacks and name == "analysis")}
+
+
+def test_a_column_called_settings_is_a_lens_own(run_copy):
+    lens = Own(run_copy)
+    lens.compute([Piece(ModelAt(40))], label="x", progress=False)
+    assert len(Own.stored(Page(run_copy, ("carry",)))) == 1
+
+
+def test_rows_without_their_columns_are_refused_before_they_are_written(run_copy):
+    with pytest.raises(QflError, match=r"'own': its rows lack the columns \['analysis'\]"):
+        Own(run_copy, lacks=True).compute([Piece(ModelAt(40))], label="x", progress=False)
+    assert run_copy.table("own").parts() == []

@@ -23,6 +23,7 @@ nameless = theirs_lens:Nameless
 of-nothing = theirs_lens:OfNothing
 probe = theirs_lens:Probe
 raises = theirs_raises:Raises
+report = theirs_lens:Report
 train = theirs_lens:Train
 typo = theirs_typo:Lens
 
@@ -47,6 +48,7 @@ def write_it(run: "Run") -> pathlib.Path:
     return run.path / "it.html"
 def of_nothing(n: int = 3): "Look at nothing."
 def train(run: Run): "Not the command of this name."
+def report(run: Run): "Not the command of this name."
 class Found:
     def __init__(self, rows): self.rows = rows
     def to_dataframe(self):
@@ -119,8 +121,9 @@ def test_help_names_every_bad_entry_in_one_line_and_shows_the_others(call):
         lenses.format(
             "typo", "theirs_typo:Lens", "cannot be loaded: SyntaxError: invalid syntax (theirs_typo.py, line 1)."
         ),
-        "warning: qfl_interp.lenses 'train' is left out: another command has this name.",
-        "warning: qfl_interp.analyses 'far_sighted' is left out: another command has this name.",
+        "warning: qfl_interp.lenses 'report' (theirs_lens:Report) is left out: another command has this name.",
+        "warning: qfl_interp.lenses 'train' (theirs_lens:Train) is left out: another command has this name.",
+        "warning: qfl_interp.analyses 'far_sighted' (theirs_ready:ready) is left out: another command has this name.",
     ]
 
 

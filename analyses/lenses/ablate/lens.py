@@ -102,6 +102,7 @@ class Ablate(PartLens[Examples, HookedModel]):
       control for the same examples (sign flips), corrected for the number of features (Holm).
     """
     by = ("feature", "method")
+    of_probes = True
 
     def part(self, piece: Piece) -> str:
         settings = digest(repr((*self._settings(piece), sorted(self._others(piece)))))

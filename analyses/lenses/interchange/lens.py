@@ -64,6 +64,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
       of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
     """
     by = ("feature", "label")
+    of_probes = True
 
     def part(self, piece: Piece) -> str:
         name, label = piece.key.values()

@@ -49,6 +49,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
       few examples the label can be learned (Voita and Titov, https://arxiv.org/abs/2003.12298).
     """
     by = ("feature",)
+    of_probes = True
 
     def part(self, piece: Piece) -> str:
         return part_name(piece.at, piece.key["feature"], self.config)

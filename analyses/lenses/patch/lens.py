@@ -225,7 +225,7 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     best = known.loc[known.groupby(keys, sort=False)["logit_diff_normalised"].idxmax()]
     columns = ["layer", "head", "position", "token", "logit_diff_normalised", "exact_normalised"]
     columns += ["attribution_r", "attribution_n"]
-    return best[[*keys, *columns]]
+    return best.filter([*keys, *columns])  # a table of before lacks the last one
 
 
 def _told_apart(rows: pd.DataFrame) -> str:

@@ -56,6 +56,7 @@ class Probe(PartLens[ProbeData, _Spans]):
     name = TABLE
     question = "Which features can be read off the model, where, and when?"
     order = 20
+    of_probes = True
     methods = """
     - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
       belongs to. They are fitted on fresh examples and scored on other fresh examples. For each label the layer

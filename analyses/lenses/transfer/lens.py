@@ -43,6 +43,7 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
       well as ever.
     """
     by = ("feature",)
+    of_probes = True
     step_column = "eval_step"
 
     def part(self, piece: Piece) -> str:
