@@ -23,7 +23,7 @@ GROUND = (
     "memory",
     "processes",
 )
-# A room imports from itself and from earlier ones. Rooms of one line may stand in any order beside each other.
+# A room imports from itself and from earlier ones.
 ROOMS = (
     "data",
     "models",

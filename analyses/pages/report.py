@@ -54,11 +54,10 @@ def report(
 ) -> Path:
     """Write one self-contained page on a run; analyses that are missing are computed first.
 
-    Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever else was
-    computed before for these features is shown too, at whatever steps: carry-forward and description length (of these
-    probes), ablation over steps, interchange, patching, single heads and neurons, POLCA, curvature, lenses of other
-    packages. Where a lens was called with several settings, the call with most steps is shown. A lens that cannot be
-    drawn is named, on the page and on standard error.
+    Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever any
+    registered lens computed before for these features is shown too, at whatever steps. Where a lens was called with
+    several settings, the call with most steps is shown. A lens that cannot be drawn is named, on the page and on
+    standard error.
 
     Example:
         `qfl report runs/add16`

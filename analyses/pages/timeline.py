@@ -28,8 +28,8 @@ def timeline(
     """Draw loss, exact match, every feature's probes and every other lens that was computed over one compute axis.
 
     Loss, exact match and probes, which are computed where they are missing, and below them every registered lens that
-    was computed before for these features, at whatever steps: description length, ablation, interchange, patching,
-    POLCA, curvature, those of other packages. One that cannot be drawn is named on standard error.
+    was computed before for these features, at whatever steps, those of other packages too. One that cannot be drawn
+    is named on standard error.
 
     Example:
         `qfl timeline runs/add16 --out timeline.html`
