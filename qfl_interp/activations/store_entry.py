@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -90,10 +90,6 @@ class Entry:
         asked = range(self.n_layers) if layers is None else layers
         return tuple(layer for layer in asked if self.done.get(str(layer), 0) < self.n_examples)
 
-    def layer_slice(self, layer: int) -> slice:
-        """Where a layer's bytes are in the file."""
-        return slice(layer * self.layer_bytes, (layer + 1) * self.layer_bytes)
-
     def with_done(self, layers: Sequence[int], n: int) -> Entry:
         """The manifest once `n` examples of `layers` are written."""
         return dataclasses.replace(self, done=self.done | {str(layer): n for layer in layers})
@@ -109,17 +105,30 @@ class Request(NamedTuple):
     dtype: str
 
 
+_READ_BYTES = 8 * 2**20
 # Layers of files, as their size and time on disk were, whose sums this process has found right.
 _FOUND_RIGHT: set[tuple[str, int, int, int]] = set()
 
 
-def _require_sum(path: Path, entry: Entry, layer: int, mapped: mmap.mmap) -> None:
+def layer_sum(file: BinaryIO, entry: Entry, layer: int) -> int:
+    """The CRC-32 of a layer's bytes; a few MiB of them are in memory at a time."""
+    file.seek(layer * entry.layer_bytes)
+    found, left = 0, entry.layer_bytes
+    while data := file.read(min(left, _READ_BYTES)):
+        found, left = zlib.crc32(data, found), left - len(data)
+    return found
+
+
+def _require_sum(path: Path, entry: Entry, layer: int) -> None:
     """Raise `QflError` where a layer's bytes are not those that were written; each is read once a process."""
     stat = path.stat()
     seen = (str(path), stat.st_size, stat.st_mtime_ns, layer)
     if seen in _FOUND_RIGHT or str(layer) not in entry.sums:
         return
-    if zlib.crc32(memoryview(mapped)[entry.layer_slice(layer)]) != entry.sums[str(layer)]:
+    # Not through the map, whose pages would count as this process's memory.
+    with path.open("rb") as file:
+        right = layer_sum(file, entry, layer) == entry.sums[str(layer)]
+    if not right:
         raise QflError(
             f"layer {layer} of {path} does not match its checksum: damaged. Delete the folder (store.delete(key)) and "
             "capture again."
@@ -212,7 +221,7 @@ def map_span(folder: Path, entry: Entry, request: Request) -> SiteSpan:
     layers = request.layers or tuple(range(entry.n_layers))
     steps = {after - before for before, after in itertools.pairwise(layers)} or {1}
     for layer in layers:
-        _require_sum(folder / f"{entry.stem}.bin", entry, layer, mapped)
+        _require_sum(folder / f"{entry.stem}.bin", entry, layer)
     even = len(steps) == 1 and min(steps) > 0
     picked = cut[layers[0] : layers[-1] + 1 : min(steps)] if even else cut[list(layers)]
     return SiteSpan(entry.site, places(entry.site, layers, entry.n_heads), request.first, picked.flatten(0, 1))

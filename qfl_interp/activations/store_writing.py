@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qfl_interp.activations.spans import stream_spans
-from qfl_interp.activations.store_entry import DTYPES, Entry
+from qfl_interp.activations.store_entry import DTYPES, Entry, layer_sum
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.runs.checkpoint import remove_leftovers, storage_error, write_atomic
@@ -25,7 +24,6 @@ from qfl_interp.shapes import Tokens
 
 # Bytes between two saves of the manifests: what a killed capture has to do again at most.
 _SAVE_EVERY = 256 * 2**20
-_READ_BYTES = 8 * 2**20
 
 
 class Pass(NamedTuple):
@@ -92,14 +90,7 @@ def run_pass(
 
 def _summed(file: BinaryIO, entry: Entry, layers: Sequence[int]) -> Entry:
     """The entry with the CRC-32 of layers that are whole."""
-    sums = dict(entry.sums)
-    for layer in layers:
-        file.seek(entry.layer_slice(layer).start)
-        left, sums[str(layer)] = entry.layer_bytes, 0
-        while left:
-            data = file.read(min(left, _READ_BYTES))
-            sums[str(layer)], left = zlib.crc32(data, sums[str(layer)]), left - len(data)
-    return dataclasses.replace(entry, sums=sums)
+    return dataclasses.replace(entry, sums=entry.sums | {str(layer): layer_sum(file, entry, layer) for layer in layers})
 
 
 def _sized(folder: Path, entry: Entry, part: Tensor) -> Entry:

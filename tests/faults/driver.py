@@ -94,8 +94,8 @@ def _report(pipe: int, call: Callable[[], object], operations: Operations) -> No
 def fingerprint(folder: Path) -> dict[str, bytes]:
     """What lies in a folder, by file, but for times, provenance and locks.
 
-    Nor does a temporary file of a writer that was killed count, where nothing sweeps: beside a report, in tables and
-    in stores.
+    Nor does a temporary file of a writer that was killed count, where it is swept after a day only: beside a report,
+    in tables and in stores.
     """
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not _passed_over(path, folder))
     return {str(path.relative_to(folder)): _kept(path) for path in files}
@@ -103,8 +103,8 @@ def fingerprint(folder: Path) -> dict[str, bytes]:
 
 def _passed_over(path: Path, folder: Path) -> bool:
     unswept = {"analyses", "activations"} & {*path.relative_to(folder).parts}
-    is_report = path.name.startswith("tmp") and path.suffix == ".html"
-    return path.name.endswith(".lock") or is_report or (bool(unswept) and path.name.startswith(".tmp-"))
+    temporary = path.name.startswith(".tmp-") and (bool(unswept) or ".html-" in path.name)
+    return path.name.endswith(".lock") or temporary
 
 
 def _kept(path: Path) -> bytes:
