@@ -164,6 +164,8 @@ def _option(options: dict[str, Parameter], own: Parameter, text: Said, *, by_com
     if option is not added:
         if option.default != default:
             raise QflError(f"{word} would have two defaults, {option.default!r} and {default!r}.")
+        (shared,) = option.annotation.__metadata__
+        shared.help = " ".join(dict.fromkeys([shared.help, info.help]))
     opened = next(filter(None, map(_opened, kinds)), None)
 
     def take(given: Mapping[str, Any]) -> Any:

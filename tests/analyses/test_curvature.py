@@ -258,6 +258,7 @@ def test_a_position_of_one_example_has_no_row(tiny_run):
 # What is stored
 
 
+@pytest.mark.slow
 def test_a_second_call_computes_nothing_and_gives_the_same(run, monkeypatch):
     first = curvature(run, [0, 3], config=FAST, sgld=CHAINS, progress=False)
     for name in ("measure", "rank_rows", "estimate_learning_coefficient"):

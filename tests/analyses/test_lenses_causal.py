@@ -178,6 +178,7 @@ def test_replacing_the_activation(run, method):
     assert table.loc["ablated", "loss"] == pytest.approx(scores.loss.mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_strength_layers_and_pooling(run):
     """Strength 0 changes nothing; more layers and a pooled probe change something else each."""
     losses = {}

@@ -151,6 +151,7 @@ def decimal(tmp_path_factory):
     return qfl.train(task, model, config, tmp_path_factory.mktemp("decimal") / "run", progress=False)
 
 
+@pytest.mark.slow
 def test_categorical_features(decimal):
     """Against scikit-learn's multinomial regression; then ablated along the contrasts of the classes."""
     config = qfl.ProbeConfig(n_train=400, n_test=100)

@@ -72,6 +72,7 @@ def write_unless_killed(folder: Path, item: int) -> None:
     write(folder, item)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_clear_error_and_finished_work_stays(tmp_path):
     prepare = functools.partial(context, tmp_path)
     with pytest.raises(QflError, match=r"fitting: a worker process died at 1.*memory.*kept.*fewer jobs than 2"):
@@ -111,6 +112,7 @@ def group_members(group: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(tmp_path, how):
@@ -135,6 +137,7 @@ def test_workers_end_with_their_parent(tmp_path, how):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_single_item_that_is_left_is_done_as_the_others_were(tmp_path):
     """In a process of its own, on one thread: an interrupted call ends in the bits of an uninterrupted one."""
     over_checkpoints([4], functools.partial(context, tmp_path), write, label="x", jobs=2, progress=False)

@@ -238,6 +238,7 @@ def test_levels_laws_and_transition(figure, found):
     assert "breaks the power law (p = 0.03)" in titles[0]
 
 
+@pytest.mark.slow
 def test_the_base_rate_is_no_chance_of_a_loss_that_scores_the_equals_sign(sweep):
     drawn = scaling(sweep, task="addition", count="paper", n_resamples=RESAMPLES).plot()
     assert panel(drawn, 1, "best constant guess") == []

@@ -303,6 +303,7 @@ def test_patches_are_those_of_the_modules(suite, results, plain, component):
             assert row["logit_diff_normalised"] == pytest.approx((found - low) / (high - low), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_interchange_is_that_of_the_modules(suite, results, plain):
     """The whole activation and the probe's direction, swapped by hand where the second number of a pair is read."""
     rows = rows_at(results("interchange"), "step", "layer", "condition")

@@ -189,6 +189,7 @@ def test_tasks(call):
     assert call("tasks", "addition", "--examples", 1)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["probe", "emergence", "ablate"])
 def test_analyses_print_their_rows_as_json_and_draw_their_figure(call, probed, tmp_path, command):
     arguments = [command, probed, "carry", *PROBES, *(["--n-trials", "2"] if command == "ablate" else [])]

@@ -63,6 +63,7 @@ def call(monkeypatch, capsys, *arguments) -> str:
 READING = ["probe", "report", "timeline", "patch", "curvature", "capture", "resume", "verify"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", READING)
 @pytest.mark.parametrize("place", ["checkpoints", "config.json"])
 def test_a_file_for_a_folder_and_the_other_way_round(monkeypatch, capsys, run_copy, command, place):
@@ -106,6 +107,7 @@ def test_training_options_that_make_no_sense(monkeypatch, capsys, tmp_path, opti
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "option", "value", "named"),
     [

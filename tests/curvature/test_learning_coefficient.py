@@ -30,6 +30,7 @@ def standard_error(found, correlation):
     return N_BETA * float(draws.std()) / math.sqrt(draws.numel() / correlation)
 
 
+@pytest.mark.slow
 def test_a_regular_minimum_has_half_its_parameters():
     """Each coordinate of `h w^2 / 2` has the Langevin chain's own variance: an autoregression in closed form."""
     h = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], dtype=torch.float64)

@@ -46,6 +46,7 @@ def test_killed_work_ends_with_the_same_bytes(faults_in, name, n):
     assert dict(counts) == {"same": len(numbers)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n"),
     [

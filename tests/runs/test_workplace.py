@@ -78,6 +78,7 @@ def test_another_copy_of_the_run_has_a_folder_of_its_own(read_only, tmp_path, mo
     assert other.workplace != read_only.workplace
 
 
+@pytest.mark.slow
 def test_activations_and_pages_too(read_only, home):
     before = files(read_only.path)
     capture(read_only, "resid_post", n=20, n_test=10, progress=False)

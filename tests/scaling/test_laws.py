@@ -125,6 +125,7 @@ def test_jacobian_against_finite_differences():
         np.testing.assert_allclose(found[..., column], slope, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("irreducible", [False, True])
 def test_intervals_cover(irreducible):
     """The exponent is inside its 90 % interval in 90 % of 40 made-up sweeps, within four standard errors."""

@@ -128,6 +128,7 @@ def test_query_sees_the_partition_and_the_types(sweep, rows):
     assert found["loss"].tolist() == ended.min().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1e9, 10**10.5])
 def test_best_against_loops(sweep, rows, budget):
     found = sweep.best(budget)

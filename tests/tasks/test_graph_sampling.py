@@ -376,6 +376,7 @@ def _connected_degree_polynomial(n: int) -> np.ndarray:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [4, 6, 7])
 def test_the_counting_of_these_tests_agrees_with_the_atlas(n):
     edges = Counter(graph.number_of_edges() for graph in _atlas(n))

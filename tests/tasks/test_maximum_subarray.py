@@ -93,6 +93,7 @@ def test_sums_of_the_largest_values_do_not_overflow():
     check_against_all_segments(rows)
 
 
+@pytest.mark.slow
 @given(data=st.data(), length=st.integers(2, 100))
 def test_permuted_rows_are_the_same_problem(data, length):
     task = qfl.load_task("maximum_subarray", length=length)

@@ -29,6 +29,7 @@ def row_probability(row, n_values: int) -> float:
     return 1 / math.comb(n_values + len(row) - 1, len(row)) / orders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high", "n_entries"), [(0, 1, 1), (0, 1, 6), (-1, 1, 4), (1, 4, 3), (-9, 9, 2)])
 def test_every_multiset_and_every_order_is_equally_likely(low, high, n_entries):
     rows = shuffled_multisets(np.random.default_rng(n_entries), 60_000, n_entries, low, high)
@@ -67,6 +68,7 @@ def test_counts_of_a_value_at_paper_length(low, high, n_entries, variance):
         assert stats.chisquare(observed, n * np.array(probability) / sum(probability)).pvalue > 0.001 / 28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [(0, 1), (0, 63), (31, 62), (62, 63)])
 def test_any_two_entries_have_the_same_law(places):
     rows = shuffled_multisets(np.random.default_rng(2), 40_000, 64, -9, 9)

@@ -78,6 +78,7 @@ def test_members_differ(whole):
     assert len({tuple(w.flatten().tolist()) for w in weights}) == len(whole)
 
 
+@pytest.mark.slow
 def test_gpt2_style_equals_its_solo_run(tmp_path, addition):
     model = qfl.ModelConfig(d_model=16, n_layers=2, style="gpt2")
     runs = _runs(addition, model, tmp_path, MEMBERS[1:3])
