@@ -146,12 +146,16 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             self._require_columns(rows)
             table.write(self.part(piece), rows, tensors, steps=self.sources(piece), settings=self.settings_used())
 
+    @classmethod
+    def _lacking(cls, rows: pd.DataFrame) -> list[str]:
+        """The columns by which calls are told apart that rows do not have."""
+        return [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
+
     def _require_columns(self, rows: pd.DataFrame) -> None:
         """Raise `QflError` where rows lack what pages tell calls apart by; of a lens that draws some itself."""
         if self.panels_of is PartLens.panels_of and self.sections_of is PartLens.sections_of:
             return
-        lacking = [name for name in (*self.by, self.step_column, "analysis") if name not in rows]
-        if lacking:
+        if lacking := self._lacking(rows):
             raise QflError(f"lens {self.name!r}: its rows lack the columns {lacking}, by which calls are told apart.")
 
     @staticmethod
@@ -196,8 +200,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         rows = page.run.table(cls.name).read()
         if rows.empty:
             return rows
-        lacking = [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
-        if lacking:
+        if lacking := cls._lacking(rows):
             raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
         if cls.of_probes:
             rows = select(rows, settings=page.config.digest())

@@ -233,7 +233,7 @@ class Run(Checkpoints):
         """Check every file of the run against its checksum; nothing is changed.
 
         Checkpoints, also those that the schedule asks for and that are not there, resume points, metrics, provenance,
-        the task's record, tables and stored activations.
+        the task's record and tables; stored activations have `ActivationStore.verify`.
         """
         good, problems = [], []
         for step in self.steps:
@@ -248,29 +248,27 @@ class Run(Checkpoints):
             problems += _told(lambda path=path: ckpt.load_checkpoint(path, config_digest=self.config.digest))
         for read in (lambda: self.metrics, lambda: self.provenance, lambda: task_record(self.path)):
             problems += _told(read)
-        problems += self._not_saved()
+        try:
+            logged = read_metrics(self.path / METRICS_FILE, self.config.digest)
+        except QflError:  # told above
+            logged = None
+        problems += [] if logged is None else self._not_saved(logged)
+        unchecked = [] if logged is None else self._unchecked(logged)
         for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
             problems += self.table(folder.name).verify()
-        return Verification(tuple(good), tuple(problems), self.config.last_step in good, tuple(self._unchecked()))
+        return Verification(tuple(good), tuple(problems), self.config.last_step in good, tuple(unchecked))
 
-    def _unchecked(self) -> list[str]:
+    def _unchecked(self, logged: Metrics) -> list[str]:
         """A sentence on each file without a checksum."""
-        try:
-            lines = read_metrics(self.path / METRICS_FILE, self.config.digest)
-        except QflError:
-            return []
         old = "was written by an earlier version"
-        found = [] if lines.checked else [f"{self.path / METRICS_FILE} {old}: lines without a checksum."]
+        found = [] if logged.checked else [f"{self.path / METRICS_FILE} {old}: lines without a checksum."]
         if not (self.path / TASK_FILE).exists():
             found.append(f"{self.path} {old}: it does not say what its task was.")
         return found
 
-    def _not_saved(self) -> list[str]:
+    def _not_saved(self, logged: Metrics) -> list[str]:
         """A sentence on the checkpoints that should be there: those of the schedule before the last logged step."""
-        try:
-            rows = read_metrics(self.path / METRICS_FILE, self.config.digest).rows
-        except QflError:
-            return []
+        rows = logged.rows
         saved = {*self.steps}
         if any(after != before + 1 for before, after in itertools.pairwise(row["step"] for row in rows)):
             return []  # a sweep thinned rows and checkpoints of a finished run
