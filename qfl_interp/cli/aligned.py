@@ -44,11 +44,11 @@ def draw(example: Mapping[str, Any], vocabulary: Sequence[str], width: int) -> I
     """The lines of one example.
 
     Args:
-        example: "tokens", "loss_mask" and "features" (by name: "kind", "positions", "labels").
+        example: "tokens", "loss_mask", "prompt_end" and "features" (by name: "kind", "positions", "labels").
         vocabulary: Its letters name the outputs of multilabel features, where it has any.
         width: Columns of the page.
     """
-    tokens, roles = example["tokens"], _roles(example["loss_mask"])
+    tokens, roles = example["tokens"], _roles(example["loss_mask"], example["prompt_end"])
     rows, listed = [], []
     for (name, feature), style in zip(example["features"].items(), itertools.cycle(_COLOURS), strict=False):
         for part in _parts(name, feature, tokens, vocabulary, style):
@@ -62,9 +62,9 @@ def draw(example: Mapping[str, Any], vocabulary: Sequence[str], width: int) -> I
     yield Text()
 
 
-def _roles(loss_mask: Sequence[bool]) -> list[str]:
-    """The part each token plays: scored are `=` and the answer, through the end of sequence."""
-    equals = loss_mask.index(True)
+def _roles(loss_mask: Sequence[bool], prompt_end: bool) -> list[str]:
+    """The part each token plays: scored are `=`, where the task scores it, and the answer, through its end."""
+    equals = loss_mask.index(True) - (not prompt_end)
     end = len(loss_mask) - loss_mask[::-1].index(True)
     return ["prompt"] * equals + ["="] + ["answer"] * (end - equals - 1) + ["padding"] * (len(loss_mask) - end)
 

@@ -215,6 +215,7 @@ def _examples(task: Task, n: int, seed: int) -> list[dict[str, Any]]:
             "raw": raw[row].tolist(),
             "tokens": task.str_tokens(batch.tokens[row]),
             "loss_mask": batch.loss_mask[row].tolist(),
+            "prompt_end": batch.prompt_end,
             "features": {
                 name: {"kind": kind, "positions": positions[row], "labels": labels[row]}
                 for name, (kind, positions, labels) in features.items()

@@ -18,7 +18,7 @@ from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, parameters_to_save
-from qfl_interp.models.metrics import IGNORED, answer_only, scored_span, targets
+from qfl_interp.models.metrics import IGNORED, scored_span, targets
 from qfl_interp.shapes import Tokens
 
 
@@ -54,15 +54,14 @@ class ScoredTokens:
 def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
     """The tokens of a batch that are scored.
 
-    With `prompt_end` the last token of the prompt (`=`) is too, as in the quiet-features paper's loss. By default the
-    answer alone.
+    With `prompt_end` the last token of the prompt (`=`) is too where the batch scores it, as in the quiet-features
+    paper's loss. By default the answer alone.
 
     Raises:
         ValueError: Nothing is scored.
     """
     span = scored_span(batch.loss_mask)
-    target = targets(batch.tokens, batch.loss_mask, span)
-    target = target if prompt_end else answer_only(target)
+    target = targets(batch.tokens, batch.loss_mask if prompt_end else batch.answer_mask, span)
     example, place = torch.nonzero(target != IGNORED, as_tuple=True)
     if len(example) == 0:
         raise ValueError("batch must score at least one token of an answer, got none: loss_mask keeps the prompt only.")

@@ -28,9 +28,8 @@ def measured_base_rate(task: Task, n: int = N_EXAMPLES) -> float:
     counts = np.zeros((task.n_ctx, task.d_vocab))
     for start in range(0, n, _CHUNK):
         batch = task.encode(examples[start : start + _CHUNK])
-        mask = batch.loss_mask.numpy()
-        place = mask.cumsum(axis=1) - 1
-        answer = mask & (place > 0)
+        answer = batch.answer_mask.numpy()
+        place = answer.cumsum(axis=1)
         np.add.at(counts, (place[answer], batch.tokens.numpy()[answer]), 1)
     per_place = counts.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -65,12 +65,12 @@ def checked_tokens(tokens: Array) -> Int64[np.ndarray, "row pos"]:
     return ids.astype(np.int64)
 
 
-def checked_mask(loss_mask: Array, shape: tuple[int, ...]) -> Bool[np.ndarray, "row pos"]:
+def checked_mask(loss_mask: Array, shape: tuple[int, ...], prompt_end: bool) -> Bool[np.ndarray, "row pos"]:
     """The mask of scored tokens, if every row can be scored.
 
     Raises:
-        ValueError: It is not boolean of the tokens' shape; or a row's scored tokens are fewer than two, hold the first
-            token or are not one stretch.
+        ValueError: It is not boolean of the tokens' shape; or a row's scored tokens hold the first token, are not one
+            stretch, or are none behind the prompt.
     """
     mask = as_numpy(loss_mask)
     if mask.dtype != bool or mask.shape != shape:
@@ -78,11 +78,12 @@ def checked_mask(loss_mask: Array, shape: tuple[int, ...]) -> Bool[np.ndarray, "
             f"loss_mask must be boolean of the tokens' shape {shape}, got {mask.dtype} of shape {mask.shape}."
         )
     stretches = np.diff(mask.astype(np.int8), axis=1, prepend=0) == 1
-    bad = mask[:, 0] | (mask.sum(axis=1) < 2) | (stretches.sum(axis=1) != 1)
+    bad = mask[:, 0] | (mask.sum(axis=1) < 1 + prompt_end) | (stretches.sum(axis=1) != 1)
     if bad.any():
         row = int(bad.argmax())
+        first = "the last token of its prompt" if prompt_end else "the first token of its answer"
         raise ValueError(
-            "loss_mask must keep one stretch of each row: the last token of its prompt, never the first of the "
+            f"loss_mask must keep one stretch of each row: {first}, never the first of the "
             f"sequence, through its answer; got tokens {np.flatnonzero(mask[row]).tolist()} in row {row}, one of "
             f"{int(bad.sum())} such rows."
         )

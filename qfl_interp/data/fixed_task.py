@@ -38,8 +38,8 @@ class FixedTask(Task):
         name: What tables and figures call it.
         tokens: `[row, pos]`, integers from 0, padded on the right to one length.
         loss_mask: `[row, pos]`, True where a token is scored: in one stretch, from the last token of the prompt (the
-            `=` of the registered tasks, scored in `loss` but not in `loss_answer`) through the end of the answer; not
-            the first token, and two tokens at least.
+            `=` of the registered tasks, scored in `loss` but not in `loss_answer`) through the end of the answer, one
+            answer token at least; never the first token of a row, which nothing predicts.
         features: By name.
         str_tokens: The vocabulary as a person reads it: a string for each id, or what makes a list of strings of a list
             of ids (a tokenizer's `convert_ids_to_tokens`). Without it, the ids themselves.
@@ -47,6 +47,8 @@ class FixedTask(Task):
             for features not in it, pairs are searched: rows that differ in the label.
         baselines: Losses of answering at random by name, nats per token; by default "base_rate", measured.
         train_fraction: Share of the rows kept out of validation and test: those the models were trained on, if so.
+        prompt_end: Whether `loss_mask` begins with the prompt's last token. False: it begins with the answer, nothing
+            else is scored, and a prompt may be one token.
 
     Raises:
         ValueError: Something is not of the shape, type or range said above; names it, the row and the value.
@@ -77,12 +79,13 @@ class FixedTask(Task):
         pairs: Mapping[str, Array] | None = None,
         baselines: Mapping[str, float] | None = None,
         train_fraction: float = 0.0,
+        prompt_end: bool = True,
     ) -> None:
         self.name = name
+        self._prompt_end = prompt_end
         self._tokens = checked_tokens(tokens)
-        self._loss_mask = checked_mask(loss_mask, self._tokens.shape)
-        # The first scored token still belongs to the prompt.
-        self._prompt_length = self._loss_mask.argmax(axis=1) + 1
+        self._loss_mask = checked_mask(loss_mask, self._tokens.shape, prompt_end)
+        self._prompt_length = self._loss_mask.argmax(axis=1) + prompt_end
         self._fixed = {key: checked_feature(key, f, self._tokens.shape) for key, f in features.items()}
         self._pairs = {key: self._checked_pairs(key, rows) for key, rows in (pairs or {}).items()}
         self._baselines = baselines
@@ -97,7 +100,7 @@ class FixedTask(Task):
 
     def __reduce__(self) -> tuple[Any, ...]:
         keywords = {"str_tokens": self.vocabulary, "pairs": self._pairs, "baselines": self._baselines}
-        keywords["train_fraction"] = self.train_fraction
+        keywords |= {"train_fraction": self.train_fraction, "prompt_end": self._prompt_end}
         return partial(type(self), **keywords), (self.name, self._tokens, self._loss_mask, self._fixed)
 
     def __repr__(self) -> str:
@@ -111,7 +114,7 @@ class FixedTask(Task):
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the dataset: of the SHA-256 of all that decides a number."""
         parts = [self._tokens, self._loss_mask, np.float64(self.train_fraction)]
-        names = []
+        names = [] if self._prompt_end else ["the answer alone"]
         for name, feature in sorted(self._fixed.items()):
             names.append(f"{name}\0{feature.kind}\0")
             parts += [feature.labels, feature.positions]
@@ -159,7 +162,7 @@ class FixedTask(Task):
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of the rows."""
         rows = examples[:, 0]
-        return Batch(torch.from_numpy(self._tokens[rows]), torch.from_numpy(self._loss_mask[rows]))
+        return Batch(torch.from_numpy(self._tokens[rows]), torch.from_numpy(self._loss_mask[rows]), self._prompt_end)
 
     def decode(self, tokens: Tokens) -> Examples:
         """The rows that hold these tokens, else those with the same prompt; the first where several do.

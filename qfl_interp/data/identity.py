@@ -24,11 +24,12 @@ def task_identity(task: Task) -> dict[str, Any]:
     """
     examples = task.sample(generator(0, "task/identity"), _N_EXAMPLES)
     batch = task.encode(examples)
+    answer_alone = () if batch.prompt_end else (np.array([True]),)
     return {
         "class": f"{type(task).__module__}:{type(task).__qualname__}",
         "parameters": dict(task.parameters),
         "sampled": _digest(examples),
-        "encoded": _digest(batch.tokens.numpy(), batch.loss_mask.numpy()),
+        "encoded": _digest(batch.tokens.numpy(), batch.loss_mask.numpy(), *answer_alone),
         "splits": _digest(split_hash(task.canonical(examples))),
     }
 

@@ -33,10 +33,24 @@ class Batch(NamedTuple):
         loss_mask: True on every token that is scored: from `=` through the first end-of-sequence token, or the last
             answer token where a task has no such token. The prediction at position i is scored where
             `loss_mask[:, i + 1]`.
+        prompt_end: Whether the first scored token of each row is the last of its prompt (`=`), as in the quiet-features
+            paper. False where the answer alone is scored: then every loss is one over the answer.
     """
 
     tokens: Tokens
     loss_mask: LossMask
+    prompt_end: bool = True
+
+    @property
+    def answer_mask(self) -> LossMask:
+        """True on the scored tokens of the answer."""
+        if not self.prompt_end:
+            return self.loss_mask
+        return self.loss_mask & (self.loss_mask.cumsum(dim=1) > 1)
+
+    def rows(self, index: slice | Tensor) -> Batch:
+        """Some of the examples."""
+        return self._replace(tokens=self.tokens[index], loss_mask=self.loss_mask[index])
 
 
 class Pairs(NamedTuple):

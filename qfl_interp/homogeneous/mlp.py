@@ -149,13 +149,10 @@ class SampleReader(HookedRootModule):
 
 
 def sample_tokens(labels: Int[Tensor, " sample"]) -> Batch:
-    """Rows `[sample number, label, label]` for a `SampleReader`; the last two are scored.
-
-    The library scores the token that ends a prompt and the answer behind it. Here both are the label, so that every
-    score of this batch (with and without the prompt's end) is the cross-entropy or the accuracy of classification.
+    """Rows `[sample number, label]` for a `SampleReader`; every score is one of the label: classification.
 
     Args:
         labels: Class of each sample.
     """
-    tokens = torch.stack([torch.arange(len(labels)), labels, labels], dim=1)
-    return Batch(tokens, torch.tensor([False, True, True]).repeat(len(labels), 1))
+    tokens = torch.stack([torch.arange(len(labels)), labels], dim=1)
+    return Batch(tokens, torch.tensor([False, True]).repeat(len(labels), 1), prompt_end=False)

@@ -16,7 +16,7 @@ from qfl_interp.interventions.pairs import Metric, PairScores, PatchPairs, contr
 from qfl_interp.interventions.patching import NO_HEAD, resolve_places
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
-from qfl_interp.models.metrics import answer_only, masked_loss
+from qfl_interp.models.metrics import masked_loss
 
 # Below this share of the gap between the runs an effect's sign is not asked about.
 SIGN_FLOOR = 0.01
@@ -157,7 +157,7 @@ def _metric_of_pairs(
     """The differentiable metrics of `PairScores`, in float64."""
     if metric == "logit_diff":
         return contrast_logit_diff(logits, pairs, pair)
-    target = answer_only(pairs.target[pair]).to(logits.device)
+    target = pairs.target[pair].to(logits.device)
     # `masked_loss` averages over a whole batch; a batch of one pair is that pair's mean.
     return torch.stack([masked_loss(row[None].double(), kept[None]) for row, kept in zip(logits, target, strict=True)])
 

@@ -36,8 +36,7 @@ class PatchPairs:
         clean: Clean prompt, clean answer.
         corrupted: Corrupted prompt; its own answer up to `contrast`, the clean one's from there on.
         corrupted_answer: Corrupted prompt with the answer that is right for it.
-        loss_mask: True on the scored tokens of the clean answer behind `contrast`, or from `=` on where no positions
-            were given, and on the token before them: `=`, or the one that takes its place.
+        loss_mask: True on the scored tokens of the clean answer, behind `contrast` where positions were given.
         contrast: The position whose next token decides between the two answers: the first that differs, of those from
             a label's position on where such positions were given.
         n_dropped: Pairs left out because their prompts differ in length or their answers are equal there.
@@ -97,15 +96,13 @@ def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | 
         ValueError: No pair is left.
     """
     clean, corrupted = task.encode(pairs.clean), task.encode(pairs.corrupted)
-    # The first scored token of an example is `=`.
-    equals, other = (batch.loss_mask.int().argmax(dim=1) for batch in (clean, corrupted))
+    begins, other = (batch.answer_mask.int().argmax(dim=1) for batch in (clean, corrupted))
     index = torch.arange(clean.tokens.shape[1])
-    answer = clean.loss_mask & corrupted.loss_mask & (index > equals[:, None])
-    differs = answer & (clean.tokens != corrupted.tokens)
+    differs = clean.answer_mask & corrupted.answer_mask & (clean.tokens != corrupted.tokens)
     if positions is not None:
         read = torch.from_numpy(np.array(positions))[:, None]
         differs &= (index > read) & (read >= 0)
-    aligned, decided = equals == other, differs.any(dim=1)
+    aligned, decided = begins == other, differs.any(dim=1)
     kept = aligned & decided
     if not bool(kept.any()):
         raise ValueError(
@@ -117,7 +114,7 @@ def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | 
     contrast = differs.int().argmax(dim=1) - 1
     # Without positions the answers agree up to the contrast, so that this is the whole clean answer.
     forced = torch.where(index > contrast[:, None], clean.tokens, corrupted.tokens)
-    scored = clean.loss_mask if positions is None else clean.loss_mask & (index >= contrast[:, None])
+    scored = clean.answer_mask if positions is None else clean.answer_mask & (index > contrast[:, None])
     return PatchPairs(
         clean.tokens[kept],
         forced[kept],
@@ -154,7 +151,8 @@ def score_pairs(
 
     `rows` says which pair each row of logits belongs to; a pair may occur more than once.
     """
-    scores = score_logits(logits, pairs.target[rows].to(logits.device))
+    target = pairs.target[rows].to(logits.device)
+    scores = score_logits(logits, target, target)
     difference = contrast_logit_diff(logits, pairs, rows)
     return PairScores(difference.cpu().numpy(), scores.loss_answer, scores.exact_answer)
 

@@ -248,7 +248,7 @@ def _score_layer_units(
     scores = []
     for start in range(0, len(units), at_once):
         group = torch.tensor(units[start : start + at_once])
-        many = Batch(batch.tokens.repeat(len(group), 1), batch.loss_mask.repeat(len(group), 1))
+        many = batch.rows(torch.arange(n).repeat(len(group)))
         ahead = prefix
         if prefix is not None and len(group) > 1:
             ahead = prefix._replace(resid=prefix.resid.repeat(len(group), 1, 1))

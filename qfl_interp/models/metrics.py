@@ -55,22 +55,16 @@ def masked_loss(
     return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
 
 
-def answer_only(target: Int[Tensor, "batch scored"]) -> Int[Tensor, "batch scored"]:
-    """The targets without each example's first scored token, `=`: the answer and its end of sequence."""
-    kept = target != IGNORED
-    first = kept & (kept.cumsum(dim=1) == 1)
-    return target.masked_fill(first, IGNORED)
-
-
 class ExampleScores(NamedTuple):
     """Scores of single examples, float64 on the CPU.
 
     Attributes:
-        loss: Mean cross-entropy over the example's scored tokens, nats (`=` scored).
+        loss: Mean cross-entropy over the example's scored tokens, nats (`=` scored, where the batch says so).
         loss_answer: The same over the answer alone.
-        exact: Whether every scored token is the most likely one (greedy exact match, `=` scored).
+        exact: Whether every scored token is the most likely one (greedy exact match, `=` scored likewise).
         exact_answer: The same over the answer alone.
-        n_scored: Scored tokens of each example, `=` included.
+        n_scored: Scored tokens of each example, `=` included likewise.
+        n_answer: Those of them in its answer.
     """
 
     loss: Float[np.ndarray, " example"]
@@ -78,6 +72,7 @@ class ExampleScores(NamedTuple):
     exact: Bool[np.ndarray, " example"]
     exact_answer: Bool[np.ndarray, " example"]
     n_scored: Int[np.ndarray, " example"]
+    n_answer: Int[np.ndarray, " example"]
 
     @property
     def success(self) -> Float[np.ndarray, " example"]:
@@ -90,7 +85,7 @@ class ExampleScores(NamedTuple):
     @property
     def success_answer(self) -> Float[np.ndarray, " example"]:
         """The same over the answer alone, given `=`."""
-        return np.exp(-self.loss_answer * (self.n_scored - 1))
+        return np.exp(-self.loss_answer * self.n_answer)
 
     def means(self) -> dict[str, float]:
         """Means over the examples, each value twice: `=` scored, and over the answer alone.
@@ -98,10 +93,9 @@ class ExampleScores(NamedTuple):
         `loss` and `loss_answer` are means over tokens, in nats; `exact` and `exact_answer` fractions of examples;
         `pass` and `pass_answer` means over examples of `success` and `success_answer`.
         """
-        n_answer = self.n_scored - 1
         return {
             "loss": float(np.average(self.loss, weights=self.n_scored)),
-            "loss_answer": float(np.average(self.loss_answer, weights=n_answer)),
+            "loss_answer": float(np.average(self.loss_answer, weights=self.n_answer)),
             "exact": float(self.exact.mean()),
             "exact_answer": float(self.exact_answer.mean()),
             "pass": float(self.success.mean()),
@@ -109,8 +103,12 @@ class ExampleScores(NamedTuple):
         }
 
 
-def score_logits(logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"]) -> ExampleScores:
-    """Scores of each example from the logits at the scored positions.
+def score_logits(
+    logits: Float[Tensor, "batch scored d_vocab"],
+    target: Int[Tensor, "batch scored"],
+    answer: Int[Tensor, "batch scored"],
+) -> ExampleScores:
+    """Scores of each example from the logits at the scored positions; `answer` is `target` over the answer alone.
 
     A tie between tokens counts as correct only where the reference has the lowest id, as greedy decoding picks it.
     """
@@ -119,14 +117,15 @@ def score_logits(logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tens
     ).view_as(target)
     right = logits.argmax(dim=-1) == target
 
-    def over(kept: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        mean = (losses * kept).sum(dim=1) / kept.sum(dim=1)
-        return mean.cpu().numpy(), (right | ~kept).all(dim=1).cpu().numpy()
+    def over(kept: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n = kept.sum(dim=1)
+        found = ((losses * kept).sum(dim=1) / n, (right | ~kept).all(dim=1), n)
+        loss, exact, n = (values.cpu().numpy() for values in found)
+        return loss, exact, n
 
-    kept = target != IGNORED
-    loss, exact = over(kept)
-    loss_answer, exact_answer = over(answer_only(target) != IGNORED)
-    return ExampleScores(loss, loss_answer, exact, exact_answer, kept.sum(dim=1).cpu().numpy())
+    loss, exact, n_scored = over(target != IGNORED)
+    loss_answer, exact_answer, n_answer = over(answer != IGNORED)
+    return ExampleScores(loss, loss_answer, exact, exact_answer, n_scored, n_answer)
 
 
 @torch.no_grad()
@@ -143,16 +142,16 @@ def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256) -> ExampleScor
         ValueError: An example has no scored answer, so that its mean loss does not exist.
     """
     span = scored_span(batch.loss_mask)
-    n_scored = batch.loss_mask.sum(dim=1)
-    if int(n_scored.min()) < 2:
-        example = int(n_scored.argmin())
+    n_answer = batch.answer_mask.sum(dim=1)
+    if int(n_answer.min()) < 1:
+        example = int(n_answer.argmin())
         raise ValueError(
-            "loss_mask must keep `=` and at least one answer token of every example, "
-            f"got {int(n_scored[example])} kept tokens in example {example}. Leave such examples out."
+            f"loss_mask must keep {'`=` and ' if batch.prompt_end else ''}at least one answer token of every example, "
+            f"got {int(batch.loss_mask[example].sum())} kept tokens in example {example}. Leave such examples out."
         )
-    target = targets(batch.tokens, batch.loss_mask, span)
+    target, answer = (targets(batch.tokens, mask, span) for mask in (batch.loss_mask, batch.answer_mask))
     parts = []
     for start in range(0, len(batch.tokens), chunk):
         rows = slice(start, min(start + chunk, len(batch.tokens)))
-        parts.append(score_logits(forward(batch.tokens[rows], span, rows), target[rows]))
+        parts.append(score_logits(forward(batch.tokens[rows], span, rows), target[rows], answer[rows]))
     return ExampleScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))

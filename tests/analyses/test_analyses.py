@@ -475,7 +475,7 @@ def test_each_third_is_bootstrapped_on_its_own_labels(probed_copy):
 def _scores(exact: list[bool]) -> ExampleScores:
     """Four examples of one loss."""
     right, loss = np.array(exact), np.full(4, 0.5)
-    return ExampleScores(loss, loss, right, right, np.full(4, 3))
+    return ExampleScores(loss, loss, right, right, np.full(4, 3), np.full(4, 2))
 
 
 def _conditions(ablated, trials):

@@ -148,6 +148,7 @@ def synthetic(n_outputs: int) -> dict:
     return {
         "tokens": list("0=1100"),
         "loss_mask": [False, True, True, True, False, False],
+        "prompt_end": True,
         "features": {"set": feature},
     }
 

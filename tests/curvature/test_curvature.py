@@ -14,7 +14,7 @@ import qfl_interp as qfl
 from qfl_interp.curvature import Hessian, eigenpairs, orthonormal, orthonormalise, top_eigenpairs
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.models.build import build_model
-from qfl_interp.models.metrics import answer_only, masked_loss, scored_span, targets
+from qfl_interp.models.metrics import masked_loss, scored_span, targets
 
 N_EXAMPLES = 5
 
@@ -71,7 +71,7 @@ class Case:
             start += parameter.numel()
         span = scored_span(self.batch.loss_mask)
         logits = functional_call(self.loss.model, parts, (self.batch.tokens,))[:, span]
-        return masked_loss(logits, answer_only(targets(self.batch.tokens, self.batch.loss_mask, span)))
+        return masked_loss(logits, targets(self.batch.tokens, self.batch.answer_mask, span))
 
     def derivatives(self, theta):
         theta = theta.clone().requires_grad_()

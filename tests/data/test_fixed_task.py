@@ -12,6 +12,7 @@ from qfl_interp.data.examples import held_out, in_split
 from qfl_interp.data.fixed_task import FixedFeature, FixedTask
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.errors import QflError
+from qfl_interp.interventions.pairs import patch_pairs
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.seeding import generator
 from tests import task_contract
@@ -137,6 +138,25 @@ def test_scores_of_a_dataset():
     assert scores.n_scored.tolist() == [3] * 6
 
 
+def test_the_answer_alone_can_be_scored():
+    """The same dataset, told that its mask begins with the answer: a prompt may then be one token."""
+    given = arrays()
+    behind = given["loss_mask"] & (given["loss_mask"].cumsum(axis=1) > 1)
+    both, alone = FixedTask(**given), FixedTask(**given | {"loss_mask": behind, "prompt_end": False})
+    every = np.arange(6)[:, None]
+    assert torch.equal(both.encode(every).answer_mask, alone.encode(every).loss_mask)
+    assert torch.equal(alone.encode(every).answer_mask, alone.encode(every).loss_mask)
+    assert alone.baselines == both.baselines
+    np.testing.assert_array_equal(alone.decode(alone.encode(every).tokens), both.decode(both.encode(every).tokens))
+    drawn = [task.sample_pairs(generator(0, "p"), 9, "x", 0) for task in (both, alone)]
+    np.testing.assert_array_equal(*drawn)
+    one, other = (patch_pairs(task, drawn[0]) for task in (both, alone))
+    for field in ("clean", "corrupted", "corrupted_answer", "loss_mask", "contrast"):
+        assert torch.equal(getattr(one, field), getattr(other, field))
+    assert pickle.loads(pickle.dumps(alone)).digest == alone.digest != both.digest
+    assert FixedTask("pair", np.eye(2, dtype=int), np.array([[False, True]] * 2), {}, prompt_end=False).n_ctx == 2
+
+
 # Pairs
 
 
@@ -204,11 +224,28 @@ def test_bad_pairs(pairs, error, message):
         ({"loss_mask": np.ones((6, 5), bool)}, r"never the first.*\[0, 1, 2, 3, 4\] in row 0, one of 6"),
         ({"loss_mask": np.eye(6, 5, 1).astype(bool)}, r"one stretch.*got tokens \[1\] in row 0"),
         ({"loss_mask": np.tile([False, True, False, True, True], (6, 1))}, r"got tokens \[1, 3, 4\] in row 0"),
+        ({"loss_mask": np.zeros((6, 5), bool), "prompt_end": False}, r"first token of its answer.*got tokens \[\] in"),
+        ({"loss_mask": np.eye(6, 5).astype(bool), "prompt_end": False}, r"got tokens \[0\] in row 0, one of 2"),
         ({"str_tokens": ["a", "b"]}, r"each of the 8 ids of the dataset, got 2 of type str"),
         ({"str_tokens": lambda ids: list(ids)}, "got 8 of type int"),
         ({"train_fraction": 1.0}, r"train_fraction must lie in \[0, 1\), got 1.0"),
     ],
-    ids=["flat", "float", "empty", "negative", "int-mask", "short-mask", "first", "one", "holes", "few", "ids", "all"],
+    ids=[
+        "flat",
+        "float",
+        "empty",
+        "negative",
+        "int-mask",
+        "short-mask",
+        "first",
+        "one",
+        "holes",
+        "none",
+        "alone",
+        "few",
+        "ids",
+        "all",
+    ],
 )
 def test_bad_datasets(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -273,5 +310,6 @@ def test_the_digest_names_what_decides_the_numbers():
         arrays(features={}),
         arrays(train_fraction=0.25),
         arrays(pairs=pairs),
+        arrays(prompt_end=False),
     ):
         assert FixedTask(**changed).digest != base

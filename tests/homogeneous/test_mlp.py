@@ -128,8 +128,8 @@ def test_capture_through_token_ids(mlp, samples, labels):
     tokens = sample_tokens(labels).tokens
     found = qfl.read_activations(reader, tokens, [qfl.Site(0), qfl.Site(1, "mlp_pre", (1,))])
     batch = run_minibatch(mlp, samples, torch.zeros(12, 4, dtype=torch.float64), "mse")
-    assert found[qfl.Site(0)].shape == (12, 3, 5)
-    for position in range(3):
+    assert found[qfl.Site(0)].shape == (12, 2, 5)
+    for position in range(2):
         torch.testing.assert_close(found[qfl.Site(0)][:, position], batch.features[1], rtol=1e-12, atol=0)
     torch.testing.assert_close(found[qfl.Site(1, "mlp_pre", (1,))][:, 0], batch.preactivations[1], rtol=1e-12, atol=0)
     assert dict(reader.named_parameters()).keys() == dict(mlp.named_parameters()).keys()
@@ -169,7 +169,7 @@ def test_ablation_scores_are_those_of_classification(mlp, samples, labels):
     x[:, 2] = average[2]
     by_hand = (x @ w[1].T / math.sqrt(5)).abs() @ w[2].T / math.sqrt(10)
     site = qfl.Site(0, "mlp_post")
-    found = score_interventions(reader, batch, lambda _: [mean_ablation(site, average.expand(3, -1), units=[2])])
+    found = score_interventions(reader, batch, lambda _: [mean_ablation(site, average.expand(2, -1), units=[2])])
     np.testing.assert_allclose(
         found.loss, torch.nn.functional.cross_entropy(by_hand, labels, reduction="none"), rtol=1e-10
     )
@@ -193,7 +193,7 @@ def test_patching_a_layer_whole_restores_the_clean_run(mlp, samples, labels):
     reader, batch = SampleReader(mlp, samples), sample_tokens(labels)
     task = qfl.FixedTask(
         "samples", batch.tokens.numpy(), batch.loss_mask.numpy(),
-        {"class": qfl.FixedFeature("categorical", labels[:, None].numpy(), np.ones((12, 1), int))},
+        {"class": qfl.FixedFeature("categorical", labels[:, None].numpy(), np.zeros((12, 1), int))}, prompt_end=False,
     )  # fmt: skip
     differing = next(j for j in range(1, 12) if labels[j] != labels[0])
     pairs = patch_pairs(task, qfl.Pairs(np.array([[0]]), np.array([[differing]])))
@@ -203,8 +203,8 @@ def test_patching_a_layer_whole_restores_the_clean_run(mlp, samples, labels):
     gap = logits[:, labels[0]] - logits[:, labels[differing]]
     assert float(sweep.clean.logit_diff[0]) == pytest.approx(float(gap[0]))
     assert float(sweep.corrupted.logit_diff[0]) == pytest.approx(float(gap[differing]))
-    one = patch_sweep(reader, pairs, component="resid_pre", layers=[1], positions=[0, 1])
-    np.testing.assert_allclose(one.normalised(), [[0.0, 1.0]], atol=1e-12)  # scored at position 1
+    one = patch_sweep(reader, pairs, component="resid_pre", layers=[1], positions=[0])
+    np.testing.assert_allclose(one.normalised(), [[1.0]], atol=1e-12)
 
 
 def test_a_reader_refuses_samples_of_another_width(mlp):

@@ -49,7 +49,7 @@ def linear_model(task, *, mlp=True):
 @torch.no_grad()
 def metrics_under(model, pairs, pair, hooks):
     logits = model.run_with_hooks(pairs.corrupted[pair : pair + 1], fwd_hooks=hooks)[0]
-    scored = pairs.loss_mask[pair].nonzero().flatten()[1:]
+    scored = pairs.loss_mask[pair].nonzero().flatten()
     wanted, own = pairs.clean[pair], pairs.corrupted_answer[pair]
     at = next(int(i) for i in scored if wanted[i] != own[i])
     loss = -logits.log_softmax(-1)[scored - 1, wanted[scored]].mean()

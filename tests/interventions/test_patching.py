@@ -18,7 +18,6 @@ from qfl_interp.interventions.patching import ALL_POSITIONS, NO_HEAD, PatchScore
 from qfl_interp.models import forward
 from qfl_interp.models.build import build_model
 from qfl_interp.models.forward import rows_logits
-from qfl_interp.models.metrics import answer_only
 
 HOOKS = {
     "resid_pre": "blocks.{}.hook_resid_pre",
@@ -57,7 +56,7 @@ def naive_scores(model, pairs, pair, hooks):
     """Scores of one pair from one plain forward pass, written out token by token."""
     logits = model.run_with_hooks(pairs.corrupted[pair : pair + 1], fwd_hooks=hooks)[0]
     log_p = logits.log_softmax(-1)
-    scored = pairs.loss_mask[pair].nonzero().flatten().tolist()[1:]
+    scored = pairs.loss_mask[pair].nonzero().flatten().tolist()
     wanted = pairs.clean[pair]
     at = next(i for i in scored if pairs.clean[pair, i] != pairs.corrupted_answer[pair, i])
     return (
@@ -108,7 +107,7 @@ def test_pairs_are_forced_to_read_the_clean_answer():
     text = ["".join(task.str_tokens(t[0])) for t in (pairs.clean, pairs.corrupted, pairs.corrupted_answer)]
     assert text == ["10+00=100<EOS>", "10+10=100<EOS>", "10+10=010<EOS>"]
     assert pairs.contrast.tolist() == [5]  # `=` predicts the first sum bit, where the answers part
-    assert pairs.span == slice(4, 9)
+    assert pairs.span == slice(5, 9)
     assert len(pairs) == 1
     assert pairs.n_dropped == 0
 
@@ -126,8 +125,8 @@ def test_pairs_are_decided_where_the_label_is():
     assert "".join(task.str_tokens(plain.corrupted[0])) == "10+00=010<EOS>"
     # Up to the contrast the corrupted run reads its own sum bit.
     assert "".join(task.str_tokens(decided.corrupted[0])) == "10+00=110<EOS>"
-    assert decided.loss_mask.nonzero()[:, 1].tolist() == [6, 7, 8, 9]
-    assert answer_only(decided.target)[0].tolist()[-3:] == decided.clean[0, 7:].tolist()
+    assert decided.loss_mask.nonzero()[:, 1].tolist() == [7, 8, 9]
+    assert decided.target[0].tolist() == decided.clean[0, 7:].tolist()
     with pytest.raises(ValueError, match="1 with equal answers from the label's position on"):
         patch_pairs(task, examples, np.array([8]))
     with pytest.raises(ValueError, match="from the label's position on"):
@@ -174,20 +173,20 @@ def test_prompts_of_unequal_length_are_dropped_and_padding_is_no_difference():
     assert pairs.n_dropped == 3
     assert pairs.corrupted.tolist() == [[2, 9, 3, 8, 0]]
     assert pairs.contrast.tolist() == [2]
-    assert pairs.loss_mask.tolist() == [[False, True, True, True, False]]
+    assert pairs.loss_mask.tolist() == [[False, False, True, True, False]]
     with pytest.raises(ValueError, match="1 of unequal length"):
-        patch_pairs(*fake_task(Batch(*(t[:1] for t in clean)), Batch(*(t[:1] for t in corrupted))))
+        patch_pairs(*fake_task(clean.rows(slice(1)), corrupted.rows(slice(1))))
 
 
 def test_scores_by_hand_with_answers_of_different_length():
     tokens = torch.tensor([[1, 4, 2, 3, 0], [1, 4, 2, 2, 3]])
     own = torch.tensor([[0, 4, 2, 1, 3], [0, 4, 1, 2, 3]])
-    mask = torch.tensor([[0, 1, 1, 1, 0], [0, 1, 1, 1, 1]]).bool()
+    mask = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]).bool()
     pairs = PatchPairs(tokens, tokens, own, mask, torch.tensor([2, 1]), 0)
     logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     logits[1, 1, 2] = logits[1, 2, 3] = 9.0  # pair 0's answer 2 3, right
     rows = torch.tensor([1, 0, 0])
-    found = score_pairs(logits, pairs, rows)
+    found = score_pairs(logits[:, pairs.span], pairs, rows)
     log_p = logits.double().log_softmax(-1)
     expected = [-(log_p[0, 1, 2] + log_p[0, 2, 2] + log_p[0, 3, 3]) / 3]
     expected += [-(log_p[r, 1, 2] + log_p[r, 2, 3]) / 2 for r in (1, 2)]

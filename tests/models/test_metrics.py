@@ -15,7 +15,7 @@ from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import fast_logits
 from qfl_interp.models.generate import generate_greedy
 from qfl_interp.models.hooks import Site, interventions_on
-from qfl_interp.models.metrics import IGNORED, answer_only, evaluate, masked_loss, score_logits, scored_span, targets
+from qfl_interp.models.metrics import IGNORED, evaluate, masked_loss, score_logits, scored_span, targets
 from tests.helpers_golden import golden_forward, hooked_from_golden
 
 D_VOCAB, N_CTX, EQUALS = 4, 12, 5
@@ -68,7 +68,10 @@ def test_span_and_targets_by_hand():
     assert span == slice(1, 4)  # tokens 2, 3, 4 are predicted at 1, 2, 3
     target = targets(tokens, mask, span)
     assert target.tolist() == [[7, 6, IGNORED], [IGNORED, 4, 5]]
-    assert answer_only(target).tolist() == [[IGNORED, 6, IGNORED], [IGNORED, IGNORED, 5]]
+    assert targets(tokens, Batch(tokens, mask).answer_mask, span).tolist() == [
+        [IGNORED, 6, IGNORED], [IGNORED, IGNORED, 5]
+    ]  # fmt: skip
+    assert Batch(tokens, mask, prompt_end=False).answer_mask is mask
 
 
 @pytest.mark.parametrize("kept", [[], [0], [0, 3]], ids=["nothing", "first", "first-too"])
@@ -135,14 +138,27 @@ def test_scores_of_ragged_examples_against_a_loop(model):
     assert means["pass"] == pytest.approx(np.mean(success), rel=1e-4)
     assert means["pass_answer"] == pytest.approx(np.mean(success_answer), rel=1e-4)
     span = scored_span(batch.loss_mask)
-    trained = masked_loss(logits[:, span], targets(*batch, span)).item()
+    trained = masked_loss(logits[:, span], targets(batch.tokens, batch.loss_mask, span)).item()
     assert trained == pytest.approx(np.mean(tokens), rel=1e-5)
+
+
+def test_scored_alone_the_answer_is_all_there_is(model):
+    batch = patterns(np.random.default_rng(3), 20)
+    both = evaluate(logits_of(model), batch)
+    alone = evaluate(logits_of(model), Batch(batch.tokens, batch.answer_mask, prompt_end=False))
+    np.testing.assert_allclose(alone.loss, both.loss_answer, rtol=1e-6)
+    assert not np.allclose(alone.loss, both.loss)
+    np.testing.assert_array_equal(alone.loss, alone.loss_answer)
+    np.testing.assert_array_equal(alone.exact, both.exact_answer)
+    np.testing.assert_array_equal(alone.n_scored, both.n_scored - 1)
+    np.testing.assert_allclose(alone.success, both.success_answer, rtol=1e-5)
+    assert alone.means()["loss"] == pytest.approx(both.means()["loss_answer"], rel=1e-6)
 
 
 def test_a_tie_counts_for_the_lowest_id_as_in_decoding():
     logits = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]]])
     for target, exact in (([0, 1], True), ([1, 1], False), ([0, 2], False)):
-        assert score_logits(logits, torch.tensor([target])).exact.tolist() == [exact]
+        assert score_logits(logits, *[torch.tensor([target])] * 2).exact.tolist() == [exact]
     fixed = logits[:, -1:].expand(1, 3, 3)
     assert generate_greedy(lambda tokens: fixed[:, : tokens.shape[1]], torch.tensor([[0]]), n_new=2).tolist() == [
         [0, 1, 1]
@@ -179,7 +195,7 @@ def trained_a_little(seed):
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(12):
         optimiser.zero_grad()
-        masked_loss(fast_logits(model, batch.tokens, span), targets(*batch, span)).backward()
+        masked_loss(fast_logits(model, batch.tokens, span), targets(batch.tokens, batch.loss_mask, span)).backward()
         optimiser.step()
     return model
 

@@ -60,7 +60,7 @@ def check_against_greedy(rows):
     length = len(rows[0]) // 2
     task = qfl.load_task("activity_selection", length=length)
     examples = np.array(rows)
-    tokens, mask = (array.tolist() for array in task.encode(examples))
+    tokens, mask = (array.tolist() for array in task.encode(examples)[:2])
     found = {name: feature.labels(examples).tolist() for name, feature in task.features.items()}
     for i, row in enumerate(rows):
         starts, ends = list(row[:length]), [s + d for s, d in zip(row[:length], row[length:], strict=True)]

@@ -39,7 +39,6 @@ from analyses.result import Result
 from analyses.transition import shaded_transition
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.examples import fitted_split
-from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
@@ -155,15 +154,13 @@ class Chains(Curvature):
         return f"{piece.at}-{digest(json.dumps([self.config.digest(), self.sgld.digest()]))}"
 
     def rows(self, shared: Shared, view: HookedModel, piece: Piece) -> Any:
-        tokens, mask = shared.batch
-
         def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:
-            loss = trained_loss(view, Batch(tokens[rows], mask[rows]))
+            loss = trained_loss(view, shared.batch.rows(rows))
             return loss(shared.space.unflatten(parameters)).sum() / len(rows)
 
         with self._at(piece.at.step):
             start = shared.space.flatten(trained_loss(view, shared.batch).parameters())
-            found = estimate_learning_coefficient(mean_loss, start, len(tokens), self.sgld)
+            found = estimate_learning_coefficient(mean_loss, start, len(shared.batch.tokens), self.sgld)
         row = {
             "learning_coefficient": found.estimate,
             "learning_coefficient_std": found.std,

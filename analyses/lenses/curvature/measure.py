@@ -110,7 +110,7 @@ def load(run: Checkpoints, shared: Shared, step: int, device: str | torch.device
 
 
 def trained_loss(model: HookedModel, batch: Batch) -> TokenLoss:
-    """The loss as it is trained, `=` scored, in the model's precision."""
+    """The loss as it is trained, with all that the task scores, in the model's precision."""
     dtype = next(model.parameters()).dtype
     return TokenLoss(model, scored_tokens(batch, prompt_end=True), dtype=dtype)
 

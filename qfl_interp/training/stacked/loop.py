@@ -284,7 +284,8 @@ class _StackedLoop:
         # [member, example] as rows of one batch, in the order of the passes.
         rows = np.arange(n_members * n_examples).reshape(n_members, n_examples)
         order = np.concatenate([rows[:, start : start + each].ravel() for start in range(0, n_examples, each)])
-        together = Batch(*(torch.cat(column)[order] for column in zip(*sets, strict=True)))
+        tokens, masks = torch.cat([own.tokens for own in sets]), torch.cat([own.loss_mask for own in sets])
+        together = Batch(tokens, masks, sets[0].prompt_end).rows(torch.from_numpy(order))
 
         def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
             stacked = tokens.to(self.device).unflatten(0, (n_members, -1))
