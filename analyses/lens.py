@@ -8,7 +8,7 @@ lens and know none by name. `analyses.part_lens` has the base of those that comp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
@@ -93,6 +93,11 @@ class Lens:
     methods: ClassVar[str] = ""
     limits: ClassVar[str] = ""
     order: ClassVar[int] = 200
+
+    @classmethod
+    def auto_steps(cls, page: Page) -> Sequence[int]:
+        """The checkpoints that it needs where a page leaves them to the lenses, `steps="auto"`; by default none."""
+        return []
 
     @classmethod
     def prepare(cls, page: Page) -> None:

@@ -224,8 +224,9 @@ class TrainConfig(_Config):
         betas: AdamW's.
         adam_eps: AdamW's.
         clip_norm: Gradients are scaled down to this global norm; infinite: never.
-        eval_fraction: A validation every `max(1, int(eval_fraction * n_steps))` steps; the paper uses 0.005.
-        n_val: Examples in the fixed validation set.
+        eval_fraction: A validation every `max(1, int(eval_fraction * n_steps))` steps; the paper uses 0.005. None:
+            about 100 of them, at the first steps and then log-spaced.
+        n_val: Examples in the fixed validation set. None: as many as cost about a tenth of training, 128 to 1,000.
         n_checkpoints: About how many checkpoints are kept, half of them log-spaced and half evenly spaced; the
             initial and the final model always are.
         save_optimizer: Keep AdamW's moments beside every checkpoint (twice the weights in size). Needed for decay
@@ -252,8 +253,8 @@ class TrainConfig(_Config):
     betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-8
     clip_norm: float = 1.0
-    eval_fraction: float = 0.005
-    n_val: int = 1000
+    eval_fraction: float | None = None
+    n_val: int | None = None
     n_checkpoints: int = 40
     save_optimizer: bool = False
     divergence_loss: float = 100.0
@@ -273,13 +274,14 @@ class TrainConfig(_Config):
             finite = math.isfinite(self.budget_flops) and self.budget_flops > 0
             _require(finite, "budget_flops must be positive and finite", self.budget_flops, "Try 3e12.")
         _require(math.isfinite(self.lr) and self.lr > 0, "lr must be positive and finite", self.lr, "Try 1e-3.")
-        for name in ("batch_size", "n_val"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name), "")
+        _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "")
+        _require(self.n_val is None or self.n_val >= 1, "n_val must be at least 1", self.n_val, "")
         _require(0 <= self.seed < 2**63, "seed must lie in [0, 2**63)", self.seed, "")
         _require(self.schedule in ("cosine", "wsd"), "schedule must be 'cosine' or 'wsd'", self.schedule, "")
         for name in ("warmup_fraction", "min_lr_fraction", "decay_fraction", "eval_fraction"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} must lie in [0, 1]", value, "It is a fraction, not a percentage.")
+            fits = value is None or 0 <= value <= 1
+            _require(fits, f"{name} must lie in [0, 1]", value, "It is a fraction, not a percentage.")
         stages = self.warmup_fraction + self.decay_fraction
         _require(self.schedule != "wsd" or stages <= 1, "warmup_fraction + decay_fraction must not pass 1", stages, "")
         _require(self.weight_decay >= 0, "weight_decay must not be negative", self.weight_decay, "")

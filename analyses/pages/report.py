@@ -65,7 +65,7 @@ def report(
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
-        steps: The checkpoints of the curves; ablation is of the last of them.
+        steps: The checkpoints of the curves, "auto" those that verdicts need; ablation is of the last of them.
         out: The page; `report.html` in the run directory by default (in `run.workplace` where that is read-only).
         config: The probes'.
         n_trials: Random controls of the ablation.
@@ -83,6 +83,7 @@ def report(
     names = tuple(feature.name for feature in chosen_features(run, features))
     page = Page(run, names, steps, config or ProbeConfig(), n_trials, jobs, device, progress)
     shown = Shown(page)
+    page = shown.page
     found = shown.ask_each(lambda lens: lens.sections(page), Section)
     drawn = {lens for lens, own in found.items() if any(section.figure is not None for section in own)}
     # A panel of a single step is no curve, and left to the lens' own figure.

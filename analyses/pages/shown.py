@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -29,13 +30,16 @@ class Shown:
 
     def __init__(self, page: Page) -> None:
         found = registered()
-        self.page, self.faults = page, list(found.faults)
+        self.faults = list(found.faults)
         self._lenses = list(found.lenses)
+        if page.steps == "auto":
+            needed = {
+                step for lens in found.lenses for step in self._must(lens, lambda lens: lens.auto_steps(page)) or []
+            }
+            page = dataclasses.replace(page, steps=sorted(needed) or "all")
+        self.page = page
         for lens in found.lenses:
-            if lens.__module__.startswith("analyses."):
-                lens.prepare(page)
-            else:
-                self._tried(lens, lambda other: other.prepare(page) or [])
+            self._must(lens, lambda lens: lens.prepare(page))
 
     def ask(self, what: Callable[[type[Lens]], Sequence[ItemT]], kind: type[ItemT]) -> list[ItemT]:
         """All that the lenses give, in their order.
@@ -87,6 +91,10 @@ class Shown:
             if found is not None:
                 return found
         return NO_SHADING
+
+    def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
+        """What a call gives; where it raises, a lens of ours ends the page."""
+        return call(lens) if lens.__module__.startswith("analyses.") else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""

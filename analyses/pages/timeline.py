@@ -37,7 +37,7 @@ def timeline(
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
-        steps: The checkpoints of the probes' curves.
+        steps: The checkpoints of the probes' curves; "auto": those that verdicts need.
         config: The probes'.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
@@ -50,6 +50,7 @@ def timeline(
     names = tuple(feature.name for feature in chosen_features(run, features))
     page = Page(run, names, steps, config or ProbeConfig(), jobs=jobs, device=device, progress=progress)
     shown = Shown(page)
+    page = shown.page
     figure = shown.timeline(shown.ask_each(lambda lens: lens.panels(page), Panel))
     shown.warn()
     return figure

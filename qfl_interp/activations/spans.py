@@ -18,9 +18,10 @@ from qfl_interp.models.forward import is_fast
 from qfl_interp.models.hooks import Intervention, Site, interventions_on
 from qfl_interp.shapes import Tokens
 from qfl_interp.sites import PROBE_SITES, SITES
+from qfl_interp.threads import on_every_core
 
-# Examples a forward pass, where the caller does not say.
-CHUNK = 500
+# Examples a forward pass, where the caller does not say: what a core's cache holds of a small model's stream.
+CHUNK = 128
 
 
 class Place(NamedTuple):
@@ -220,13 +221,18 @@ def _stream(
     device = model_device(model)
     fast = model if "resid_post" in names and isinstance(model, HookedTransformer) and is_fast(model) else None
     sites = [Site(layer, name) for layer in layers for name in names if fast is None or name != "resid_post"]
-    for part in tokens.split(chunk):
+
+    def read(part: Tensor) -> dict[str, list[Tensor]]:
         part = part.to(device)
-        read = _read(model, part, sites, first) if sites else {}
+        found = _read(model, part, sites, first) if sites else {}
         if fast is not None:
             resid = fast_resid(fast, part, layers, slice(first, part.shape[1]))
-            read |= {Site(layer): resid[:, i].transpose(0, 1)[None] for i, layer in enumerate(layers)}
-        yield {name: [read[Site(layer, name)].cpu() for layer in layers] for name in names}
+            found |= {Site(layer): resid[:, i].transpose(0, 1)[None] for i, layer in enumerate(layers)}
+        return {name: [found[Site(layer, name)].cpu() for layer in layers] for name in names}
+
+    # Hooks belong to a model, not to a thread: only passes without any run side by side.
+    together = not sites and device.type == "cpu"
+    return on_every_core(read, tokens.split(chunk)) if together else map(read, tokens.split(chunk))
 
 
 class _AllRead(Exception):

@@ -30,7 +30,12 @@ _COMMON: dict[str, Any] = {
     "features": Annotated[
         list[str] | None, typer.Argument(metavar="[FEATURE]...", help="Features; the task's usual ones by default.")
     ],
-    "steps": Annotated[str, typer.Option("--steps", "--step", help="all, last, log:20, 130, or 1000,2000.")],
+    "steps": Annotated[
+        str,
+        typer.Option(
+            "--steps", "--step", help="all, last, log:20, 130, or 1000,2000; auto, where verdicts are asked for."
+        ),
+    ],
     "jobs": Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")],
     "device": Device,
 }

@@ -37,8 +37,12 @@ def train(
     decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
     checkpoints: Annotated[int, typer.Option(help="About how many checkpoints, half of them log-spaced.")] = 40,
-    eval_fraction: Annotated[float, typer.Option(help="A validation every this part of the steps.")] = 0.005,
-    n_val: Annotated[int, typer.Option(help="Validation examples.")] = 1000,
+    eval_fraction: Annotated[
+        float | None, typer.Option(help="A validation every this part of the steps; by default about 100, log-spaced.")
+    ] = None,
+    n_val: Annotated[
+        int | None, typer.Option(help="Validation examples; by default what a tenth of training pays for.")
+    ] = None,
     save_optimizer: Annotated[
         bool, typer.Option(help="Keep AdamW's moments with every checkpoint: three times the space.")
     ] = False,

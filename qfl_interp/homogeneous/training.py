@@ -26,7 +26,7 @@ from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.run_folder import TABLE_NAMES, Ending, RunFolder, TableRows
 from qfl_interp.homogeneous.taylor import Coefficients, taylor_coefficients
 from qfl_interp.models.build import load_parameters, parameters_to_save
-from qfl_interp.runs.checkpoint_steps import checkpoint_steps
+from qfl_interp.runs.steps import checkpoint_steps
 from qfl_interp.seeding import generator
 
 

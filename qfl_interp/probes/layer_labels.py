@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.probes.result import Activations, ExampleMask
+from qfl_interp.threads import on_every_core
 
 # A layer and a label: one problem of a fit, a "site" below.
 LayerLabel = tuple[int, int]
 # Float64 working memory for the sites solved together; larger chunks are not faster on a CPU.
 CHUNK_BYTES = 64 * 2**20
-
-
-def for_each(fit: Callable[[list[LayerLabel]], None], chunks: list[list[LayerLabel]], n_workers: int) -> None:
-    """Run `fit` on every chunk, each on one core: the cores never wait for one another.
-
-    Splitting each small product over the cores instead costs barriers: several times the time when other
-    programs keep a core busy.
-    """
-    n_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(fit, chunks):
-                pass
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def for_each_site(fit: Callable[[list[LayerLabel]], None], x: Activations, site_bytes: int) -> None:
@@ -39,9 +24,12 @@ def for_each_site(fit: Callable[[list[LayerLabel]], None], x: Activations, site_
     `site_bytes` is the working memory of one. On a GPU one thread feeds it.
     """
     sites = [(layer, label) for layer in range(x.shape[0]) for label in range(x.shape[1])]
-    n_workers = torch.get_num_threads() if x.device.type == "cpu" else 1
+    on_cpu = x.device.type == "cpu"
+    n_workers = torch.get_num_threads() if on_cpu else 1
     at_once = max(1, min(CHUNK_BYTES // (site_bytes * n_workers), math.ceil(len(sites) / n_workers)))
-    for_each(fit, [sites[first : first + at_once] for first in range(0, len(sites), at_once)], n_workers)
+    chunks = [sites[first : first + at_once] for first in range(0, len(sites), at_once)]
+    for _ in on_every_core(fit, chunks) if on_cpu else map(fit, chunks):
+        pass
 
 
 def _require_finite(x: Float[Tensor, "example d_model"], kept: Tensor | None, layer: int, label: int) -> None:

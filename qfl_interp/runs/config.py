@@ -11,14 +11,18 @@ from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
-from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
+from qfl_interp.runs.steps import checkpoint_steps, evaluation_steps
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 TASK_FILE = "task.json"
 FORMAT = "qfl_interp run"
 VERSION = 1
+
+# Validation examples where the configuration does not say how many. The same examples are used at every validation, so
+# that few of them shift a curve rather than shake it.
+_LEAST_N_VAL, _MOST_N_VAL = 128, 1_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,23 @@ class RunConfig:
     def steps_to_save(self) -> list[int]:
         """The steps that get a checkpoint, ascending."""
         return [self.first_step + step for step in checkpoint_steps(self.n_steps, self.train.n_checkpoints)]
+
+    @property
+    def steps_to_evaluate(self) -> list[int]:
+        """The steps that get a validation, ascending."""
+        return [self.first_step + step for step in evaluation_steps(self.n_steps, self.train.eval_fraction)]
+
+    @property
+    def n_val(self) -> int:
+        """Examples in the validation set: as configured, or as many as a tenth of training's work pays for.
+
+        Counted as a quarter of an update's work an example, which its forward pass is; never fewer than 128 or more
+        than 1,000.
+        """
+        if self.train.n_val is not None:
+            return self.train.n_val
+        affordable = 0.1 * 4 * self.n_steps * self.train.batch_size / len(self.steps_to_evaluate)
+        return min(max(int(affordable), _LEAST_N_VAL), _MOST_N_VAL)
 
     @property
     def flops_per_step(self) -> float:

@@ -48,9 +48,8 @@ class CostModel(NamedTuple):
         """Seconds of a run trained alone: its updates, its validations (a third of an update an example), the rest."""
         config = run.config
         update = self.update_seconds(run.actual_flops / config.n_steps)
-        every = max(1, int(config.train.eval_fraction * config.n_steps))
-        validation = update / 3 * config.train.n_val / config.train.batch_size
-        return self.fixed + config.n_steps * update + (config.n_steps // every + 1) * validation
+        validation = update / 3 * config.n_val / config.train.batch_size
+        return self.fixed + config.n_steps * update + len(config.steps_to_evaluate) * validation
 
 
 def calibrate(runs: Sequence[PlannedRun], *, device: str = "cpu", threads: int = 1) -> CostModel:
@@ -81,14 +80,14 @@ def _update_seconds(run: PlannedRun, device: str) -> tuple[float, float]:
             break
         n *= 4
     update = max((many - one) / (n - 1), 1e-6)
-    validations = 2 * update / 3 * run.config.train.n_val / run.config.train.batch_size
+    validations = 2 * update / 3 * run.config.n_val / run.config.train.batch_size
     return update, max(one - update - validations, 0.0)
 
 
 def _seconds(run: PlannedRun, n_steps: int, device: str) -> float:
     """Seconds that so many updates of a run take in a directory that is thrown away."""
     config = run.config
-    train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0)
+    train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0, n_val=config.n_val)
     short = dataclasses.replace(config, train=train, last_step=n_steps)
     task = task_at(config.task, config.length)
     with scratch_folder("qfl-calibration-") as folder:
@@ -102,8 +101,7 @@ def run_bytes(run: PlannedRun, n_parameters: int, config: SweepConfig) -> int:
     train = run.config.train
     weights = 4 * n_parameters
     if config.keep == "final":
-        every = max(1, int(train.eval_fraction * run.config.n_steps))
-        return weights + _ROW_BYTES * (run.config.n_steps // every + 2) + _FIXED_BYTES
+        return weights + _ROW_BYTES * (len(run.config.steps_to_evaluate) + 1) + _FIXED_BYTES
     moments = 3 if train.save_optimizer else 1
     n_checkpoints = len(run.config.steps_to_save)
     return n_checkpoints * moments * weights + _ROW_BYTES * (run.config.n_steps + 1) + _FIXED_BYTES

@@ -17,8 +17,8 @@ from qfl_interp.errors import QflError, unknown_name
 # The axes of a grid in the order in which they vary, the last one fastest.
 AXES = ("task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "lr", "seed")
 _DEFAULT_AXES: dict[str, tuple[Any, ...]] = {"length": (None,), "batch_size": (64,), "lr": (1e-3,), "seed": (0,)}
-# A sweep compares final models: few validations and, of the checkpoints, the first and the last.
-_DEFAULT_SETTINGS: dict[str, Any] = {"n_checkpoints": 2, "eval_fraction": 0.1}
+# A sweep compares final models: few validations on as many examples, and of the checkpoints the first and the last.
+_DEFAULT_SETTINGS: dict[str, Any] = {"n_checkpoints": 2, "eval_fraction": 0.1, "n_val": 1_000}
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig)} - set(AXES)
 _TRAIN = {f.name for f in dataclasses.fields(TrainConfig)} - set(AXES) - {"n_steps"}
 

@@ -93,7 +93,7 @@ def make_record(
         "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.train.batch_size,
         "seed": config.train.seed, "schedule": config.train.schedule, "weight_decay": config.train.weight_decay,
         "n_steps": config.n_steps, "flops": planned.flops, "actual_flops": planned.actual_flops,
-        "n_parameters": n_parameters(planned), "n_val": config.train.n_val,
+        "n_parameters": n_parameters(planned), "n_val": config.n_val,
         **scores, "status": status, "error": error, "attempts": attempts, "group_size": group_size,
         "device": device, "configuration": configuration_digest(config), "run_id": planned.run_id, "path": planned.path,
         "finished_at": datetime.now(UTC).isoformat(timespec="microseconds"),

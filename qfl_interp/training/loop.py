@@ -52,9 +52,7 @@ class TrainingLoop:
         self.optimizer = _make_optimizer(self.model, self.config)
         self.step = run.first_step
         self.initial = initial
-        self.val_batch = task.encode(
-            held_out(task, "val", self.config.n_val, seed=self.config.seed, stream="validation")
-        )
+        self.val_batch = task.encode(held_out(task, "val", run.n_val, seed=self.config.seed, stream="validation"))
         # Fields of `Update`; the tensors are read later, not to wait for the device.
         self.pending: list[tuple[int, float, Tensor, Tensor, float]] = []
 
@@ -103,7 +101,7 @@ class TrainingLoop:
             self.session.save(self._state())
         while self.step < run.last_step:
             self._update()
-            evaluation = self.session.evaluates_at(self.step)
+            evaluation = self.step in self.session.to_evaluate
             if evaluation or self.step in self.session.to_save or len(self.pending) >= LOG_EVERY:
                 self._flush(self._validation() if evaluation else {})
                 bar.update(shown, completed=self.step, detail=self._detail())

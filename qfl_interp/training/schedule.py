@@ -1,4 +1,4 @@
-"""Pure functions of the step: learning rate, and which steps get a validation."""
+"""The learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -36,9 +36,3 @@ def learning_rate(config: TrainConfig, *, step: int, n_steps: int) -> float:
     if step < n_steps - decay:
         return config.lr
     return config.lr * (1 - (1 - floor) * (step - (n_steps - decay)) / decay)
-
-
-def is_evaluation_step(step: int, *, n_steps: int, eval_fraction: float) -> bool:
-    """Whether a validation follows update number `step` (counted from 1): every `max(1, int(f n))`, and the end."""
-    every = max(1, int(eval_fraction * n_steps))
-    return step == n_steps or step % every == 0

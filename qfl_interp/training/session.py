@@ -16,7 +16,7 @@ from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.schedule import is_evaluation_step, learning_rate
+from qfl_interp.training.schedule import learning_rate
 
 # Losses are checked and written at least this often, in updates.
 LOG_EVERY = 10
@@ -48,7 +48,7 @@ class RunSession:
 
     def __init__(self, run: RunConfig, writer: RunWriter) -> None:
         self.run_config, self.config, self.writer = run, run.train, writer
-        self.to_save = {*run.steps_to_save}
+        self.to_save, self.to_evaluate = {*run.steps_to_save}, {*run.steps_to_evaluate}
         self.loggers: list[Logger] = []
         self.latest: dict[str, float] = {}
         self._started = time.monotonic()
@@ -77,11 +77,6 @@ class RunSession:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after `step`."""
         return learning_rate(self.config, step=step - self.run_config.first_step, n_steps=self.run_config.n_steps)
-
-    def evaluates_at(self, step: int) -> bool:
-        """Whether a validation follows the update that ends at `step`."""
-        run = self.run_config
-        return is_evaluation_step(step - run.first_step, n_steps=run.n_steps, eval_fraction=self.config.eval_fraction)
 
     def start_row(self, validation: Mapping[str, float]) -> None:
         """Write the row of the initial weights."""

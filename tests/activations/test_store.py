@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from qfl_interp.activations import store_writing
-from qfl_interp.activations.spans import Place, site_span, site_spans
+from qfl_interp.activations.spans import CHUNK, Place, site_span, site_spans
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import Request, StoreKey
 from qfl_interp.config import PROBE_SITES, ModelConfig
@@ -93,7 +93,7 @@ def test_many_batches_equal_one(store):
     many = torch.randint(0, 5, (1203, N_CTX), generator=torch.Generator().manual_seed(1))
     seen = []
     store.capture(KEY, lambda: model, many, 0, LAST, names=["z", "resid_post"], on_examples=lambda *n: seen.append(n))
-    assert seen == [(500, 1203), (1000, 1203), (1203, 1203)]
+    assert seen == [(min(start + CHUNK, 1203), 1203) for start in range(0, 1203, CHUNK)]
     seen.clear()
     store.capture(KEY, lambda: model, many, 0, LAST, names=["q"], chunk=700, on_examples=lambda *n: seen.append(n))
     assert seen == [(700, 1203), (1203, 1203)]
@@ -231,7 +231,7 @@ def killed_in_the_middle(store, model, key, tokens):
 
     store_writing._write = torn
     try:
-        store.capture(key, lambda: model, tokens, 2, 6, names=["resid_post"])
+        store.capture(key, lambda: model, tokens, 2, 6, names=["resid_post"], chunk=500)
     finally:
         os._exit(1)
 
@@ -248,11 +248,13 @@ def test_a_killed_capture_goes_on_and_shows_nothing_half_written(
     assert len(store.entries()) == 0
     written.clear()
     seen = []
-    store.capture(key, lambda: model, tokens, 2, 6, names=["resid_post"], on_examples=lambda *n: seen.append(n))
+    store.capture(
+        key, lambda: model, tokens, 2, 6, names=["resid_post"], chunk=500, on_examples=lambda *n: seen.append(n)
+    )
     assert seen[0] == (resumed_at + 500, 2000)
     assert min(start for _, _, start in written) == resumed_at
     found = store.spans(key, no_model, tokens, 2, 6, names=["resid_post"], progress=False)["resid_post"]
-    assert torch.equal(found.values, site_span(model, tokens, 2, 6).values)
+    assert torch.equal(found.values, site_span(model, tokens, 2, 6, chunk=500).values)
 
 
 def test_a_full_disk_is_seen_before_it_is_full(store, model, tokens, monkeypatch):

@@ -20,8 +20,8 @@ from helpers_sweep import InlinePool
 
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, StorageError
-from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.runs.run import Run
+from qfl_interp.runs.steps import checkpoint_steps
 from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, sweep_status
 from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job

@@ -8,9 +8,9 @@ from helpers import golden
 
 import qfl_interp as qfl
 from qfl_interp.models.build import build_hooked
-from qfl_interp.runs.checkpoint_steps import checkpoint_steps
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step, flops_per_token, steps_for_budget
-from qfl_interp.training.schedule import is_evaluation_step, learning_rate
+from qfl_interp.runs.steps import checkpoint_steps, evaluation_steps
+from qfl_interp.training.schedule import learning_rate
 
 _GOLDEN = golden("schedules")
 
@@ -74,7 +74,22 @@ def test_checkpoint_steps(n_steps, n):
 
 
 def test_evaluation_steps():
-    due = [s for s in range(1, 717) if is_evaluation_step(s, n_steps=716, eval_fraction=0.005)]
-    assert due[:3] == [3, 6, 9]
-    assert due[-1] == 716
-    assert is_evaluation_step(1, n_steps=10, eval_fraction=0.005), "at least every step"
+    due = evaluation_steps(716, 0.005)
+    assert due[:3] == [0, 3, 6]
+    assert due[-2:] == [714, 716]
+    assert evaluation_steps(717, 0.005)[-2:] == [714, 717]
+    assert evaluation_steps(714, 0.005)[-2:] == [711, 714]
+    assert evaluation_steps(10, 0.005) == [*range(11)], "at least every step"
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 99, 100, 101, 716, 50_000, 10**7])
+def test_evaluation_steps_by_default(n_steps):
+    """Never many, every one of the first steps, and then of one ratio."""
+    due = evaluation_steps(n_steps, None)
+    assert due == sorted(set(due))
+    assert (due[0], due[1], due[-1]) == (0, 1, n_steps)
+    assert min(n_steps, 95) < len(due) <= 101
+    late = np.array([step for step in due if step >= 200], dtype=float)
+    if len(late) > 2:
+        ratios = late[1:] / late[:-1]
+        assert ratios.max() / ratios.min() < 1.01

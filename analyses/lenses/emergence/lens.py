@@ -65,6 +65,11 @@ class Emergence(Lens):
     """
 
     @classmethod
+    def auto_steps(cls, page: Page) -> list[int]:
+        found = emergence_tables(page.run, page.features, "auto", **page.how)
+        return [int(step) for step in distinct(found.curves, "step")]
+
+    @classmethod
     def prepare(cls, page: Page) -> None:
         cls._tables(page)
 
@@ -127,7 +132,8 @@ def emergence(
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
-        steps: The checkpoints of the curves.
+        steps: The checkpoints of the curves. "auto": only those that the verdicts need, found by bisection; verdicts
+            and ranges are those of "all" (`analyses.lenses.emergence.auto`) for less than half of the work.
         config: The probes'.
         ratio: A feature is learned once its metric stays below this fraction of the baseline.
         n_resamples: Bootstrap resamples.

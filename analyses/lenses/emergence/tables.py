@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analyses.choose import chosen_features, with_loss_curve
+from analyses.lenses.emergence.auto import steps_at_onsets
 from analyses.lenses.probe.data import probe_tensors
 from analyses.lenses.probe.lens import probe
 from analyses.transition import loss_transition
@@ -26,7 +28,7 @@ from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import column, distinct, groups, select
 
-VERDICTS, CURVES = "emergence", "emergence_curve"
+VERDICTS, CURVES, STEPS = "emergence", "emergence_curve", "emergence_steps"
 
 
 class EmergenceTables(NamedTuple):
@@ -55,14 +57,50 @@ def emergence_tables(
     run = with_loss_curve(run)
     config = config or ProbeConfig()
     names = [feature.name for feature in chosen_features(run, features)]
-    saved = run.resolve_steps(steps)
-    settings = f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}"
-    part = digest(settings)
+    measured = functools.partial(_measured, run, names, config=config, ratio=ratio, how=how)
+    saved = (
+        _auto(run, f"{config.digest()} {ratio!r} {names} {n_resamples}", measured, n_resamples)
+        if steps == "auto"
+        else run.resolve_steps(steps)
+    )
+    part = digest(f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}")
     verdict_table, curve_table = run.table(VERDICTS), run.table(CURVES)
     # An unfinished run's loss curve grows, and its transition with it.
     if run.finished and verdict_table.has(part) and curve_table.has(part):
         return EmergenceTables(curve_table.read([part]), verdict_table.read([part]))
-    rows = probe(run, names, saved, config=config, **how).rows
+    columns = {**run.identity(), "settings": config.digest(), "analysis": part}
+    found = EmergenceTables(*(table.assign(**columns) for table in measured(saved, n_resamples=n_resamples)))
+    verdict_table.write(part, found.verdicts, steps=saved)
+    curve_table.write(part, found.curves, steps=saved)
+    return found
+
+
+def _auto(run: Run, settings: str, measured: Callable[..., EmergenceTables], n_resamples: int) -> list[int]:
+    """The checkpoints of `steps="auto"`, which are kept as a table of their own."""
+    table, part = run.table(STEPS), digest(settings)
+    if run.finished and table.has(part):
+        return [int(step) for step in column(table.read([part]), "step")]
+
+    def verdicts(steps: Sequence[int], with_bootstrap: bool) -> pd.DataFrame:
+        return measured(steps, n_resamples=n_resamples if with_bootstrap else 0).verdicts
+
+    chosen = steps_at_onsets(run, verdicts)
+    table.write(part, pd.DataFrame({"step": chosen}).assign(**run.identity()), steps=chosen)
+    return chosen
+
+
+def _measured(
+    run: Run,
+    names: Sequence[str],
+    steps: Sequence[int],
+    *,
+    config: ProbeConfig,
+    ratio: float,
+    n_resamples: int,
+    how: Mapping[str, Any],
+) -> EmergenceTables:
+    """The tables of these checkpoints, which are probed where they are not yet; without resamples no interval."""
+    rows = probe(run, names, list(steps), config=config, **how).rows
     transition = loss_transition(run)
     curves, verdicts = [], []
     for name in names:
@@ -81,13 +119,7 @@ def emergence_tables(
                     "n_bootstrap": n_resamples if bootstrap else 0,
                 }
             )
-    columns = {**run.identity(), "settings": config.digest(), "analysis": part}
-    found = EmergenceTables(
-        pd.concat(curves, ignore_index=True).assign(**columns), pd.DataFrame(verdicts).assign(**columns)
-    )
-    verdict_table.write(part, found.verdicts, steps=saved)
-    curve_table.write(part, found.curves, steps=saved)
-    return found
+    return EmergenceTables(pd.concat(curves, ignore_index=True), pd.DataFrame(verdicts))
 
 
 def by_site(rows: pd.DataFrame, metric: str) -> Float[np.ndarray, "place label"]:
@@ -161,7 +193,7 @@ def _bootstrap(
     n_resamples: int,
 ) -> LeadBootstrap | None:
     """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
-    if not _starts_inside(transition, column(curve, "flops")):
+    if n_resamples == 0 or not _starts_inside(transition, column(curve, "flops")):
         return None
     (feature,) = distinct(rows, "feature")
     fitted = by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")

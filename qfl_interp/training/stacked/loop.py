@@ -144,7 +144,7 @@ def _train_together(
                 state, refused = writer.resume_point()
                 step = config.first_step if state is None else state.step
                 train = config.train
-                examples = held_out(task, "val", train.n_val, seed=train.seed, stream="validation")
+                examples = held_out(task, "val", config.n_val, seed=train.seed, stream="validation")
                 stream = ExampleStream(task, train.seed, train.batch_size)
                 session.begin(step, device)
             except StorageError:
@@ -191,7 +191,7 @@ class _StackedLoop:
             while self.members and self.step < run.last_step:
                 session = self.members[0].session
                 self._update()
-                evaluation, saved = session.evaluates_at(self.step), self.step in session.to_save
+                evaluation, saved = self.step in session.to_evaluate, self.step in session.to_save
                 if evaluation or saved or len(self.pending) >= LOG_EVERY:
                     self._flush(self._validation() if evaluation else None)
                     bar.update(shown, completed=self.step)

@@ -1,0 +1,57 @@
+"""The checkpoints that verdicts rest on: a coarse grid, then bisection round the onsets and the transition's start.
+
+A third's onset is where its metric falls below the threshold for good. On the grid that lies between the last point
+above and the next one. The saved checkpoint in the middle says in which half, and so on until no saved one lies
+between. The same goes for both ends of the bootstrap's interval and for the transition's start. Verdict, lead and range
+are then those of all checkpoints, as long as no metric rises above its threshold and falls again between two points of
+the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from qfl_interp.runs.series import Checkpoints
+
+# Points of the grid, evenly spaced in the logarithm of the step; fewer would miss a metric that rises again.
+_COARSE: Final = 8
+
+
+def steps_at_onsets(run: Checkpoints, verdicts: Callable[[Sequence[int], bool], pd.DataFrame]) -> list[int]:
+    """The checkpoints that suffice, ascending.
+
+    Args:
+        run: What is looked at.
+        verdicts: The rows of all verdicts from these checkpoints alone; with their bootstrap where the flag says so.
+    """
+    saved = run.resolve_steps("all")
+    chosen = {*run.resolve_steps(f"log:{_COARSE}")}
+    for with_bootstrap in (False, True):  # the interval's ends are near the onsets, which need no bootstrap
+        while due := _due(run, saved, sorted(chosen), verdicts(sorted(chosen), with_bootstrap)):
+            chosen |= due
+    return sorted(chosen)
+
+
+def _due(run: Checkpoints, saved: Sequence[int], chosen: Sequence[int], verdicts: pd.DataFrame) -> set[int]:
+    """The middle of the checkpoints between the two that enclose each place that matters."""
+    flops = [run.flops(step) for step in chosen]
+    due = set()
+    for at in _places(verdicts):
+        after = int(np.searchsorted(flops, at))
+        if 0 < after < len(chosen):
+            between = [step for step in saved if chosen[after - 1] < step < chosen[after]]
+            due |= {*between[len(between) // 2 :][:1]}
+    return due
+
+
+def _places(verdicts: pd.DataFrame) -> Iterator[float]:
+    """Training FLOPs of onsets, of the ends of their intervals, and of the transition's start."""
+    for row in verdicts.to_dict("records"):
+        start = row["transition_start_flops"]
+        ends = (start / 10 ** row[f"bootstrap_{end}"] for end in ("low", "high"))
+        yield from (at for at in (row["onset_flops"], start, *ends) if math.isfinite(at))
