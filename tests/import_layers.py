@@ -20,6 +20,7 @@ GROUND = (
     "tables",
     "stats",
     "progress",
+    "threads",
     "memory",
     "processes",
 )

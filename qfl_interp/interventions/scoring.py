@@ -19,10 +19,11 @@ from qfl_interp.data.task import Batch
 from qfl_interp.interventions.controls import Control
 from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
-from qfl_interp.models.build import HookedModel, layer_count, model_device
-from qfl_interp.models.forward import logits_at, resumable, rows_logits
-from qfl_interp.models.hooks import Intervention, Site
-from qfl_interp.models.metrics import ExampleScores, evaluate
+from qfl_interp.models.build import HookedModel, HookedTransformer, layer_count, model_device
+from qfl_interp.models.fast_suffix import fast_suffix, suffix_logits
+from qfl_interp.models.forward import is_fast, logits_at, resumable, rows_logits
+from qfl_interp.models.hooks import ActivationFn, Intervention, Site
+from qfl_interp.models.metrics import ExampleScores, evaluate, scored_span
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Resid, Tokens
 from qfl_interp.sites import HEAD_SITES
@@ -115,12 +116,13 @@ def score_ablation(
     *,
     n_trials: int,
     rng: np.random.Generator,
-    chunk: int = 256,
+    first: int = 0,
+    chunk: int = 128,
 ) -> dict[str, list[ExampleScores]]:
     """Scores of every example: "intact", "ablated", and `n_trials` of each control, by its name.
 
-    Blocks before the first change run once for all conditions; that residual stream stays in memory
-    (`shared_prefix`).
+    What lies before the first change is computed once for all conditions: blocks, and of a model that `is_fast`,
+    changed at `resid_post`, tokens before `first` too. It stays in memory (`fast_suffix`, `shared_prefix`).
 
     Args:
         model: Any hooked model.
@@ -130,26 +132,45 @@ def score_ablation(
         n_trials: Trials of each control.
         rng: Decides them. A trial depends on its control's name and number alone, so that one more control or trial
             changes none.
+        first: The first token that the ablation or a control changes.
         chunk: Examples a forward pass.
 
     Raises:
-        QflError: A hook point does not exist or did not fire.
+        QflError: A hook point does not exist or did not fire, or a token before `first` was changed.
 
     References:
         arXiv 2505.03997, feature ablation (32 trials).
     """
     seed = int(rng.integers(2**63))
-    prefix = shared_prefix(model, batch.tokens, _first_block(ablated(slice(0, 1))), chunk=chunk)
-    scores = {
-        "intact": [score_interventions(model, batch, chunk=chunk)],
-        "ablated": [score_interventions(model, batch, ablated, chunk=chunk, prefix=prefix)],
-    }
+    score = _scorer(model, batch, ablated(slice(0, 1)), first, chunk)
+    scores = {"intact": [score(intact)], "ablated": [score(ablated)]}
     for name, draw in controls.items():
-        scores[name] = []
-        for trial in range(n_trials):
-            make = draw(generator(seed, f"control/{name}", trial))
-            scores[name].append(score_interventions(model, batch, make, chunk=chunk, prefix=prefix))
+        trials = (generator(seed, f"control/{name}", trial) for trial in range(n_trials))
+        scores[name] = [score(draw(trial)) for trial in trials]
     return scores
+
+
+def _scorer(
+    model: HookedModel, batch: Batch, made: Sequence[Intervention], first: int, chunk: int
+) -> Callable[[RowInterventions], ExampleScores]:
+    """Scores the batch under interventions, none of which acts before those that were made."""
+    at_stream = all(i.site.name == "resid_post" and i.site.layer is not None for i in made)
+    if not (made and at_stream and isinstance(model, HookedTransformer) and is_fast(model)):
+        prefix = shared_prefix(model, batch.tokens, _first_block(made), chunk=chunk)
+        return lambda make: score_interventions(model, batch, make, chunk=chunk, prefix=prefix)
+    first = min(first, scored_span(batch.loss_mask).start)
+    suffix = fast_suffix(model, batch.tokens, _first_block(made), first)
+
+    def score(make: RowInterventions) -> ExampleScores:
+        def forward(_tokens: Tensor, positions: slice, rows: slice) -> Tensor:
+            changes: dict[int, list[ActivationFn]] = {}
+            for intervention in make(rows):
+                changes.setdefault(intervention.site.layer or 0, []).append(intervention.fn)
+            return suffix_logits(suffix.rows(rows), positions, changes).cpu()
+
+        return evaluate(forward, batch, chunk=chunk, together=suffix.resid.device.type == "cpu")
+
+    return score
 
 
 class UnitScores(NamedTuple):

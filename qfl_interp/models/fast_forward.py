@@ -27,7 +27,7 @@ Positions = Int[Tensor, " asked"] | slice | None
 FastLogits = Callable[..., Float[Tensor, "batch asked d_vocab"]]
 
 
-class _Layer(NamedTuple):
+class FastLayer(NamedTuple):
     """One block's parameters; without biases in the llama style, without a gate in the other."""
 
     norm1: tuple[Tensor, Tensor | None]
@@ -40,12 +40,12 @@ class _Layer(NamedTuple):
     down: tuple[Tensor, Tensor | None]
 
 
-class _Weights(NamedTuple):
+class FastWeights(NamedTuple):
     """Everything one forward pass reads."""
 
     embed: Tensor
     pos_embed: Tensor | None
-    layers: list[_Layer]
+    layers: list[FastLayer]
     norm: tuple[Tensor, Tensor | None]
     unembed: tuple[Tensor, Tensor | None]
     turn: Tensor | None
@@ -72,7 +72,7 @@ def fast_logits(
             run.
         ValueError: Tokens beyond the context; positions that are not sorted, not there, or none at all.
     """
-    weights = _weights(model, tokens)
+    weights = read_weights(model, tokens)
     asked = _asked(positions, tokens.shape[1], weights.embed.device)
     return _logits(weights, tokens.to(weights.embed.device), asked.where, asked.end)
 
@@ -87,7 +87,7 @@ def fast_resid(
     order, which the result keeps. The other arguments and the errors are those of `fast_logits`, and a `ValueError`
     for a layer that the model does not have.
     """
-    weights = _weights(model, tokens)
+    weights = read_weights(model, tokens)
     n_layers = len(weights.layers)
     if not layers or not all(0 <= layer < n_layers for layer in layers):
         raise ValueError(f"layers must lie in [0, {n_layers}) and be at least one, got {list(layers)}.")
@@ -122,7 +122,7 @@ def compile_fast_logits(model: HookedTransformer) -> FastLogits:
 
     def run(tokens: Tokens, positions: Positions = None) -> Float[Tensor, "batch asked d_vocab"]:
         nonlocal compiled
-        weights = _weights(model, tokens)
+        weights = read_weights(model, tokens)
         asked = _asked(positions, tokens.shape[1], weights.embed.device)
         arguments = (weights, tokens.to(weights.embed.device), asked.where, asked.end)
         if compiled is not None:
@@ -163,7 +163,7 @@ def _asked(positions: Positions, n_pos: int, device: torch.device) -> _Asked:
     return _Asked(torch.tensor(wanted, device=device), end)
 
 
-def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
+def read_weights(model: HookedTransformer, tokens: Tokens) -> FastWeights:
     """The model's parameters as they are now, after the model and the tokens' length were checked."""
     turn = require_supported(model)
     cfg = model.cfg
@@ -177,7 +177,7 @@ def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
         layers.append(
-            _Layer(
+            FastLayer(
                 norm1=(block.ln1.w, None if llama else block.ln1.b),
                 norm2=(block.ln2.w, None if llama else block.ln2.b),
                 qkv=(attn.W_Q, attn.W_K, attn.W_V),
@@ -188,7 +188,7 @@ def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
                 down=(mlp.W_out, None if llama else mlp.b_out),
             )
         )
-    return _Weights(
+    return FastWeights(
         embed=model.embed.W_E,
         pos_embed=None if llama else model.pos_embed.W_pos,
         layers=layers,
@@ -199,16 +199,16 @@ def _weights(model: HookedTransformer, tokens: Tokens) -> _Weights:
     )
 
 
-def _logits(weights: _Weights, tokens: Tensor, asked: slice | Tensor, end: int) -> Tensor:
+def _logits(weights: FastWeights, tokens: Tensor, asked: slice | Tensor, end: int) -> Tensor:
     """Logits at the positions asked for."""
     x = _resid(weights, tokens, asked, end)
     matrix, bias = weights.unembed
-    normal, matrix = _normalised(x, weights.norm, matrix, weights.eps)
-    return _linear(normal, (matrix, bias))
+    normal, matrix = normalised(x, weights.norm, matrix, weights.eps)
+    return linear(normal, (matrix, bias))
 
 
 def _resid(
-    weights: _Weights, tokens: Tensor, asked: slice | Tensor, end: int, keep: dict[int, Tensor] | None = None
+    weights: FastWeights, tokens: Tensor, asked: slice | Tensor, end: int, keep: dict[int, Tensor] | None = None
 ) -> Tensor:
     """The residual stream after the last block at the positions asked for; `keep` takes every block's."""
     tokens = tokens[:, :end]
@@ -224,24 +224,24 @@ def _resid(
     for index, layer in enumerate(weights.layers):
         last = index == len(weights.layers) - 1
         plan = plan_asked if last else plan_all
-        matrix, bias = _qkv(layer, plan)
+        matrix, bias = qkv(layer)
         if index == 0 and one_hot is not None and weights.pos_embed is None:
             # Without positions in the stream the first block reads one of d_vocab rows.
-            rows, matrix = _normalised(weights.embed, layer.norm1, matrix, weights.eps)
+            rows, matrix = normalised(weights.embed, layer.norm1, matrix, weights.eps)
             z = causal_attention(one_hot, rows @ matrix, bias, plan)
         else:
-            normal, matrix = _normalised(x, layer.norm1, matrix, weights.eps)
+            normal, matrix = normalised(x, layer.norm1, matrix, weights.eps)
             z = causal_attention(normal, matrix, bias, plan)
         if last and not every:
             x = at_positions(x, asked)
-        x = _add_linear(x, z, (layer.out[0].flatten(0, 1), layer.out[1]))
-        x = _add_mlp(x, layer, weights.eps)
+        x = add_linear(x, z, (layer.out[0].flatten(0, 1), layer.out[1]))
+        x = add_mlp(x, layer, weights.eps)
         if keep is not None:
             keep[index] = x if last else at_positions(x, asked)
     return x
 
 
-def _plans(weights: _Weights, asked: slice | Tensor, end: int, every: bool) -> tuple[AttentionPlan, AttentionPlan]:
+def _plans(weights: FastWeights, asked: slice | Tensor, end: int, every: bool) -> tuple[AttentionPlan, AttentionPlan]:
     """How the blocks attend: all positions, and those asked for (the last block)."""
     w_q = weights.layers[0].qkv[0]
     n_heads, d_head = w_q.shape[0], w_q.shape[2]
@@ -254,7 +254,7 @@ def _plans(weights: _Weights, asked: slice | Tensor, end: int, every: bool) -> t
     return plan, plan if every else plan._replace(asked=asked, causal=False, mask=mask[asked])
 
 
-def _qkv(layer: _Layer, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
+def qkv(layer: FastLayer) -> tuple[Tensor, Tensor | None]:
     """Queries', keys' and values' matrices side by side, (input, output).
 
     Without a rotation to hold it, the attention scale is in the queries'.
@@ -268,7 +268,7 @@ def _qkv(layer: _Layer, plan: AttentionPlan) -> tuple[Tensor, Tensor | None]:
     return matrix, torch.stack((b_q * scale, b_k, b_v)).flatten()
 
 
-def _normalised(x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def normalised(x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normed stream and the matrix that reads it; an RMS norm's gain goes into the smaller of the two."""
     gain, bias = norm
     if bias is None:
@@ -276,26 +276,26 @@ def _normalised(x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, e
     return F.layer_norm(x, gain.shape, gain, bias, eps), matrix
 
 
-def _linear(x: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:
+def linear(x: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:
     """`x @ matrix + bias`."""
     matrix, bias = layer
     return x @ matrix if bias is None else F.linear(x, matrix.t(), bias)
 
 
-def _add_linear(x: Tensor, z: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:
+def add_linear(x: Tensor, z: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:
     """`x + z @ matrix + bias`, the first sum inside the matrix product."""
     matrix, bias = layer
     total = torch.addmm(x.flatten(0, 1), z.flatten(0, 1), matrix).view(x.shape)
     return total if bias is None else total + bias
 
 
-def _add_mlp(x: Tensor, layer: _Layer, eps: float) -> Tensor:
+def add_mlp(x: Tensor, layer: FastLayer, eps: float) -> Tensor:
     """The stream with the block's MLP added."""
     up, bias = layer.up
-    normal, up = _normalised(x, layer.norm2, up, eps)
-    hidden = _linear(normal, (up, bias))
+    normal, up = normalised(x, layer.norm2, up, eps)
+    hidden = linear(normal, (up, bias))
     if layer.gate is None:
         hidden = F.gelu(hidden, approximate="tanh")
     else:
         hidden = swiglu(normal @ (layer.norm2[0][:, None] * layer.gate), hidden)
-    return _add_linear(x, hidden, layer.down)
+    return add_linear(x, hidden, layer.down)

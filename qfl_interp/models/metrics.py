@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from qfl_interp.data.task import Batch
 from qfl_interp.shapes import LossMask, Tokens
+from qfl_interp.threads import on_every_core
 
 # Marks a position whose prediction is not scored.
 IGNORED = -100
@@ -129,7 +130,7 @@ def score_logits(
 
 
 @torch.no_grad()
-def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256) -> ExampleScores:
+def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256, together: bool = False) -> ExampleScores:
     """Teacher-forced scores of every example of `batch`.
 
     Args:
@@ -137,6 +138,7 @@ def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256) -> ExampleScor
             chunk holds, for interventions that differ by example.
         batch: What is scored.
         chunk: Examples per forward pass; bounds the memory.
+        together: Whether `forward` may run on several threads at once, each pass on one core.
 
     Raises:
         ValueError: An example has no scored answer, so that its mean loss does not exist.
@@ -150,8 +152,11 @@ def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256) -> ExampleScor
             f"got {int(batch.loss_mask[example].sum())} kept tokens in example {example}. Leave such examples out."
         )
     target, answer = (targets(batch.tokens, mask, span) for mask in (batch.loss_mask, batch.answer_mask))
-    parts = []
-    for start in range(0, len(batch.tokens), chunk):
+
+    def score(start: int) -> ExampleScores:
         rows = slice(start, min(start + chunk, len(batch.tokens)))
-        parts.append(score_logits(forward(batch.tokens[rows], span, rows), target[rows], answer[rows]))
+        return score_logits(forward(batch.tokens[rows], span, rows), target[rows], answer[rows])
+
+    starts = range(0, len(batch.tokens), chunk)
+    parts = [*(on_every_core(score, starts) if together else map(score, starts))]
     return ExampleScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))

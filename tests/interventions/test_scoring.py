@@ -10,6 +10,8 @@ import torch
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import NO_POSITION, Batch
+from qfl_interp.errors import QflError
+from qfl_interp.interventions import scoring
 from qfl_interp.interventions.controls import moves_made, plane_controls, plane_means
 from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes
 from qfl_interp.interventions.replace import zero
@@ -277,10 +279,30 @@ def test_strength_zero_is_the_intact_model(model, batch):
     plain = evaluate(lambda tokens, positions, _: model(tokens)[:, positions], batch)
     for name in ("ablated", "random", "same_norm"):
         for value, hooked, whole in zip(found[name][0], plain, found["intact"][0], strict=True):
-            np.testing.assert_array_equal(value, hooked)  # the very same computation
-            np.testing.assert_allclose(value, whole, rtol=1e-5, atol=1e-6)  # another order of sums
+            np.testing.assert_array_equal(value, whole)  # the very same computation
+            np.testing.assert_allclose(value, hooked, rtol=1e-5, atol=1e-6)  # another order of sums
     full = scored(model, batch, planes)
     assert np.abs(full["ablated"][0].loss - plain.loss).max() > 1e-3
+
+
+@pytest.mark.parametrize("chunk", [7, 128])
+def test_scores_from_the_first_changed_token_on_are_those_of_full_passes(model, batch, monkeypatch, chunk):
+    planes = draw_planes([0, 2], [[5, 6]] * N_EXAMPLES)
+    settings = {"n_trials": 3, "pool": {0: torch.eye(D_MODEL), 2: torch.eye(D_MODEL)}, "chunk": chunk}
+    found = scored(model, batch, planes, first=5, **settings)
+    monkeypatch.setattr(scoring, "is_fast", lambda _: False)
+    wanted = scored(model, batch, planes, **settings)
+    assert found.keys() == wanted.keys()
+    for name, trials in wanted.items():
+        for mine, theirs in zip(found[name], trials, strict=True):
+            for value, want in zip(mine, theirs, strict=True):
+                np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6)
+    assert np.abs(found["ablated"][0].loss - found["intact"][0].loss).max() > 1e-3
+
+
+def test_a_change_before_the_first_token_is_refused(model, batch):
+    with pytest.raises(QflError, match="must leave the tokens before position"):
+        scored(model, batch, draw_planes([1], [[2]] * N_EXAMPLES), first=EQUALS)
 
 
 def test_trials_follow_the_generator_and_nothing_else(model, batch):

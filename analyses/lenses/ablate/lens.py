@@ -137,7 +137,8 @@ class Ablate(PartLens[Examples, HookedModel]):
         planes = ablated_planes(run, taken, step, shared, settings, config)
         make, controls = conditions(run, view, batch, planes, others, step, settings, config)
         rng = generator(config.seed, f"ablate/{name}", step)
-        scores = score_ablation(view, batch, make, controls, n_trials=settings.n_trials, rng=rng)
+        first = int(planes.positions[planes.positions >= 0].min())
+        scores = score_ablation(view, batch, make, controls, n_trials=settings.n_trials, rng=rng, first=first)
         return _rows(scores, generator(config.seed, f"ablate/bootstrap/{name}", step))
 
     def columns(self, piece: Piece) -> dict[str, Any]:
