@@ -39,6 +39,8 @@ class ClaimedFolder(abc.ABC):
     def __enter__(self: _Own) -> _Own:
         if self.path.exists() and not self.path.is_dir():
             raise QflError(f"a run is saved into a directory, and {self.path} is a file. Choose another place.")
+        if self.path.exists() and not (self.path / CONFIG_FILE).exists():
+            self._require_empty()  # before a lock is put there
         self._lock.__enter__()
         try:
             if (self.path / CONFIG_FILE).exists():
@@ -63,8 +65,8 @@ class ClaimedFolder(abc.ABC):
     def _check(self) -> None:
         """Raise `QflError` where the run that is there is another one."""
 
-    def _make(self) -> None:
-        """Make the directory this run's."""
+    def _require_empty(self) -> None:
+        """Raise `QflError` where the directory, which holds no run, holds something else."""
         known = (LOCK, OWNER, *self._texts)
         others = sorted(p.name for p in self.path.iterdir() if p.name not in known and not p.name.startswith(".tmp-"))
         if others:
@@ -72,5 +74,9 @@ class ClaimedFolder(abc.ABC):
                 f"{self.path} is not empty and is no run (it holds {', '.join(others[:3])}). "
                 "Train into a new directory."
             )
+
+    def _make(self) -> None:
+        """Make the directory this run's."""
+        self._require_empty()
         for name, text in self._texts.items():
             ckpt.write_atomic(self.path / name, text)

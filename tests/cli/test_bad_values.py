@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import resource
 import shutil
 import sys
@@ -14,8 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-import qfl_interp as qfl
-from qfl_interp import memory
 from qfl_interp.cli import main as cli
 
 NUMBERS = ["nan", "inf", "-inf", "-1", "0", str(10**12), str(10**30), "", "true"]
