@@ -41,8 +41,8 @@ def over_checkpoints(
         prepare: Loads what all items share.
         work: Does one item.
         label: What the bar says.
-        jobs: Processes, of which no more are started than the machine has cores (or 2). Above 1 each computes on one thread, and the arguments must pickle; a script then needs the
-            usual `if __name__ == "__main__":`.
+        jobs: Processes; no more are started than the machine has cores (or 2). Above 1 each computes on one thread, and
+            the arguments must pickle; a script then needs the usual `if __name__ == "__main__":`.
         progress: Draw a bar on standard error.
 
     Raises:
@@ -89,9 +89,8 @@ def _done(
     processes = multiprocessing.get_context("spawn")
     futures: dict[Future[None], ItemT] = {}
     # A single item too: on one thread, as the others were, or the bits of a call would depend on its interruptions.
-    with ProcessPoolExecutor(
-        min(jobs, len(items), max(2, os.cpu_count() or 1)), mp_context=processes, initializer=end_with_parent
-    ) as pool:
+    n_processes = min(jobs, len(items), max(2, os.cpu_count() or 1))
+    with ProcessPoolExecutor(n_processes, mp_context=processes, initializer=end_with_parent) as pool:
         try:
             for item in items:
                 futures[pool.submit(_one, prepare, work, item)] = item

@@ -1,4 +1,4 @@
-"""Every option and argument of every command, given nonsense: it works, or one error says what is wrong; nothing is left."""
+"""Every option and argument of every command, given nonsense: it works, or one error says what is wrong."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def faults(case: Case, world: World, monkeypatch: pytest.MonkeyPatch, capsys: An
         status = -1
     seconds = time.monotonic() - start
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size)
-    out, error = capsys.readouterr()
+    _, error = capsys.readouterr()
     if seconds > MOST_SECONDS:
         found.append(f"took {seconds:.1f} s")
     if grown > MOST_BYTES:

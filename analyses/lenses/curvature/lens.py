@@ -212,8 +212,8 @@ def curvature(
         `save_optimizer=True`. Column `moments` says which it is, and the result's title does where they are missing.
 
     Raises:
-        QflError: Unknown step, fewer than 2 saved checkpoints, too little memory, or something at a checkpoint that is not finite (names
-            the step; what was computed before is kept).
+        QflError: Unknown step, fewer than 2 saved checkpoints, too little memory, or something at a checkpoint that is
+            not finite (names the step; what was computed before is kept).
 
     References:
         arXiv 2103.00065, arXiv 2207.14484 (edges); arXiv 2502.13110 (soft rank, sharpness along the step: its formulas
