@@ -58,6 +58,11 @@ def over_checkpoints(
             bar.update(shown, advance=1, detail=str(item))
 
 
+def n_processes(jobs: int, n_items: int) -> int:
+    """How many processes work at a time."""
+    return min(jobs, n_items, max(2, os.cpu_count() or 1))
+
+
 def require_jobs(jobs: int) -> None:
     """Raise `ValueError` where `jobs` is no number of processes."""
     if jobs < 1:
@@ -89,8 +94,7 @@ def _done(
     processes = multiprocessing.get_context("spawn")
     futures: dict[Future[None], ItemT] = {}
     # A single item too: on one thread, as the others were, or the bits of a call would depend on its interruptions.
-    n_processes = min(jobs, len(items), max(2, os.cpu_count() or 1))
-    with ProcessPoolExecutor(n_processes, mp_context=processes, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(n_processes(jobs, len(items)), mp_context=processes, initializer=end_with_parent) as pool:
         try:
             for item in items:
                 futures[pool.submit(_one, prepare, work, item)] = item

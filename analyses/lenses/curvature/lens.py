@@ -17,6 +17,7 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
+from analyses.checkpoints import n_processes
 from analyses.lens import Page
 from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from analyses.lenses.curvature.measure import (
@@ -228,9 +229,9 @@ def curvature(
     config = config or CurvatureConfig()
     n_parameters = len(ParameterSpace.of(run.load_model(at[0])))
     # Of float64: the eigensolver's, and where training began, the point, its gradient, steps and moments.
-    vectors = solver_vectors(1, config.max_products) + 12
-    what = f"{vectors} vectors of {n_parameters:,} parameters in each of {min(jobs, len(at))} processes"
-    needed = 8 * vectors * n_parameters * min(jobs, len(at))
+    vectors, together = solver_vectors(1, config.max_products) + 12, n_processes(jobs, len(at))
+    what = f"{vectors} vectors of {n_parameters:,} parameters in each of {together} processes"
+    needed = 8 * vectors * n_parameters * together
     require_memory(needed, available_bytes(device), what, "Take fewer jobs, a smaller max_products or model.")
     following = dict(zip(saved, [*saved[1:], None], strict=True))
     pieces = [Piece(ModelAt(step), {"to": following[step]}) for step in at]
