@@ -24,6 +24,6 @@ def write_page(path: str | os.PathLike[str], text: str) -> Path:
         write_atomic(target, text.encode())
     except OSError as error:
         raise QflError(
-            f"the page {target} cannot be written: {error.strerror}. Check that its folder is there and its permissions."
+            f"the page {target} cannot be written: {error.strerror}. Check its folder and the permissions there."
         ) from error
     return target

@@ -88,8 +88,9 @@ class Execution(NamedTuple):
         """Raise ValueError for a value out of its range."""
         for name, low in (("threads", 1), ("attempts", 1), ("cpus_per_run", 0), ("gpus_per_run", 0)):
             value = getattr(self, name)
-            if not (value >= low and math.isfinite(value)):
-                raise ValueError(f"{name} must be at least {low} and finite, got {value}.")
+            if not low <= value < math.inf:
+                finite = "" if value < low else " and finite"
+                raise ValueError(f"{name} must be at least {low}{finite}, got {value}.")
         if self.threads > _MOST_THREADS:
             raise ValueError(f"threads must be at most {_MOST_THREADS:,}, got {self.threads}. Take a core's or a few.")
         for name in ("workers", "stack"):
