@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import random
+import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import typer
+from helpers_sweep import InlinePool
 
+import qfl_interp as qfl
+from qfl_interp import memory
 from qfl_interp.cli import main as cli
+from qfl_interp.sweep import SweepConfig, run_sweep
 
+TOML = """
+[[grid]]
+task = "addition"
+length = 3
+budget_flops = [1e7, 2e7, 4e7]
+d_model = 8
+n_layers = 1
+batch_size = 8
+seed = [0, 1]
+n_val = 32
+"""
 NUMBERS = ["nan", "inf", "-inf", "-1", "0", str(10**12), str(10**30), "", "true"]
 TEXTS = ["", "no such thing", "nan", "-1", "[bold]x[/]", "x" * 3000, "../..", "a:b,c"]
 PATHS = ["", "missing", "missing/deeper", "a_file", "a_file/below", "a_folder", "x" * 3000]
 # What makes every command quick. An option under test is left out.
 SMALL = {
     "--n-train": "60", "--n-val": "20", "--n-test": "40", "--n-trials": "2", "--n": "16", "--n-examples": "8",
-    "--n-rank-examples": "8", "--max-products": "12", "--chains": "1", "--draws": "3", "--pairs": "4",
+    "--n-rank-examples": "8", "--max-products": "12", "--chains": "2", "--draws": "3", "--pairs": "4",
     "--n-random": "2", "--n-untrained": "1", "--n-resamples": "10", "--resamples": "2", "--directions": "2",
     "--n-hessian": "8", "--n-probe": "60", "--basis-steps": "last", "--step": "last", "--command": "pass",
 }  # fmt: skip
@@ -41,12 +59,20 @@ ARGUMENTS = {
 }  # fmt: skip
 # Switched on they need another machine, minutes, or a terminal; `--unrestricted` is the promise to trust a query.
 NOT_SWITCHED = {"--compile", "--unrestricted"}
-# What is asked of the network, and code of the user's own.
+# Of `qfl curvature`, where chains are asked for.
+OF_CHAINS = {"--step-size", "--localization", "--chains", "--draws", "--batch-size"}
+# What is asked of the network, code of the user's own, and what is long training.
 NOT_TRIED = {
     ("train", "--wandb"), ("sweep run", "--ray"), ("explore", "--command"),
     *((command, option, str(10**12)) for command, option in [("train", "--steps"), ("train", "--budget")]),
+    *(("sweep run", "--out", value) for value in ("", "missing", "missing/deeper")),
 }  # fmt: skip
-MOST_SECONDS, MOST_BYTES = 20.0, 2**29
+# Of this process alone, so that a busy machine is no fault; far above what any case takes (3 s).
+MOST_SECONDS, MOST_BYTES = 12.0, 2**29
+# What the quick tests take of all cases.
+N_QUICK = 24
+# Of the machine in these tests: what is refused does not depend on the machine.
+FREE = 2**31
 
 
 class Case(NamedTuple):
@@ -116,6 +142,8 @@ def line(case: Case) -> list[str]:
             options.append(name)
         elif {*parameter.opts} & usual.keys():
             options += next([name, usual[w]] for w in parameter.opts if w in usual)
+    if case.command == "curvature" and case.option in OF_CHAINS:
+        options.append("--learning-coefficient")
     if case.command == "train" and case.option == "--budget":
         options = options[: (at := options.index("--steps"))] + options[at + 2 :]
     return [*case.command.split(), *options, "--", *arguments]
@@ -161,7 +189,7 @@ def faults(case: Case, world: World, monkeypatch: pytest.MonkeyPatch, capsys: An
     arguments = [a.format(**world.places) if a in ("{run}", "{sweep}", "{toml}") else a for a in line(case)]
     monkeypatch.setattr(sys, "argv", ["qfl", *arguments])
     capsys.readouterr()
-    start, size = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, size = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found, status = [], 0
     try:
         cli.main()
@@ -170,7 +198,7 @@ def faults(case: Case, world: World, monkeypatch: pytest.MonkeyPatch, capsys: An
     except Exception as error:  # what a user would see as a traceback
         found.append(f"traceback: {type(error).__name__}: {str(error)[:200]}")
         status = -1
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size)
     _, error = capsys.readouterr()
     if seconds > MOST_SECONDS:
@@ -198,3 +226,92 @@ def changes(world: World) -> list[str]:
     """What is new, gone or changed in the world."""
     now, before = snapshot(world.folder), world.before
     return sorted(str(p.relative_to(world.folder)) for p in {*now, *before} if now.get(p) != before.get(p))
+
+
+@pytest.fixture(scope="module")
+def sweep_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a definition, `sweep.toml`, and the finished sweep."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "sweep.toml").write_text(TOML)
+    run_sweep(SweepConfig.from_toml(folder / "sweep.toml"), str(folder / "sweep"), progress=False, pool=InlinePool)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_run: qfl.Run, sweep_files: Path) -> World:
+    for command in ("probe", "curvature", "polca"):  # what they import is no time of a case
+        assert COMMANDS[command].callback
+    return World(tmp_path_factory.mktemp("world"), tiny_run.path, sweep_files / "sweep", sweep_files / "sweep.toml")
+
+
+@pytest.fixture
+def answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Case], list[str]]:
+    """What is wrong with how a command answers, in the world."""
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(memory, "_machine", lambda: FREE)
+    return lambda case: faults(case, world, monkeypatch, capsys)
+
+
+CASES = cases()
+QUICK = random.Random(8).sample([case for case in CASES if case.option != "--jobs"], N_QUICK)
+
+
+def test_every_command_and_parameter_is_tried():
+    assert len(CASES) > 2000
+    tried = {(case.command, case.option) for case in CASES}
+    left_out = {(command, word(parameter)) for command, made in COMMANDS.items() for parameter in made.params} - tried
+    whole = {one for one in NOT_TRIED if len(one) == 2}
+    assert left_out == whole | {one for one in left_out if one[1] in NOT_SWITCHED}
+
+
+def test_nonsense_works_or_is_one_error(answer):
+    bad = {str(case): found for case in QUICK if (found := answer(case))}
+    assert bad == {}
+
+
+# One test a command: what lenses keep in the run is then computed once.
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_nonsense_works_or_is_one_error(answer, command):
+    bad = {str(case): found for case in CASES if case.command == command and (found := answer(case))}
+    assert bad == {}
+
+
+HUGE = str(10**12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "addition", "--batch-size", HUGE, "--steps", "3"], "batch_size 1,000,.* need about"),
+        (["train", "topological_sort", "--batch-size", HUGE, "--steps", "3"], "batch_size 1,000,.* need about"),
+        (["train", "addition", "--steps", "3", "--d-model", str(8 * 10**6)], "d_model 8,000,000 .* need about"),
+        (["train", "addition", "--length", "16", "--n-val", HUGE, "--steps", "3"], "val examples of addition need"),
+        (["train", "addition", "--budget", "1e40"], "budget_flops must pay for at most"),
+        (["train", "addition", "--length", "4", "--steps", "3", "--wandb", "mine"], "Weights & Biases cannot"),
+        (["sweep", "run", "sweep.toml", "--out", "new", "--workers", HUGE], "workers must be between 1"),
+        (["sweep", "run", "sweep.toml", "--out", "new", "--threads", HUGE], "threads must be at most"),
+        (["sweep", "run", "sweep.toml", "--out", "a_folder"], "a_folder is not empty"),
+        (["tasks", "addition", "--examples", HUGE], "examples of addition need about"),
+        (["probe", "run", "carry", "--out", "a_folder", "--steps", "last", "--n-train", "60"], "page is a file"),
+        (["probe", "run", "carry", "--out", "a_file/x", "--steps", "last", "--n-train", "60"], "a_file/x.* failed"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_leaves_nothing(answer, world, monkeypatch, capsys, arguments, named):
+    def no_login(**_: object) -> None:
+        raise OSError("no login")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=no_login))
+    quiet = [] if "tasks" in arguments else ["--quiet"]
+    monkeypatch.setattr(sys, "argv", ["qfl", *arguments, *quiet])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 1
+    assert re.search(named, " ".join(capsys.readouterr().err.split()))
+    # An empty folder `runs` may be new.
+    left = [name for name in changes(world) if name != "runs"]
+    world.restore()
+    assert left == []
