@@ -119,9 +119,7 @@ def test_activations_have_room_or_are_refused(tiny_run, free):
     free("qfl_interp.activations.spans", 2 * 3 * 10 * 16 * 4)
     site_span(model, tokens, 0, 2)
     free("qfl_interp.activations.spans", 2 * 3 * 10 * 16 * 4 - 1)
-    with pytest.raises(
-        QflError, match=r"'resid_post' of 2 layers at 3 positions of 10 examples need .* fewer ex"
-    ):
+    with pytest.raises(QflError, match=r"'resid_post' of 2 layers at 3 positions of 10 examples need .* fewer ex"):
         site_span(model, tokens, 0, 2)
 
 
