@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -40,8 +41,8 @@ def over_checkpoints(
         prepare: Loads what all items share.
         work: Does one item.
         label: What the bar says.
-        jobs: Processes. Above 1 each computes on one thread, and the arguments must pickle; a script then needs the
-            usual `if __name__ == "__main__":`.
+        jobs: Processes; no more are started than the machine has cores (or 2). Above 1 each computes on one thread, and
+            the arguments must pickle; a script then needs the usual `if __name__ == "__main__":`.
         progress: Draw a bar on standard error.
 
     Raises:
@@ -55,6 +56,11 @@ def over_checkpoints(
         shown = bar.add_task(label, total=len(items), detail="")
         for item in _done(items, prepare, work, jobs, label):
             bar.update(shown, advance=1, detail=str(item))
+
+
+def n_processes(jobs: int, n_items: int) -> int:
+    """How many processes work at a time."""
+    return min(jobs, n_items, max(2, os.cpu_count() or 1))
 
 
 def require_jobs(jobs: int) -> None:
@@ -88,7 +94,7 @@ def _done(
     processes = multiprocessing.get_context("spawn")
     futures: dict[Future[None], ItemT] = {}
     # A single item too: on one thread, as the others were, or the bits of a call would depend on its interruptions.
-    with ProcessPoolExecutor(min(jobs, len(items)), mp_context=processes, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(n_processes(jobs, len(items)), mp_context=processes, initializer=end_with_parent) as pool:
         try:
             for item in items:
                 futures[pool.submit(_one, prepare, work, item)] = item

@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import torch
 
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel, model_on
 from qfl_interp.runs.series import Checkpoints, Steps
+
+# About what a list of untrained models and their rows takes for each.
+_BYTES_LISTED = 2**10
 
 
 class ModelAt(NamedTuple):
@@ -41,5 +45,14 @@ class ModelAt(NamedTuple):
 
 
 def models_at(run: Checkpoints, steps: Steps, n_untrained: int = 0) -> list[ModelAt]:
-    """The checkpoints that `steps` names and the untrained controls."""
+    """The checkpoints that `steps` names and the untrained controls.
+
+    Raises:
+        QflError: A step was not saved, or so many controls would not even be listed.
+        ValueError: `n_untrained` is negative, or `steps` names none.
+    """
+    if n_untrained < 0:
+        raise ValueError(f"n_untrained must be at least 0, got {n_untrained}.")
+    what = f"results of {n_untrained:,} untrained models"
+    require_memory(n_untrained * _BYTES_LISTED, available_bytes(), what, "Take fewer.")
     return [ModelAt(step) for step in run.resolve_steps(steps)] + [ModelAt(0, i) for i in range(n_untrained)]

@@ -23,7 +23,12 @@ def generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
         seed: The run's seed, in [0, 2**63).
         stream: What the numbers are for; a new use gets a stream of its own, so that no use shifts another.
         step: Position in the stream, at least 0.
+
+    Raises:
+        ValueError: The seed is out of its range.
     """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie in [0, 2**63), got {seed}. Any number in it serves.")
     key = np.array([seed, _stream_word(stream)], dtype=np.uint64)
     counter = np.array([0, 0, 0, step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))

@@ -111,10 +111,12 @@ def scaling(
 
     Raises:
         QflError: No run finished, the sweep has no such task or length, or `count` or `rule` is none of its values.
-        ValueError: `resolution` is negative.
+        ValueError: `resolution` is negative, or `n_resamples` is below 1.
     """
     if not resolution >= 0:
         raise ValueError(f"resolution must be at least 0 nats, got {resolution}.")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}. 499 give p-values of 0.002 and more.")
     if count not in _COLUMNS:
         raise unknown_name("count of the scored tokens", count, _COLUMNS)
     table = sweep.table(task=task, length=length)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel, HookedTransformer, layer_count, model_device
 from qfl_interp.models.fast_forward import fast_resid
 from qfl_interp.models.forward import is_fast
@@ -152,7 +153,7 @@ def site_spans(
     Raises:
         ValueError: The span is empty or outside the sequence; no examples; an unknown or repeated name or layer.
         QflError: The model has no such hook point, or its activation there is not [batch, pos, d] ([batch, pos, head,
-            d_head] at a head's site).
+            d_head] at a head's site), or the result does not fit into memory.
     """
     layers = range(layer_count(model)) if layers is None else layers
     kept: dict[str, Tensor] = {}
@@ -161,6 +162,9 @@ def site_spans(
         for name, by_layer in parts.items():
             n_heads, n_pos, n_examples, d = by_layer[0].shape
             if name not in kept:
+                needed = len(layers) * n_heads * n_pos * len(tokens) * d * by_layer[0].element_size()
+                what = f"activations {name!r} of {len(layers)} layers at {n_pos} positions of {len(tokens):,} examples"
+                require_memory(needed, available_bytes(), what, "Take fewer examples or layers, or an ActivationStore.")
                 kept[name] = by_layer[0].new_empty(len(layers), n_heads, n_pos, len(tokens), d)
             for index, part in enumerate(by_layer):
                 kept[name][index, :, :, start : start + n_examples] = part

@@ -46,6 +46,7 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     import torch
 
     import qfl_interp as qfl
+    from qfl_interp.memory import available_bytes, require_memory
     from qfl_interp.plugins import ANALYSES, LENSES
 
     run = qfl.Run.open(path)
@@ -53,6 +54,11 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     model, task = run.load_model(at, device=device), run.task
     examples = qfl.held_out(task, "test", n, seed=run.config.train.seed, stream="explore")
     batch = task.encode(examples)
+    # A cache has about 15 vectors of a token, 3 of its MLP, and every score and weight of attention.
+    cfg = model.cfg
+    a_token = cfg.n_layers * (15 * cfg.d_model + 3 * (cfg.d_mlp or 0) + 2 * cfg.n_heads * task.n_ctx) + cfg.d_vocab
+    what = f"activations of {len(examples):,} examples"
+    require_memory(4 * len(examples) * task.n_ctx * a_token, available_bytes(device), what, "Take a smaller --n.")
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.tokens.to(device))
     found = {name: functools.partial(function, run) for name, function in functions(LENSES, ANALYSES).items()}

@@ -205,8 +205,10 @@ def _alike(feature: dict[str, Any]) -> tuple[str, ...]:
 
 def _examples(task: Task, n: int, seed: int) -> list[dict[str, Any]]:
     """Examples as tokens, and each feature's labels with the token index where each is read (-1: no such label)."""
+    from qfl_interp.data.examples import require_room
     from qfl_interp.seeding import generator
 
+    require_room(task, n, "examples", "Show fewer.")
     raw = task.sample(generator(seed, "show"), n)
     batch = task.encode(raw)
     features = {f.name: (f.kind, f.positions(raw).tolist(), f.labels(raw).tolist()) for f in task.features.values()}

@@ -23,6 +23,8 @@ _TAKES_RNG = "rng" in inspect.signature(eigsh).parameters
 _ANY = 1e30
 # Vectors of the run that is not restarted.
 _LONG = 40
+# ARPACK counts in 32 bits.
+_MOST_RESTARTS = 2**31 - 1
 
 
 class Eigenpairs(NamedTuple):
@@ -197,7 +199,7 @@ def _lanczos(
     # A factorisation takes as many products as it has vectors and one for its start; a restart keeps `k` or more of
     # them. A long factorisation is held back for the case of no convergence; its Ritz vectors pass at any tolerance.
     long = min(_long(krylov, products), n)
-    restarts = (products - (krylov + 1) - (long + 1)) // (krylov - k)
+    restarts = min((products - (krylov + 1) - (long + 1)) // (krylov - k), _MOST_RESTARTS)
     if restarts < 1:
         found = vectors(krylov, _ANY, 1)
     else:

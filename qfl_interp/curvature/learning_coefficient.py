@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.curvature.config import SgldConfig
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.seeding import generator, torch_generator
 from qfl_interp.shapes import compact_repr
 
@@ -62,6 +63,7 @@ def estimate_learning_coefficient(
 
     Raises:
         ValueError: The sample has fewer than 2 examples, or the loss at the start is not finite.
+        QflError: So many losses do not fit into memory.
 
     References:
         The Local Learning Coefficient: A Singularity-Aware Complexity Measure (arXiv 2308.12108), equation 6 and
@@ -69,6 +71,9 @@ def estimate_learning_coefficient(
     """
     if n < 2:
         raise ValueError(f"n must be at least 2 examples, got {n}: log n is the inverse temperature.")
+    needed = 8 * config.n_chains * (config.n_burn_in + config.n_draws) + 40 * len(start)
+    what = f"losses of {config.n_chains:,} chains of {config.n_burn_in + config.n_draws:,} steps"
+    require_memory(needed, available_bytes(), what, "Take fewer n_chains or n_draws.")
     n_beta = n / math.log(n)
     size = min(config.batch_size, n)
     start = start.detach()

@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt64
 
 from qfl_interp.data.task import Batch, Pairs, Task
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 
@@ -23,6 +24,10 @@ SPLITS = ("train", "val", "test")
 _PATIENCE = 20
 # Examples drawn at a time at least, of a set that is larger.
 _ROUND = 1 << 18
+# Times the examples of a split that are drawn of a small one before it counts as a round.
+_OVER_FEW = 32
+# Raw integers and token ids, 8 each, and the loss mask.
+_BYTES_A_TOKEN = 17
 
 
 def _mix(x: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
@@ -67,6 +72,14 @@ def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " b
     return (share >= low) & (share < high)
 
 
+def require_room(task: Task, n: int, what: str, remedy: str) -> None:
+    """Raise `QflError` where the rows, tokens and masks of `n` examples do not fit into memory, before one is drawn.
+
+    `what` they are, behind their number; `remedy` is what to do.
+    """
+    require_memory(n * task.n_ctx * _BYTES_A_TOKEN, available_bytes(), f"{n:,} {what} of {task.name}", remedy)
+
+
 def _proposals(task: Task, rng: np.random.Generator, n: int, split: str) -> Examples:
     """Examples of all splits, enough that about `n` are of one."""
     low, high = _bounds(task, split)
@@ -88,12 +101,18 @@ class ExampleStream:
         seed: The run's seed.
         batch_size: Examples per step.
         split: Which split they belong to.
+
+    Raises:
+        QflError: One batch does not fit into memory.
     """
 
     task: Task
     seed: int
     batch_size: int
     split: str = "train"
+
+    def __post_init__(self) -> None:
+        require_room(self.task, self.batch_size, "examples of a batch", "Take a smaller batch_size.")
 
     def examples(self, step: int) -> Examples:
         """The raw examples of one step, the same at every call.
@@ -141,6 +160,11 @@ def examples_of_all(streams: Sequence[ExampleStream], step: int) -> Examples:
     )
 
 
+def _at_most(n_drawn: int, n_different: int) -> int:
+    """About how many problems there are, rather too many, by how often draws repeated: `n_drawn^2 / 2` pairs can."""
+    return n_drawn**2 // (2 * (n_drawn - n_different + 1)) + n_different
+
+
 def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examples:
     """A fixed set of at most `n` different examples of one split, in the order they were drawn.
 
@@ -154,16 +178,23 @@ def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examp
         stream: What the set is for; another use draws another set.
 
     Raises:
-        QflError: The split holds no example at all.
+        QflError: The split holds no example at all, or so many examples do not fit into memory.
+        ValueError: `n` is below 1.
     """
+    if n < 1:
+        raise ValueError(f"n, the number of {split} examples, must be at least 1, got {n}.")
     rng = generator(seed, f"held_out/{stream}/{split}")
     kept = task.sample(rng, 0)
     idle = 0
     while len(kept) < n and idle < _PATIENCE:
         # Not all that are asked for at once: there may be far fewer.
         round_size = min(n - len(kept), max(_ROUND, len(kept)))
+        if n > _ROUND and len(kept):
+            round_size = min(round_size, _OVER_FEW * len(kept))
         both = np.concatenate([kept, _draw(task, rng, max(round_size, 256), split)])
         _, first = np.unique(both, axis=0, return_index=True)
+        if len(kept) == 0:
+            require_room(task, min(n, _at_most(len(both), len(first))), f"{split} examples", "Take fewer.")
         idle = idle + 1 if len(first) == len(kept) else 0
         kept = both[np.sort(first)]
     if len(kept) == 0:
@@ -184,9 +215,13 @@ def held_out_pairs(task: Task, split: str, n: int, feature: str, label: int, *, 
         stream: What the pairs are for; another use draws others.
 
     Raises:
-        QflError: Unknown feature, or no pair was found whose clean example is of this split.
-        ValueError: The feature has no such label, or nothing changes it.
+        QflError: Unknown feature, no pair was found whose clean example is of this split, or so many pairs do not fit
+            into memory.
+        ValueError: The feature has no such label, nothing changes it, or `n` is below 1.
     """
+    if n < 1:
+        raise ValueError(f"n, the number of pairs, must be at least 1, got {n}.")
+    require_room(task, 2 * n, f"examples of {n:,} pairs", "Take fewer pairs.")
     rng = generator(seed, f"held_out_pairs/{stream}/{split}/{feature}/{label}")
     low, high = _bounds(task, split)
     parts, found = [], 0

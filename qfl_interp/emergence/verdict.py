@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 from qfl_interp.emergence.aggregation import geometric_mean
 from qfl_interp.emergence.onset import RATIO, Onset, after_step_0, find_onset, fraction_at, onsets_log10
 from qfl_interp.emergence.transition import Transition
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.stats import Interval, t_interval
 
 # Values drawn at a time while bootstrapping: 64 MiB in float64.
@@ -131,9 +132,13 @@ def lead_interval_bootstrap(
         n_resamples: Bootstrap resamples.
 
     Raises:
-        ValueError: No transition, no label, fewer than 2 examples, a loss that is negative or not finite, or
-            as in `find_onset` and `fraction_at`.
+        ValueError: No transition, no label, fewer than 2 examples, no resample, a loss that is negative or not finite,
+            or as in `find_onset` and `fraction_at`.
+        QflError: So many resamples do not fit into memory.
     """
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}. The paper uses 10,000.")
+    require_memory(32 * n_resamples, available_bytes(), f"leads of {n_resamples:,} resamples", "Take fewer.")
     if not transition.found:
         raise ValueError(f"a lead needs a transition, and there is none: {transition.reason}.")
     data, base = np.asarray(losses, dtype=np.float64), np.asarray(baseline, dtype=np.float64)

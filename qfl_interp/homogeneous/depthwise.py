@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qfl_interp.config import _Config, _require
 from qfl_interp.homogeneous.config import MLPTrainConfig
 from qfl_interp.homogeneous.minibatch import Minibatch, frobenius
 
@@ -51,7 +52,7 @@ Rule = Callable[[LayerStats], Sequence[float]]
 
 
 @dataclass(frozen=True)
-class DepthwiseRule:
+class DepthwiseRule(_Config):
     """`xi_k = rms^residual_power / (alpha_k |X_{k-1}| |B_k|)^norm_power`, divided by the depth if asked for [R].
 
     Args:
@@ -59,11 +60,19 @@ class DepthwiseRule:
         residual_power: `s`. With 1 the step does not depend on the loss's scale; with 2 it is proportional to it, as
             plain gradients are; with 0 it grows as the loss falls.
         depth_normalise: The factor `1/l`.
+
+    Raises:
+        ValueError: A power is not 0, 1 or 2, or `depth_normalise` is no truth value.
     """
 
     norm_power: int = 2
     residual_power: int = 1
     depth_normalise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("norm_power", "residual_power"):
+            _require(getattr(self, name) in (0, 1, 2), f"{name} must be 0, 1 or 2", getattr(self, name), "")
 
     @classmethod
     def of(cls, config: MLPTrainConfig) -> DepthwiseRule:

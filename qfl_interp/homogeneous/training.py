@@ -25,6 +25,7 @@ from qfl_interp.homogeneous.minibatch import Minibatch, run_minibatch
 from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.run_folder import TABLE_NAMES, Ending, RunFolder, TableRows
 from qfl_interp.homogeneous.taylor import Coefficients, taylor_coefficients
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import load_parameters, parameters_to_save
 from qfl_interp.runs.steps import checkpoint_steps
 from qfl_interp.seeding import generator
@@ -72,7 +73,8 @@ def train_mlp(
     Raises:
         ValueError: Sizes of model and data differ, inputs are not finite, labels are no classes, or the batch is larger
             than the training set; a rule gives something else than one positive number a layer.
-        QflError: `out` holds something else; the widths need more memory than is free.
+        QflError: `out` holds something else; the widths, or the features of the examples, need more memory than is
+            free.
     """
     _require_fitting(model, config, data)
     trainer = _Trainer(model, config, data, DepthwiseRule.of(config) if rule is None else rule)
@@ -114,6 +116,11 @@ def _require_fitting(model: MLPConfig, config: MLPTrainConfig, data: Labelled) -
                 f"{name}_y must be {len(x)} classes from 0 to {data.n_classes - 1}, got {len(y)} from "
                 f"{int(y.min())} to {int(y.max())}."
             )
+    at_once, together = max(config.batch_size, min(config.n_sharpness, n)), max(n, len(data.test_x))
+    # Features and backward vectors of a batch, their copies in float64; of all examples those of two layers.
+    needed = 24 * at_once * sum(model.widths) + 8 * together * max(model.widths)
+    what = f"features of {at_once:,} examples of a batch and of all {together:,}, widths {model.widths},"
+    require_memory(needed, available_bytes(), what, "Take a smaller batch_size, n_sharpness, width or fewer examples.")
     if config.batch_size > n:
         raise ValueError(f"batch_size must be at most the {n} training examples, got {config.batch_size}.")
 

@@ -14,10 +14,13 @@ from torch import Tensor
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.pairs import PairScores, PatchPairs, logit_difference, normalise, score_pairs
 from qfl_interp.interventions.planes import affine_projection
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import rows_logits
 from qfl_interp.models.hooks import Intervention, Site, read_activations
 
+# About what is kept of a pair under one condition: two scores and their answers.
+_BYTES_SCORED = 40
 Condition = Literal["none", "feature", "mean_shift", "random", "whole"]
 
 
@@ -223,12 +226,15 @@ def interchange_scores(
 
     Raises:
         ValueError: No pair is decided at or after its label; directions that are zero, not finite or dependent.
-        QflError: The model has no such hook point.
+        QflError: The model has no such hook point, or so many subspaces do not fit into memory.
 
     References:
         Geiger et al. 2021 (arXiv 2106.02997), interchange interventions; Geiger et al. 2023 (arXiv 2303.02536),
         distributed ones.
     """
+    needed = n_random * (4 * 8 * directions.numel() + _BYTES_SCORED * len(pairs))
+    what = f"{n_random:,} random subspaces of {len(directions)} directions on {len(pairs):,} pairs"
+    require_memory(needed, available_bytes(), what, "Take a smaller n_random.")
     found = _deciding(pairs, positions)
     read = positions if source_positions is None else source_positions
     runs = _Runs(model, pairs, found, Site(layer, name), positions, read, chunk)

@@ -19,6 +19,7 @@ from qfl_interp.data.task import Batch
 from qfl_interp.interventions.controls import Control
 from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel, HookedTransformer, layer_count, model_device
 from qfl_interp.models.fast_suffix import fast_suffix, suffix_logits
 from qfl_interp.models.forward import is_fast, logits_at, resumable, rows_logits
@@ -27,6 +28,9 @@ from qfl_interp.models.metrics import ExampleScores, evaluate, scored_span
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Resid, Tokens
 from qfl_interp.sites import HEAD_SITES
+
+# Of one example in `ExampleScores`: two losses and two counts of 8 bytes, two truths.
+_BYTES_SCORED = 34
 
 
 def intact(_rows: BatchRows) -> list[Intervention]:
@@ -136,11 +140,15 @@ def score_ablation(
         chunk: Examples a forward pass.
 
     Raises:
-        QflError: A hook point does not exist or did not fire, or a token before `first` was changed.
+        QflError: A hook point does not exist or did not fire, a token before `first` was changed, or so many scores do
+            not fit into memory.
 
     References:
         arXiv 2505.03997, feature ablation (32 trials).
     """
+    needed = n_trials * max(len(controls), 1) * len(batch.tokens) * _BYTES_SCORED
+    what = f"scores of {n_trials:,} trials of {len(controls)} controls on {len(batch.tokens):,} examples"
+    require_memory(needed, available_bytes(), what, "Take fewer trials or examples.")
     seed = int(rng.integers(2**63))
     score = _scorer(model, batch, ablated(slice(0, 1)), first, chunk)
     scores = {"intact": [score(intact)], "ablated": [score(ablated)]}

@@ -54,7 +54,8 @@ def acceleration(values: Float[np.ndarray, "*curve time"], steps: Sequence[int],
         raise ValueError(
             f"steps must increase and be one for each of the {values.shape[-1]} times, got {times.tolist()}."
         )
-    inner = times[(times - span >= times[0]) & (times + span <= times[-1])] if span > 0 else times[:0]
+    fits = 0 < span < 2**62
+    inner = times[(times - span >= times[0]) & (times + span <= times[-1])] if fits else times[:0]
     if inner.size == 0:
         raise ValueError(
             f"span must be positive and leave a checkpoint that far from both ends, got {span} with steps "

@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, Integer
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.polca.clustering import Clusters, cluster_direction
 
 # A cluster counts for the restricted homogeneity if more than this share of its tokens with the skill lie in the
@@ -154,12 +155,15 @@ def stability(
 
     Raises:
         ValueError: `share` is not in (0, 1], or there is no subset.
+        QflError: The scores of so many subsets do not fit into memory.
 
     References:
         Hennig (2007), Cluster-wise assessment of cluster stability (its subsetting scheme).
     """
     if not 0 < share <= 1 or resamples < 1:
         raise ValueError(f"share must lie in (0, 1] and resamples be at least 1, got {share} and {resamples}.")
+    needed = 8 * resamples * max(len(clusters.medoids), 1)
+    require_memory(needed, available_bytes(), f"scores of {resamples:,} resamples", "Take fewer resamples.")
     rng = np.random.default_rng(seed)
     size = None if min_cluster_size is None else max(2, round(share * min_cluster_size))
     samples = None if min_samples is None else max(1, round(share * min_samples))

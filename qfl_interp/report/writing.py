@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
 from qfl_interp.runs.checkpoint import A_DAY, remove_leftovers, write_atomic
 
@@ -13,9 +14,16 @@ def write_page(path: str | os.PathLike[str], text: str) -> Path:
     """Write a page to a file and return its path; what a killed writer of this page left a day ago goes.
 
     Raises:
-        QflError: The path is a URL, or the file cannot be written; one that was there before is as it was.
+        QflError: The path is a URL or a folder, or the file cannot be written; one that was there before is as it was.
     """
     target = local_path(Path(path))
-    remove_leftovers(target.parent, target.name, older_than=A_DAY)
-    write_atomic(target, text.encode())
+    try:
+        if target.is_dir():
+            raise QflError(f"a page is a file, and {str(path)!r} is a folder. Name the file, such as page.html.")
+        remove_leftovers(target.parent, target.name, older_than=A_DAY)
+        write_atomic(target, text.encode())
+    except OSError as error:
+        raise QflError(
+            f"the page {target} cannot be written: {error.strerror}. Check its folder and the permissions there."
+        ) from error
     return target

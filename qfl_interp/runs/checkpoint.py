@@ -60,7 +60,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         _write_flushed(temporary, data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is none there is nothing to delete
+            temporary.unlink(missing_ok=True)
         raise storage_error(error, path) from error
 
 
@@ -85,7 +86,8 @@ def storage_error(error: OSError, path: Path) -> QflError:
             "Free some space and resume."
         )
     kind = StorageError if error.errno in _STORAGE_FAULTS else QflError
-    return kind(f"writing {path} failed: {error}. What was saved before is intact.")
+    why = error.strerror or error  # whose own text names the file beside it that is written first
+    return kind(f"writing {path} failed: {why}. What was saved before is intact.")
 
 
 def step_name(step: int) -> str:

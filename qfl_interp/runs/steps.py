@@ -16,6 +16,7 @@ def checkpoint_steps(n_steps: int, n_checkpoints: int) -> list[int]:
     """
     import numpy as np
 
+    n_checkpoints = min(n_checkpoints, 2 * n_steps + 2)  # as many evenly spaced ones are every step
     n_log = n_checkpoints // 2
     logs = np.geomspace(1, n_steps, max(n_log, 1))
     evenly = np.linspace(0, n_steps, max(n_checkpoints - n_log, 2))

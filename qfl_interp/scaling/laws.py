@@ -14,6 +14,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Shaped
 
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.scaling.least_squares import BREAK, LOG_A, LOG_WIDTH, ROOT_FLOOR, SLOPE, STEEPER, Form, fit, log_curve
 from qfl_interp.scaling.replicates import Replicates, replicates
 from qfl_interp.stats import Interval
@@ -219,6 +220,9 @@ def simulate_means(
     n: int,
 ) -> Float[np.ndarray, "data budget"]:
     """Mean log losses of `n` data sets drawn from a law, of the data's design, with errors of deviation `sigma`."""
+    # Each set, its noise and its refit.
+    needed = 8 * n * (3 * data.mean.size + found.shape[-1])
+    require_memory(needed, available_bytes(), f"{n:,} resamples of {data.mean.size} budgets", "Take fewer n_resamples.")
     noise = rng.standard_normal((n, data.mean.size))
     return log_curve(found, data.log_budget) + sigma / np.sqrt(data.count) * noise
 

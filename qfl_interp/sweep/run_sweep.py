@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.training.stacked import max_members, stack_key
 
+# torch starts as many as it is told.
+_MOST_THREADS = 1024
 # Rows of these are results: the runs are not trained again.
 _SETTLED = ("finished", "diverged")
 
@@ -85,8 +88,11 @@ class Execution(NamedTuple):
         """Raise ValueError for a value out of its range."""
         for name, low in (("threads", 1), ("attempts", 1), ("cpus_per_run", 0), ("gpus_per_run", 0)):
             value = getattr(self, name)
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}.")
+            if not low <= value < math.inf:
+                finite = "" if value < low else " and finite"
+                raise ValueError(f"{name} must be at least {low}{finite}, got {value}.")
+        if self.threads > _MOST_THREADS:
+            raise ValueError(f"threads must be at most {_MOST_THREADS:,}, got {self.threads}. Take a core's or a few.")
         for name in ("workers", "stack"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -162,6 +168,10 @@ def run_sweep(
     execution.check()
     plan = plan_sweep(config)
     storage = Storage(out)
+    # Refused before anything is written: another folder's, and more workers than cores.
+    _done(storage, config, extend=extend)
+    if execution.ray is None and pool is None:
+        LocalPool(JobSettings(out, execution.device, execution.threads), execution.workers)
     storage.require_writable()
     with storage.lock() as held:
         done = _done(storage, config, extend=extend)

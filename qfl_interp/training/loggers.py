@@ -57,11 +57,17 @@ class WandbLogger:
     `mode` is wandb's: "online", "offline" or "disabled".
 
     Raises:
-        QflError: wandb is not installed.
+        QflError: wandb is not installed, or starts no run (no login, no network).
     """
 
     def __init__(self, project: str, *, config: Mapping[str, Any] | None = None, mode: str = "online") -> None:
-        self._run = _require("wandb", "wandb").init(project=project, config=dict(config or {}), mode=mode)
+        init = _require("wandb", "wandb").init
+        try:
+            self._run = init(project=project, config=dict(config or {}), mode=mode)
+        except Exception as error:  # its own, of many kinds: no login, no network, a bad name
+            raise QflError(
+                f"Weights & Biases cannot start a run of project {project!r}: {error} Log in, or leave the mirror out."
+            ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send the values of one step."""

@@ -22,6 +22,7 @@ from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
+from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
@@ -31,7 +32,11 @@ MakeLoggers = Callable[[Run], Sequence[Logger]]
 
 
 class TrainingLoop:
-    """One training session on a run directory."""
+    """One training session on a run directory, which need not be there before `run`.
+
+    Raises:
+        QflError: What it needs does not fit into memory, or the task has too few problems; nothing was written.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class TrainingLoop:
         self.session = RunSession(run, writer)
         self.make_loggers = make_loggers
         self.device = torch.device(device)
+        require_room(run, self.device)
         self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
         self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
         self.forward = functools.partial(fast_logits, self.model)

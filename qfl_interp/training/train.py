@@ -18,6 +18,8 @@ from qfl_interp.training.loop import MakeLoggers, TrainingLoop
 
 # Validation examples over which the mean number of real tokens is taken, as in the paper.
 _N_CONTEXT = 128
+# Beyond it a float, which metrics and plots count in, does not hold every step.
+_MOST_STEPS = 2**53
 
 
 def mean_real_tokens(task: Task, seed: int) -> float:
@@ -50,7 +52,8 @@ def plan_run(
     budget below one update is one update, as in the paper, instead of an error.
 
     Raises:
-        QflError: The budget is smaller than one update, or the task has too few problems for a validation or test set.
+        QflError: The budget is smaller than one update or pays for more than 2**53, or the task has too few problems
+            for a validation or test set.
     """
     n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
     if config.n_steps is not None:
@@ -66,6 +69,11 @@ def plan_run(
         n_steps = steps_for_budget(
             model, budget_flops=config.budget_flops, batch_size=config.batch_size, n_ctx=n_ctx_real
         )
+        if n_steps > _MOST_STEPS:
+            raise QflError(
+                f"budget_flops must pay for at most 2**53 updates of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
+                "Lower the budget."
+            )
     first = start.step if start else 0
     return RunConfig(
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
@@ -77,8 +85,10 @@ def train_planned(
     task: Task, run: RunConfig, out: Path, *, device: str | torch.device = "cpu", resume_seconds: float = 30.0
 ) -> Run:
     """Train, or continue, a run as `plan_run` made it, without a progress bar; for sweeps. Raises as `train` does."""
-    with RunWriter(out, run, task, resume=True, resume_seconds=resume_seconds) as writer:
-        TrainingLoop(task, run, writer, device, lambda _: ()).run(progress=False)
+    writer = RunWriter(out, run, task, resume=True, resume_seconds=resume_seconds)
+    loop = TrainingLoop(task, run, writer, device, lambda _: ())
+    with writer:
+        loop.run(progress=False)
     return Run(out, run, task)
 
 
@@ -115,13 +125,16 @@ def train(
         The finished run.
 
     Raises:
-        QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`.
+        QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`,
+            or there is too little memory, which is found before `out` is made.
         DivergedError: The loss is not finite or above `config.divergence_loss`; names the step, the learning rate and
             the last good checkpoint.
     """
     run_config = plan_run(task, model_config, config)
-    with RunWriter(Path(out), run_config, task, resume=resume, resume_seconds=resume_seconds) as writer:
-        TrainingLoop(task, run_config, writer, device, make_loggers).run(progress=progress)
+    writer = RunWriter(Path(out), run_config, task, resume=resume, resume_seconds=resume_seconds)
+    loop = TrainingLoop(task, run_config, writer, device, make_loggers)
+    with writer:
+        loop.run(progress=progress)
     return Run.open(out, task=task)
 
 
@@ -141,8 +154,9 @@ def resume(
             resume point (call `branch` again with resume=True).
     """
     found = Run.open(path, task=task)
-    with RunWriter(found.path, found.config, found.task, resume=True) as writer:
-        loop = TrainingLoop(found.task, found.config, writer, device, lambda run: ())
+    writer = RunWriter(found.path, found.config, found.task, resume=True)
+    loop = TrainingLoop(found.task, found.config, writer, device, lambda run: ())
+    with writer:
         loop.run(progress=progress)
     return found
 
@@ -191,7 +205,8 @@ def branch(
     }  # fmt: skip
     start = Start(parent.run_id, step)
     run_config = plan_run(parent.task, parent.config.model, TrainConfig.from_dict(values), start)
-    with RunWriter(Path(out), run_config, parent.task, resume=resume) as writer:
-        loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
+    writer = RunWriter(Path(out), run_config, parent.task, resume=resume)
+    loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
+    with writer:
         loop.run(progress=progress)
     return Run.open(out, task=parent.task)

@@ -17,6 +17,7 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
+from analyses.checkpoints import n_processes
 from analyses.lens import Page
 from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from analyses.lenses.curvature.measure import (
@@ -38,9 +39,12 @@ from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from analyses.transition import shaded_transition
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
+from qfl_interp.curvature.eigenpairs import solver_vectors
+from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.data.examples import fitted_split
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
@@ -206,20 +210,26 @@ def curvature(
         `save_optimizer=True`. Column `moments` says which it is, and the result's title does where they are missing.
 
     Raises:
-        QflError: Unknown step, fewer than 2 saved checkpoints, or something at a checkpoint that is not finite (names
-            the step; what was computed before is kept).
+        QflError: Unknown step, fewer than 2 saved checkpoints, too little memory, or something at a checkpoint that is
+            not finite (names the step; what was computed before is kept).
 
     References:
         arXiv 2103.00065, arXiv 2207.14484 (edges); arXiv 2502.13110 (soft rank, sharpness along the step: its formulas
         are this library's reconstruction); arXiv 2308.12108 (learning coefficient).
     """
-    config = config or CurvatureConfig()
     saved, at = run.steps, run.resolve_steps(steps)
     if len(saved) < _MIN_CHECKPOINTS:
         raise QflError(
             f"curvature along the steps taken needs at least {_MIN_CHECKPOINTS} saved checkpoints, got {len(saved)} of "
             f"{run.path}: {saved}. Train with a larger n_checkpoints, or open a suite of several steps."
         )
+    config = config or CurvatureConfig()
+    n_parameters = len(ParameterSpace.of(run.load_model(at[0])))
+    # Of float64: the eigensolver's, and where training began, the point, its gradient, steps and moments.
+    vectors, together = solver_vectors(1, config.max_products) + 12, n_processes(jobs, len(at))
+    what = f"{vectors} vectors of {n_parameters:,} parameters in each of {together} processes"
+    needed = 8 * vectors * n_parameters * together
+    require_memory(needed, available_bytes(device), what, "Take fewer jobs, a smaller max_products or model.")
     following = dict(zip(saved, [*saved[1:], None], strict=True))
     pieces = [Piece(ModelAt(step), {"to": following[step]}) for step in at]
     lens = Curvature(run, device, config)

@@ -23,6 +23,7 @@ from qfl_interp.emergence.onset import RATIO, find_onset, fraction_at
 from qfl_interp.emergence.transition import Transition
 from qfl_interp.emergence.verdict import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
@@ -55,6 +56,9 @@ def emergence_tables(
 ) -> EmergenceTables:
     """The tables behind `emergence`, which are written beside the run; arguments as there."""
     run = with_loss_curve(run)
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}. The paper uses 10,000.")
+    require_memory(32 * n_resamples, available_bytes(), f"leads of {n_resamples:,} resamples", "Take fewer.")
     config = config or ProbeConfig()
     names = [feature.name for feature in chosen_features(run, features)]
     measured = functools.partial(_measured, run, names, config=config, ratio=ratio, how=how)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
+from analyses.checkpoints import n_processes, over_checkpoints
 from analyses.lenses.polca.plan import LEAVE_OUT, Plan, Stage, direction_part
 from analyses.lenses.probe.data import labels_of, probe_tensors
 from analyses.lenses.probe.lens import probe
@@ -58,7 +58,8 @@ def find_basis(plan: Plan, *, jobs: int = 1, progress: bool = True) -> None:
     config, table = plan.config, plan.run.table(LENS)
     n = plan.n_directions
     n_rows = max(n, len(plan.basis_steps)) if config.basis == "trajectory" else n
-    memory: dict[str, Any] = {"at_once": len(plan.stages) == 1, "dtype": plan.dtype, "jobs": jobs}
+    at_once, together = len(plan.stages) == 1, n_processes(jobs, len(plan.steps))
+    memory: dict[str, Any] = {"at_once": at_once, "dtype": plan.dtype, "jobs": together}
     if config.basis in ("hessian", "shuffled"):
         memory["n_vectors"] = solver_vectors(config.per_checkpoint, config.max_products)
     needed = basis_bytes(n_rows, len(plan.space), **memory)

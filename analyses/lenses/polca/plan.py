@@ -212,8 +212,8 @@ def _require_known(settings: Settings) -> None:
             raise ValueError(f"{name} must be one of {known}, got {getattr(settings, name)!r}.")
     for name, least in (("min_cluster_size", 2), ("min_samples", 1), ("tau", 0), ("resamples", 0)):
         value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if value is not None and not least <= value < 2**63:
+            raise ValueError(f"{name} must lie in [{least}, 2**63), got {value}.")
 
 
 def _as_needed(config: PolcaConfig, curves: CurveKind) -> PolcaConfig:

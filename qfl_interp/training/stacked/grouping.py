@@ -8,6 +8,7 @@ import torch
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.runs.config import RunConfig
+from qfl_interp.training.footprint import bytes_per_member, n_weights
 
 # Fields of TrainConfig in which the members of a stack may differ; the number of updates is compared in their stead.
 _FREE = ("lr", "seed", "budget_flops", "n_steps")
@@ -34,35 +35,13 @@ def stack_key(config: RunConfig) -> Hashable:
     return (config.task, config.length, config.model, train, config.n_steps, config.n_ctx, config.d_vocab)
 
 
-def bytes_per_member(model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int) -> int:
-    """About how much memory one member of a stack takes while it trains, in bytes; it grows by as much with each.
-
-    Weights, gradients and AdamW's moments with a copy for saving, and what the forward pass keeps of every token for
-    the backward pass.
-    """
-    d, matrices = model.d_model, _mlp_matrices(model)
-    kept = model.n_layers * (8 * d + matrices * model.d_mlp_used + model.n_heads) + 2 * d + min(d, d_vocab)
-    return 4 * (7 * _n_parameters(model, d_vocab) + batch_size * n_ctx * kept)
-
-
-def _mlp_matrices(model: ModelConfig) -> int:
-    """Matrices of a block's MLP."""
-    return 3 if model.style == "llama" else 2
-
-
-def _n_parameters(model: ModelConfig, d_vocab: int) -> int:
-    """Numbers in a model's matrices."""
-    d = model.d_model
-    return model.n_layers * (4 * d**2 + _mlp_matrices(model) * d * model.d_mlp_used) + 2 * d_vocab * d
-
-
 def faster_alone(
     model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
 ) -> bool:
     """Whether runs of a shape train faster one by one than as a stack: large models of small batches on a CPU."""
     if torch.device(device).type == "cuda":
         return False
-    return _n_parameters(model, d_vocab) >= _ALONE_PARAMETERS and batch_size * n_ctx < _ALONE_TOKENS * model.d_model
+    return n_weights(model, d_vocab) >= _ALONE_PARAMETERS and batch_size * n_ctx < _ALONE_TOKENS * model.d_model
 
 
 def max_members(

@@ -23,6 +23,7 @@ from qfl_interp.progress import progress_bar
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.writer import RunWriter
+from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
 from qfl_interp.training.stacked.forward import Shape, member_losses, stack_shape, stacked_logits
@@ -136,6 +137,7 @@ def _train_together(
         by_step: dict[int, list[tuple[_Member, ckpt.Checkpoint | None]]] = defaultdict(list)
         for index, config, path in runs:
             try:
+                require_room(config, device)
                 writer = RunWriter(path, config, task, resume=True, resume_seconds=resume_seconds)
                 session = RunSession(config, held.enter_context(writer))
                 if session.is_complete():
