@@ -75,9 +75,9 @@ class RunConfig:
         return [self.first_step + step for step in checkpoint_steps(self.n_steps, self.train.n_checkpoints)]
 
     @property
-    def steps_to_evaluate(self) -> list[int]:
-        """The steps that get a validation, ascending."""
-        return [self.first_step + step for step in evaluation_steps(self.n_steps, self.train.eval_fraction)]
+    def n_validations(self) -> int:
+        """Validations of this run, those of its first and last step included."""
+        return len(evaluation_steps(self.n_steps, self.train.eval_fraction)) + 1
 
     @property
     def n_val(self) -> int:
@@ -88,7 +88,7 @@ class RunConfig:
         """
         if self.train.n_val is not None:
             return self.train.n_val
-        affordable = 0.1 * 4 * self.n_steps * self.train.batch_size / len(self.steps_to_evaluate)
+        affordable = 0.1 * 4 * self.n_steps * self.train.batch_size / self.n_validations
         return min(max(int(affordable), _LEAST_N_VAL), _MOST_N_VAL)
 
     @property

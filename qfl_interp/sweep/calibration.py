@@ -49,7 +49,7 @@ class CostModel(NamedTuple):
         config = run.config
         update = self.update_seconds(run.actual_flops / config.n_steps)
         validation = update / 3 * config.n_val / config.train.batch_size
-        return self.fixed + config.n_steps * update + len(config.steps_to_evaluate) * validation
+        return self.fixed + config.n_steps * update + config.n_validations * validation
 
 
 def calibrate(runs: Sequence[PlannedRun], *, device: str = "cpu", threads: int = 1) -> CostModel:
@@ -101,7 +101,7 @@ def run_bytes(run: PlannedRun, n_parameters: int, config: SweepConfig) -> int:
     train = run.config.train
     weights = 4 * n_parameters
     if config.keep == "final":
-        return weights + _ROW_BYTES * (len(run.config.steps_to_evaluate) + 1) + _FIXED_BYTES
+        return weights + _ROW_BYTES * (run.config.n_validations + 1) + _FIXED_BYTES
     moments = 3 if train.save_optimizer else 1
     n_checkpoints = len(run.config.steps_to_save)
     return n_checkpoints * moments * weights + _ROW_BYTES * (run.config.n_steps + 1) + _FIXED_BYTES

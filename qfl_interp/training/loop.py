@@ -107,7 +107,7 @@ class TrainingLoop:
             self.session.save(self._state())
         while self.step < run.last_step:
             self._update()
-            evaluation = self.step in self.session.to_evaluate
+            evaluation = self.session.evaluates_at(self.step)
             if evaluation or self.step in self.session.to_save or len(self.pending) >= LOG_EVERY:
                 self._flush(self._validation() if evaluation else {})
                 bar.update(shown, completed=self.step, detail=self._detail())

@@ -14,6 +14,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
+from qfl_interp.runs.steps import evaluation_steps
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.schedule import learning_rate
@@ -48,7 +49,8 @@ class RunSession:
 
     def __init__(self, run: RunConfig, writer: RunWriter) -> None:
         self.run_config, self.config, self.writer = run, run.train, writer
-        self.to_save, self.to_evaluate = {*run.steps_to_save}, {*run.steps_to_evaluate}
+        self.to_save = {*run.steps_to_save}
+        self._to_evaluate = evaluation_steps(run.n_steps, run.train.eval_fraction)
         self.loggers: list[Logger] = []
         self.latest: dict[str, float] = {}
         self._started = time.monotonic()
@@ -77,6 +79,11 @@ class RunSession:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after `step`."""
         return learning_rate(self.config, step=step - self.run_config.first_step, n_steps=self.run_config.n_steps)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether a validation follows the update that ends at `step`."""
+        run = self.run_config
+        return step == run.last_step or step - run.first_step in self._to_evaluate
 
     def start_row(self, validation: Mapping[str, float]) -> None:
         """Write the row of the initial weights."""

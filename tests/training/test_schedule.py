@@ -74,20 +74,17 @@ def test_checkpoint_steps(n_steps, n):
 
 
 def test_evaluation_steps():
-    due = evaluation_steps(716, 0.005)
-    assert due[:3] == [0, 3, 6]
-    assert due[-2:] == [714, 716]
-    assert evaluation_steps(717, 0.005)[-2:] == [714, 717]
-    assert evaluation_steps(714, 0.005)[-2:] == [711, 714]
-    assert evaluation_steps(10, 0.005) == [*range(11)], "at least every step"
+    assert [*evaluation_steps(716, 0.005)] == [*range(0, 716, 3)]
+    assert [*evaluation_steps(10, 0.005)] == [*range(10)], "at least every step"
+    assert len(evaluation_steps(2**53, 0.0)) == 2**53, "without a list of them"
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 99, 100, 101, 716, 50_000, 10**7])
 def test_evaluation_steps_by_default(n_steps):
     """Never many, every one of the first steps, and then of one ratio."""
-    due = evaluation_steps(n_steps, None)
+    due = [*evaluation_steps(n_steps, None), n_steps]
     assert due == sorted(set(due))
-    assert (due[0], due[1], due[-1]) == (0, 1, n_steps)
+    assert due[:2] == [0, 1]
     assert min(n_steps, 95) < len(due) <= 101
     late = np.array([step for step in due if step >= 200], dtype=float)
     if len(late) > 2:

@@ -193,7 +193,7 @@ class _StackedLoop:
             while self.members and self.step < run.last_step:
                 session = self.members[0].session
                 self._update()
-                evaluation, saved = self.step in session.to_evaluate, self.step in session.to_save
+                evaluation, saved = session.evaluates_at(self.step), self.step in session.to_save
                 if evaluation or saved or len(self.pending) >= LOG_EVERY:
                     self._flush(self._validation() if evaluation else None)
                     bar.update(shown, completed=self.step)
