@@ -126,7 +126,7 @@ def test_activations_have_room_or_are_refused(tiny_run, free):
 def test_scores_of_trials_have_room_or_are_refused(tiny_run, free):
     batch = tiny_run.task.encode(held_out(tiny_run.task, "test", 10, seed=0, stream="x"))
     how = {"controls": {"same": lambda rng: intact}, "rng": np.random.default_rng(0)}
-    free("qfl_interp.interventions.scoring", 2 * 10 * 26)
+    free("qfl_interp.interventions.scoring", 2 * 10 * 34)
     score_ablation(tiny_run.load_model(), batch, intact, n_trials=2, **how)
     with pytest.raises(QflError, match=r"scores of 3 trials of 1 controls on 10 examples need .* fewer trials"):
         score_ablation(tiny_run.load_model(), batch, intact, n_trials=3, **how)
