@@ -62,10 +62,12 @@ ARGUMENTS = {
 NOT_SWITCHED = {"--compile", "--unrestricted"}
 # Of `qfl curvature`, where chains are asked for.
 OF_CHAINS = {"--step-size", "--localization", "--chains", "--draws", "--batch-size"}
+# Work that is long because that is asked for: training, and every example of a split.
+LONG = [("train", "--steps"), ("train", "--budget"), ("curvature", "--n-examples"), ("polca", "--n-examples")]
 # What is asked of the network, code of the user's own, and what is long training.
 NOT_TRIED = {
     ("train", "--wandb"), ("sweep run", "--ray"), ("explore", "--command"),
-    *((command, option, str(10**12)) for command, option in [("train", "--steps"), ("train", "--budget")]),
+    *((command, option, str(10**12)) for command, option in LONG),
     *(("sweep run", "--out", value) for value in ("", "missing", "missing/deeper")),
 }  # fmt: skip
 # Of this process alone, so that a busy machine is no fault; far above what any case takes (3 s).
