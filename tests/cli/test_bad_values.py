@@ -217,6 +217,8 @@ def faults(case: Case, world: World, monkeypatch: pytest.MonkeyPatch, capsys: An
     if status == 1 and case.command not in ("verify", "sweep run"):
         if not error.startswith("error: ") or error.strip().count("\n"):
             found.append(f"not one error: {error[:300]!r}")
+    if "Traceback" in error:
+        found.append(f"traceback of a thread: {error[-200:]}")
     if "out of memory" in text:
         found.append(f"asked for the memory first: {text[:200]}")
     if status != 2 and len(error.replace(case.value or "\0", "")) > 2500:
