@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, Statement
 
 TIMEOUT_SECONDS = 60.0
+# A year: a thread cannot wait for ever.
+_MOST_SECONDS = 365 * 86_400.0
 # What a query may take inside DuckDB, and its answer outside; 20,000 runs are about 5 MB.
 _MEMORY_BYTES = 1_000_000_000
 # Nothing outside: no file, no variable of this program, no extension; what does not fit memory is not put on disk.
@@ -51,8 +53,9 @@ def ask(
     Raises:
         QflError: It is none or several statements, DuckDB refuses it, or it reached a limit; says which.
     """
-    if timeout_seconds <= 0:
+    if not timeout_seconds > 0:
         raise ValueError(f"timeout_seconds must be positive, got {timeout_seconds:g}.")
+    timeout_seconds = min(timeout_seconds, _MOST_SECONDS)
     with duckdb.connect(config={} if unrestricted else _RESTRICTED) as connection:
         connection.register("runs", rows)
         if unrestricted:

@@ -62,10 +62,12 @@ ARGUMENTS = {
 NOT_SWITCHED = {"--compile", "--unrestricted"}
 # Of `qfl curvature`, where chains are asked for.
 OF_CHAINS = {"--step-size", "--localization", "--chains", "--draws", "--batch-size"}
+# Work that is long because that is asked for: training, and every example of a split.
+LONG = [("train", "--steps"), ("train", "--budget"), ("curvature", "--n-examples"), ("polca", "--n-examples")]
 # What is asked of the network, code of the user's own, and what is long training.
 NOT_TRIED = {
     ("train", "--wandb"), ("sweep run", "--ray"), ("explore", "--command"),
-    *((command, option, str(10**12)) for command, option in [("train", "--steps"), ("train", "--budget")]),
+    *((command, option, str(10**12)) for command, option in LONG),
     *(("sweep run", "--out", value) for value in ("", "missing", "missing/deeper")),
 }  # fmt: skip
 # Of this process alone, so that a busy machine is no fault; far above what any case takes (3 s).
@@ -215,6 +217,8 @@ def faults(case: Case, world: World, monkeypatch: pytest.MonkeyPatch, capsys: An
     if status == 1 and case.command not in ("verify", "sweep run"):
         if not error.startswith("error: ") or error.strip().count("\n"):
             found.append(f"not one error: {error[:300]!r}")
+    if "Traceback" in error:
+        found.append(f"traceback of a thread: {error[-200:]}")
     if "out of memory" in text:
         found.append(f"asked for the memory first: {text[:200]}")
     if status != 2 and len(error.replace(case.value or "\0", "")) > 2500:

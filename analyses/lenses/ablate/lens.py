@@ -310,7 +310,7 @@ def _check(settings: AblationSettings, config: ProbeConfig) -> None:
     if not 0 <= settings.epsilon <= 1:
         raise ValueError(f"epsilon must lie in [0, 1], got {settings.epsilon}. 1 removes the component.")
     if not 1 <= settings.top_k < 2**63:
-        raise ValueError(f"top_k must lie in [1, 2**63), got {settings.top_k}. The paper uses 1.")
+        raise ValueError(f"top_k must be at least 1 and below 2**63, got {settings.top_k}. The paper uses 1.")
     require_one_a_token(
         config.site, "a feature's ablation", "Use resid_post, attn_out or mlp_out here, and `ablate_units` for heads."
     )

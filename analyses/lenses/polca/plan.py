@@ -213,7 +213,8 @@ def _require_known(settings: Settings) -> None:
     for name, least in (("min_cluster_size", 2), ("min_samples", 1), ("tau", 0), ("resamples", 0)):
         value = getattr(settings, name)
         if value is not None and not least <= value < 2**63:
-            raise ValueError(f"{name} must lie in [{least}, 2**63), got {value}.")
+            most = "" if value < least else " and below 2**63"
+            raise ValueError(f"{name} must be at least {least}{most}, got {value}.")
 
 
 def _as_needed(config: PolcaConfig, curves: CurveKind) -> PolcaConfig:
