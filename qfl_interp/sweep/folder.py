@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from qfl_interp.errors import QflError
+from qfl_interp.sealed import Sealed, sealed_json
 from qfl_interp.sweep import parts
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.plan import PlannedRun, plan_sweep
-from qfl_interp.sweep.sealed import DamagedError, Sealed, read_sealed, sealed_json
+from qfl_interp.sweep.sealed import DamagedError, read_sealed
 from qfl_interp.sweep.storage import Storage
 
 DEFINITION, PLAN = "sweep.json", "plan.json"

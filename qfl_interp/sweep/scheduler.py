@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qfl_interp.errors import StorageError
+from qfl_interp.sealed import sealed_json
 from qfl_interp.sweep.jobs import Job
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.pool import Outcome, Pool
 from qfl_interp.sweep.records import Record, RecordWriter, make_record
-from qfl_interp.sweep.sealed import sealed_json
 from qfl_interp.sweep.storage import Storage
 
 STATE_FILE = "state.json"

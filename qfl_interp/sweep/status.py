@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from qfl_interp.errors import QflError
+from qfl_interp.sealed import Sealed
 from qfl_interp.sweep.folder import read_definition, read_plan, read_rows
 from qfl_interp.sweep.parts import OUTCOMES
 from qfl_interp.sweep.scheduler import STATE_FILE
-from qfl_interp.sweep.sealed import Sealed, read_sealed
+from qfl_interp.sweep.sealed import read_sealed
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import records
 
