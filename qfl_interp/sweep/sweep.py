@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.files import local_path
 from qfl_interp.runs.run import Run
+from qfl_interp.runs.workplace import enter, workplace
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import read_definition
 from qfl_interp.sweep.parts import OUTCOMES, read_rows
@@ -207,6 +209,17 @@ class Sweep:
         local = Path(into) / run_id
         self.storage.pull_run(path, local)
         return Run.open(local)
+
+    def page(self, name: str) -> Path:
+        """Where a page of this name belongs: the folder, or where that cannot be written, the user's for this sweep.
+
+        Raises:
+            QflError: The sweep is remote, or the user's folder cannot be made.
+        """
+        own = local_path(self.path)
+        place = workplace(own, self.config.name)
+        enter(own, place)
+        return place / name
 
     def __repr__(self) -> str:
         try:
