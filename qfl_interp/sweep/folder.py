@@ -90,7 +90,7 @@ def plan_of(storage: Storage, found: Sealed) -> Plan:
         QflError: It is damaged; names the file.
     """
     runs = found.values.get("runs") if found.checked else found.values
-    if not isinstance(runs, dict) or not all(map(_is_place, runs.values())):
+    if not isinstance(runs, dict) or not runs or not all(map(_is_place, runs.values())):
         raise QflError(f"{storage.folder}/{PLAN} is damaged: it must map runs to their task and length.")
     return {run_id: (task, length) for run_id, (task, length) in runs.items()}
 

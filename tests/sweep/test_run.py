@@ -30,7 +30,7 @@ from qfl_interp.sweep.local_pool import LocalPool
 from qfl_interp.sweep.parts import COLUMNS
 from qfl_interp.sweep.plan import plan_sweep
 from qfl_interp.sweep.records import configuration_digest
-from qfl_interp.sweep.status import read_state
+from qfl_interp.sweep.state import read_state
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training.train import train
 
