@@ -121,8 +121,8 @@ def test_files_without_checksums_are_read_and_said_to_be_unchecked(swept: Path, 
         (lambda f: (f / RUNS[0].path / "metrics.jsonl").write_text(""), r"metrics\.jsonl is missing or empty"),
         (lambda f: (shutil.rmtree(f / "results"), (f / "results").write_text("")), "results.* cannot be read: Not a"),
     ],
-    ids=["value", "values", "run", "part", "toml", "plan", "empty plan", "state", "state key", "plan key", "key", "parquet", "other",
-         "weights", "rows", "file"],
+    ids=["value", "values", "run", "part", "toml", "plan", "empty plan", "state", "state key", "plan key", "key",
+         "parquet", "other", "weights", "rows", "file"],
 )  # fmt: skip
 def test_what_is_wrong_is_named(copy: Path, damage: Callable[[Path], object], words: str) -> None:
     damage(copy)
