@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from qfl_interp.errors import QflError
 from qfl_interp.processes import end_with_parent
 from qfl_interp.progress import progress_bar
+from qfl_interp.runs.workplace import said_once, share_said
 
 ItemT = TypeVar("ItemT")
 ContextT = TypeVar("ContextT")
@@ -94,7 +96,12 @@ def _done(
     processes = multiprocessing.get_context("spawn")
     futures: dict[Future[None], ItemT] = {}
     # A single item too: on one thread, as the others were, or the bits of a call would depend on its interruptions.
-    with ProcessPoolExecutor(n_processes(jobs, len(items)), mp_context=processes, initializer=end_with_parent) as pool:
+    with (
+        said_once(processes) as said,
+        ProcessPoolExecutor(
+            n_processes(jobs, len(items)), mp_context=processes, initializer=_start, initargs=(said,)
+        ) as pool,
+    ):
         try:
             for item in items:
                 futures[pool.submit(_one, prepare, work, item)] = item
@@ -112,6 +119,12 @@ def _done(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _start(said: Synchronized[int]) -> None:
+    """What a worker does first."""
+    end_with_parent()
+    share_said(said)
 
 
 def _one(prepare: Callable[[], Any], work: Callable[[Any, Any], object], item: Any) -> None:

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from qfl_interp.errors import QflError
 
-_KindT = TypeVar("_KindT", dict, list)
-_NAMES = {dict: "an object", list: "a list"}
+_KindT = TypeVar("_KindT", dict, list, object)
+_NAMES = {dict: "an object", list: "a list", object: "JSON"}
 # No file of this library comes near it.
 _MOST_BYTES = 256 * 2**20
 
 
 def read_json(path: Path, kind: type[_KindT], advice: str) -> _KindT:
-    """The object or list in a file; `advice` is what the error tells to do.
+    """The object or list in a file, or either (`object`); `advice` is what the error tells to do.
 
     Raises:
         FileNotFoundError: It is not there.

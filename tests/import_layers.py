@@ -12,6 +12,7 @@ GROUND = (
     "files",
     "sites",
     "digests",
+    "sealed",
     "lazy",
     "shapes",
     "config",

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp
 
+from qfl_interp.curvature.ordered_sums import ordered_sums
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite
 
 
@@ -99,6 +100,7 @@ class Hessian:
         total = torch.zeros(len(self), dtype=self.loss.dtype, device=self.loss.scored.tokens.device)
         for part in self.loss.chunks(self.chunk):
             gradient = grad(lambda theta, part=part: part(theta).sum() / len(self.loss))
-            total += self.loss.space.flatten(derivative(gradient))
+            with ordered_sums(total.device):
+                total += self.loss.space.flatten(derivative(gradient))
         require_finite(total, what)
         return total

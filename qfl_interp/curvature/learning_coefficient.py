@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.curvature.config import SgldConfig
+from qfl_interp.curvature.ordered_sums import ordered_sums
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.seeding import generator, torch_generator
 from qfl_interp.shapes import compact_repr
@@ -127,5 +128,6 @@ def _value_and_gradient(
     with torch.enable_grad():
         at = parameters.detach().requires_grad_()
         loss = mean_loss(at, rows)
-        (gradient,) = torch.autograd.grad(loss, at)
+        with ordered_sums(at.device):
+            (gradient,) = torch.autograd.grad(loss, at)
     return float(loss.detach()), gradient

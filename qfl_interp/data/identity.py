@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from qfl_interp.data.examples import split_hash
 from qfl_interp.data.task import Task
-from qfl_interp.digests import digest, json_digest
+from qfl_interp.digests import digest
+from qfl_interp.sealed import sealed_json, unsealed
 from qfl_interp.seeding import generator
 
 # Examples whose tokens and splits are compared.
 _N_EXAMPLES = 64
+# Of the checksum in a file.
+_SEAL_DIGITS = 12
 
 
 def task_identity(task: Task) -> dict[str, Any]:
@@ -34,15 +38,15 @@ def task_identity(task: Task) -> dict[str, Any]:
     }
 
 
-def sealed(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity with `sha256`, a digest of the rest."""
-    return identity | {"sha256": json_digest(identity)}
+def identity_json(task: Task) -> bytes:
+    """The text of a file that holds a task's identity and its checksum."""
+    return sealed_json(task_identity(task), _SEAL_DIGITS)
 
 
-def unsealed(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The identity without its digest; None where that is not of what stands there."""
-    identity = {key: value for key, value in record.items() if key != "sha256"}
-    return identity if record.get("sha256") == json_digest(identity) else None
+def identity_in(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The identity that such a file holds; None where that is not what was written."""
+    found = unsealed(record, _SEAL_DIGITS)
+    return found.values if found is not None and found.checked else None
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

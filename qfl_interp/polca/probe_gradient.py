@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from qfl_interp.curvature.ordered_sums import ordered_sums
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.models.build import HookedModel, model_device, parameters_to_save
@@ -51,7 +52,8 @@ def probe_gradient(
         ]
         losses = torch.cat(parts)
         count += len(losses)
-        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), materialize_grads=True)
+        with ordered_sums(total.device):
+            gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), materialize_grads=True)
         total += space.flatten(dict(zip(parameters, gradients, strict=True)))
     if count == 0:
         raise ValueError(

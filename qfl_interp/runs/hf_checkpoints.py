@@ -65,13 +65,19 @@ class Source:
         return config
 
     def weight_files(self) -> list[Path]:
-        """Files of a folder that hold weights, sorted."""
-        return sorted(path for pattern in _WEIGHTS for path in Path(self.name).glob(pattern))
+        """Files on this machine that hold its weights, sorted: of a folder, or of a revision in the hub's cache."""
+        folder = Path(self.name) if self.revision is None else self._cached()
+        return sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)) if folder else []
 
     def cached_commit(self) -> str | None:
         """The commit that the hub's cache on this machine holds for the revision; None where it holds none."""
+        folder = self._cached()
+        return folder.name if folder else None
+
+    def _cached(self) -> Path | None:
+        """The folder of that commit."""
         found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
-        return Path(found).parent.name if isinstance(found, str) else None
+        return Path(found).parent if isinstance(found, str) else None
 
 
 @contextmanager
@@ -96,9 +102,6 @@ def load_source(source: Source, device: str | torch.device = "cpu") -> PreTraine
         QflError: A file is missing, truncated or no causal language model, or a weight is absent.
     """
     config = source.config()
-    files = source.weight_files()
-    if files and not any(path.suffix == ".safetensors" for path in files):
-        warn(f"weights of {source} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
     with quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -112,6 +115,9 @@ def load_source(source: Source, device: str | torch.device = "cpu") -> PreTraine
             )
         except Exception as error:  # readers of four file formats raise what they like
             raise QflError(f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
+    files = source.weight_files()  # a revision's are on this machine by now
+    if files and not any(path.suffix == ".safetensors" for path in files):
+        warn(f"weights of {source} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
     model, info = loaded
     # transformers draws absent weights at random and goes on.
     lacking = sorted({str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]})

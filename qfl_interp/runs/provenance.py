@@ -7,15 +7,56 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from qfl_interp.errors import redact_command
+from qfl_interp.errors import QflError, redact_command
+from qfl_interp.files import read_json
+from qfl_interp.sealed import sealed_json, unsealed
 
+_ADVICE = "Restore or delete it; no number depends on it."
 _PACKAGES = ("qfl-interp", "torch", "transformer-lens", "numpy", "scikit-learn")
+
+
+class Sessions(NamedTuple):
+    """What a run's file says of its sessions, one record each; `checked` is False where it has no checksum."""
+
+    records: list[dict[str, Any]]
+    checked: bool
+
+
+def sessions_json(records: Sequence[dict[str, Any]], config_digest: str) -> bytes:
+    """The text of that file: the records, whose they are, and a checksum."""
+    return sealed_json({"config_digest": config_digest, "sessions": list(records)})
+
+
+def read_sessions(path: Path, config_digest: str) -> Sessions:
+    """The sessions in a run's file; none where it is not there. Earlier versions wrote a list without a checksum.
+
+    Raises:
+        QflError: It is not what was written, or another run's; names the file.
+    """
+    try:
+        found = read_json(path, object, _ADVICE)
+    except FileNotFoundError:
+        return Sessions([], checked=True)
+    if isinstance(found, list):
+        if not found or not all(isinstance(record, dict) and "started" in record for record in found):
+            raise QflError(f"{path} must hold a list of records: corrupted. {_ADVICE}")
+        return Sessions(found, checked=False)
+    record = unsealed(found) if isinstance(found, dict) else None
+    if record is None or not record.checked:
+        raise QflError(f"{path} does not match its checksum: corrupted. {_ADVICE}")
+    if record.values["config_digest"] != config_digest:
+        raise QflError(
+            f"{path} is of another run (configuration {record.values['config_digest']}, not {config_digest}): was it "
+            f"or config.json replaced? {_ADVICE}"
+        )
+    return Sessions(record.values["sessions"], checked=True)
 
 
 def device_name(device: str | torch.device = "cpu") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from qfl_interp.data.identity import differences, task_identity, unsealed
+from qfl_interp.data.identity import differences, identity_in, task_identity
 from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
@@ -23,6 +24,7 @@ from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.runs.metrics import Metrics, read_metrics
+from qfl_interp.runs.provenance import read_sessions
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
 
@@ -162,16 +164,9 @@ class Run(Checkpoints):
         """One record a training session: versions, command, git commit, device.
 
         Raises:
-            QflError: The file is no list of records.
+            QflError: The file is not what was written.
         """
-        path, advice = self.path / PROVENANCE_FILE, "Restore or delete it; no number depends on it."
-        try:
-            records = read_json(path, list, advice)
-        except FileNotFoundError:
-            return []
-        if not all(isinstance(record, dict) for record in records):
-            raise QflError(f"{path} must hold a list of records: corrupted. {advice}")
-        return records
+        return read_sessions(self.path / PROVENANCE_FILE, self.config.digest).records
 
     @property
     def n_parameters(self) -> int:
@@ -253,15 +248,20 @@ class Run(Checkpoints):
         except QflError:  # told above
             logged = None
         problems += [] if logged is None else self._not_saved(logged)
-        unchecked = [] if logged is None else self._unchecked(logged)
+        unchecked = self._unchecked(logged)
         for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
             problems += self.table(folder.name).verify()
         return Verification(tuple(good), tuple(problems), self.config.last_step in good, tuple(unchecked))
 
-    def _unchecked(self, logged: Metrics) -> list[str]:
+    def _unchecked(self, logged: Metrics | None) -> list[str]:
         """A sentence on each file without a checksum."""
         old = "was written by an earlier version"
-        found = [] if logged.checked else [f"{self.path / METRICS_FILE} {old}: lines without a checksum."]
+        found = (
+            [] if logged is None or logged.checked else [f"{self.path / METRICS_FILE} {old}: lines without a checksum."]
+        )
+        with contextlib.suppress(QflError):  # told as a problem
+            if not read_sessions(self.path / PROVENANCE_FILE, self.config.digest).checked:
+                found.append(f"{self.path / PROVENANCE_FILE} {old}: no checksum.")
         if not (self.path / TASK_FILE).exists():
             found.append(f"{self.path} {old}: it does not say what its task was.")
         return found
@@ -320,7 +320,7 @@ def task_record(run: Path) -> dict[str, Any] | None:
         record = read_json(path, dict, advice)
     except FileNotFoundError:
         return None
-    identity = unsealed(record)
+    identity = identity_in(record)
     if identity is None:
         raise QflError(f"{path} does not match its checksum: corrupted. {advice}")
     return identity

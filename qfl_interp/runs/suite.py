@@ -115,6 +115,7 @@ class Suite(Checkpoints):
         """The suite of a hub repository that keeps one revision a step, as Pythia does.
 
         Weights are fetched when a step is loaded, into the Hugging Face cache. `HF_HUB_OFFLINE=1` keeps to that cache.
+        Pickled ones (`.bin`) are read as tensors alone, as those of folders are, and that is said.
 
         Args:
             repo: The repository, as in "EleutherAI/pythia-70m".

@@ -5,8 +5,12 @@ It is `$QFL_HOME`, by default `~/.qfl_interp`, and in it one sub-folder a run: i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from multiprocessing.context import SpawnContext
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +25,8 @@ from qfl_interp.runs.table import Table
 HOME = "QFL_HOME"
 # The place that was said in this process: once is enough.
 _SAID: list[Path] = []
+# In a worker, what says to all processes of the call whether one of them said it.
+_SHARED: list[Synchronized[int]] = []
 
 
 def is_writable(folder: Path) -> bool:
@@ -50,10 +56,41 @@ def enter(own: Path, place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, place) from error
-    if place != own and not _SAID:
-        _SAID.append(place)
+    if place != own and _is_first(place):
         text = f"note: {own} cannot be written, so results go to {place} (set {HOME} for another place)."
         print(text, file=sys.stderr)
+
+
+def _is_first(place: Path) -> bool:
+    """Whether nobody said the place yet, here or in the other workers of a call; from now on it counts as said."""
+    if _SAID:
+        return False
+    _SAID.append(place)
+    if not _SHARED:
+        return True
+    with _SHARED[0].get_lock():
+        first, _SHARED[0].value = not _SHARED[0].value, 1
+    return first
+
+
+@contextlib.contextmanager
+def said_once(processes: SpawnContext) -> Iterator[Synchronized[int]]:
+    """Have workers say the place once among them, and this process know it after.
+
+    Yields:
+        What each worker gives to `share_said`.
+    """
+    said = processes.Value("b", bool(_SAID))
+    try:
+        yield said
+    finally:
+        if said.value and not _SAID:
+            _SAID.append(Path())
+
+
+def share_said(said: Synchronized[int]) -> None:
+    """Make this process one of those that say the place once among them."""
+    _SHARED[:] = [said]
 
 
 class TableElsewhere(Table):

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from qfl_interp.data.identity import sealed, task_identity
+from qfl_interp.data.identity import identity_json
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.claimed import ClaimedFolder
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.metrics import all_lines, metric_lines, read_metrics
-from qfl_interp.runs.provenance import session_record
+from qfl_interp.runs.provenance import session_record, sessions_json
 from qfl_interp.runs.run import CHECKPOINTS, PROVENANCE_FILE, RESUME, Run, require_task
 
 
@@ -42,7 +42,7 @@ class RunWriter(ClaimedFolder):
     def __init__(
         self, path: Path, config: RunConfig, task: Task, *, resume: bool, resume_seconds: float = 30.0
     ) -> None:
-        texts = {TASK_FILE: json.dumps(sealed(task_identity(task)), indent=1).encode(), CONFIG_FILE: config.to_json()}
+        texts = {TASK_FILE: identity_json(task), CONFIG_FILE: config.to_json()}
         super().__init__(path, texts, CHECKPOINTS, RESUME)
         self._state = ""
         self._task = task
@@ -71,7 +71,7 @@ class RunWriter(ClaimedFolder):
     def record_session(self, device: str | torch.device) -> None:
         """Append this process to the run's provenance."""
         records = [*Run(self.path, self.config).provenance, session_record(device)]
-        ckpt.write_atomic(self.path / PROVENANCE_FILE, json.dumps(records, indent=1).encode())
+        ckpt.write_atomic(self.path / PROVENANCE_FILE, sessions_json(records, self.config.digest))
 
     def resume_point(self) -> tuple[ckpt.Checkpoint | None, list[str]]:
         """The latest whole state to continue from, None to start anew; and why later ones were passed over.

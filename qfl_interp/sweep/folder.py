@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from qfl_interp.errors import QflError
+from qfl_interp.sealed import Sealed, sealed_json
 from qfl_interp.sweep import parts
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.plan import PlannedRun, plan_sweep
-from qfl_interp.sweep.sealed import DamagedError, Sealed, read_sealed, sealed_json
+from qfl_interp.sweep.sealed import DamagedError, read_sealed
 from qfl_interp.sweep.storage import Storage
 
 DEFINITION, PLAN = "sweep.json", "plan.json"
@@ -89,7 +90,7 @@ def plan_of(storage: Storage, found: Sealed) -> Plan:
         QflError: It is damaged; names the file.
     """
     runs = found.values.get("runs") if found.checked else found.values
-    if not isinstance(runs, dict) or not all(map(_is_place, runs.values())):
+    if not isinstance(runs, dict) or not runs or not all(map(_is_place, runs.values())):
         raise QflError(f"{storage.folder}/{PLAN} is damaged: it must map runs to their task and length.")
     return {run_id: (task, length) for run_id, (task, length) in runs.items()}
 

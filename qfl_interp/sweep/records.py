@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,13 +102,24 @@ def make_record(
 
 
 class RecordWriter:
-    """Collects rows and writes them, some seconds' worth at a time, as Parquet parts of their tasks."""
+    """Collects rows and writes them, some seconds' worth at a time, as Parquet parts of their tasks.
 
-    def __init__(self, storage: Storage) -> None:
+    Args:
+        storage: The sweep's folder.
+        recorded: Ids of the runs that have a row already.
+    """
+
+    def __init__(self, storage: Storage, recorded: Iterable[str] = ()) -> None:
         self.storage = storage
+        self._recorded = set(recorded)
         self._pending: list[Record] = []
         self._written = time.monotonic()
         self._n_parts = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Runs that have a row on disk."""
+        return len(self._recorded)
 
     def append(self, records: list[Record]) -> None:
         """Take rows; write what has been taken if the last time is some seconds ago."""
@@ -127,6 +139,7 @@ class RecordWriter:
         for task, records in by_task.items():
             write_part(self.storage, task, pd.DataFrame(records))
             self._pending = [record for record in self._pending if record["task"] != task]
+            self._recorded.update(record["run_id"] for record in records)
             self._n_parts += 1
         self._written = time.monotonic()
         if self._n_parts >= _MOST_PARTS:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from qfl_interp.errors import QflError
 from qfl_interp.progress import weighted_bar
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.sweep.calibration import CostModel, calibrate, run_bytes
+from qfl_interp.sweep.complete import accept_rows
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, PLAN, definition_json, plan_json, read_definition, recorded
 from qfl_interp.sweep.jobs import JobSettings
@@ -183,13 +184,14 @@ def run_sweep(
 
         if not remaining:
             claim()
+            accept_rows(storage, len(done))
         else:
             device = "cuda" if execution.ray and execution.gpus_per_run else execution.device
             share = min(execution.gpus_per_run, 1.0) if execution.ray and execution.gpus_per_run else 1.0
             settings = JobSettings(out, device, execution.threads, config.keep, share, execution.scratch)
             with (pool or _pool(execution))(settings) as workers:
                 claim()
-                _train(remaining, workers, storage, held, execution, settings, progress)
+                _train(remaining, workers, storage, held, execution, settings, progress, done)
     return Sweep.open(out)
 
 
@@ -212,6 +214,7 @@ def _train(
     execution: Execution,
     settings: JobSettings,
     progress: bool,
+    recorded: Iterable[str],
 ) -> None:
     """Train all runs under a live bar."""
     stack = execution.stack or (64 if settings.device.startswith("cuda") else 1)
@@ -237,7 +240,8 @@ def _train(
             bar.update(shown, completed=tally.share, detail=str(tally))
 
         name = settings.device if execution.ray else device_name(settings.device)
-        run_jobs(jobs, pool, storage, device=name, max_attempts=execution.attempts, cost=_relative_cost, show=show)
+        how: dict[str, Any] = {"device": name, "max_attempts": execution.attempts, "cost": _relative_cost}
+        run_jobs(jobs, pool, storage, **how, show=show, recorded=recorded)
 
 
 def _relative_cost(run: PlannedRun) -> float:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from qfl_interp.errors import StorageError
+from qfl_interp.sealed import sealed_json
 from qfl_interp.sweep.jobs import Job
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.pool import Outcome, Pool
 from qfl_interp.sweep.records import Record, RecordWriter, make_record
-from qfl_interp.sweep.sealed import sealed_json
+from qfl_interp.sweep.state import STATE_FILE
 from qfl_interp.sweep.storage import Storage
 
-STATE_FILE = "state.json"
 # What is running is written at least this often, in seconds, for `qfl sweep status`.
 STATE_SECONDS = 5.0
 
@@ -86,13 +86,15 @@ def run_jobs(
     max_attempts: int,
     cost: Callable[[PlannedRun], float],
     show: Callable[[Tally, list[Record]], None],
+    recorded: Iterable[str] = (),
 ) -> Tally:
     """Train all jobs; every run gets a row.
 
     A run that failed, or whose worker died, is tried again on its own until it has been tried `max_attempts` times.
 
     The caller holds the folder's lock. `device` is for the rows of runs whose worker died, `cost` in any unit for the
-    estimate of the time to go; `show` is called after every change with the tally and the new rows.
+    estimate of the time to go; `show` is called after every change with the tally and the new rows. `recorded` are the
+    runs that have a row already.
 
     Raises:
         StorageError: The storage is full or cannot be written; all that finished has a row.
@@ -102,7 +104,7 @@ def run_jobs(
     flying: dict[tuple[str, ...], Job] = {}
     costs = {run.run_id: cost(run) for job in jobs for run in job.runs}
     all_costs = sum(costs.values())
-    writer, state_at = RecordWriter(storage), 0.0
+    writer, state_at = RecordWriter(storage, recorded), 0.0
     try:
         while waiting or flying:
             while waiting and len(flying) < pool.n_slots:
@@ -125,13 +127,13 @@ def run_jobs(
                 tally.share += costs[row["run_id"]] / all_costs
             writer.append(rows)
             if rows or time.monotonic() - state_at >= STATE_SECONDS:
-                _write_state(storage, tally, pool)
+                _write_state(storage, tally, pool, writer.n_rows)
                 state_at = time.monotonic()
                 show(tally, rows)
     finally:
         writer.flush()
         tally.running = []
-        _write_state(storage, tally, pool)
+        _write_state(storage, tally, pool, writer.n_rows)
     writer.compact()
     return tally
 
@@ -158,7 +160,7 @@ def _settle(outcome: Outcome, max_attempts: int, device: str) -> tuple[list[Reco
     return final, again
 
 
-def _write_state(storage: Storage, tally: Tally, pool: Pool) -> None:
+def _write_state(storage: Storage, tally: Tally, pool: Pool, n_rows: int) -> None:
     """What another process reads about a sweep that is running."""
     state: dict[str, Any] = {
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,5 +171,6 @@ def _write_state(storage: Storage, tally: Tally, pool: Pool) -> None:
         "failed": tally.failed,
         "running": tally.running,
         "eta_seconds": tally.eta_seconds,
+        "rows": n_rows,
     }
     storage.write_bytes(STATE_FILE, sealed_json(state))

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from qfl_interp.errors import QflError
-from qfl_interp.sweep.folder import read_definition, read_plan, read_rows
+from qfl_interp.sweep.complete import read_all_rows
+from qfl_interp.sweep.folder import read_definition, read_plan
 from qfl_interp.sweep.parts import OUTCOMES
-from qfl_interp.sweep.scheduler import STATE_FILE
-from qfl_interp.sweep.sealed import Sealed, read_sealed
+from qfl_interp.sweep.state import age_of, read_state
 from qfl_interp.sweep.storage import Storage
-from qfl_interp.tables import records
 
 # One that has said nothing for this many seconds, or is dated later than that, is not being trained any more.
 _SILENT_SECONDS = 60.0
-_STATE: dict[str, Any] = {
-    "updated": str, "where": str, "total": int, "done": int, "diverged": int, "failed": int, "running": list,
-    "eta_seconds": (int, float, type(None)),
-}  # fmt: skip
 
 
 class SweepStatus(NamedTuple):
@@ -29,7 +23,8 @@ class SweepStatus(NamedTuple):
         name: The sweep's.
         rows: One a task and length: runs planned, and how many of them ended in each way.
         failures: The rows of runs that failed: run_id, attempts, error.
-        state: What the training process wrote last: done, total, running, eta_seconds, updated, where; None before any.
+        state: What the training process wrote last: done, total, running, eta_seconds, rows, updated,
+            where; None before any.
         sentence: The state in words.
     """
 
@@ -49,13 +44,15 @@ def sweep_status(folder: str) -> SweepStatus:
     """The status of the sweep in a folder.
 
     Raises:
-        QflError: The folder holds no sweep, or its definition or a part of its rows is damaged; names the file.
+        QflError: The folder holds no sweep, or its definition or a part of its rows is damaged or was deleted; names
+            what is.
     """
     storage = Storage(folder)
     config = read_definition(storage)
     plan = read_plan(storage, config)
-    rows = read_rows(storage, ["run_id", "status", "error", "attempts", "finished_at"])
-    by_id = {row["run_id"]: row for row in records(rows)}
+    rows = read_all_rows(storage)
+    listed = [] if rows is None else rows.select(["run_id", "status", "error", "attempts"]).to_pylist()
+    by_id = {row["run_id"]: row for row in listed}
     planned: Counter[tuple[str, int]] = Counter()
     ended: Counter[tuple[str, int, str]] = Counter()
     failures = []
@@ -75,22 +72,6 @@ def sweep_status(folder: str) -> SweepStatus:
     return SweepStatus(config.name, table, failures, *_state(storage))
 
 
-def read_state(storage: Storage) -> Sealed:
-    """What the training process wrote last.
-
-    Raises:
-        FileNotFoundError: It has written nothing yet.
-        QflError: The file is damaged; names it.
-    """
-    found = read_sealed(storage, STATE_FILE)
-    wrong = [name for name, kind in _STATE.items() if not isinstance(found.values.get(name), kind)]
-    wrong += [name for name in found.values if name not in _STATE]
-    if wrong or _age(found.values) is None:
-        named = wrong[0] if wrong else "updated"
-        raise QflError(f"{storage.folder}/{STATE_FILE} is damaged: its {named} is not as it was written.")
-    return found
-
-
 def _state(storage: Storage) -> tuple[dict[str, Any] | None, str]:
     """The state and its words; what a killed process left says that nothing runs."""
     try:
@@ -99,20 +80,12 @@ def _state(storage: Storage) -> tuple[dict[str, Any] | None, str]:
         return None, "not started yet"
     except QflError as error:
         return None, f"{error} The rows above are right; the next call of the sweep writes it again."
-    age = _age(state)
+    age = age_of(state)
     assert age is not None
     state["killed"] = bool(state["running"]) and abs(age) > _SILENT_SECONDS
     if state["killed"]:
         state["running"] = []
     return state, _sentence(state, age)
-
-
-def _age(state: dict[str, Any]) -> float | None:
-    """Seconds since the state was written, below 0 where a clock is wrong; None where it does not say."""
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(state["updated"])).total_seconds()
-    except (TypeError, ValueError):
-        return None
 
 
 def _sentence(state: dict[str, Any], age: float) -> str:

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 
 from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.files import local_path
 from qfl_interp.runs.run import Run
+from qfl_interp.runs.workplace import enter, workplace
+from qfl_interp.sweep.complete import read_all_rows
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import read_definition
-from qfl_interp.sweep.parts import OUTCOMES, read_rows
+from qfl_interp.sweep.parts import OUTCOMES
 from qfl_interp.sweep.query import TIMEOUT_SECONDS, ask
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import column, distinct, select
@@ -67,13 +70,13 @@ class Sweep:
                 memory; for queries that you trust.
 
         Raises:
-            QflError: No run has ended yet, a part of the results is damaged, or the query is refused, reaches a limit
-                or is not one statement; says why.
+            QflError: No run has ended yet, a part of the results is damaged or was deleted, or the query is refused,
+                reaches a limit or is not one statement; says why.
 
         Example:
             `sweep.query("select task, min(val_loss) as loss from runs where status = 'finished' group by task")`
         """
-        rows = read_rows(self.storage)
+        rows = read_all_rows(self.storage)
         if rows is None:
             raise QflError(
                 f"sweep {self.path} has no results yet: no run has ended. `qfl sweep status` shows where it is."
@@ -208,9 +211,20 @@ class Sweep:
         self.storage.pull_run(path, local)
         return Run.open(local)
 
+    def page(self, name: str) -> Path:
+        """Where a page of this name belongs: the folder, or where that cannot be written, the user's for this sweep.
+
+        Raises:
+            QflError: The sweep is remote, or the user's folder cannot be made.
+        """
+        own = local_path(self.path)
+        place = workplace(own, self.config.name)
+        enter(own, place)
+        return place / name
+
     def __repr__(self) -> str:
         try:
-            found = read_rows(self.storage)
+            found = read_all_rows(self.storage)
         except QflError as error:
             return f"Sweep({self.path!r}: {error})"
         if found is None:

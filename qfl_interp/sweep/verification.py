@@ -15,14 +15,14 @@ import pandas as pd
 from qfl_interp.errors import QflError
 from qfl_interp.runs.config import CONFIG_FILE
 from qfl_interp.runs.run import Run
+from qfl_interp.sweep.complete import missing_rows
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import DEFINITION, PLAN, Plan, definition_of, plan_of, planned_anew
 from qfl_interp.sweep.parts import RESULTS, latest, part_paths, read_part
 from qfl_interp.sweep.plan import PlannedRun
 from qfl_interp.sweep.records import make_record
-from qfl_interp.sweep.scheduler import STATE_FILE
 from qfl_interp.sweep.sealed import read_sealed
-from qfl_interp.sweep.status import read_state
+from qfl_interp.sweep.state import STATE_FILE, read_state
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.tables import records
 
@@ -81,8 +81,9 @@ def verify_sweep(folder: str) -> SweepVerification:
     storage, found = Storage(folder), SweepVerification()
     config = _check_definition(storage, found)
     plan = _check_plan(storage, config, found)
-    running = _check_state(storage, found)
-    rows = _check_rows(storage, found)
+    state = _check_state(storage, found)
+    running = bool(state.get("running"))
+    rows = _check_rows(storage, state.get("rows") or 0, found)
     found.rows = len(rows)
     for run_id, path in {**_planned_paths(plan), **{row["run_id"]: row["path"] for row in rows.values()}}.items():
         try:
@@ -136,21 +137,21 @@ def _check_plan(storage: Storage, config: SweepConfig | None, found: SweepVerifi
     return plan
 
 
-def _check_state(storage: Storage, found: SweepVerification) -> bool:
-    """Whether the state says that runs are in training."""
+def _check_state(storage: Storage, found: SweepVerification) -> dict[str, Any]:
+    """What the state says; nothing where there is none."""
     with found.noting():
         try:
             sealed = read_state(storage)
         except FileNotFoundError:
-            return False
+            return {}
         _note_unsealed(storage, STATE_FILE, sealed.checked, found)
-        return bool(sealed.values["running"])
-    return False
+        return sealed.values
+    return {}
 
 
-def _check_rows(storage: Storage, found: SweepVerification) -> dict[str, dict[str, Any]]:
-    """The row that counts of every run, from the parts that are whole."""
-    tables = []
+def _check_rows(storage: Storage, said: int, found: SweepVerification) -> dict[str, dict[str, Any]]:
+    """The row that counts of every run, from the parts that are whole; so many had one."""
+    tables, n_before = [], len(found.problems)
     paths: list[str] = []
     with found.noting():
         paths = part_paths(storage)
@@ -169,7 +170,11 @@ def _check_rows(storage: Storage, found: SweepVerification) -> dict[str, dict[st
                     "compared with the runs' directories."
                 )
             tables.append(part.rows.to_pandas())
-    return {row["run_id"]: row for row in records(latest(pd.concat(tables)))} if tables else {}
+    rows = {row["run_id"]: row for row in records(latest(pd.concat(tables)))} if tables else {}
+    missing = missing_rows(storage, rows, said)
+    if missing and len(found.problems) == n_before:  # else the parts named above have them
+        found.problems.append(missing)
+    return rows
 
 
 def _check_run(

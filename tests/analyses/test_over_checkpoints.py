@@ -14,6 +14,7 @@ import pytest
 
 from analyses.checkpoints import over_checkpoints
 from qfl_interp.errors import QflError
+from qfl_interp.runs import workplace
 
 
 def context(folder: Path) -> Path:
@@ -135,6 +136,27 @@ def test_workers_end_with_their_parent(tmp_path, how):
     finally:
         if group_members(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def enter_elsewhere(folder: Path, item: int) -> None:
+    """Write where a run's own folder cannot be, once both workers are there."""
+    (folder / f"here_{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("here_*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workplace.enter(folder / "own", folder / "home")
+    write(folder, item)
+
+
+@pytest.mark.slow
+def test_workers_say_once_where_they_write(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(workplace, "_SAID", [])
+    prepare = functools.partial(context, tmp_path)
+    over_checkpoints(range(4), prepare, enter_elsewhere, label="x", jobs=2, progress=False)
+    assert done(tmp_path) == set(range(4))
+    assert len(list(tmp_path.glob("here_*"))) == 2
+    workplace.enter(tmp_path / "own", tmp_path / "home")
+    assert capfd.readouterr().err.count("cannot be written, so results go to") == 1
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import inspect
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -18,6 +21,7 @@ from typer.testing import CliRunner
 from qfl_interp.cli import command, registered, signature
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES, SWEEP_ANALYSES, entry_points
+from qfl_interp.runs import checkpoint
 
 OURS = [(group, name) for group in (LENSES, ANALYSES, SWEEP_ANALYSES) for name in entry_points(group)]
 
@@ -187,6 +191,29 @@ def test_every_kind_of_option_reaches_the_function(theirs, run_command):
         "within": [("Run", "r"), ("Run", "s")], "where": Path("w"), "fine": True, "device": "cpu", "progress": False,
     }  # fmt: skip
     assert "Found" in printed
+
+
+def test_a_figure_is_written_whole_or_not_at_all(theirs, run_command, tmp_path, monkeypatch):
+    read, doc = signature.signature(theirs, "lens"), signature.docstring(theirs, "lens")
+    page = tmp_path / "page.html"
+    page.write_text("before")
+
+    def full(file, data):
+        file.write_bytes(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_write_flushed", full)
+        with pytest.raises(QflError, match=r"the disk is full: writing .*page\.html"):
+            run_command(read, doc, "somewhere", "--out", str(page))
+    assert [(path.name, path.read_text()) for path in tmp_path.glob("*page*")] == [("page.html", "before")]
+    umask = os.umask(0o027)
+    try:
+        run_command(read, doc, "somewhere", "--out", str(page))
+    finally:
+        os.umask(umask)
+    assert "plotly" in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o640
 
 
 def test_help_is_the_docstrings(theirs, run_command):

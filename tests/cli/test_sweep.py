@@ -14,9 +14,12 @@ from helpers_sweep import InlinePool
 
 import qfl_interp as qfl
 from qfl_interp.cli import main as cli
-from qfl_interp.sweep import SweepConfig
+from qfl_interp.errors import QflError
+from qfl_interp.runs import workplace
+from qfl_interp.sweep import Sweep, SweepConfig
 from qfl_interp.sweep.folder import definition_json
 from qfl_interp.sweep.plan import plan_sweep
+from qfl_interp.sweep.storage import Storage
 
 DOCS = Path(__file__).parents[2] / "docs"
 TOML = """
@@ -146,6 +149,30 @@ def test_a_query_is_kept_from_files_unless_it_is_told_otherwise(call: Call, fold
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_sweep_that_cannot_be_written_has_its_pages_in_the_users_folder(
+    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("QFL_HOME", str(home))
+    monkeypatch.setattr(workplace, "_SAID", [])
+    monkeypatch.setattr(workplace, "is_writable", lambda path: folder.absolute() not in (path, *path.parents))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for name in ("scaling", "emergence"):
+        options = ("carry", "--n-train", 60, "--n-test", 40, "--n-untrained", 1) if name == "emergence" else ()
+        status, _, error = call(name, folder, *options, "--json")
+        assert status == 0, error
+        assert error.count("cannot be written, so results go to") == (name == "emergence")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert len(list(home.glob("addition3-*/analyses/probe"))) == 6
+    # Of a function that returns a figure alone.
+    page = Sweep.open(folder).page("scaling.html")
+    assert page.parent.parent == home
+    assert page.parent.is_dir()
+    with pytest.raises(QflError, match="a path on this machine is needed"):
+        Sweep(Storage("memory://sweeps/x"), SweepConfig.from_toml(folder.parent / "mine.toml")).page("scaling.html")
+
+
 def test_scaling_and_emergence_write_their_pages(call: Call, folder: Path, tmp_path: Path) -> None:
     status, out, error = call("scaling", folder, "--out", tmp_path / "scaling.html", "--json")
     assert status == 0, error

@@ -17,6 +17,7 @@ from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.metrics import read_metrics
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.writer import RunWriter
+from qfl_interp.sealed import sealed_json
 from qfl_interp.seeding import generator
 
 
@@ -261,6 +262,47 @@ def test_provenance_says_versions_and_device(tiny_run):
     assert record["threads"] == 1
     assert record["command"]
     assert "/" not in record["command"][0]
+
+
+def _resealed(path, run):
+    """The sessions of a run with a checksum that fits, of the configuration of another."""
+    path.write_bytes(sealed_json({"config_digest": "0" * 12, "sessions": run.provenance}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path, _: path.write_text(path.read_text().replace('"numpy": "', '"numpy": "9')), "match its checksum"),
+        (lambda path, _: path.write_text(path.read_text().replace('"sha256"', '"sha257"')), "match its checksum"),
+        (lambda path, _: path.write_text("[]"), "must hold a list of records"),
+        (lambda path, _: path.write_text('[{"a": 1}]'), "must hold a list of records"),
+        (_resealed, "is of another run"),
+    ],
+    ids=["value", "key", "empty list", "other list", "other run"],
+)
+def test_changed_provenance_is_named(run_copy, damage, words):
+    path = run_copy.path / "provenance.json"
+    damage(path, run_copy)
+    with pytest.raises(qfl.QflError, match=f"provenance.json.* {words}"):
+        _ = run_copy.provenance
+    (problem,) = run_copy.verify().problems
+    assert words in problem
+    assert run_copy.verify().unchecked == ()
+
+
+def test_provenance_of_an_earlier_version_is_read_and_said_to_be_unchecked(run_copy):
+    """It was a list; the next session seals it."""
+    path, before = run_copy.path / "provenance.json", run_copy.provenance
+    path.write_text(json.dumps(before, indent=1))
+    assert run_copy.provenance == before
+    found = run_copy.verify()
+    assert found
+    assert found.unchecked == (f"{path} was written by an earlier version: no checksum.",)
+    with RunWriter(run_copy.path, run_copy.config, run_copy.task, resume=True) as writer:
+        writer.record_session("cpu")
+    assert run_copy.provenance[:-1] == before
+    assert len(run_copy.provenance) == 2
+    assert run_copy.verify().unchecked == ()
 
 
 def test_repr_says_what_it_is(tiny_run):

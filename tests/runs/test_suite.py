@@ -217,6 +217,19 @@ def test_revisions_of_a_repository(folder, task, tmp_path):
 
 
 @pytest.mark.usefixtures("hub")
+def test_pickled_weights_of_a_revision_are_named_too(task, tmp_path, capsys):
+    suite = Suite.from_hub("lab/tiny", task, (0, 10), out=tmp_path / "out")
+    suite.load_model(10)
+    assert capsys.readouterr().err == ""
+    (weights,) = (tmp_path / "models--lab--tiny" / "snapshots" / f"{10:040d}").glob("*.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    suite.load_model(10)
+    suite.load_model(0)
+    assert capsys.readouterr().err.count("weights of lab/tiny at 'step10' are pickled (.bin)") == 1
+
+
+@pytest.mark.usefixtures("hub")
 def test_revisions_that_are_not_there(task, tmp_path):
     suite = Suite.from_hub("lab/tiny", task, (0, 5), out=tmp_path / "out")
     with pytest.raises(QflError, match="configuration of lab/tiny at 'step5' cannot be read"):

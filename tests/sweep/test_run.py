@@ -22,6 +22,7 @@ from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.steps import checkpoint_steps
+from qfl_interp.sealed import sealed_json
 from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, sweep_status
 from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
@@ -29,8 +30,7 @@ from qfl_interp.sweep.local_pool import LocalPool
 from qfl_interp.sweep.parts import COLUMNS
 from qfl_interp.sweep.plan import plan_sweep
 from qfl_interp.sweep.records import configuration_digest
-from qfl_interp.sweep.sealed import sealed_json
-from qfl_interp.sweep.status import read_state
+from qfl_interp.sweep.state import read_state
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.training.train import train
 

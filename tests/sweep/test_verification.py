@@ -109,7 +109,8 @@ def test_files_without_checksums_are_read_and_said_to_be_unchecked(swept: Path, 
         (lambda f: shutil.rmtree(f / RUNS[0].path), "is not there, and its row says that it finished"),
         (lambda f: part_of(f).unlink(), r"has finished and has no row. Call the sweep again"),
         (lambda f: (f / "sweep.json").unlink(), r"sweep\.json is missing"),
-        (lambda f: (f / "plan.json").write_text("{}"), r"plan\.json does not hold the runs"),
+        (lambda f: (f / "plan.json").write_text('{"a": ["addition", 4]}'), r"plan\.json does not hold the runs"),
+        (lambda f: (f / "plan.json").write_text("{}"), r"plan\.json is damaged: it must map runs to their task"),
         (lambda f: (f / "state.json").write_text("[]"), r"state\.json is damaged: it must hold a JSON object"),
         (lambda f: flip_key(f / "state.json"), r"state\.json is damaged: its sha257 is not as it was written"),
         (lambda f: flip_key(f / "plan.json"), r"plan\.json is damaged: it must map runs to their task and length"),
@@ -120,8 +121,8 @@ def test_files_without_checksums_are_read_and_said_to_be_unchecked(swept: Path, 
         (lambda f: (f / RUNS[0].path / "metrics.jsonl").write_text(""), r"metrics\.jsonl is missing or empty"),
         (lambda f: (shutil.rmtree(f / "results"), (f / "results").write_text("")), "results.* cannot be read: Not a"),
     ],
-    ids=["value", "values", "run", "part", "toml", "plan", "state", "state key", "plan key", "key", "parquet", "other",
-         "weights", "rows", "file"],
+    ids=["value", "values", "run", "part", "toml", "plan", "empty plan", "state", "state key", "plan key", "key",
+         "parquet", "other", "weights", "rows", "file"],
 )  # fmt: skip
 def test_what_is_wrong_is_named(copy: Path, damage: Callable[[Path], object], words: str) -> None:
     damage(copy)
@@ -200,9 +201,60 @@ def test_the_command(swept: Path, copy: Path) -> None:
     answer = CliRunner().invoke(build_app(), ["verify", str(copy), "--json"])
     assert answer.exit_code == 1
     found = json.loads(answer.stdout)
-    assert (found["rows"], found["whole"], len(found["problems"]), found["unchecked"]) == (0, 0, 2, [])
+    assert (found["rows"], found["whole"], len(found["problems"]), found["unchecked"]) == (0, 0, 3, [])
     # A run of the sweep is still a run.
     assert not is_sweep(str(copy / RUNS[0].path))
     answer = CliRunner().invoke(build_app(), ["verify", str(copy / RUNS[0].path)])
     assert answer.exit_code == 0
     assert "1 whole checkpoints" in answer.stdout
+
+
+def split_in_two(folder: Path) -> list[Path]:
+    """Two parts, a run in each, as they lie before they are put together."""
+    rows = Sweep.open(folder).table()
+    part_of(folder).unlink()
+    for number in range(2):
+        write_part(Storage(str(folder)), "addition", rows.iloc[number : number + 1])
+    return sorted(folder.glob("results/task=addition/part-*.parquet"))
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_deleted_part_is_no_unfinished_sweep(swept: Path, copy: Path, kept: int) -> None:
+    parts = split_in_two(copy)
+    assert verify_sweep(str(copy))
+    for part in parts[kept:]:
+        part.unlink()
+    there = set(pd.read_parquet(parts[0])["run_id"]) if kept else set()
+    lost = ", ".join(run.run_id for run in RUNS if run.run_id not in there)
+    words = rf"results lacks the rows of {2 - kept} runs that had one \({lost}\): a part was deleted"
+    for read in (Sweep.open(copy).table, lambda: Sweep.open(copy).best(2e7), lambda: sweep_status(str(copy))):
+        with pytest.raises(QflError, match=words):
+            read()
+    assert words.replace("\\", "") in repr(Sweep.open(copy))
+    assert re.search(words, "\n".join(verify_sweep(str(copy)).problems))
+    run_sweep(CONFIG, str(copy), progress=False, pool=InlinePool)
+    columns = ["finished_at"]
+    again, before = (Sweep.open(folder).table().drop(columns=columns) for folder in (copy, swept))
+    pd.testing.assert_frame_equal(again, before)
+    assert verify_sweep(str(copy))
+
+
+def test_rows_that_nothing_can_make_again_are_not_missed_for_ever(copy: Path) -> None:
+    """A run that the definition does not name any more had the deleted part."""
+    smaller = SweepConfig.from_dict({"name": "tiny", "grid": [{**CONFIG.to_dict()["grid"][0], "seed": [0]}]})
+    parts = split_in_two(copy)
+    run_sweep(smaller, str(copy), extend=True, progress=False, pool=InlinePool)
+    (other,) = [part for part in parts if pd.read_parquet(part)["seed"].tolist() == [1]]
+    other.unlink()
+    with pytest.raises(QflError, match="lacks the rows of 1 runs that had one: a part was deleted"):
+        Sweep.open(copy).table()
+    run_sweep(smaller, str(copy), extend=True, progress=False, pool=InlinePool)
+    assert Sweep.open(copy).table()["seed"].tolist() == [0]
+
+
+def test_a_state_that_does_not_say_the_rows_misses_none(copy: Path) -> None:
+    state = json.loads((copy / "state.json").read_bytes())
+    del state["rows"], state["sha256"]
+    (copy / "state.json").write_text(json.dumps(state))
+    part_of(copy).unlink()
+    assert sweep_status(str(copy)).rows[0]["remaining"] == 2
