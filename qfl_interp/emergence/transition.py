@@ -16,8 +16,8 @@ of y.
 3. The plateau's level p and the level after the fall f are the means of m over the two flat stretches beside
    the fall, weighted by their length in x. The transition ends at the first validation with m <= f + 0.05
    (p - f). It starts at the last one with m >= q - 0.05 (p - f), where q is the plateau's level at its end:
-   first q = p, then once more with q the mean of m over the 0.25 decades before the start just found, so that
-   a drifting plateau does not start the fall too early.
+   first q = p, then q the mean of m over the 0.25 decades before the start just found, again until the start
+   stays, so that a drifting plateau does not start the fall too early, on whatever grid it was validated.
 
 Depth and flatness are tied together, so that no scale is chosen by hand, and a loss that is convex in log
 compute (a power law, a straight line) has no transition by construction: before any of its falls it is
@@ -246,9 +246,13 @@ def _describe(
     final = _level(x[fall.after : last + 1], fit[fall.after : last + 1])
     margin = CROSSING * (plateau - final)
     start = int(np.flatnonzero(fit >= plateau - margin)[-1])
-    # A drifting plateau ends lower than its mean: once more with its last stretch.
-    late = max(first, int(np.searchsorted(x, x[start] - MIN_PLATEAU_DECADES)))
-    start = int(np.flatnonzero(fit >= _level(x[late : start + 1], fit[late : start + 1]) - margin)[-1])
+    # A drifting plateau ends lower than its mean: again with its last stretch, until the start stays. A later start
+    # has a lower last stretch, so that it only moves on.
+    settled = -1
+    while start > settled:
+        settled = start
+        late = max(first, int(np.searchsorted(x, x[start] - MIN_PLATEAU_DECADES)))
+        start = max(start, int(np.flatnonzero(fit >= _level(x[late : start + 1], fit[late : start + 1]) - margin)[-1]))
     end = int(np.flatnonzero(fit <= final + margin)[0])
     complete = bool(x[last] - x[end] >= MIN_PLATEAU_DECADES)
     return Transition(

@@ -217,3 +217,25 @@ def test_coming_back_from_above_chance_is_no_transition():
     found = find_transition(10**x, loss, chance_loss=chance)
     assert not found.found
     assert "still on the plateau" in found.reason
+
+
+# The demo's curve, by step: a plateau that drifts more and more, then falls.
+DRIFTING = {
+    1: 1.6, 20: 1.0, 40: 0.93, 60: 0.913, 66: 0.869, 72: 0.718, 78: 0.686, 84: 0.665, 96: 0.6585, 111: 0.6486,
+    126: 0.6405, 135: 0.6347, 147: 0.6224, 162: 0.6162, 171: 0.6058, 180: 0.5665, 189: 0.4864, 198: 0.389, 240: 0.04,
+    266: 0.002, 716: 0.0001,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [np.arange(1, 239) * 3, np.arange(1, 103) * 7, np.unique(np.geomspace(1, 716, 149).round())],
+    ids=["every 3", "every 7", "log"],
+)
+def test_the_start_on_a_drifting_plateau_does_not_hang_on_the_grid(steps):
+    """Its last quarter of a decade, [98, 173], is at 0.64 in the mean: the margin of 0.033 below is passed at 171."""
+    steps = steps.astype(float)
+    loss = np.interp(np.log(steps), np.log([*DRIFTING]), [*DRIFTING.values()])
+    found = find_transition(steps, loss, chance_loss=1.0)
+    assert found.start_bracket.low <= 172.5 <= found.start_bracket.high
+    assert found.start_bracket.high / found.start_bracket.low < 1.05
