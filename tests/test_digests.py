@@ -24,7 +24,7 @@ def test_a_digest_is_the_start_of_the_sha_256_of_all_parts():
 
 def test_the_names_of_configurations_are_those_on_disk():
     assert ModelConfig(64, 2).digest() == "e820640e1875"
-    assert TrainConfig(n_steps=3).digest() == "0e034bdea55e"
+    assert TrainConfig(n_steps=3, eval_fraction=0.005, n_val=1000).digest() == "0e034bdea55e"
     assert ProbeConfig(path=(1, 2)).digest() == "9e795b846778"
 
 

@@ -51,7 +51,10 @@ def test_no_command_is_lost(now):
 
 
 # What was changed since, on purpose.
-CHANGED = {"ablate": {"--method": "str = 'written'"}}
+CHANGED = {
+    "ablate": {"--method": "str = 'written'"},
+    "train": {"--eval-fraction": "float = None", "--n-val": "int = None"},
+}
 
 
 @pytest.mark.parametrize("command", BEFORE)

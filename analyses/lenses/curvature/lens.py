@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,6 +97,15 @@ class Curvature(PartLens[Shared, HookedModel]):
     def ranks_part(self, at: ModelAt) -> str:
         """The table part of a checkpoint's soft ranks."""
         return f"{at}-{self.config.digest()}"
+
+    def fetch(self, missing: Mapping[ModelAt, Sequence[Piece]], *, jobs: int, progress: bool) -> None:
+        """Computes nothing; raises `QflError` where the vectors of a checkpoint's work do not fit into memory."""
+        n_parameters = len(ParameterSpace.of(self.run.load_model(next(iter(missing)).step)))
+        # Of float64: the eigensolver's, and where training began, the point, its gradient, steps and moments.
+        vectors, together = solver_vectors(1, self.config.max_products) + 12, n_processes(jobs, len(missing))
+        what = f"{vectors} vectors of {n_parameters:,} parameters in each of {together} processes"
+        needed = 8 * vectors * n_parameters * together
+        require_memory(needed, available_bytes(self.device), what, "Take fewer jobs, a smaller max_products or model.")
 
     def share(self) -> Shared:
         return shared_of(self.run, self.config)
@@ -224,12 +233,6 @@ def curvature(
             f"{run.path}: {saved}. Train with a larger n_checkpoints, or open a suite of several steps."
         )
     config = config or CurvatureConfig()
-    n_parameters = len(ParameterSpace.of(run.load_model(at[0])))
-    # Of float64: the eigensolver's, and where training began, the point, its gradient, steps and moments.
-    vectors, together = solver_vectors(1, config.max_products) + 12, n_processes(jobs, len(at))
-    what = f"{vectors} vectors of {n_parameters:,} parameters in each of {together} processes"
-    needed = 8 * vectors * n_parameters * together
-    require_memory(needed, available_bytes(device), what, "Take fewer jobs, a smaller max_products or model.")
     following = dict(zip(saved, [*saved[1:], None], strict=True))
     pieces = [Piece(ModelAt(step), {"to": following[step]}) for step in at]
     lens = Curvature(run, device, config)
