@@ -1,0 +1,78 @@
+"""The stages of `make demo`, each in a process of its own; with QFL_BEFORE, a checkout with a .venv, beside its code.
+
+QFL_BEFORE=../before python -m benchmarks demo_stages
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+TITLE = "Stages of the demo: seconds, and processor seconds, without imports"
+
+_HERE = Path(__file__).parents[1]
+# Checkpoints that are probed: early, on the plateau, in the fall, last.
+_PROBED = (0, 64, 151, 179, 264, 716)
+
+# What runs in a checkout: its own demo's settings.
+_WORK = """
+import json, os, sys, time
+sys.path.insert(0, "scripts")
+import demo, qfl_interp as qfl
+from analyses import ablate, probe
+stage, folder, probed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+run = None if stage == "train" else qfl.Run.open(folder)
+wall, before = time.perf_counter(), os.times()
+if stage == "train":
+    qfl.train(qfl.load_task("addition", length=16), demo.MODEL, demo.TRAIN, folder, progress=False)
+elif stage == "probe":
+    probe(run, steps=probed, config=demo.PROBE, n_untrained=0, progress=False)
+else:
+    ablate(run, config=demo.PROBE, progress=False)
+after = os.times()
+print(json.dumps([time.perf_counter() - wall, after.user + after.system - before.user - before.system]))
+"""
+
+
+def _measured(checkout: Path, stage: str, folder: Path, probed: tuple[int, ...]) -> tuple[float, float]:
+    """Wall seconds and processor seconds of a stage of a checkout."""
+    own = checkout / ".venv" / "bin" / "python"
+    python = sys.executable if checkout == _HERE or not own.exists() else str(own)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [python, "-c", _WORK, stage, str(folder), json.dumps(probed)],
+        cwd=checkout, env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    wall, cpu = json.loads(done.stdout.splitlines()[-1])
+    return wall, cpu
+
+
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
+    """One row a stage: best of the rounds, the checkouts taking turns."""
+    before = os.environ.get("QFL_BEFORE")
+    checkouts = {"now": _HERE} | ({"before": Path(before).resolve()} if before else {})
+    stages = {"train": (1, 1)} | ({} if quick else {"probe": (2, len(_PROBED)), "ablate": (2, 1)})
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for stage, (rounds, parts) in stages.items():
+            best: dict[str, tuple[float, float]] = {}
+            for _ in range(rounds):
+                for name, checkout in checkouts.items():
+                    folder = Path(scratch) / name
+                    # What the round before has written would be taken as it is.
+                    shutil.rmtree(folder / "analyses" / stage, ignore_errors=True)
+                    found = _measured(checkout, stage, folder, _PROBED)
+                    best[name] = min(found, best.get(name, found), key=lambda seconds: seconds[1])
+            row: dict[str, Any] = {"stage": stage if parts == 1 else f"{stage}, a checkpoint"}
+            for name, (wall, cpu) in best.items():
+                row |= {f"{name}_s": wall / parts, f"{name}_cpu_s": cpu / parts}
+            if "before" in best:
+                row["ratio_cpu"] = best["before"][1] / best["now"][1]
+            rows.append(row)
+    return rows
