@@ -20,7 +20,8 @@ def on_every_core(work: Callable[[Piece], Found], pieces: Iterable[Piece]) -> It
     The cores never wait for one another. Splitting each small product over the cores instead costs barriers: several
     times the time when other programs keep a core busy. The bits of a piece do not depend on how many cores there are.
 
-    At most twice as many pieces as cores are begun and not yet taken. An error is raised when its piece is due.
+    At most twice as many pieces as cores are begun and not yet taken. An error is raised when its piece is due. What
+    the caller does between two of them is on one core too: threads that wait for its next product would spin.
     """
     n_workers = torch.get_num_threads()
     if n_workers == 1:
@@ -29,6 +30,7 @@ def on_every_core(work: Callable[[Piece], Found], pieces: Iterable[Piece]) -> It
     ahead = iter(pieces)
     with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
+            torch.set_num_threads(1)
             due = deque(pool.submit(work, piece) for piece in itertools.islice(ahead, 2 * n_workers))
             while due:
                 found = due.popleft().result()
@@ -36,5 +38,4 @@ def on_every_core(work: Callable[[Piece], Found], pieces: Iterable[Piece]) -> It
                 yield found
         finally:
             pool.shutdown(cancel_futures=True)
-            # The last thread that set a number of threads set it for all that start later.
             torch.set_num_threads(n_workers)

@@ -22,7 +22,7 @@ from qfl_interp.sites import PROBE_SITES, SITES
 from qfl_interp.threads import on_every_core
 
 # Examples a forward pass, where the caller does not say: what a core's cache holds of a small model's stream.
-CHUNK = 128
+CHUNK = 64
 
 
 class Place(NamedTuple):
