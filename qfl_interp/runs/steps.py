@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # Validations of a run whose configuration does not say how often.
-N_VALIDATIONS = 100
+N_VALIDATIONS = 110
 
 
 def checkpoint_steps(n_steps: int, n_checkpoints: int) -> list[int]:

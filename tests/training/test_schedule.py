@@ -79,13 +79,13 @@ def test_evaluation_steps():
     assert len(evaluation_steps(2**53, 0.0)) == 2**53, "without a list of them"
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 99, 100, 101, 716, 50_000, 10**7])
+@pytest.mark.parametrize("n_steps", [1, 2, 110, 111, 112, 716, 50_000, 10**7])
 def test_evaluation_steps_by_default(n_steps):
     """Never many, every one of the first steps, and then of one ratio."""
     due = [*evaluation_steps(n_steps, None), n_steps]
     assert due == sorted(set(due))
     assert due[:2] == [0, 1]
-    assert min(n_steps, 95) < len(due) <= 101
+    assert min(n_steps, 95) < len(due) <= 111
     late = np.array([step for step in due if step >= 200], dtype=float)
     if len(late) > 2:
         ratios = late[1:] / late[:-1]
