@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path, read_json
-from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
+from qfl_interp.models.build import build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.folder_lock import is_held
@@ -27,6 +27,9 @@ from qfl_interp.runs.metrics import Metrics, read_metrics
 from qfl_interp.runs.provenance import read_sessions
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedTransformer
 
 CHECKPOINTS, RESUME, PROVENANCE_FILE = "checkpoints", "resume", "provenance.json"
 
@@ -171,7 +174,7 @@ class Run(Checkpoints):
     @property
     def n_parameters(self) -> int:
         """Trainable parameters."""
-        return sum(p.numel() for p in self._empty_model().parameters())
+        return self.config.model.n_parameters(d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
 
     def flops(self, step: int) -> float:
         """Nominal training FLOPs up to `step`, as the paper counts."""
