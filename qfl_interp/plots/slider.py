@@ -81,13 +81,14 @@ def over_steps(
     figure.update_layout(layouts[first])
     if len(steps) == 1:
         return figure
+    # As dictionaries: plotly checks and copies each frame once when it takes them, and a `go.Frame` twice.
     figure.frames = [
-        go.Frame(
-            name=str(at),
-            data=[{name: drawn[at][number].get(name) for name in ("type", *moving[number])} for number in numbers],
-            traces=[already + number for number in numbers],
-            layout=layouts[at],
-        )
+        {
+            "name": str(at),
+            "data": [{name: drawn[at][number].get(name) for name in ("type", *moving[number])} for number in numbers],
+            "traces": [already + number for number in numbers],
+            "layout": layouts[at],
+        }
         for at in steps
     ]
     _add_slider(figure, steps, first)
