@@ -67,7 +67,6 @@ def tasks(
 def _list(length: int | None, as_json: bool) -> None:
     """Every task on a line; those that cannot have `length` at their own."""
     from qfl_interp.data.registry import load_task, task_names
-
     from qfl_interp.threads import on_every_core
 
     found: list[tuple[Task, bool]] = []
