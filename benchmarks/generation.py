@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformer_lens import HookedTransformer
 
 import qfl_interp as qfl
 from benchmarks._measuring import best_seconds
 from qfl_interp.interventions.planes import project_out
-from qfl_interp.models.build import HookedTransformer, build_model
+from qfl_interp.models.build import build_model
 from qfl_interp.models.generate import generate_greedy
 from qfl_interp.models.hooks import Intervention, Site, interventions_on
 

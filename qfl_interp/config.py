@@ -205,6 +205,15 @@ class ModelConfig(_Config):
         hidden = 8 * self.d_model // 3
         return hidden + hidden % 2
 
+    def n_parameters(self, *, d_vocab: int, n_ctx: int) -> int:
+        """Trainable parameters of the model for a vocabulary and a context length, which learns positions in "gpt2"."""
+        d, d_mlp, gpt2 = self.d_model, self.d_mlp_used, self.style == "gpt2"
+        matrices = 4 * d**2 + (2 if gpt2 else 3) * d * d_mlp
+        # Gains of both norms; in "gpt2" their shifts, and the biases of attention and of the MLP.
+        vectors = 9 * d + d_mlp if gpt2 else 2 * d
+        outside = 2 * d_vocab * d + (n_ctx * d + 2 * d + d_vocab if gpt2 else d)
+        return self.n_layers * (matrices + vectors) + outside
+
 
 @dataclass(frozen=True)
 class TrainConfig(_Config):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _stream_word(stream: str) -> int:
@@ -36,4 +39,6 @@ def generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
 
 def torch_generator(seed: int, stream: str) -> torch.Generator:
     """A CPU torch generator that depends on its two keys alone; the global one is never touched."""
+    import torch
+
     return torch.Generator().manual_seed(int(generator(seed, stream).integers(2**63)))

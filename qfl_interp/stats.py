@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Shaped
 
 # Resamples drawn at a time hold at most this many values: 64 MiB in float64.
@@ -88,6 +87,8 @@ def bootstrap_mean(
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
     """
+    import scipy.stats  # half a second, and most readers of tables need none of it
+
     data = _finite(values, "values", at_least=2)
     found = scipy.stats.bootstrap(
         (data,),
@@ -222,6 +223,8 @@ def t_interval(values: Shaped[np.ndarray, " unit"], level: float = 0.95) -> Inte
     Raises:
         ValueError: Fewer than 2 values (one value has no spread), or one that is not finite.
     """
+    import scipy.stats  # as in `bootstrap_mean`
+
     data = _finite(values, "values", at_least=2)
     mean = float(data.mean())
     half = float(scipy.stats.t.ppf((1 + level) / 2, data.size - 1) * scipy.stats.sem(data))

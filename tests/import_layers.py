@@ -46,7 +46,7 @@ ROOMS = (
 )
 # Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
-    "transformer_lens": ("models/build.py", "models/hooks.py"),
+    "transformer_lens": ("models/build.py", "models/hooks.py", "homogeneous/mlp.py"),
     "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),
     "plotly": ("plots", "report"),
     "sklearn": ("emergence", "polca", "homogeneous"),

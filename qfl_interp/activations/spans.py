@@ -13,7 +13,7 @@ from torch import Tensor
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
-from qfl_interp.models.build import HookedModel, HookedTransformer, layer_count, model_device
+from qfl_interp.models.build import HookedModel, is_hooked_transformer, layer_count, model_device
 from qfl_interp.models.fast_forward import fast_resid
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.hooks import Intervention, Site, interventions_on
@@ -223,7 +223,7 @@ def _stream(
 ) -> Iterator[dict[str, list[Float[Tensor, "head pos batch d"]]]]:
     """The chunks; `tokens` end at the last position."""
     device = model_device(model)
-    fast = model if "resid_post" in names and isinstance(model, HookedTransformer) and is_fast(model) else None
+    fast = model if "resid_post" in names and is_hooked_transformer(model) and is_fast(model) else None
     sites = [Site(layer, name) for layer in layers for name in names if fast is None or name != "resid_post"]
 
     def read(part: Tensor) -> dict[str, list[Tensor]]:

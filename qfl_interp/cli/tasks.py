@@ -67,19 +67,23 @@ def tasks(
 def _list(length: int | None, as_json: bool) -> None:
     """Every task on a line; those that cannot have `length` at their own."""
     from qfl_interp.data.registry import load_task, task_names
+    from qfl_interp.threads import on_every_core
 
-    rows, console, errors = [], Console(), Console(stderr=True, soft_wrap=True)
+    found: list[tuple[Task, bool]] = []
+    console, errors = Console(), Console(stderr=True, soft_wrap=True)
     # Seen on terminals only, and gone at the end.
     with errors.status("loading the tasks") as status:
         for name in task_names():
-            status.update(f"measuring the baselines of {name}")
             try:
                 default = load_task(name)
             except QflError as error:  # another package's fault must not hide every task
                 errors.print(f"warning: {error}", markup=False, highlight=False)
                 continue
             task = _at_length(default, length)
-            rows.append({**_about(task or default), "has_length": task is not None})
+            found.append((task or default, task is not None))
+        status.update("measuring their baselines")
+        abouts = on_every_core(_about, [task for task, _ in found])
+        rows = [{**about, "has_length": has} for about, (_, has) in zip(abouts, found, strict=True)]
     if as_json:
         print_json(rows)
         return

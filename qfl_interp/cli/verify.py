@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qfl_interp.cli.output import AsJson, print_json
+from qfl_interp.runs.config import CONFIG_FILE
 
 Folder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, or the folder or URL of a sweep.", show_default=False)
@@ -26,18 +27,15 @@ def verify(run: Folder, as_json: AsJson = False) -> None:
 
     Example: `qfl verify runs/add16`
     """
-    from qfl_interp.activations.store import ActivationStore
     from qfl_interp.runs.run import Run
-    from qfl_interp.sweep.verification import is_sweep
 
     # `Path` takes one of the two slashes of a URL.
     folder = re.sub(r"^(\w+):/(?=[^/])", r"\1://", str(run))
-    if is_sweep(folder):
-        _verify_sweep(folder, as_json)
+    if not (run / CONFIG_FILE).exists() and _verify_sweep(folder, as_json):
         return
     opened = Run.open(run)
     found = opened.verify()
-    problems = [*found.problems, *ActivationStore(opened.path / "activations").verify()]
+    problems = [*found.problems, *_of_activations(opened.path / "activations")]
     if as_json:
         values = {"path": run, "good": found.good, "problems": problems, "unchecked": found.unchecked}
         print_json(values | {"finished": found.finished})
@@ -45,16 +43,28 @@ def verify(run: Folder, as_json: AsJson = False) -> None:
     _say(f"{opened!r}\n{head}", problems, found.unchecked, quiet=as_json)
 
 
-def _verify_sweep(folder: str, as_json: bool) -> None:
-    """A sweep's folder."""
-    from qfl_interp.sweep.verification import verify_sweep
+def _of_activations(folder: Path) -> list[str]:
+    """What is wrong with a run's stored activations, which most runs have none of."""
+    if not folder.exists():
+        return []
+    from qfl_interp.activations.store import ActivationStore
 
+    return ActivationStore(folder).verify()
+
+
+def _verify_sweep(folder: str, as_json: bool) -> bool:
+    """Check a sweep's folder; False where it is none."""
+    from qfl_interp.sweep.verification import is_sweep, verify_sweep
+
+    if not is_sweep(folder):
+        return False
     found = verify_sweep(folder)
     if as_json:
         counts = {"rows": found.rows, "whole": found.whole}
         print_json({"path": folder, **counts, "problems": found.problems, "unchecked": found.unchecked})
     head = f"sweep in {folder}: {found.rows} runs have a row, {found.whole} directories are whole"
     _say(head, found.problems, found.unchecked, quiet=as_json)
+    return True
 
 
 def _say(head: str, problems: Sequence[str], unchecked: Sequence[str], *, quiet: bool) -> None:

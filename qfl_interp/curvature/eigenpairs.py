@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from qfl_interp.curvature.hessian import SymmetricOperator
@@ -17,8 +16,6 @@ from qfl_interp.curvature.token_losses import require_finite
 from qfl_interp.seeding import generator, torch_generator
 from qfl_interp.shapes import compact_repr
 
-# Since SciPy 1.17 ARPACK draws its restart vectors from a generator that is new in each process unless it is given.
-_TAKES_RNG = "rng" in inspect.signature(eigsh).parameters
 # A relative residual that every Ritz vector is within.
 _ANY = 1e30
 # Vectors of the run that is not restarted.
@@ -186,10 +183,14 @@ def _lanczos(
     operator: _Deflated, k: int, first: np.ndarray, krylov: int, tol: float, products: int, seed: int
 ) -> Float[Tensor, "candidate parameter"]:
     """The best vectors that ARPACK finds within a number of products; at least `k` of them."""
+    # A quarter of a second, and finished tables have their eigenpairs.
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
     n = len(first)
     linear = LinearOperator((n, n), matvec=operator.shifted, dtype=np.float64)  # pyright: ignore[reportCallIssue]
     options: dict[str, Any] = {"which": "LA", "v0": first}
-    if _TAKES_RNG:
+    # Since SciPy 1.17 ARPACK draws its restart vectors from a generator that is new in each process unless it is given.
+    if "rng" in inspect.signature(eigsh).parameters:
         options["rng"] = generator(seed, "curvature/arpack")
 
     def vectors(size: int, tol: float, restarts: int) -> np.ndarray:

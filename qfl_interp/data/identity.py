@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qfl_interp.data.examples import split_hash
-from qfl_interp.data.task import Task
 from qfl_interp.digests import digest
 from qfl_interp.sealed import sealed_json, unsealed
 from qfl_interp.seeding import generator
+
+if TYPE_CHECKING:
+    from qfl_interp.data.task import Task
 
 # Examples whose tokens and splits are compared.
 _N_EXAMPLES = 64
@@ -26,6 +27,8 @@ def task_identity(task: Task) -> dict[str, Any]:
     tokens and scored tokens; "splits", the hashes that decide their split. Two tasks with equal values draw and encode
     those examples alike and hold out the same.
     """
+    from qfl_interp.data.examples import split_hash
+
     examples = task.sample(generator(0, "task/identity"), _N_EXAMPLES)
     batch = task.encode(examples)
     answer_alone = () if batch.prompt_end else (np.array([True]),)

@@ -36,9 +36,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy.signal
 from jaxtyping import Float, Shaped
-from sklearn.isotonic import IsotonicRegression
 
 # A flat stretch is at least this long in log10 FLOPs.
 MIN_PLATEAU_DECADES = 0.25
@@ -124,6 +122,8 @@ def find_transition(
         ValueError: The arrays differ in length, hold fewer than 3 points with FLOPs above 0, are not finite,
             or the FLOPs do not increase.
     """
+    from sklearn.isotonic import IsotonicRegression  # half a second, and finished tables have their transition
+
     x, y = _checked(flops, loss)
     kept = np.asarray(flops, dtype=np.float64)[-x.size :]
     smooth = _without_spikes(y)
@@ -185,7 +185,7 @@ def _checked(
 def _without_spikes(y: Float[np.ndarray, " kept"]) -> Float[np.ndarray, " kept"]:
     """A running median of three; the ends are kept."""
     smooth = y.copy()
-    smooth[1:-1] = scipy.signal.medfilt(y, 3)[1:-1]
+    smooth[1:-1] = np.median([y[:-2], y[1:-1], y[2:]], axis=0)
     return smooth
 
 

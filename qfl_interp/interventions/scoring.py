@@ -20,7 +20,7 @@ from qfl_interp.interventions.controls import Control
 from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
 from qfl_interp.memory import available_bytes, require_memory
-from qfl_interp.models.build import HookedModel, HookedTransformer, layer_count, model_device
+from qfl_interp.models.build import HookedModel, is_hooked_transformer, layer_count, model_device
 from qfl_interp.models.fast_suffix import fast_suffix, suffix_logits
 from qfl_interp.models.forward import is_fast, logits_at, resumable, rows_logits
 from qfl_interp.models.hooks import ActivationFn, Intervention, Site
@@ -163,7 +163,7 @@ def _scorer(
 ) -> Callable[[RowInterventions], ExampleScores]:
     """Scores the batch under interventions, none of which acts before those that were made."""
     at_stream = all(i.site.name == "resid_post" and i.site.layer is not None for i in made)
-    if not (made and at_stream and isinstance(model, HookedTransformer) and is_fast(model)):
+    if not (made and at_stream and is_hooked_transformer(model) and is_fast(model)):
         prefix = shared_prefix(model, batch.tokens, _first_block(made), chunk=chunk)
         return lambda make: score_interventions(model, batch, make, chunk=chunk, prefix=prefix)
     first = min(first, scored_span(batch.loss_mask).start)

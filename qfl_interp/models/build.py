@@ -1,6 +1,7 @@
 """ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
-With `hooks.py` the only module that imports transformer_lens.
+With `hooks.py` and the homogeneous networks the only modules that import transformer_lens: here where a model is made,
+because that import takes longer than showing tables that are finished.
 """
 
 from __future__ import annotations
@@ -9,14 +10,10 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Set
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge, JointQKVAttentionBridge
-from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import PreTrainedModel
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import Task
@@ -24,8 +21,16 @@ from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.seeding import torch_generator
 
-# Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model.
-HookedModel = HookedRootModule | TransformerBridge
+# Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model. A name for
+# annotations: at run time any module is one.
+if TYPE_CHECKING:
+    from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
+
+    HookedModel = HookedRootModule | TransformerBridge
+else:
+    HookedModel = nn.Module
 
 
 def build_model(config: ModelConfig, task: Task, *, seed: int = 0) -> HookedTransformer:
@@ -49,8 +54,7 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
     """A freshly initialised model for a vocabulary and a context length, in float32 on the CPU.
 
     "llama": every bias of TransformerLens becomes a zero buffer that no checkpoint holds, so that the
-    parameters are the paper's, `2 d_vocab d_model + d_model + n_layers (4 d_model^2 + 3 d_model d_mlp + 2
-    d_model)` of them. "gpt2": biases are trained.
+    parameters are the paper's (`ModelConfig.n_parameters`). "gpt2": biases are trained.
 
     Raises:
         ValueError: `d_vocab` or `n_ctx` is not positive.
@@ -69,6 +73,8 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
         needed, available_bytes(), f"parameters of d_model {config.d_model:,} and n_layers {config.n_layers:,}",
         "Take a smaller model.",
     )  # fmt: skip
+    from transformer_lens import HookedTransformer
+
     cfg = _lens_config(config, d_vocab, n_ctx)
     with warnings.catch_warnings():
         # It exists in transformer-lens 3.x only; pyproject.toml pins that.
@@ -82,6 +88,8 @@ def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0
 
 def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int) -> HookedTransformerConfig:
     """TransformerLens's configuration of the same model; weights are left for us to draw."""
+    from transformer_lens import HookedTransformerConfig
+
     llama = config.style == "llama"
     return HookedTransformerConfig(
         d_model=config.d_model,
@@ -155,6 +163,8 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
         >>> hooked_from_hf(GPTNeoXForCausalLM(tiny))(torch.tensor([[1, 2]])).shape
         torch.Size([1, 2, 5])
     """
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
     name = type(model).__name__
     attention = getattr(model.config, "_attn_implementation", "eager")
     if attention != "eager":
@@ -193,15 +203,32 @@ def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:
 
 def _split_projections(module: nn.Module) -> Iterator[nn.Module]:
     """The fused projections of a bridge's module whose parts it reads instead."""
+    from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge, JointQKVAttentionBridge
+
     if isinstance(module, JointQKVAttentionBridge):
         yield module.get_submodule("qkv")
     elif isinstance(module, JointGateUpMLPBridge):
         yield module.get_submodule(f"_original_component.{module.fused_attr}")
 
 
+def is_hooked_transformer(model: HookedModel) -> TypeGuard[HookedTransformer]:
+    """Whether it is one of TransformerLens's own models."""
+    from transformer_lens import HookedTransformer
+
+    return isinstance(model, HookedTransformer)
+
+
+def _prints_moves(model: HookedModel) -> TypeGuard[HookedTransformer | TransformerBridge]:
+    """Whether the model prints where it is moved, unless it is told not to."""
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return isinstance(model, HookedTransformer | TransformerBridge)
+
+
 def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
     """The model, moved to a device; TransformerLens would print that it moves."""
-    if isinstance(model, HookedTransformer | TransformerBridge):
+    if _prints_moves(model):
         return model.to(device, print_details=False)
     return model.to(device)
 
@@ -212,7 +239,7 @@ def model_in_dtype(model: HookedModel, dtype: torch.dtype) -> HookedModel:
         return model
     other = copy.deepcopy(model)
     # TransformerLens's norms follow `cfg.dtype`, which `.to` keeps in step and `.double()` does not.
-    if isinstance(other, HookedTransformer | TransformerBridge):
+    if _prints_moves(other):
         return other.to(dtype, print_details=False)
     return other.to(dtype)
 

@@ -8,7 +8,7 @@ rest, under changes of the residual stream. It computes what the model computes 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import HookedTransformer
 from qfl_interp.models.fast_forward import (
     FastLayer,
     FastWeights,
@@ -28,6 +27,9 @@ from qfl_interp.models.fast_forward import (
     read_weights,
 )
 from qfl_interp.shapes import Tokens
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedTransformer
 
 # Changes of the residual stream after a block: `[example, pos, d_model]` in, the same shape out.
 Changes = Mapping[int, Sequence[Callable[[Tensor], Tensor]]]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import HookedModel, HookedTransformer, model_device
+from qfl_interp.models.build import HookedModel, is_hooked_transformer, model_device
 from qfl_interp.models.fast_forward import fast_logits
 from qfl_interp.models.fast_support import require_supported
 from qfl_interp.models.hooks import Intervention, interventions_on
 from qfl_interp.shapes import Tokens
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedTransformer
 
 
 def is_fast(model: HookedModel) -> bool:
@@ -43,9 +47,9 @@ def logits_at(
         return model(tokens)[:, positions]
 
 
-def resumable(model: HookedModel) -> bool:
+def resumable(model: HookedModel) -> TypeGuard[HookedTransformer]:
     """Whether the model can start at a layer from a residual stream and stop before its unembedding."""
-    return isinstance(model, HookedTransformer) and model.cfg.positional_embedding_type != "shortformer"
+    return is_hooked_transformer(model) and model.cfg.positional_embedding_type != "shortformer"
 
 
 @torch.no_grad()
@@ -64,7 +68,6 @@ def rows_logits(
     if not resumable(model):
         with interventions_on(model, interventions):
             return model(tokens)[:, span]
-    assert isinstance(model, HookedTransformer)
     layer, inputs = (None, tokens) if start is None else start
     with interventions_on(model, interventions):
         resid = model(inputs, start_at_layer=layer, stop_at_layer=model.cfg.n_layers)[:, span]

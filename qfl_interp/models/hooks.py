@@ -11,16 +11,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
 from qfl_interp.errors import QflError, nearest
 from qfl_interp.models.build import HookedModel
 from qfl_interp.sites import SITES, SiteKind, site_kind
+
+if TYPE_CHECKING:
+    from transformer_lens.hook_points import HookPoint
 
 # Hook points that exist but fire only where this config flag is on.
 _GATED = {

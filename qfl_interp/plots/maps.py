@@ -81,8 +81,8 @@ class CellMap:
         beside: Sequence[str] = (),
         floor: float | None = None,
         **look: Any,
-    ) -> go.Heatmap:
-        """The cells of one table, coloured by a column; open where it has no value.
+    ) -> dict[str, Any]:
+        """The cells of one table, coloured by a column; open where it has no value; as a trace's fields.
 
         Args:
             table: At most one row a cell.
@@ -103,7 +103,8 @@ class CellMap:
         if beside:
             fields["customdata"] = short(self.grid(full[list(beside)].to_numpy(dtype=float)))
         shared = {"xgap": 1, "ygap": 1, "hoverongaps": False, "coloraxis": "coloraxis", **self.axes}
-        return go.Heatmap(shared | fields | look)
+        given = {name: value for name, value in look.items() if value is not None}
+        return {"type": "heatmap", **shared, **fields, **given}
 
     def crosses(self, why: str) -> go.Heatmap:
         """A grey cross in every cell, to lie below `heat`; the hover text says why a cell has no value."""

@@ -47,7 +47,7 @@ def over_steps(
     Args:
         figure: With its axes, its margin, the texts and traces that stay. It grows by the height of the slider.
         rows: At any number of steps.
-        draw: The traces of one step's rows; as many at every step, and of the same kinds.
+        draw: The traces of one step's rows, or their fields; as many at every step, and of the same kinds.
         table: The table's name, for errors.
         title: What the figure is of, or how the whole heading is made from one step's rows.
         above: Pixels from the plot area to the heading.
@@ -71,7 +71,7 @@ def over_steps(
         part = select(rows, step=at)
         text = step_title(part, title) if isinstance(title, str) else title(part)
         layouts[at] = {**(layout(part) if layout else {}), "annotations": [heading(text, above), *texts]}
-        drawn[at] = [trace.to_plotly_json() for trace in draw(part)]
+        drawn[at] = [trace if isinstance(trace, dict) else trace.to_plotly_json() for trace in draw(part)]
     moving = [_differing(traces) for traces in zip(*drawn.values(), strict=True)]
     numbers = [number for number, names in enumerate(moving) if names]
     already = len(figure.data)
@@ -81,13 +81,14 @@ def over_steps(
     figure.update_layout(layouts[first])
     if len(steps) == 1:
         return figure
+    # As dictionaries: plotly checks and copies each frame once when it takes them, and a `go.Frame` twice.
     figure.frames = [
-        go.Frame(
-            name=str(at),
-            data=[{name: drawn[at][number].get(name) for name in ("type", *moving[number])} for number in numbers],
-            traces=[already + number for number in numbers],
-            layout=layouts[at],
-        )
+        {
+            "name": str(at),
+            "data": [{name: drawn[at][number].get(name) for name in ("type", *moving[number])} for number in numbers],
+            "traces": [already + number for number in numbers],
+            "layout": layouts[at],
+        }
         for at in steps
     ]
     _add_slider(figure, steps, first)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.cluster import HDBSCAN
-from sklearn.metrics import pairwise_distances_chunked
 
 OUTLIER = -1
 DROPPED = -2
@@ -143,6 +141,8 @@ def _hdbscan(
     curves: Float[np.ndarray, "used time"], min_cluster_size: int, min_samples: int | None
 ) -> Int[np.ndarray, " used"]:
     """Labels of the curves, clusters numbered by size."""
+    from sklearn.cluster import HDBSCAN  # a second, and finished tables have their clusters
+
     n_tokens = len(curves)
     samples = max(1, n_tokens // 15) if min_samples is None else min_samples
     if n_tokens < max(min_cluster_size, samples):
@@ -168,6 +168,8 @@ def _by_size(labels: Int[np.ndarray, " used"]) -> Int[np.ndarray, " used"]:
 
 def _medoid(curves: Float[np.ndarray, "token time"], members: Bool[np.ndarray, " token"]) -> int:
     """The member with the smallest summed distance to the others."""
+    from sklearn.metrics import pairwise_distances_chunked  # as above
+
     inside = curves[members].astype(np.float64)
     sums = pairwise_distances_chunked(
         inside, reduce_func=lambda distances, _: distances.sum(axis=1), working_memory=_WORKING_MIB

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from jaxtyping import Bool, Int, Integer
 
 from qfl_interp.curvature.token_losses import ScoredTokens
@@ -119,6 +118,8 @@ def enrichment(table: pd.DataFrame, labels: Integer[np.ndarray, " token"]) -> pd
         than a random set of its size (it takes tokens as independent); `p_value_holm`, adjusted over all rows. Values
         that every token has are left out, as are pairs that say what one of their parts says.
     """
+    import scipy.stats  # half a second, and finished tables have their names
+
     rows = [
         row
         for label in _all_labels(table)

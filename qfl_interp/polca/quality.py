@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Integer
-from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.polca.clustering import Clusters, cluster_direction
@@ -106,6 +105,8 @@ def adjusted_rand(labels: Int[np.ndarray, " token"], truth: Integer[np.ndarray, 
     References:
         Hubert and Arabie (1985), Comparing partitions.
     """
+    from sklearn.metrics import adjusted_rand_score  # a second, and finished tables have their numbers
+
     clustered = labels >= 0
     if clustered.sum() < 2:
         return float("nan")
@@ -121,6 +122,8 @@ def silhouettes(curves: Float[np.ndarray, "token time"], labels: Int[np.ndarray,
     References:
         Rousseeuw (1987), Silhouettes.
     """
+    from sklearn.metrics import silhouette_samples  # as in `adjusted_rand`
+
     names = [int(cluster) for cluster in np.unique(labels[labels >= 0])]
     used = np.flatnonzero(labels >= 0)
     if len(used) > _MOST_TOKENS:

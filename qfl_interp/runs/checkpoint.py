@@ -16,16 +16,17 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import safetensors
-import safetensors.torch
-from torch import Tensor
 
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "qfl_interp checkpoint"
 VERSION = 1
@@ -34,6 +35,7 @@ _FIELDS = {"format", "version", "step", "config_digest", "files"}
 _TEMPORARY = ".tmp-"
 # In seconds: no writer takes that long for one file.
 A_DAY = 86_400.0
+ParsedT = TypeVar("ParsedT")
 
 
 class Checkpoint(NamedTuple):
@@ -108,6 +110,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         QflError: The disk is full or the folder cannot be written; earlier checkpoints are intact.
     """
+    import safetensors.torch
+
     final = folder / step_name(checkpoint.step)
     temporary = folder / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex[:8]}"
     files = {MODEL: safetensors.torch.save(_plain(checkpoint.model))}
@@ -205,17 +209,32 @@ def load_checkpoint(path: Path, *, config_digest: str, with_optimizer: bool = Fa
     Raises:
         QflError: Something is missing, truncated, corrupted, or of another run; names the file.
     """
+    import safetensors.torch
+
+    manifest, files = _read_files(path, config_digest, with_optimizer, safetensors.torch.load)
+    return Checkpoint(manifest["step"], manifest["config_digest"], files[MODEL], files.get(OPTIMIZER))
+
+
+def check_checkpoint(path: Path, *, config_digest: str) -> None:
+    """Check one checkpoint directory, the optimiser's state included, without PyTorch. Raises as `load_checkpoint`."""
+    _read_files(path, config_digest, True, safetensors.deserialize)
+
+
+def _read_files(
+    path: Path, config_digest: str, with_optimizer: bool, parse: Callable[[bytes], ParsedT]
+) -> tuple[dict[str, Any], dict[str, ParsedT]]:
+    """The manifest of a checkpoint directory and what `parse` makes of each file's bytes, all checked."""
     manifest = read_manifest(path)
     if manifest["config_digest"] != config_digest:
         raise QflError(
             f"{path} belongs to a run with another configuration (digest {manifest['config_digest']}, this run "
             f"{config_digest}). It was copied here from elsewhere, or config.json was; use another step."
         )
-    tensors: dict[str, dict[str, Tensor]] = {}
+    files: dict[str, ParsedT] = {}
     for name in (MODEL, OPTIMIZER) if with_optimizer else (MODEL,):
         if name in manifest["files"]:
             try:
-                tensors[name] = safetensors.torch.load(_read_checked(path / name, manifest["files"][name]))
+                files[name] = parse(_read_checked(path / name, manifest["files"][name]))
             except safetensors.SafetensorError as error:
                 raise QflError(f"{path / name} is no safetensors file: {error}.") from error
-    return Checkpoint(manifest["step"], manifest["config_digest"], tensors[MODEL], tensors.get(OPTIMIZER))
+    return manifest, files

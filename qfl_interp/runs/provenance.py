@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qfl_interp.errors import QflError, redact_command
 from qfl_interp.files import read_json
 from qfl_interp.sealed import sealed_json, unsealed
+
+if TYPE_CHECKING:
+    import torch
 
 _ADVICE = "Restore or delete it; no number depends on it."
 _PACKAGES = ("qfl-interp", "torch", "transformer-lens", "numpy", "scikit-learn")
@@ -61,6 +62,8 @@ def read_sessions(path: Path, config_digest: str) -> Sessions:
 
 def device_name(device: str | torch.device = "cpu") -> str:
     """The model of a processor and, for a CPU, its number of cores."""
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -86,6 +89,8 @@ def git_commit(folder: Path) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a number can depend on."""
+    import torch
+
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     # Its own word has the build too, "2.13.0+cu130", which a wheel's metadata may leave out.
     return {"python": platform.python_version(), **found, "torch": str(torch.__version__)}
@@ -93,6 +98,8 @@ def versions() -> dict[str, str]:
 
 def session_record(device: str | torch.device) -> dict[str, Any]:
     """What is recorded each time a process works on a run."""
+    import torch
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),

@@ -1,4 +1,7 @@
-"""One training run on disk: configuration, metrics by step, checkpoints, analysis tables."""
+"""One training run on disk: configuration, metrics by step, checkpoints, analysis tables.
+
+What needs PyTorch, a task and a model, is imported where it is asked for: files are read and checked without it.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import torch
 
 from qfl_interp.data.identity import differences, identity_in, task_identity
-from qfl_interp.data.registry import load_task
-from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path, read_json
-from qfl_interp.models.build import HookedTransformer, build_hooked, build_model, load_parameters
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.folder_lock import is_held
@@ -27,6 +26,12 @@ from qfl_interp.runs.metrics import Metrics, read_metrics
 from qfl_interp.runs.provenance import read_sessions
 from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
 from qfl_interp.runs.series import Steps as Steps
+
+if TYPE_CHECKING:
+    import torch
+
+    from qfl_interp.data.task import Task
+    from qfl_interp.models.build import HookedTransformer
 
 CHECKPOINTS, RESUME, PROVENANCE_FILE = "checkpoints", "resume", "provenance.json"
 
@@ -102,6 +107,8 @@ class Run(Checkpoints):
         """
         if self._given is not None:
             return self._given
+        from qfl_interp.data.registry import load_task
+
         task = load_task(self.config.task, self.config.length)
         require_task(self.path, task, registered=True)
         return task
@@ -171,7 +178,7 @@ class Run(Checkpoints):
     @property
     def n_parameters(self) -> int:
         """Trainable parameters."""
-        return sum(p.numel() for p in self._empty_model().parameters())
+        return self.config.model.n_parameters(d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
 
     def flops(self, step: int) -> float:
         """Nominal training FLOPs up to `step`, as the paper counts."""
@@ -183,6 +190,8 @@ class Run(Checkpoints):
 
     def _empty_model(self) -> HookedTransformer:
         """A model of this run's shape, weights yet to be loaded."""
+        from qfl_interp.models.build import build_hooked
+
         return build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
 
     def load_model(
@@ -194,12 +203,16 @@ class Run(Checkpoints):
             QflError: The step was not saved (the nearest one is named), or its checkpoint is truncated, corrupted or
                 foreign; other steps stay usable.
         """
+        from qfl_interp.models.build import load_parameters
+
         model = self._empty_model()
         load_parameters(model, self.load_checkpoint(self.resolve_steps(step)[0]).model)
         return model.to(device, print_details=False)
 
     def untrained_model(self, index: int) -> tuple[HookedTransformer, int]:
         """A freshly initialised model of this run's shape, on the CPU, and the seed of its weights."""
+        from qfl_interp.models.build import build_model
+
         seed = self.untrained_seed(index)
         return build_model(self.config.model, self.task, seed=seed), seed
 
@@ -233,14 +246,14 @@ class Run(Checkpoints):
         good, problems = [], []
         for step in self.steps:
             try:
-                self.load_checkpoint(step, with_optimizer=True)
+                self._check_checkpoint(self.path / CHECKPOINTS / ckpt.step_name(step))
                 good.append(step)
             except QflError as error:
                 problems.append(str(error))
         foreign = [p for p in sorted((self.path / CHECKPOINTS).glob("[!.]*")) if ckpt.parse_step(p.name) is None]
         problems += [f"{path} is not a checkpoint of this run." for path in foreign]
         for path in sorted((self.path / RESUME).glob("step_*")):
-            problems += _told(lambda path=path: ckpt.load_checkpoint(path, config_digest=self.config.digest))
+            problems += _told(lambda path=path: self._check_checkpoint(path))
         for read in (lambda: self.metrics, lambda: self.provenance, lambda: task_record(self.path)):
             problems += _told(read)
         try:
@@ -252,6 +265,9 @@ class Run(Checkpoints):
         for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
             problems += self.table(folder.name).verify()
         return Verification(tuple(good), tuple(problems), self.config.last_step in good, tuple(unchecked))
+
+    def _check_checkpoint(self, path: Path) -> None:
+        ckpt.check_checkpoint(path, config_digest=self.config.digest)
 
     def _unchecked(self, logged: Metrics | None) -> list[str]:
         """A sentence on each file without a checksum."""

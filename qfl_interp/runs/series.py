@@ -6,17 +6,20 @@ import abc
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
-from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import HookedModel
 from qfl_interp.runs.table import Table
 from qfl_interp.runs.workplace import TableElsewhere, enter, workplace
 from qfl_interp.seeding import generator
+
+if TYPE_CHECKING:
+    import torch
+
+    from qfl_interp.data.task import Task
+    from qfl_interp.models.build import HookedModel
 
 # "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
 Steps = str | int | list[int] | tuple[int, ...]

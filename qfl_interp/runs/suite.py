@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PretrainedConfig
@@ -19,10 +19,13 @@ from qfl_interp.data.task import Task
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
-from qfl_interp.models.build import TransformerBridge, hooked_from_hf
+from qfl_interp.models.build import hooked_from_hf
 from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
 from qfl_interp.runs.series import Checkpoints
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import TransformerBridge
 
 
 class Suite(Checkpoints):

@@ -18,15 +18,16 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import safetensors.torch
-from torch import Tensor
 
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
 from qfl_interp.runs.checkpoint import A_DAY, remove_leftovers, storage_error, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where a manifest says what its part comes from.
 _ORIGIN = "origin"
@@ -114,6 +115,8 @@ class Table:
         rows.to_parquet(buffer, index=False)
         files = {self._path(part): buffer.getvalue()}
         if tensors is not None:
+            import safetensors.torch
+
             plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             files[self._tensors_path(part)] = safetensors.torch.save(plain)
         for path, data in files.items():
@@ -193,6 +196,8 @@ class Table:
         Raises:
             QflError: They are missing, corrupted, or of another run or other weights.
         """
+        import safetensors.torch
+
         self._require_own(part)
         return safetensors.torch.load(self._read_checked(self._tensors_path(part), part))
 

@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from multiprocessing.context import SpawnContext
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
-from torch import Tensor
 
 from qfl_interp.digests import digest
 from qfl_interp.runs.checkpoint import storage_error
 from qfl_interp.runs.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOME = "QFL_HOME"
 # The place that was said in this process: once is enough.

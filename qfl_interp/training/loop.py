@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import Progress
@@ -14,7 +15,7 @@ from qfl_interp.config import TrainConfig
 from qfl_interp.data.examples import ExampleStream, held_out
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import HookedTransformer, build_model, load_parameters, parameters_to_save
+from qfl_interp.models.build import build_model, load_parameters, parameters_to_save
 from qfl_interp.models.fast_forward import compile_fast_logits, fast_logits
 from qfl_interp.models.metrics import evaluate, masked_loss, scored_span, targets
 from qfl_interp.progress import progress_bar
@@ -26,6 +27,9 @@ from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedTransformer
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]

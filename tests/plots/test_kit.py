@@ -166,13 +166,15 @@ def test_cells_stand_in_order_and_are_open_without_a_value():
     cells = cells_of(table())
     assert (cells.y, cells.across) == (["0", "1"], [0, 1, 2])
     trace = cells.heat(table(), "loss", "%{z}", beside=("n",), floor=1e-3)
-    assert [list(row) for row in trace.z] == [[None, 1.0, 2.0], [1.0, 2.0, None]]
-    np.testing.assert_array_equal(np.array(trace.customdata, dtype=float)[..., 0], [[np.nan, 100, 200], [1, 101, 201]])
+    assert [list(row) for row in trace["z"]] == [[None, 1.0, 2.0], [1.0, 2.0, None]]
+    np.testing.assert_array_equal(
+        np.array(trace["customdata"], dtype=float)[..., 0], [[np.nan, 100, 200], [1, 101, 201]]
+    )
     crosses = cells.crosses("no value")
     assert np.array(crosses.text).tolist() == [["×"] * 3] * 2
     assert crosses.hovertemplate == "no value<extra></extra>"
     floored = cells.heat(table(), "loss", "", floor=100.0)
-    assert floored.z[0][1] == 2.0
+    assert floored["z"][0][1] == 2.0
 
 
 def test_a_map_of_heads_names_them_and_a_deep_one_some_layers_only():

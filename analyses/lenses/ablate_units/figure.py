@@ -65,7 +65,7 @@ def _map(rows: pd.DataFrame, step: int | None, what: str) -> go.Figure:
     written = len(layers) * len(heads) <= _MOST_WRITTEN
     look = {"texttemplate": "%{text[0]}" if written else None, "textfont": {"size": FONT_SIZE - 2}}
 
-    def draw(part: pd.DataFrame) -> list[go.Heatmap]:
+    def draw(part: pd.DataFrame) -> list[dict[str, Any]]:
         found = [(row["loss_increase"], row["mark"], row["p_value_holm"]) for row in records(cells.cells(part))]
         texts = [[_written(rise, mark), holm_line(p)] for rise, mark, p in found]
         text = cells.grid(np.array(texts, dtype=object)).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -47,7 +47,7 @@ def soft_rank_figure(ranks: pd.DataFrame, *, centred: bool = True, step: int | N
         annotations=[axis_title("position", 0.0)],
     )
 
-    def draw(part: pd.DataFrame) -> list[go.Heatmap]:
+    def draw(part: pd.DataFrame) -> list[dict[str, Any]]:
         return [cells.heat(part, name, _HOVER, beside=_BESIDE)]
 
     return over_steps(figure, rows, draw, table="soft_ranks", title=title, above=62, step=step)

@@ -164,7 +164,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
     attributed = len(finite(rows["attribution"])) > 0
     hovers = {name: _hover(one, attributed) for name, one in _METRICS.items()}
 
-    def draw(part: pd.DataFrame) -> list[go.Heatmap]:
+    def draw(part: pd.DataFrame) -> list[dict[str, Any]]:
         return [
             one.cells.within(cell).heat(
                 one.of_step(part), name, hovers[name], beside=_METRICS[name].beside, name=name, text=one.names,

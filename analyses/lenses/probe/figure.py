@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -80,7 +80,7 @@ def probe_heatmap(probe: pd.DataFrame, feature: str, *, beside: Beside = "score"
     # The second map has the first one's layers.
     figure.update_layout(yaxis2={"matches": "y", "showticklabels": False, "ticks": "", "title": {"text": ""}})
 
-    def draw(part: pd.DataFrame) -> list[go.Heatmap]:
+    def draw(part: pd.DataFrame) -> list[dict[str, Any]]:
         shown = select(part, fitted=True)
         return [
             at.heat(shown, view.column, hover, beside=_HOVER_COLUMNS, floor=view.floor, coloraxis=axis)

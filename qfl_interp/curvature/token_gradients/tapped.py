@@ -7,15 +7,17 @@ from one forward and one backward pass for many tokens, and no weight gradient i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from qfl_interp.models.build import HookedTransformer
 from qfl_interp.models.fast_support import require_supported
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedTransformer
 
 
 class Product(NamedTuple):

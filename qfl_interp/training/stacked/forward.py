@@ -7,7 +7,7 @@ that reads it, embeddings as one-hot rows where the vocabulary is small.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.config import ModelConfig
-from qfl_interp.models.build import HookedTransformer
 from qfl_interp.models.fast_support import require_supported
 from qfl_interp.models.fused_ops import unit_rms
 from qfl_interp.models.metrics import IGNORED
 from qfl_interp.training.stacked.attention import Heads, attention, gated_unit
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import HookedTransformer
 
 
 class Shape(NamedTuple):
