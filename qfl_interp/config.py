@@ -300,7 +300,8 @@ class TrainConfig(_Config):
             self.betas,
             "The paper uses (0.9, 0.95).",
         )
-        for name in ("adam_eps", "clip_norm", "divergence_loss"):
+        _require(0 < self.adam_eps <= 1, "adam_eps must lie in (0, 1]", self.adam_eps, "Above, nothing is trained.")
+        for name in ("clip_norm", "divergence_loss"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name), "")
         _require(self.n_checkpoints >= 2, "n_checkpoints must be at least 2", self.n_checkpoints, "First and last.")
 

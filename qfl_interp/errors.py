@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 # `user:password@` of a URL; words of an option whose value is nobody's to read.
-_LOGIN = re.compile(r"(\w+://)[^/@\s'\"]+@")
+# A path folds `//` to `/`.
+_LOGIN = re.compile(r"(\w+://?)[^/@\s'\"]+@")
 _SECRET = {"password", "passwd", "token", "secret", "key", "apikey", "credential", "credentials"}
 
 

@@ -16,6 +16,10 @@ def test_errors_show_no_login(kind):
     assert "pass" not in str(pickle.loads(pickle.dumps(error)))
 
 
+def test_a_login_is_left_out_of_a_url_that_a_path_has_folded():
+    assert redact("got 'https:/user:pass@h/x'") == "got 'https:/***@h/x'"
+
+
 @pytest.mark.parametrize("text", ["a@b.c", "s3://bucket/a@b", "https://host:80/path", "no URL"])
 def test_what_is_no_login_stays(text):
     assert redact(text) == text

@@ -13,6 +13,7 @@ from qfl_interp.seeding import generator
 
 if TYPE_CHECKING:
     from qfl_interp.data.task import Task
+    from qfl_interp.shapes import Examples
 
 # Examples whose tokens and splits are compared.
 _N_EXAMPLES = 64
@@ -24,8 +25,8 @@ def task_identity(task: Task) -> dict[str, Any]:
     """A task's class, parameters and, of examples drawn with a fixed seed, digests.
 
     Keys: "class" as `module:Class`; "parameters" (`Task.parameters`); "sampled", the raw examples; "encoded", their
-    tokens and scored tokens; "splits", the hashes that decide their split. Two tasks with equal values draw and encode
-    those examples alike and hold out the same.
+    tokens and scored tokens; "splits", the hashes that decide their split; "features", names, kinds, labels and where
+    they are read. Two tasks with equal values draw, encode and label those examples alike and hold out the same.
     """
     from qfl_interp.data.examples import split_hash
 
@@ -38,6 +39,7 @@ def task_identity(task: Task) -> dict[str, Any]:
         "sampled": _digest(examples),
         "encoded": _digest(batch.tokens.numpy(), batch.loss_mask.numpy(), *answer_alone),
         "splits": _digest(split_hash(task.canonical(examples))),
+        "features": _features_digest(task, examples),
     }
 
 
@@ -58,11 +60,24 @@ def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         "sampled": "it draws other examples",
         "encoded": "it encodes examples otherwise",
         "splits": "its splits are others",
+        "features": "its features are others",
     }
-    listed = [text for key, text in words.items() if found.get(key) != wanted.get(key)]
+    # Runs of before say nothing of features; a registered task's may be mended.
+    listed = [text for key, text in words.items() if key in found and key in wanted and found[key] != wanted[key]]
     there, here = ({"class": d["class"], **d["parameters"]} for d in (found, wanted))
     changed = [key for key in there | here if there.get(key) != here.get(key)]
     return [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in changed] + listed
+
+
+def _features_digest(task: Task, examples: Examples) -> str:
+    """Of the labels of all features and where they are read."""
+    parts: list[str | memoryview] = []
+    for name, feature in sorted(task.features.items()):
+        parts.append(f"{name}\0{feature.kind}")
+        for found in (feature.labels(examples), feature.positions(examples)):
+            values = np.ascontiguousarray(found, dtype=np.float64)
+            parts += [str(values.shape), values.data.cast("B")]
+    return digest(*parts)
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from qfl_interp.errors import QflError
 from qfl_interp.models.hooks import Intervention, Site
 
 # Which examples of a batch: a slice, or their indices.
@@ -44,6 +45,11 @@ def edit_at(
     def everywhere(activation: Tensor) -> Tensor:
         if site.positions is None:
             return change(activation)
+        if max(site.positions) >= activation.shape[1]:
+            raise QflError(
+                f"positions of {site.hook_name} must lie in [0, {activation.shape[1]}), the tokens of this pass, got "
+                f"{max(site.positions)}."
+            )
         changed = activation.clone()
         changed[:, list(site.positions)] = change(activation[:, list(site.positions)])
         return changed

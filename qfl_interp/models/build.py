@@ -166,6 +166,8 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     name = type(model).__name__
+    if not hasattr(model, "config"):
+        raise QflError(f"a causal language model of transformers is needed, got a {name}, which has no `config`.")
     attention = getattr(model.config, "_attn_implementation", "eager")
     if attention != "eager":
         raise QflError(

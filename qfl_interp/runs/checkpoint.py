@@ -55,8 +55,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: beside its place, flushed to the disk, then renamed into it.
 
     Raises:
-        QflError: The disk is full; nothing is left behind and the old file, if any, stays.
+        QflError: The disk is full, or a device stands there; nothing is left behind and an old file stays.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise QflError(f"{path} must be a file, and it is a device or a pipe: nothing was written. Name another.")
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         _write_flushed(temporary, data)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from qfl_interp.models.build import HookedTransformer
 
 CHECKPOINTS, RESUME, PROVENANCE_FILE = "checkpoints", "resume", "provenance.json"
+# In the folder of checkpoints, where a sweep has kept the last one alone.
+FINAL_ALONE = ".final_alone"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Run(Checkpoints):
         self.config = config
         self._given = task
         if task is not None:
-            require_task(path, task)
+            require_task(path, task, labels=True)
 
     @classmethod
     def open(cls, path: str | Path, *, task: Task | None = None) -> Run:
@@ -260,7 +262,7 @@ class Run(Checkpoints):
             logged = read_metrics(self.path / METRICS_FILE, self.config.digest)
         except QflError:  # told above
             logged = None
-        problems += [] if logged is None else self._not_saved(logged)
+        problems += [] if logged is None else self._not_saved(logged) + self._missing(logged)
         unchecked = self._unchecked(logged)
         for folder in sorted((self.path / TABLES_FOLDER).glob("*")):
             problems += self.table(folder.name).verify()
@@ -278,17 +280,26 @@ class Run(Checkpoints):
         with contextlib.suppress(QflError):  # told as a problem
             if not read_sessions(self.path / PROVENANCE_FILE, self.config.digest).checked:
                 found.append(f"{self.path / PROVENANCE_FILE} {old}: no checksum.")
-        if not (self.path / TASK_FILE).exists():
+        if not (self.path / TASK_FILE).exists() and not (logged is not None and logged.checked and logged.rows):
             found.append(f"{self.path} {old}: it does not say what its task was.")
         return found
 
+    def _missing(self, logged: Metrics) -> list[str]:
+        """A sentence on each file that a run whose metrics have digests was given before them, and has not."""
+        names = (TASK_FILE, PROVENANCE_FILE) if logged.checked and logged.rows else ()
+        return [f"{self.path / name} is missing. Restore it." for name in names if not (self.path / name).exists()]
+
     def _not_saved(self, logged: Metrics) -> list[str]:
-        """A sentence on the checkpoints that should be there: those of the schedule before the last logged step."""
-        rows = logged.rows
-        saved = {*self.steps}
-        if any(after != before + 1 for before, after in itertools.pairwise(row["step"] for row in rows)):
-            return []  # a sweep thinned rows and checkpoints of a finished run
-        lost = [step for step in self.config.steps_to_save if rows and step < rows[-1]["step"] and step not in saved]
+        """A sentence on the checkpoints that should be there: those of the schedule before the last logged step.
+
+        The last one's rows are written before it is; it is missing where nothing trains on to it.
+        """
+        last, saved = logged.rows[-1]["step"] if logged.rows else -1, {*self.steps}
+        at = [row["step"] for row in logged.rows]
+        thinned = (self.path / CHECKPOINTS / FINAL_ALONE).exists() or any(b != a + 1 for a, b in itertools.pairwise(at))
+        lost = [] if thinned else [step for step in self.config.steps_to_save if step < last and step not in saved]
+        if last == self.config.last_step and last not in saved and not self._is_trained_again(last):
+            lost.append(last)
         if not lost:
             return []
         shown = ", ".join(map(str, lost[:5])) + (", ..." if len(lost) > 5 else "")
@@ -342,22 +353,39 @@ def task_record(run: Path) -> dict[str, Any] | None:
     return identity
 
 
-def require_task(run: Path, task: Task, *, registered: bool = False) -> None:
+def _has_digests(metrics: Path) -> bool:
+    """Whether a version that wrote `task.json` has written a metrics file."""
+    try:
+        with metrics.open("rb") as file:
+            return b'"sha256"' in file.readline()
+    except OSError:
+        return False
+
+
+def require_task(run: Path, task: Task, *, registered: bool = False, labels: bool = False) -> None:
     """Raise unless a run directory was trained on this task; one that does not say so is taken as it is.
 
     Args:
         run: The directory.
         task: What is at hand.
-        registered: It was found by its name: its class must be the run's too.
+        registered: It was found by its name: its class must be the run's too, and the run must say what it is.
+        labels: Its features must be the run's too, whose tables would be shown for others.
 
     Raises:
-        QflError: The run was trained on another task, or its record cannot be read.
+        QflError: The run was trained on another task, or its record cannot be read or was lost.
     """
     found = task_record(run)
     if found is None:
+        if registered and _has_digests(run / METRICS_FILE):
+            raise QflError(
+                f"{run / TASK_FILE} is missing: nothing says that {task!r} is what the run was trained on. Restore the "
+                "file, or give the task: Run.open(path, task=...)."
+            )
         return
     # The class of one that was given may have moved.
     wanted = task_identity(task) | ({} if registered else {"class": found["class"]})
+    if not labels:
+        del wanted["features"]
     differing = differences(found, wanted)
     if differing:
         raise QflError(

@@ -17,7 +17,7 @@ from qfl_interp.runs.config import METRICS_FILE
 from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.runs.metrics import all_lines
 from qfl_interp.runs.provenance import device_name
-from qfl_interp.runs.run import CHECKPOINTS, Run
+from qfl_interp.runs.run import CHECKPOINTS, FINAL_ALONE, Run
 from qfl_interp.runs.scratch import scratch_folder
 from qfl_interp.sweep.definition import Keep
 from qfl_interp.sweep.plan import PlannedRun, task_at
@@ -138,7 +138,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def keep_final(run: Run) -> None:
-    """Of a finished run keep the final weights and the rows of its validations."""
+    """Of a finished run keep the final weights and the rows of its validations; a file says that it was so."""
+    write_atomic(run.path / CHECKPOINTS / FINAL_ALONE, b"")
     for step in run.steps[:-1]:
         shutil.rmtree(run.path / CHECKPOINTS / f"step_{step:08d}")
     rows = [row for row in run.read_metrics().rows if "val_loss" in row]

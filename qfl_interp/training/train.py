@@ -55,6 +55,8 @@ def plan_run(
         QflError: The budget is smaller than one update or pays for more than 2**53, or the task has too few problems
             for a validation or test set.
     """
+    if task.train_fraction == 0:
+        raise QflError(f"task {task.name!r} has no training split: train_fraction is 0. Give it a larger one.")
     n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
     if config.n_steps is not None:
         n_steps = config.n_steps

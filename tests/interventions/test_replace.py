@@ -10,6 +10,8 @@ import torch
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import NO_POSITION
+from qfl_interp.errors import QflError
+from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.replace import (
     activations_at,
     derangement,
@@ -212,3 +214,9 @@ def test_replacements_by_name():
     # The type checker of the tests would speak first.
     with pytest.raises(ValueError, match="must be 'zero', 'mean' or 'resample', got 'median'"):
         replacement_by.__wrapped__("median", x)
+
+
+def test_a_position_behind_the_pass_is_named():
+    made = edit_at(Site(0, positions=(1000,)), lambda x: x * 0)
+    with pytest.raises(QflError, match=r"positions of blocks.0.hook_resid_post must lie in \[0, 22\).*got 1000"):
+        made.fn(torch.zeros(2, 22, 4))

@@ -295,6 +295,8 @@ def test_models_without_a_bridge_say_why():
     sizes = {"vocab_size": 9, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1, "dff": 8}
     with pytest.raises(QflError, match=r"hook points into CTRLLMHeadModel: ValueError: Unsupported architecture"):
         hooked_from_hf(new_model(CTRLConfig(**sizes), 0))
+    with pytest.raises(QflError, match="transformers is needed, got a Linear, which has no `config`"):
+        hooked_from_hf(torch.nn.Linear(3, 3))
     with quiet():
         fused = AutoModelForCausalLM.from_config(neox_config(), attn_implementation="sdpa")
     with pytest.raises(QflError, match="attn_implementation='eager', got 'sdpa'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -13,6 +14,8 @@ import torch
 
 import qfl_interp as qfl
 from qfl_interp.data.examples import held_out
+from qfl_interp.errors import QflError
+from qfl_interp.runs.checkpoint import write_atomic
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.metrics import read_metrics
 from qfl_interp.runs.series import Checkpoints
@@ -361,3 +364,29 @@ def test_a_changed_record_of_the_task_is_named(run_copy):
         assert [problem for problem in run_copy.verify().problems if "task.json" in problem]
         with pytest.raises(qfl.QflError, match=r"task\.json"):
             _ = qfl.Run.open(run_copy.path).task
+
+
+def test_verify_misses_the_last_checkpoint(run_copy):
+    shutil.rmtree(run_copy.path / "checkpoints" / "step_00000040")
+    (problem,) = run_copy.verify().problems
+    assert "has no checkpoint of 1 steps that were saved: 40." in problem
+
+
+def test_verify_misses_every_checkpoint(run_copy):
+    shutil.rmtree(run_copy.path / "checkpoints")
+    (problem,) = run_copy.verify().problems
+    assert f"has no checkpoint of {len(run_copy.config.steps_to_save)} steps" in problem
+
+
+def test_verify_misses_the_record_of_sessions(run_copy):
+    (run_copy.path / "provenance.json").unlink()
+    assert any("provenance.json is missing" in problem for problem in run_copy.verify().problems)
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(QflError, match="pipe must be a file, and it is a device or a pipe: nothing was written"):
+        write_atomic(pipe, b"x")
+    assert pipe.is_fifo()
+    assert [*tmp_path.iterdir()] == [pipe]

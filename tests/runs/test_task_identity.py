@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
+import re
 
+import numpy as np
 import pytest
 
 import analyses
@@ -86,6 +89,35 @@ def test_a_given_task_has_to_be_the_runs(tmp_path):
 
     assert qfl.Run.open(run.path, task=Moved(10)).task.relevant == run.task.relevant
 
+    class Relabelled(TwoBits):
+        """The same problems under other labels, whose tables would be those of the first."""
+
+        def _features(self):
+            return [dataclasses.replace(f, labels=lambda x, f=f: 1 - f.labels(x)) for f in super()._features()]
+
+    with pytest.raises(qfl.QflError, match=r"another task than .*: its features are others"):
+        qfl.Run.open(run.path, task=Relabelled(10))
+
+    class Resplit(TwoBits):
+        """The same problems in other splits."""
+
+        def canonical(self, examples):
+            return super().canonical(examples) + np.uint64(1)
+
+    with pytest.raises(qfl.QflError, match=r"another task than .*: its splits are others"):
+        qfl.Run.open(run.path, task=Resplit(10))
+
+
+def test_a_lost_record_is_missed(tmp_path, run_copy):
+    """Else the subclass would be analysed, and trained on, as the parent whose name it has."""
+    run = train(TwoBits(10), tmp_path / "run")
+    (run.path / TASK_FILE).unlink()
+    for call in (lambda: qfl.Run.open(run.path).task, lambda: qfl.resume(run.path, progress=False)):
+        with pytest.raises(qfl.QflError, match=r"task.json is missing: nothing says that .* Restore the file"):
+            call()
+    assert any("task.json is missing" in problem for problem in run.verify().problems)
+    assert isinstance(qfl.Run.open(run.path, task=TwoBits(10)).task, TwoBits)
+
 
 def test_no_other_task_goes_on_with_a_run(tmp_path):
     run = train(TwoBits(10), tmp_path / "run")
@@ -118,6 +150,8 @@ def _cut(feature):
 
 def test_a_run_of_before_opens_as_it_did(run_copy):
     (run_copy.path / TASK_FILE).unlink()
+    metrics = run_copy.path / "metrics.jsonl"
+    metrics.write_text(re.sub(r', "sha256": "\w+"}', "}", metrics.read_text()))
     assert qfl.Run.open(run_copy.path).task.name == "addition"
     assert qfl.resume(run_copy.path, progress=False).finished
     assert not (run_copy.path / TASK_FILE).exists(), "nobody knows what it was trained on"

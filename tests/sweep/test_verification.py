@@ -13,6 +13,7 @@ import pytest
 from helpers_sweep import InlinePool
 from typer.testing import CliRunner
 
+import qfl_interp as qfl
 from qfl_interp.cli.main import build_app
 from qfl_interp.errors import QflError
 from qfl_interp.sweep import Sweep, SweepConfig, run_sweep, sweep_status
@@ -258,3 +259,16 @@ def test_a_state_that_does_not_say_the_rows_misses_none(copy: Path) -> None:
     (copy / "state.json").write_text(json.dumps(state))
     part_of(copy).unlink()
     assert sweep_status(str(copy)).rows[0]["remaining"] == 2
+
+
+def test_a_sweep_with_a_validation_every_step_is_whole(tmp_path):
+    """Its rows have no gap where it kept the final weights alone."""
+    values = CONFIG.to_dict()
+    values["grid"][0] |= {"eval_fraction": 0.0, "seed": [0]}
+    folder = tmp_path / "swept"
+    run_sweep(SweepConfig.from_dict(values), str(folder), progress=False, pool=InlinePool)
+    assert verify_sweep(str(folder)).problems == []
+    (run,) = folder.glob("runs/*/*")
+    assert qfl.Run.open(run).verify().problems == ()
+    shutil.rmtree(run / "checkpoints")
+    assert any("has no checkpoint of" in problem for problem in qfl.Run.open(run).verify().problems)
