@@ -22,15 +22,16 @@ _PROBED = (0, 64, 151, 179, 264, 716)
 
 # What runs in a checkout: its own demo's settings.
 _WORK = """
-import json, os, sys, time
+import dataclasses, json, os, sys, time
 sys.path.insert(0, "scripts")
 import demo, qfl_interp as qfl
 from analyses import ablate, probe
 stage, folder, probed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-run = None if stage == "train" else qfl.Run.open(folder)
+run = None if stage.startswith("train") else qfl.Run.open(folder)
 wall, before = time.perf_counter(), os.times()
-if stage == "train":
-    qfl.train(qfl.load_task("addition", length=16), demo.MODEL, demo.TRAIN, folder, progress=False)
+if stage.startswith("train"):
+    config = demo.TRAIN if stage == "train" else dataclasses.replace(demo.TRAIN, eval_fraction=1.0)
+    qfl.train(qfl.load_task("addition", length=16), demo.MODEL, config, folder, progress=False)
 elif stage == "probe":
     probe(run, steps=probed, config=demo.PROBE, n_untrained=0, progress=False)
 else:
@@ -57,14 +58,15 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """One row a stage: best of the rounds, the checkouts taking turns."""
     before = os.environ.get("QFL_BEFORE")
     checkouts = {"now": _HERE} | ({"before": Path(before).resolve()} if before else {})
-    stages = {"train": (1, 1)} | ({} if quick else {"probe": (2, len(_PROBED)), "ablate": (2, 1)})
+    stages = {"train, validations first and last": (1, 1), "train": (1, 1)}
+    stages |= {} if quick else {"probe": (2, len(_PROBED)), "ablate": (2, 1)}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for stage, (rounds, parts) in stages.items():
             best: dict[str, tuple[float, float]] = {}
             for _ in range(rounds):
                 for name, checkout in checkouts.items():
-                    folder = Path(scratch) / name
+                    folder = Path(scratch) / (name if "," not in stage else f"{name}-bare")
                     # What the round before has written would be taken as it is.
                     shutil.rmtree(folder / "analyses" / stage, ignore_errors=True)
                     found = _measured(checkout, stage, folder, _PROBED)
