@@ -133,9 +133,10 @@ class TokenLoss:
         except RuntimeError as error:  # NotImplementedError is one
             if not any(word in str(error) for word in _NO_DERIVATIVE):
                 raise
+            why = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
             raise QflError(
-                f"{_model_name(self.model)} has no forward-mode derivatives, which curvature and POLCA need: "
-                f"{str(error).partition('.')[0]}. Replace that operation by one of plain tensors, or take other lenses."
+                f"{_model_name(self.model)} has no forward-mode derivatives, which curvature and POLCA need: {why}. "
+                "Replace that operation by one of plain tensors, or take other lenses."
             ) from error
         return functional.cross_entropy(logits[scored.example, scored.position], scored.target, reduction="none")
 

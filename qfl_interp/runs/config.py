@@ -83,12 +83,12 @@ class RunConfig:
     def n_val(self) -> int:
         """Examples in the validation set: as configured, or as many as a tenth of training's work pays for.
 
-        Counted as a quarter of an update's work an example, which its forward pass is; never fewer than 128 or more
-        than 1,000.
+        Counted as a third of an update's work an example, which its forward pass is; never fewer than 128 or more than
+        1,000.
         """
         if self.train.n_val is not None:
             return self.train.n_val
-        affordable = 0.1 * 4 * self.n_steps * self.train.batch_size / self.n_validations
+        affordable = 0.1 * 3 * self.n_steps * self.train.batch_size / self.n_validations
         return min(max(int(affordable), _LEAST_N_VAL), _MOST_N_VAL)
 
     @property

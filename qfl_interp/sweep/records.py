@@ -7,7 +7,6 @@ directories.
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections import defaultdict
@@ -18,10 +17,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from qfl_interp.config import ModelConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import build_hooked
 from qfl_interp.runs.config import METRICS_FILE, RunConfig
 from qfl_interp.runs.run import Run
 from qfl_interp.sweep.parts import latest, part_paths, part_task, read_part, write_part
@@ -37,14 +34,10 @@ _FLUSH_SECONDS = 15.0
 _MOST_PARTS = 32
 
 
-@functools.lru_cache(maxsize=1024)
-def _n_parameters(model: ModelConfig, d_vocab: int, n_ctx: int) -> int:
-    return sum(p.numel() for p in build_hooked(model, d_vocab=d_vocab, n_ctx=n_ctx).parameters())
-
-
 def n_parameters(planned: PlannedRun) -> int:
     """Trainable parameters of a run's model."""
-    return _n_parameters(planned.config.model, planned.config.d_vocab, planned.config.n_ctx)
+    config = planned.config
+    return config.model.n_parameters(d_vocab=config.d_vocab, n_ctx=config.n_ctx)
 
 
 def configuration_digest(config: RunConfig) -> str:

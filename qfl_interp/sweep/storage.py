@@ -227,6 +227,8 @@ def _open(folder: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         extra = f" Run: pip install 'qfl-interp[{_EXTRAS[protocol]}]'." if protocol in _EXTRAS else ""
         raise QflError(f"storage {folder} needs a package that is not installed: {error}.{extra}") from error
+    except OSError as error:  # protocols that connect at once
+        raise StorageError(f"storage {folder} cannot be reached: {error}. Check its address and yours.") from error
     except ValueError as error:
         raise QflError(
             f"storage {folder} cannot be opened: {error}. Give a local path, or a URL fsspec knows, such as s3://bucket/sweep."

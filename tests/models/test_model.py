@@ -82,6 +82,13 @@ def test_build_model_takes_the_sizes_of_the_task():
     assert (model.cfg.d_vocab, model.cfg.n_ctx) == (5, 16) == (task.d_vocab, task.n_ctx)
 
 
+@pytest.mark.parametrize("style", ["llama", "gpt2"])
+@pytest.mark.parametrize("d_mlp", [None, 20])
+def test_parameters_are_counted_without_a_model(style, d_mlp):
+    config = ModelConfig(d_model=24, n_layers=3, n_heads=2, style=style, d_mlp=d_mlp)
+    assert config.n_parameters(d_vocab=7, n_ctx=9) == n_parameters(build_hooked(config, d_vocab=7, n_ctx=9))
+
+
 def test_llama_initial_weights():
     config = ModelConfig(d_model=128, n_layers=2, d_mlp=300)
     model = build_hooked(config, d_vocab=64, n_ctx=8)

@@ -112,6 +112,11 @@ def test_what_another_machine_wrote_is_seen(s3_bucket):
     assert storage.exists("a/two")
 
 
+def test_storage_out_of_reach_is_named():
+    with pytest.raises(StorageError, match=r"storage ftp://\*\*\*@127.0.0.1:1/x cannot be reached: .*refused"):
+        Storage("ftp://user:hunter2@127.0.0.1:1/x")
+
+
 def test_unknown_protocol_and_missing_package(monkeypatch):
     with pytest.raises(qfl.QflError, match=r"storage nosuch://b/c cannot be opened: .*nosuch.* Give a local path"):
         Storage("nosuch://b/c")

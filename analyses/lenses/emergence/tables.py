@@ -104,8 +104,8 @@ def _measured(
     how: Mapping[str, Any],
 ) -> EmergenceTables:
     """The tables of these checkpoints, which are probed where they are not yet; without resamples no interval."""
+    transition = loss_transition(run)  # first: a loss that cannot be read would be found after all the work
     rows = probe(run, names, list(steps), config=config, **how).rows
-    transition = loss_transition(run)
     curves, verdicts = [], []
     for name in names:
         of_feature = select(rows, feature=name)
