@@ -6,6 +6,19 @@ from qfl_interp.sweep.jobs import Job, JobSettings
 from qfl_interp.sweep.local_pool import attempt
 from qfl_interp.sweep.pool import Outcome
 
+# A sweep of six runs, as a user writes it.
+TOML = """
+[[grid]]
+task = "addition"
+length = 3
+budget_flops = [1e7, 2e7, 4e7]
+d_model = 8
+n_layers = 1
+batch_size = 8
+seed = [0, 1]
+n_val = 32
+"""
+
 
 class InlinePool:
     """Trains in this process: no start of a worker to wait for."""

@@ -21,26 +21,27 @@ _N_EXAMPLES = 64
 _SEAL_DIGITS = 12
 
 
-def task_identity(task: Task) -> dict[str, Any]:
+def task_identity(task: Task, *, labels: bool = True) -> dict[str, Any]:
     """A task's class, parameters and, of examples drawn with a fixed seed, digests.
 
     Keys: "class" as `module:Class`; "parameters" (`Task.parameters`); "sampled", the raw examples; "encoded", their
     tokens and scored tokens; "splits", the hashes that decide their split; "features", names, kinds, labels and where
-    they are read. Two tasks with equal values draw, encode and label those examples alike and hold out the same.
+    they are read, left out without `labels`. Two tasks with equal values draw, encode and label those examples alike
+    and hold out the same.
     """
     from qfl_interp.data.examples import split_hash
 
     examples = task.sample(generator(0, "task/identity"), _N_EXAMPLES)
     batch = task.encode(examples)
     answer_alone = () if batch.prompt_end else (np.array([True]),)
-    return {
+    identity = {
         "class": f"{type(task).__module__}:{type(task).__qualname__}",
         "parameters": dict(task.parameters),
         "sampled": _digest(examples),
         "encoded": _digest(batch.tokens.numpy(), batch.loss_mask.numpy(), *answer_alone),
         "splits": _digest(split_hash(task.canonical(examples))),
-        "features": _features_digest(task, examples),
     }
+    return identity | ({"features": _features_digest(task, examples)} if labels else {})
 
 
 def identity_json(task: Task) -> bytes:

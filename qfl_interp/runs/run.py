@@ -383,9 +383,7 @@ def require_task(run: Path, task: Task, *, registered: bool = False, labels: boo
             )
         return
     # The class of one that was given may have moved.
-    wanted = task_identity(task) | ({} if registered else {"class": found["class"]})
-    if not labels:
-        del wanted["features"]
+    wanted = task_identity(task, labels=labels) | ({} if registered else {"class": found["class"]})
     differing = differences(found, wanted)
     if differing:
         raise QflError(

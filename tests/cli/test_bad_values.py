@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
-from helpers_sweep import InlinePool
+from helpers_sweep import TOML, InlinePool
 from jaxtyping import TypeCheckError
 
 import qfl_interp as qfl
@@ -23,17 +23,6 @@ from qfl_interp import memory
 from qfl_interp.cli import main as cli
 from qfl_interp.sweep import SweepConfig, run_sweep
 
-TOML = """
-[[grid]]
-task = "addition"
-length = 3
-budget_flops = [1e7, 2e7, 4e7]
-d_model = 8
-n_layers = 1
-batch_size = 8
-seed = [0, 1]
-n_val = 32
-"""
 NUMBERS = ["nan", "inf", "-inf", "-1", "0", str(10**12), str(10**30), "", "true"]
 TEXTS = ["", "no such thing", "nan", "-1", "[bold]x[/]", "x" * 3000, "../..", "a:b,c"]
 PATHS = ["", "missing", "missing/deeper", "a_file", "a_file/below", "a_folder", "x" * 3000]

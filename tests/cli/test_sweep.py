@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from helpers_sweep import InlinePool
+from helpers_sweep import TOML, InlinePool
 
 import qfl_interp as qfl
 from qfl_interp.cli import main as cli
@@ -22,17 +22,6 @@ from qfl_interp.sweep.plan import plan_sweep
 from qfl_interp.sweep.storage import Storage
 
 DOCS = Path(__file__).parents[2] / "docs"
-TOML = """
-[[grid]]
-task = "addition"
-length = 3
-budget_flops = [1e7, 2e7, 4e7]
-d_model = 8
-n_layers = 1
-batch_size = 8
-seed = [0, 1]
-n_val = 32
-"""
 Call = Callable[..., tuple[int, str, str]]
 
 
