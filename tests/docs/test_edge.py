@@ -18,7 +18,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(compile(train, str(_PAGE), "exec"), space)
     assert space["run"].ending == ("finished", 160)
     exec(compile(look, str(_PAGE), "exec"), space)
-    assert space["features"].shape == (360, 3, 256)
+    assert space["features"].shape == (360, 2, 256)
     assert float(space["intact"].exact.mean()) > 0.8
     assert float(space["without"].exact.mean()) < 0.2
     *layers, _, units = capsys.readouterr().out.splitlines()

@@ -19,8 +19,8 @@ _SPEC.loader.exec_module(run_tutorial)
 
 
 def head(text: str) -> list[str]:
-    """The first two lines as words; digits move between machines."""
-    return re.sub(r"\d[\d.e+-]*", "#", " ".join(text.strip().splitlines()[:2])).split()
+    """The first two lines as words; numbers and a run's digest move between machines and versions."""
+    return re.sub(r"-[0-9a-f]{8,}\b|\d[\d.e+-]*", "#", " ".join(text.strip().splitlines()[:2])).split()
 
 
 @pytest.mark.slow
