@@ -8,13 +8,23 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
+import torch
+
 ValueT = TypeVar("ValueT")
+
+
+def wait() -> None:
+    """Until a GPU that this process uses has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def timed(work: Callable[[], ValueT]) -> tuple[float, ValueT]:
     """Seconds of one round, and what it gave."""
+    wait()
     start = time.perf_counter()
     found = work()
+    wait()
     return time.perf_counter() - start, found
 
 
@@ -27,3 +37,8 @@ def in_process(work: Callable[..., Any], *arguments: object) -> Any:
     """What a module's function returns in a fresh process, so that its peak memory is that work's alone."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
+
+
+def isolated(device: str, work: Callable[..., Any], *arguments: object) -> Any:
+    """`in_process` where a peak is the process's; on a GPU here, as torch counts its peaks anew and starts are slow."""
+    return in_process(work, *arguments) if torch.device(device).type == "cpu" else work(*arguments)

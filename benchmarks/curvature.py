@@ -30,43 +30,47 @@ TITLE = "Sharpness of a checkpoint (addition-16, 2 layers, d_model 32, 128 examp
 N_STEPS, MOST = 300, 400
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of seconds, Hessian products and multiples of a training step.
 
     Args:
         quick: Fewer updates and examples.
+        device: Where to train and measure.
     """
     n_steps, config = (20, CurvatureConfig(n_examples=8, n_rank_examples=8)) if quick else (N_STEPS, CurvatureConfig())
     with tempfile.TemporaryDirectory() as folder:
-        trained, step_seconds = _trained(Path(folder) / "run", n_steps)
+        trained, step_seconds = _trained(Path(folder) / "run", n_steps, device)
         rows = [{"name": "training step, batch 64", "value": step_seconds, "unit": "s", "steps": 1.0}]
         shared = shared_of(trained, config)
         for step in (0, n_steps):
-            rows += _rows(trained, shared, step, step_seconds)
+            rows += _rows(trained, shared, step, step_seconds, device)
     return rows
 
 
-def _trained(out: Path, n_steps: int) -> tuple[Run, float]:
+def _trained(out: Path, n_steps: int, device: str) -> tuple[Run, float]:
     """A short run with its moments, and the seconds of one of its updates."""
     settings = TrainConfig(n_steps=n_steps, lr=2e-3, n_checkpoints=4, save_optimizer=True, eval_fraction=1.0, n_val=64)
-    found = train(load_task("addition", length=16), ModelConfig(d_model=32, n_layers=2), settings, out, progress=False)
-    logged = found.metrics.set_index("step")["seconds"]
+    task, model = load_task("addition", length=16), ModelConfig(d_model=32, n_layers=2)
+    found = train(task, model, settings, out, device=device, progress=False)
+    logged = dict(zip(found.metrics["step"], found.metrics["seconds"], strict=True))
     first = max(1, n_steps // 4)
     return found, float(logged[n_steps] - logged[first]) / (n_steps - first)
 
 
-def _rows(run: Run, shared: Shared, step: int, step_seconds: float) -> list[dict[str, Any]]:
-    hessian = Hessian(trained_loss(load(run, shared, step, "cpu"), shared.batch))
+def _rows(run: Run, shared: Shared, step: int, step_seconds: float, device: str) -> list[dict[str, Any]]:
+    hessian = Hessian(trained_loss(load(run, shared, step, device), shared.batch))
     vector = torch.randn(len(hessian), generator=torch.Generator().manual_seed(0))
     hessian.product(vector)
     one = best_seconds(lambda: hessian.product(vector), 3)
     config = shared.config
     lanczos, top = timed(lambda: top_eigenpairs(hessian, tol=config.tol, max_products=config.max_products))
-    power, (value, products, residual) = timed(lambda: power_iteration(hessian, tol=config.tol, most=MOST))
+    power, (value, products, residual) = timed(
+        lambda: power_iteration(hessian, tol=config.tol, most=MOST, device=device)
+    )
     following = [saved for saved in run.steps if saved > step]
 
     def checkpoint() -> None:
-        model = load(run, shared, step, "cpu")
+        model = load(run, shared, step, device)
         measure(run, shared, model, step, following[0] if following else None)
         rank_rows(model, shared.rank_batch)
 
@@ -85,9 +89,11 @@ def _rows(run: Run, shared: Shared, step: int, step_seconds: float) -> list[dict
     ]
 
 
-def power_iteration(hessian: SymmetricOperator, *, tol: float, most: int) -> tuple[float, int, float]:
+def power_iteration(
+    hessian: SymmetricOperator, *, tol: float, most: int, device: str = "cpu"
+) -> tuple[float, int, float]:
     """Eigenvalue, products and relative residual of power iteration on the shifted operator, until `tol` or `most`."""
-    v = torch.randn(len(hessian), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = torch.randn(len(hessian), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     v /= v.norm()
     image = hessian.product(v).double()
     shift = float(image.norm())
