@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +18,8 @@ import torch
 
 import qfl_interp as qfl
 from analyses import ablate, curvature, patch, polca, probe, timeline
+from analyses.lenses.polca.plan import Plan
+from analyses.lenses.polca.trajectories import follow
 from benchmarks._measuring import wait
 from benchmarks._memory import held_mib, peak_mib
 
@@ -34,6 +38,9 @@ class Size(NamedTuple):
     d_model: int = 16
     n_layers: int = 1
     context: int = 32
+
+
+WARM = Size(n_steps=4, examples=32, context=16)
 
 
 class Cell(NamedTuple):
@@ -79,6 +86,13 @@ def _probes(size: Size) -> qfl.ProbeConfig:
     return qfl.ProbeConfig(n_train=size.examples, n_test=min(size.examples, 1000))
 
 
+def _directions(size: Size, seed: int = 0) -> qfl.PolcaConfig:
+    """Two basis checkpoints of as many products each, whatever they find: how well is not what grows here."""
+    return qfl.PolcaConfig(
+        basis_steps="log:2", n_examples=size.examples, n_hessian=256, tol=1e-9, max_products=10, seed=seed
+    )
+
+
 WORKS: dict[str, Callable[[Size, Path, str, bool], int]] = {
     "train": _train,
     "probe": _lens(
@@ -96,14 +110,12 @@ WORKS: dict[str, Callable[[Size, Path, str, bool], int]] = {
             run, FEATURE, steps, labels=0, n_trials=2, config=_probes(size), device=device, progress=False
         )
     ),
-    # Two basis checkpoints of as many products each, whatever they find: how well is not what grows here.
     "polca": _lens(
-        lambda run, size, device, _: polca(
-            run,
-            config=qfl.PolcaConfig(
-                basis_steps="log:2", n_examples=size.examples, n_hessian=size.examples, tol=1e-9, max_products=10
-            ),
-            device=device, progress=False,
+        lambda run, size, device, _: polca(run, config=_directions(size), resamples=0, device=device, progress=False)
+    ),
+    "polca, curves": _lens(
+        lambda run, size, device, _: follow(
+            Plan.of(run, config=_directions(size, seed=1), device=device), progress=False
         )
     ),
     "curvature": _lens(
@@ -134,9 +146,8 @@ def measure_all(cells: Sequence[Cell], folder: Path, device: str, log: Path) -> 
         log: Gets a line a cell.
     """
     torch.set_num_threads(1)
-    small = Size(n_steps=4, checkpoints=4, examples=32, context=16)
     for name in WORKS:  # what is imported and compiled at the first call is imported and compiled here
-        _forkless(name, small, folder / "warm", "cpu")
+        _quietly(name, WARM, folder / "warm", "cpu")
     found = []
     for cell in cells:
         if cell.work in PREPARED:
@@ -147,9 +158,10 @@ def measure_all(cells: Sequence[Cell], folder: Path, device: str, log: Path) -> 
     return found
 
 
-def _forkless(name: str, size: Size, path: Path, device: str) -> None:
+def _quietly(name: str, size: Size, path: Path, device: str, every: bool = True) -> int:
+    """Do a work; the number of checkpoints of its run."""
     with contextlib.redirect_stderr(io.StringIO()):
-        WORKS[name](size, path, device, True)
+        return WORKS[name](size, path, device, every)
 
 
 def _forked(cell: Cell, path: Path, device: str) -> Found:
@@ -173,11 +185,15 @@ def _forked(cell: Cell, path: Path, device: str) -> Found:
 
 def _answer(cell: Cell, path: Path, device: str) -> dict[str, Any]:
     try:
-        torch.zeros(1, device=device)
+        # A forked process maps the libraries anew as it uses them: that is no growth.
+        with tempfile.TemporaryDirectory() as warm:
+            _quietly("train", WARM, Path(warm) / "run", device)
+            if cell.work != "train":
+                _quietly(cell.work, WARM, Path(warm) / "run", device)
+        gc.collect()
         before = held_mib(device)
         wall, cpu = time.perf_counter(), time.process_time()
-        with contextlib.redirect_stderr(io.StringIO()):
-            n_checkpoints = WORKS[cell.work](cell.size, path, device, cell.axis == "checkpoints")
+        n_checkpoints = _quietly(cell.work, cell.size, path, device, cell.axis == "checkpoints")
         wait()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         x = n_checkpoints if cell.axis == "checkpoints" else cell.value

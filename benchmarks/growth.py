@@ -29,14 +29,18 @@ class Axis(NamedTuple):
 
 
 AXES = {
-    "checkpoints": Axis((10, 100, 1000), Size(n_steps=1000, examples=64, context=16)),
-    "examples": Axis((1_000, 10_000, 100_000), Size(context=32)),
+    "checkpoints": Axis((10, 100, 1000), Size(n_steps=1000, examples=32, context=16)),
+    "examples": Axis((1_000, 10_000, 100_000), Size(context=24)),
     "d_model": Axis((16, 64, 256, 512), Size()),
     "n_layers": Axis((1, 4, 16), Size()),
     "context": Axis((16, 64, 256, 512), Size(examples=64)),
 }
-# Of what is drawn, nothing depends on these; `timeline` shows the checkpoints of a run.
-_NOT = {("timeline", "examples")}
+# Nothing that a timeline shows grows with the examples.
+_NOT = {("timeline", "examples")} | {
+    ("polca, curves", axis) for axis in AXES if axis not in ("checkpoints", "examples")
+}
+# Clustering needs memory for a share of all pairs of tokens; the curves before it do not.
+_MOST = {("polca", "examples"): 10_000}
 
 
 def cells(*, quick: bool = False) -> list[Cell]:
@@ -53,7 +57,7 @@ def cells(*, quick: bool = False) -> list[Cell]:
             # Runs of different lengths would have different probes.
             looked_at = f"{axis}-{values[0] if axis == 'examples' else value}"
             for work in WORKS:
-                if (work, axis) not in _NOT:
+                if (work, axis) not in _NOT and value <= _MOST.get((work, axis), value):
                     trains = work == "train"
                     run = f"{axis}-{value}" if trains else looked_at
                     found.append(Cell(work, axis, value, training if trains else size, run))
