@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -26,6 +26,24 @@ def timed(work: Callable[[], ValueT]) -> tuple[float, ValueT]:
     found = work()
     wait()
     return time.perf_counter() - start, found
+
+
+class Seconds(NamedTuple):
+    """Processor seconds of this process, and wall seconds, of one round."""
+
+    cpu: float
+    wall: float
+
+
+def interleaved(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
+    """The best round of each work by processor seconds, the works taking turns."""
+    taken: dict[str, list[Seconds]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            before = time.process_time()
+            wall, _ = timed(work)
+            taken[name].append(Seconds(time.process_time() - before, wall))
+    return {name: min(rounds_of) for name, rounds_of in taken.items()}
 
 
 def best_seconds(work: Callable[[], object], rounds: int) -> float:
