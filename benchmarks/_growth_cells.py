@@ -140,22 +140,33 @@ def measure_all(cells: Sequence[Cell], folder: Path, device: str, log: Path) -> 
     """Every cell in turn, one thread each; the first error ends it.
 
     Args:
-        cells: In an order in which each run is trained before it is looked at.
-        folder: Where the runs are.
+        cells: What is measured.
+        folder: Where the runs are; one that is not there is trained.
         device: Where to compute.
-        log: Gets a line a cell.
+        log: Gets a line a cell, whose cells are not measured again.
     """
+    done = read_log(log)
     torch.set_num_threads(1)
     for name in WORKS:  # what is imported and compiled at the first call is imported and compiled here
         _quietly(name, WARM, folder / "warm", "cpu")
-    found = []
     for cell in cells:
+        if cell in done:
+            continue
+        if cell.work != "train" and not (folder / cell.run).exists():
+            _forked(cell._replace(work="train"), folder / cell.run, device)
         if cell.work in PREPARED:
             _forked(cell, folder / cell.run, device)
-        found.append(_forked(cell, folder / cell.run, device))
+        done[cell] = _forked(cell, folder / cell.run, device)
         with log.open("a") as file:
-            print(cell.work, cell.axis, cell.value, *(f"{number:.4g}" for number in found[-1]), file=file)
-    return found
+            print(json.dumps([cell, done[cell]]), file=file)
+    return [done[cell] for cell in cells]
+
+
+def read_log(log: Path) -> dict[Cell, Found]:
+    """The cells of a log, with what each took."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    pairs = [json.loads(line) for line in lines]
+    return {Cell(work, axis, value, Size(*size), run): Found(*found) for (work, axis, value, size, run), found in pairs}
 
 
 def _quietly(name: str, size: Size, path: Path, device: str, every: bool = True) -> int:

@@ -74,13 +74,15 @@ def exponent(x: list[float], y: list[float]) -> float:
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """One row a work and axis: seconds and MiB at each value, exponents over all of them and over the last two.
 
-    QFL_GROWTH_LOG names a file that gets a line as each cell ends.
+    QFL_GROWTH_LOG names a file that gets a line as each cell ends; a call that was stopped goes on from it.
+    QFL_GROWTH_AXES names the axes, by default all: `checkpoints,context`.
 
     Args:
         quick: The first two values of each axis.
         device: Where to train and compute; memory is then the device's.
     """
-    wanted = cells(quick=quick)
+    asked = os.environ.get("QFL_GROWTH_AXES", ",".join(AXES)).split(",")
+    wanted = [cell for cell in cells(quick=quick) if cell.axis in asked]
     log = Path(os.environ.get("QFL_GROWTH_LOG", os.devnull))
     with tempfile.TemporaryDirectory() as folder:
         found: list[Found] = in_process(measure_all, wanted, Path(folder), device, log)
