@@ -231,7 +231,12 @@ class _Caching:
         model = _for_pyvene(copy.deepcopy(self.model), names)
         collect = pyvene.IntervenableModel(
             [
-                {"layer": layer, "component": name, "intervention_type": pyvene.CollectIntervention}
+                {
+                    "layer": layer,
+                    "component": name,
+                    "intervention_type": pyvene.CollectIntervention,
+                    "max_number_of_units": LAST + 1 - FIRST,
+                }
                 for layer, name in enumerate(names)
             ],
             model=model,
