@@ -127,8 +127,8 @@ WORKS: dict[str, Callable[[Size, Path, str, bool], int]] = {
         )
     ),
     "timeline": _lens(
-        lambda run, size, device, steps: timeline(
-            run, FEATURE, steps, config=_probes(size), device=device, progress=False
+        lambda run, size, device, _: timeline(
+            run, FEATURE, "all", config=_probes(size), device=device, progress=False
         )
     ),
 }  # fmt: skip

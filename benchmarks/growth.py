@@ -31,9 +31,9 @@ class Axis(NamedTuple):
 AXES = {
     "checkpoints": Axis((10, 100, 1000), Size(n_steps=1000, examples=32, context=16)),
     "examples": Axis((1_000, 10_000, 100_000), Size(context=24)),
-    "d_model": Axis((16, 64, 256, 512), Size()),
-    "n_layers": Axis((1, 4, 16), Size()),
-    "context": Axis((16, 64, 256, 512), Size(examples=64)),
+    "d_model": Axis((16, 64, 256, 512), Size(examples=64, context=16)),
+    "n_layers": Axis((1, 4, 16), Size(examples=64, context=16)),
+    "context": Axis((16, 64, 256, 512), Size(examples=32)),
 }
 # Nothing that a timeline shows grows with the examples.
 _NOT = {("timeline", "examples")} | {
