@@ -147,7 +147,9 @@ def measure_all(cells: Sequence[Cell], folder: Path, device: str, log: Path) -> 
     """
     done = read_log(log)
     torch.set_num_threads(1)
-    for name in WORKS:  # what is imported and compiled at the first call is imported and compiled here
+    for name in (
+        WORKS if set(cells) - set(done) else ()
+    ):  # what is imported and compiled at the first call is imported and compiled here
         _quietly(name, WARM, folder / "warm", "cpu")
     for cell in cells:
         if cell in done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks import _growth_cells, _peers, growth
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -60,3 +62,41 @@ def test_the_script_says_how_it_is_called():
     done = subprocess.run(["bash", str(SCRIPT), "--wrong"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert "--device" in done.stdout
+
+
+def test_exponents_by_hand():
+    assert growth.exponent([10, 100, 1000], [3, 30, 300]) == pytest.approx(1)
+    assert growth.exponent([2, 4], [5, 20]) == pytest.approx(2)
+    assert math.isnan(growth.exponent([2], [5]))
+    assert math.isnan(growth.exponent([2, 4], [0, 20])), "nothing was added"
+
+
+def test_cells_cover_every_work_and_axis_and_a_log_gives_them_back(tmp_path):
+    cells = growth.cells()
+    assert len(set(cells)) == len(cells)
+    for axis, (values, _) in growth.AXES.items():
+        assert [cell.value for cell in cells if (cell.work, cell.axis) == ("train", axis)] == list(values)
+        for work in ("probe", "patch", "ablate", "polca", "curvature"):
+            found = [cell for cell in cells if (cell.work, cell.axis) == (work, axis)]
+            assert len(found) >= 2
+            assert all(getattr(cell.size, axis) in (cell.value, 0) for cell in found)
+    log = tmp_path / "log"
+    found = _growth_cells.Found(10, 1.5, 2.5, 0.25)
+    log.write_text("".join(json.dumps([cell, found]) + "\n" for cell in cells[:3]))
+    assert _growth_cells.read_log(log) == dict.fromkeys(cells[:3], found)
+    assert _growth_cells.read_log(tmp_path / "none") == {}
+    assert _growth_cells.measure_all(cells[:3], tmp_path, "cpu", log) == [found] * 3, "nothing is left to do"
+
+
+def test_a_peer_that_finds_something_else_is_not_timed():
+    def failing():
+        raise ImportError("not here")
+
+    makers = {"ours": lambda: lambda: 1.0, "torch": lambda: lambda: 1.0, "numpy": lambda: lambda: 2.0, "scipy": failing}
+    case = _peers.Case("a case", makers, lambda one, other: abs(one - other), 0.5, 2)
+    ours, same, other, missing = _peers._rows(case)
+    assert ours["times_ours"] == 1
+    assert same["cpu_s"] >= 0
+    assert "differs from ours by 1" in other["reason"]
+    assert "cpu_s" not in other
+    assert missing["reason"] == "ImportError: not here"
