@@ -86,6 +86,11 @@ def _probes(size: Size) -> qfl.ProbeConfig:
     return qfl.ProbeConfig(n_train=size.examples, n_test=min(size.examples, 1000))
 
 
+def _tested(size: Size) -> qfl.ProbeConfig:
+    """An ablation changes the test examples' loss."""
+    return qfl.ProbeConfig(n_train=256, n_test=size.examples)
+
+
 def _directions(size: Size, seed: int = 0) -> qfl.PolcaConfig:
     """Two basis checkpoints of as many products each, whatever they find: how well is not what grows here."""
     return qfl.PolcaConfig(
@@ -107,7 +112,7 @@ WORKS: dict[str, Callable[[Size, Path, str, bool], int]] = {
     ),
     "ablate": _lens(
         lambda run, size, device, steps: ablate(
-            run, FEATURE, steps, labels=0, n_trials=2, config=_probes(size), device=device, progress=False
+            run, FEATURE, steps, labels=0, n_trials=2, config=_tested(size), device=device, progress=False
         )
     ),
     "polca": _lens(
