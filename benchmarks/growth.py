@@ -39,7 +39,7 @@ AXES = {
 _NOT = {("timeline", "examples")} | {
     ("polca, curves", axis) for axis in AXES if axis not in ("checkpoints", "examples")
 }
-# Clustering needs memory for a share of all pairs of tokens, the curves before it do not; the others take minutes there.
+# Clustering needs memory for a share of all pairs of tokens; the others take minutes there.
 _MOST = {(work, "examples"): 10_000 for work in ("polca", "ablate", "curvature")}
 
 
