@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -80,6 +80,26 @@ def _floats(value: Any) -> tuple[float, ...]:
     return tuple(_float(_plain(one)) for one in value)
 
 
+class Options(dict[str, "bool | int | float | str"]):
+    """Named settings of something that is itself a name (a task, an optimiser); hashable, never changed once made."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+def _options(value: Any) -> Options:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise TypeError("settings by name, each true or false, a number or a text")
+    plain = {name: _plain(one) for name, one in value.items()}
+    for name, one in plain.items():
+        if not isinstance(one, (bool, str)):
+            try:
+                plain[name] = _int(one) if isinstance(one, numbers.Integral) else _float(one)
+            except TypeError as error:
+                raise TypeError(f"settings of which {name} is true or false, a text or {error}") from error
+    return Options(plain)
+
+
 def _str_or_floats(value: Any) -> str | tuple[float, ...]:
     return _str(value) if isinstance(value, str) else _floats(value)
 
@@ -88,6 +108,7 @@ def _str_or_floats(value: Any) -> str | tuple[float, ...]:
 _TYPES: dict[str, Callable[[Any], Any]] = {
     "bool": _bool, "int": _int, "float": _float, "str": _str,
     "tuple[float, ...]": _floats, "tuple[float, float]": _floats, "str | tuple[float, float]": _str_or_floats,
+    "Options": _options,
 }  # fmt: skip
 
 
@@ -100,6 +121,9 @@ class _Config:
 
     # Limits that may be infinite: there is none then.
     _unlimited: ClassVar[tuple[str, ...]] = ()
+    # Fields that came after the first release. At their default they are not written: configurations of before keep
+    # their names.
+    _later: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
@@ -115,8 +139,10 @@ class _Config:
                 _require(False, f"{field.name} must be {error}", value, "")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        """The fields as plain JSON values; those of `_later` where they differ from their default."""
+        values = dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {k: v for k, v in values.items() if not (k in self._later and getattr(self, k) == defaults[k])}
 
     @classmethod
     def from_dict(cls: type[_ConfigT], values: dict[str, Any]) -> _ConfigT:

@@ -8,9 +8,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import qfl_interp as qfl
+from qfl_interp.config import Options, _options
+from qfl_interp.training.train import plan_run
 
 MODEL = {"d_model": 16, "n_layers": 2}
 TRAIN = {"n_steps": 10}
@@ -208,3 +211,18 @@ def test_a_limit_may_be_infinite():
     assert qfl.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="adam_eps must be a finite number"):
         qfl.TrainConfig(n_steps=1, adam_eps=math.inf)
+
+
+def test_options_hold_plain_values_and_name_a_run_where_there_are_some(addition):
+    made = _options({"k": np.int64(4), "share": 0.5, "wide": True, "name": "x"})
+    assert made == {"k": 4, "share": 0.5, "wide": True, "name": "x"}
+    assert type(made["k"]) is int
+    assert hash(made) == hash(Options(reversed(made.items())))
+    for bad, what in (({"k": [1]}, "k is true or false"), ({"k": float("nan")}, "finite"), ([1], "by name")):
+        with pytest.raises(TypeError, match=what):
+            _options(bad)
+    plan = plan_run(addition, qfl.ModelConfig(d_model=16, n_layers=1, n_heads=2), qfl.TrainConfig(n_steps=3))
+    assert "task_options" not in plan.to_dict()
+    other = dataclasses.replace(plan, task_options=Options(k=4))
+    assert other.to_dict()["task_options"] == {"k": 4}
+    assert other.digest != plan.digest

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.config import ModelConfig, Options, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
@@ -51,6 +51,7 @@ class RunConfig:
         n_ctx_real: Mean real tokens of a sequence, over the first 128 validation examples.
         d_vocab: Size of the vocabulary.
         start: The parent of a branch.
+        task_options: What the task was made with beside its length.
     """
 
     task: str
@@ -63,6 +64,7 @@ class RunConfig:
     n_ctx_real: float
     d_vocab: int
     start: Start | None = None
+    task_options: Options = Options()  # noqa: RUF009 -- never changed
 
     @property
     def n_steps(self) -> int:
@@ -102,10 +104,18 @@ class RunConfig:
         batch_size = self.train.batch_size
         return actual_flops_per_step(self.model, batch_size=batch_size, n_ctx=self.n_ctx, d_vocab=self.d_vocab)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; options where there are some, so that runs of before keep their names."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"model": self.model.to_dict(), "train": self.train.to_dict()}
+        values["start"] = asdict(self.start) if self.start else None
+        options = values.pop("task_options")
+        return values | ({"task_options": dict(options)} if options else {})
+
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the run: the SHA-256 of its sorted JSON."""
-        return json_digest(asdict(self))
+        return json_digest(self.to_dict())
 
     @property
     def run_id(self) -> str:
@@ -115,7 +125,7 @@ class RunConfig:
     def to_json(self) -> bytes:
         """The text of `config.json`."""
         head = {"format": FORMAT, "version": VERSION, "run_id": self.run_id}
-        return json.dumps(head | asdict(self), indent=1).encode()
+        return json.dumps(head | self.to_dict(), indent=1).encode()
 
     @staticmethod
     def read(run: Path) -> RunConfig:
@@ -138,6 +148,7 @@ class RunConfig:
             values["model"] = ModelConfig.from_dict(values["model"])
             values["train"] = TrainConfig.from_dict(values["train"])
             values["start"] = Start(**values["start"]) if values["start"] else None
+            values["task_options"] = Options(values.get("task_options", {}))
             config = RunConfig(**values)
         except (AttributeError, TypeError, KeyError, ValueError, QflError) as error:
             raise QflError(f"{path} is corrupted: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import torch
 
 from qfl_interp.config import ModelConfig
+from qfl_interp.digests import json_digest
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.training.footprint import bytes_per_member, n_weights
 
@@ -30,9 +31,10 @@ def stack_key(config: RunConfig) -> Hashable:
     train alone. Both styles of model can be stacked.
     """
     if config.start is not None or config.train.compile:
-        return config
-    train = tuple((name, value) for name, value in config.train.to_dict().items() if name not in _FREE)
-    return (config.task, config.length, config.model, train, config.n_steps, config.n_ctx, config.d_vocab)
+        return config.digest
+    train = json_digest({name: value for name, value in config.train.to_dict().items() if name not in _FREE})
+    sizes = (config.n_steps, config.n_ctx, config.d_vocab)
+    return (config.task, config.length, config.task_options, config.model, train, *sizes)
 
 
 def faster_alone(
