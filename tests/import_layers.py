@@ -15,6 +15,7 @@ GROUND = (
     "sealed",
     "lazy",
     "shapes",
+    "recipes",
     "config",
     "plugins",
     "seeding",
@@ -30,14 +31,14 @@ ROOMS = (
     "data",
     "models",
     "runs",
-    "training",
-    "sweep",
     "activations",
     "probes",
     "interventions",
+    "curvature",
+    "training",
+    "sweep",
     "emergence",
     "scaling",
-    "curvature",
     "polca",
     "homogeneous",
     "plots",
@@ -56,7 +57,17 @@ ONLY_IN = {
     "wandb": (),
 }
 # What `qfl --help` reads: these load no package that takes long to import, at module level.
-LIGHT = ("errors.py", "sites.py", "digests.py", "lazy.py", "config.py", "plugins.py", "runs/config.py", "cli")
+LIGHT = (
+    "errors.py",
+    "sites.py",
+    "digests.py",
+    "lazy.py",
+    "recipes.py",
+    "config.py",
+    "plugins.py",
+    "runs/config.py",
+    "cli",
+)
 HEAVY = {
     "torch",
     "numpy",
