@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -76,10 +76,11 @@ class ModularAddition(Task):
     name = "modular_addition"
     lengths = (3, 1000)
     default_length = 113
+    length_name = "p"
     train_fraction = 0.5
 
-    def __init__(self, length: int | None = None) -> None:
-        super().__init__(length)
+    def __init__(self, length: int | None = None, **options: Any) -> None:
+        super().__init__(length, **options)
         self.vocabulary = (*map(str, range(self.length)), "+", "=")
 
     @property

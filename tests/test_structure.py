@@ -70,7 +70,7 @@ def test_outer_packages_import_what_they_may(package):
             top, *rest = name.split(".")
             if package == "tasks":
                 assert top not in ("analyses", "tests"), path
-                allowed = ("data.task", "data.baselines", "shapes", "errors", "seeding")
+                allowed = ("data.task", "data.task_options", "data.baselines", "shapes", "errors", "seeding")
                 assert top != "qfl_interp" or ".".join(rest) in allowed, (path, name)
             else:
                 assert top not in ("tasks", "tests", "transformer_lens"), (path, name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
+from qfl_interp.cli.task_options import TaskOptions, task_options
 from qfl_interp.config import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def train(
     length: Annotated[
         int | None, typer.Option(help="The task's length (bits of an operand, nodes, ...); the paper's by default.")
     ] = None,
+    task_option: TaskOptions = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to make; runs/<run id> by default.")] = None,
     budget: Annotated[float | None, typer.Option(help="Nominal training FLOPs, for example 3e12.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates, instead of a budget.")] = None,
@@ -71,7 +73,7 @@ def train(
     from qfl_interp.training.train import plan_run
     from qfl_interp.training.train import train as run_training
 
-    loaded = load_task(task, length)
+    loaded = load_task(task, length, **task_options(task_option))
     plan = plan_run(loaded, model, config)
     target = out or Path("runs") / plan.run_id
     finished = run_training(

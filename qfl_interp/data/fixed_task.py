@@ -23,6 +23,7 @@ from qfl_interp.data.dataset import (
     vocabulary_of,
 )
 from qfl_interp.data.task import NO_POSITION, Batch, Feature, Pairs, Task
+from qfl_interp.data.task_options import TaskOption
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.shapes import Examples, Tokens
@@ -97,6 +98,11 @@ class FixedTask(Task):
         self.lengths, self.default_length = (n_ctx, n_ctx), n_ctx
         super().__init__(n_ctx)
         self._by_row, self._by_prompt = self._row_index()
+
+    @classmethod
+    def declared_options(cls) -> dict[str, TaskOption]:
+        """None: all that a dataset is made of is in its digest."""
+        return {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         keywords = {"str_tokens": self.vocabulary, "pairs": self._pairs, "baselines": self._baselines}

@@ -111,7 +111,7 @@ class Run(Checkpoints):
             return self._given
         from qfl_interp.data.registry import load_task
 
-        task = load_task(self.config.task, self.config.length)
+        task = load_task(self.config.task, self.config.length, **self.config.task_options)
         require_task(self.path, task, registered=True)
         return task
 

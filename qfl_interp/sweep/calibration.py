@@ -89,7 +89,7 @@ def _seconds(run: PlannedRun, n_steps: int, device: str) -> float:
     config = run.config
     train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0, n_val=config.n_val)
     short = dataclasses.replace(config, train=train, last_step=n_steps)
-    task = task_at(config.task, config.length)
+    task = task_at(config.task, config.length, config.task_options)
     with scratch_folder("qfl-calibration-") as folder:
         start = time.perf_counter()
         train_planned(task, short, folder / "run", device=device)

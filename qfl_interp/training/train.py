@@ -79,7 +79,7 @@ def plan_run(
     first = start.step if start else 0
     return RunConfig(
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
-        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start,
+        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start, task_options=task.options,
     )  # fmt: skip
 
 

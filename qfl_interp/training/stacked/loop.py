@@ -83,7 +83,8 @@ def train_stacked(
             "Group them by stack_key."
         )
     for config, path in runs:
-        if (config.task, config.length) != (task.name, task.length) or config.start or config.train.compile:
+        same = (config.task, config.length, config.task_options) == (task.name, task.length, task.options)
+        if not same or config.start or config.train.compile:
             raise ValueError(f"{path} must be a run of {task!r}, no branch and not compiled, got {config.run_id}.")
     errors: list[Exception | None] = [None] * len(runs)
     if not runs:
