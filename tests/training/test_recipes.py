@@ -120,7 +120,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize("changes", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_a_run_that_was_stopped_ends_in_the_same_bits(changes, addition, model_config, tmp_path, monkeypatch):
     config = _config(**changes, save_optimizer=True)
     whole = qfl.train(addition, model_config, config, tmp_path / "whole", progress=False)
@@ -174,7 +174,7 @@ def test_losses_of_tokens_by_hand():
     assert own.tolist() == [0.5, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("loss", ["squared_error", "hinge", half_square])
+@pytest.mark.parametrize("loss", ["squared_error", "hinge", half_square], ids=["squared", "hinge", "own"])
 def test_validations_and_rows_are_of_the_trained_loss(loss, addition, model_config, tmp_path):
     config = _config(loss=loss)
     run = qfl.train(addition, model_config, config, tmp_path / "run", progress=False)
