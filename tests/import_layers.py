@@ -16,7 +16,9 @@ GROUND = (
     "lazy",
     "shapes",
     "recipes",
+    "model_sizes",
     "config",
+    "model_kinds",
     "plugins",
     "seeding",
     "tables",
@@ -47,7 +49,13 @@ ROOMS = (
 )
 # Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
-    "transformer_lens": ("models/build.py", "models/hooks.py", "homogeneous/mlp.py"),
+    "transformer_lens": (
+        "models/build.py",
+        "models/hooks.py",
+        "models/given.py",
+        "models/tied.py",
+        "homogeneous/mlp.py",
+    ),
     "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),
     "plotly": ("plots", "report"),
     "sklearn": ("emergence", "polca", "homogeneous"),
@@ -64,6 +72,7 @@ LIGHT = (
     "lazy.py",
     "recipes.py",
     "config.py",
+    "model_kinds.py",
     "plugins.py",
     "runs/config.py",
     "cli",

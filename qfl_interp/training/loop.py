@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -14,7 +13,7 @@ from qfl_interp.data.examples import ExampleStream, held_out
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_model, load_parameters, parameters_to_save
-from qfl_interp.models.fast_forward import FastLogits, compile_fast_logits, fast_logits
+from qfl_interp.models.forward import training_forward
 from qfl_interp.models.losses import token_losses_of
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.progress import progress_bar
@@ -55,7 +54,7 @@ class TrainingLoop:
         require_room(run, self.device)
         self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
         self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
-        self.forward: FastLogits = functools.partial(fast_logits, self.model)
+        self.forward = training_forward(self.model)
         self.token_losses = token_losses_of(self.config.loss_name)
         self.updates: Updates = GradientUpdates(
             self.model, self.config, lambda tokens, span: self.forward(tokens, span), self.device
@@ -76,7 +75,7 @@ class TrainingLoop:
                 bar.console.print("passed over:", refused, markup=False)
             self.session.begin(self.step, self.device)
             if self.config.compile:
-                self.forward = compile_fast_logits(self.model)
+                self.forward = training_forward(self.model, compiled=True)
             self.session.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
                 with deferred_interrupt() as interrupted:
@@ -94,6 +93,11 @@ class TrainingLoop:
             raise QflError(
                 f"{self.writer.path} is a branch of {self.run_config.start.run_id} and has no resume point yet. "
                 "Call branch(...) again with resume=True."
+            )
+        if state is None and self.run_config.model.weights is not None:
+            raise QflError(
+                f"{self.writer.path} was begun with weights that were given and has no checkpoint yet. Call train(...) "
+                "again with the model and resume=True."
             )
         if state is not None:
             assert state.optimizer is not None
@@ -139,9 +143,10 @@ class TrainingLoop:
 
     def _validation(self) -> dict[str, float]:
         """Loss and exact match on the fixed validation set, both ways of counting."""
+        plain = training_forward(self.model)
 
         def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
-            return fast_logits(self.model, tokens.to(self.device), positions).cpu()
+            return plain(tokens.to(self.device), positions).cpu()
 
         means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
         # A chance of being right is what the cross-entropy alone gives.
