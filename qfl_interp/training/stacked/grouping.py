@@ -27,10 +27,10 @@ def stack_key(config: RunConfig) -> Hashable:
     """Runs with equal keys can train as one stack; a run that can be in no stack has a key of its own.
 
     They have one task, length and model shape, one number of updates and everything else of `TrainConfig` in common
-    but learning rate and seed (the budget may differ where the steps are equal). Branches and runs with `compile=True`
-    train alone. Both styles of model can be stacked.
+    but learning rate and seed (the budget may differ where the steps are equal). Branches, runs with `compile=True` and
+    runs on a fixed training set train alone. Both styles of model can be stacked.
     """
-    if config.start is not None or config.train.compile:
+    if config.start is not None or config.train.compile or config.n_train is not None:
         return config.digest
     train = json_digest({name: value for name, value in config.train.to_dict().items() if name not in _FREE})
     sizes = (config.n_steps, config.n_ctx, config.d_vocab)
