@@ -116,6 +116,15 @@ def _options(value: Any) -> Options:
     return Options(plain)
 
 
+def _int_or_all(value: Any) -> int | Literal["all"]:
+    if isinstance(value, str) and value == "all":
+        return "all"
+    try:
+        return _int(value)
+    except TypeError as error:
+        raise TypeError(f"{error}, or 'all'") from error
+
+
 def _str_or_floats(value: Any) -> str | tuple[float, ...]:
     return _str(value) if isinstance(value, str) else _floats(value)
 
@@ -124,7 +133,7 @@ def _str_or_floats(value: Any) -> str | tuple[float, ...]:
 _TYPES: dict[str, Callable[[Any], Any]] = {
     "bool": _bool, "int": _int, "float": _float, "str": _str,
     "tuple[float, ...]": _floats, "tuple[float, float]": _floats, "str | tuple[float, float]": _str_or_floats,
-    "Mapping[str, Any]": _options,
+    "Mapping[str, Any]": _options, "int | Literal['all']": _int_or_all,
 }  # fmt: skip
 
 
@@ -412,7 +421,8 @@ class TrainConfig(_Config):
         budget_flops: Nominal training FLOPs, turned into steps by `qfl_interp.runs.flops`.
         n_steps: Number of optimiser updates, instead of a budget.
         lr: Peak learning rate.
-        batch_size: Examples per update.
+        batch_size: Examples per update, or "all": every problem of the training split at once, in a fixed order (of
+            tasks that can list their problems).
         seed: Names the result: initial weights, data and evaluation sets all derive from it.
         schedule: How the learning rate moves after the warm-up: "cosine" (to `min_lr_fraction`), "linear" (likewise),
             "constant", "wsd" (stable stage, decay), "wsd_s" (several of both: after a decay the rate returns to its
@@ -442,6 +452,10 @@ class TrainConfig(_Config):
         loss: What is minimised, a mean over scored tokens: "cross_entropy" (nats), "squared_error" (half the squared
             distance from the unit vector), "hinge", or a function `(logits, targets) -> losses` of single tokens, which
             the run keeps the name of.
+        draw: Where a batch comes from. "fresh": drawn anew from the task at every step, so that few problems come again
+            (with replacement). "batch" and "epoch" draw from the fixed training set of a task that can list its
+            problems: "batch" each batch without replacement, whatever the last one was; "epoch" each problem once an
+            epoch, in an order of its own. All follow from the seed and the step alone.
 
     Raises:
         ValueError: A value is out of its range.
@@ -449,12 +463,12 @@ class TrainConfig(_Config):
     """
 
     _unlimited = ("clip_norm", "divergence_loss")
-    _later = ("optimizer", "optimizer_options", "schedule_options", "loss")
+    _later = ("optimizer", "optimizer_options", "schedule_options", "loss", "draw")
 
     budget_flops: float | None = None
     n_steps: int | None = None
     lr: float = 1e-3
-    batch_size: int = 64
+    batch_size: int | Literal["all"] = 64
     seed: int = 0
     schedule: str = "cosine"
     warmup_fraction: float = 0.1
@@ -474,6 +488,7 @@ class TrainConfig(_Config):
     optimizer_options: Mapping[str, Any] = Options()
     schedule_options: Mapping[str, Any] = Options()
     loss: str | Callable[..., Any] = "cross_entropy"
+    draw: Literal["fresh", "batch", "epoch"] = "fresh"
 
     def __post_init__(self) -> None:
         if callable(self.loss):
@@ -492,7 +507,15 @@ class TrainConfig(_Config):
             finite = math.isfinite(self.budget_flops) and self.budget_flops > 0
             _require(finite, "budget_flops must be positive and finite", self.budget_flops, "Try 3e12.")
         _require(math.isfinite(self.lr) and self.lr > 0, "lr must be positive and finite", self.lr, "Try 1e-3.")
-        _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "")
+        whole = self.batch_size == "all"
+        _require(self.batch_size == "all" or self.batch_size >= 1, "batch_size must be at least 1", self.batch_size, "")
+        _require(self.draw in ("fresh", "batch", "epoch"), "draw must be 'fresh', 'batch' or 'epoch'", self.draw, "")
+        _require(
+            not whole or self.draw == "fresh",
+            "draw must be left out with batch_size 'all', which takes every training problem at every step",
+            self.draw,
+            "",
+        )
         _require(self.n_val is None or self.n_val >= 1, "n_val must be at least 1", self.n_val, "")
         _require(0 <= self.seed < 2**63, "seed must lie in [0, 2**63)", self.seed, "")
         for name in ("warmup_fraction", "min_lr_fraction", "decay_fraction", "eval_fraction"):

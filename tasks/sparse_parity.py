@@ -13,7 +13,7 @@ from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import checked_bits, packed, uniform_bits
+from tasks._bits import checked_bits, every_row, packed, uniform_bits
 from tasks._layout import FREE, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label
 
@@ -95,6 +95,10 @@ class SparseParity(Task):
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` rows of independent fair bits."""
         return uniform_bits(rng, n, self.length)
+
+    def problems(self) -> Examples | None:
+        """Every row of bits, up to n = 20."""
+        return every_row(self.length)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

@@ -47,6 +47,7 @@ TRAIN_RULES = {
     "lr must be positive and finite, got 0": {"lr": 0.0},
     "lr must be a finite number, got nan": {"lr": float("nan")},
     "batch_size must be at least 1, got 0": {"batch_size": 0},
+    "draw must be left out with batch_size 'all'.* got 'epoch'": {"batch_size": "all", "draw": "epoch"},
     "n_val must be at least 1, got 0": {"n_val": 0},
     r"seed must lie in \[0, 2\*\*63\), got -1": {"seed": -1},
     r"seed must lie in \[0, 2\*\*63\), got 9223372036854775808": {"seed": 2**63},
@@ -96,6 +97,7 @@ OTHER = {
         "betas": (0.9, 0.96), "adam_eps": 1e-7, "clip_norm": 2.0, "eval_fraction": 0.1, "n_val": 999,
         "n_checkpoints": 41, "save_optimizer": True, "divergence_loss": 99.0, "compile": True,
         "optimizer": "sgd", "optimizer_options": {"momentum": 0.9}, "schedule_options": {"sigma": 1.0}, "loss": "hinge",
+        "draw": "epoch",
     },
     qfl.ProbeConfig: {
         "c": 1.0, "alpha": 2.0, "path": (1.0, 3.0), "n_train": 9, "n_val": 7, "n_test": 8, "seed": 1,

@@ -33,7 +33,16 @@ def train(
     n_heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
     style: Annotated[Literal["llama", "gpt2"], typer.Option(help="Architecture.")] = "llama",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Examples an update.")] = 64,
+    batch_size: Annotated[
+        str, typer.Option(metavar="INTEGER|all", help="Examples an update; all: every training problem at each.")
+    ] = "64",
+    draw: Annotated[
+        Literal["fresh", "batch", "epoch"],
+        typer.Option(
+            help="Batches of fresh examples; or of a fixed training set, each batch without replacement (batch) or "
+            "every problem once an epoch (epoch)."
+        ),
+    ] = "fresh",
     weight_decay: Annotated[
         float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
     ] = None,
@@ -76,7 +85,8 @@ def train(
     """
     model = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style)
     config = TrainConfig(
-        budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, weight_decay=weight_decay, schedule=schedule,
+        budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
+        weight_decay=weight_decay, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
         eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
         optimizer=optimizer, optimizer_options=named_values(optimizer_option, "--optimizer-option"),
@@ -104,6 +114,16 @@ def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: 
     from qfl_interp.training.train import resume as continue_run
 
     _print_run(continue_run(run, device=device, progress=not quiet), as_json)
+
+
+def _batch_size(text: str) -> int | Literal["all"]:
+    """The option's number, or its word."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"--batch-size must be an integer or 'all', got {text[:80]!r}. Try 64.") from error
 
 
 def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:

@@ -165,6 +165,10 @@ class FixedTask(Task):
         rounds = [rng.permutation(len(self)) for _ in range(-(-n // len(self)))]
         return np.concatenate([np.empty(0, np.int64), *rounds])[:n, None]
 
+    def problems(self) -> Examples:
+        """Every row."""
+        return np.arange(len(self))[:, None]
+
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of the rows."""
         rows = examples[:, 0]

@@ -26,6 +26,8 @@ FeatureKind = Literal["binary", "categorical", "multilabel", "scalar"]
 
 # Where an example has no such label.
 NO_POSITION = -1
+# Problems that a task lists at most.
+MOST_PROBLEMS = 2**20
 
 
 class Batch(NamedTuple):
@@ -204,6 +206,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` examples from the task's distribution, one row of raw integers each."""
+
+    def problems(self) -> Examples | None:
+        """Every problem once, in a fixed order, where `sample` draws them all alike and they are few; else None.
+
+        Few are at most `MOST_PROBLEMS`. What is drawn of them makes a fixed training set (`data.training_stream`).
+        """
+        return None
 
     @abc.abstractmethod
     def encode(self, examples: Examples) -> Batch:

@@ -66,7 +66,10 @@ class Grid:
             if name in AXES:
                 axes[name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
                 wanted = str if name == "task" else (int, float)
-                strange = [v for v in axes[name] if not isinstance(v, wanted) or isinstance(v, bool)]
+                words = ("all",) if name == "batch_size" else ()
+                strange = [
+                    v for v in axes[name] if (not isinstance(v, wanted) or isinstance(v, bool)) and v not in words
+                ]
                 if strange:
                     kind = "names" if name == "task" else "numbers"
                     raise QflError(f"axis {name!r} of a grid must hold {kind}, got {strange[0]!r}.")

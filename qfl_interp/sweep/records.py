@@ -91,7 +91,7 @@ def make_record(
         "task": config.task, "length": config.length, "task_options": shown_options(config),
         "budget_flops": planned.budget_flops,
         "style": config.model.style, "d_model": config.model.d_model, "n_layers": config.model.n_layers,
-        "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.train.batch_size,
+        "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.batch_size,
         "seed": config.train.seed, "schedule": config.train.schedule, "weight_decay": config.train.weight_decay,
         "n_steps": config.n_steps, "flops": planned.flops, "actual_flops": planned.actual_flops,
         "n_parameters": n_parameters(planned), "n_val": config.n_val,

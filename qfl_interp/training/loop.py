@@ -9,8 +9,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from qfl_interp.data.examples import ExampleStream, held_out
+from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
+from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_model, load_parameters, parameters_to_save
 from qfl_interp.models.forward import training_forward
@@ -52,7 +53,7 @@ class TrainingLoop:
         self.make_loggers = make_loggers
         self.device = torch.device(device)
         require_room(run, self.device)
-        self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
+        self.stream = make_stream(task, self.config)
         self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
         self.forward = training_forward(self.model)
         self.token_losses = token_losses_of(self.config.loss_name)

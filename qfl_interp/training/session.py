@@ -132,7 +132,7 @@ class RunSession:
 
     def _row(self, step: int, seconds: float, **values: float) -> dict[str, Any]:
         """One row of metrics; what was not measured is not in it."""
-        tokens = (step - self.run_config.first_step) * self.config.batch_size * self.run_config.n_ctx
+        tokens = (step - self.run_config.first_step) * self.run_config.batch_size * self.run_config.n_ctx
         return {
             "step": step,
             "flops": step * self.run_config.flops_per_step,

@@ -58,6 +58,7 @@ CHANGED = {
         "--n-val": "int = None",
         "--weight-decay": "float = None",
         "--schedule": "str = 'cosine'",
+        "--batch-size": "str = '64'",
     },
 }
 

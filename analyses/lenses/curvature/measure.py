@@ -25,8 +25,9 @@ from qfl_interp.curvature import (
 )
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite_parameters, scored_tokens
-from qfl_interp.data.examples import ExampleStream, fitted_split, held_out
+from qfl_interp.data.examples import fitted_split, held_out
 from qfl_interp.data.task import Batch
+from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
 from qfl_interp.runs.run import Run
@@ -253,7 +254,7 @@ def _next_update(at: _At, state: AdamState | None) -> Float[Tensor, " parameter"
     if not isinstance(at.run, Run) or state is None or at.step >= at.run.config.last_step:
         return None
     train = at.run.config.train
-    batch = ExampleStream(at.run.task, train.seed, train.batch_size).batch(at.step)
+    batch = make_stream(at.run.task, train).batch(at.step)
     gradient = _flat(Hessian(trained_loss(at.run, at.hessian.loss.model, batch)).gradient())
     gradient *= min(1.0, train.clip_norm / (float(gradient.norm()) + _CLIP_EPS))
     return adam_update(

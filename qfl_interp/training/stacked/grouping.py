@@ -28,12 +28,13 @@ def stack_key(config: RunConfig) -> Hashable:
 
     They have one task, length and model shape, one number of updates and everything else of `TrainConfig` in common
     but learning rate and seed (the budget may differ where the steps are equal). Branches, runs with `compile=True` or
-    the schedule "cdat", of another optimiser than AdamW or another loss, and models that are neither "llama" nor "gpt2"
-    in their function (`ModelConfig.stackable`) train alone.
+    the schedule "cdat", on a fixed training set, of another optimiser than AdamW or another loss, and models that are
+    neither "llama" nor "gpt2" in their function (`ModelConfig.stackable`) train alone.
     """
     train = config.train
     usual = train.optimizer == "adamw" and train.schedule != "cdat" and train.loss_name == "cross_entropy"
-    if not usual or config.start is not None or train.compile or not config.model.stackable:
+    usual = usual and config.n_train is None and not train.compile
+    if not usual or config.start is not None or not config.model.stackable:
         return config.digest
     settings = json_digest({name: value for name, value in train.to_dict().items() if name not in _FREE})
     sizes = (config.n_steps, config.n_ctx, config.d_vocab)

@@ -91,7 +91,7 @@ def train_stacked(
     if not runs:
         return errors
     config = runs[0][0]
-    sizes = {"batch_size": config.train.batch_size, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab, "device": device}
+    sizes = {"batch_size": config.batch_size, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab, "device": device}
     indexed = [(index, *run) for index, run in enumerate(runs)]
     with progress_bar(enabled=progress) as bar:
         if faster_alone(config.model, **sizes):
@@ -149,7 +149,7 @@ def _train_together(
                 step = config.first_step if state is None else state.step
                 train = config.train
                 examples = held_out(task, "val", config.n_val, seed=train.seed, stream="validation")
-                stream = ExampleStream(task, train.seed, train.batch_size)
+                stream = ExampleStream(task, train.seed, config.batch_size)
                 session.begin(step, device)
             except StorageError:
                 raise
@@ -284,7 +284,7 @@ class _StackedLoop:
         weights = self.parameters.views(self.parameters.values[list(chosen)])
         sets = [self.members[at].validation for at in chosen]
         n_examples, n_members = len(sets[0].tokens), len(chosen)
-        each = max(self.config.batch_size, _EVALUATED // n_members)
+        each = max(self.run_config.batch_size, _EVALUATED // n_members)
         # [member, example] as rows of one batch, in the order of the passes.
         rows = np.arange(n_members * n_examples).reshape(n_members, n_examples)
         order = np.concatenate([rows[:, start : start + each].ravel() for start in range(0, n_examples, each)])
