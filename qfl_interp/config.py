@@ -425,9 +425,9 @@ class TrainConfig(_Config):
             tasks that can list their problems).
         seed: Names the result: initial weights, data and evaluation sets all derive from it.
         schedule: How the learning rate moves after the warm-up: "cosine" (to `min_lr_fraction`), "linear" (likewise),
-            "constant", "wsd" (stable stage, decay), "wsd_s" (several of both: after a decay the rate returns to its
-            peak and training goes on), or "cdat" (set at each update by the curvature along it);
-            `qfl_interp.training.schedule` has the formulas.
+            "constant", "ramp" (constant behind a linear warm-up from 0), "wsd" (stable stage, decay), "wsd_s" (several
+            of both: after a decay the rate returns to its peak and training goes on), or "cdat" (set at each update by
+            the curvature along it); `qfl_interp.training.schedule` has the formulas.
         warmup_fraction: Part of the steps spent warming up.
         min_lr_fraction: Final over peak learning rate.
         decay_fraction: Part of the steps spent decaying ("wsd"; of each of the stages of "wsd_s").
@@ -435,7 +435,7 @@ class TrainConfig(_Config):
             "adam" and "sgd" (0 by default).
         betas: Adam's and AdamW's, and of what Muon leaves to AdamW.
         adam_eps: Likewise.
-        clip_norm: Gradients are scaled down to this global norm; infinite: never.
+        clip_norm: Gradients are scaled down to this global norm, by default 1; infinite: never, as in "depthwise".
         eval_fraction: A validation every `max(1, int(eval_fraction * n_steps))` steps; the paper uses 0.005. None:
             about 100 of them, at the first steps and then log-spaced.
         n_val: Examples in the fixed validation set. None: as many as cost about a tenth of training, 128 to 1,000.
@@ -445,7 +445,8 @@ class TrainConfig(_Config):
             branches and for preconditioned sharpness.
         divergence_loss: A training loss above this many nats counts as diverged.
         compile: Train through `torch.compile` (about 30 s to start); falls back with a message.
-        optimizer: "adamw", "adam", "sgd" or "muon" (torch's own; `qfl_interp.training.optimizers`).
+        optimizer: "adamw", "adam", "sgd" or "muon" (torch's own; `qfl_interp.training.optimizers`), or "depthwise" (of
+            homogeneous networks; `qfl_interp.homogeneous`).
         optimizer_options: Further settings of the optimiser by name, such as `{"momentum": 0.9}`;
             `qfl_interp.recipes.OPTIMIZERS` declares them.
         schedule_options: Those of the schedule, such as `{"sigma": 1.0}` of "cdat"; `recipes.SCHEDULES`.
@@ -477,7 +478,7 @@ class TrainConfig(_Config):
     weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-8
-    clip_norm: float = 1.0
+    clip_norm: float | None = None
     eval_fraction: float | None = None
     n_val: int | None = None
     n_checkpoints: int = 40
@@ -538,6 +539,12 @@ class TrainConfig(_Config):
         _require(self.n_checkpoints >= 2, "n_checkpoints must be at least 2", self.n_checkpoints, "First and last.")
 
     @property
+    def max_norm(self) -> float:
+        """`clip_norm` with its default filled in."""
+        assert self.clip_norm is not None
+        return self.clip_norm
+
+    @property
     def loss_name(self) -> str:
         """The loss's name, a function's too."""
         return str(self.loss)
@@ -555,6 +562,16 @@ class TrainConfig(_Config):
         _require(not looks_ahead, "nesterov needs a momentum above 0", own.get("momentum"), "Give momentum=0.9.")
         if self.weight_decay is None:
             object.__setattr__(self, "weight_decay", DECAYS.get(self.optimizer, 0.0))
+        scaled = self.optimizer == "depthwise"
+        if self.clip_norm is None:
+            object.__setattr__(self, "clip_norm", math.inf if scaled else 1.0)
+        if scaled:
+            _require(self.weight_decay == 0, "weight_decay must be 0 with 'depthwise'", self.weight_decay, "")
+            advice = "Its steps are not clipped; cap them by the setting max_u."
+            _require(self.clip_norm == math.inf, "clip_norm must be left out with 'depthwise'", self.clip_norm, advice)
+            fits = self.loss in ("cross_entropy", "squared_error")
+            advice = "Its formulas hold for these two."
+            _require(fits, "loss must be cross_entropy or squared_error with 'depthwise'", self.loss, advice)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,17 @@ OPTIMIZERS: dict[str, dict[str, Setting]] = {
         "nesterov": Setting(True, "look ahead along the momentum (Nesterov)"),
         "ns_steps": Setting(5, "Newton-Schulz iterations of the orthogonalisation", 1, 99),
     },
+    "depthwise": {
+        "norm_power": Setting(2, "2 cancels the squares of forward and backward norms, 1 the norms, 0 neither", 0, 2),
+        "residual_power": Setting(1, "s: the power of the root mean squared residual", 0, 2),
+        "depth_normalise": Setting(True, "divide by the depth"),
+        "max_u": Setting(None, "cap on the relative change of a hidden layer's preactivations", 1e-9, 1e9),
+        "edge_multiple": Setting(None, "the learning rate in units of the edge, lr lambda_P / 2", 1e-9, 1e9),
+        "n_sharpness": Setting(128, "training examples of the sharpness behind edge_multiple", 2, 2**40),
+    },
 }
+# Optimisers whose updates are made elsewhere: `module:class`, called as `training.updates.GradientUpdates` is.
+UPDATES = {"depthwise": "qfl_interp.homogeneous.updates:DepthwiseUpdates"}
 # What weight decay is by default: none but where the optimiser's own is decoupled.
 DECAYS = {"adamw": 0.1, "muon": 0.1}
 
@@ -46,6 +56,7 @@ SCHEDULES: dict[str, dict[str, Setting]] = {
     },
     "constant": {},
     "linear": {},
+    "ramp": {},
     "cdat": {"sigma": Setting(2.0, "the rate in units of the greedy one along the step; 2 is the edge", 1e-6, 1e6)},
 }
 

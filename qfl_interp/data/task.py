@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Integer, Num, UInt64
+from jaxtyping import Float, Float64, Int, Integer, Num, UInt64
 from torch import Tensor
 
 from qfl_interp.config import Options
@@ -206,6 +206,18 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` examples from the task's distribution, one row of raw integers each."""
+
+    @property
+    def samples(self) -> Float[Tensor, "sample d_in"] | None:
+        """The vectors that token ids stand for, of a task whose inputs are vectors; None where ids are words."""
+        return None
+
+    def split_share(self, examples: Examples) -> Float64[np.ndarray, " batch"] | None:
+        """Where each example stands in [0, 1) of all, the first `train_fraction` of which is for training.
+
+        NaN is in no split. None, by default: a hash of the canonical form decides.
+        """
+        return None
 
     def problems(self) -> Examples | None:
         """Every problem once, in a fixed order, where `sample` draws them all alike and they are few; else None.

@@ -13,7 +13,7 @@ from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
 from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import build_model, load_parameters, parameters_to_save
+from qfl_interp.models.build import build_model, load_parameters, model_on, parameters_to_save
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.losses import token_losses_of
 from qfl_interp.models.metrics import evaluate
@@ -25,8 +25,8 @@ from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.session import LOG_EVERY, RunSession, Update
-from qfl_interp.training.updates import GradientUpdates, Updates
+from qfl_interp.training.session import LOG_EVERY, RunSession, TrainingStopped, Update
+from qfl_interp.training.updates import make_updates
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]
@@ -54,12 +54,11 @@ class TrainingLoop:
         self.device = torch.device(device)
         require_room(run, self.device)
         self.stream = make_stream(task, self.config)
-        self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
+        self.model = model_on(build_model(run.model, task, seed=self.config.seed), self.device)
         self.forward = training_forward(self.model)
         self.token_losses = token_losses_of(self.config.loss_name)
-        self.updates: Updates = GradientUpdates(
-            self.model, self.config, lambda tokens, span: self.forward(tokens, span), self.device
-        )
+        self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
+        self.session.peak_lr = self.updates.peak_lr
         self.step = run.first_step
         self.initial = initial
         self.val_batch = task.encode(held_out(task, "val", run.n_val, seed=self.config.seed, stream="validation"))
@@ -129,7 +128,12 @@ class TrainingLoop:
 
     def _update(self) -> None:
         """One update on the batch of this step."""
-        done = self.updates.apply(self.stream.batch(self.step), self.session.learning_rate(self.step))
+        try:
+            done = self.updates.apply(self.stream.batch(self.step), self.session.learning_rate(self.step))
+        except TrainingStopped as stopped:
+            self._flush()
+            stopped.step = self.step
+            raise
         self.step += 1
         self.pending.append((self.step, done.lr, done.loss, done.grad_norm, self.session.seconds))
 

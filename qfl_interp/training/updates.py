@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from qfl_interp.config import TrainConfig
 from qfl_interp.curvature.hessian import Hessian
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
-from qfl_interp.data.task import Batch
+from qfl_interp.data.task import Batch, Task
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.fast_forward import FastLogits
 from qfl_interp.models.metrics import masked_loss, scored_span, targets
-from qfl_interp.recipes import SCHEDULES, setting_values
+from qfl_interp.models.mup import lr_multipliers
+from qfl_interp.recipes import SCHEDULES, UPDATES, setting_values
+from qfl_interp.runs.config import RunConfig
 from qfl_interp.training.optimizers import NamedOptimizer
 
 
@@ -28,7 +30,13 @@ class Done(NamedTuple):
 
 
 class Updates(Protocol):
-    """How a model is changed, batch by batch; the state between two updates is `tensors`."""
+    """How a model is changed, batch by batch; the state between two updates is `tensors`.
+
+    Attributes:
+        peak_lr: What the schedule's learning rate is measured in.
+    """
+
+    peak_lr: float
 
     def apply(self, batch: Batch, lr: float) -> Done:
         """One update; `lr` is what the schedule says."""
@@ -48,22 +56,20 @@ class GradientUpdates:
 
     Args:
         model: It is changed in place.
-        config: Names the loss, the optimiser and the schedule.
+        task: What is learned.
+        run: Names the loss, the optimiser and the schedule.
         forward: The model's logits at some positions, differentiable.
         device: Where it all happens.
-        scales: Factors on the learning rate by parameter.
     """
 
     def __init__(
-        self,
-        model: HookedModel,
-        config: TrainConfig,
-        forward: FastLogits,
-        device: torch.device,
-        scales: Mapping[str, float] | None = None,
+        self, model: HookedModel, task: Task, run: RunConfig, forward: FastLogits, device: torch.device
     ) -> None:
-        self.model, self.config, self.forward, self.device = model, config, forward, device
-        self.optimizer = NamedOptimizer(model, config, scales)
+        self.model, self.config, self.forward, self.device = model, run.train, forward, device
+        self.peak_lr = self.config.lr
+        rule = "sgd" if self.config.optimizer == "sgd" else "adam"
+        scales = lr_multipliers(run.model, dict(model.named_parameters()), rule=rule)
+        self.optimizer = NamedOptimizer(model, self.config, scales)
         self.tensors, self.load = self.optimizer.tensors, self.optimizer.load
 
     def apply(self, batch: Batch, lr: float) -> Done:
@@ -73,7 +79,7 @@ class GradientUpdates:
         loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target, self.config.loss_name)
         self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_norm, foreach=True)
         if self.config.schedule == "cdat":
             lr = self._tuned_step(batch, lr)
         else:
@@ -107,3 +113,12 @@ class GradientUpdates:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(before[name] + lr * step[name])
         return lr
+
+
+def make_updates(model: HookedModel, task: Task, run: RunConfig, forward: FastLogits, device: torch.device) -> Updates:
+    """The updates that a run's configuration names, of its fresh model; raises what they raise."""
+    made = UPDATES.get(run.train.optimizer)
+    if made is None:
+        return GradientUpdates(model, task, run, forward, device)
+    module, _, name = made.partition(":")
+    return getattr(importlib.import_module(module), name)(model, task, run, forward, device)

@@ -256,7 +256,7 @@ def _next_update(at: _At, state: AdamState | None) -> Float[Tensor, " parameter"
     train = at.run.config.train
     batch = make_stream(at.run.task, train).batch(at.step)
     gradient = _flat(Hessian(trained_loss(at.run, at.hessian.loss.model, batch)).gradient())
-    gradient *= min(1.0, train.clip_norm / (float(gradient.norm()) + _CLIP_EPS))
+    gradient *= min(1.0, train.max_norm / (float(gradient.norm()) + _CLIP_EPS))
     return adam_update(
         at.theta, gradient, state, lr=_learning_rate(at.run, at.step), betas=train.betas, eps=train.adam_eps,
         weight_decay=train.weight_decay or 0.0,

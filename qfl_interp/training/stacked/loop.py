@@ -234,7 +234,7 @@ class _StackedLoop:
             stacked_logits(self.parameters.weights, self.shape, tokens, span), target.unflatten(0, (n_members, -1))
         )
         self.parameters.differentiate(losses.sum())
-        norms = self.parameters.clip(self.config.clip_norm)
+        norms = self.parameters.clip(self.config.max_norm)
         lrs = [member.session.learning_rate(self.step) for member in self.members]
         self.step += 1
         self.parameters.update(lrs, self.step, self.config)
