@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+import task_contract as contract
 
 import qfl_interp as qfl
 from qfl_interp.data import registry
@@ -67,6 +68,16 @@ def test_p_is_the_length_of_modular_addition():
 def test_a_value_out_of_range_is_told_the_range(options, message):
     with pytest.raises(ValueError, match=message):
         qfl.load_task("sparse_parity", 6, **options)
+
+
+def test_values_at_the_ranges_edges_pass():
+    for edges in ({"k": 2, "train_fraction": 0.0}, {"k": 6, "train_fraction": 0.99}):
+        assert qfl.load_task("sparse_parity", 6, **edges).options == edges
+
+
+@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)
+def test_a_task_with_options_keeps_the_contract(check):
+    check(qfl.load_task("sparse_parity", 9, k=5, train_fraction=0.5))
 
 
 def test_an_unknown_option_is_told_the_nearest():
