@@ -83,8 +83,8 @@ def test_public_names_are_pinned_and_import():
         "Feature", "FixedFeature", "FixedTask", "Intervention", "ModelConfig", "Pairs", "PolcaConfig", "ProbeConfig",
         "QflError", "Run", "SgldConfig", "Site", "Suite", "Sweep", "SweepConfig", "Task", "TrainConfig", "branch",
         "build_model", "capture", "estimate_sweep", "fast_logits", "generate_greedy", "held_out", "hooked_from_hf",
-        "interventions_on", "load_task", "mean", "patch", "project_out", "read_activations", "resample", "resume",
-        "run_sweep", "sweep_status", "task_names", "train", "write_activation", "zero",
+        "interventions_on", "load_task", "mean", "patch", "project_out", "read_activations", "register_loss",
+        "resample", "resume", "run_sweep", "sweep_status", "task_names", "train", "write_activation", "zero",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
         "ablate", "ablate_units", "across", "capture", "curvature", "emergence", "interchange", "mdl", "patch", "polca",

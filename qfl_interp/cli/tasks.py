@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qfl_interp.cli.aligned import draw
+from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, print_json
-from qfl_interp.cli.task_options import TaskOptions, task_options
 from qfl_interp.errors import QflError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def tasks(
             raise QflError("--task-option needs a task: name one, as in qfl tasks sparse_parity --task-option k=4.")
         _list(length, as_json)
         return
-    task = load_task(name, length, **task_options(task_option))
+    task = load_task(name, length, **named_values(task_option))
     with Console(stderr=True).status(f"measuring the baselines of {name}"):
         about = _about(task)
     shown = _examples(task, examples, seed)

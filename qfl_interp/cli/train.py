@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
-from qfl_interp.cli.task_options import TaskOptions, task_options
 from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.recipes import LOSSES, OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from qfl_interp.runs.run import Run
@@ -42,8 +43,18 @@ def train(
             "every problem once an epoch (epoch)."
         ),
     ] = "fresh",
-    weight_decay: Annotated[float, typer.Option(help="AdamW's; grokking wants about 1.")] = 0.1,
-    schedule: Annotated[Literal["cosine", "wsd"], typer.Option(help="Learning-rate schedule.")] = "cosine",
+    weight_decay: Annotated[
+        float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"Optimiser: {', '.join(OPTIMIZERS)}.")] = "adamw",
+    optimizer_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the optimiser, such as momentum=0.9.")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help=f"Learning-rate schedule: {', '.join(SCHEDULES)}.")] = "cosine",
+    schedule_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the schedule, such as n_decays=3.")
+    ] = None,
+    loss: Annotated[str, typer.Option(help=f"What is minimised: {', '.join(LOSSES)}.")] = "cross_entropy",
     warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
     decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
@@ -77,13 +88,15 @@ def train(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
         weight_decay=weight_decay, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
-        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile,
+        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
+        optimizer=optimizer, optimizer_options=named_values(optimizer_option, "--optimizer-option"),
+        schedule_options=named_values(schedule_option, "--schedule-option"),
     )  # fmt: skip
     from qfl_interp.data.registry import load_task
     from qfl_interp.training.train import plan_run
     from qfl_interp.training.train import train as run_training
 
-    loaded = load_task(task, length, **task_options(task_option))
+    loaded = load_task(task, length, **named_values(task_option))
     plan = plan_run(loaded, model, config)
     target = out or Path("runs") / plan.run_id
     finished = run_training(

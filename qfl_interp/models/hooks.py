@@ -133,6 +133,8 @@ def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: st
         n_layers = 1 + max((int(n.split(".")[1]) for n in points if n.startswith("blocks.")), default=-1)
         if name.endswith("hook_resid_mid") and getattr(config, "parallel_attn_mlp", False):
             why = " Its blocks run attention and MLP side by side, so there is no stream between them."
+        elif getattr(config, "attn_only", False) and (".mlp." in name or name.endswith(("_mid", "mlp_out", "mlp_in"))):
+            why = " Its blocks have no MLP."
         else:
             why = f" It has {n_layers} layers, counted from 0."
         raise QflError(f"the model has no hook point {name!r}.{nearest(name, points)}{why}")

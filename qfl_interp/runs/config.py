@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qfl_interp.config import ModelConfig, Options, TrainConfig
+from qfl_interp.config import Options, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
+from qfl_interp.model_kinds import AnyModelConfig, model_config_from_dict
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.runs.steps import checkpoint_steps, evaluation_steps
 
@@ -43,7 +44,7 @@ class RunConfig:
     Args:
         task: Registered name.
         length: The task's length.
-        model: Shape.
+        model: Shape, or the model that was given.
         train: Optimisation and data.
         first_step: Step of the initial weights: 0, or the parent's step for a branch.
         last_step: Step of the final weights.
@@ -57,7 +58,7 @@ class RunConfig:
 
     task: str
     length: int
-    model: ModelConfig
+    model: AnyModelConfig
     train: TrainConfig
     first_step: int
     last_step: int
@@ -155,7 +156,7 @@ class RunConfig:
         try:
             named = values.pop("run_id")
             del values["format"], values["version"]
-            values["model"] = ModelConfig.from_dict(values["model"])
+            values["model"] = model_config_from_dict(values["model"])
             values["train"] = TrainConfig.from_dict(values["train"])
             values["start"] = Start(**values["start"]) if values["start"] else None
             values["task_options"] = Options(values.get("task_options", {}))

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
-from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.config import TrainConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
 from qfl_interp.data.training_stream import batch_sizes
 from qfl_interp.errors import QflError
+from qfl_interp.model_kinds import AnyModelConfig
+from qfl_interp.models.given import GivenModel, configured
+from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig, Start
 from qfl_interp.runs.flops import flops_per_step, steps_for_budget
 from qfl_interp.runs.run import Run
@@ -40,7 +43,7 @@ def mean_real_tokens(task: Task, seed: int) -> float:
 
 def plan_run(
     task: Task,
-    model: ModelConfig,
+    model: AnyModelConfig,
     config: TrainConfig,
     start: Start | None = None,
     *,
@@ -97,7 +100,7 @@ def train_planned(
 
 def train(
     task: Task,
-    model_config: ModelConfig,
+    model_config: GivenModel,
     config: TrainConfig,
     out: str | Path,
     *,
@@ -114,7 +117,8 @@ def train(
 
     Args:
         task: What is learned.
-        model_config: Shape of the model.
+        model_config: Shape of the model; or a `HookedTransformerConfig` of transformer_lens; or a `HookedTransformer`,
+            whose weights are the initial ones and which is not changed (`models.given.configured`).
         config: Length, optimisation, seed.
         out: The run directory to make.
         resume: Continue the run in `out` if there is one; a finished one is returned as it is.
@@ -129,13 +133,16 @@ def train(
 
     Raises:
         QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`,
-            or there is too little memory, which is found before `out` is made.
+            there is too little memory, or the model cannot be trained on this task, which is found before `out` is
+            made.
         DivergedError: The loss is not finite or above `config.divergence_loss`; names the step, the learning rate and
             the last good checkpoint.
     """
-    run_config = plan_run(task, model_config, config)
+    shape, weights = configured(model_config)
+    run_config = plan_run(task, shape, config)
     writer = RunWriter(Path(out), run_config, task, resume=resume, resume_seconds=resume_seconds)
-    loop = TrainingLoop(task, run_config, writer, device, make_loggers)
+    initial = None if weights is None else ckpt.Checkpoint(0, run_config.digest, weights, {})
+    loop = TrainingLoop(task, run_config, writer, device, make_loggers, initial)
     with writer:
         loop.run(progress=progress)
     return Run.open(out, task=task)
@@ -158,10 +165,21 @@ def resume(
     """
     found = Run.open(path, task=task)
     writer = RunWriter(found.path, found.config, found.task, resume=True)
-    loop = TrainingLoop(found.task, found.config, writer, device, lambda run: ())
+    loop = TrainingLoop(found.task, found.config, writer, device, lambda run: (), _given_weights(found))
     with writer:
         loop.run(progress=progress)
     return found
+
+
+def _given_weights(run: Run) -> ckpt.Checkpoint | None:
+    """The given initial weights of a run, from its first checkpoint; None where there are none."""
+    first = run.config.first_step
+    if run.config.model.weights is None or first not in run.steps:
+        return None
+    try:
+        return run.load_checkpoint(first)._replace(optimizer={})
+    except QflError:  # the loop goes on from a later state, or says that there is none
+        return None
 
 
 def branch(

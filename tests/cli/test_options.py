@@ -53,7 +53,13 @@ def test_no_command_is_lost(now):
 # What was changed since, on purpose.
 CHANGED = {
     "ablate": {"--method": "str = 'written'"},
-    "train": {"--eval-fraction": "float = None", "--n-val": "int = None", "--batch-size": "str = '64'"},
+    "train": {
+        "--eval-fraction": "float = None",
+        "--n-val": "int = None",
+        "--weight-decay": "float = None",
+        "--schedule": "str = 'cosine'",
+        "--batch-size": "str = '64'",
+    },
 }
 
 

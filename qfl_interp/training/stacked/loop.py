@@ -14,6 +14,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from qfl_interp.config import ModelConfig
 from qfl_interp.data.examples import ExampleStream, examples_of_all, held_out
 from qfl_interp.data.task import Batch, Task
 from qfl_interp.errors import QflError, StorageError
@@ -315,5 +316,7 @@ def _stacked_models(
     for at, state in enumerate(states):
         if state is not None and state.optimizer is not None:
             parameters.load_moments(at, state.optimizer)
-    shape = stack_shape(members[0].session.run_config.model, models[0])
+    config = members[0].session.run_config.model
+    assert isinstance(config, ModelConfig)  # others are not stackable
+    shape = stack_shape(config, models[0])
     return parameters, shape._replace(turn=shape.turn.to(device))

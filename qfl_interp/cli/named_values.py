@@ -1,4 +1,4 @@
-"""`--task-option NAME=VALUE`, wherever a command makes a task."""
+"""Options of the kind NAME=VALUE: of tasks, optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TaskOptions = Annotated[
 ]
 
 
-def task_options(given: Sequence[str] | None) -> dict[str, bool | int | float | str]:
-    """The options by name: true and false, numbers, and texts where a value is neither.
+def named_values(given: Sequence[str] | None, flag: str = "--task-option") -> dict[str, bool | int | float | str]:
+    """What was given by a flag, by name: true and false, numbers, and texts where a value is neither.
 
     Raises:
         ValueError: One is no NAME=VALUE, or a name is given twice.
@@ -28,9 +28,9 @@ def task_options(given: Sequence[str] | None) -> dict[str, bool | int | float | 
     for text in given or ():
         name, equals, value = text.partition("=")
         if not name or not equals or not value:
-            raise ValueError(f"--task-option must be NAME=VALUE, got {text[:80]!r}. Try --task-option k=4.")
+            raise ValueError(f"{flag} must be NAME=VALUE, got {text[:80]!r}. Try {flag} k=4.")
         if name in found:
-            raise ValueError(f"--task-option must name an option once, got {name[:80]!r} twice. Leave one out.")
+            raise ValueError(f"{flag} must name an option once, got {name[:80]!r} twice. Leave one out.")
         found[name] = _value(value)
     return found
 
