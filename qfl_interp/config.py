@@ -96,6 +96,12 @@ def _floats(value: Any) -> tuple[float, ...]:
     return tuple(_float(_plain(one)) for one in value)
 
 
+def _ints(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("several integers")
+    return tuple(_int(_plain(one)) for one in value)
+
+
 class Options(dict[str, "bool | int | float | str"]):
     """Named settings of something that is itself a name (a task, an optimiser); hashable, never changed once made."""
 
@@ -131,7 +137,7 @@ def _str_or_floats(value: Any) -> str | tuple[float, ...]:
 
 # Annotation -> what makes a value of it; a TypeError says what is wanted.
 _TYPES: dict[str, Callable[[Any], Any]] = {
-    "bool": _bool, "int": _int, "float": _float, "str": _str,
+    "bool": _bool, "int": _int, "float": _float, "str": _str, "tuple[int, ...]": _ints,
     "tuple[float, ...]": _floats, "tuple[float, float]": _floats, "str | tuple[float, float]": _str_or_floats,
     "Mapping[str, Any]": _options, "int | Literal['all']": _int_or_all,
 }  # fmt: skip
@@ -572,6 +578,47 @@ class TrainConfig(_Config):
             fits = self.loss in ("cross_entropy", "squared_error")
             advice = "Its formulas hold for these two."
             _require(fits, "loss must be cross_entropy or squared_error with 'depthwise'", self.loss, advice)
+
+
+@dataclass(frozen=True)
+class Intervene(_Config):
+    """An intervention that is installed while a model trains, at the tokens where a feature is read.
+
+    Args:
+        feature: The feature's name.
+        kind: "project_out": its directions are taken out of the activation. "random": as many random directions at the
+            same places, the control. "resample": the whole activation is another example's of the batch.
+        labels: Which of its labels; empty: all.
+        site: What is changed: "resid_post", "resid_mid", "attn_out", "mlp_out" or "resid_pre".
+        layers: In which blocks; empty: all.
+        directions: "probe": of probes fitted for each label and block. "written": along which the mean activation moves
+            with the label.
+        refit_every: Fit the directions anew every so many steps; 0: once, at the fork's first step.
+        n_fit: Examples of the split "val" they are fitted on.
+        seed: Draws those examples, random directions and donors.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    feature: str
+    kind: Literal["project_out", "random", "resample"] = "project_out"
+    labels: tuple[int, ...] = ()
+    site: str = "resid_post"
+    layers: tuple[int, ...] = ()
+    directions: Literal["probe", "written"] = "probe"
+    refit_every: int = 0
+    n_fit: int = 2000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_word("kind", self.kind, ("project_out", "random", "resample"))
+        _require_word("directions", self.directions, ("probe", "written"))
+        _require_word("site", self.site, ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"))
+        _require(self.refit_every >= 0, "refit_every must not be negative", self.refit_every, "0 fits once.")
+        _require(self.n_fit >= 20, "n_fit must be at least 20 examples", self.n_fit, "")
+        _require(0 <= self.seed < 2**63, "seed must lie in [0, 2**63)", self.seed, "")
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,13 @@ def is_fast(model: HookedModel) -> bool:
     return True
 
 
-def training_forward(model: HookedModel, *, compiled: bool = False) -> FastLogits:
+def training_forward(model: HookedModel, *, compiled: bool = False, hooked: bool = False) -> FastLogits:
     """Tokens and positions to `model(tokens)[:, positions]`, with gradients: the fast way where the model has it.
 
     Every other model runs its own forward pass, hook points included, to the same result within rounding. With
     `compiled` the fast way goes through `torch.compile`; the own forward does not, and a RuntimeWarning says so.
     """
-    if is_fast(model):
+    if is_fast(model) and not hooked:
         if compiled:
             return compile_fast_logits(model)  # pyright: ignore[reportArgumentType]
         return functools.partial(fast_logits, model)  # pyright: ignore[reportArgumentType]

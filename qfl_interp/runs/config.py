@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qfl_interp.config import Options, TrainConfig
+from qfl_interp.config import Intervene, Options, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
@@ -38,6 +38,40 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """What a run that goes on from another one's checkpoint does otherwise, beside its `TrainConfig`.
+
+    Args:
+        clock_start: The step from which the schedule counts: the parent's, where the schedule is.
+        clock_steps: Over how many steps it runs.
+        frozen: Modules that are not trained, by name ("embed", "blocks.0.attn").
+        rolled_back: Modules that start from an older checkpoint of the parent: name to step.
+        intervene: What is installed while it trains.
+    """
+
+    clock_start: int
+    clock_steps: int
+    frozen: tuple[str, ...] = ()
+    rolled_back: Options = Options()  # noqa: RUF009 -- never changed
+    intervene: Intervene | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        values = {"clock_start": self.clock_start, "clock_steps": self.clock_steps, "frozen": list(self.frozen)}
+        spec = None if self.intervene is None else self.intervene.to_dict()
+        return values | {"rolled_back": dict(self.rolled_back), "intervene": spec}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fork:
+        """The fork that `to_dict` wrote; raises `KeyError` or `QflError` where a field is missing or does not fit."""
+        spec = values["intervene"]
+        return cls(
+            values["clock_start"], values["clock_steps"], tuple(values["frozen"]), Options(values["rolled_back"]),
+            None if spec is None else Intervene.from_dict(spec),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's numbers, and the sizes that follow from it.
 
@@ -54,6 +88,7 @@ class RunConfig:
         start: The parent of a branch.
         task_options: What the task was made with beside its length.
         n_train: Problems of the fixed training set, of a run that has one.
+        fork: What a run that goes on from another one does otherwise.
     """
 
     task: str
@@ -68,6 +103,7 @@ class RunConfig:
     start: Start | None = None
     task_options: Options = Options()  # noqa: RUF009 -- never changed
     n_train: int | None = None
+    fork: Fork | None = None
 
     @property
     def n_steps(self) -> int:
@@ -121,7 +157,9 @@ class RunConfig:
         values["start"] = asdict(self.start) if self.start else None
         options, n_train = values.pop("task_options"), values.pop("n_train")
         values |= {"task_options": dict(options)} if options else {}
-        return values | ({"n_train": n_train} if n_train is not None else {})
+        fork = values.pop("fork")
+        values |= {"n_train": n_train} if n_train is not None else {}
+        return values | ({"fork": fork.to_dict()} if fork is not None else {})
 
     @property
     def digest(self) -> str:
@@ -160,6 +198,7 @@ class RunConfig:
             values["train"] = TrainConfig.from_dict(values["train"])
             values["start"] = Start(**values["start"]) if values["start"] else None
             values["task_options"] = Options(values.get("task_options", {}))
+            values["fork"] = Fork.from_dict(values["fork"]) if values.get("fork") else None
             config = RunConfig(**values)
             if config.train.batch_size == "all" and type(config.n_train) is not int:
                 raise QflError(f"n_train must be an integer with batch_size 'all', got {config.n_train!r}.")

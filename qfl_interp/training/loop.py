@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -15,6 +17,7 @@ from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_model, load_parameters, model_on, parameters_to_save
 from qfl_interp.models.forward import training_forward
+from qfl_interp.models.hooks import Intervention, interventions_on
 from qfl_interp.models.losses import token_losses_of
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.progress import progress_bar
@@ -24,9 +27,10 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
+from qfl_interp.training.intervene import TrainingInterventions
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, TrainingStopped, Update
-from qfl_interp.training.updates import make_updates
+from qfl_interp.training.updates import freeze, make_updates
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]
@@ -55,7 +59,13 @@ class TrainingLoop:
         require_room(run, self.device)
         self.stream = make_stream(task, self.config)
         self.model = model_on(build_model(run.model, task, seed=self.config.seed), self.device)
-        self.forward = training_forward(self.model)
+        self.interventions: TrainingInterventions | None = None
+        if run.fork is not None:
+            freeze(self.model, run.fork.frozen)
+            if run.fork.intervene is not None:
+                self.interventions = TrainingInterventions(self.model, task, run.fork.intervene, run.first_step)
+        self.forward = training_forward(self.model, hooked=self.interventions is not None)
+        self.plain_forward = self.forward
         self.token_losses = token_losses_of(self.config.loss_name)
         self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
         self.session.peak_lr = self.updates.peak_lr
@@ -74,7 +84,7 @@ class TrainingLoop:
             for refused in self._restore():
                 bar.console.print("passed over:", refused, markup=False)
             self.session.begin(self.step, self.device)
-            if self.config.compile:
+            if self.config.compile and self.interventions is None:
                 self.forward = training_forward(self.model, compiled=True)
             self.session.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
@@ -103,6 +113,8 @@ class TrainingLoop:
             assert state.optimizer is not None
             load_parameters(self.model, state.model)
             self.updates.load(state.optimizer)
+            if self.interventions is not None:
+                self.interventions.load(state.optimizer)
             self.step = state.step
         return refused
 
@@ -128,14 +140,24 @@ class TrainingLoop:
 
     def _update(self) -> None:
         """One update on the batch of this step."""
+        batch = self.stream.batch(self.step)
+        installed: Sequence[Intervention] = ()
+        if self.interventions is not None:
+            self.interventions.refit(self.step)
+            installed = self.interventions.on(batch, self.step)(slice(None))
         try:
-            done = self.updates.apply(self.stream.batch(self.step), self.session.learning_rate(self.step))
+            with self._with(installed):
+                done = self.updates.apply(batch, self.session.learning_rate(self.step))
         except TrainingStopped as stopped:
             self._flush()
             stopped.step = self.step
             raise
         self.step += 1
         self.pending.append((self.step, done.lr, done.loss, done.grad_norm, self.session.seconds))
+
+    def _with(self, installed: Sequence[Intervention]) -> AbstractContextManager[Any]:
+        """Interventions on the model; the fast forward pass runs where there are none."""
+        return interventions_on(self.model, installed) if installed else nullcontext()
 
     def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
         """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
@@ -148,20 +170,31 @@ class TrainingLoop:
 
     def _validation(self) -> dict[str, float]:
         """Loss and exact match on the fixed validation set, both ways of counting."""
-        plain = training_forward(self.model)
+        if self.interventions is None:
+            return self._scores("val", lambda _: ())
+        self.interventions.refit(self.step)
+        installed = self.interventions.on(self.val_batch, self.step)
+        return self._scores("val", installed) | self._scores("val_free", lambda _: ())
 
-        def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
-            return plain(tokens.to(self.device), positions).cpu()
+    def _scores(self, name: str, installed: Callable[[slice], Sequence[Intervention]]) -> dict[str, float]:
+        """The validation scores with what is installed for some of the examples."""
+
+        def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
+            with self._with(installed(rows)):
+                return self.plain_forward(tokens.to(self.device), positions).cpu()
 
         means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
         # A chance of being right is what the cross-entropy alone gives.
         kept = {n: v for n, v in means.items() if self.config.loss_name == "cross_entropy" or not n.startswith("pass")}
-        return {f"val_{name}": value for name, value in kept.items()}
+        return {f"{name}_{key}": value for key, value in kept.items()}
 
     def _state(self) -> ckpt.Checkpoint:
         """Weights and optimiser as they are."""
         weights = parameters_to_save(self.model)
-        return ckpt.Checkpoint(self.step, self.run_config.digest, weights, self.updates.tensors())
+        state = self.updates.tensors()
+        if self.interventions is not None:
+            state |= self.interventions.tensors()
+        return ckpt.Checkpoint(self.step, self.run_config.digest, weights, state)
 
     def _detail(self) -> str:
         """What the progress bar says."""

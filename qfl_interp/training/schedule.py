@@ -6,6 +6,7 @@ import math
 
 from qfl_interp.config import TrainConfig
 from qfl_interp.recipes import SCHEDULES, setting_values
+from qfl_interp.runs.config import RunConfig
 
 # The warm-up starts at this fraction of the peak.
 _WARMUP_START = 0.01
@@ -55,6 +56,14 @@ def learning_rate(config: TrainConfig, *, step: int, n_steps: int, peak: float |
         start = ends[stage - 1] if stage else warmup
         return lr * _decayed(config, step, ends[stage], int(config.decay_fraction * (ends[stage] - start)))
     return lr
+
+
+def scheduled_rate(run: RunConfig, step: int, *, peak: float | None = None) -> float:
+    """The learning rate of a run's update after a step, counted as its checkpoints are."""
+    start, n_steps = (run.first_step, run.n_steps)
+    if run.fork is not None:
+        start, n_steps = run.fork.clock_start, run.fork.clock_steps
+    return learning_rate(run.train, step=step - start, n_steps=n_steps, peak=peak)
 
 
 def _decayed(config: TrainConfig, step: int, end: int, decay: int) -> float:

@@ -17,7 +17,7 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.steps import evaluation_steps
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.schedule import learning_rate
+from qfl_interp.training.schedule import scheduled_rate
 
 # Losses are checked and written at least this often, in updates.
 LOG_EVERY = 10
@@ -93,8 +93,7 @@ class RunSession:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after `step`."""
-        run = self.run_config
-        return learning_rate(self.config, step=step - run.first_step, n_steps=run.n_steps, peak=self.peak_lr)
+        return scheduled_rate(self.run_config, step, peak=self.peak_lr)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether a validation follows the update that ends at `step`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qfl_interp.curvature.hessian import Hessian
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
@@ -29,6 +29,7 @@ class Done(NamedTuple):
     lr: float
 
 
+@runtime_checkable
 class Updates(Protocol):
     """How a model is changed, batch by batch; the state between two updates is `tensors`.
 
@@ -113,6 +114,13 @@ class GradientUpdates:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(before[name] + lr * step[name])
         return lr
+
+
+def freeze(model: nn.Module, modules: Sequence[str]) -> None:
+    """Take modules out of training, by name ("blocks.0.attn"), or single parameters."""
+    for name, parameter in model.named_parameters():
+        if any(name == module or name.startswith(f"{module}.") for module in modules):
+            parameter.requires_grad_(False)
 
 
 def make_updates(model: HookedModel, task: Task, run: RunConfig, forward: FastLogits, device: torch.device) -> Updates:

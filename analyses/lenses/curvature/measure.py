@@ -32,7 +32,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.training.schedule import learning_rate
+from qfl_interp.training.schedule import scheduled_rate
 
 # What column `moments` says.
 SAVED, NOT_YET, NOT_SAVED, UNREADABLE, UNKNOWN = "saved", "no update yet", "not saved", "unreadable", "unknown"
@@ -222,6 +222,7 @@ def _moments(run: Run, step: int, space: ParameterSpace) -> tuple[AdamState | No
         tensors = run.load_checkpoint(step, with_optimizer=True).optimizer
         if tensors is None:
             return None, NOT_SAVED
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("intervention/")}
         state = adam_state(space, tensors)
     except QflError:
         # The parameters have been read: everything that does not need the moments can be measured.
@@ -242,8 +243,7 @@ def _learning_rate(run: Run, step: int) -> float:
     if run.config.train.schedule == "cdat":
         rates = run.metrics.dropna(subset=["lr"]).set_index("step")["lr"]
         return float(rates.loc[min(step + 1, run.config.last_step)])
-    done = min(step - run.config.first_step, run.config.n_steps - 1)
-    return learning_rate(run.config.train, step=done, n_steps=run.config.n_steps)
+    return scheduled_rate(run.config, min(step, run.config.last_step - 1))
 
 
 def _next_update(at: _At, state: AdamState | None) -> Float[Tensor, " parameter"] | None:

@@ -34,7 +34,7 @@ from qfl_interp.report.page import Section
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.series import Steps as WhichSteps
-from qfl_interp.training.schedule import learning_rate
+from qfl_interp.training.schedule import scheduled_rate
 from qfl_interp.training.updates import make_updates
 
 LAYERS: Final = "edge_layers"
@@ -103,7 +103,7 @@ class Edge(PartLens[Shared, SampleReader]):
         if step < run.config.last_step:
             tokens = make_stream(run.task, run.config.train).batch(step)
             batch = steps.minibatch(view, tokens)
-            scheduled = learning_rate(run.config.train, step=step, n_steps=run.config.n_steps, peak=shared.peak_lr)
+            scheduled = scheduled_rate(run.config, step, peak=shared.peak_lr)
             row |= {"c0": batch.value}
             if math.isfinite(batch.value) and batch.residual_norm > 0 and min(batch.unit_backward_norms) > 0:
                 xi, lr = steps.chosen(batch, scheduled)
