@@ -9,9 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qfl_interp.curvature.hessian import SymmetricOperator
-from qfl_interp.curvature.krylov import KrylovSpace
-from qfl_interp.curvature.orthonormal import orthonormalise, require_orthonormal, without_span
-from qfl_interp.curvature.token_losses import require_finite
+from qfl_interp.curvature.krylov import Deflated, KrylovSpace
+from qfl_interp.curvature.orthonormal import orthonormalise, require_orthonormal
 from qfl_interp.seeding import torch_generator
 from qfl_interp.shapes import compact_repr
 
@@ -39,34 +38,6 @@ class Eigenpairs(NamedTuple):
     n_products: int
 
     __repr__ = compact_repr
-
-
-class _Deflated:
-    """`Pi H` on float64 vectors of the complement of orthonormal rows."""
-
-    def __init__(self, hessian: SymmetricOperator, *bases: Float[Tensor, "basis parameter"]) -> None:
-        self.hessian, self.bases = hessian, bases
-        self.dimension = len(hessian) - sum(map(len, bases))
-        self.n_products = 0
-        self.dtype, self.device = torch.float64, bases[0].device  # until the first product shows the Hessian's own
-
-    def product(self, vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
-        """`Pi H v` on the bases' device."""
-        image = self.hessian.product(vector)
-        self.n_products += 1
-        require_finite(image, "product of the Hessian with a vector")
-        self.dtype, self.device = image.dtype, image.device
-        return self.outside(image.to(self.bases[0].device).double())
-
-    def outside(self, vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
-        """The vector's part in the complement."""
-        for basis in self.bases:
-            vector = without_span(vector[None], basis)[0]
-        return vector
-
-    def random(self, rng: torch.Generator) -> Float[Tensor, " parameter"]:
-        """A Gaussian vector."""
-        return torch.randn(len(self.hessian), generator=rng, dtype=torch.float64).to(self.bases[0].device)
 
 
 class _Pairs(NamedTuple):
@@ -117,11 +88,11 @@ def top_eigenpairs(
     basis = torch.zeros(0, n, dtype=torch.float64) if deflate is None else deflate.detach()
     _check(n, k, basis, tol, max_products)
     rng = torch_generator(seed, "curvature")
-    operator = _Deflated(hessian, basis)
+    operator = Deflated(hessian, basis)
     found = _first(operator, k, tol, max_products, rng)
     # A pair that the second start finds is joined to the others by their images.
     while not found.complete and k > 1 and bool((found.residuals <= tol).all()):
-        beside = _Deflated(hessian, basis, found.vectors)
+        beside = Deflated(hessian, basis, found.vectors)
         most = max_products - operator.n_products - (k + 1)
         floor = float(found.values[-1] + tol * found.values[-1].abs())
         missing, complete = _above(beside, floor, tol, most, rng)
@@ -145,7 +116,7 @@ def _size(k: int) -> int:
     return _SPACE + 2 * k
 
 
-def _space(operator: _Deflated, k: int, rng: torch.Generator) -> KrylovSpace:
+def _space(operator: Deflated, k: int, rng: torch.Generator) -> KrylovSpace:
     """A space for k pairs; a restart keeps half of what it does not need for them."""
     return KrylovSpace(operator, _size(k), k + _SPACE // 2, rng)
 
@@ -166,7 +137,7 @@ def _check(n: int, k: int, basis: Tensor, tol: float, max_products: int) -> None
     require_orthonormal(basis, "deflate")
 
 
-def _first(operator: _Deflated, k: int, tol: float, most: int, rng: torch.Generator) -> _Pairs:
+def _first(operator: Deflated, k: int, tol: float, most: int, rng: torch.Generator) -> _Pairs:
     """The best pairs of one start; complete where it cannot well hide others."""
     space = _space(operator, k, rng)
     while True:
@@ -191,7 +162,7 @@ def _first(operator: _Deflated, k: int, tol: float, most: int, rng: torch.Genera
 
 
 def _above(
-    operator: _Deflated, floor: float, tol: float, most: int, rng: torch.Generator
+    operator: Deflated, floor: float, tol: float, most: int, rng: torch.Generator
 ) -> tuple[Float[Tensor, "1 parameter"] | None, bool]:
     """A vector of an eigenvalue above `floor`, where there is one; and whether it is known that there is none."""
     if operator.dimension == 0:
@@ -208,7 +179,7 @@ def _above(
     return None, False
 
 
-def _joined(operator: _Deflated, rows: Float[Tensor, "row parameter"], k: int) -> _Pairs:
+def _joined(operator: Deflated, rows: Float[Tensor, "row parameter"], k: int) -> _Pairs:
     """The best `k` pairs in the span of rows, by Rayleigh and Ritz."""
     rows = orthonormalise(rows)
     images = torch.stack([operator.product(row) for row in rows])

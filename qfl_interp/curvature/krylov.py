@@ -12,11 +12,15 @@ References:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from qfl_interp.curvature.hessian import SymmetricOperator
+from qfl_interp.curvature.orthonormal import without_span
+from qfl_interp.curvature.token_losses import require_finite
 
 # Below this share of an image what the space does not have yet is rounding of float64.
 _ROUNDING = 1e-13
@@ -24,22 +28,32 @@ _ROUNDING = 1e-13
 _BLOCK = 1 << 16
 
 
-class ProjectedOperator(Protocol):
-    """A symmetric operator on the complement of a basis, float64."""
+class Deflated:
+    """`Pi H` on float64 vectors of the complement of orthonormal rows."""
 
-    dimension: int
+    def __init__(self, hessian: SymmetricOperator, *bases: Float[Tensor, "_ parameter"]) -> None:
+        self.hessian, self.bases = hessian, bases
+        self.dimension = len(hessian) - sum(map(len, bases))
+        self.n_products = 0
+        self.dtype, self.device = torch.float64, bases[0].device  # until the first product shows the Hessian's own
 
     def product(self, vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
-        """The operator times a vector of the complement."""
-        ...
+        """`Pi H v` on the bases' device."""
+        image = self.hessian.product(vector)
+        self.n_products += 1
+        require_finite(image, "product of the Hessian with a vector")
+        self.dtype, self.device = image.dtype, image.device
+        return self.outside(image.to(self.bases[0].device).double())
 
     def outside(self, vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
         """The vector's part in the complement."""
-        ...
+        for basis in self.bases:
+            vector = without_span(vector[None], basis)[0]
+        return vector
 
     def random(self, rng: torch.Generator) -> Float[Tensor, " parameter"]:
-        """A random vector, its part in the complement of uniformly distributed direction."""
-        ...
+        """A Gaussian vector."""
+        return torch.randn(len(self.hessian), generator=rng, dtype=torch.float64).to(self.bases[0].device)
 
 
 class Ritz(NamedTuple):
@@ -66,7 +80,7 @@ class KrylovSpace:
         rng: Draws the start, and another vector where the space is closed under the operator.
     """
 
-    def __init__(self, operator: ProjectedOperator, size: int, keep: int, rng: torch.Generator) -> None:
+    def __init__(self, operator: Deflated, size: int, keep: int, rng: torch.Generator) -> None:
         self._operator, self._size, self._keep, self._rng = operator, min(size, operator.dimension), keep, rng
         first = operator.random(rng)
         # Pages that no row reaches take no memory.
@@ -131,6 +145,8 @@ class KrylovSpace:
         if self.whole:
             return 0.0
         roots = torch.cat([torch.linalg.eigvalsh(self._symmetric()), torch.tensor(self._left_behind).double()])
+        if not len(roots):
+            return 1.0
         if float(roots.max()) >= floor:
             return 1.0
         part = math.exp(min(0.0, self._log_length - float((floor - roots).log().sum())))
