@@ -102,8 +102,8 @@ def top_eigenpairs(
             break
         found = _joined(operator, torch.cat([found.vectors, missing]), k)
     converged = ((found.residuals <= tol) & found.complete).to(operator.device)
-    shown = (part.to(operator.device, operator.dtype) for part in found[:3])
-    return Eigenpairs(*shown, converged, operator.n_products)
+    values, vectors, residuals = (part.to(operator.device, operator.dtype) for part in found[:3])
+    return Eigenpairs(values, vectors, residuals, converged, operator.n_products)
 
 
 def solver_vectors(k: int) -> int:

@@ -178,7 +178,7 @@ class _At(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tokens, positions: Int[Tensor, " asked"]) -> Float[Tensor, "batch asked d_vocab"]:
-        return fast_logits(self.model, tokens, positions)
+        return fast_logits(self.model, tokens, positions)  # pyright: ignore[reportArgumentType]  # `is_fast` said so
 
 
 def _model_name(model: HookedModel) -> str:
