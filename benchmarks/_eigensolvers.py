@@ -44,12 +44,14 @@ def random_start(n: int, seed: int = 0) -> Tensor:
 def arpack(operator: SymmetricOperator, k: int, tol: float, start: Tensor) -> Found:
     """`eigsh` on `2 k + 8` vectors, and one product for each pair's residual: the library's own way before."""
     counted = Counted(operator)
-    linear: Any = LinearOperator(
-        (len(operator), len(operator)),
-        matvec=lambda v: counted.product(torch.from_numpy(v.ravel())).numpy(),  # pyright: ignore[reportCallIssue]
-        dtype=np.float64,
-    )
-    values, vectors = eigsh(linear, k, which="LA", v0=start.numpy(), ncv=2 * k + 8, tol=0.9 * tol, maxiter=100)
+    shape = (len(operator), len(operator))
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        return counted.product(torch.from_numpy(vector.ravel())).numpy()
+
+    linear: Any = LinearOperator(shape, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
+    options: Any = {"which": "LA", "v0": start.numpy(), "ncv": 2 * k + 8, "tol": 0.9 * tol, "maxiter": 100}
+    values, vectors = eigsh(linear, k, **options)
     images = np.stack([counted.product(torch.from_numpy(v.copy())).numpy() for v in vectors.T])
     residuals = np.linalg.norm(images - values[:, None] * vectors.T, axis=1) / np.abs(values)
     return Found(values[::-1].tolist(), float(residuals.max()), counted.n_products)

@@ -34,12 +34,12 @@ from qfl_interp.data.registry import load_task
 from qfl_interp.runs.run import Run
 from qfl_interp.training.train import train
 
-TITLE = "Top eigenpairs over checkpoints (addition-8, 2 layers, d_model 32, 128 examples)"
+TITLE = "Top eigenpairs over checkpoints (addition-8, 2 layers, d_model 32, 32 examples)"
 
-N_STEPS, N_CHECKPOINTS, MOST = 600, 8, 120
+N_EXAMPLES, N_STEPS, N_CHECKPOINTS, MOST = 32, 400, 6, 60
 PAIRS = (1, 4, 10)
 TOL = 1e-2
-N_STARTS = 500
+N_STARTS = 200
 
 
 def run(quick: bool = False) -> list[dict[str, Any]]:
@@ -48,7 +48,9 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     Args:
         quick: Fewer updates, examples and starts.
     """
-    n_steps, config = (20, CurvatureConfig(n_examples=8, n_rank_examples=8)) if quick else (N_STEPS, CurvatureConfig())
+    n_steps, config = N_STEPS, CurvatureConfig(n_examples=N_EXAMPLES)
+    if quick:
+        n_steps, config = 20, CurvatureConfig(n_examples=8, n_rank_examples=8)
     with tempfile.TemporaryDirectory() as folder:
         trained, step_seconds = _trained(Path(folder) / "run", n_steps)
         shared = shared_of(trained, config)
