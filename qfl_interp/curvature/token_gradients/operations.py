@@ -5,7 +5,7 @@ from __future__ import annotations
 from qfl_interp.curvature.token_losses import ScoredTokens
 
 # How many operations of "layers" take the time of one of "jvp", which moves more memory: with 1 to 50 directions and
-# d_model 32 and 128 between 0.8 and 1.8 on a CPU (docs/benchmarks.md).
+# d_model 32 and 128 between 0.8 and 1.8 on one thread of an AMD EPYC.
 _JVP_SLOWER = 1.3
 
 
