@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from qfl_interp.models.fast_support import require_supported
-from qfl_interp.models.fused_ops import AttentionPlan, at_positions, causal_attention, swiglu, unit_rms
+from qfl_interp.models.fused_ops import AttentionPlan, at_positions, causal_attention, layer_norm, swiglu, unit_rms
 from qfl_interp.shapes import Tokens
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def normalised(x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, ep
     gain, bias = norm
     if bias is None:
         return unit_rms(x, eps), gain[:, None] * matrix
-    return F.layer_norm(x, gain.shape, gain, bias, eps), matrix
+    return layer_norm(x, gain, bias, eps), matrix
 
 
 def linear(x: Tensor, layer: tuple[Tensor, Tensor | None]) -> Tensor:

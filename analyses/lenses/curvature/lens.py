@@ -104,7 +104,7 @@ class Curvature(PartLens[Shared, HookedModel]):
         """Computes nothing; raises `QflError` where the vectors of a checkpoint's work do not fit into memory."""
         n_parameters = len(ParameterSpace.of(self.run.load_model(next(iter(missing)).step)))
         # Of float64: the eigensolver's, and where training began, the point, its gradient, steps and moments.
-        vectors, together = solver_vectors(1, self.config.max_products) + 12, n_processes(jobs, len(missing))
+        vectors, together = solver_vectors(1) + 12, n_processes(jobs, len(missing))
         what = f"{vectors} vectors of {n_parameters:,} parameters in each of {together} processes"
         needed = 8 * vectors * n_parameters * together
         require_memory(needed, available_bytes(self.device), what, "Take fewer jobs, a smaller max_products or model.")

@@ -62,7 +62,7 @@ def find_basis(plan: Plan, *, jobs: int = 1, progress: bool = True) -> None:
     at_once, together = len(plan.stages) == 1, n_processes(jobs, len(plan.steps))
     memory: dict[str, Any] = {"at_once": at_once, "dtype": plan.dtype, "jobs": together}
     if config.basis in ("hessian", "shuffled"):
-        memory["n_vectors"] = solver_vectors(config.per_checkpoint, config.max_products)
+        memory["n_vectors"] = solver_vectors(config.per_checkpoint)
     needed = basis_bytes(n_rows, len(plan.space), **memory)
     remedy = "Take fewer directions (basis_steps, per_checkpoint, n_directions), fewer jobs, or float32."
     require_memory(needed, available_bytes(plan.device), f"{n} directions of {len(plan.space):,} parameters", remedy)
