@@ -139,7 +139,7 @@ def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: st
             why = " Its blocks have no MLP."
         else:
             why = f" It has {n_layers} layers, counted from 0."
-        raise QflError(f"the model has no hook point {name!r}.{nearest(name, points)}{why}")
+        raise QflError(f"the model has no hook point {name!r}.{'' if silent else nearest(name, points)}{why}")
     flag = _GATED.get(name.rsplit(".", 1)[-1])
     if flag is not None and not getattr(config, flag, False):
         raise QflError(
