@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         write_activation,
     )
     from qfl_interp.polca.config import PolcaConfig
+    from qfl_interp.recipes import register_loss
     from qfl_interp.runs.run import Run
     from qfl_interp.runs.series import Checkpoints
     from qfl_interp.runs.suite import Suite

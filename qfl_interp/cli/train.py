@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
 from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.recipes import LOSSES, OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from qfl_interp.runs.run import Run
@@ -27,6 +29,7 @@ def train(
     length: Annotated[
         int | None, typer.Option(help="The task's length (bits of an operand, nodes, ...); the paper's by default.")
     ] = None,
+    task_option: TaskOptions = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to make; runs/<run id> by default.")] = None,
     budget: Annotated[float | None, typer.Option(help="Nominal training FLOPs, for example 3e12.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates, instead of a budget.")] = None,
@@ -38,9 +41,28 @@ def train(
         typer.Option(help="Architecture: the preset that the options under Architecture depart from."),
     ] = "llama",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Examples an update.")] = 64,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's; grokking wants about 1.")] = 0.1,
-    schedule: Annotated[Literal["cosine", "wsd"], typer.Option(help="Learning-rate schedule.")] = "cosine",
+    batch_size: Annotated[
+        str, typer.Option(metavar="INTEGER|all", help="Examples an update; all: every training problem at each.")
+    ] = "64",
+    draw: Annotated[
+        Literal["fresh", "batch", "epoch"],
+        typer.Option(
+            help="Batches of fresh examples; or of a fixed training set, each batch without replacement (batch) or "
+            "every problem once an epoch (epoch)."
+        ),
+    ] = "fresh",
+    weight_decay: Annotated[
+        float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"Optimiser: {', '.join(OPTIMIZERS)}.")] = "adamw",
+    optimizer_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the optimiser, such as momentum=0.9.")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help=f"Learning-rate schedule: {', '.join(SCHEDULES)}.")] = "cosine",
+    schedule_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the schedule, such as n_decays=3.")
+    ] = None,
+    loss: Annotated[str, typer.Option(help=f"What is minimised: {', '.join(LOSSES)}.")] = "cross_entropy",
     warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
     decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
@@ -95,15 +117,18 @@ def train(
         init_scale=init_scale, mup_base=mup_base,
     )  # fmt: skip
     config = TrainConfig(
-        budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, weight_decay=weight_decay, schedule=schedule,
+        budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
+        weight_decay=weight_decay, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
-        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile,
+        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
+        optimizer=optimizer, optimizer_options=named_values(optimizer_option, "--optimizer-option"),
+        schedule_options=named_values(schedule_option, "--schedule-option"),
     )  # fmt: skip
     from qfl_interp.data.registry import load_task
     from qfl_interp.training.train import plan_run
     from qfl_interp.training.train import train as run_training
 
-    loaded = load_task(task, length)
+    loaded = load_task(task, length, **named_values(task_option))
     plan = plan_run(loaded, model, config)
     target = out or Path("runs") / plan.run_id
     finished = run_training(
@@ -121,6 +146,16 @@ def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: 
     from qfl_interp.training.train import resume as continue_run
 
     _print_run(continue_run(run, device=device, progress=not quiet), as_json)
+
+
+def _batch_size(text: str) -> int | Literal["all"]:
+    """The option's number, or its word."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"--batch-size must be an integer or 'all', got {text[:80]!r}. Try 64.") from error
 
 
 def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:

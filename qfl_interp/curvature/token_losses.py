@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, parameters_to_save
-from qfl_interp.models.metrics import IGNORED, scored_span, targets
+from qfl_interp.models.losses import IGNORED, token_losses_of
+from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.shapes import Tokens
 
 
@@ -73,18 +73,27 @@ _NO_DERIVATIVE = ("forward AD", "functorch")
 
 
 class TokenLoss:
-    """The cross-entropy of each scored token, in nats, as a function of the parameters: `theta -> [token]`.
+    """The loss of each scored token as a function of the parameters, `theta -> [token]`: cross-entropy, in nats.
 
     Computed by the model itself with other tensors in its parameters' place (`torch.func.functional_call`): plain
     attention, which has derivatives of every order in both modes, and with the hooks it has. The model is not changed.
 
     `dtype` is the precision of everything; a model in another one is copied first. The model is in evaluation mode.
+    `loss` names another one, as `TrainConfig.loss` does.
     """
 
-    def __init__(self, model: HookedModel, scored: ScoredTokens, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        scored: ScoredTokens,
+        *,
+        dtype: torch.dtype = torch.float32,
+        loss: str = "cross_entropy",
+    ) -> None:
         self.model = model_in_dtype(model, dtype)
         self.scored = scored.to(model_device(self.model))
         self.dtype = dtype
+        self.loss = loss
 
     def __len__(self) -> int:
         """How many tokens are scored."""
@@ -117,7 +126,7 @@ class TokenLoss:
         for start in range(0, len(self.scored.tokens), n_examples):
             part = self.scored.of_examples(slice(start, start + n_examples))
             if len(part):
-                yield TokenLoss(self.model, part, dtype=self.dtype)
+                yield TokenLoss(self.model, part, dtype=self.dtype, loss=self.loss)
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " token"]:
         """The loss of each scored token at these parameters; differentiable.
@@ -138,7 +147,7 @@ class TokenLoss:
                 f"{_model_name(self.model)} has no forward-mode derivatives, which curvature and POLCA need: {why}. "
                 "Replace that operation by one of plain tensors, or take other lenses."
             ) from error
-        return functional.cross_entropy(logits[scored.example, scored.position], scored.target, reduction="none")
+        return token_losses_of(self.loss)(logits[scored.example, scored.position], scored.target)
 
     @torch.no_grad()
     def values(self, parameters: Mapping[str, Tensor], *, chunk: int = 256) -> Float[Tensor, " token"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
+from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.model_kinds import AnyModelConfig, LensModelConfig
 from qfl_interp.models.given import build_given, without_deprecation
 from qfl_interp.models.mup import initial_multiplier
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
+    from qfl_interp.models.mlp import SampleReader
+
     HookedModel = HookedRootModule | TransformerBridge
 else:
     HookedModel = nn.Module
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _NORMS = {"rms": "RMS", "ln": "LN", "none": None}
 
@@ -51,7 +56,14 @@ def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> HookedT
         >>> sum(p.numel() for p in model.parameters())
         12464
     """
-    return build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, seed=seed)
+    of_vectors = config.kind == MLPConfig.kind
+    if of_vectors != (task.samples is not None):
+        needs = "tokens: take a transformer" if of_vectors else "vectors: take style 'homogeneous' (MLPConfig)"
+        raise QflError(f"task {task.name!r} needs a model that reads {needs}, got one of kind {config.kind!r}.")
+    model = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, seed=seed)
+    if task.samples is not None and reads_vectors(model):
+        model.show(task.samples)
+    return model
 
 
 def build_hooked(config: AnyModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0) -> HookedTransformer:
@@ -95,10 +107,20 @@ def _build_transformer(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: i
     return model
 
 
+def _build_mlp(config: MLPConfig, *, d_vocab: int, n_ctx: int, seed: int) -> SampleReader:
+    """The homogeneous network of a configuration, reading the numbers of samples that it is yet to be shown."""
+    from qfl_interp.models.mlp import HomogeneousMLP, SampleReader
+
+    if config.d_out != d_vocab:
+        raise QflError(f"d_out must be the task's {d_vocab} classes, got {config.d_out}.")
+    return SampleReader(HomogeneousMLP(config, seed=seed))
+
+
 # How the models of each kind of configuration are made.
-BUILDERS: dict[str, Callable[..., HookedTransformer]] = {
+BUILDERS: dict[str, Callable[..., Any]] = {
     ModelConfig.kind: _build_transformer,
     LensModelConfig.kind: build_given,
+    MLPConfig.kind: _build_mlp,
 }
 
 
@@ -258,6 +280,11 @@ def is_hooked_transformer(model: HookedModel) -> TypeGuard[HookedTransformer]:
     return isinstance(model, HookedTransformer)
 
 
+def reads_vectors(model: nn.Module) -> TypeGuard[SampleReader]:
+    """Whether the model's token ids stand for vectors that it has to be shown."""
+    return hasattr(model, "show")
+
+
 def _prints_moves(model: HookedModel) -> TypeGuard[HookedTransformer | TransformerBridge]:
     """Whether the model prints where it is moved, unless it is told not to."""
     from transformer_lens import HookedTransformer
@@ -266,10 +293,10 @@ def _prints_moves(model: HookedModel) -> TypeGuard[HookedTransformer | Transform
     return isinstance(model, HookedTransformer | TransformerBridge)
 
 
-def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
+def model_on(model: ModelT, device: str | torch.device) -> ModelT:
     """The model, moved to a device; TransformerLens would print that it moves."""
-    if _prints_moves(model):
-        return model.to(device, print_details=False)
+    if _prints_moves(model):  # pyright: ignore[reportArgumentType]
+        return model.to(device, print_details=False)  # pyright: ignore[reportReturnType]
     return model.to(device)
 
 

@@ -53,6 +53,7 @@ class RunConfig:
         d_vocab: Size of the vocabulary.
         start: The parent of a branch.
         task_options: What the task was made with beside its length.
+        n_train: Problems of the fixed training set, of a run that has one.
     """
 
     task: str
@@ -66,11 +67,19 @@ class RunConfig:
     d_vocab: int
     start: Start | None = None
     task_options: Options = Options()  # noqa: RUF009 -- never changed
+    n_train: int | None = None
 
     @property
     def n_steps(self) -> int:
         """Updates of this run."""
         return self.last_step - self.first_step
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of an update: as configured, or the whole training set."""
+        size = self.train.batch_size if self.train.batch_size != "all" else self.n_train
+        assert size is not None
+        return size
 
     @property
     def steps_to_save(self) -> list[int]:
@@ -91,27 +100,28 @@ class RunConfig:
         """
         if self.train.n_val is not None:
             return self.train.n_val
-        affordable = 0.1 * 3 * self.n_steps * self.train.batch_size / self.n_validations
+        affordable = 0.1 * 3 * self.n_steps * self.batch_size / self.n_validations
         return min(max(int(affordable), _LEAST_N_VAL), _MOST_N_VAL)
 
     @property
     def flops_per_step(self) -> float:
         """Nominal FLOPs of an update, as the paper counts."""
-        return flops_per_step(self.model, batch_size=self.train.batch_size, n_ctx=self.n_ctx_real)
+        return flops_per_step(self.model, batch_size=self.batch_size, n_ctx=self.n_ctx_real)
 
     @property
     def actual_flops_per_step(self) -> float:
         """FLOPs of the matrix products of an update, padding and real widths included."""
-        batch_size = self.train.batch_size
-        return actual_flops_per_step(self.model, batch_size=batch_size, n_ctx=self.n_ctx, d_vocab=self.d_vocab)
+        sizes = {"n_ctx": self.n_ctx, "d_vocab": self.d_vocab}
+        return actual_flops_per_step(self.model, batch_size=self.batch_size, **sizes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; options where there are some, so that runs of before keep their names."""
+        """The fields as plain JSON values; the later ones where they say something: runs of before keep their names."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values |= {"model": self.model.to_dict(), "train": self.train.to_dict()}
         values["start"] = asdict(self.start) if self.start else None
-        options = values.pop("task_options")
-        return values | ({"task_options": dict(options)} if options else {})
+        options, n_train = values.pop("task_options"), values.pop("n_train")
+        values |= {"task_options": dict(options)} if options else {}
+        return values | ({"n_train": n_train} if n_train is not None else {})
 
     @property
     def digest(self) -> str:
@@ -151,6 +161,8 @@ class RunConfig:
             values["start"] = Start(**values["start"]) if values["start"] else None
             values["task_options"] = Options(values.get("task_options", {}))
             config = RunConfig(**values)
+            if config.train.batch_size == "all" and type(config.n_train) is not int:
+                raise QflError(f"n_train must be an integer with batch_size 'all', got {config.n_train!r}.")
         except (AttributeError, TypeError, KeyError, ValueError, QflError) as error:
             raise QflError(f"{path} is corrupted: {error}") from error
         if config.run_id != named:

@@ -21,7 +21,13 @@ def bytes_per_member(model: AnyModelConfig, *, batch_size: int, n_ctx: int, d_vo
 
 def require_room(run: RunConfig, device: str | torch.device) -> None:
     """Raise `QflError` where a run's weights and the activations of a batch do not fit into a device's memory."""
-    model, size = run.model, run.train.batch_size
+    model, size = run.model, run.batch_size
     needed = bytes_per_member(model, batch_size=size, n_ctx=run.n_ctx, d_vocab=run.d_vocab)
-    what = f"updates on batch_size {size:,} of d_model {model.d_model:,} and n_layers {model.n_layers:,}"
-    require_memory(needed, available_bytes(device), what, "Take a smaller batch_size or model.")
+    of_all = " (all training problems)" if run.train.batch_size == "all" else ""
+    what = f"updates on batch_size {size:,}{of_all} of d_model {model.d_model:,} and n_layers {model.n_layers:,}"
+    require_memory(
+        needed,
+        available_bytes(device),
+        what,
+        "Take a smaller batch_size or model." if not of_all else "Take a number as batch_size, or a smaller model.",
+    )

@@ -9,6 +9,7 @@ import torch
 from qfl_interp.config import TrainConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
+from qfl_interp.data.training_stream import batch_sizes
 from qfl_interp.errors import QflError
 from qfl_interp.model_kinds import AnyModelConfig
 from qfl_interp.models.given import GivenModel, configured
@@ -55,25 +56,24 @@ def plan_run(
     budget below one update is one update, as in the paper, instead of an error.
 
     Raises:
-        QflError: The budget is smaller than one update or pays for more than 2**53, or the task has too few problems
-            for a validation or test set.
+        QflError: The budget is smaller than one update or pays for more than 2**53, the task has too few problems for a
+            validation or test set, or it lists none where the batches come from a fixed training set.
     """
     if task.train_fraction == 0:
         raise QflError(f"task {task.name!r} has no training split: train_fraction is 0. Give it a larger one.")
+    batch_size, n_train = batch_sizes(task, config)
     n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
     if config.n_steps is not None:
         n_steps = config.n_steps
     else:
         assert config.budget_flops is not None
-        one = flops_per_step(model, batch_size=config.batch_size, n_ctx=n_ctx_real)
+        one = flops_per_step(model, batch_size=batch_size, n_ctx=n_ctx_real)
         if config.budget_flops < one and not allow_overshoot:
             raise QflError(
                 f"budget_flops must pay for at least one update of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
                 "Raise the budget, or use a smaller model or batch."
             )
-        n_steps = steps_for_budget(
-            model, budget_flops=config.budget_flops, batch_size=config.batch_size, n_ctx=n_ctx_real
-        )
+        n_steps = steps_for_budget(model, budget_flops=config.budget_flops, batch_size=batch_size, n_ctx=n_ctx_real)
         if n_steps > _MOST_STEPS:
             raise QflError(
                 f"budget_flops must pay for at most 2**53 updates of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
@@ -82,7 +82,8 @@ def plan_run(
     first = start.step if start else 0
     return RunConfig(
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
-        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start,
+        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start, task_options=task.options,
+        n_train=n_train,
     )  # fmt: skip
 
 

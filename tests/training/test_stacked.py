@@ -304,7 +304,7 @@ def test_runs_that_cannot_be_stacked_are_refused(tmp_path, addition, model_confi
     runs = [*_runs(addition, model_config, tmp_path)[:1], *_runs(addition, model_config, tmp_path / "b", n_val=8)[:1]]
     with pytest.raises(ValueError, match=r"2 different kinds\. Group them by stack_key"):
         train_stacked(addition, runs)
-    with pytest.raises(ValueError, match="must be a run of"):
+    with pytest.raises(ValueError, match="must be a run of fresh"):
         train_stacked(qfl.load_task("addition", length=7), runs[:1])
     with pytest.raises(ValueError, match="not compiled"):
         train_stacked(addition, _runs(addition, model_config, tmp_path, MEMBERS[:1], compile=True))

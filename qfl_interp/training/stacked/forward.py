@@ -17,7 +17,7 @@ from torch import Tensor
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.fast_support import require_supported
 from qfl_interp.models.fused_ops import unit_rms
-from qfl_interp.models.metrics import IGNORED
+from qfl_interp.models.losses import IGNORED
 from qfl_interp.training.stacked.attention import Heads, attention, gated_unit
 
 if TYPE_CHECKING:

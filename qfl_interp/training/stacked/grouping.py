@@ -27,14 +27,18 @@ def stack_key(config: RunConfig) -> Hashable:
     """Runs with equal keys can train as one stack; a run that can be in no stack has a key of its own.
 
     They have one task, length and model shape, one number of updates and everything else of `TrainConfig` in common
-    but learning rate and seed (the budget may differ where the steps are equal). Branches, runs with `compile=True` and
-    models that are neither "llama" nor "gpt2" in their function (`ModelConfig.stackable`) train alone.
+    but learning rate and seed (the budget may differ where the steps are equal). Branches, runs with `compile=True` or
+    the schedule "cdat", on a fixed training set, of another optimiser than AdamW or another loss, and models that are
+    neither "llama" nor "gpt2" in their function (`ModelConfig.stackable`) train alone.
     """
-    if config.start is not None or config.train.compile or not config.model.stackable:
+    train = config.train
+    usual = train.optimizer == "adamw" and train.schedule != "cdat" and train.loss_name == "cross_entropy"
+    usual = usual and config.n_train is None and not train.compile
+    if not usual or config.start is not None or not config.model.stackable:
         return config.digest
-    train = json_digest({name: value for name, value in config.train.to_dict().items() if name not in _FREE})
+    settings = json_digest({name: value for name, value in train.to_dict().items() if name not in _FREE})
     sizes = (config.n_steps, config.n_ctx, config.d_vocab)
-    return (config.task, config.length, config.task_options, config.model, train, *sizes)
+    return (config.task, config.length, config.task_options, config.model, settings, *sizes)
 
 
 def faster_alone(
