@@ -8,7 +8,8 @@ differentiable.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -38,6 +39,15 @@ def plain_operations() -> Iterator[None]:
 def _plain() -> bool:
     """Whether the form is wanted that is seen through."""
     return torch.compiler.is_compiling() or _PLAIN.get()
+
+
+# The nonlinearities of a block's MLP, by TransformerLens's names.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class AttentionPlan(NamedTuple):
