@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from analyses.lenses.ablate_units.lens import ablate_units
     from analyses.lenses.capture.lens import capture
     from analyses.lenses.curvature.lens import curvature
+    from analyses.lenses.edge.lens import edge
     from analyses.lenses.emergence.lens import emergence
     from analyses.lenses.interchange.lens import interchange
     from analyses.lenses.mdl.lens import mdl
@@ -38,6 +39,7 @@ __all__ = [
     "across",
     "capture",
     "curvature",
+    "edge",
     "emergence",
     "interchange",
     "mdl",

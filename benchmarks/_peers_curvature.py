@@ -136,7 +136,8 @@ class _Pairs:
         operator = HessianLinearOperator(model, nn.CrossEntropyLoss(), params, data, check_deterministic=False)
 
         def solve() -> tuple[Tensor, Tensor]:
-            values, vectors = eigsh(operator.to_scipy(), k=self.k, which="LA", tol=TOL)
+            options: Any = {"which": "LA", "tol": TOL}  # its stubs take tol for an integer
+            values, vectors = eigsh(operator.to_scipy(), k=self.k, **options)
             return torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors[:, ::-1].T.copy())
 
         self.checked(*solve())

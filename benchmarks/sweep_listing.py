@@ -35,9 +35,9 @@ def _runs(n: int) -> pd.DataFrame:
     rng = np.random.default_rng(n)
     known = {name: rng.gamma(4.0, 0.1, n) for name in COLUMNS if name.startswith("val_")}
     same = {
-        "length": 16, "style": "llama", "n_heads": 4, "schedule": "cosine", "weight_decay": 0.1, "n_steps": 1000,
-        "n_parameters": 100_000, "n_val": 1000, "seconds": 60.0, "error": "", "attempts": 1, "group_size": 1,
-        "device": "cpu", "status": "finished", "finished_at": "2026-01-01T00:00:00.000000+00:00",
+        "length": 16, "task_options": "", "style": "llama", "n_heads": 4, "schedule": "cosine", "weight_decay": 0.1, 
+        "n_steps": 1000, "n_parameters": 100_000, "n_val": 1000, "seconds": 60.0, "error": "", "attempts": 1,
+        "group_size": 1, "device": "cpu", "status": "finished", "finished_at": "2026-01-01T00:00:00.000000+00:00",
     }  # fmt: skip
     flops = {"flops": rows["budget_flops"], "actual_flops": rows["budget_flops"]}
     return rows.assign(**known, **same, **flops)

@@ -28,7 +28,8 @@ from benchmarks._measuring import isolated
 from benchmarks._memory import held_mib, peak_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
-from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
+from qfl_interp.curvature.token_gradients.operations import jvp_operations, layer_operations
+from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
 from qfl_interp.data.registry import load_task
 from qfl_interp.models.build import build_model, model_on
 
@@ -39,27 +40,36 @@ N_PROBLEMS, N_DIRECTIONS = 1250, 50
 ROUNDS = 2
 N_SQUARE, SQUARES = 2048, 10
 CHUNKS, LARGE_CHUNK = (10, 25, 50, 100), 500
-# What a way's products need of the model's parameters, by positions n and directions K: a token, or a sequence.
-_PER_TOKEN: dict[str, Callable[[float, int], float]] = {
-    "layers": lambda n, k: 6 * n + 2 * k,
-    "per-token gradients": lambda n, k: 6 * n + 2 * k,
-    "per-token gradients, large chunk": lambda n, k: 6 * n + 2 * k,
-}
-_PER_SEQUENCE: dict[str, Callable[[float, int], float]] = {
-    "JVP, one by one": lambda n, k: 6 * n * k,
-    "JVP, vmapped": lambda n, k: (2 + 4 * k) * n,
+# What a way's products need of each of the model's parameters.
+_OPERATIONS: dict[str, Callable[[ScoredTokens, int], float]] = {
+    "layers": layer_operations,
+    "per-token gradients": lambda scored, k: len(scored) * (6 * scored.tokens.shape[1] + 2 * k),
+    "per-token gradients, large chunk": lambda scored, k: len(scored) * (6 * scored.tokens.shape[1] + 2 * k),
+    "JVP, one by one": lambda scored, k: 6 * k * scored.tokens.numel(),
+    "JVP, vmapped": jvp_operations,
 }
 CURVATURE = "nested JVP (second derivative)"
 REFERENCE = "JVP, one by one"
 WAYS = ("per-token gradients", "per-token gradients, large chunk", REFERENCE, "JVP, vmapped", CURVATURE, "layers")
 
 
-class _Case(NamedTuple):
+class Case(NamedTuple):
     """A loss, where it is differentiated, and along what."""
 
     loss: TokenLoss
     theta: dict[str, Tensor]
     directions: Tensor
+
+
+class Setting(NamedTuple):
+    """A task and a model."""
+
+    task: str
+    length: int
+    model: ModelConfig
+
+
+MAIN = Setting("decimal_addition", 3, ModelConfig(d_model=128, n_layers=3, n_heads=4, style="gpt2"))
 
 
 class _Measured(NamedTuple):
@@ -81,7 +91,7 @@ def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """
     n_problems, n_directions = (24, 5) if quick else (N_PROBLEMS, N_DIRECTIONS)
     found = {way: isolated(device, _measure, way, n_problems, n_directions, device) for way in WAYS}
-    case = _case(n_problems, n_directions, device)
+    case = case_of(n_problems, n_directions, device)
     return [*(_row(way, measured, found, case) for way, measured in found.items()), _product(device)]
 
 
@@ -98,7 +108,7 @@ def _product(device: str) -> dict[str, Any]:
     return {"name": name, "value": seconds, "unit": "s", "gflop": gflop, "gflop_per_s": gflop / seconds}
 
 
-def _row(way: str, measured: _Measured, found: dict[str, _Measured], case: _Case) -> dict[str, Any]:
+def _row(way: str, measured: _Measured, found: dict[str, _Measured], case: Case) -> dict[str, Any]:
     """What was measured of a way, beside the first, and its FLOPs."""
     first, reference = found[WAYS[0]], found[REFERENCE].found
     row = {"name": way, "value": measured.seconds, "unit": "s", "cpu_s": measured.cpu, "peak_mib": measured.peak_mib}
@@ -118,38 +128,31 @@ def _row(way: str, measured: _Measured, found: dict[str, _Measured], case: _Case
     }
 
 
-def _gflop(way: str, case: _Case) -> float:
+def _gflop(way: str, case: Case) -> float:
     """Multiplications and additions in matrix products, in thousand millions."""
-    scored, k = case.loss.scored, len(case.directions)
-    if way in _PER_SEQUENCE:
-        operations = len(scored.tokens) * _PER_SEQUENCE[way](scored.tokens.shape[1], k)
-    else:
-        n_pos = (scored.position + 1).double().mean() if way == "layers" else scored.tokens.shape[1]
-        operations = len(scored) * _PER_TOKEN[way](float(n_pos), k)
-    return operations * len(case.loss.space) / 1e9
+    return _OPERATIONS[way](case.loss.scored, len(case.directions)) * len(case.loss.space) / 1e9
 
 
-def _case(n_problems: int, n_directions: int, device: str) -> _Case:
+def case_of(n_problems: int, n_directions: int, device: str, setting: Setting = MAIN) -> Case:
     """A model at initialisation, problems and orthonormal directions, the same in every process."""
-    task = load_task("decimal_addition", length=3)
-    model = build_model(ModelConfig(d_model=128, n_layers=3, n_heads=4, style="gpt2"), task)
-    model = model_on(model, device)
+    task = load_task(setting.task, length=setting.length)
+    model = model_on(build_model(setting.model, task), device)
     examples = task.sample(np.random.default_rng(0), n_problems)
     loss = TokenLoss(model, scored_tokens(task.encode(examples)))
     random = torch.randn(len(loss.space), n_directions, generator=torch.Generator().manual_seed(0))
     directions = torch.linalg.qr(random)[0].t().contiguous()
-    return _Case(loss, loss.parameters(), directions.to(device))
+    return Case(loss, loss.parameters(), directions.to(device))
 
 
 def _measure(way: str, n_problems: int, n_directions: int, device: str) -> _Measured:
     """One run of a way in this process, after a warm-up."""
-    case = _case(n_problems, n_directions, device)
-    small = _case(min(n_problems, 50), min(n_directions, 5), device)
+    case = case_of(n_problems, n_directions, device)
+    small = case_of(min(n_problems, 50), min(n_directions, 5), device)
     before = held_mib(device)
     chunk = None
     if way in ("per-token gradients", "per-token gradients, large chunk"):
-        chunk = LARGE_CHUNK if way.endswith("large chunk") else _fastest_chunk(case)
-        work = lambda case: _per_token_gradients(case, chunk)  # noqa: E731
+        chunk = LARGE_CHUNK if way.endswith("large chunk") else fastest_chunk(case)
+        work = lambda case: per_token_gradients(case, chunk)  # noqa: E731
     else:
         work = _WORK[way]
     work(small)
@@ -165,19 +168,19 @@ def _measure(way: str, n_problems: int, n_directions: int, device: str) -> _Meas
     return _Measured(seconds, cpu, peak_mib(device) - before, chunk, found.numpy())
 
 
-def _fastest_chunk(case: _Case) -> int:
+def fastest_chunk(case: Case) -> int:
     """The chunk with the least time a token on the first tokens."""
     seconds = {}
     for chunk in CHUNKS:
         part = case._replace(loss=next(case.loss.chunks(max(1, 2 * chunk // 4))))
-        _per_token_gradients(part, chunk)
+        per_token_gradients(part, chunk)
         start = time.perf_counter()
-        _per_token_gradients(part, chunk).cpu()
+        per_token_gradients(part, chunk).cpu()
         seconds[chunk] = (time.perf_counter() - start) / len(part.loss)
     return min(seconds, key=lambda chunk: seconds[chunk])
 
 
-def _per_token_gradients(case: _Case, chunk: int) -> Tensor:
+def per_token_gradients(case: Case, chunk: int) -> Tensor:
     """Gradients of `chunk` tokens at a time, each of the whole model, times the directions."""
     loss, theta, directions = case
     scored = loss.scored
@@ -195,7 +198,7 @@ def _per_token_gradients(case: _Case, chunk: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _one_by_one(case: _Case) -> Tensor:
+def _one_by_one(case: Case) -> Tensor:
     """A Jacobian-vector product a direction, 64 sequences at a time, about as many as the vmapped ones take."""
     loss, theta, directions = case
     parts = list(loss.chunks(64))
@@ -207,7 +210,7 @@ def _one_by_one(case: _Case) -> Tensor:
     return torch.stack([along(direction) for direction in directions], 1)
 
 
-_WORK: dict[str, Callable[[_Case], Tensor]] = {
+_WORK: dict[str, Callable[[Case], Tensor]] = {
     REFERENCE: _one_by_one,
     "JVP, vmapped": lambda case: project_gradients(*case, method="jvp").gradients,
     CURVATURE: lambda case: project_curvature(*case),

@@ -65,7 +65,9 @@ class PlainLlama(nn.Module):
         self.blocks = nn.ModuleList(_PlainBlock(config.d_model, config.d_mlp_used) for _ in range(N_LAYERS))
         self.norm = nn.RMSNorm(config.d_model, 1e-5)
         self.unembed = nn.Linear(config.d_model, D_VOCAB, bias=False)
-        angle = torch.arange(N_CTX)[:, None] * 10_000.0 ** (-torch.arange(0, config.d_head, 2) / config.d_head)
+        angle = torch.arange(N_CTX)[:, None] * 10_000.0 ** (
+            -torch.arange(0, config.d_head_used, 2) / config.d_head_used
+        )
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qfl_interp import sweep as sweep
     from qfl_interp import training as training
     from qfl_interp.activations.store import ActivationStore
-    from qfl_interp.config import ModelConfig, ProbeConfig, TrainConfig
+    from qfl_interp.config import Intervene, ModelConfig, ProbeConfig, TrainConfig
     from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
     from qfl_interp.data.examples import ExampleStream, held_out
     from qfl_interp.data.fixed_task import FixedFeature, FixedTask
@@ -50,12 +50,14 @@ if TYPE_CHECKING:
         write_activation,
     )
     from qfl_interp.polca.config import PolcaConfig
+    from qfl_interp.recipes import register_loss
     from qfl_interp.runs.run import Run
     from qfl_interp.runs.series import Checkpoints
     from qfl_interp.runs.suite import Suite
     from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
+    from qfl_interp.training.fork import branch, fork
     from qfl_interp.training.session import DivergedError
-    from qfl_interp.training.train import branch, resume, train
+    from qfl_interp.training.train import resume, train
 
 __version__ = "0.1.0"
 

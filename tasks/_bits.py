@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Integer, UInt8, UInt64
 
-from qfl_interp.data.task import Batch, Feature, Task
+from qfl_interp.data.task import MOST_PROBLEMS, Batch, Feature, Task
 from qfl_interp.shapes import Examples, Tokens
 from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 
@@ -21,6 +21,14 @@ def uniform_bits(rng: np.random.Generator, n: int, width: int) -> UInt8[np.ndarr
     """Rows of independent fair bits."""
     drawn = rng.integers(0, 256, size=(n, -(-width // 8)), dtype=np.uint8)
     return np.unpackbits(drawn, axis=1, count=width)
+
+
+def every_row(width: int) -> UInt8[np.ndarray, "row {width}"] | None:
+    """Every row of bits, in the order of the numbers they are; None where they are more than a task lists."""
+    if 2**width > MOST_PROBLEMS:
+        return None
+    numbers = np.arange(2**width, dtype=">u4")[:, None].view(np.uint8)
+    return np.ascontiguousarray(np.unpackbits(numbers, axis=1)[:, 32 - width :])
 
 
 def checked_bits(task: Task, examples: Examples, width: int) -> UInt8[np.ndarray, "batch {width}"]:
@@ -117,6 +125,10 @@ class TwoOperandTask(Task):
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` pairs of independent uniform operands, `[n, 2L]` bits."""
         return uniform_bits(rng, n, 2 * self.length)
+
+    def problems(self) -> Examples | None:
+        """Every pair of operands, up to 10 bits each."""
+        return every_row(2 * self.length)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

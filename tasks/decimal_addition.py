@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8, UInt64
 
-from qfl_interp.data.task import Batch, Feature, Pairs, Task
+from qfl_interp.data.task import MOST_PROBLEMS, Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
 from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label, pairs_by_edit
@@ -128,6 +128,14 @@ class DecimalAddition(Task):
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` pairs of independent uniform operands, `[n, 2L]` digits."""
         return rng.integers(0, 10, size=(n, 2 * self.length), dtype=np.uint8)
+
+    def problems(self) -> Examples | None:
+        """Every pair of operands, up to 3 digits each."""
+        n_digits = 2 * self.length
+        if 10**n_digits > MOST_PROBLEMS:
+            return None
+        places = 10 ** np.arange(n_digits - 1, -1, -1)
+        return (np.arange(10**n_digits)[:, None] // places % 10).astype(np.uint8)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import BIT_TOKENS, EOS, EQUALS, checked_bits, packed, uniform_bits, unordered_pair
+from tasks._bits import BIT_TOKENS, EOS, EQUALS, checked_bits, every_row, packed, uniform_bits, unordered_pair
 from tasks._layout import FREE, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label
 
@@ -107,6 +107,10 @@ class MajorityOfMajorities(Task):
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` rows of 2L independent fair bits."""
         return uniform_bits(rng, n, self.n_bits)
+
+    def problems(self) -> Examples | None:
+        """Every row of bits, up to L = 10."""
+        return every_row(self.n_bits)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

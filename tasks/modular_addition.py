@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
@@ -54,8 +54,8 @@ class ModularAddition(Task):
     (a, b) and (b, a) are both trained on or both held out; the rest is halved into validation and test. The progress
     measures paper trains on 30 % of the ordered pairs, which hold 1 - 0.7^2 = 51 % of the unordered ones: as much to
     learn from, but 30 % of its test problems are mirrored training problems. Batches are drawn from the training
-    problems with replacement, so that an epoch is no more than an average (that paper takes the whole set at every
-    step).
+    problems with replacement, so that an epoch is no more than an average; that paper takes the whole set at every
+    step, which is `TrainConfig(batch_size="all")` here.
 
     Features, all read at `=`:
         cos_sum, sin_sum: label r is the cosine (sine) of 2 pi (r + 1) (a + b) / p, frequency r + 1 = 1 .. (p - 1) // 2:
@@ -76,10 +76,11 @@ class ModularAddition(Task):
     name = "modular_addition"
     lengths = (3, 1000)
     default_length = 113
+    length_name = "p"
     train_fraction = 0.5
 
-    def __init__(self, length: int | None = None) -> None:
-        super().__init__(length)
+    def __init__(self, length: int | None = None, **options: Any) -> None:
+        super().__init__(length, **options)
         self.vocabulary = (*map(str, range(self.length)), "+", "=")
 
     @property
@@ -119,6 +120,10 @@ class ModularAddition(Task):
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` pairs of independent uniform residues."""
         return rng.integers(0, self.length, size=(n, 2), dtype=np.int32)
+
+    def problems(self) -> Examples:
+        """All p^2 pairs, by a and then by b."""
+        return np.stack(np.divmod(np.arange(self.length**2, dtype=np.int32), self.length), axis=1)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

@@ -1,18 +1,19 @@
-"""Sparse parity: the parity of 3 bits at fixed, unknown places among n."""
+"""Sparse parity: the parity of a few bits at fixed, unknown places among n."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
+from qfl_interp.data.task_options import TaskOption
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import checked_bits, packed, uniform_bits
+from tasks._bits import checked_bits, every_row, packed, uniform_bits
 from tasks._layout import FREE, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label
 
@@ -21,10 +22,10 @@ _EQUALS = 2
 
 
 class SparseParity(Task):
-    """The (n, k)-sparse parity problem with k = 3, posed to a sequence model.
+    """The (n, k)-sparse parity problem, posed to a sequence model; k = 3 where nothing else is said.
 
     A raw example is n bits; the tokens are the bits in order, `=` at index n, and the parity of the relevant bits at
-    n + 1. The relevant places are drawn once for each n and never change; the model has to find them. There is no
+    n + 1. The relevant places are drawn once for each n and k and never change; the model has to find them. There is no
     `<EOS>`: the answer is one token. `=` is scored too; it is certain, so the loss over the answer alone is the
     literature's. Every step sees fresh bits (the online setting), so nothing can be memorised at large n.
 
@@ -35,7 +36,7 @@ class SparseParity(Task):
 
     Attributes:
         relevant: The relevant places, in increasing order.
-        N_RELEVANT: k; for another one register a subclass of your own with another number.
+        k: How many there are, an option: `load_task("sparse_parity", length=40, k=4)`.
 
     References:
         arXiv 2207.08799 (Hidden Progress in Deep Learning).
@@ -55,12 +56,13 @@ class SparseParity(Task):
     vocabulary = _TOKENS
     lengths = (3, 1024)
     default_length = 40
-    N_RELEVANT: ClassVar[int] = 3
+    own_options = (TaskOption("k", "how many bits are relevant", low=2, high="length"),)
+    k: int = 3
 
-    def __init__(self, length: int | None = None) -> None:
-        super().__init__(length)
+    def __init__(self, length: int | None = None, **options: Any) -> None:
+        super().__init__(length, **options)
         # The places belong to the problem, not to a run: the generator's only keys are the task and n.
-        places = generator(0, "task/sparse_parity", self.length).choice(self.length, self.N_RELEVANT, replace=False)
+        places = generator(0, "task/sparse_parity", self.length).choice(self.length, self.k, replace=False)
         self.relevant: tuple[int, ...] = tuple(sorted(places.tolist()))
 
     @property
@@ -75,7 +77,7 @@ class SparseParity(Task):
 
     def _features(self) -> Sequence[Feature]:
         """The relevant bits and what has been accumulated of their parity."""
-        at_equals = np.full(self.N_RELEVANT, self.length)
+        at_equals = np.full(self.k, self.length)
         parity = "the parity of the first r + 2 relevant bits, at '='; the last is the answer"
         return [
             feature_at("relevant_bit", "binary", at_equals, self._relevant_bits, "the r-th relevant bit, at '='"),
@@ -93,6 +95,10 @@ class SparseParity(Task):
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` rows of independent fair bits."""
         return uniform_bits(rng, n, self.length)
+
+    def problems(self) -> Examples | None:
+        """Every row of bits, up to n = 20."""
+        return every_row(self.length)
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of raw examples.

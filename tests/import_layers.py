@@ -15,7 +15,11 @@ GROUND = (
     "sealed",
     "lazy",
     "shapes",
+    "recipes",
+    "model_sizes",
+    "mlp_config",
     "config",
+    "model_kinds",
     "plugins",
     "seeding",
     "tables",
@@ -30,14 +34,14 @@ ROOMS = (
     "data",
     "models",
     "runs",
-    "training",
-    "sweep",
     "activations",
     "probes",
     "interventions",
+    "curvature",
+    "training",
+    "sweep",
     "emergence",
     "scaling",
-    "curvature",
     "polca",
     "homogeneous",
     "plots",
@@ -46,17 +50,35 @@ ROOMS = (
 )
 # Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
-    "transformer_lens": ("models/build.py", "models/hooks.py", "homogeneous/mlp.py"),
+    "transformer_lens": (
+        "models/build.py",
+        "models/hooks.py",
+        "models/given.py",
+        "models/tied.py",
+        "models/mlp.py",
+    ),
     "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),
     "plotly": ("plots", "report"),
-    "sklearn": ("emergence", "polca", "homogeneous"),
+    "sklearn": ("emergence", "polca"),
     "IPython": ("cli",),
     "typer": ("cli",),
     "tensorboard": (),
     "wandb": (),
 }
 # What `qfl --help` reads: these load no package that takes long to import, at module level.
-LIGHT = ("errors.py", "sites.py", "digests.py", "lazy.py", "config.py", "plugins.py", "runs/config.py", "cli")
+LIGHT = (
+    "errors.py",
+    "sites.py",
+    "digests.py",
+    "lazy.py",
+    "recipes.py",
+    "config.py",
+    "mlp_config.py",
+    "model_kinds.py",
+    "plugins.py",
+    "runs/config.py",
+    "cli",
+)
 HEAVY = {
     "torch",
     "numpy",

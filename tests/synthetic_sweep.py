@@ -76,6 +76,7 @@ def records(
                 {
                     "task": task,
                     "length": length,
+                    "task_options": "",
                     "budget_flops": budget,
                     "style": "llama",
                     "d_model": shape[0],

@@ -132,7 +132,19 @@ def check_baselines(task: Task) -> None:
     assert all(0 < loss < np.log(task.d_vocab) + 1e-9 for loss in task.baselines.values())
 
 
+def check_problems(task: Task) -> None:
+    problems = task.problems()
+    if problems is None:
+        return
+    assert len(np.unique(problems, axis=0)) == len(problems), "each once"
+    drawn = task.sample(generator(9, "contract"), _N)
+    assert drawn.dtype == problems.dtype
+    assert len(np.unique(np.concatenate([problems, drawn]), axis=0)) == len(problems), "and no other is drawn"
+    np.testing.assert_array_equal(task.decode(task.encode(problems).tokens), problems)
+
+
 CHECKS = [
+    check_problems,
     check_description,
     check_encoding,
     check_features,

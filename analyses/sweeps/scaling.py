@@ -149,12 +149,21 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs that finished.
 
     Raises:
-        QflError: There is none.
+        QflError: There is none, or those of a task and length were made with different options.
     """
     runs = select(table, status="finished")
     if runs.empty:
         ended = ", ".join(f"{len(part)} {status}" for status, part in groups(table, "status")) or "no run at all"
         raise QflError(f"this sweep has no finished run to look at: {ended}. Run `qfl sweep` until some have finished.")
+    for _, part in runs.groupby(["task", "length"]):
+        options = sorted(distinct(part, "task_options"))
+        if len(options) > 1:
+            shown, first = ", ".join(repr(text) for text in options), records(part)[0]
+            raise QflError(
+                f"the runs of {first['task']} {first['length']} must be of one task to lie on a curve, got the options "
+                f"{shown}. "
+                "Give each a sweep of its own; sweep.table() and sweep.best() keep them apart."
+            )
     return runs
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qfl_interp.cli.aligned import draw
+from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, print_json
 from qfl_interp.errors import QflError
 
@@ -30,6 +31,7 @@ def tasks(
     length: Annotated[
         int | None, typer.Option(help="Length to describe them at; the paper's by default.", show_default=False)
     ] = None,
+    task_option: TaskOptions = None,
     examples: Annotated[int, typer.Option(min=0, help="Examples to show, labels under the tokens.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Draws the examples.")] = 0,
     every: Annotated[
@@ -37,7 +39,7 @@ def tasks(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the tasks, or show one: its features, its baselines, examples as the model sees them.
+    """List the tasks, or show one: its options, features and baselines, examples as the model sees them.
 
     Example: `qfl tasks addition --length 6 --examples 2`
     """
@@ -46,9 +48,11 @@ def tasks(
     if name is None:
         if examples:
             raise QflError("--examples needs a task: name one, as in qfl tasks addition --examples 2.")
+        if task_option:
+            raise QflError("--task-option needs a task: name one, as in qfl tasks sparse_parity --task-option k=4.")
         _list(length, as_json)
         return
-    task = load_task(name, length)
+    task = load_task(name, length, **named_values(task_option))
     with Console(stderr=True).status(f"measuring the baselines of {name}"):
         about = _about(task)
     shown = _examples(task, examples, seed)
@@ -114,6 +118,8 @@ def _about(task: Task) -> dict[str, Any]:
         "d_vocab": task.d_vocab,
         "vocabulary": list(task.vocabulary),
         "train_fraction": task.train_fraction,
+        "length_name": task.length_name,
+        "options": [_about_option(task, name) for name in task.declared_options()],
         "baselines": dict(task.baselines),
         "features": [
             {"feature": f.name, "kind": f.kind, "labels": f.n_labels, "by_default": f.by_default,
@@ -121,6 +127,19 @@ def _about(task: Task) -> dict[str, Any]:
             for f in task.features.values()
         ],
     }  # fmt: skip
+
+
+def _about_option(task: Task, name: str) -> dict[str, Any]:
+    """One of the options it can be made with, its value here and its range at this length."""
+    option, default = task.declared_options()[name], getattr(type(task), name)
+    return {
+        "option": name,
+        "value": getattr(task, name),
+        "default": default,
+        "rule": option.rule(default, task.length),
+        "range": list(option.range_at(task.length)),
+        "help": option.help,
+    }
 
 
 def _table(rows: Sequence[dict[str, Any]], *, wide: bool) -> Table:
@@ -180,11 +199,14 @@ def _print_about(console: Console, task: Task, about: dict[str, Any]) -> None:
     paragraph = inspect.cleandoc(type(task).__doc__ or "").split("\n\n")[0]
     console.print(f"[bold cyan]{escape(task.name)}[/]  {escape(' '.join(paragraph.split()))}", highlight=False)
     facts = Table(box=None, show_header=False, pad_edge=False)
-    facts.add_row("length", f"{task.length}  ({low} to {high}{step}; default {task.default_length})")
+    title = "length" if task.length_name == "length" else f"length, {task.length_name}"
+    facts.add_row(title, f"{task.length}  ({low} to {high}{step}; default {task.default_length})")
+    for option in about["options"]:
+        text = f"{option['value']}  ({option['rule']}; default {option['default']}): {option['help']}"
+        facts.add_row(escape(option["option"]), escape(text))
     facts.add_row("context", f"{task.n_ctx} tokens")
     facts.add_row("vocabulary", escape(short_vocabulary(task.vocabulary)))
     facts.add_row("baselines", "  ".join(f"{escape(k)} {v:.4f}" for k, v in task.baselines.items()) + " nats")
-    facts.add_row("training sees", f"{task.train_fraction:.0%} of all problems")
     console.print(facts, highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("feature", "kind", "labels", "default", "description"):

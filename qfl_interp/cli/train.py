@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
 from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.recipes import LOSSES, OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from qfl_interp.runs.run import Run
@@ -17,22 +19,50 @@ if TYPE_CHECKING:
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
+def _part(text: str) -> Any:
+    """An option that is a part of the architecture; without a default it is the style's."""
+    return typer.Option(help=text, rich_help_panel="Architecture", show_default=False)
+
+
 def train(
     task: Annotated[str, typer.Argument(help="A registered task; `qfl tasks` lists them.", show_default=False)],
     length: Annotated[
         int | None, typer.Option(help="The task's length (bits of an operand, nodes, ...); the paper's by default.")
     ] = None,
+    task_option: TaskOptions = None,
     out: Annotated[Path | None, typer.Option(help="Run directory to make; runs/<run id> by default.")] = None,
     budget: Annotated[float | None, typer.Option(help="Nominal training FLOPs, for example 3e12.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates, instead of a budget.")] = None,
     d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
     n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
     n_heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
-    style: Annotated[Literal["llama", "gpt2"], typer.Option(help="Architecture.")] = "llama",
+    style: Annotated[
+        Literal["llama", "gpt2", "grokking"],
+        typer.Option(help="Architecture: the preset that the options under Architecture depart from."),
+    ] = "llama",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Examples an update.")] = 64,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's; grokking wants about 1.")] = 0.1,
-    schedule: Annotated[Literal["cosine", "wsd"], typer.Option(help="Learning-rate schedule.")] = "cosine",
+    batch_size: Annotated[
+        str, typer.Option(metavar="INTEGER|all", help="Examples an update; all: every training problem at each.")
+    ] = "64",
+    draw: Annotated[
+        Literal["fresh", "batch", "epoch"],
+        typer.Option(
+            help="Batches of fresh examples; or of a fixed training set, each batch without replacement (batch) or "
+            "every problem once an epoch (epoch)."
+        ),
+    ] = "fresh",
+    weight_decay: Annotated[
+        float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"Optimiser: {', '.join(OPTIMIZERS)}.")] = "adamw",
+    optimizer_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the optimiser, such as momentum=0.9.")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help=f"Learning-rate schedule: {', '.join(SCHEDULES)}.")] = "cosine",
+    schedule_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the schedule, such as n_decays=3.")
+    ] = None,
+    loss: Annotated[str, typer.Option(help=f"What is minimised: {', '.join(LOSSES)}.")] = "cross_entropy",
     warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
     decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
@@ -48,6 +78,26 @@ def train(
     ] = False,
     compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out if there is one.")] = False,
+    norm: Annotated[Literal["rms", "ln", "none"] | None, _part("Norm of what a block reads.")] = None,
+    act: Annotated[
+        Literal["silu", "gelu", "gelu_new", "relu", "relu2", "solu"] | None, _part("Nonlinearity of the MLP.")
+    ] = None,
+    gated: Annotated[bool | None, _part("Whether the MLP has a gate, as SwiGLU.")] = None,
+    positions: Annotated[Literal["rotary", "learned", "none"] | None, _part("How the model knows positions.")] = None,
+    biases: Annotated[Literal["all", "mlp", "none"] | None, _part("Which biases there are.")] = None,
+    attn_only: Annotated[bool, _part("Blocks without an MLP.")] = False,
+    d_head: Annotated[int | None, _part("Width of a head; d_model / n_heads by default.")] = None,
+    d_mlp: Annotated[
+        int | None, _part("Hidden width of the MLP; by default 8/3 d_model with a gate, 4 d_model without.")
+    ] = None,
+    tied: Annotated[bool, _part("The unembedding is the transposed embedding.")] = False,
+    init: Annotated[
+        Literal["llama", "gpt2", "grokking"] | None, _part("Initial matrices: those of this style.")
+    ] = None,
+    init_scale: Annotated[float, _part("Multiplies every initial matrix.")] = 1.0,
+    mup_base: Annotated[
+        int | None, _part("Maximal-update parametrisation: the width at which --lr was chosen.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
     device: Device = "cpu",
@@ -61,17 +111,24 @@ def train(
 
     Example: `qfl train addition --length 16 --budget 3e12 --out runs/add16`
     """
-    model = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style)
+    model = ModelConfig(
+        d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style, norm=norm, act=act, gated=gated,
+        positions=positions, biases=biases, attn_only=attn_only, d_head=d_head, d_mlp=d_mlp, tied=tied, init=init,
+        init_scale=init_scale, mup_base=mup_base,
+    )  # fmt: skip
     config = TrainConfig(
-        budget_flops=budget, n_steps=steps, lr=lr, batch_size=batch_size, weight_decay=weight_decay, schedule=schedule,
+        budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
+        weight_decay=weight_decay, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
-        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile,
+        eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
+        optimizer=optimizer, optimizer_options=named_values(optimizer_option, "--optimizer-option"),
+        schedule_options=named_values(schedule_option, "--schedule-option"),
     )  # fmt: skip
     from qfl_interp.data.registry import load_task
     from qfl_interp.training.train import plan_run
     from qfl_interp.training.train import train as run_training
 
-    loaded = load_task(task, length)
+    loaded = load_task(task, length, **named_values(task_option))
     plan = plan_run(loaded, model, config)
     target = out or Path("runs") / plan.run_id
     finished = run_training(
@@ -89,6 +146,16 @@ def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: 
     from qfl_interp.training.train import resume as continue_run
 
     _print_run(continue_run(run, device=device, progress=not quiet), as_json)
+
+
+def _batch_size(text: str) -> int | Literal["all"]:
+    """The option's number, or its word."""
+    if text == "all":
+        return "all"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"--batch-size must be an integer or 'all', got {text[:80]!r}. Try 64.") from error
 
 
 def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:

@@ -1,7 +1,7 @@
 """Curvature of the mean token loss: Hessian-vector products, and top eigenpairs beside a basis already there.
 
 Products are forward over reverse (`torch.func.jvp` of `torch.func.grad`), in the loss's precision; the eigenvectors are
-SciPy's. Vectors handed over may be float32 or float64 and lie on any device.
+Lanczos's, in float64. Vectors handed over may be float32 or float64 and lie on any device.
 """
 
 from __future__ import annotations

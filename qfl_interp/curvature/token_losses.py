@@ -9,16 +9,19 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, parameters_to_save
-from qfl_interp.models.metrics import IGNORED, scored_span, targets
+from qfl_interp.models.fast_forward import fast_logits
+from qfl_interp.models.forward import is_fast
+from qfl_interp.models.fused_ops import plain_operations
+from qfl_interp.models.losses import IGNORED, token_losses_of
+from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.shapes import Tokens
 
 
@@ -73,18 +76,33 @@ _NO_DERIVATIVE = ("forward AD", "functorch")
 
 
 class TokenLoss:
-    """The cross-entropy of each scored token, in nats, as a function of the parameters: `theta -> [token]`.
+    """The loss of each scored token as a function of the parameters, `theta -> [token]`: cross-entropy, in nats.
 
-    Computed by the model itself with other tensors in its parameters' place (`torch.func.functional_call`): plain
-    attention, which has derivatives of every order in both modes, and with the hooks it has. The model is not changed.
+    Computed with other tensors in the parameters' place (`torch.func.functional_call`), from operations that have
+    derivatives of every order in both modes: by `fast_logits`, at the positions that predict a scored token, where it
+    knows the model and nothing is hooked, else by the model itself with the hooks it has. The model is not changed.
 
     `dtype` is the precision of everything; a model in another one is copied first. The model is in evaluation mode.
+    `loss` names another one, as `TrainConfig.loss` does.
     """
 
-    def __init__(self, model: HookedModel, scored: ScoredTokens, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        scored: ScoredTokens,
+        *,
+        dtype: torch.dtype = torch.float32,
+        loss: str = "cross_entropy",
+    ) -> None:
         self.model = model_in_dtype(model, dtype)
         self.scored = scored.to(model_device(self.model))
         self.dtype = dtype
+        self.loss = loss
+        # Outside of any transformed call, whose tensors must not be remembered: the positions that predict scored
+        # tokens, which of them predicts each token, and what `is_fast` keeps of a model.
+        asked, self._place = self.scored.position.unique(return_inverse=True)
+        self._asked = asked.cpu()
+        is_fast(self.model)
 
     def __len__(self) -> int:
         """How many tokens are scored."""
@@ -117,7 +135,7 @@ class TokenLoss:
         for start in range(0, len(self.scored.tokens), n_examples):
             part = self.scored.of_examples(slice(start, start + n_examples))
             if len(part):
-                yield TokenLoss(self.model, part, dtype=self.dtype)
+                yield TokenLoss(self.model, part, dtype=self.dtype, loss=self.loss)
 
     def __call__(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, " token"]:
         """The loss of each scored token at these parameters; differentiable.
@@ -128,8 +146,8 @@ class TokenLoss:
         scored = self.scored
         try:
             # Of torch's kernels of attention, the one with derivatives of every order.
-            with sdpa_kernel(SDPBackend.MATH):
-                logits = functional_call(self.model, dict(parameters), (scored.tokens,))
+            with sdpa_kernel(SDPBackend.MATH), plain_operations():
+                logits = self._logits(parameters)
         except RuntimeError as error:  # NotImplementedError is one
             if not any(word in str(error) for word in _NO_DERIVATIVE):
                 raise
@@ -138,7 +156,16 @@ class TokenLoss:
                 f"{_model_name(self.model)} has no forward-mode derivatives, which curvature and POLCA need: {why}. "
                 "Replace that operation by one of plain tensors, or take other lenses."
             ) from error
-        return functional.cross_entropy(logits[scored.example, scored.position], scored.target, reduction="none")
+        return token_losses_of(self.loss)(logits, scored.target)
+
+    def _logits(self, parameters: Mapping[str, Tensor]) -> Float[Tensor, "token d_vocab"]:
+        """What predicts each scored token."""
+        scored = self.scored
+        if not is_fast(self.model):
+            logits = functional_call(self.model, dict(parameters), (scored.tokens,))
+            return logits[scored.example, scored.position]
+        inside = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        return functional_call(_At(self.model), inside, (scored.tokens, self._asked))[scored.example, self._place]
 
     @torch.no_grad()
     def values(self, parameters: Mapping[str, Tensor], *, chunk: int = 256) -> Float[Tensor, " token"]:
@@ -150,6 +177,17 @@ class TokenLoss:
         losses = torch.cat([part(parameters) for part in self.chunks(chunk)])
         require_finite(losses, "loss of the tokens")
         return losses
+
+
+class _At(nn.Module):
+    """`fast_logits` of a model as a module, in which other parameters can be put."""
+
+    def __init__(self, model: HookedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tokens, positions: Int[Tensor, " asked"]) -> Float[Tensor, "batch asked d_vocab"]:
+        return fast_logits(self.model, tokens, positions)  # pyright: ignore[reportArgumentType]  # `is_fast` said so
 
 
 def _model_name(model: HookedModel) -> str:

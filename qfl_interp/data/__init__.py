@@ -12,5 +12,7 @@ if TYPE_CHECKING:
     from qfl_interp.data.fixed_task import FixedFeature, FixedTask
     from qfl_interp.data.registry import load_task, task_names
     from qfl_interp.data.task import Batch, Feature, Pairs, Task
+    from qfl_interp.data.task_options import TaskOption
+    from qfl_interp.data.training_stream import make_stream
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -67,8 +67,10 @@ def fitted_split(task: Task) -> str:
 def in_split(task: Task, examples: Examples, split: str) -> Bool[np.ndarray, " batch"]:
     """Which examples belong to `split`."""
     low, high = _bounds(task, split)
-    # The top 53 bits are a float64 in [0, 1) without rounding.
-    share = (split_hash(task.canonical(examples)) >> np.uint64(11)) * 2.0**-53
+    share = task.split_share(examples)
+    if share is None:
+        # The top 53 bits are a float64 in [0, 1) without rounding.
+        share = (split_hash(task.canonical(examples)) >> np.uint64(11)) * 2.0**-53
     return (share >= low) & (share < high)
 
 

@@ -23,6 +23,7 @@ from qfl_interp.data.dataset import (
     vocabulary_of,
 )
 from qfl_interp.data.task import NO_POSITION, Batch, Feature, Pairs, Task
+from qfl_interp.data.task_options import TaskOption
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.shapes import Examples, Tokens
@@ -98,6 +99,11 @@ class FixedTask(Task):
         super().__init__(n_ctx)
         self._by_row, self._by_prompt = self._row_index()
 
+    @classmethod
+    def declared_options(cls) -> dict[str, TaskOption]:
+        """None: all that a dataset is made of is in its digest."""
+        return {}
+
     def __reduce__(self) -> tuple[Any, ...]:
         keywords = {"str_tokens": self.vocabulary, "pairs": self._pairs, "baselines": self._baselines}
         keywords |= {"train_fraction": self.train_fraction, "prompt_end": self._prompt_end}
@@ -158,6 +164,10 @@ class FixedTask(Task):
         """`n` row numbers, every row once before any comes again."""
         rounds = [rng.permutation(len(self)) for _ in range(-(-n // len(self)))]
         return np.concatenate([np.empty(0, np.int64), *rounds])[:n, None]
+
+    def problems(self) -> Examples:
+        """Every row."""
+        return np.arange(len(self))[:, None]
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of the rows."""

@@ -33,13 +33,14 @@ def task_identity(task: Task, *, labels: bool = True) -> dict[str, Any]:
 
     examples = task.sample(generator(0, "task/identity"), _N_EXAMPLES)
     batch = task.encode(examples)
+    share = task.split_share(examples)
     answer_alone = () if batch.prompt_end else (np.array([True]),)
     identity = {
         "class": f"{type(task).__module__}:{type(task).__qualname__}",
         "parameters": dict(task.parameters),
         "sampled": _digest(examples),
         "encoded": _digest(batch.tokens.numpy(), batch.loss_mask.numpy(), *answer_alone),
-        "splits": _digest(split_hash(task.canonical(examples))),
+        "splits": _digest(split_hash(task.canonical(examples)) if share is None else share.view(np.uint64)),
     }
     return identity | ({"features": _features_digest(task, examples)} if labels else {})
 

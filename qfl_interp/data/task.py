@@ -7,15 +7,18 @@ encodes them as tokens, and names features: quantities that a model solving the 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Integer, Num, UInt64
+from jaxtyping import Float, Float64, Int, Integer, Num, UInt64
 from torch import Tensor
 
+from qfl_interp.config import Options
+from qfl_interp.data.task_options import OptionValue, TaskOption, checked_options
 from qfl_interp.errors import unknown_name
 from qfl_interp.shapes import Examples, LossMask, Tokens
 
@@ -23,6 +26,8 @@ FeatureKind = Literal["binary", "categorical", "multilabel", "scalar"]
 
 # Where an example has no such label.
 NO_POSITION = -1
+# Problems that a task lists at most.
+MOST_PROBLEMS = 2**20
 
 
 class Batch(NamedTuple):
@@ -98,10 +103,14 @@ class Task(abc.ABC):
         lengths: The smallest and the largest length the task can have.
         length_step: Every length is a multiple of it.
         default_length: The paper's, or a common one where papers differ.
+        length_name: Another name for the length, by which it may be given too ("p" of modular addition).
+        own_options: What else the task can be made with, on top of what its base class declares. Each has its default
+            in the class attribute of its name.
         train_fraction: Share of all problems that training may see; the rest is halved into validation and test.
             Where the problems are so many that none is seen twice it hardly matters; where they are few it is the
             fixed training set of a grokking experiment.
         length: This task's length.
+        options: The options that differ from their defaults, as a run keeps them.
         features: The features by name.
     """
 
@@ -110,33 +119,66 @@ class Task(abc.ABC):
     lengths: ClassVar[tuple[int, int]]
     length_step: ClassVar[int] = 1
     default_length: ClassVar[int]
-    train_fraction: ClassVar[float] = 0.75
+    length_name: ClassVar[str] = "length"
+    # Beyond 0.99 thousands of problems are drawn for one that is held out.
+    own_options: ClassVar[tuple[TaskOption, ...]] = (
+        TaskOption("train_fraction", "the share of all problems that training may see", low=0, high=0.99),
+    )
+    train_fraction: float = 0.75
 
-    def __init__(self, length: int | None = None) -> None:
-        length = self.default_length if length is None else length
+    def __init__(self, length: int | None = None, **options: Any) -> None:
+        wanted: Any = self._one_length(length, options)
         (low, high), step = self.lengths, self.length_step
-        fits = isinstance(length, (int, np.integer)) and not isinstance(length, bool) and low <= length <= high
-        if not fits or length % step:
+        fits = isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and low <= wanted <= high
+        if not fits or wanted % step:
             multiple = f" and a multiple of {step}" if step > 1 else ""
             raise ValueError(
-                f"length of task {self.name!r} must be an integer in [{low}, {high}]{multiple}, got {length!r}."
+                f"length of task {self.name!r} must be an integer in [{low}, {high}]{multiple}, got {wanted!r}."
             )
-        self.length = int(length)
+        self.length = int(wanted)
+        self.options: Options = checked_options(
+            self.declared_options(), self._defaults(), options, task=self.name, length=self.length
+        )
+        for name, value in self.options.items():
+            setattr(self, name, value)
         self.features: Mapping[str, Feature] = MappingProxyType({f.name: f for f in self._features()})
 
     def __repr__(self) -> str:
         shown = [f.name for f in self.features.values() if f.by_default]
         more = f" and {len(self.features) - len(shown)} more" if len(shown) < len(self.features) else ""
-        return f"{type(self).__name__}(length={self.length}, features={shown}{more})"
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{type(self).__name__}(length={self.length}{options}, features={shown}{more})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Features hold functions, which do not travel.
-        return type(self), (self.length,)
+        make = functools.partial(type(self), **self.options) if self.options else type(self)
+        return make, (self.length,)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """What decides the problems beside the class, as a run keeps it: values that JSON can hold, by name."""
-        return {"length": self.length, "train_fraction": self.train_fraction}
+        return {"length": self.length, "train_fraction": self.train_fraction, **self.options}
+
+    @classmethod
+    def declared_options(cls) -> dict[str, TaskOption]:
+        """What the task can be made with beside its length, by name: what its classes declare, the base's first."""
+        return {option.name: option for base in reversed(cls.__mro__) for option in vars(base).get("own_options", ())}
+
+    @classmethod
+    def _defaults(cls) -> dict[str, OptionValue]:
+        """What the declared options are where they are not given."""
+        return {name: getattr(cls, name) for name in cls.declared_options()}
+
+    def _one_length(self, length: int | None, options: dict[str, Any]) -> Any:
+        """The length, by whichever of its names it was given; the other name is taken out of the options."""
+        other = options.pop(self.length_name, None) if self.length_name != "length" else None
+        if other is not None and length is not None and length != other:
+            raise ValueError(
+                f"{self.length_name} of task {self.name!r} is its length: give one of them, got {self.length_name} "
+                f"{other!r} and length {length!r}."
+            )
+        given = length if other is None else other
+        return self.default_length if given is None else given
 
     @property
     def d_vocab(self) -> int:
@@ -164,6 +206,25 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def sample(self, rng: np.random.Generator, n: int) -> Examples:
         """`n` examples from the task's distribution, one row of raw integers each."""
+
+    @property
+    def samples(self) -> Float[Tensor, "sample d_in"] | None:
+        """The vectors that token ids stand for, of a task whose inputs are vectors; None where ids are words."""
+        return None
+
+    def split_share(self, examples: Examples) -> Float64[np.ndarray, " batch"] | None:
+        """Where each example stands in [0, 1) of all, the first `train_fraction` of which is for training.
+
+        NaN is in no split. None, by default: a hash of the canonical form decides.
+        """
+        return None
+
+    def problems(self) -> Examples | None:
+        """Every problem once, in a fixed order, where `sample` draws them all alike and they are few; else None.
+
+        Few are at most `MOST_PROBLEMS`. What is drawn of them makes a fixed training set (`data.training_stream`).
+        """
+        return None
 
     @abc.abstractmethod
     def encode(self, examples: Examples) -> Batch:

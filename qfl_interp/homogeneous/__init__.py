@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from qfl_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
-    from qfl_interp.homogeneous.images import Labelled, digits, mnist
-    from qfl_interp.homogeneous.mlp import HomogeneousMLP, SampleReader, sample_tokens
+    from qfl_interp.homogeneous.config import RULES
+    from qfl_interp.homogeneous.minibatch import run_minibatch
     from qfl_interp.homogeneous.sharpness import top_sharpness
     from qfl_interp.homogeneous.taylor import taylor_coefficients
-    from qfl_interp.homogeneous.training import MLPRun, train_mlp
+    from qfl_interp.mlp_config import MLPConfig
+    from qfl_interp.models.mlp import HomogeneousMLP, SampleReader, sample_tokens
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.config import _Config, _require
-from qfl_interp.homogeneous.config import MLPTrainConfig
 from qfl_interp.homogeneous.minibatch import Minibatch, frobenius
 
 # Factor of each layer's gradient, first layer first.
@@ -73,11 +72,6 @@ class DepthwiseRule(_Config):
         super().__post_init__()
         for name in ("norm_power", "residual_power"):
             _require(getattr(self, name) in (0, 1, 2), f"{name} must be 0, 1 or 2", getattr(self, name), "")
-
-    @classmethod
-    def of(cls, config: MLPTrainConfig) -> DepthwiseRule:
-        """The rule that a training's configuration names."""
-        return cls(config.norm_power, config.residual_power, config.depth_normalise)
 
     def __call__(self, stats: LayerStats) -> Scales:
         """The factors for one minibatch."""

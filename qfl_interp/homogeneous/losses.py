@@ -58,7 +58,7 @@ def residuals(loss: Loss, outputs: Outputs, targets: Targets) -> Outputs:
 
 def output_hessian(loss: Loss, outputs: Outputs, tangent: Outputs) -> Outputs:
     """`H_i v_i`, one row an example: `(diag p - p p') v`, or `v`."""
-    if loss == "mse":
+    if loss == "squared_error":
         return tangent
     p = outputs.softmax(dim=1)
     return p * (tangent - (p * tangent).sum(dim=1, keepdim=True))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qfl_interp.homogeneous.config import Loss
 from qfl_interp.homogeneous.losses import Targets, mean_loss, require_targets, residuals
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
+from qfl_interp.models.mlp import HomogeneousMLP, SampleReader
 from qfl_interp.shapes import compact_repr
 
 
@@ -100,17 +100,17 @@ def frobenius(x: Tensor) -> float:
 
 
 def run_minibatch(
-    model: HomogeneousMLP, inputs: Float[Tensor, "batch d_in"], targets: Targets, loss: Loss
+    model: HomogeneousMLP | SampleReader, inputs: Float[Tensor, "batch d_in"], targets: Targets, loss: Loss
 ) -> Minibatch:
     """One minibatch forward and back, in the model's precision. Hooks on the model are not run.
 
-    `targets` are class ids for "cross_entropy", vectors for "mse".
+    `targets` are class ids for "cross_entropy", vectors for "squared_error".
 
     Raises:
         ValueError: Fewer than 2 examples, inputs of another width or not finite, targets that do not fit the loss; or
             `model` is no homogeneous network.
     """
-    if not isinstance(model, HomogeneousMLP):
+    if not isinstance(model, HomogeneousMLP | SampleReader):
         raise ValueError(
             f"the formulas need a HomogeneousMLP, got {type(model).__name__}: they hold for positively homogeneous "
             "networks without biases alone. For any other take Hessian products: qfl_interp.curvature.along_step."

@@ -20,8 +20,8 @@ from qfl_interp.curvature.preconditioned import Preconditioned
 from qfl_interp.homogeneous.config import Loss
 from qfl_interp.homogeneous.depthwise import Scales, preconditioner
 from qfl_interp.homogeneous.losses import Targets, mean_loss
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.models.build import parameters_to_save
+from qfl_interp.models.mlp import HomogeneousMLP, SampleReader
 
 
 class MLPHessian:
@@ -32,7 +32,7 @@ class MLPHessian:
     """
 
     def __init__(
-        self, model: HomogeneousMLP, inputs: Float[Tensor, "batch d_in"], targets: Targets, loss: Loss
+        self, model: HomogeneousMLP | SampleReader, inputs: Float[Tensor, "batch d_in"], targets: Targets, loss: Loss
     ) -> None:
         self.space = ParameterSpace.of(model)
         self._theta = {name: tensor.clone().requires_grad_() for name, tensor in parameters_to_save(model).items()}
@@ -74,7 +74,7 @@ class Sharpness(NamedTuple):
 
 
 def top_sharpness(
-    model: HomogeneousMLP,
+    model: HomogeneousMLP | SampleReader,
     inputs: Float[Tensor, "batch d_in"],
     targets: Targets,
     loss: Loss,
@@ -92,7 +92,7 @@ def top_sharpness(
     Args:
         model: The network.
         inputs: The examples.
-        targets: Class ids for "cross_entropy", vectors for "mse".
+        targets: Class ids for "cross_entropy", vectors for "squared_error".
         loss: Which loss.
         xi: A rule's scales on these examples.
         tol: Largest relative residual that counts as converged.

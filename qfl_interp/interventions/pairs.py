@@ -59,7 +59,7 @@ class PatchPairs:
 
     @cached_property
     def target(self) -> Int[Tensor, "batch scored"]:
-        """The clean token each position of `span` should predict, `metrics.IGNORED` where it is not scored."""
+        """The clean token each position of `span` should predict, `losses.IGNORED` where it is not scored."""
         return targets(self.clean, self.loss_mask, self.span)
 
 

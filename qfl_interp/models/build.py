@@ -1,16 +1,15 @@
 """ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
-With `hooks.py` and the homogeneous networks the only modules that import transformer_lens: here where a model is made,
-because that import takes longer than showing tables that are finished.
+With `given.py`, `tied.py`, `hooks.py` and the homogeneous networks the only modules that import transformer_lens: here
+where a model is made, because that import takes longer than showing tables that are finished.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Set
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,10 @@ from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.model_kinds import AnyModelConfig, LensModelConfig
+from qfl_interp.models.given import build_given, without_deprecation
+from qfl_interp.models.mup import initial_multiplier
 from qfl_interp.seeding import torch_generator
 
 # Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model. A name for
@@ -28,16 +31,22 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
+    from qfl_interp.models.mlp import SampleReader
+
     HookedModel = HookedRootModule | TransformerBridge
 else:
     HookedModel = nn.Module
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-def build_model(config: ModelConfig, task: Task, *, seed: int = 0) -> HookedTransformer:
+_NORMS = {"rms": "RMS", "ln": "LN", "none": None}
+
+
+def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> HookedTransformer:
     """A freshly initialised model for a task, in float32 on the CPU.
 
     Args:
-        config: Shape and style.
+        config: Shape and style; or what `models.given.model_config` makes of a configuration of TransformerLens.
         task: Gives the vocabulary and the context length.
         seed: Decides the initial weights; the global generators are not touched.
 
@@ -47,76 +56,113 @@ def build_model(config: ModelConfig, task: Task, *, seed: int = 0) -> HookedTran
         >>> sum(p.numel() for p in model.parameters())
         12464
     """
-    return build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, seed=seed)
+    of_vectors = config.kind == MLPConfig.kind
+    if of_vectors != (task.samples is not None):
+        needs = "tokens: take a transformer" if of_vectors else "vectors: take style 'homogeneous' (MLPConfig)"
+        raise QflError(f"task {task.name!r} needs a model that reads {needs}, got one of kind {config.kind!r}.")
+    model = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, seed=seed)
+    if task.samples is not None and reads_vectors(model):
+        model.show(task.samples)
+    return model
 
 
-def build_hooked(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0) -> HookedTransformer:
+def build_hooked(config: AnyModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0) -> HookedTransformer:
     """A freshly initialised model for a vocabulary and a context length, in float32 on the CPU.
-
-    "llama": every bias of TransformerLens becomes a zero buffer that no checkpoint holds, so that the
-    parameters are the paper's (`ModelConfig.n_parameters`). "gpt2": biases are trained.
 
     Raises:
         ValueError: `d_vocab` or `n_ctx` is not positive.
-        QflError: Its weights need more memory than is free.
+        QflError: Its weights need more memory than is free, or a model that was given is too small for a task.
+    """
+    for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    require_memory(
+        4 * config.n_weights(d_vocab=d_vocab), available_bytes(),
+        f"parameters of d_model {config.d_model:,} and n_layers {config.n_layers:,}", "Take a smaller model.",
+    )  # fmt: skip
+    return BUILDERS[config.kind](config, d_vocab=d_vocab, n_ctx=n_ctx, seed=seed)
+
+
+def _build_transformer(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int) -> HookedTransformer:
+    """The model of a `ModelConfig`.
+
+    Every bias of TransformerLens that the model does not have becomes a zero buffer that no checkpoint holds, and so do
+    the positions of a model without any: the parameters are the paper's (`ModelConfig.n_parameters`).
 
     References:
         Quiet Feature Learning in Algorithmic Tasks (arXiv 2505.03997), "Transformer++"; for "gpt2" the
         arithmetic setting of Hidden Breakthroughs (arXiv 2506.15872), section 4.
     """
-    for name, value in (("d_vocab", d_vocab), ("n_ctx", n_ctx)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}.")
-    by_layer = config.d_model * (4 * config.d_model + 3 * config.d_mlp_used)
-    needed = 4 * (config.n_layers * by_layer + 2 * d_vocab * config.d_model)
-    require_memory(
-        needed, available_bytes(), f"parameters of d_model {config.d_model:,} and n_layers {config.n_layers:,}",
-        "Take a smaller model.",
-    )  # fmt: skip
     from transformer_lens import HookedTransformer
 
     cfg = _lens_config(config, d_vocab, n_ctx)
-    with warnings.catch_warnings():
-        # It exists in transformer-lens 3.x only; pyproject.toml pins that.
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+    with without_deprecation():
         model = HookedTransformer(cfg)
-    if config.style == "llama":
-        _freeze_biases(model)
+    if config.tied:
+        from qfl_interp.models.tied import tie
+
+        tie(model, scale=1 / config.width_ratio)
+    _freeze_absent(model, config)
     _initialise(model, config, torch_generator(seed, "init"))
     return model
+
+
+def _build_mlp(config: MLPConfig, *, d_vocab: int, n_ctx: int, seed: int) -> SampleReader:
+    """The homogeneous network of a configuration, reading the numbers of samples that it is yet to be shown."""
+    from qfl_interp.models.mlp import HomogeneousMLP, SampleReader
+
+    if config.d_out != d_vocab:
+        raise QflError(f"d_out must be the task's {d_vocab} classes, got {config.d_out}.")
+    return SampleReader(HomogeneousMLP(config, seed=seed))
+
+
+# How the models of each kind of configuration are made.
+BUILDERS: dict[str, Callable[..., Any]] = {
+    ModelConfig.kind: _build_transformer,
+    LensModelConfig.kind: build_given,
+    MLPConfig.kind: _build_mlp,
+}
 
 
 def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int) -> HookedTransformerConfig:
     """TransformerLens's configuration of the same model; weights are left for us to draw."""
     from transformer_lens import HookedTransformerConfig
 
-    llama = config.style == "llama"
+    used, rotary = config.used, config.used.positions == "rotary"
+    scores = {}
+    if config.mup_base is not None and config.d_head is None:
+        # Scores divided by d_head instead of its root, but for a constant: the base model's are the standard ones.
+        scores["attn_scale"] = math.sqrt(config.d_head_used * config.width_ratio)
     return HookedTransformerConfig(
         d_model=config.d_model,
-        d_head=config.d_head,
-        d_mlp=config.d_mlp_used,
+        d_head=config.d_head_used,
+        d_mlp=None if config.attn_only else config.d_mlp_used,
         n_heads=config.n_heads,
         n_layers=config.n_layers,
         n_ctx=n_ctx,
         d_vocab=d_vocab,
         eps=config.norm_eps,
-        act_fn="silu" if llama else "gelu_new",
-        gated_mlp=llama,
-        normalization_type="RMS" if llama else "LN",
-        positional_embedding_type="rotary" if llama else "standard",
-        rotary_dim=config.d_head if llama else None,
-        rotary_adjacent_pairs=llama,
+        attn_only=config.attn_only,
+        act_fn=used.act,
+        gated_mlp=used.gated,
+        normalization_type=_NORMS[used.norm],
+        positional_embedding_type="rotary" if rotary else "standard",
+        rotary_dim=config.d_head_used if rotary else None,
+        rotary_adjacent_pairs=rotary,
         rotary_base=config.rope_theta,
         init_weights=False,
         device="cpu",
+        **scores,
     )
 
 
-def _freeze_biases(model: HookedTransformer) -> None:
-    """Turn every bias into a zero buffer outside the state dict."""
+def _freeze_absent(model: HookedTransformer, config: ModelConfig) -> None:
+    """Turn every bias that the configuration leaves out, and positions, into zero buffers outside the state dict."""
+    kept = {"all": ("b_",), "mlp": ("b_in", "b_out"), "none": ()}[config.used.biases]
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if name.startswith("b_"):
+            absent = name.startswith("b_") and not name.startswith(kept)
+            if absent or (name == "W_pos" and config.used.positions == "none"):
                 _freeze(module, name, torch.zeros_like(parameter.detach()))
 
 
@@ -133,14 +179,28 @@ def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Genera
         matrix = name.rpartition(".")[2]
         if not matrix.startswith("W_"):
             continue
-        if config.style == "gpt2":
-            nn.init.normal_(parameter, std=0.8 / math.sqrt(config.d_model), generator=rng)
-        elif matrix == "W_E":
-            nn.init.normal_(parameter, generator=rng)
+        uniform, spread = _spread(config, matrix, model.cfg.d_vocab)
+        spread *= config.init_scale * initial_multiplier(config, matrix)
+        if uniform:
+            nn.init.uniform_(parameter, -spread, spread, generator=rng)
         else:
-            # Heads side by side make d_model outputs, so W_O reads d_model inputs; only W_out reads d_mlp.
-            bound = 1 / math.sqrt(config.d_mlp_used if matrix == "W_out" else config.d_model)
-            nn.init.uniform_(parameter, -bound, bound, generator=rng)
+            nn.init.normal_(parameter, std=spread, generator=rng)
+
+
+def _spread(config: ModelConfig, matrix: str, d_vocab: int) -> tuple[bool, float]:
+    """Whether a matrix is drawn uniformly, and its bound or else its standard deviation, of the base width's model."""
+    scheme = config.used.init
+    if config.tied and matrix == "W_E":
+        matrix = "W_U"  # it is both: drawn as an embedding, initial logits would be far from 0
+    d_model = config.d_model / config.width_ratio
+    if scheme == "gpt2":
+        return False, 0.8 / math.sqrt(d_model)
+    if scheme == "grokking":
+        return False, 1 / math.sqrt(d_vocab if matrix == "W_U" else d_model)
+    if matrix in ("W_E", "W_pos"):
+        return False, 1.0
+    inputs = {"W_out": config.d_mlp_used, "W_O": config.n_heads * config.d_head_used}.get(matrix, config.d_model)
+    return True, 1 / math.sqrt(inputs / config.width_ratio)
 
 
 def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
@@ -220,6 +280,11 @@ def is_hooked_transformer(model: HookedModel) -> TypeGuard[HookedTransformer]:
     return isinstance(model, HookedTransformer)
 
 
+def reads_vectors(model: nn.Module) -> TypeGuard[SampleReader]:
+    """Whether the model's token ids stand for vectors that it has to be shown."""
+    return hasattr(model, "show")
+
+
 def _prints_moves(model: HookedModel) -> TypeGuard[HookedTransformer | TransformerBridge]:
     """Whether the model prints where it is moved, unless it is told not to."""
     from transformer_lens import HookedTransformer
@@ -228,10 +293,10 @@ def _prints_moves(model: HookedModel) -> TypeGuard[HookedTransformer | Transform
     return isinstance(model, HookedTransformer | TransformerBridge)
 
 
-def model_on(model: HookedModel, device: str | torch.device) -> HookedModel:
+def model_on(model: ModelT, device: str | torch.device) -> ModelT:
     """The model, moved to a device; TransformerLens would print that it moves."""
-    if _prints_moves(model):
-        return model.to(device, print_details=False)
+    if _prints_moves(model):  # pyright: ignore[reportArgumentType]
+        return model.to(device, print_details=False)  # pyright: ignore[reportReturnType]
     return model.to(device)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, is_hooked_transformer, model_device
-from qfl_interp.models.fast_forward import fast_logits
+from qfl_interp.models.fast_forward import FastLogits, compile_fast_logits, fast_logits
 from qfl_interp.models.fast_support import require_supported
 from qfl_interp.models.hooks import Intervention, interventions_on
 from qfl_interp.shapes import Tokens
@@ -27,6 +29,27 @@ def is_fast(model: HookedModel) -> bool:
     except QflError:
         return False
     return True
+
+
+def training_forward(model: HookedModel, *, compiled: bool = False, hooked: bool = False) -> FastLogits:
+    """Tokens and positions to `model(tokens)[:, positions]`, with gradients: the fast way where the model has it.
+
+    Every other model runs its own forward pass, hook points included, to the same result within rounding. With
+    `compiled` the fast way goes through `torch.compile`; the own forward does not, and a RuntimeWarning says so.
+    """
+    if is_fast(model) and not hooked:
+        if compiled:
+            return compile_fast_logits(model)  # pyright: ignore[reportArgumentType]
+        return functools.partial(fast_logits, model)  # pyright: ignore[reportArgumentType]
+    if compiled:
+        text = "compile=True has no effect: the fast forward pass does not know this model, which runs its own."
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def forward(tokens: Tokens, positions: slice = slice(None)) -> Float[Tensor, "batch asked d_vocab"]:
+        # The model is causal: what follows the last position changes nothing.
+        return model(tokens[:, : positions.stop])[:, positions]
+
+    return forward
 
 
 @torch.no_grad()

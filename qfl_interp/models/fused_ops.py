@@ -1,12 +1,16 @@
 """The pieces of a block with hand-written derivatives: the same values, less memory traffic.
 
-Each public function has a form that autograd or a compiler sees through, used under `torch.compile` and on a
-GPU, and one whose backward pass is written out, used eagerly. They are once differentiable; curvature uses
-the model itself.
+Each public function has a form that autograd or a compiler sees through, used under `torch.compile`, on a GPU and
+inside `plain_operations`, and one whose backward pass is written out, used eagerly. The latter are once
+differentiable.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +23,31 @@ from torch.autograd.function import once_differentiable
 # Up to this many keys, on a CPU, the scores are written out: at 51 keys, forward and backward, that took 0.6
 # of the time of torch's fused kernel. The limit itself is a guess that keeps their memory small.
 _EXPLICIT_SCORES_MAX = 256
+_PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Have the pieces made of operations with derivatives of every order, in both modes: what curvature needs."""
+    before = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(before)
+
+
+def _plain() -> bool:
+    """Whether the form is wanted that is seen through."""
+    return torch.compiler.is_compiling() or _PLAIN.get()
+
+
+# The nonlinearities of a block's MLP, by TransformerLens's names.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class AttentionPlan(NamedTuple):
@@ -50,9 +79,19 @@ def at_positions(
 
 def unit_rms(x: Float[Tensor, "*rows d_model"], eps: float) -> Float[Tensor, "*rows d_model"]:
     """`x / sqrt(mean(x^2) + eps)` along the last axis: RMS norm before its gain."""
-    if torch.compiler.is_compiling():
+    if _plain():
         return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     return _UnitRms.apply(x, eps)
+
+
+def layer_norm(
+    x: Float[Tensor, "*rows d_model"], gain: Float[Tensor, " d_model"], bias: Float[Tensor, " d_model"], eps: float
+) -> Float[Tensor, "*rows d_model"]:
+    """`(x - mean(x)) / std(x) gain + bias` along the last axis."""
+    if torch.compiler.is_compiling() or not _PLAIN.get():
+        return F.layer_norm(x, gain.shape, gain, bias, eps)
+    # Forward mode inside forward mode through torch's own is wrong, and says nothing.
+    return unit_rms(x - x.mean(-1, keepdim=True), eps) * gain + bias
 
 
 class _UnitRms(Function):
@@ -76,7 +115,7 @@ class _UnitRms(Function):
 
 def swiglu(gate: Float[Tensor, "*rows d_mlp"], up: Float[Tensor, "*rows d_mlp"]) -> Float[Tensor, "*rows d_mlp"]:
     """`silu(gate) * up`."""
-    if torch.compiler.is_compiling():
+    if _plain():
         return F.silu(gate) * up
     return _SwiGlu.apply(gate, up)
 
@@ -113,7 +152,7 @@ def causal_attention(
         plan: Heads, rotation, positions that ask.
     """
     explicit = x.device.type == "cpu" and x.shape[1] <= _EXPLICIT_SCORES_MAX
-    if explicit and not torch.compiler.is_compiling():
+    if explicit and not _plain():
         return _CausalAttention.apply(x, weight, bias, plan)
     return _fused_attention(x, weight, bias, plan)
 

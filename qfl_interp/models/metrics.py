@@ -18,11 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from qfl_interp.data.task import Batch
+from qfl_interp.models.losses import IGNORED, TokenLosses, cross_entropies, token_losses_of
 from qfl_interp.shapes import LossMask, Tokens
 from qfl_interp.threads import on_every_core
-
-# Marks a position whose prediction is not scored.
-IGNORED = -100
 
 # (tokens of a chunk, positions to predict at, rows of the chunk in the batch) -> logits at those positions
 Forward = Callable[[Tensor, slice, slice], Tensor]
@@ -50,10 +48,12 @@ def targets(tokens: Tokens, loss_mask: LossMask, span: slice) -> Int[Tensor, "ba
 
 
 def masked_loss(
-    logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"]
+    logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"], loss: str = "cross_entropy"
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats over the scored tokens of the whole batch (not per example)."""
-    return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+    """Mean loss, by default cross-entropy in nats, over the scored tokens of the whole batch (not per example)."""
+    if loss == "cross_entropy":
+        return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+    return token_losses_of(loss)(logits.flatten(0, 1), target.flatten()).sum() / (target != IGNORED).sum()
 
 
 class ExampleScores(NamedTuple):
@@ -108,14 +108,13 @@ def score_logits(
     logits: Float[Tensor, "batch scored d_vocab"],
     target: Int[Tensor, "batch scored"],
     answer: Int[Tensor, "batch scored"],
+    token_losses: TokenLosses = cross_entropies,
 ) -> ExampleScores:
     """Scores of each example from the logits at the scored positions; `answer` is `target` over the answer alone.
 
     A tie between tokens counts as correct only where the reference has the lowest id, as greedy decoding picks it.
     """
-    losses = functional.cross_entropy(
-        logits.flatten(0, 1).double(), target.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(target)
+    losses = token_losses(logits.flatten(0, 1).double(), target.flatten()).view_as(target)
     right = logits.argmax(dim=-1) == target
 
     def over(kept: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,7 +129,14 @@ def score_logits(
 
 
 @torch.no_grad()
-def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256, together: bool = False) -> ExampleScores:
+def evaluate(
+    forward: Forward,
+    batch: Batch,
+    *,
+    chunk: int = 256,
+    together: bool = False,
+    token_losses: TokenLosses = cross_entropies,
+) -> ExampleScores:
     """Teacher-forced scores of every example of `batch`.
 
     Args:
@@ -139,6 +145,8 @@ def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256, together: bool
         batch: What is scored.
         chunk: Examples per forward pass; bounds the memory.
         together: Whether `forward` may run on several threads at once, each pass on one core.
+        token_losses: What the scores call the loss; in nats where it is the cross-entropy. `success` means something
+            under that one alone.
 
     Raises:
         ValueError: An example has no scored answer, so that its mean loss does not exist.
@@ -155,7 +163,7 @@ def evaluate(forward: Forward, batch: Batch, *, chunk: int = 256, together: bool
 
     def score(start: int) -> ExampleScores:
         rows = slice(start, min(start + chunk, len(batch.tokens)))
-        return score_logits(forward(batch.tokens[rows], span, rows), target[rows], answer[rows])
+        return score_logits(forward(batch.tokens[rows], span, rows), target[rows], answer[rows], token_losses)
 
     starts = range(0, len(batch.tokens), chunk)
     parts = [*(on_every_core(score, starts) if together else map(score, starts))]

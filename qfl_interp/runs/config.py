@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.config import Intervene, Options, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
+from qfl_interp.model_kinds import AnyModelConfig, model_config_from_dict
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 from qfl_interp.runs.steps import checkpoint_steps, evaluation_steps
 
@@ -37,13 +38,47 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """What a run that goes on from another one's checkpoint does otherwise, beside its `TrainConfig`.
+
+    Args:
+        clock_start: The step from which the schedule counts: the parent's, where the schedule is.
+        clock_steps: Over how many steps it runs.
+        frozen: Modules that are not trained, by name ("embed", "blocks.0.attn").
+        rolled_back: Modules that start from an older checkpoint of the parent: name to step.
+        intervene: What is installed while it trains.
+    """
+
+    clock_start: int
+    clock_steps: int
+    frozen: tuple[str, ...] = ()
+    rolled_back: Options = Options()  # noqa: RUF009 -- never changed
+    intervene: Intervene | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        values = {"clock_start": self.clock_start, "clock_steps": self.clock_steps, "frozen": list(self.frozen)}
+        spec = None if self.intervene is None else self.intervene.to_dict()
+        return values | {"rolled_back": dict(self.rolled_back), "intervene": spec}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Fork:
+        """The fork that `to_dict` wrote; raises `KeyError` or `QflError` where a field is missing or does not fit."""
+        spec = values["intervene"]
+        return cls(
+            values["clock_start"], values["clock_steps"], tuple(values["frozen"]), Options(values["rolled_back"]),
+            None if spec is None else Intervene.from_dict(spec),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's numbers, and the sizes that follow from it.
 
     Args:
         task: Registered name.
         length: The task's length.
-        model: Shape.
+        model: Shape, or the model that was given.
         train: Optimisation and data.
         first_step: Step of the initial weights: 0, or the parent's step for a branch.
         last_step: Step of the final weights.
@@ -51,11 +86,14 @@ class RunConfig:
         n_ctx_real: Mean real tokens of a sequence, over the first 128 validation examples.
         d_vocab: Size of the vocabulary.
         start: The parent of a branch.
+        task_options: What the task was made with beside its length.
+        n_train: Problems of the fixed training set, of a run that has one.
+        fork: What a run that goes on from another one does otherwise.
     """
 
     task: str
     length: int
-    model: ModelConfig
+    model: AnyModelConfig
     train: TrainConfig
     first_step: int
     last_step: int
@@ -63,11 +101,21 @@ class RunConfig:
     n_ctx_real: float
     d_vocab: int
     start: Start | None = None
+    task_options: Options = Options()  # noqa: RUF009 -- never changed
+    n_train: int | None = None
+    fork: Fork | None = None
 
     @property
     def n_steps(self) -> int:
         """Updates of this run."""
         return self.last_step - self.first_step
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of an update: as configured, or the whole training set."""
+        size = self.train.batch_size if self.train.batch_size != "all" else self.n_train
+        assert size is not None
+        return size
 
     @property
     def steps_to_save(self) -> list[int]:
@@ -88,24 +136,35 @@ class RunConfig:
         """
         if self.train.n_val is not None:
             return self.train.n_val
-        affordable = 0.1 * 3 * self.n_steps * self.train.batch_size / self.n_validations
+        affordable = 0.1 * 3 * self.n_steps * self.batch_size / self.n_validations
         return min(max(int(affordable), _LEAST_N_VAL), _MOST_N_VAL)
 
     @property
     def flops_per_step(self) -> float:
         """Nominal FLOPs of an update, as the paper counts."""
-        return flops_per_step(self.model, batch_size=self.train.batch_size, n_ctx=self.n_ctx_real)
+        return flops_per_step(self.model, batch_size=self.batch_size, n_ctx=self.n_ctx_real)
 
     @property
     def actual_flops_per_step(self) -> float:
         """FLOPs of the matrix products of an update, padding and real widths included."""
-        batch_size = self.train.batch_size
-        return actual_flops_per_step(self.model, batch_size=batch_size, n_ctx=self.n_ctx, d_vocab=self.d_vocab)
+        sizes = {"n_ctx": self.n_ctx, "d_vocab": self.d_vocab}
+        return actual_flops_per_step(self.model, batch_size=self.batch_size, **sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; the later ones where they say something: runs of before keep their names."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"model": self.model.to_dict(), "train": self.train.to_dict()}
+        values["start"] = asdict(self.start) if self.start else None
+        options, n_train = values.pop("task_options"), values.pop("n_train")
+        values |= {"task_options": dict(options)} if options else {}
+        fork = values.pop("fork")
+        values |= {"n_train": n_train} if n_train is not None else {}
+        return values | ({"fork": fork.to_dict()} if fork is not None else {})
 
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the run: the SHA-256 of its sorted JSON."""
-        return json_digest(asdict(self))
+        return json_digest(self.to_dict())
 
     @property
     def run_id(self) -> str:
@@ -115,7 +174,7 @@ class RunConfig:
     def to_json(self) -> bytes:
         """The text of `config.json`."""
         head = {"format": FORMAT, "version": VERSION, "run_id": self.run_id}
-        return json.dumps(head | asdict(self), indent=1).encode()
+        return json.dumps(head | self.to_dict(), indent=1).encode()
 
     @staticmethod
     def read(run: Path) -> RunConfig:
@@ -135,10 +194,14 @@ class RunConfig:
         try:
             named = values.pop("run_id")
             del values["format"], values["version"]
-            values["model"] = ModelConfig.from_dict(values["model"])
+            values["model"] = model_config_from_dict(values["model"])
             values["train"] = TrainConfig.from_dict(values["train"])
             values["start"] = Start(**values["start"]) if values["start"] else None
+            values["task_options"] = Options(values.get("task_options", {}))
+            values["fork"] = Fork.from_dict(values["fork"]) if values.get("fork") else None
             config = RunConfig(**values)
+            if config.train.batch_size == "all" and type(config.n_train) is not int:
+                raise QflError(f"n_train must be an integer with batch_size 'all', got {config.n_train!r}.")
         except (AttributeError, TypeError, KeyError, ValueError, QflError) as error:
             raise QflError(f"{path} is corrupted: {error}") from error
         if config.run_id != named:

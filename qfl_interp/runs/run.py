@@ -111,7 +111,7 @@ class Run(Checkpoints):
             return self._given
         from qfl_interp.data.registry import load_task
 
-        task = load_task(self.config.task, self.config.length)
+        task = load_task(self.config.task, self.config.length, **self.config.task_options)
         require_task(self.path, task, registered=True)
         return task
 
@@ -190,11 +190,15 @@ class Run(Checkpoints):
         """FLOPs of the matrix products up to `step`, padding and real widths included."""
         return step * self.config.actual_flops_per_step
 
-    def _empty_model(self) -> HookedTransformer:
+    def _empty_model(self) -> Any:
         """A model of this run's shape, weights yet to be loaded."""
-        from qfl_interp.models.build import build_hooked
+        from qfl_interp.models.build import build_hooked, reads_vectors
 
-        return build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
+        model = build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
+        if reads_vectors(model):
+            assert self.task.samples is not None
+            model.show(self.task.samples)
+        return model
 
     def load_model(
         self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu"
@@ -205,11 +209,11 @@ class Run(Checkpoints):
             QflError: The step was not saved (the nearest one is named), or its checkpoint is truncated, corrupted or
                 foreign; other steps stay usable.
         """
-        from qfl_interp.models.build import load_parameters
+        from qfl_interp.models.build import load_parameters, model_on
 
         model = self._empty_model()
         load_parameters(model, self.load_checkpoint(step).model)
-        return model.to(device, print_details=False)
+        return model_on(model, device)
 
     def untrained_model(self, index: int) -> tuple[HookedTransformer, int]:
         """A freshly initialised model of this run's shape, on the CPU, and the seed of its weights."""

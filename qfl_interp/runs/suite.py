@@ -171,7 +171,8 @@ class Suite(Checkpoints):
         """The suite's name, the task's, and a digest of the configuration, the dataset and the tokens of a step."""
         task = self._task
         registered = task.name in task_names() and type(task) is task_class(task.name)
-        content = task.digest if isinstance(task, FixedTask) else task.length if registered else task_identity(task)
+        at = [task.length, task.options] if task.options else task.length
+        content = task.digest if isinstance(task, FixedTask) else at if registered else task_identity(task)
         plain = re.sub(r"[^\w.-]+", "_", f"{self.name}-{task.name}")
         # Tables hold FLOPs: rows written without the tokens of a step must not come back when they are given.
         return f"{plain}-{json_digest([self._raw_config, task.name, content, self.tokens_per_step])}"

@@ -48,7 +48,7 @@ class CostModel(NamedTuple):
         """Seconds of a run trained alone: its updates, its validations (a third of an update an example), the rest."""
         config = run.config
         update = self.update_seconds(run.actual_flops / config.n_steps)
-        validation = update / 3 * config.n_val / config.train.batch_size
+        validation = update / 3 * config.n_val / config.batch_size
         return self.fixed + config.n_steps * update + config.n_validations * validation
 
 
@@ -80,7 +80,7 @@ def _update_seconds(run: PlannedRun, device: str) -> tuple[float, float]:
             break
         n *= 4
     update = max((many - one) / (n - 1), 1e-6)
-    validations = 2 * update / 3 * run.config.n_val / run.config.train.batch_size
+    validations = 2 * update / 3 * run.config.n_val / run.config.batch_size
     return update, max(one - update - validations, 0.0)
 
 
@@ -89,7 +89,7 @@ def _seconds(run: PlannedRun, n_steps: int, device: str) -> float:
     config = run.config
     train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0, n_val=config.n_val)
     short = dataclasses.replace(config, train=train, last_step=n_steps)
-    task = task_at(config.task, config.length)
+    task = task_at(config.task, config.length, config.task_options)
     with scratch_folder("qfl-calibration-") as folder:
         start = time.perf_counter()
         train_planned(task, short, folder / "run", device=device)

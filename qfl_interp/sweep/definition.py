@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from qfl_interp.config import ModelConfig, TrainConfig, _int, _plain, _shown
+from qfl_interp.config import ModelConfig, Options, TrainConfig, _int, _options, _plain, _shown
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
 
@@ -19,6 +19,8 @@ AXES = ("task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "
 _DEFAULT_AXES: dict[str, tuple[Any, ...]] = {"length": (None,), "batch_size": (64,), "lr": (1e-3,), "seed": (0,)}
 # A sweep compares final models: few validations on as many examples, and of the checkpoints the first and the last.
 _DEFAULT_SETTINGS: dict[str, Any] = {"n_checkpoints": 2, "eval_fraction": 0.1, "n_val": 1_000}
+# What tasks are made with beside their length: a table whose entries are axes too.
+_OPTIONS = "task_options"
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig)} - set(AXES)
 _TRAIN = {f.name for f in dataclasses.fields(TrainConfig)} - set(AXES) - {"n_steps"}
 
@@ -28,13 +30,15 @@ Keep = Literal["final", "all"]
 class Point(NamedTuple):
     """One point of a grid: what to train, before the task says how many steps that is.
 
-    A length of None is the task's default; `train.budget_flops` is the nominal budget.
+    A length of None is the task's default; `train.budget_flops` is the nominal budget; `task_options` are checked when
+    the task is made.
     """
 
     task: str
     length: int | None
     model: ModelConfig
     train: TrainConfig
+    task_options: Options = Options()
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Grid:
     Args:
         axes: A tuple of values for each of `AXES`; "length" may hold None, the task's default.
         settings: Other fields of `ModelConfig` and `TrainConfig`, the same at every point.
+        task_options: Further axes, a tuple of values each: what the tasks are made with beside their length.
 
     Raises:
         QflError: An axis or a setting is unknown or empty, or a value does not fit.
@@ -51,35 +56,42 @@ class Grid:
 
     axes: Mapping[str, tuple[Any, ...]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    task_options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Grid:
         """The grid of a table of a sweep file: axes are values or lists of them, all else is a setting."""
-        axes, settings = dict(_DEFAULT_AXES), dict(_DEFAULT_SETTINGS)
+        axes, settings, options = dict(_DEFAULT_AXES), dict(_DEFAULT_SETTINGS), {}
         for name, value in values.items():
             if name in AXES:
                 axes[name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
                 wanted = str if name == "task" else (int, float)
-                strange = [v for v in axes[name] if not isinstance(v, wanted) or isinstance(v, bool)]
+                words = ("all",) if name == "batch_size" else ()
+                strange = [
+                    v for v in axes[name] if (not isinstance(v, wanted) or isinstance(v, bool)) and v not in words
+                ]
                 if strange:
                     kind = "names" if name == "task" else "numbers"
                     raise QflError(f"axis {name!r} of a grid must hold {kind}, got {strange[0]!r}.")
+            elif name == _OPTIONS:
+                options = _option_axes(value)
             elif name in _MODEL | _TRAIN:
                 settings[name] = tuple(value) if isinstance(value, list) else value
             else:
-                raise unknown_name("key of a grid", name, [*AXES, *_MODEL, *_TRAIN])
+                raise unknown_name("key of a grid", name, [*AXES, _OPTIONS, *_MODEL, *_TRAIN])
         missing = [name for name in AXES if name not in axes]
         if missing:
             raise QflError(f"a grid must say {', '.join(missing)}, got {', '.join(values) or 'nothing'}.")
-        return Grid({name: axes[name] for name in AXES}, settings)
+        return Grid({name: axes[name] for name in AXES}, settings, options)
 
     def __post_init__(self) -> None:
-        for name, value in (("axes", self.axes), ("settings", self.settings)):
+        for name, value in (("axes", self.axes), ("settings", self.settings), (_OPTIONS, self.task_options)):
             if not isinstance(value, Mapping):
                 raise QflError(f"{name} of a grid must be a table, got {_shown(value)}.")
         if missing := [name for name in AXES if name not in self.axes]:
             raise QflError(f"axes of a grid must hold {', '.join(missing)}, got {', '.join(self.axes) or 'none'}.")
-        for name, values in self.axes.items():
+        object.__setattr__(self, _OPTIONS, _option_axes(self.task_options))
+        for name, values in [*self.axes.items(), *self.task_options.items()]:
             if not values:
                 raise QflError(f"axis {name!r} of a grid must hold at least one value, got none: the grid is empty.")
             if len(set(values)) < len(values):
@@ -95,8 +107,10 @@ class Grid:
         """
         model_settings = {name: value for name, value in self.settings.items() if name in _MODEL}
         train_settings = {name: value for name, value in self.settings.items() if name in _TRAIN}
-        for values in itertools.product(*(self.axes[name] for name in AXES)):
-            at = dict(zip(AXES, values, strict=True))
+        axes = [*((name, self.axes[name]) for name in AXES), *self.task_options.items()]
+        for values in itertools.product(*(values for _, values in axes)):
+            at = {name: value for (name, _), value in zip(axes[: len(AXES)], values[: len(AXES)], strict=True)}
+            options = dict(zip(self.task_options, values[len(AXES) :], strict=True))
             try:
                 model = ModelConfig(d_model=at["d_model"], n_layers=at["n_layers"], **model_settings)
                 train = TrainConfig(
@@ -105,12 +119,14 @@ class Grid:
             except (ValueError, TypeError) as error:
                 where = ", ".join(f"{name} {value}" for name, value in at.items() if value is not None)
                 raise QflError(f"no such run is possible ({where}): {error}") from error
-            yield Point(at["task"], at["length"], model, train)
+            yield Point(at["task"], at["length"], model, train, Options(options))
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads, every default filled in."""
         axes = {name: [v for v in values if v is not None] for name, values in self.axes.items()}
-        return {name: values for name, values in axes.items() if values} | dict(self.settings)
+        options = {_OPTIONS: {name: list(values) for name, values in self.task_options.items()}}
+        settings = dict(self.settings) | (options if self.task_options else {})
+        return {name: values for name, values in axes.items() if values} | settings
 
 
 @dataclass(frozen=True)
@@ -227,6 +243,20 @@ class SweepConfig:
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the definition: the SHA-256 of its sorted JSON."""
         return json_digest(self.to_dict())
+
+
+def _option_axes(value: Any) -> dict[str, tuple[Any, ...]]:
+    """The axes of a table of task options: values, or lists of them, by name."""
+    if not isinstance(value, Mapping):
+        raise QflError(f"{_OPTIONS} of a grid must be a table, as task_options = {{k = [3, 4]}}, got {_shown(value)}.")
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, given in value.items():
+        values = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        try:
+            found[name] = tuple(_options({name: one})[name] for one in values)
+        except TypeError as error:
+            raise QflError(f"{_OPTIONS} of a grid must be {error}, got {_shown(given)} for {_shown(name)}.") from error
+    return found
 
 
 def _all_grids(value: Any) -> bool:

@@ -99,7 +99,7 @@ def _train(runs: tuple[PlannedRun, ...], folders: list[Path], settings: JobSetti
     device = settings.device
     first = runs[0].config
     try:
-        task = task_at(first.task, first.length)
+        task = task_at(first.task, first.length, first.task_options)
         if len(runs) == 1:
             train_planned(task, first, folders[0], device=device)
             return [None]

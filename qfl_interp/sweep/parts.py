@@ -20,7 +20,7 @@ from qfl_interp.sweep.storage import Storage
 RESULTS = "results"
 # Column -> type in the Parquet files; "task" is the partition.
 COLUMNS: dict[str, str] = {
-    "length": "int64", "budget_flops": "float64",
+    "length": "int64", "task_options": "str", "budget_flops": "float64",
     "style": "str", "d_model": "int64", "n_layers": "int64", "n_heads": "int64",
     "lr": "float64", "batch_size": "int64", "seed": "int64", "schedule": "str", "weight_decay": "float64",
     "n_steps": "int64", "flops": "float64", "actual_flops": "float64", "n_parameters": "int64",
@@ -124,6 +124,8 @@ def latest(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _typed(table: pa.Table) -> pa.Table:
     """The columns of a part in their types, every value valid."""
+    if "task_options" not in table.column_names:  # rows of before tasks had options
+        table = table.append_column("task_options", pa.array([""] * len(table), pa.large_string()))
     if sorted(table.column_names) != sorted(COLUMNS):
         odd = set(table.column_names) ^ set(COLUMNS)
         raise ValueError(

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from qfl_interp.config import Options
 from qfl_interp.data.registry import load_task
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
@@ -59,9 +60,9 @@ class SweepPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def task_at(name: str, length: int | None) -> Task:
+def task_at(name: str, length: int | None, options: Options) -> Task:
     """A registered task, made once."""
-    return load_task(name, length)
+    return load_task(name, length, **options)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,7 +80,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     left_out: Counter[str] = Counter()
     for point in config.points():
         try:
-            task = task_at(point.task, point.length)
+            task = task_at(point.task, point.length, point.task_options)
         except (ValueError, QflError) as error:
             raise QflError(f"sweep {config.name!r}: {error}") from error
         run = plan_run(

@@ -43,8 +43,14 @@ def n_parameters(planned: PlannedRun) -> int:
 def configuration_digest(config: RunConfig) -> str:
     """Twelve hexadecimal digits equal for runs that differ in their seed alone, and in what follows from it."""
     values = {"task": config.task, "length": config.length, "model": config.model.to_dict()}
+    values |= {"task_options": dict(config.task_options)} if config.task_options else {}
     train = {name: value for name, value in config.train.to_dict().items() if name != "seed"}
     return json_digest(values | {"train": train})
+
+
+def shown_options(config: RunConfig) -> str:
+    """What the task was made with beside its length: "k=4 train_fraction=0.3"; empty where nothing was said."""
+    return " ".join(f"{name}={value}" for name, value in sorted(config.task_options.items()))
 
 
 def _final_scores(run: Run) -> dict[str, float]:
@@ -82,9 +88,10 @@ def make_record(
     if run is not None:
         scores = _final_scores(run)
     return {
-        "task": config.task, "length": config.length, "budget_flops": planned.budget_flops,
+        "task": config.task, "length": config.length, "task_options": shown_options(config),
+        "budget_flops": planned.budget_flops,
         "style": config.model.style, "d_model": config.model.d_model, "n_layers": config.model.n_layers,
-        "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.train.batch_size,
+        "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.batch_size,
         "seed": config.train.seed, "schedule": config.train.schedule, "weight_decay": config.train.weight_decay,
         "n_steps": config.n_steps, "flops": planned.flops, "actual_flops": planned.actual_flops,
         "n_parameters": n_parameters(planned), "n_val": config.n_val,

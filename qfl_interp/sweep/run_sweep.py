@@ -224,7 +224,7 @@ def _train(
         # How many a GPU holds only its own machine can say: its worker cuts a longer list.
         if stack == 1 or settings.device.startswith("cuda"):
             return stack
-        return min(stack, max_members(config.model, batch_size=config.train.batch_size, n_ctx=config.n_ctx))
+        return min(stack, max_members(config.model, batch_size=config.batch_size, n_ctx=config.n_ctx))
 
     jobs = make_jobs(runs, lambda run: stack_key(run.config), size, pool.n_slots)
     with weighted_bar(enabled=progress) as bar:

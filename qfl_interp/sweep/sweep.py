@@ -23,7 +23,7 @@ from qfl_interp.tables import column, distinct, select
 RULES = ("mean", "paper")
 # What tables show of a configuration; column `configuration` names it whole, and its runs differ in the seed only.
 CONFIGURATION = ("style", "d_model", "n_layers", "n_heads", "lr", "batch_size", "schedule", "weight_decay")
-_ORDER = ("task", "length", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "run_id")
+_ORDER = ("task", "length", "task_options", "budget_flops", "d_model", "n_layers", "lr", "batch_size", "seed", "run_id")
 
 
 class Sweep:
@@ -84,7 +84,7 @@ class Sweep:
         return ask(rows, sql, parameters or {}, timeout_seconds=timeout_seconds, unrestricted=unrestricted)
 
     def table(self, task: str | None = None, length: int | None = None) -> pd.DataFrame:
-        """One row a run, sorted by task, length, budget, shape, learning rate, batch and seed.
+        """One row a run, sorted by task, length, options, budget, shape, learning rate, batch and seed.
 
         Columns: task and `records.COLUMNS`. Losses are those of the final validation, in nats a token; NaN for a run
         that did not finish (`status` "diverged" or "failed", with `error`).
@@ -117,7 +117,7 @@ class Sweep:
     def best(
         self, budget_flops: float, *, task: str | None = None, length: int | None = None, rule: str = "mean"
     ) -> pd.DataFrame:
-        """The runs of the configuration that does best at a budget, for each task and length that ran there.
+        """The runs of the configuration that does best at a budget, for each task, length and options that ran there.
 
         Args:
             budget_flops: A budget of the grid.
@@ -148,7 +148,7 @@ class Sweep:
                 f"there are {', '.join(f'{b:g}' for b in known)}."
             )
         there = pd.DataFrame(rows[at])
-        found = _best_of(there, ["task", "length"], rule)
+        found = _best_of(there, ["task", "length", "task_options"], rule)
         if found.empty:
             raise QflError(f"no run of {budget_flops:g} FLOPs in {self.path} has finished: {_counts(there)}.")
         return found
@@ -156,7 +156,7 @@ class Sweep:
     def matched(
         self, d_model: int, n_layers: int, *, task: str | None = None, length: int | None = None, rule: str = "mean"
     ) -> pd.DataFrame:
-        """The runs of one shape at every budget, for each task and length, at its best learning rate and batch there.
+        """The runs of one shape at every budget, for each task, length and options, at its best rate and batch there.
 
         With the shape of `best` at a target budget this is the paper's matched configurations.
 
@@ -182,7 +182,7 @@ class Sweep:
                 f"no run in {self.path} has d_model {d_model} and n_layers {n_layers}. "
                 f"There are (d_model x n_layers) {known}."
             )
-        found = _best_of(of_shape, ["task", "length", "budget_flops"], rule)
+        found = _best_of(of_shape, ["task", "length", "task_options", "budget_flops"], rule)
         if found.empty:
             raise QflError(f"no run of this shape in {self.path} has finished: {_counts(of_shape)}.")
         return found

@@ -1,23 +1,25 @@
-"""The training loop: fresh examples, masked loss, AdamW; metrics, checkpoints and resume points on the way."""
+"""The training loop: batches, updates; metrics, checkpoints and resume points on the way."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from qfl_interp.config import TrainConfig
-from qfl_interp.data.examples import ExampleStream, held_out
+from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
+from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import build_model, load_parameters, parameters_to_save
-from qfl_interp.models.fast_forward import compile_fast_logits, fast_logits
-from qfl_interp.models.metrics import evaluate, masked_loss, scored_span, targets
+from qfl_interp.models.build import build_model, load_parameters, model_on, parameters_to_save
+from qfl_interp.models.forward import training_forward
+from qfl_interp.models.hooks import Intervention, interventions_on
+from qfl_interp.models.losses import token_losses_of
+from qfl_interp.models.metrics import evaluate
 from qfl_interp.progress import progress_bar
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
@@ -25,11 +27,10 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
+from qfl_interp.training.intervene import TrainingInterventions
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.session import LOG_EVERY, RunSession, Update
-
-if TYPE_CHECKING:
-    from qfl_interp.models.build import HookedTransformer
+from qfl_interp.training.session import LOG_EVERY, RunSession, TrainingStopped, Update
+from qfl_interp.training.updates import freeze, make_updates
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]
@@ -56,10 +57,18 @@ class TrainingLoop:
         self.make_loggers = make_loggers
         self.device = torch.device(device)
         require_room(run, self.device)
-        self.stream = ExampleStream(task, self.config.seed, self.config.batch_size)
-        self.model = build_model(run.model, task, seed=self.config.seed).to(self.device, print_details=False)
-        self.forward = functools.partial(fast_logits, self.model)
-        self.optimizer = _make_optimizer(self.model, self.config)
+        self.stream = make_stream(task, self.config)
+        self.model = model_on(build_model(run.model, task, seed=self.config.seed), self.device)
+        self.interventions: TrainingInterventions | None = None
+        if run.fork is not None:
+            freeze(self.model, run.fork.frozen)
+            if run.fork.intervene is not None:
+                self.interventions = TrainingInterventions(self.model, task, run.fork.intervene, run.first_step)
+        self.forward = training_forward(self.model, hooked=self.interventions is not None)
+        self.plain_forward = self.forward
+        self.token_losses = token_losses_of(self.config.loss_name)
+        self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
+        self.session.peak_lr = self.updates.peak_lr
         self.step = run.first_step
         self.initial = initial
         self.val_batch = task.encode(held_out(task, "val", run.n_val, seed=self.config.seed, stream="validation"))
@@ -75,8 +84,8 @@ class TrainingLoop:
             for refused in self._restore():
                 bar.console.print("passed over:", refused, markup=False)
             self.session.begin(self.step, self.device)
-            if self.config.compile:
-                self.forward = compile_fast_logits(self.model)
+            if self.config.compile and self.interventions is None:
+                self.forward = training_forward(self.model, compiled=True)
             self.session.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
                 with deferred_interrupt() as interrupted:
@@ -95,10 +104,17 @@ class TrainingLoop:
                 f"{self.writer.path} is a branch of {self.run_config.start.run_id} and has no resume point yet. "
                 "Call branch(...) again with resume=True."
             )
+        if state is None and self.run_config.model.weights is not None:
+            raise QflError(
+                f"{self.writer.path} was begun with weights that were given and has no checkpoint yet. Call train(...) "
+                "again with the model and resume=True."
+            )
         if state is not None:
             assert state.optimizer is not None
             load_parameters(self.model, state.model)
-            _load_optimizer(self.model, self.optimizer, state.optimizer)
+            self.updates.load(state.optimizer)
+            if self.interventions is not None:
+                self.interventions.load(state.optimizer)
             self.step = state.step
         return refused
 
@@ -123,20 +139,25 @@ class TrainingLoop:
                 raise KeyboardInterrupt
 
     def _update(self) -> None:
-        """One optimiser update on fresh examples."""
+        """One update on the batch of this step."""
         batch = self.stream.batch(self.step)
-        span = scored_span(batch.loss_mask)
-        target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
-        loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm, foreach=True)
-        lr = self.session.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
+        installed: Sequence[Intervention] = ()
+        if self.interventions is not None:
+            self.interventions.refit(self.step)
+            installed = self.interventions.on(batch, self.step)(slice(None))
+        try:
+            with self._with(installed):
+                done = self.updates.apply(batch, self.session.learning_rate(self.step))
+        except TrainingStopped as stopped:
+            self._flush()
+            stopped.step = self.step
+            raise
         self.step += 1
-        self.pending.append((self.step, lr, loss.detach(), norm.detach(), self.session.seconds))
+        self.pending.append((self.step, done.lr, done.loss, done.grad_norm, self.session.seconds))
+
+    def _with(self, installed: Sequence[Intervention]) -> AbstractContextManager[Any]:
+        """Interventions on the model; the fast forward pass runs where there are none."""
+        return interventions_on(self.model, installed) if installed else nullcontext()
 
     def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
         """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
@@ -149,17 +170,31 @@ class TrainingLoop:
 
     def _validation(self) -> dict[str, float]:
         """Loss and exact match on the fixed validation set, both ways of counting."""
+        if self.interventions is None:
+            return self._scores("val", lambda _: ())
+        self.interventions.refit(self.step)
+        installed = self.interventions.on(self.val_batch, self.step)
+        return self._scores("val", installed) | self._scores("val_free", lambda _: ())
 
-        def forward(tokens: Tensor, positions: slice, _rows: slice) -> Tensor:
-            return fast_logits(self.model, tokens.to(self.device), positions).cpu()
+    def _scores(self, name: str, installed: Callable[[slice], Sequence[Intervention]]) -> dict[str, float]:
+        """The validation scores with what is installed for some of the examples."""
 
-        scores = evaluate(forward, self.val_batch)
-        return {f"val_{name}": value for name, value in scores.means().items()}
+        def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
+            with self._with(installed(rows)):
+                return self.plain_forward(tokens.to(self.device), positions).cpu()
+
+        means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
+        # A chance of being right is what the cross-entropy alone gives.
+        kept = {n: v for n, v in means.items() if self.config.loss_name == "cross_entropy" or not n.startswith("pass")}
+        return {f"{name}_{key}": value for key, value in kept.items()}
 
     def _state(self) -> ckpt.Checkpoint:
         """Weights and optimiser as they are."""
-        optimizer = _optimizer_tensors(self.model, self.optimizer)
-        return ckpt.Checkpoint(self.step, self.run_config.digest, parameters_to_save(self.model), optimizer)
+        weights = parameters_to_save(self.model)
+        state = self.updates.tensors()
+        if self.interventions is not None:
+            state |= self.interventions.tensors()
+        return ckpt.Checkpoint(self.step, self.run_config.digest, weights, state)
 
     def _detail(self) -> str:
         """What the progress bar says."""
@@ -172,34 +207,3 @@ class TrainingLoop:
         }
         latest = self.session.latest
         return "  ".join(f"{short} {latest[name]:.3g}" for short, name in seen.items() if name in latest)
-
-
-def _make_optimizer(model: HookedTransformer, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over every parameter, gains and embeddings included, as in the paper."""
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-
-
-def _optimizer_tensors(model: HookedTransformer, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """AdamW's state as "<parameter>/<exp_avg, exp_avg_sq or step>"; empty before the first update."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(model: HookedTransformer, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    """Put back what `_optimizer_tensors` took."""
-    indices = {name: i for i, (name, _) in enumerate(model.named_parameters())}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, field = key.rpartition("/")
-        state.setdefault(indices[name], {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,13 +17,27 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.steps import evaluation_steps
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.schedule import learning_rate
+from qfl_interp.training.schedule import scheduled_rate
 
 # Losses are checked and written at least this often, in updates.
 LOG_EVERY = 10
 
 
-class DivergedError(QflError):
+class TrainingStopped(QflError):
+    """Training cannot go on; the run keeps its good checkpoints.
+
+    Attributes:
+        status: Why, in a word: "diverged", "converged" (a batch is fitted exactly, which leaves no direction) or "dead"
+            (a layer's features or backward vectors are all zero).
+        step: Updates completed.
+    """
+
+    def __init__(self, message: str, status: str, step: int = -1) -> None:
+        super().__init__(message)
+        self.status, self.step = status, step
+
+
+class DivergedError(TrainingStopped):
     """Training stopped at a loss that is not finite or far too high; the run keeps its good checkpoints."""
 
 
@@ -52,6 +66,7 @@ class RunSession:
         self.to_save = {*run.steps_to_save}
         self._to_evaluate = evaluation_steps(run.n_steps, run.train.eval_fraction)
         self.loggers: list[Logger] = []
+        self.peak_lr = self.config.lr
         self.latest: dict[str, float] = {}
         self._started = time.monotonic()
 
@@ -78,7 +93,7 @@ class RunSession:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the update after `step`."""
-        return learning_rate(self.config, step=step - self.run_config.first_step, n_steps=self.run_config.n_steps)
+        return scheduled_rate(self.run_config, step, peak=self.peak_lr)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether a validation follows the update that ends at `step`."""
@@ -127,12 +142,14 @@ class RunSession:
         return DivergedError(
             f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "
             f"{self.config.divergence_loss:g} nats). Last good checkpoint in {self.writer.path}: {kept}. "
-            "Try a lower lr or a longer warm-up."
+            "Try a lower lr or a longer warm-up.",
+            "diverged",
+            step - 1,
         )
 
     def _row(self, step: int, seconds: float, **values: float) -> dict[str, Any]:
         """One row of metrics; what was not measured is not in it."""
-        tokens = (step - self.run_config.first_step) * self.config.batch_size * self.run_config.n_ctx
+        tokens = (step - self.run_config.first_step) * self.run_config.batch_size * self.run_config.n_ctx
         return {
             "step": step,
             "flops": step * self.run_config.flops_per_step,

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import torch
 
-from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.config import TrainConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
+from qfl_interp.data.training_stream import batch_sizes
 from qfl_interp.errors import QflError
+from qfl_interp.model_kinds import AnyModelConfig
+from qfl_interp.models.given import GivenModel, configured
+from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig, Start
 from qfl_interp.runs.flops import flops_per_step, steps_for_budget
 from qfl_interp.runs.run import Run
@@ -39,7 +43,7 @@ def mean_real_tokens(task: Task, seed: int) -> float:
 
 def plan_run(
     task: Task,
-    model: ModelConfig,
+    model: AnyModelConfig,
     config: TrainConfig,
     start: Start | None = None,
     *,
@@ -52,25 +56,24 @@ def plan_run(
     budget below one update is one update, as in the paper, instead of an error.
 
     Raises:
-        QflError: The budget is smaller than one update or pays for more than 2**53, or the task has too few problems
-            for a validation or test set.
+        QflError: The budget is smaller than one update or pays for more than 2**53, the task has too few problems for a
+            validation or test set, or it lists none where the batches come from a fixed training set.
     """
     if task.train_fraction == 0:
         raise QflError(f"task {task.name!r} has no training split: train_fraction is 0. Give it a larger one.")
+    batch_size, n_train = batch_sizes(task, config)
     n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
     if config.n_steps is not None:
         n_steps = config.n_steps
     else:
         assert config.budget_flops is not None
-        one = flops_per_step(model, batch_size=config.batch_size, n_ctx=n_ctx_real)
+        one = flops_per_step(model, batch_size=batch_size, n_ctx=n_ctx_real)
         if config.budget_flops < one and not allow_overshoot:
             raise QflError(
                 f"budget_flops must pay for at least one update of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
                 "Raise the budget, or use a smaller model or batch."
             )
-        n_steps = steps_for_budget(
-            model, budget_flops=config.budget_flops, batch_size=config.batch_size, n_ctx=n_ctx_real
-        )
+        n_steps = steps_for_budget(model, budget_flops=config.budget_flops, batch_size=batch_size, n_ctx=n_ctx_real)
         if n_steps > _MOST_STEPS:
             raise QflError(
                 f"budget_flops must pay for at most 2**53 updates of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
@@ -79,7 +82,8 @@ def plan_run(
     first = start.step if start else 0
     return RunConfig(
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
-        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start,
+        n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start, task_options=task.options,
+        n_train=n_train,
     )  # fmt: skip
 
 
@@ -96,7 +100,7 @@ def train_planned(
 
 def train(
     task: Task,
-    model_config: ModelConfig,
+    model_config: GivenModel,
     config: TrainConfig,
     out: str | Path,
     *,
@@ -113,7 +117,8 @@ def train(
 
     Args:
         task: What is learned.
-        model_config: Shape of the model.
+        model_config: Shape of the model; or a `HookedTransformerConfig` of transformer_lens; or a `HookedTransformer`,
+            whose weights are the initial ones and which is not changed (`models.given.configured`).
         config: Length, optimisation, seed.
         out: The run directory to make.
         resume: Continue the run in `out` if there is one; a finished one is returned as it is.
@@ -128,13 +133,16 @@ def train(
 
     Raises:
         QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`,
-            or there is too little memory, which is found before `out` is made.
+            there is too little memory, or the model cannot be trained on this task, which is found before `out` is
+            made.
         DivergedError: The loss is not finite or above `config.divergence_loss`; names the step, the learning rate and
             the last good checkpoint.
     """
-    run_config = plan_run(task, model_config, config)
+    shape, weights = configured(model_config)
+    run_config = plan_run(task, shape, config)
     writer = RunWriter(Path(out), run_config, task, resume=resume, resume_seconds=resume_seconds)
-    loop = TrainingLoop(task, run_config, writer, device, make_loggers)
+    initial = None if weights is None else ckpt.Checkpoint(0, run_config.digest, weights, {})
+    loop = TrainingLoop(task, run_config, writer, device, make_loggers, initial)
     with writer:
         loop.run(progress=progress)
     return Run.open(out, task=task)
@@ -157,58 +165,18 @@ def resume(
     """
     found = Run.open(path, task=task)
     writer = RunWriter(found.path, found.config, found.task, resume=True)
-    loop = TrainingLoop(found.task, found.config, writer, device, lambda run: ())
+    loop = TrainingLoop(found.task, found.config, writer, device, lambda run: (), _given_weights(found))
     with writer:
         loop.run(progress=progress)
     return found
 
 
-def branch(
-    parent: Run,
-    step: int,
-    n_steps: int,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-) -> Run:
-    """Decay the learning rate to its floor from a checkpoint of a "wsd" run's stable stage, in a run of its own.
-
-    One stable run gives the end points of many compute budgets. Steps, FLOPs and data go on where the parent was.
-
-    Args:
-        parent: A run with schedule "wsd" and `save_optimizer=True`.
-        step: A saved step of its stable stage.
-        n_steps: Updates of the branch, all of them decay.
-        out: The run directory to make.
-        resume: As in `train`.
-        device: As in `train`.
-        progress: As in `train`.
-
-    Raises:
-        QflError: The parent has another schedule, no optimiser state at `step`, or `step` is outside the stable stage;
-            or as `train`.
-    """
-    config = parent.config.train
-    if config.schedule != "wsd":
-        raise QflError(f"a branch needs a parent with schedule 'wsd', got {config.schedule!r} in {parent.path}.")
-    total = parent.config.n_steps
-    stable = (int(config.warmup_fraction * total), total - int(config.decay_fraction * total))
-    if not stable[0] <= step <= stable[1]:
-        raise QflError(f"step of a branch must lie in the parent's stable stage {list(stable)}, got {step}.")
-    state = parent.load_checkpoint(step, with_optimizer=True)
-    if state.optimizer is None:
-        raise QflError(
-            f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True."
-        )
-    values = config.to_dict() | {
-        "n_steps": n_steps, "budget_flops": None, "warmup_fraction": 0.0, "decay_fraction": 1.0
-    }  # fmt: skip
-    start = Start(parent.run_id, step)
-    run_config = plan_run(parent.task, parent.config.model, TrainConfig.from_dict(values), start)
-    writer = RunWriter(Path(out), run_config, parent.task, resume=resume)
-    loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
-    with writer:
-        loop.run(progress=progress)
-    return Run.open(out, task=parent.task)
+def _given_weights(run: Run) -> ckpt.Checkpoint | None:
+    """The given initial weights of a run, from its first checkpoint; None where there are none."""
+    first = run.config.first_step
+    if run.config.model.weights is None or first not in run.steps:
+        return None
+    try:
+        return run.load_checkpoint(first)._replace(optimizer={})
+    except QflError:  # the loop goes on from a later state, or says that there is none
+        return None

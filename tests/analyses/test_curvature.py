@@ -385,6 +385,25 @@ def test_damaged_moments_cost_their_own_columns_alone(run, how):
         assert np.isfinite(whole[name])
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_a_run_of_another_optimiser_and_loss_is_measured_in_its_own(addition, model_config, tmp_path, loss):
+    config = tiny_train_config(
+        n_steps=4, n_checkpoints=2, optimizer="sgd", loss=loss, schedule="cdat", save_optimizer=True
+    )
+    run = qfl.train(addition, model_config, config, tmp_path / "run", progress=False)
+    found = curvature(run, config=qfl.CurvatureConfig(n_examples=8, n_rank_examples=8), progress=False)
+    assert found.rows["moments"].tolist() == ["not AdamW's"] * len(found.rows)
+    assert "the optimiser is not AdamW" in repr(found)
+    assert found.rows["lr"].iloc[0] == run.metrics["lr"][1]
+    assert found.rows[["adam_edge", "preconditioned_sharpness", "update_norm"]].isna().all(axis=None)
+    batch = addition.encode(qfl.held_out(addition, "train", 8, seed=0, stream="curvature"))
+    span = scored_span(batch.loss_mask)
+    target = targets(batch.tokens, batch.loss_mask, span)
+    with torch.no_grad():
+        wanted = masked_loss(run.load_model(0)(batch.tokens)[:, span], target, loss)
+    assert found.rows["loss"].iloc[0] == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_a_run_without_moments_says_so(tiny_run, tmp_path):
     shutil.copytree(tiny_run.path, tmp_path / "copy")
     found = curvature(qfl.Run.open(tmp_path / "copy"), "last", config=FAST, progress=False)

@@ -531,13 +531,13 @@ def test_the_memory_of_the_eigensolver_is_in_the_estimate(run, monkeypatch):
     monkeypatch.setattr(polca_basis, "available_bytes", lambda device: 10_000)
     asked = []
     monkeypatch.setattr(polca_basis, "basis_bytes", lambda *args, **how: asked.append(how.get("n_vectors")) or 10**9)
-    for changes in ({"per_checkpoint": 2, "max_products": 100}, {}):
+    for changes in ({"per_checkpoint": 2}, {}):
         with pytest.raises(QflError, match="need about"):
             follow(run, config=PolcaConfig(basis="hessian", basis_steps="last", **changes))
     with pytest.raises(QflError, match="need about"):
         follow(run, config=PolcaConfig(basis="random", n_directions=3))
-    # The longer Lanczos run has a third of the products that the Rayleigh-Ritz step leaves, and 40 vectors at most.
-    assert asked == [(100 - 4) // 3 + 4 * 2 + 16, 40 + 4 + 16, None]
+    # A Krylov space of 40 + 2 k vectors, the pairs twice, and what a step works with.
+    assert asked == [40 + 2 * 2 + 2 * 2 + 8, 40 + 2 + 2 + 8, None]
 
 
 @pytest.mark.parametrize(

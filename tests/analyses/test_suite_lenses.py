@@ -29,10 +29,11 @@ from analyses import (
     timeline,
     transfer,
 )
-from analyses.lenses.probe.data import labels_of, part_name, probe_data, store_key
+from analyses.lenses.probe.data import part_name, probe_data, store_key
 from analyses.models_at import ModelAt
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.probes import shuffle_labels
+from qfl_interp.probes.feature_data import labels_of
 from qfl_interp.runs.hf_checkpoints import quiet
 from qfl_interp.seeding import generator
 from tests.helpers_suite import D_MODEL, N_HEADS, neox_config, save_tiny_neox, tiny_text_task

@@ -53,7 +53,14 @@ def test_no_command_is_lost(now):
 # What was changed since, on purpose.
 CHANGED = {
     "ablate": {"--method": "str = 'written'"},
-    "train": {"--eval-fraction": "float = None", "--n-val": "int = None"},
+    "train": {
+        "--eval-fraction": "float = None",
+        "--n-val": "int = None",
+        "--style": "Literal['llama', 'gpt2', 'grokking'] = 'llama'",
+        "--weight-decay": "float = None",
+        "--schedule": "str = 'cosine'",
+        "--batch-size": "str = '64'",
+    },
 }
 
 

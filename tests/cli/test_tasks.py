@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -218,6 +219,37 @@ def test_detail_as_json_is_complete(call):
         for name, shown in example["features"].items():
             assert shown["positions"] == task.features[name].positions(raw)[0].tolist()
             assert shown["labels"] == task.features[name].labels(raw)[0].tolist()
+
+
+def test_options_are_shown_with_value_range_and_help(call):
+    status, out, _ = call(
+        "sparse_parity", "--length", 20, "--task-option", "k=4", "--task-option", "train_fraction=0.5", width=160
+    )
+    assert status == 0
+    assert re.search(r"k +4 +\(an integer in \[2, 20\]; default 3\): how many bits are relevant", out)
+    assert re.search(r"train_fraction +0.5 +\(a number in \[0, 0.99\]; default 0.75\)", out)
+    found = json.loads(call("modular_addition", "--task-option", "p=31", "--json")[1])
+    assert (found["length"], found["length_name"]) == (31, "p")
+    assert found["options"] == [
+        {"option": "train_fraction", "value": 0.5, "default": 0.5, "rule": "a number in [0, 0.99]", "range": [0, 0.99],
+         "help": "the share of all problems that training may see"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sparse_parity", "--task-option", "k"], "--task-option must be NAME=VALUE, got 'k'. Try --task-option k=4"),
+        (["sparse_parity", "--task-option", "k=4", "--task-option", "k=5"], "must name an option once, got 'k' twice"),
+        (["sparse_parity", "--task-option", "k=many"], "k of task 'sparse_parity' must be an integer in"),
+        (["sparse_parity", "--task-option", "kay=4"], "no option of task 'sparse_parity' is named 'kay'"),
+        (["--task-option", "k=4"], "--task-option needs a task"),
+    ],
+)
+def test_a_bad_option_is_one_message(call, arguments, message):
+    status, _, error = call(*arguments)
+    assert status == 1
+    assert message in " ".join(error.split())
 
 
 def test_labels_and_positions_are_each_examples_own():

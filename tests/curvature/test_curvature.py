@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import weakref
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import linalg
 from torch.func import functional_call
 
 import qfl_interp as qfl
 from qfl_interp.curvature import Hessian, eigenpairs, orthonormal, orthonormalise, top_eigenpairs
+from qfl_interp.curvature.krylov import KrylovSpace
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.models.build import build_model
 from qfl_interp.models.metrics import masked_loss, scored_span, targets
@@ -250,8 +249,8 @@ def test_deflated_pairs_of_a_model_match_a_dense_solver(case):
     pairs = top_eigenpairs(hessian, 2, deflate=basis)
     check_pairs(pairs, case.matrix, basis, 2, tol=1e-3)
     assert pairs.n_products == hessian.n_products - 1
-    # Twelve Lanczos steps, their start and two residuals; a few restarts of ten.
-    assert 15 <= pairs.n_products <= 45
+    # As many as Lanczos with a restart every ten vectors takes, and fewer than it takes for certain.
+    assert 5 <= pairs.n_products <= 45
 
 
 @pytest.mark.parametrize(("k", "n_deflated"), [(1, 6), (4, 0), (4, 1)])
@@ -360,12 +359,40 @@ def test_a_constant_loss_is_refused():
         top_eigenpairs(Planted([0.0] * 30))
 
 
-def test_pairs_that_share_an_eigenvalue():
-    planted = Planted([5.0, 5.0, *np.linspace(-1, 1, 58)])
-    pairs = top_eigenpairs(planted, 2, tol=1e-8)
-    np.testing.assert_allclose(pairs.values, [5, 5], rtol=1e-9)
+@pytest.mark.parametrize("tol", [1e-2, 1e-8])
+@pytest.mark.parametrize("below", [[], [3.0, 2.5]], ids=["a gap", "other pairs"])
+def test_pairs_that_share_an_eigenvalue(below, tol):
+    """One start sees one vector of the two, and then the next eigenvalue as if it were the second."""
+    planted = Planted([5.0, 5.0, *below, *np.linspace(-1, 1, 398)])
+    pairs = top_eigenpairs(planted, 2, tol=tol)
+    np.testing.assert_allclose(pairs.values, [5, 5], rtol=tol)
+    assert pairs.converged.tolist() == [True, True]
     inside = pairs.vectors @ planted.eigenvectors(0, 1).T
-    torch.testing.assert_close(inside @ inside.T, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(inside @ inside.T, torch.eye(2, dtype=torch.float64), rtol=0, atol=tol)
+    assert pairs.n_products == planted.n_products
+
+
+def test_an_eigenvalue_of_four_vectors():
+    planted = Planted([5.0] * 4 + [3.0] * 2 + [*np.linspace(-1, 1, 394)])
+    pairs = top_eigenpairs(planted, 5, tol=1e-3)
+    np.testing.assert_allclose(pairs.values, [5, 5, 5, 5, 3], rtol=1e-3)
+    assert bool(pairs.converged.all())
+
+
+def test_a_pair_that_stands_out_takes_a_few_products():
+    """Krylov spaces of 5 vectors: a random vector, and less of it with every product."""
+    planted = Planted([100.0, *np.linspace(-1, 1, 999)])
+    pairs = top_eigenpairs(planted, tol=1e-2)
+    assert planted.n_products <= 6
+    np.testing.assert_allclose(pairs.values, [100], rtol=1e-4)
+
+
+def test_few_starts_hide_the_first_of_two_close_eigenvalues():
+    """Residuals within the tolerance are not enough: of many starts they show the second alone."""
+    planted = Planted([1.03, 1.0, *np.linspace(-0.7, 0.7, 198)])
+    found = [float(top_eigenpairs(planted, tol=1e-2, seed=seed).values[0]) for seed in range(300)]
+    # One in a hundred, and four standard errors.
+    assert np.mean(np.array(found) < 1.03 - 1e-2) <= 0.01 + 4 * (0.01 / 300) ** 0.5
 
 
 @pytest.mark.parametrize("max_products", [14, 40, 100])
@@ -384,47 +411,37 @@ def test_when_products_run_out_the_best_found_is_marked(max_products):
     torch.testing.assert_close(pairs.residuals, residuals)
 
 
-def test_pairs_that_did_converge_are_kept_when_others_did_not():
-    """The second and third are too close for the products there are; the first needs more of them than one run has."""
+def test_pairs_within_the_tolerance_are_not_converged_before_the_search_has_ended():
+    """The second and third are too close for the products there are: others may be missing beside the first."""
     planted = Planted([103.0, 100.0, 99.99, *np.linspace(0, 99.98, 397)])
-    pairs = top_eigenpairs(planted, 2, tol=1e-8, max_products=160)
-    assert pairs.converged.tolist() == [True, False]
+    pairs = top_eigenpairs(planted, 2, tol=1e-8, max_products=120)
+    assert float(pairs.residuals[0]) <= 1e-8 < float(pairs.residuals[1])
+    assert not bool(pairs.converged.any())
     np.testing.assert_allclose(pairs.values[0], 103, rtol=1e-12)
-    assert 99.5 < float(pairs.values[1]) <= 100
-    assert planted.n_products <= 160
-    assert top_eigenpairs(planted, 2, tol=1e-3, max_products=160).converged.tolist() == [True, True]
+    assert 99.9 < float(pairs.values[1]) <= 100
+    assert planted.n_products == 120
+    assert top_eigenpairs(planted, 2, tol=1e-3, max_products=300).converged.tolist() == [True, True]
 
 
-@pytest.mark.parametrize(("max_products", "reached"), [(60, 98.5), (120, 99.8), (300, 99.99)])
+@pytest.mark.parametrize(("max_products", "reached"), [(60, 99.95), (120, 99.9999), (300, 99.9999)])
 def test_more_products_come_closer_to_the_top(max_products, reached):
     pairs = top_eigenpairs(Planted(np.linspace(0, 100, 400)), tol=1e-12, max_products=max_products)
     assert reached < float(pairs.values[0]) <= 100
 
 
-@pytest.mark.parametrize(("k", "max_products"), [(1, 300), (1, 60), (2, 160), (8, 300), (25, 300)])
-def test_the_vectors_counted_are_those_of_the_longest_run(k, max_products, monkeypatch):
-    sizes, real = [], linalg.eigsh
-    monkeypatch.setattr(linalg, "eigsh", lambda *a, **how: sizes.append(how["ncv"]) or real(*a, **how))
-    pairs = top_eigenpairs(Planted(np.linspace(0, 100, 300)), k, tol=1e-13, max_products=max_products)
+@pytest.mark.parametrize("k", [1, 2, 8, 25])
+def test_the_vectors_counted_are_those_of_the_space_and_the_pairs(k, monkeypatch):
+    rows, grow = [], KrylovSpace.grow
+
+    def spy(self):
+        rows.append(len(self._rows))
+        grow(self)
+
+    monkeypatch.setattr(KrylovSpace, "grow", spy)
+    pairs = top_eigenpairs(Planted(np.linspace(0, 100, 300)), k, tol=1e-13, max_products=120)
     assert not pairs.converged.all()
-    # Beside the runs as measured: see `solver_vectors`.
-    assert eigenpairs.solver_vectors(k, max_products) == max(sizes) + 4 * k + 16
-
-
-def test_the_vectors_of_the_run_that_ended_are_let_go_before_the_next(monkeypatch):
-    held, real = [], linalg.eigsh
-
-    def without_convergence(*args, **how):
-        if held:
-            assert held[0]() is None
-            return real(*args, **how)
-        workspace = np.zeros(3)
-        held.append(weakref.ref(workspace))
-        raise linalg.ArpackNoConvergence("no convergence", np.empty(0), np.empty((60, 0)))
-
-    monkeypatch.setattr(linalg, "eigsh", without_convergence)
-    pairs = top_eigenpairs(Planted([50.0, *np.linspace(0, 1, 59)]))
-    np.testing.assert_allclose(pairs.values, [50])
+    # Beside the space: the pairs, as many candidates to join them, and a few vectors that a step works with.
+    assert eigenpairs.solver_vectors(k) == max(rows) + 2 * k + 7
 
 
 def test_the_seed_decides_every_bit():
@@ -435,32 +452,21 @@ def test_the_seed_decides_every_bit():
     assert not torch.equal(first.vectors, other.vectors)
 
 
-def test_vectors_that_arpack_draws_are_seeded():
-    """It draws a new vector where the Krylov space ends, which from an eigenvector is at once."""
+def test_vectors_that_are_drawn_where_the_space_ends_are_seeded():
+    """Of two eigenvalues a start reaches two dimensions; the third vector has to be drawn."""
     diagonal = Dense(torch.diag(torch.tensor([4.0, 4.0, 4.0, *[1.0] * 27], dtype=torch.float64)))
-    start = torch.eye(30, dtype=torch.float64)[3]
-    first, again = (top_eigenpairs(diagonal, 2, start=start) for _ in range(2))
+    first, again = (top_eigenpairs(diagonal, 3) for _ in range(2))
     assert torch.equal(first.vectors, again.vectors)
-    np.testing.assert_allclose(first.values, [4, 4], rtol=1e-12)
+    np.testing.assert_allclose(first.values, [4, 4, 4], rtol=1e-12)
 
 
 def test_the_global_generators_are_left_alone():
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     state, legacy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    top_eigenpairs(Dense(4.0 * torch.eye(30, dtype=torch.float64)), 2, start=torch.eye(30, dtype=torch.float64)[3])
+    top_eigenpairs(Dense(4.0 * torch.eye(30, dtype=torch.float64)), 2)
     assert torch.equal(state, torch.get_rng_state())
     np.testing.assert_array_equal(legacy, np.random.get_state()[1])  # noqa: NPY002
-
-
-def test_a_start_near_the_answer_saves_products():
-    planted = Planted([10.0, *np.linspace(0, 9.5, 399)])
-    cold = top_eigenpairs(planted, tol=1e-4)
-    near = planted.eigenvectors(0)[0] + 1e-3 * draw(1, 400, seed=1)[0] / 20
-    warm = top_eigenpairs(planted, tol=1e-4, start=3 * near)
-    assert warm.n_products < cold.n_products
-    np.testing.assert_allclose(warm.values, [10], rtol=1e-7)
-    assert bool(cold.converged.all() and warm.converged.all())
 
 
 def test_a_float32_matrix_and_basis_stay_orthonormal():
@@ -486,9 +492,6 @@ BASIS = torch.eye(20, dtype=torch.float64)[:2]
         ({"deflate": BASIS[:, :19]}, r"deflate must have rows of 20 parameters, got shape \(2, 19\)"),
         ({"tol": 0.0}, r"tol must be positive, got 0\.0"),
         ({"max_products": 5}, r"at least 3 k \+ 3 = 6 for k = 1, got 5"),
-        ({"start": BASIS[0, :19]}, r"start must have 20 parameters, got shape \(19,\)"),
-        ({"start": BASIS[0], "deflate": BASIS}, "start must not be zero or in the span of deflate"),
-        ({"start": 0 * BASIS[0]}, "start must not be zero"),
     ],
 )
 def test_bad_eigenproblems_are_refused(options, words):

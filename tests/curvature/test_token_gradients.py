@@ -10,7 +10,14 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import qfl_interp as qfl
-from qfl_interp.curvature.token_gradients import TokenProjections, layers, project, project_curvature, project_gradients
+from qfl_interp.curvature.token_gradients import (
+    TokenProjections,
+    layers,
+    operations,
+    project,
+    project_curvature,
+    project_gradients,
+)
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_model, hooked_from_hf
@@ -86,6 +93,22 @@ def test_every_parameter_agrees_with_autograd(style, task_name, method):
     found = project_gradients(loss, theta, directions, method=method)
     assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
     torch.testing.assert_close(found.losses, loss(theta), rtol=1e-12, atol=1e-12)
+
+
+MADE_UP = {
+    "grokking": {"style": "grokking", "n_layers": 1},
+    "attention": {"attn_only": True, "norm": "ln", "positions": "none"},
+    "mixed": {"positions": "learned", "d_head": 4, "gated": False, "act": "gelu", "biases": "all"},
+}
+
+
+@pytest.mark.parametrize("changes", MADE_UP.values(), ids=MADE_UP)
+def test_models_by_parts_agree_with_autograd(changes):
+    loss, theta = token_loss(**{"style": "llama"} | changes, n=3)
+    assert is_fast(loss.model)
+    directions = per_parameter(loss.space, loss.dtype)
+    found = project_gradients(loss, theta, directions, method="layers")
+    assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -264,13 +287,26 @@ def test_a_model_with_hooks_is_differentiated_through_them():
         project_gradients(loss, theta, directions, method="layers")
 
 
-def test_auto_takes_the_layers_of_a_model_it_knows():
+@pytest.mark.parametrize(("n_directions", "way"), [(1, "jvp"), (40, "layers")])
+def test_auto_takes_the_way_with_less_to_compute(n_directions, way):
     loss, theta = token_loss("gpt2", n=2, dtype=torch.float32)
-    directions = random_directions(loss.space, 2, torch.float32)
+    directions = random_directions(loss.space, n_directions, torch.float32)
     found = {m: project_gradients(loss, theta, directions, method=m) for m in ("auto", "layers", "jvp")}
     assert isinstance(found["auto"], TokenProjections)
-    assert torch.equal(found["auto"].gradients, found["layers"].gradients)
-    assert not torch.equal(found["auto"].gradients, found["jvp"].gradients)  # rounding tells them apart
+    assert torch.equal(found["auto"].gradients, found[way].gradients)
+    assert not torch.equal(found["layers"].gradients, found["jvp"].gradients)  # rounding tells them apart
+
+
+def test_the_more_tokens_a_sequence_has_the_more_directions_forward_mode_is_for():
+    tokens = torch.zeros(3, 20, dtype=torch.int64)
+
+    def most(n_scored):
+        example, place = torch.arange(3).repeat_interleave(n_scored), torch.arange(n_scored).repeat(3)
+        scored = ScoredTokens(tokens, example, 19 - place, torch.zeros(3 * n_scored, dtype=torch.int64))
+        return max((k for k in range(1, 100) if operations.jvp_is_faster(scored, k)), default=0)
+
+    # 1.3 (2 + 4 K) 20 operations a sequence against (6 n + 2 K) a token that reads n positions.
+    assert [most(n) for n in (1, 2, 8)] == [0, 1, 8]
 
 
 def test_a_bridge_falls_back():

@@ -15,7 +15,8 @@ from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import fast_logits
 from qfl_interp.models.generate import generate_greedy
 from qfl_interp.models.hooks import Site, interventions_on
-from qfl_interp.models.metrics import IGNORED, evaluate, masked_loss, score_logits, scored_span, targets
+from qfl_interp.models.losses import IGNORED
+from qfl_interp.models.metrics import evaluate, masked_loss, score_logits, scored_span, targets
 from tests.helpers_golden import golden_forward, hooked_from_golden
 
 D_VOCAB, N_CTX, EQUALS = 4, 12, 5

@@ -26,7 +26,7 @@ TRAIN = qfl.TrainConfig(n_steps=2, batch_size=8, n_val=16, n_checkpoints=2)
 class TwoBits(SparseParity):
     """The parity of two bits, under the name of the task it is made from."""
 
-    N_RELEVANT = 2
+    k = 2
 
 
 class MostlyTrained(ModularAddition):

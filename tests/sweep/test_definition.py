@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from qfl_interp.config import ModelConfig
+from qfl_interp.data.registry import load_task
+from qfl_interp.data.training_stream import training_problems
 from qfl_interp.errors import QflError
 from qfl_interp.runs.flops import steps_for_budget
 from qfl_interp.sweep import Grid, SweepConfig
 from qfl_interp.sweep.plan import plan_sweep
+from qfl_interp.sweep.records import configuration_digest, shown_options
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TINY = {"task": "addition", "length": 4, "budget_flops": [1e9, 1e10], "d_model": [8, 16], "n_layers": 2}
@@ -107,6 +110,39 @@ def test_unknown_tasks_and_lengths_are_refused_before_anything_runs() -> None:
         plan_sweep(config(task="adition"))
     with pytest.raises(QflError, match="length of task 'addition'"):
         plan_sweep(config(length=0))
+
+
+def test_task_options_are_axes_of_a_grid() -> None:
+    parity = {"task": "sparse_parity", "length": 8, "budget_flops": 1e9, "d_model": 8, "n_layers": 1}
+    wanted = SweepConfig.from_dict({"name": "x", "grid": [parity | {"task_options": {"k": [3, 4, 5]}}]})
+    runs = plan_sweep(wanted).runs
+    assert sorted(run.config.task_options.get("k", 3) for run in runs) == [3, 4, 5]
+    assert {shown_options(run.config) for run in runs} == {"", "k=4", "k=5"}
+    assert len({configuration_digest(run.config) for run in runs}) == 3
+    assert SweepConfig.from_dict(wanted.to_dict()) == wanted
+    plain = SweepConfig.from_dict({"name": "x", "grid": [parity]})
+    assert "task_options" not in plain.to_dict()["grid"][0], "definitions of before keep their digest"
+    (same,) = (run for run in runs if not run.config.task_options)
+    assert same.run_id == plan_sweep(plain).runs[0].run_id
+    for bad, message in (
+        ({"k": [3, 99]}, r"sweep 'x': k of task 'sparse_parity' must be an integer in \[2, 8\], got 99"),
+        ({"kk": 3}, "sweep 'x': no option of task 'sparse_parity' is named 'kk'. Did you mean 'k'"),
+        ({"k": []}, "axis 'k' of a grid must hold at least one value"),
+        ({"k": [4, 4]}, "axis 'k' of a grid must hold different values"),
+        ({"k": [[3]]}, "task_options of a grid must be settings of which k"),
+        (3, "task_options of a grid must be a table"),
+    ):
+        with pytest.raises(QflError, match=message):
+            plan_sweep(SweepConfig.from_dict({"name": "x", "grid": [parity | {"task_options": bad}]}))
+
+
+def test_a_batch_can_be_the_whole_training_set() -> None:
+    grid = {"task": "sparse_parity", "length": 8, "budget_flops": 1e9, "d_model": 8, "n_layers": 1}
+    whole = SweepConfig.from_dict({"name": "x", "grid": [grid | {"batch_size": ["all", 64]}]})
+    sizes = {run.config.train.batch_size: run.config.batch_size for run in plan_sweep(whole).runs}
+    assert sizes == {"all": len(training_problems(load_task("sparse_parity", 8))), 64: 64}
+    with pytest.raises(QflError, match="axis 'batch_size' of a grid must hold numbers, got 'most'"):
+        SweepConfig.from_dict({"name": "x", "grid": [grid | {"batch_size": "most"}]})
 
 
 def test_plan_has_the_steps_of_the_compute_formula_and_each_run_once() -> None:

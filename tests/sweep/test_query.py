@@ -48,8 +48,8 @@ def made_up(tasks=TASKS, n_seeds=4, rng_seed=0):
     run_id = [f"{task}{length}-{i:012x}" for i, (task, length) in enumerate(names)]
     known = {name: loss for name in COLUMNS if name.startswith("val_")}
     same = {"style": "llama", "n_heads": 4, "schedule": "cosine", "weight_decay": 0.1, "n_steps": 100, "error": "",
-            "attempts": 1, "n_parameters": 1000, "n_val": 1000, "seconds": 1.0, "group_size": 1, "device": "cpu",
-            "finished_at": "2026-01-01T00:00:00+00:00"}  # fmt: skip
+            "attempts": 1, "task_options": "", "n_parameters": 1000, "n_val": 1000, "seconds": 1.0, "group_size": 1,
+            "device": "cpu", "finished_at": "2026-01-01T00:00:00+00:00"}  # fmt: skip
     flops = {"flops": rows["budget_flops"], "actual_flops": rows["budget_flops"]}
     rows = rows.assign(**known, **same, **flops, status=status, run_id=run_id)
     # As the digest of everything but the seed.

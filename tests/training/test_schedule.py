@@ -7,8 +7,9 @@ import pytest
 from helpers import golden
 
 import qfl_interp as qfl
+from qfl_interp.model_sizes import nominal_flops
 from qfl_interp.models.build import build_hooked
-from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step, flops_per_token, steps_for_budget
+from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step, steps_for_budget
 from qfl_interp.runs.steps import checkpoint_steps, evaluation_steps
 from qfl_interp.training.schedule import learning_rate
 
@@ -45,7 +46,7 @@ def test_learning_rate_outside_the_run():
 
 
 def test_flops_formula_by_hand():
-    assert flops_per_token(d_model=64, n_layers=4, n_ctx=52) == 6 * (12 * 4 * 64**2 + 4 * 52 * 64)
+    assert nominal_flops(d_model=64, n_layers=4, n_ctx=52) == 6 * (12 * 4 * 64**2 + 4 * 52 * 64)
 
 
 @pytest.mark.parametrize("style", ["llama", "gpt2"])

@@ -16,7 +16,8 @@ from qfl_interp.data.examples import ExampleStream, examples_of_all
 from qfl_interp.data.registry import task_names
 from qfl_interp.models.build import build_hooked, parameters_to_save
 from qfl_interp.models.fast_forward import fast_logits
-from qfl_interp.models.metrics import IGNORED, masked_loss
+from qfl_interp.models.losses import IGNORED
+from qfl_interp.models.metrics import masked_loss
 from qfl_interp.training.stacked import attention as attention_module
 from qfl_interp.training.stacked import bytes_per_member, kernels, max_members
 from qfl_interp.training.stacked.attention import Heads, attention, gated_unit

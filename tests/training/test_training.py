@@ -18,8 +18,8 @@ from benchmarks import kill_resume
 from benchmarks.kill_resume import fingerprint
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.writer import RunWriter
-from qfl_interp.training import loop as training_loop
 from qfl_interp.training import train as training
+from qfl_interp.training import updates
 
 
 def _weights(run, step="last"):
@@ -281,13 +281,13 @@ def test_divergence_names_step_rate_and_last_good_checkpoint(train_tiny, tmp_pat
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(train_tiny, tmp_path, monkeypatch):
-    true_loss, calls = training_loop.masked_loss, []
+    true_loss, calls = updates.masked_loss, []
 
     def broken(*arguments):
         calls.append(1)
         return true_loss(*arguments) * (float("nan") if len(calls) == 23 else 1)
 
-    monkeypatch.setattr(training_loop, "masked_loss", broken)
+    monkeypatch.setattr(updates, "masked_loss", broken)
     with pytest.raises(qfl.DivergedError, match=r"diverged at step 23: training loss nan"):
         train_tiny()
     stopped = qfl.Run.open(tmp_path / "again")

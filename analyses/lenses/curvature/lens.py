@@ -21,6 +21,7 @@ from analyses.checkpoints import n_processes
 from analyses.lens import Page
 from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from analyses.lenses.curvature.measure import (
+    NOT_ADAM,
     NOT_SAVED,
     UNKNOWN,
     UNREADABLE,
@@ -59,6 +60,7 @@ _SUMMARY = (
 )  # fmt: skip
 _WITHOUT = {
     NOT_SAVED: "no preconditioned sharpness: Adam's moments were not saved (train with save_optimizer=True)",
+    NOT_ADAM: "no preconditioned sharpness and no next update: the optimiser is not AdamW",
     UNKNOWN: "no edges and no preconditioned sharpness: learning rate and optimiser are not known",
 }
 
@@ -102,7 +104,7 @@ class Curvature(PartLens[Shared, HookedModel]):
         """Computes nothing; raises `QflError` where the vectors of a checkpoint's work do not fit into memory."""
         n_parameters = len(ParameterSpace.of(self.run.load_model(next(iter(missing)).step)))
         # Of float64: the eigensolver's, and where training began, the point, its gradient, steps and moments.
-        vectors, together = solver_vectors(1, self.config.max_products) + 12, n_processes(jobs, len(missing))
+        vectors, together = solver_vectors(1) + 12, n_processes(jobs, len(missing))
         what = f"{vectors} vectors of {n_parameters:,} parameters in each of {together} processes"
         needed = 8 * vectors * n_parameters * together
         require_memory(needed, available_bytes(self.device), what, "Take fewer jobs, a smaller max_products or model.")
@@ -168,11 +170,11 @@ class Chains(Curvature):
 
     def rows(self, shared: Shared, view: HookedModel, piece: Piece) -> Any:
         def mean_loss(parameters: Tensor, rows: Tensor) -> Tensor:
-            loss = trained_loss(view, shared.batch.rows(rows))
+            loss = trained_loss(self.run, view, shared.batch.rows(rows))
             return loss(shared.space.unflatten(parameters)).sum() / len(rows)
 
         with self._at(piece.at.step):
-            start = shared.space.flatten(trained_loss(view, shared.batch).parameters())
+            start = shared.space.flatten(trained_loss(self.run, view, shared.batch).parameters())
             found = estimate_learning_coefficient(mean_loss, start, len(shared.batch.tokens), self.sgld)
         row = {
             "learning_coefficient": found.estimate,

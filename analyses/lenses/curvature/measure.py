@@ -25,16 +25,19 @@ from qfl_interp.curvature import (
 )
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite_parameters, scored_tokens
-from qfl_interp.data.examples import ExampleStream, fitted_split, held_out
+from qfl_interp.data.examples import fitted_split, held_out
 from qfl_interp.data.task import Batch
+from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.training.schedule import learning_rate
+from qfl_interp.training.schedule import scheduled_rate
 
 # What column `moments` says.
 SAVED, NOT_YET, NOT_SAVED, UNREADABLE, UNKNOWN = "saved", "no update yet", "not saved", "unreadable", "unknown"
+# Of an optimiser that has no such moments, or that decays weights through them.
+NOT_ADAM = "not AdamW's"
 # torch.nn.utils.clip_grad_norm_ adds this to the norm it divides by.
 _CLIP_EPS = 1e-6
 
@@ -109,10 +112,11 @@ def load(run: Checkpoints, shared: Shared, step: int, device: str | torch.device
     return model_in_dtype(model, torch.float64 if shared.config.double else torch.float32)
 
 
-def trained_loss(model: HookedModel, batch: Batch) -> TokenLoss:
-    """The loss as it is trained, with all that the task scores, in the model's precision."""
+def trained_loss(run: Checkpoints, model: HookedModel, batch: Batch) -> TokenLoss:
+    """The loss as it is trained, with all that the task scores, in the model's precision; a suite's in nats."""
     dtype = next(model.parameters()).dtype
-    return TokenLoss(model, scored_tokens(batch, prompt_end=True), dtype=dtype)
+    name = run.config.train.loss_name if isinstance(run, Run) else "cross_entropy"
+    return TokenLoss(model, scored_tokens(batch, prompt_end=True), dtype=dtype, loss=name)
 
 
 def measure(run: Checkpoints, shared: Shared, model: HookedModel, step: int, to: int | None) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def measure(run: Checkpoints, shared: Shared, model: HookedModel, step: int, to:
     Raises:
         ValueError: Something is not finite, or the parameters are not those of the first checkpoint.
     """
-    hessian = Hessian(trained_loss(model, shared.batch))
+    hessian = Hessian(trained_loss(run, model, shared.batch))
     parameters = hessian.loss.parameters()
     losses = hessian.loss.values(parameters)
     theta = shared.space.flatten(parameters).double().cpu()
@@ -180,7 +184,9 @@ def _optimiser(at: _At, sharpness: float) -> dict[str, Any]:
     state, moments = None, UNKNOWN
     if isinstance(at.run, Run):
         lr = _learning_rate(at.run, at.step)
-        edge, adam_edge = stability_edge(lr), stability_edge(lr, momentum=at.run.config.train.betas[0])
+        edge = stability_edge(lr)
+        if is_adamw(at.run):
+            adam_edge = stability_edge(lr, momentum=at.run.config.train.betas[0])
         state, moments = _moments(at.run, at.step, at.hessian.loss.space)
     inverse, row = None, {"moments": moments, "lr": lr, "edge": edge, "sharpness_over_edge": sharpness / edge}
     name = "preconditioned_sharpness"
@@ -202,12 +208,21 @@ def _optimiser(at: _At, sharpness: float) -> dict[str, Any]:
     return row
 
 
+def is_adamw(run: Run) -> bool:
+    """Whether a run's updates are AdamW's: Adam's are where no weight decays."""
+    train = run.config.train
+    return train.optimizer == "adamw" or (train.optimizer == "adam" and not train.weight_decay)
+
+
 def _moments(run: Run, step: int, space: ParameterSpace) -> tuple[AdamState | None, str]:
     """Adam's moments at a checkpoint, and what column `moments` says of them."""
+    if not is_adamw(run):
+        return None, NOT_ADAM
     try:
         tensors = run.load_checkpoint(step, with_optimizer=True).optimizer
         if tensors is None:
             return None, NOT_SAVED
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("intervention/")}
         state = adam_state(space, tensors)
     except QflError:
         # The parameters have been read: everything that does not need the moments can be measured.
@@ -221,9 +236,14 @@ def _flat(vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
 
 
 def _learning_rate(run: Run, step: int) -> float:
-    """The learning rate of the update after a step; at the last step that of the update before it."""
-    done = min(step - run.config.first_step, run.config.n_steps - 1)
-    return learning_rate(run.config.train, step=done, n_steps=run.config.n_steps)
+    """The learning rate of the update after a step; at the last step that of the update before it.
+
+    By the schedule; "cdat" sets another, which the metrics have.
+    """
+    if run.config.train.schedule == "cdat":
+        rates = run.metrics.dropna(subset=["lr"]).set_index("step")["lr"]
+        return float(rates.loc[min(step + 1, run.config.last_step)])
+    return scheduled_rate(run.config, min(step, run.config.last_step - 1))
 
 
 def _next_update(at: _At, state: AdamState | None) -> Float[Tensor, " parameter"] | None:
@@ -234,10 +254,10 @@ def _next_update(at: _At, state: AdamState | None) -> Float[Tensor, " parameter"
     if not isinstance(at.run, Run) or state is None or at.step >= at.run.config.last_step:
         return None
     train = at.run.config.train
-    batch = ExampleStream(at.run.task, train.seed, train.batch_size).batch(at.step)
-    gradient = _flat(Hessian(trained_loss(at.hessian.loss.model, batch)).gradient())
-    gradient *= min(1.0, train.clip_norm / (float(gradient.norm()) + _CLIP_EPS))
+    batch = make_stream(at.run.task, train).batch(at.step)
+    gradient = _flat(Hessian(trained_loss(at.run, at.hessian.loss.model, batch)).gradient())
+    gradient *= min(1.0, train.max_norm / (float(gradient.norm()) + _CLIP_EPS))
     return adam_update(
         at.theta, gradient, state, lr=_learning_rate(at.run, at.step), betas=train.betas, eps=train.adam_eps,
-        weight_decay=train.weight_decay,
+        weight_decay=train.weight_decay or 0.0,
     )  # fmt: skip

@@ -12,15 +12,7 @@ import torch
 
 from analyses.choose import chosen_features
 from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
-from analyses.lenses.probe.data import (
-    ProbeData,
-    feature_data,
-    not_rare,
-    part_name,
-    place_columns,
-    probe_data,
-    read_span,
-)
+from analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
 from analyses.models_at import ModelAt, models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
@@ -29,6 +21,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.probes import PROBE_LOSS, online_code
+from qfl_interp.probes.feature_data import feature_data, not_rare
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import column, groups

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analyses.checkpoints import n_processes, over_checkpoints
 from analyses.lenses.polca.plan import LEAVE_OUT, Plan, Stage, direction_part
-from analyses.lenses.probe.data import labels_of, probe_tensors
+from analyses.lenses.probe.data import probe_tensors
 from analyses.lenses.probe.lens import probe
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
@@ -35,6 +35,7 @@ from qfl_interp.polca.basis import (
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.probe_gradient import probe_gradient
 from qfl_interp.probes import load_probes
+from qfl_interp.probes.feature_data import labels_of
 from qfl_interp.seeding import torch_generator
 from qfl_interp.shapes import Examples
 
@@ -61,7 +62,7 @@ def find_basis(plan: Plan, *, jobs: int = 1, progress: bool = True) -> None:
     at_once, together = len(plan.stages) == 1, n_processes(jobs, len(plan.steps))
     memory: dict[str, Any] = {"at_once": at_once, "dtype": plan.dtype, "jobs": together}
     if config.basis in ("hessian", "shuffled"):
-        memory["n_vectors"] = solver_vectors(config.per_checkpoint, config.max_products)
+        memory["n_vectors"] = solver_vectors(config.per_checkpoint)
     needed = basis_bytes(n_rows, len(plan.space), **memory)
     remedy = "Take fewer directions (basis_steps, per_checkpoint, n_directions), fewer jobs, or float32."
     require_memory(needed, available_bytes(plan.device), f"{n} directions of {len(plan.space):,} parameters", remedy)

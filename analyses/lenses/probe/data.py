@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from analyses.models_at import ModelAt
-from qfl_interp.activations.spans import Place, SiteSpan
+from qfl_interp.activations.spans import Place
 from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out
@@ -20,8 +20,6 @@ from qfl_interp.runs.series import Checkpoints
 from qfl_interp.shapes import Examples
 
 TABLE = "probe"
-# A label that a smaller share of the training examples has is not fitted: there would be more weights than data.
-_MIN_SHARE = 0.05
 
 
 class ProbeData(NamedTuple):
@@ -70,38 +68,6 @@ def read_span(task: Task, examples: Examples) -> tuple[int, int]:
     positions = np.concatenate([f.positions(examples).ravel() for f in task.features.values()])
     read = positions[positions != NO_POSITION]
     return int(read.min()), int(read.max())
-
-
-def labels_of(feature: Feature, examples: Examples) -> Tensor:
-    """Labels as probes want them: [output, label, example]."""
-    # A copy: a task may hand out an array that must not be written to.
-    labels = torch.from_numpy(np.array(feature.labels(examples), order="C"))
-    return labels[..., None].movedim(0, 2).movedim(1, 0) if labels.ndim == 2 else labels.permute(2, 1, 0)
-
-
-class FeatureData(NamedTuple):
-    """One feature's activations and labels on some examples.
-
-    Attributes:
-        x: [place, label, example, d].
-        y: [output, label, example].
-        kept: Which examples have the label; none of those of a label that is too rare to fit.
-    """
-
-    x: Tensor
-    y: Tensor
-    kept: Tensor
-
-
-def feature_data(feature: Feature, span: SiteSpan, examples: Examples) -> FeatureData:
-    """What a feature's probes see of some examples."""
-    x, present = span.read(feature.positions(examples))
-    return FeatureData(x, labels_of(feature, examples), present)
-
-
-def not_rare(data: FeatureData) -> FeatureData:
-    """The data without labels that fewer than 5 % of the examples have."""
-    return data._replace(kept=data.kept & (data.kept.double().mean(dim=1, keepdim=True) >= _MIN_SHARE))
 
 
 def place_columns(places: Sequence[Place], n_labels: int) -> dict[str, np.ndarray]:

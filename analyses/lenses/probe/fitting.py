@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.lenses.probe.data import FeatureData, not_rare
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.task import Feature
 from qfl_interp.emergence.aggregation import select_layer
@@ -23,6 +22,7 @@ from qfl_interp.probes import (
     share_labels,
     shuffle_labels,
 )
+from qfl_interp.probes.feature_data import FeatureData, not_rare
 from qfl_interp.seeding import generator
 
 

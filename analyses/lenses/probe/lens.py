@@ -13,16 +13,7 @@ from torch import Tensor
 
 from analyses.choose import chosen_features, next_token_note
 from analyses.lens import Page
-from analyses.lenses.probe.data import (
-    TABLE,
-    ProbeData,
-    feature_data,
-    part_name,
-    place_columns,
-    probe_data,
-    read_span,
-    store_key,
-)
+from analyses.lenses.probe.data import TABLE, ProbeData, part_name, place_columns, probe_data, read_span, store_key
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.lenses.probe.fitting import fit_feature
 from analyses.models_at import ModelAt, models_at
@@ -33,6 +24,7 @@ from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel
+from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples

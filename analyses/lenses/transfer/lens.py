@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analyses.choose import chosen_features
-from analyses.lenses.probe.data import ProbeData, feature_data, part_name, probe_data, probe_tensors, read_span
+from analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
 from analyses.lenses.probe.lens import probe
 from analyses.lenses.transfer.figure import transfer_figure
 from analyses.models_at import ModelAt
@@ -23,6 +23,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import NOT_FITTED
 from qfl_interp.probes import PROBE_LOSS, load_probes
+from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 

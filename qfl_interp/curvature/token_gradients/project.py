@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qfl_interp.curvature.token_gradients.directional import TokenProjections, jvp_curvature, jvp_projections
 from qfl_interp.curvature.token_gradients.layers import layer_projections
+from qfl_interp.curvature.token_gradients.operations import jvp_is_faster
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite
 from qfl_interp.models.forward import is_fast
 
@@ -32,7 +33,8 @@ def project_gradients(
         method: "layers" forms the gradients of the model's weights token by token from what every layer read and the
             gradient of what it wrote, and multiplies them with all directions at once: for models of `build_model`
             without hooks (`is_fast`), fastest beyond a handful of directions. "jvp" is one Jacobian-vector product a
-            direction, through the model with its hooks, for any model. "auto" is the first where it can be.
+            direction, with the model's hooks, for any model. "auto" is the one with less to compute (`operations`);
+            "jvp" where "layers" cannot be.
         max_bytes: Bound on working memory beside the arguments and the result; at least one token, or one sequence and
             one direction, is worked on whatever it says.
 
@@ -44,7 +46,8 @@ def project_gradients(
     if method not in ("auto", "layers", "jvp"):
         raise ValueError(f"method must be 'auto', 'layers' or 'jvp', got {method!r}.")
     theta, vectors = _checked(loss, parameters, directions, max_bytes)
-    layers = method == "layers" or (method == "auto" and is_fast(loss.model))
+    faster = "layers" if is_fast(loss.model) and not jvp_is_faster(loss.scored, len(vectors)) else "jvp"
+    layers = (faster if method == "auto" else method) == "layers"
     found = (layer_projections if layers else jvp_projections)(loss, theta, vectors, max_bytes=max_bytes)
     require_finite(found.losses, "loss of the tokens")
     require_finite(found.gradients, "derivative of the tokens' losses along the directions")

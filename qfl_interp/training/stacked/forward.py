@@ -17,7 +17,7 @@ from torch import Tensor
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.fast_support import require_supported
 from qfl_interp.models.fused_ops import unit_rms
-from qfl_interp.models.metrics import IGNORED
+from qfl_interp.models.losses import IGNORED
 from qfl_interp.training.stacked.attention import Heads, attention, gated_unit
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def stacked_logits(
         block = _Block(weights, f"blocks.{layer}.")
         last = layer == config.n_layers - 1
         first = span.start if last else 0
-        heads = Heads(config.n_heads, first, config.d_head**-0.5, shape.turn)
+        heads = Heads(config.n_heads, first, config.d_head_used**-0.5, shape.turn)
         matrix, bias = _qkv(block)
-        if layer == 0 and one_hot is not None and config.style == "llama":
+        if layer == 0 and one_hot is not None and "pos_embed.W_pos" not in weights:
             # Without positions in the stream the first block reads one of d_vocab rows.
             rows, matrix = _normalised(weights["embed.W_E"], block, "ln1", matrix, eps)
             source, matrix = one_hot, rows @ matrix

@@ -6,9 +6,10 @@ from collections.abc import Hashable
 
 import torch
 
-from qfl_interp.config import ModelConfig
+from qfl_interp.digests import json_digest
+from qfl_interp.model_kinds import AnyModelConfig
 from qfl_interp.runs.config import RunConfig
-from qfl_interp.training.footprint import bytes_per_member, n_weights
+from qfl_interp.training.footprint import bytes_per_member
 
 # Fields of TrainConfig in which the members of a stack may differ; the number of updates is compared in their stead.
 _FREE = ("lr", "seed", "budget_flops", "n_steps")
@@ -26,26 +27,36 @@ def stack_key(config: RunConfig) -> Hashable:
     """Runs with equal keys can train as one stack; a run that can be in no stack has a key of its own.
 
     They have one task, length and model shape, one number of updates and everything else of `TrainConfig` in common
-    but learning rate and seed (the budget may differ where the steps are equal). Branches and runs with `compile=True`
-    train alone. Both styles of model can be stacked.
+    but learning rate and seed (the budget may differ where the steps are equal). Branches, runs with `compile=True` or
+    the schedule "cdat", on a fixed training set, of another optimiser than AdamW or another loss, and models that are
+    neither "llama" nor "gpt2" in their function (`ModelConfig.stackable`) train alone.
     """
-    if config.start is not None or config.train.compile:
-        return config
-    train = tuple((name, value) for name, value in config.train.to_dict().items() if name not in _FREE)
-    return (config.task, config.length, config.model, train, config.n_steps, config.n_ctx, config.d_vocab)
+    train = config.train
+    usual = train.optimizer == "adamw" and train.schedule != "cdat" and train.loss_name == "cross_entropy"
+    usual = usual and config.n_train is None and not train.compile
+    if not usual or config.start is not None or not config.model.stackable:
+        return config.digest
+    settings = json_digest({name: value for name, value in train.to_dict().items() if name not in _FREE})
+    sizes = (config.n_steps, config.n_ctx, config.d_vocab)
+    return (config.task, config.length, config.task_options, config.model, settings, *sizes)
 
 
 def faster_alone(
-    model: ModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
+    model: AnyModelConfig, *, batch_size: int, n_ctx: int, d_vocab: int = 32, device: str | torch.device = "cpu"
 ) -> bool:
-    """Whether runs of a shape train faster one by one than as a stack: large models of small batches on a CPU."""
+    """Whether runs of a shape train faster one by one than as a stack: large models of small batches on a CPU.
+
+    So do all that cannot be stacked.
+    """
+    if not model.stackable:
+        return True
     if torch.device(device).type == "cuda":
         return False
-    return n_weights(model, d_vocab) >= _ALONE_PARAMETERS and batch_size * n_ctx < _ALONE_TOKENS * model.d_model
+    return model.n_weights(d_vocab=d_vocab) >= _ALONE_PARAMETERS and batch_size * n_ctx < _ALONE_TOKENS * model.d_model
 
 
 def max_members(
-    model: ModelConfig,
+    model: AnyModelConfig,
     *,
     batch_size: int,
     n_ctx: int,

@@ -14,6 +14,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from qfl_interp.config import ModelConfig
 from qfl_interp.data.examples import ExampleStream, examples_of_all, held_out
 from qfl_interp.data.task import Batch, Task
 from qfl_interp.errors import QflError, StorageError
@@ -83,13 +84,16 @@ def train_stacked(
             "Group them by stack_key."
         )
     for config, path in runs:
-        if (config.task, config.length) != (task.name, task.length) or config.start or config.train.compile:
-            raise ValueError(f"{path} must be a run of {task!r}, no branch and not compiled, got {config.run_id}.")
+        same = (config.task, config.length, config.task_options) == (task.name, task.length, task.options)
+        if not same or config.start or config.train.compile or config.n_train is not None:
+            raise ValueError(
+                f"{path} must be a run of fresh examples of {task!r}, no branch and not compiled, got {config.run_id}."
+            )
     errors: list[Exception | None] = [None] * len(runs)
     if not runs:
         return errors
     config = runs[0][0]
-    sizes = {"batch_size": config.train.batch_size, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab, "device": device}
+    sizes = {"batch_size": config.batch_size, "n_ctx": config.n_ctx, "d_vocab": config.d_vocab, "device": device}
     indexed = [(index, *run) for index, run in enumerate(runs)]
     with progress_bar(enabled=progress) as bar:
         if faster_alone(config.model, **sizes):
@@ -147,7 +151,7 @@ def _train_together(
                 step = config.first_step if state is None else state.step
                 train = config.train
                 examples = held_out(task, "val", config.n_val, seed=train.seed, stream="validation")
-                stream = ExampleStream(task, train.seed, train.batch_size)
+                stream = ExampleStream(task, train.seed, config.batch_size)
                 session.begin(step, device)
             except StorageError:
                 raise
@@ -232,7 +236,7 @@ class _StackedLoop:
             stacked_logits(self.parameters.weights, self.shape, tokens, span), target.unflatten(0, (n_members, -1))
         )
         self.parameters.differentiate(losses.sum())
-        norms = self.parameters.clip(self.config.clip_norm)
+        norms = self.parameters.clip(self.config.max_norm)
         lrs = [member.session.learning_rate(self.step) for member in self.members]
         self.step += 1
         self.parameters.update(lrs, self.step, self.config)
@@ -282,7 +286,7 @@ class _StackedLoop:
         weights = self.parameters.views(self.parameters.values[list(chosen)])
         sets = [self.members[at].validation for at in chosen]
         n_examples, n_members = len(sets[0].tokens), len(chosen)
-        each = max(self.config.batch_size, _EVALUATED // n_members)
+        each = max(self.run_config.batch_size, _EVALUATED // n_members)
         # [member, example] as rows of one batch, in the order of the passes.
         rows = np.arange(n_members * n_examples).reshape(n_members, n_examples)
         order = np.concatenate([rows[:, start : start + each].ravel() for start in range(0, n_examples, each)])
@@ -312,5 +316,7 @@ def _stacked_models(
     for at, state in enumerate(states):
         if state is not None and state.optimizer is not None:
             parameters.load_moments(at, state.optimizer)
-    shape = stack_shape(members[0].session.run_config.model, models[0])
+    config = members[0].session.run_config.model
+    assert isinstance(config, ModelConfig)  # others are not stackable
+    shape = stack_shape(config, models[0])
     return parameters, shape._replace(turn=shape.turn.to(device))

@@ -97,7 +97,8 @@ class StackedParameters:
             Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; as torch.optim.AdamW.
         """
         beta1, beta2 = config.betas
-        new = torch.tensor([[1 - lr * config.weight_decay, -lr / (1 - beta1**step)] for lr in lrs], dtype=torch.float64)
+        decay = config.weight_decay or 0.0
+        new = torch.tensor([[1 - lr * decay, -lr / (1 - beta1**step)] for lr in lrs], dtype=torch.float64)
         shrink, rate = new.to(self.values).t()[:, :, None]
         self.means.lerp_(self.gradients, 1 - beta1)
         self.squares.mul_(beta2).addcmul_(self.gradients, self.gradients, value=1 - beta2)

@@ -22,8 +22,8 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from qfl_interp.data.task import Batch
-from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.memory import available_bytes, require_memory
+from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.seeding import torch_generator
 
 # Weights, their gradient, the step, the initial weights, and what a solver for the sharpness keeps at least.
@@ -88,8 +88,8 @@ class HomogeneousMLP(HookedRootModule):
 
     def __init__(self, config: MLPConfig, *, seed: int = 0) -> None:
         super().__init__()
-        needed = _COPIES * 4 * config.n_parameters
-        what = f"the {config.n_parameters:,} weights of widths {config.widths}"
+        needed = _COPIES * 4 * config.size
+        what = f"the {config.size:,} weights of widths {config.widths}"
         require_memory(needed, available_bytes(), what, "Take a smaller width, depth or width_exponent.")
         self.cfg = config
         widths, alphas = config.widths, config.multipliers
@@ -126,24 +126,37 @@ class SampleReader(HookedRootModule):
 
     Args:
         model: The network; it can still be called with vectors.
-        samples: The inputs that ids stand for.
+        samples: The inputs that ids stand for; `show` gives them later.
 
     Raises:
         ValueError: The samples are not as wide as the network's input.
     """
 
-    def __init__(self, model: HomogeneousMLP, samples: Float[Tensor, "sample d_in"]) -> None:
+    def __init__(self, model: HomogeneousMLP, samples: Float[Tensor, "sample d_in"] | None = None) -> None:
         super().__init__()
-        if samples.shape[1] != model.cfg.d_in:
-            raise ValueError(f"samples must have d_in = {model.cfg.d_in} columns, got {samples.shape[1]}.")
         self.cfg = model.cfg
         self.blocks, self.unembed, self.hook_logits = model.blocks, model.unembed, model.hook_logits
         self.samples: Tensor
-        self.register_buffer("samples", samples, persistent=False)
+        self.register_buffer("samples", torch.zeros(0, model.cfg.d_in), persistent=False)
         self.setup()
+        if samples is not None:
+            self.show(samples)
 
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_out"]:
-        """The outputs, the same at every position of a row."""
+    def show(self, samples: Float[Tensor, "sample d_in"]) -> None:
+        """Let ids stand for these samples. Raises `ValueError` where they are not as wide as the network's input."""
+        if samples.shape[1] != self.cfg.d_in:
+            raise ValueError(f"samples must have d_in = {self.cfg.d_in} columns, got {samples.shape[1]}.")
+        self.samples = samples.to(self.samples)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """`W_1 .. W_depth`, the parameters themselves."""
+        return tuple(self.parameters())
+
+    def forward(self, tokens: Int[Tensor, "batch pos"] | Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The outputs, the same at every position of a row; of vectors, their own."""
+        if tokens.is_floating_point():
+            return HomogeneousMLP.forward(self, tokens)  # pyright: ignore[reportArgumentType]
         seen = self.samples[tokens[:, :1]].expand(-1, tokens.shape[1], -1)
         return HomogeneousMLP.forward(self, seen)  # pyright: ignore[reportArgumentType]  # the same modules
 

@@ -1,0 +1,1 @@
+"""How far beyond the edge of stability does a homogeneous network train?"""

@@ -1,0 +1,71 @@
+"""The losses of single tokens by name: what training minimises and validations report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from qfl_interp.errors import QflError
+from qfl_interp.recipes import LOSSES, own_loss
+
+# Marks a position whose prediction is not scored.
+IGNORED = -100
+
+TokenLosses = Callable[
+    [Float[Tensor, "token d_vocab"], Int[Tensor, " token"]], Float[Tensor, " token"]
+]  # a loss for each row of logits
+
+
+def cross_entropies(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """`-log softmax(f)_y` in nats; 0 where the target is `IGNORED`."""
+    return functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
+
+
+def squared_errors(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """`|f - e_y|^2 / 2` with the unit vector of the target; 0 where it is `IGNORED`."""
+    kept = target != IGNORED
+    wanted = functional.one_hot(target.where(kept, 0), logits.shape[-1]).to(logits.dtype)
+    return (logits - wanted).square().sum(dim=-1).where(kept, 0) / 2
+
+
+def hinges(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """`max(0, 1 + max_{j != y} f_j - f_y)`; 0 where the target is `IGNORED`.
+
+    References:
+        Crammer and Singer, On the algorithmic implementation of multiclass kernel-based vector machines (JMLR 2001).
+    """
+    kept = target != IGNORED
+    index = target.where(kept, 0)[:, None]
+    right = logits.gather(1, index)[:, 0]
+    others = logits.scatter(1, index, -torch.inf).amax(dim=1)
+    return (1 + others - right).clamp_min(0).where(kept, 0)
+
+
+_NAMED: dict[str, TokenLosses] = dict(zip(LOSSES, (cross_entropies, squared_errors, hinges), strict=True))
+
+
+def token_losses_of(name: str) -> TokenLosses:
+    """The losses of this name; one of the user's is given scored tokens alone, and checked.
+
+    Raises:
+        QflError: A function of the user's that this process does not know, or that does not give one finite-typed
+            number a token.
+    """
+    if name in _NAMED:
+        return _NAMED[name]
+    own = own_loss(name)
+
+    def checked(logits: Tensor, target: Tensor) -> Tensor:
+        kept = target != IGNORED
+        found = own(logits[kept], target[kept])
+        n = int(kept.sum())
+        if not isinstance(found, Tensor) or found.shape != (n,) or not found.is_floating_point():
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise QflError(f"loss {name!r} must give one number for each of {n} tokens, got {shape}. Do not average.")
+        return logits.new_zeros(len(target)).masked_scatter(kept, found.to(logits.dtype))
+
+    return checked

@@ -1,0 +1,132 @@
+"""One update of a model on a batch: its loss, the gradient, the optimiser's step."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from qfl_interp.curvature.hessian import Hessian
+from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
+from qfl_interp.data.task import Batch, Task
+from qfl_interp.models.build import HookedModel
+from qfl_interp.models.fast_forward import FastLogits
+from qfl_interp.models.metrics import masked_loss, scored_span, targets
+from qfl_interp.models.mup import lr_multipliers
+from qfl_interp.recipes import SCHEDULES, UPDATES, setting_values
+from qfl_interp.runs.config import RunConfig
+from qfl_interp.training.optimizers import NamedOptimizer
+
+
+class Done(NamedTuple):
+    """What an update was: the loss before it, the gradient's norm before clipping, the learning rate it was made at."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+@runtime_checkable
+class Updates(Protocol):
+    """How a model is changed, batch by batch; the state between two updates is `tensors`.
+
+    Attributes:
+        peak_lr: What the schedule's learning rate is measured in.
+    """
+
+    peak_lr: float
+
+    def apply(self, batch: Batch, lr: float) -> Done:
+        """One update; `lr` is what the schedule says."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, by name."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        ...
+
+
+class GradientUpdates:
+    """Updates along the gradient of the batch's mean loss, by an optimiser of torch.
+
+    Args:
+        model: It is changed in place.
+        task: What is learned.
+        run: Names the loss, the optimiser and the schedule.
+        forward: The model's logits at some positions, differentiable.
+        device: Where it all happens.
+    """
+
+    def __init__(
+        self, model: HookedModel, task: Task, run: RunConfig, forward: FastLogits, device: torch.device
+    ) -> None:
+        self.model, self.config, self.forward, self.device = model, run.train, forward, device
+        self.peak_lr = self.config.lr
+        rule = "sgd" if self.config.optimizer == "sgd" else "adam"
+        scales = lr_multipliers(run.model, dict(model.named_parameters()), rule=rule)
+        self.optimizer = NamedOptimizer(model, self.config, scales)
+        self.tensors, self.load = self.optimizer.tensors, self.optimizer.load
+
+    def apply(self, batch: Batch, lr: float) -> Done:
+        """One update on a batch."""
+        span = scored_span(batch.loss_mask)
+        target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
+        loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target, self.config.loss_name)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_norm, foreach=True)
+        if self.config.schedule == "cdat":
+            lr = self._tuned_step(batch, lr)
+        else:
+            self.optimizer.step(lr)
+        return Done(loss.detach(), norm.detach(), lr)
+
+    def _tuned_step(self, batch: Batch, lr: float) -> float:
+        """A step as long as the curvature along it says; returns its learning rate.
+
+        With the optimiser's update `u` at rate 1 and the batch's loss f: `lr = sigma |g'u| / u'Hu` where u descends and
+        the curvature along it is positive, otherwise the schedule's own `lr`. On the quadratic model of the batch,
+        sigma = 1 is the minimum along u, and sigma = 2 is the edge: where the loss is what it was.
+
+        References:
+            Stepping on the Edge: Curvature Aware Learning Rate Tuners (arXiv 2407.06183), eq. of the edge; no moving
+            averages.
+        """
+        before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.optimizer.step(1.0)
+        with torch.no_grad():
+            step = {name: p - before[name] for name, p in self.model.named_parameters()}
+        scored = scored_tokens(batch, prompt_end=True)
+        hessian = Hessian(TokenLoss(self.model, scored, loss=self.config.loss_name), before, chunk=len(batch.tokens))
+        direction = hessian.loss.space.flatten(step)
+        slope = float(hessian.gradient().double() @ direction.double())
+        bent = float(direction.double() @ hessian.product(direction).double())
+        if slope < 0 < bent:
+            sigma = setting_values(self.config.schedule_options, SCHEDULES["cdat"])["sigma"]
+            lr = sigma * -slope / bent
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(before[name] + lr * step[name])
+        return lr
+
+
+def freeze(model: nn.Module, modules: Sequence[str]) -> None:
+    """Take modules out of training, by name ("blocks.0.attn"), or single parameters."""
+    for name, parameter in model.named_parameters():
+        if any(name == module or name.startswith(f"{module}.") for module in modules):
+            parameter.requires_grad_(False)
+
+
+def make_updates(model: HookedModel, task: Task, run: RunConfig, forward: FastLogits, device: torch.device) -> Updates:
+    """The updates that a run's configuration names, of its fresh model; raises what they raise."""
+    made = UPDATES.get(run.train.optimizer)
+    if made is None:
+        return GradientUpdates(model, task, run, forward, device)
+    module, _, name = made.partition(":")
+    return getattr(importlib.import_module(module), name)(model, task, run, forward, device)
