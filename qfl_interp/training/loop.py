@@ -65,7 +65,6 @@ class TrainingLoop:
             if run.fork.intervene is not None:
                 self.interventions = TrainingInterventions(self.model, task, run.fork.intervene, run.first_step)
         self.forward = training_forward(self.model, hooked=self.interventions is not None)
-        self.plain_forward = self.forward
         self.token_losses = token_losses_of(self.config.loss_name)
         self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
         self.session.peak_lr = self.updates.peak_lr
@@ -181,7 +180,8 @@ class TrainingLoop:
 
         def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
             with self._with(installed(rows)):
-                return self.plain_forward(tokens.to(self.device), positions).cpu()
+                # Never the compiled one: validations have other shapes.
+                return training_forward(self.model)(tokens.to(self.device), positions).cpu()
 
         means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
         # A chance of being right is what the cross-entropy alone gives.
