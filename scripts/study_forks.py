@@ -20,8 +20,6 @@ from figures.forks import forks_figure
 from pages import DOCS, fill, markdown, save
 
 import qfl_interp as qfl
-from qfl_interp.emergence.transition import find_transition
-from qfl_interp.tables import column
 
 ROWS, PAGE, CURVES = DOCS / "forks.csv", DOCS / "forks.md", DOCS / "forks_curves.csv"
 MODEL = qfl.ModelConfig(d_model=64, n_layers=4, n_heads=4)
@@ -66,7 +64,7 @@ def rows_of(seed: int, runs: dict[str, qfl.Run]) -> tuple[pd.DataFrame, pd.DataF
     """A row a training, and its curve."""
     found, curves = [], []
     parent = curve(runs["parent"], runs["parent"])
-    plateau = find_transition(column(parent, "flops")[1:], column(parent, "val_loss")[1:]).plateau_loss
+    plateau = runs["parent"].task.baselines["paper"]  # knowing nothing but which tokens occur where
     normal = halfway(parent, plateau / 2)
     for name, run in runs.items():
         rows = curve(runs["parent"], run)

@@ -135,7 +135,7 @@ def train(
         loaded, model, config, target, resume=resume, device=device, progress=not quiet,
         make_loggers=lambda run: _loggers(run, tensorboard, wandb),
     )  # fmt: skip
-    _print_run(finished, as_json)
+    print_run(finished, as_json)
 
 
 def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: AsJson = False) -> None:
@@ -145,7 +145,7 @@ def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: 
     """
     from qfl_interp.training.train import resume as continue_run
 
-    _print_run(continue_run(run, device=device, progress=not quiet), as_json)
+    print_run(continue_run(run, device=device, progress=not quiet), as_json)
 
 
 def _batch_size(text: str) -> int | Literal["all"]:
@@ -166,7 +166,7 @@ def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:
     return made + ([WandbLogger(wandb, config=run.config.train.to_dict())] if wandb else [])
 
 
-def _print_run(run: Run, as_json: bool) -> None:
+def print_run(run: Run, as_json: bool) -> None:
     """The run in a line, or its last metrics as JSON."""
     last = run.metrics.iloc[-1].to_dict()
     if as_json:
