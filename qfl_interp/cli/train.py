@@ -100,6 +100,12 @@ def train(
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
+    lens: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A lens that looks at checkpoints as they appear: probe.")
+    ] = None,
+    lens_at: Annotated[
+        str, typer.Option(metavar="STEPS", help="At which of them: all, last, log:N, 10,20.")
+    ] = "log:20",
     device: Device = "cpu",
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -134,6 +140,7 @@ def train(
     finished = run_training(
         loaded, model, config, target, resume=resume, device=device, progress=not quiet,
         make_loggers=lambda run: _loggers(run, tensorboard, wandb),
+        lenses={name.replace("-", "_"): {} for name in lens or ()}, at=lens_at,
     )  # fmt: skip
     print_run(finished, as_json)
 
