@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
+def _part(text: str) -> Any:
+    """An option that is a part of the architecture; without a default it is the style's."""
+    return typer.Option(help=text, rich_help_panel="Architecture", show_default=False)
+
+
 def train(
     task: Annotated[str, typer.Argument(help="A registered task; `qfl tasks` lists them.", show_default=False)],
     length: Annotated[
@@ -31,7 +36,10 @@ def train(
     d_model: Annotated[int, typer.Option(help="Width of the residual stream.")] = 64,
     n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
     n_heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
-    style: Annotated[Literal["llama", "gpt2"], typer.Option(help="Architecture.")] = "llama",
+    style: Annotated[
+        Literal["llama", "gpt2", "grokking"],
+        typer.Option(help="Architecture: the preset that the options under Architecture depart from."),
+    ] = "llama",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[
         str, typer.Option(metavar="INTEGER|all", help="Examples an update; all: every training problem at each.")
@@ -70,6 +78,26 @@ def train(
     ] = False,
     compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out if there is one.")] = False,
+    norm: Annotated[Literal["rms", "ln", "none"] | None, _part("Norm of what a block reads.")] = None,
+    act: Annotated[
+        Literal["silu", "gelu", "gelu_new", "relu", "relu2", "solu"] | None, _part("Nonlinearity of the MLP.")
+    ] = None,
+    gated: Annotated[bool | None, _part("Whether the MLP has a gate, as SwiGLU.")] = None,
+    positions: Annotated[Literal["rotary", "learned", "none"] | None, _part("How the model knows positions.")] = None,
+    biases: Annotated[Literal["all", "mlp", "none"] | None, _part("Which biases there are.")] = None,
+    attn_only: Annotated[bool, _part("Blocks without an MLP.")] = False,
+    d_head: Annotated[int | None, _part("Width of a head; d_model / n_heads by default.")] = None,
+    d_mlp: Annotated[
+        int | None, _part("Hidden width of the MLP; by default 8/3 d_model with a gate, 4 d_model without.")
+    ] = None,
+    tied: Annotated[bool, _part("The unembedding is the transposed embedding.")] = False,
+    init: Annotated[
+        Literal["llama", "gpt2", "grokking"] | None, _part("Initial matrices: those of this style.")
+    ] = None,
+    init_scale: Annotated[float, _part("Multiplies every initial matrix.")] = 1.0,
+    mup_base: Annotated[
+        int | None, _part("Maximal-update parametrisation: the width at which --lr was chosen.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
     device: Device = "cpu",
@@ -83,7 +111,11 @@ def train(
 
     Example: `qfl train addition --length 16 --budget 3e12 --out runs/add16`
     """
-    model = ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style)
+    model = ModelConfig(
+        d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style, norm=norm, act=act, gated=gated,
+        positions=positions, biases=biases, attn_only=attn_only, d_head=d_head, d_mlp=d_mlp, tied=tied, init=init,
+        init_scale=init_scale, mup_base=mup_base,
+    )  # fmt: skip
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
         weight_decay=weight_decay, schedule=schedule,

@@ -1,8 +1,8 @@
 """All that knows TransformerLens: building models, hook points, passes, metrics.
 
 `build` makes models; `hooks` reads and changes activations; `fast_forward`, with `fast_support` and `fused_ops`,
-computes the same function without hooks, and `forward` picks the faster of the two. `generate` decodes, `metrics`
-scores.
+computes the same function without hooks, and `forward` picks the faster of the two. `given` takes models of the user's
+own, `tied` and `mup` are parametrisations. `generate` decodes, `metrics` scores.
 """
 
 from __future__ import annotations

@@ -14,30 +14,42 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from qfl_interp.models.fast_support import require_supported
-from qfl_interp.models.fused_ops import AttentionPlan, at_positions, causal_attention, swiglu, unit_rms
+from qfl_interp.models.fused_ops import (
+    ACTIVATIONS,
+    AttentionPlan,
+    at_positions,
+    causal_attention,
+    swiglu,
+    unit_rms,
+)
 from qfl_interp.shapes import Tokens
 
 if TYPE_CHECKING:
     from qfl_interp.models.build import HookedTransformer
 
 Positions = Int[Tensor, " asked"] | slice | None
+Norm = tuple[Tensor, Tensor | None] | None
 FastLogits = Callable[..., Float[Tensor, "batch asked d_vocab"]]
 
 
 class FastLayer(NamedTuple):
-    """One block's parameters; without biases in the llama style, without a gate in the other."""
+    """One block's parameters; None where the model has none.
 
-    norm1: tuple[Tensor, Tensor | None]
-    norm2: tuple[Tensor, Tensor | None]
+    A norm is a gain and a shift, `up` and `down` the MLP's matrices with their biases, `act` its nonlinearity's name.
+    """
+
+    norm1: Norm
+    norm2: Norm
     qkv: tuple[Tensor, Tensor, Tensor]
     qkv_bias: tuple[Tensor, Tensor, Tensor] | None
     out: tuple[Tensor, Tensor | None]
     gate: Tensor | None
-    up: tuple[Tensor, Tensor | None]
-    down: tuple[Tensor, Tensor | None]
+    up: tuple[Tensor, Tensor | None] | None
+    down: tuple[Tensor, Tensor | None] | None
+    act: str
 
 
 class FastWeights(NamedTuple):
@@ -46,7 +58,7 @@ class FastWeights(NamedTuple):
     embed: Tensor
     pos_embed: Tensor | None
     layers: list[FastLayer]
-    norm: tuple[Tensor, Tensor | None]
+    norm: Norm
     unembed: tuple[Tensor, Tensor | None]
     turn: Tensor | None
     eps: float
@@ -62,7 +74,8 @@ def fast_logits(
     same inputs.
 
     Args:
-        model: As `build_model` makes it, in either style; float32 or float64.
+        model: As `build_model` makes it, but for `act` "relu2" and "solu", tied unembeddings, a gated MLP with biases
+            and, where heads grow with the model, `mup_base`; float32 or float64.
         tokens: Token ids, at most n_ctx of them in a row.
         positions: Sorted position indices (on the CPU, or every call waits for the device) or a slice; all
             by default.
@@ -171,32 +184,43 @@ def read_weights(model: HookedTransformer, tokens: Tokens) -> FastWeights:
     if n_pos > cfg.n_ctx or (turn is not None and n_pos > len(turn)):
         raise ValueError(f"tokens must be at most n_ctx = {cfg.n_ctx} long, got {n_pos}. Cut the sequences.")
     layers = []
-    llama = turn is not None
-    final: Any = model.ln_final
     block: Any
     for block in model.blocks:
-        attn, mlp = block.attn, block.mlp
+        attn, mlp = block.attn, None if cfg.attn_only else block.mlp
+        biases = ("b_Q", "b_K", "b_V")
         layers.append(
             FastLayer(
-                norm1=(block.ln1.w, None if llama else block.ln1.b),
-                norm2=(block.ln2.w, None if llama else block.ln2.b),
+                norm1=_norm(block.ln1),
+                norm2=None if mlp is None else _norm(block.ln2),
                 qkv=(attn.W_Q, attn.W_K, attn.W_V),
-                qkv_bias=None if llama else (attn.b_Q, attn.b_K, attn.b_V),
-                out=(attn.W_O, None if llama else attn.b_O),
-                gate=mlp.W_gate if llama else None,
-                up=(mlp.W_in, None if llama else mlp.b_in),
-                down=(mlp.W_out, None if llama else mlp.b_out),
+                qkv_bias=(attn.b_Q, attn.b_K, attn.b_V) if any(name in attn._parameters for name in biases) else None,
+                out=(attn.W_O, _own(attn, "b_O")),
+                gate=_own(mlp, "W_gate"),
+                up=None if mlp is None else (mlp.W_in, _own(mlp, "b_in")),
+                down=None if mlp is None else (mlp.W_out, _own(mlp, "b_out")),
+                act=cfg.act_fn,
             )
         )
     return FastWeights(
         embed=model.embed.W_E,
-        pos_embed=None if llama else model.pos_embed.W_pos,
+        pos_embed=_own(getattr(model, "pos_embed", None), "W_pos"),
         layers=layers,
-        norm=(final.w, None if llama else final.b),
-        unembed=(model.unembed.W_U, None if llama else model.unembed.b_U),
+        norm=_norm(getattr(model, "ln_final", None)),
+        unembed=(model.unembed.W_U, _own(model.unembed, "b_U")),
         turn=turn,
         eps=cfg.eps,
     )
+
+
+def _own(module: nn.Module | None, name: str) -> Tensor | None:
+    """A parameter; None where there is none, or a buffer of zeros in its place."""
+    return None if module is None else module._parameters.get(name)
+
+
+def _norm(module: nn.Module | None) -> Norm:
+    """A norm's gain and shift; None of a model without norms."""
+    gain = _own(module, "w")
+    return None if gain is None else (gain, _own(module, "b"))
 
 
 def _logits(weights: FastWeights, tokens: Tensor, asked: slice | Tensor, end: int) -> Tensor:
@@ -224,7 +248,7 @@ def _resid(
     for index, layer in enumerate(weights.layers):
         last = index == len(weights.layers) - 1
         plan = plan_asked if last else plan_all
-        matrix, bias = qkv(layer)
+        matrix, bias = qkv(layer, turned=weights.turn is not None)
         if index == 0 and one_hot is not None and weights.pos_embed is None:
             # Without positions in the stream the first block reads one of d_vocab rows.
             rows, matrix = normalised(weights.embed, layer.norm1, matrix, weights.eps)
@@ -254,22 +278,24 @@ def _plans(weights: FastWeights, asked: slice | Tensor, end: int, every: bool) -
     return plan, plan if every else plan._replace(asked=asked, causal=False, mask=mask[asked])
 
 
-def qkv(layer: FastLayer) -> tuple[Tensor, Tensor | None]:
+def qkv(layer: FastLayer, *, turned: bool) -> tuple[Tensor, Tensor | None]:
     """Queries', keys' and values' matrices side by side, (input, output).
 
-    Without a rotation to hold it, the attention scale is in the queries'.
+    Unless they are `turned` by a rotation, which holds it, the attention scale is in the queries'.
     """
     w_q, w_k, w_v = layer.qkv
+    scale = 1 if turned else w_q.shape[2] ** -0.5
+    matrix = torch.stack((w_q if turned else w_q * scale, w_k, w_v)).permute(2, 0, 1, 3).flatten(1)
     if layer.qkv_bias is None:
-        return torch.stack((w_q, w_k, w_v)).permute(2, 0, 1, 3).flatten(1), None
-    scale = w_q.shape[2] ** -0.5
+        return matrix, None
     b_q, b_k, b_v = layer.qkv_bias
-    matrix = torch.stack((w_q * scale, w_k, w_v)).permute(2, 0, 1, 3).flatten(1)
-    return matrix, torch.stack((b_q * scale, b_k, b_v)).flatten()
+    return matrix, torch.stack((b_q if turned else b_q * scale, b_k, b_v)).flatten()
 
 
-def normalised(x: Tensor, norm: tuple[Tensor, Tensor | None], matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def normalised(x: Tensor, norm: Norm, matrix: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normed stream and the matrix that reads it; an RMS norm's gain goes into the smaller of the two."""
+    if norm is None:
+        return x, matrix
     gain, bias = norm
     if bias is None:
         return unit_rms(x, eps), gain[:, None] * matrix
@@ -290,12 +316,17 @@ def add_linear(x: Tensor, z: Tensor, layer: tuple[Tensor, Tensor | None]) -> Ten
 
 
 def add_mlp(x: Tensor, layer: FastLayer, eps: float) -> Tensor:
-    """The stream with the block's MLP added."""
+    """The stream with the block's MLP added, where it has one."""
+    if layer.up is None or layer.down is None:
+        return x
     up, bias = layer.up
     normal, up = normalised(x, layer.norm2, up, eps)
     hidden = linear(normal, (up, bias))
     if layer.gate is None:
-        hidden = F.gelu(hidden, approximate="tanh")
+        hidden = ACTIVATIONS[layer.act](hidden)
     else:
-        hidden = swiglu(normal @ (layer.norm2[0][:, None] * layer.gate), hidden)
+        # As in `normalised`, an RMS norm's gain is in the matrix.
+        gain = layer.norm2[0][:, None] if layer.norm2 and layer.norm2[1] is None else None
+        gate = normal @ (layer.gate if gain is None else gain * layer.gate)
+        hidden = swiglu(gate, hidden) if layer.act == "silu" else ACTIVATIONS[layer.act](gate) * hidden
     return add_linear(x, hidden, layer.down)

@@ -158,7 +158,7 @@ def _block(
     weights: FastWeights, block: FastLayer, x: Tensor, first: int, past: _Past | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The stream after a block at positions from `first` on, their turned keys and their values."""
-    matrix, bias = qkv(block)
+    matrix, bias = qkv(block, turned=weights.turn is not None)
     normal, matrix = normalised(x, block.norm1, matrix, weights.eps)
     n_heads = block.qkv[0].shape[0]
     q, k, v = linear(normal, (matrix, bias)).chunk(3, -1)

@@ -11,15 +11,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qfl_interp.errors import QflError
+from qfl_interp.models.fused_ops import ACTIVATIONS
 
 if TYPE_CHECKING:
     from qfl_interp.models.build import HookedTransformer
 
 # What the configuration must say for the function to be the one we compute. Flags that only add hook points
 # (use_attn_result, use_split_qkv_input, ...) are not here.
-_EVERY_STYLE: dict[str, Any] = {
+_WANTED: dict[str, Any] = {
     "attention_dir": "causal",
-    "attn_only": False,
     "clip_qkv": None,
     "final_rms": False,
     "load_in_4bit": False,
@@ -38,25 +38,28 @@ _EVERY_STYLE: dict[str, Any] = {
     "use_normalization_before_and_after": False,
     "use_qk_norm": False,
 }
-_STYLES: dict[str, dict[str, Any]] = {
-    "RMS": {
-        "act_fn": "silu",
-        "gated_mlp": True,
-        "positional_embedding_type": "rotary",
-        "rotary_adjacent_pairs": True,
-    },
-    "LN": {"act_fn": "gelu_new", "gated_mlp": False, "positional_embedding_type": "standard"},
+# Of the rest, what is computed. Gates, biases, the heads' width and blocks without an MLP are seen in the parameters.
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "normalization_type": ("RMS", "LN", None),
+    "positional_embedding_type": ("rotary", "standard"),
+    "act_fn": tuple(ACTIVATIONS),
 }
 _CLASSES = {
     "Attention",
     "Embed",
+    "GatedMLP",
     "HookedTransformer",
     "HookPoint",
+    "LayerNorm",
+    "MLP",
+    "PosEmbed",
+    "RMSNorm",
     "TransformerBlock",
     "TypedModuleList",
     "Unembed",
 }
-_STYLE_CLASSES = {"RMS": {"RMSNorm", "GatedMLP"}, "LN": {"LayerNorm", "MLP", "PosEmbed"}}
+# What stands in a model without norms for them.
+_NO_NORM = {"ln1", "ln2"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -79,7 +82,7 @@ def require_supported(model: HookedTransformer) -> Float[Tensor, "n_ctx pairs 2"
     a module or a buffer has changed. Writing through `.data` is the one change that is not seen.
 
     Returns:
-        Cosine and sine of the rotary embedding's angle by position and pair; None for learned positions.
+        Cosine and sine of the rotary embedding's angle by position and pair; None without one.
 
     Raises:
         QflError: The model differs; everything that differs is listed. Or a hook is attached, which would
@@ -115,21 +118,21 @@ def _config_faults(model: HookedTransformer) -> list[str]:
     if cfg is None or type(model).__name__ != "HookedTransformer":
         return [f"it is a {type(model).__name__} instead of a HookedTransformer"]
     values = vars(cfg)
-    if values["normalization_type"] not in _STYLES:
-        return [f"normalization_type={values['normalization_type']!r} instead of 'RMS' or 'LN'"]
-    style = _STYLES[values["normalization_type"]]
-    faults = [
-        f"{name}={values[name]!r} instead of {want!r}"
-        for wanted in (_EVERY_STYLE, style)
-        for name, want in wanted.items()
-        if values[name] != want
+    faults = [f"{name}={values[name]!r} instead of {want!r}" for name, want in _WANTED.items() if values[name] != want]
+    faults += [
+        f"{name}={values[name]!r} instead of {', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        for name, known in _CHOICES.items()
+        if values[name] not in known and not (name == "act_fn" and values["attn_only"])
     ]
     caps = ("attn_scores_soft_cap", "output_logits_soft_cap")
     faults += [f"{name}={values[name]!r} instead of none (-1)" for name in caps if values[name] > 0]
     if values["dtype"] not in (torch.float32, torch.float64):
         faults.append(f"dtype={values['dtype']} instead of float32 or float64")
-    if style["positional_embedding_type"] == "rotary" and values["rotary_dim"] != values["d_head"]:
-        faults.append(f"rotary_dim={values['rotary_dim']} instead of d_head={values['d_head']}")
+    if values["positional_embedding_type"] == "rotary":
+        if values["rotary_dim"] != values["d_head"]:
+            faults.append(f"rotary_dim={values['rotary_dim']} instead of d_head={values['d_head']}")
+        if not values["rotary_adjacent_pairs"]:
+            faults.append("rotary_adjacent_pairs=False instead of True")
     if model.tokenizer is not None:
         faults.append("it has a tokenizer, whose padding may mask tokens")
     return faults
@@ -144,19 +147,19 @@ def _unchanged(seen: _Seen) -> bool:
 
 def _examine(model: HookedTransformer) -> _Seen:
     """Check classes, scales, biases and rotary tables; keep what tells whether they change."""
-    style = model.cfg.normalization_type
-    assert style in _STYLES  # _config_faults came first
-    known = _CLASSES | _STYLE_CLASSES[style]
     faults = []
     for name, module in model.named_modules():
         kind = type(module)
-        if kind.__name__ not in known or not kind.__module__.startswith("transformer_lens."):
+        no_norm = kind is nn.Identity and name.rpartition(".")[2] in _NO_NORM and model.cfg.normalization_type is None
+        known = kind.__name__ in _CLASSES and kind.__module__.startswith("transformer_lens.")
+        if not (known or no_norm):
             faults.append(f"{name} is a {kind.__module__}.{kind.__name__}")
         elif "forward" in vars(module):
             faults.append(f"{name} has a forward of its own")
     if not faults:
-        faults = [*_attention_faults(model), *(_bias_faults(model) if style == "RMS" else ())]
-    turn = _rotary_turn(model, faults) if style == "RMS" and not faults else None
+        faults = [*_attention_faults(model), *_bias_faults(model)]
+    rotary = model.cfg.positional_embedding_type == "rotary"
+    turn = _rotary_turn(model, faults) if rotary and not faults else None
     if faults:
         raise _unsupported(faults)
     modules = list(model.modules())
@@ -181,11 +184,10 @@ def _attention_faults(model: HookedTransformer) -> list[str]:
 
 
 def _bias_faults(model: HookedTransformer) -> list[str]:
-    """Biases of a model in the style that has none."""
-    trained = [name for name, _ in model.named_parameters() if name.rpartition(".")[2].startswith("b_")]
-    frozen = [name for name, b in model.named_buffers() if name.rpartition(".")[2].startswith("b_") and bool(b.any())]
-    faults = [f"{len(trained)} biases can be trained ({trained[0]}, ...)"] if trained else []
-    return faults + [f"{name} is not zero" for name in frozen]
+    """Biases of a gated MLP, which come after its gate; and what is no parameter, which is left out, but not zero."""
+    gated = [f"{name} comes after a gate" for name, _ in model.named_parameters() if name.endswith(".mlp.b_in")]
+    left_out = [(name, b) for name, b in model.named_buffers() if name.rpartition(".")[2].startswith(("b_", "W_"))]
+    return gated * model.cfg.gated_mlp + [f"{name} is not zero" for name, b in left_out if bool(b.any())]
 
 
 def _rotary_turn(model: HookedTransformer, faults: list[str]) -> Tensor | None:

@@ -7,6 +7,8 @@ the model itself.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,14 @@ from torch.autograd.function import once_differentiable
 # Up to this many keys, on a CPU, the scores are written out: at 51 keys, forward and backward, that took 0.6
 # of the time of torch's fused kernel. The limit itself is a guess that keeps their memory small.
 _EXPLICIT_SCORES_MAX = 256
+
+# The nonlinearities of a block's MLP, by TransformerLens's names.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 
 
 class AttentionPlan(NamedTuple):

@@ -129,15 +129,17 @@ def _hook_dict(model: HookedModel) -> Mapping[str, HookPoint]:
 def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: str) -> HookPoint:
     """The point of this name; raises as `hook_point` does."""
     config = getattr(model, "cfg", None)
-    if name not in points:
+    # A block without an MLP has these points all the same; nothing passes them.
+    silent = getattr(config, "attn_only", False) and name.endswith(("hook_mlp_out", "hook_mlp_in"))
+    if name not in points or silent:
         n_layers = 1 + max((int(n.split(".")[1]) for n in points if n.startswith("blocks.")), default=-1)
         if name.endswith("hook_resid_mid") and getattr(config, "parallel_attn_mlp", False):
             why = " Its blocks run attention and MLP side by side, so there is no stream between them."
-        elif getattr(config, "attn_only", False) and (".mlp." in name or name.endswith(("_mid", "mlp_out", "mlp_in"))):
+        elif silent or (getattr(config, "attn_only", False) and (".mlp." in name or name.endswith("hook_resid_mid"))):
             why = " Its blocks have no MLP."
         else:
             why = f" It has {n_layers} layers, counted from 0."
-        raise QflError(f"the model has no hook point {name!r}.{nearest(name, points)}{why}")
+        raise QflError(f"the model has no hook point {name!r}.{'' if silent else nearest(name, points)}{why}")
     flag = _GATED.get(name.rsplit(".", 1)[-1])
     if flag is not None and not getattr(config, flag, False):
         raise QflError(

@@ -21,7 +21,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.model_kinds import AnyModelConfig
@@ -39,9 +38,7 @@ def initial_multiplier(config: ModelConfig, matrix: str) -> float:
     return 1 / config.width_ratio if matrix == "W_U" else config.width_ratio**-0.5
 
 
-def lr_multipliers(
-    config: AnyModelConfig, names: Iterable[str], *, rule: Literal["adam", "sgd"] = "adam"
-) -> dict[str, float]:
+def lr_multipliers(config: AnyModelConfig, names: Iterable[str], *, rule: str = "adam") -> dict[str, float]:
     """What the learning rate of each parameter is multiplied with; 1 for all in the standard parametrisation.
 
     Args:

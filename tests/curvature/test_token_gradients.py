@@ -88,6 +88,22 @@ def test_every_parameter_agrees_with_autograd(style, task_name, method):
     torch.testing.assert_close(found.losses, loss(theta), rtol=1e-12, atol=1e-12)
 
 
+MADE_UP = {
+    "grokking": {"style": "grokking", "n_layers": 1},
+    "attention": {"attn_only": True, "norm": "ln", "positions": "none"},
+    "mixed": {"positions": "learned", "d_head": 4, "gated": False, "act": "gelu", "biases": "all"},
+}
+
+
+@pytest.mark.parametrize("changes", MADE_UP.values(), ids=MADE_UP)
+def test_models_by_parts_agree_with_autograd(changes):
+    loss, theta = token_loss(**{"style": "llama"} | changes, n=3)
+    assert is_fast(loss.model)
+    directions = per_parameter(loss.space, loss.dtype)
+    found = project_gradients(loss, theta, directions, method="layers")
+    assert_agrees(found.gradients, by_autograd(loss, theta, directions), 1e-10)
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_layers_agree_with_products_in_float32(style):
     loss, theta = token_loss(style, "breadth_first_search", n=12, dtype=torch.float32)

@@ -6,7 +6,7 @@ from one forward and one backward pass for many tokens, and no weight gradient i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qfl_interp.models.fast_support import require_supported
+from qfl_interp.models.fused_ops import ACTIVATIONS
 
 if TYPE_CHECKING:
     from qfl_interp.models.build import HookedTransformer
@@ -94,8 +95,10 @@ class _Tape:
         return y
 
     def norm(self, x: Tensor, module: str, eps: float) -> Tensor:
-        """LayerNorm, or RMS norm where there is no bias."""
+        """LayerNorm, RMS norm where there is no bias, or nothing where there is no norm."""
         gain, bias = f"{module}.w", self._name(f"{module}.b")
+        if gain not in self.parameters:
+            return x
         shape = (x.shape[-1],)
         if bias:
             normal = functional.layer_norm(x, shape, eps=eps)
@@ -150,7 +153,8 @@ def _last_logits(tape: _Tape, model: HookedTransformer, tokens: Tensor) -> Tenso
         asked = slice(n_pos - 1 if layer == n_layers - 1 else 0, n_pos)
         z = _attention(tape, tape.norm(x, f"{block}.ln1", eps), f"{block}.attn", n_heads, asked, turn)
         x = x[:, asked] + tape.linear(z, f"{block}.attn", "O")
-        x = x + _mlp(tape, tape.norm(x, f"{block}.ln2", eps), f"{block}.mlp")
+        if not model.cfg.attn_only:
+            x = x + _mlp(tape, tape.norm(x, f"{block}.ln2", eps), f"{block}.mlp", ACTIVATIONS[model.cfg.act_fn])
     return tape.linear(tape.norm(x, "ln_final", eps), "unembed", "U")[:, -1]
 
 
@@ -173,11 +177,11 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.view_as_complex(turn.contiguous())).flatten(-2)
 
 
-def _mlp(tape: _Tape, x: Tensor, module: str) -> Tensor:
+def _mlp(tape: _Tape, x: Tensor, module: str, act: Callable[[Tensor], Tensor]) -> Tensor:
     """What the MLP writes: gated where the model has a gate."""
     hidden = tape.linear(x, module, "in")
     if f"{module}.W_gate" in tape.parameters:
-        hidden = functional.silu(tape.linear(x, module, "gate")) * hidden
+        hidden = act(tape.linear(x, module, "gate")) * hidden
     else:
-        hidden = functional.gelu(hidden, approximate="tanh")
+        hidden = act(hidden)
     return tape.linear(hidden, module, "out")
