@@ -144,3 +144,12 @@ class MLPConfig(_Config):
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, and the kind."""
         return {"kind": self.kind, **super().to_dict()}
+
+
+def homogeneous_config(*, d_model: int, n_layers: int, **others: Any) -> MLPConfig:
+    """The network whose first of `n_layers` hidden layers is `d_model` wide, in a transformer's words.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    return MLPConfig(width=d_model, depth=n_layers + 1, **others)
