@@ -115,6 +115,7 @@ class MLPConfig(_Config):
     weights: ClassVar[None] = None
     stackable: ClassVar[bool] = False
     n_heads: ClassVar[int] = 1
+    sites: ClassVar[tuple[str, ...]] = ("resid_pre", "mlp_pre", "mlp_post", "resid_post")
 
     @property
     def d_model(self) -> int:

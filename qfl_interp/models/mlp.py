@@ -149,6 +149,11 @@ class SampleReader(HookedRootModule):
         self.samples = samples.to(self.samples)
 
     @property
+    def widest(self) -> int:
+        """What spans of activations are filled up to with zeros: layers differ in width."""
+        return max(self.cfg.widths[:-1])
+
+    @property
     def weights(self) -> tuple[Tensor, ...]:
         """`W_1 .. W_depth`, the parameters themselves."""
         return tuple(self.parameters())

@@ -14,8 +14,8 @@ N_VALIDATIONS = 110
 def checkpoint_steps(n_steps: int, n_checkpoints: int, every: int | None = None) -> list[int]:
     """About `n_checkpoints` steps in [0, n_steps], sorted: half log-spaced, half evenly spaced, both ends included.
 
-    Early steps where the two grids or rounding coincide are kept once, so the list may be a little shorter. With `every` it is
-    every so many steps instead, and the last.
+    Early steps where the two grids or rounding coincide are kept once, so the list may be a little shorter. With
+    `every` it is every so many steps instead, and the last.
     """
     if every is not None:
         return sorted({*range(0, n_steps, every), n_steps})

@@ -50,8 +50,8 @@ class Grid:
 
     Args:
         axes: A tuple of values for each of `AXES`; "length" may hold None, the task's default.
-        settings: Other fields of `ModelConfig` and `TrainConfig`, the same at every point; with style "homogeneous" those
-            of `MLPConfig`: `d_in` and `d_out`, the length and the classes of the task, and more.
+        settings: Other fields of `ModelConfig` and `TrainConfig`, the same at every point; with style "homogeneous"
+            those of `MLPConfig`: `d_in` and `d_out`, the length and the classes of the task, and more.
         task_options: Further axes, a tuple of values each: what the tasks are made with beside their length.
 
     Raises:

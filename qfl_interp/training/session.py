@@ -116,7 +116,8 @@ class RunSession:
             loss, norm = update.loss, update.grad_norm
             if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
                 self._write(rows)
-                raise self._diverged(update.step, update.step - 1, update.lr, f"training loss {loss:.4g}, gradient norm {norm:.4g}")
+                what = f"training loss {loss:.4g}, gradient norm {norm:.4g}"
+                raise self._diverged(update.step, update.step - 1, update.lr, what)
             rows.append(self._row(update.step, update.seconds, lr=update.lr, train_loss=loss, grad_norm=norm))
         rows[-1] |= validation
         self._write(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Done(NamedTuple):
     lr: float
 
 
+@runtime_checkable
 class Updates(Protocol):
     """How a model is changed, batch by batch; the state between two updates is `tensors`.
 

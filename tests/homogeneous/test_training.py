@@ -12,20 +12,20 @@ import pandas as pd
 import pytest
 import torch
 from helpers import pairwise
+from qfl_interp.homogeneous.images import Labelled
+from qfl_interp.homogeneous.mlp import HomogeneousMLP
+from qfl_interp.homogeneous.training import train_mlp
 
 from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous import training
 from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.depthwise import DepthwiseRule, relative_updates, scales
-from qfl_interp.homogeneous.images import Labelled
 from qfl_interp.homogeneous.losses import targets_of
 from qfl_interp.homogeneous.measuring import Evaluation, ranks_of
 from qfl_interp.homogeneous.minibatch import run_minibatch
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import top_sharpness
 from qfl_interp.homogeneous.taylor import taylor_coefficients
-from qfl_interp.homogeneous.training import train_mlp
 
 SHAPE = MLPConfig(d_in=6, d_out=3, width=8, depth=3, width_exponent=1)
 

@@ -13,11 +13,11 @@ import pytest
 import study_edge
 import torch
 from figures.edge import edge_maps
-
-from qfl_interp.homogeneous.config import MLPConfig
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.run_folder import Ending
 from qfl_interp.homogeneous.training import MLPRun
+
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.mlp import HomogeneousMLP
 
 ROOT = Path(__file__).parents[2]
 MODEL = HomogeneousMLP(MLPConfig(d_in=3, d_out=2, width=4, depth=2, width_exponent=0), seed=0)
@@ -34,7 +34,7 @@ def test_cells_are_different_and_named_by_what_they_are():
     for n_pixels in (64, 784):
         like = data._replace(train_x=torch.zeros(1, n_pixels))
         widths = {r: study.matched_width(r, like) for r in study.PATTERNS}
-        sizes = [study.MLPConfig(n_pixels, 10, m, 4, r).n_parameters for r, m in widths.items()]
+        sizes = [study.MLPConfig(n_pixels, 10, m, 4, r).size for r, m in widths.items()]
         assert max(sizes) / min(sizes) < 1.01
         assert widths[2] == study.MATCHED_WIDTH
     with pytest.raises(SystemExit, match="no experiment is named 'E9'"):
@@ -207,7 +207,7 @@ def counted(rows, what, **where):
 
 def test_the_page_counts_explosions(rows):
     cold, warm, grid = (rows[rows["experiment"] == name] for name in ("E1", "E2", "grid"))
-    entropy, squared = (cold[cold["loss"] == loss] for loss in ("cross_entropy", "mse"))
+    entropy, squared = (cold[cold["loss"] == loss] for loss in ("cross_entropy", "squared_error"))
     assert [counted(entropy, "lost", rule="none", q=q) for q in (4, 16, 64)] == [(6, 27), (24, 27), (27, 27)]
     assert set(entropy[entropy["lost"] & (entropy["q"] == 4)]["depth"]) == {4, 8}
     late = entropy[entropy["lost"] & (entropy["q"] >= 16)]["stopped"]
