@@ -137,7 +137,7 @@ class SampleReader(HookedRootModule):
         self.cfg = model.cfg
         self.blocks, self.unembed, self.hook_logits = model.blocks, model.unembed, model.hook_logits
         self.samples: Tensor
-        self.register_buffer("samples", torch.zeros(0, model.cfg.d_in), persistent=False)
+        self.register_buffer("samples", torch.zeros(0, model.cfg.d_in, dtype=model.weights[0].dtype), persistent=False)
         self.setup()
         if samples is not None:
             self.show(samples)

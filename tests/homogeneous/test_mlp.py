@@ -19,6 +19,7 @@ from qfl_interp.interventions.replace import mean as mean_ablation
 from qfl_interp.interventions.replace import zero
 from qfl_interp.interventions.scoring import score_interventions, score_units
 from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.model_kinds import model_config_from_dict
 from qfl_interp.models.hooks import Intervention
 from qfl_interp.models.mlp import HomogeneousMLP, SampleReader, sample_tokens
 from qfl_interp.probes import fit_logistic
@@ -75,8 +76,8 @@ def test_widths_multipliers_and_size():
     assert config.multipliers == tuple(1 / math.sqrt(m) for m in (64, 20, 80, 180, 320))
     assert config.size == 64 * 20 + 20 * 80 + 80 * 180 + 180 * 320 + 3200
     assert MLPConfig(4, 2, 10, 4, 0.5).widths == (4, 10, 14, 17, 2)
-    assert MLPConfig.from_dict(config.to_dict()) == config
-    assert MLPConfig.from_dict(MLPConfig(4, 2, 3, activation=(0.6, 0.8)).to_dict()).slopes == (0.6, 0.8)
+    assert model_config_from_dict(config.to_dict()) == config
+    assert model_config_from_dict(MLPConfig(4, 2, 3, activation=(0.6, 0.8)).to_dict()).slopes == (0.6, 0.8)
 
 
 def test_weights_are_standard_normal_and_follow_the_seed():
