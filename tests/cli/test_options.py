@@ -59,7 +59,7 @@ CHANGED = {
         "--weight-decay": "float = None",
         "--schedule": "str = 'cosine'",
         "--batch-size": "str = '64'",
-        "--style": "Literal['llama', 'gpt2', 'grokking'] = 'llama'",
+        "--style": "Literal['llama', 'gpt2', 'grokking', 'homogeneous'] = 'llama'",
     },
 }
 
