@@ -21,6 +21,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(compile(at_edge, str(_PAGE), "exec"), space)
     assert len(space["result"].rows) == 41
     assert len(space["result"].layers) == 4 * 40
+    assert "40 steps beyond it" in capsys.readouterr().out
     exec(compile(look, str(_PAGE), "exec"), space)
     assert space["features"].shape == (360, 2, 256)
     assert float(space["intact"].exact.mean()) > 0.8
