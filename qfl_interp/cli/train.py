@@ -131,7 +131,7 @@ def train(
     }  # fmt: skip
     of_vectors = style == MLPConfig.kind
     _require_own(of_vectors, parts, width_exponent)
-    model: AnyModelConfig = ModelConfig(style="llama" if of_vectors else style, **sizes, **parts)
+    model: AnyModelConfig | None = None if of_vectors else ModelConfig(style=style, **sizes, **parts)
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
         weight_decay=weight_decay, schedule=schedule,
@@ -146,7 +146,7 @@ def train(
     from qfl_interp.training.train import train as run_training
 
     loaded = load_task(task, length, **named_values(task_option))
-    if of_vectors:
+    if model is None:
         own = {} if width_exponent is None else {"width_exponent": width_exponent}
         model = homogeneous_config(d_in=loaded.length, d_out=loaded.d_vocab, **sizes, **own)
     plan = plan_run(loaded, model, config)

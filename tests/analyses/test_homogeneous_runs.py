@@ -70,6 +70,11 @@ def test_lenses_run_on_it(run):
         assert {"intact", "ablated", "random", "same_norm"} <= set(ablated["condition"])
     swapped = analyses.interchange(run, "is_odd", config=PROBES, n_pairs=8, progress=False).rows
     assert swapped["n_directions"].eq(1).all()
-    assert analyses.curvature(run, "last", config=qfl.CurvatureConfig(n_examples=16), progress=False).rows["sharpness"].gt(0).all()
+    assert (
+        analyses.curvature(run, "last", config=qfl.CurvatureConfig(n_examples=16), progress=False)
+        .rows["sharpness"]
+        .gt(0)
+        .all()
+    )
     figure = analyses.timeline(run, config=PROBES, progress=False)
     assert figure.data
