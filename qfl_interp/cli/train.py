@@ -11,7 +11,7 @@ import typer
 from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
 from qfl_interp.config import ModelConfig, TrainConfig
-from qfl_interp.mlp_config import MLPConfig, homogeneous_config
+from qfl_interp.mlp_config import homogeneous_config
 from qfl_interp.recipes import LOSSES, OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
@@ -129,9 +129,10 @@ def train(
         "attn_only": attn_only, "d_head": d_head, "d_mlp": d_mlp, "tied": tied, "init": init,
         "init_scale": init_scale, "mup_base": mup_base,
     }  # fmt: skip
-    of_vectors = style == MLPConfig.kind
-    _require_own(of_vectors, parts, width_exponent)
-    model: AnyModelConfig | None = None if of_vectors else ModelConfig(style=style, **sizes, **parts)
+    _require_own(style == "homogeneous", parts, width_exponent)
+    model: AnyModelConfig | None = None
+    if style != "homogeneous":
+        model = ModelConfig(style=style, **sizes, **parts)
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
         weight_decay=weight_decay, schedule=schedule,
@@ -147,8 +148,8 @@ def train(
 
     loaded = load_task(task, length, **named_values(task_option))
     if model is None:
-        own = {} if width_exponent is None else {"width_exponent": width_exponent}
-        model = homogeneous_config(d_in=loaded.length, d_out=loaded.d_vocab, **sizes, **own)
+        exponent = 2.0 if width_exponent is None else width_exponent
+        model = homogeneous_config(d_in=loaded.length, d_out=loaded.d_vocab, width_exponent=exponent, **sizes)
     plan = plan_run(loaded, model, config)
     target = out or Path("runs") / plan.run_id
     finished = run_training(
