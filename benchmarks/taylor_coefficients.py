@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from benchmarks._measuring import best_seconds
-from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.homogeneous.depthwise import DepthwiseRule, scales
 from qfl_interp.homogeneous.minibatch import run_minibatch
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness
 from qfl_interp.homogeneous.taylor import taylor_coefficients
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.mlp import HomogeneousMLP
 
 TITLE = "Taylor coefficients of a step (homogeneous network, 64 inputs, 10 outputs, quadratic widths, batch 128)"
 
@@ -41,7 +41,7 @@ def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
     weights = list(model.parameters())
     batch = run_minibatch(model, x, y, loss)
     xi = scales(DepthwiseRule(), batch)
-    direction = torch.randn(config.n_parameters, generator=rng)
+    direction = torch.randn(config.size, generator=rng)
 
     def step() -> None:
         gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), weights)
@@ -77,7 +77,7 @@ def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
         }
     finally:
         torch.set_num_threads(n_threads)
-    shape = {"threads": 1, "depth": config.depth, "parameters": config.n_parameters}
+    shape = {"threads": 1, "depth": config.depth, "parameters": config.size}
     return [
         {"name": name, **shape, "ms": 1e3 * taken, "training_steps": taken / seconds["training step"]}
         for name, taken in seconds.items()
