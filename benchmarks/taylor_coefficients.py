@@ -17,7 +17,7 @@ from qfl_interp.models.mlp import HomogeneousMLP
 TITLE = "Taylor coefficients of a step (homogeneous network, 64 inputs, 10 outputs, quadratic widths, batch 128)"
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Seconds of each measurement, and how many plain training steps it takes (target for c0 to c2: under 3).
 
     A training step is torch's own: forward and backward pass and the update of every weight. c0 to c2 include the
@@ -26,22 +26,23 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
     Args:
         quick: One small network, one round.
+        device: Of the network.
     """
     rows = []
     for depth, width in ((3, 4),) if quick else ((4, 64), (8, 20)):
-        rows += _measure(MLPConfig(64, 10, width, depth, 2), 1 if quick else 20)
+        rows += _measure(MLPConfig(64, 10, width, depth, 2), 1 if quick else 20, device)
     return rows
 
 
-def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
-    model = HomogeneousMLP(config)
+def _measure(config: MLPConfig, rounds: int, device: str) -> list[dict[str, Any]]:
+    model = HomogeneousMLP(config).to(device)
     rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(128, 64, generator=rng), torch.randint(10, (128,), generator=rng)
+    x, y = torch.randn(128, 64, generator=rng).to(device), torch.randint(10, (128,), generator=rng).to(device)
     loss = "cross_entropy"
     weights = list(model.parameters())
     batch = run_minibatch(model, x, y, loss)
     xi = scales(DepthwiseRule(), batch)
-    direction = torch.randn(config.size, generator=rng)
+    direction = torch.randn(config.size, generator=rng).to(device)
 
     def step() -> None:
         gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), weights)

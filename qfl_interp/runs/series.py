@@ -114,9 +114,9 @@ class Checkpoints(abc.ABC):
         saved = self.steps
         if not saved:
             raise QflError(f"{self.path} has no checkpoint yet.")
-        listed = listed_steps(steps, saved)
+        listed, known = listed_steps(steps, saved), set(saved)
         for step in listed:
-            if step not in saved:
+            if step not in known:
                 nearest = min(saved, key=lambda s: abs(s - step))
                 raise QflError(
                     f"step {step} of {self.path} was not saved. The nearest saved step is {nearest}; "
