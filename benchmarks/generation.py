@@ -10,7 +10,7 @@ import torch
 from transformer_lens import HookedTransformer
 
 import qfl_interp as qfl
-from benchmarks._measuring import best_seconds
+from benchmarks._measuring import interleaved
 from qfl_interp.interventions.planes import project_out
 from qfl_interp.models.build import build_model
 from qfl_interp.models.generate import generate_greedy
@@ -58,7 +58,7 @@ def _check_same(model: HookedTransformer, ours: torch.Tensor, theirs: torch.Tens
 
 
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
-    """Seconds to write the answers of a batch, their ratios, and how many passes ours took.
+    """Processor and wall seconds to write the answers of a batch, ratios of the former, and how many passes they took.
 
     An untrained 4-layer model of width 64 on the prompts of 16-bit additions. The guess is what the intact model
     writes, as a reference answer is for a trained one: right in the intact rows, mostly right under a mild ablation
@@ -70,7 +70,7 @@ def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
         quick: A small batch, one round.
         device: Of the model.
     """
-    n, rounds = (32, 1) if quick else (512, 5)
+    n, rounds = (32, 1) if quick else (512, 2)
     task = qfl.load_task("addition", 16)
     model = build_model(qfl.ModelConfig(d_model=64, n_layers=4), task, seed=0)
     model.to(device, print_details=False)
@@ -104,13 +104,14 @@ def _compare(
         with interventions_on(model, [Intervention(Site(0), lambda x, count=count: _counted(x, count))]):
             parted = max(parted, _check_same(model, work(), written))
         passes[name] = count[0]
-    seconds = {name: best_seconds(work, rounds) for name, work in contenders.items()}
-    ours = seconds["ours, with the guess"]
-    values: list[tuple[str, float, str]] = [(name, value, "s") for name, value in seconds.items()]
+    seconds = interleaved(contenders, rounds)
+    ours = seconds["ours, with the guess"].cpu
+    values: list[tuple[str, float, str]] = [(name, taken.cpu, "CPU s") for name, taken in seconds.items()]
+    values += [(name, taken.wall, "s") for name, taken in seconds.items()]
     values += [(f"passes, {name}", passes[name], "") for name in contenders]
     values += [
-        ("speed-up over one token at a time", seconds["one token at a time"] / ours, "x"),
-        ("speed-up over the cached decoding", seconds["HookedTransformer.generate, cached"] / ours, "x"),
+        ("speed-up over one token at a time", seconds["one token at a time"].cpu / ours, "x"),
+        ("speed-up over the cached decoding", seconds["HookedTransformer.generate, cached"].cpu / ours, "x"),
         ("examples that a tie within rounding parts", parted, ""),
         ("share of the guess that is right", float((guess == written[:, prompts.shape[1] :]).float().mean()), ""),
     ]
