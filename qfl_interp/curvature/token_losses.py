@@ -20,7 +20,7 @@ from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, p
 from qfl_interp.models.fast_forward import fast_logits
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.fused_ops import plain_operations
-from qfl_interp.models.losses import IGNORED, token_losses_of
+from qfl_interp.models.losses import Target, is_scored, token_losses_of
 from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.shapes import Tokens
 
@@ -36,7 +36,7 @@ class ScoredTokens:
     tokens: Tokens
     example: Int[Tensor, " token"]
     position: Int[Tensor, " token"]
-    target: Int[Tensor, " token"]
+    target: Target
 
     def __len__(self) -> int:
         """How many tokens are scored."""
@@ -64,8 +64,8 @@ def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
         ValueError: Nothing is scored.
     """
     span = scored_span(batch.loss_mask)
-    target = targets(batch.tokens, batch.loss_mask if prompt_end else batch.answer_mask, span)
-    example, place = torch.nonzero(target != IGNORED, as_tuple=True)
+    target = targets(batch.wanted, batch.loss_mask if prompt_end else batch.answer_mask, span)
+    example, place = torch.nonzero(is_scored(target), as_tuple=True)
     if len(example) == 0:
         raise ValueError("batch must score at least one token of an answer, got none: loss_mask keeps the prompt only.")
     return ScoredTokens(batch.tokens[:, : span.stop], example, span.start + place, target[example, place])

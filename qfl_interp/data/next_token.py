@@ -21,13 +21,15 @@ def next_token_labels(task: Task, feature: str) -> tuple[int, ...]:
 
     Found from data: in 2,000 examples of the task no token is followed back to two values of the label. Such a label is
     decodable wherever the model predicts well, and taking it out of the last block costs that token: it is loud by
-    construction. Labels that do not vary are none, nor are those with fewer than 8 examples for each token.
+    construction. Labels that do not vary are none, nor are those with fewer than 8 examples for each token. Real-valued tasks have none.
 
     Raises:
         QflError: The task has no such feature.
     """
     of = task.feature(feature)
     examples = task.sample(generator(0, "next_token"), _N_EXAMPLES)
+    if task.d_out is not None:
+        return ()  # numbers come once
     batch, positions = task.encode(examples), of.positions(examples)
     tokens, scored = batch.tokens.numpy(), batch.loss_mask.numpy()
     labels = np.asarray(of.labels(examples)).reshape(len(examples), of.n_labels, -1)

@@ -36,8 +36,7 @@ _MOST_PARTS = 32
 
 def n_parameters(planned: PlannedRun) -> int:
     """Trainable parameters of a run's model."""
-    config = planned.config
-    return config.model.n_parameters(d_vocab=config.d_vocab, n_ctx=config.n_ctx)
+    return planned.config.n_parameters
 
 
 def configuration_digest(config: RunConfig) -> str:
