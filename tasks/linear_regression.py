@@ -127,7 +127,7 @@ class LinearRegression(Task):
         """Examples with these inputs and a fresh w."""
         w = rng.standard_normal((len(x), self.d)) / np.sqrt(self.d)
         y = np.einsum("bnd,bd->bn", x * UNIT, w) + self.noise * rng.standard_normal(x.shape[:2])
-        return np.concatenate([x, _rounded(y)[..., None]], axis=2).reshape(len(x), -1)
+        return np.concatenate([x, _rounded(y)[..., None]], axis=2).reshape(len(x), self.length * (self.d + 1))
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens, scored tokens and targets: token i holds what is to be predicted at the one before it.
@@ -172,7 +172,7 @@ class LinearRegression(Task):
         rows = tokens.detach().cpu().double().numpy() / UNIT
         held = rows[:, ::2, :-1], rows[:, 1::2, -1:]
         pairs = np.concatenate(held, axis=2) if self.alternating else rows[:, 1:, self.d :]
-        examples = np.rint(pairs).reshape(len(pairs), -1).astype(np.int32)
+        examples = np.rint(pairs).reshape(len(pairs), self.length * (self.d + 1)).astype(np.int32)
         if not torch.equal(self.encode(examples).tokens, tokens.detach().cpu().float()):
             raise ValueError(f"tokens of {self!r} must be what `encode` gives: pairs of multiples of 2**-16.")
         return examples

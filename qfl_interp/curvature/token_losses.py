@@ -83,7 +83,7 @@ class TokenLoss:
     knows the model and nothing is hooked, else by the model itself with the hooks it has. The model is not changed.
 
     `dtype` is the precision of everything; a model in another one is copied first. The model is in evaluation mode.
-    `loss` names another one, as `TrainConfig.loss` does.
+    `loss` names another one, as `TrainConfig.loss` does; of real-valued targets it is half the squared error.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class TokenLoss:
         scored: ScoredTokens,
         *,
         dtype: torch.dtype = torch.float32,
-        loss: str = "cross_entropy",
+        loss: str | None = None,
     ) -> None:
         self.model = model_in_dtype(model, dtype)
         self.scored = scored.to(model_device(self.model))
         self.dtype = dtype
-        self.loss = loss
+        self.loss = loss or ("squared_error" if scored.target.is_floating_point() else "cross_entropy")
         # Outside of any transformed call, whose tensors must not be remembered: the positions that predict scored
         # tokens, which of them predicts each token, and what `is_fast` keeps of a model.
         asked, self._place = self.scored.position.unique(return_inverse=True)

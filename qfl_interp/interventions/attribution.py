@@ -159,7 +159,9 @@ def _metric_of_pairs(
         return contrast_logit_diff(logits, pairs, pair)
     target = pairs.target[pair].to(logits.device)
     # `masked_loss` averages over a whole batch; a batch of one pair is that pair's mean.
-    return torch.stack([masked_loss(row[None].double(), kept[None]) for row, kept in zip(logits, target, strict=True)])
+    loss = "cross_entropy" if pairs.targets is None else "squared_error"
+    rows = zip(logits, target, strict=True)
+    return torch.stack([masked_loss(row[None].double(), kept[None], loss) for row, kept in rows])
 
 
 class AttributionError(NamedTuple):

@@ -120,6 +120,8 @@ class _Deciding(NamedTuple):
 
 def _deciding(pairs: PatchPairs, positions: Int[Tensor, " pair"]) -> _Deciding:
     """For each pair the first scored position from the label on whose next token differs between the answers."""
+    if pairs.targets is not None:
+        raise QflError("interchange decides between two token ids, and this task is real-valued. Use patching (patch).")
     following = torch.arange(1, pairs.clean.shape[1])
     differs = pairs.loss_mask[:, 1:] & (pairs.clean != pairs.corrupted_answer)[:, 1:]
     # The prompt is not scored, `=` is the same in both: what differs is in the answer.

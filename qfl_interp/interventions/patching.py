@@ -51,7 +51,7 @@ class PatchScores:
     positions: tuple[int, ...]
     logit_diff: Float[np.ndarray, "place pos pair"]
     loss: Float[np.ndarray, "place pos pair"]
-    exact: Bool[np.ndarray, "place pos pair"]
+    exact: Bool[np.ndarray, "place pos pair"] | Float[np.ndarray, "place pos pair"]
     clean: PairScores
     corrupted: PairScores
 

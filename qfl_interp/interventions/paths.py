@@ -69,7 +69,7 @@ class PathScores(NamedTuple):
     senders: tuple[Node, ...]
     logit_diff: Float[np.ndarray, "sender pair"]
     loss: Float[np.ndarray, "sender pair"]
-    exact: Bool[np.ndarray, "sender pair"]
+    exact: Bool[np.ndarray, "sender pair"] | Float[np.ndarray, "sender pair"]
     clean: PairScores
     corrupted: PairScores
 

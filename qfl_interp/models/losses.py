@@ -26,8 +26,15 @@ def is_scored(target: Tensor) -> Bool[Tensor, "*token"]:
     return ~target.isnan().any(dim=-1) if target.is_floating_point() else target != IGNORED
 
 
-def cross_entropies(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """`-log softmax(f)_y` in nats; 0 where the target is `IGNORED`."""
+def _require_ids(name: str, target: Tensor) -> None:
+    """Raise `QflError` where a loss of token ids is given numbers."""
+    if target.is_floating_point():
+        raise QflError(f"loss {name!r} needs token ids to predict, got real-valued targets. Take 'squared_error'.")
+
+
+def cross_entropies(logits: Float[Tensor, "token d_vocab"], target: Target) -> Float[Tensor, " token"]:
+    """`-log softmax(f)_y` in nats; 0 where the target is `IGNORED`. Raises `QflError` for real-valued targets."""
+    _require_ids("cross_entropy", target)
     return functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
 
 
@@ -41,12 +48,13 @@ def squared_errors(logits: Float[Tensor, "token d_vocab"], target: Target) -> Fl
     return (logits - wanted).square().sum(dim=-1).where(kept, 0) / 2
 
 
-def hinges(logits: Float[Tensor, "token d_vocab"], target: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+def hinges(logits: Float[Tensor, "token d_vocab"], target: Target) -> Float[Tensor, " token"]:
     """`max(0, 1 + max_{j != y} f_j - f_y)`; 0 where the target is `IGNORED`.
 
     References:
         Crammer and Singer, On the algorithmic implementation of multiclass kernel-based vector machines (JMLR 2001).
     """
+    _require_ids("hinge", target)
     kept = target != IGNORED
     index = target.where(kept, 0)[:, None]
     right = logits.gather(1, index)[:, 0]

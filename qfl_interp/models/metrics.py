@@ -65,7 +65,7 @@ def masked_loss(
     logits: Float[Tensor, "batch scored d_vocab"], target: Targets, loss: str = "cross_entropy"
 ) -> Float[Tensor, ""]:
     """Mean loss, by default cross-entropy in nats, over the scored tokens of the whole batch (not per example)."""
-    if loss == "cross_entropy":
+    if loss == "cross_entropy" and not target.is_floating_point():
         return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
     return token_losses_of(loss)(logits.flatten(0, 1), target.flatten(0, 1)).sum() / is_scored(target).sum()
 
