@@ -257,7 +257,7 @@ class ModelConfig(_Config):
         d_head: Width of an attention head, by default `d_model / n_heads`; even with rotary positions.
         attn_only: Whether the blocks have no MLP.
         tied: Whether the unembedding is the transposed embedding.
-        attention: "softmax", or "linear": scores as they are, without a softmax or another normaliser (arXiv 2212.07677).
+        attention: "softmax", or "linear": the scores as they are, without a normaliser (arXiv 2212.07677).
         mup_base: Maximal-update parametrisation with this base width: at `d_model = mup_base` the model is the standard
             one, and at every width the learning rate that was best there serves. Initial weights, attention's scale and
             the learning rate of each parameter (`qfl_interp.models.mup`) depend on `d_model / mup_base`. Keep

@@ -64,9 +64,7 @@ def least_squares(x: Inputs, y: Outputs) -> Predictions:
         across = gain[:, :, None] * seen[:, None]
         grown = inside - across - across.swapaxes(1, 2) + whole[:, None, None] * gain[:, :, None] * gain[:, None]
         inside = np.where(fresh[:, None, None], grown, inside - across)
-        outside = np.where(
-            fresh[:, None, None], outside - gain[:, :, None] * beyond[:, None], outside
-        )
+        outside = np.where(fresh[:, None, None], outside - gain[:, :, None] * beyond[:, None], outside)
         found[:, r] = (w * x[:, r + 1]).sum(axis=1)
     return found
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float64, Int, UInt64
-from torch import Tensor
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
@@ -30,9 +29,9 @@ class LinearRegression(Task):
     are rounded to them, and exact from there on.
 
     Tokens are vectors. By default token r is (x_r, x_(r-1), y_(r-1)): the query beside the pair before it, so that one
-    layer can learn from the pairs, and a last one carries the last pair. With `alternating` they are (x_0, 0), (0, y_0),
-    (x_1, 0), ... and a model has to bring pairs together first. The model predicts y_r where it reads x_r; y_0, of which
-    nothing is known, is not scored.
+    layer can learn from the pairs, and a last one carries the last pair. With `alternating` they are (x_0, 0), (0,
+    y_0), (x_1, 0), ... and a model has to bring pairs together first. The model predicts y_r where it reads x_r; y_0,
+    of which nothing is known, is not scored.
 
     Features, scalar, label r - 1 at the token of x_r:
         gradient_step: the prediction of a linear model after one step of gradient descent from 0 on the pairs so far,
@@ -139,8 +138,8 @@ class LinearRegression(Task):
         least, most = examples.min(initial=0), examples.max(initial=0)
         if examples.shape[1] != self.length * (self.d + 1) or max(-int(least), int(most)) > _MOST:
             raise ValueError(
-                f"examples of {self!r} must be rows of {self.length} pairs of {self.d} + 1 numbers within 256, in units "
-                f"of 2**-16, got shape {examples.shape} with values in [{least}, {most}]."
+                f"examples of {self!r} must be rows of {self.length} pairs of {self.d} + 1 numbers within 256, in "
+                f"units of 2**-16, got shape {examples.shape} with values in [{least}, {most}]."
             )
         x, y = self.pairs(examples)
         tokens = np.zeros((len(x), self.n_ctx, self.d_vocab), dtype=np.float32)

@@ -33,7 +33,9 @@ def timeline_figure(
         shading: Where the loss falls: shaded across all panels.
         log_loss: Whether the loss has a logarithmic axis.
     """
-    first = [_loss_panel(metrics, log_loss, shading.plateau_loss), _exact_panel(metrics)]
+    first = [_loss_panel(metrics, log_loss, shading.plateau_loss)]
+    if "val_exact" in metrics:  # a real-valued task has none
+        first.append(_exact_panel(metrics))
     return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
 
 
@@ -51,7 +53,7 @@ def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float) -> Pane
     return Panel(
         title="Validation loss",
         traces=tuple(traces),
-        y_title="nats per token",
+        y_title="nats per token" if "val_exact" in metrics else "half squared error",
         y_range=y_range,
         log_y=log_y,
         legend=Legend("loss"),

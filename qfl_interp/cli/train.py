@@ -177,6 +177,9 @@ def _print_run(run: Run, as_json: bool) -> None:
         print(run)
         model, moments = run.checkpoint_bytes()
         print(f"checkpoints: {model / 1e6:,.1f} MB of parameters, {moments / 1e6:,.1f} MB of the optimiser's state")
+        if "val_exact" not in last:
+            print(f"final validation: loss {last['val_loss']:.4g} ({run.task.loss_unit})")
+            return
         print(
             f"final validation: loss {last['val_loss']:.4g} nats, exact match {last['val_exact']:.1%} "
             f"(answer alone: {last['val_loss_answer']:.4g}, {last['val_exact_answer']:.1%})"

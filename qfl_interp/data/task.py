@@ -40,7 +40,7 @@ class Batch(NamedTuple):
             `loss_mask[:, i + 1]`.
         prompt_end: Whether the first scored token of each row is the last of its prompt (`=`), as in the quiet-features
             paper. False where the answer alone is scored: then every loss is one over the answer.
-        targets: Of a real-valued task: the numbers that stand for each token where it is predicted, which is one position
+        targets: Of a real-valued task: the numbers that stand for each token where it is predicted, one position
             before. None: its id does.
     """
 
@@ -226,7 +226,7 @@ class Task(abc.ABC):
     def d_out(self) -> int | None:
         """How many numbers are predicted at a position, of a real-valued task; None where ids are.
 
-        The tokens of a real-valued task are vectors; `vocabulary` names their entries, so that `d_vocab` is their width.
+        Its tokens are vectors; `vocabulary` names their entries, so that `d_vocab` is their width.
         """
         return None
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qfl_interp.errors import QflError
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.pairs import PairScores, PatchPairs, logit_difference, normalise, score_pairs
 from qfl_interp.interventions.planes import affine_projection

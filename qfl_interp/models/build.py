@@ -1,7 +1,8 @@
 """ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
-With `given.py`, `tied.py`, `vectors.py`, `linear_attention.py`, `hooks.py` and the homogeneous networks the only modules that import transformer_lens: here
-where a model is made, because that import takes longer than showing tables that are finished.
+With `given.py`, `tied.py`, `vectors.py`, `linear_attention.py`, `hooks.py` and the homogeneous networks the only modules
+that import transformer_lens: here where a model is made, because that import takes longer than showing tables that are
+finished.
 """
 
 from __future__ import annotations

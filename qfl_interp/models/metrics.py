@@ -58,7 +58,9 @@ def targets(wanted: Tensor, loss_mask: LossMask, span: slice) -> Targets:
     """
     following = slice(span.start + 1, span.stop + 1)
     left_out, found = ~loss_mask[:, following], wanted[:, following]
-    return found.masked_fill(left_out[..., None], math.nan) if wanted.ndim == 3 else found.masked_fill(left_out, IGNORED)
+    return (
+        found.masked_fill(left_out[..., None], math.nan) if wanted.ndim == 3 else found.masked_fill(left_out, IGNORED)
+    )
 
 
 def masked_loss(

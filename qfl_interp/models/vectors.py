@@ -1,4 +1,4 @@
-"""A transformer that reads vectors instead of token ids; imports transformer_lens, so it is imported where one is made."""
+"""A transformer that reads vectors, not token ids; imports transformer_lens, so it is imported where one is made."""
 
 from __future__ import annotations
 
