@@ -22,6 +22,7 @@ def next_token_labels(task: Task, feature: str) -> tuple[int, ...]:
     Found from data: in 2,000 examples of the task no token is followed back to two values of the label. Such a label is
     decodable wherever the model predicts well, and taking it out of the last block costs that token: it is loud by
     construction. Labels that do not vary are none, nor are those with fewer than 8 examples for each token.
+
     Raises:
         QflError: The task has no such feature.
     """

@@ -1,8 +1,8 @@
 """ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
-With `given.py`, `tied.py`, `vectors.py`, `linear_attention.py`, `hooks.py` and the homogeneous networks the only modules
-that import transformer_lens: here where a model is made, because that import takes longer than showing tables that are
-finished.
+With `given.py`, `tied.py`, `vectors.py`, `linear_attention.py`, `hooks.py` and the homogeneous networks the only
+modules that import transformer_lens: here where a model is made, because that import takes longer than showing tables
+that are finished.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> HookedT
     if of_vectors != (task.samples is not None):
         needs = "tokens: take a transformer" if of_vectors else "vectors: take style 'homogeneous' (MLPConfig)"
         raise QflError(f"task {task.name!r} needs a model that reads {needs}, got one of kind {config.kind!r}.")
-    model = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out, seed=seed)
+    model: Any = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out, seed=seed)
     if task.samples is not None and reads_vectors(model):
         model.show(task.samples)
     return model
