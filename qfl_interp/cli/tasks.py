@@ -95,7 +95,7 @@ def _list(length: int | None, as_json: bool) -> None:
     if not all(row["has_length"] for row in rows):
         console.print(f"* cannot have length {length}: shown at its own", style="dim")
     console.print(
-        "baselines in nats (half squared errors of real-valued tasks): paper with '=' scored, base rate over the answer",
+        "baselines in nats (real-valued: half squared errors): paper with '=' scored, base rate over the answer alone",
         style="dim",
     )
     console.print("(+2): further features, not looked at by default", style="dim")

@@ -193,7 +193,7 @@ def normalise(change: Float[np.ndarray, "*place"], gap: Float[np.ndarray, "*#pla
     return np.where(told_apart, change / np.where(told_apart, gap, 1.0), np.nan)
 
 
-def end_scores(model: HookedModel, pairs: PatchPairs, tokens: Int[Tensor, "pair pos"], chunk_rows: int) -> PairScores:
+def end_scores(model: HookedModel, pairs: PatchPairs, tokens: Tokens, chunk_rows: int) -> PairScores:
     """Scores of every pair's run on `tokens`, untouched: the clean or the corrupted end of the scale."""
     device = model_device(model)
     parts = [

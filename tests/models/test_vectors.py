@@ -105,6 +105,4 @@ def test_models_that_do_not_fit_are_refused():
     task = qfl.load_task("linear_regression", length=4, d=2)
     with pytest.raises(qfl.QflError, match="tied must be left out"):
         qfl.build_model(qfl.ModelConfig(d_model=8, n_layers=1, tied=True), task)
-    with pytest.raises(ValueError, match="attention must be 'softmax' or 'linear', got 'lineer'. Did you mean 'linear'"):
-        qfl.ModelConfig(d_model=8, n_layers=1, attention="lineer")
     assert not LINEAR.stackable

@@ -117,11 +117,12 @@ def test_targets_that_are_not_scored_have_no_loss_and_no_gradient(task):
     losses = token_losses_of("squared_error")(given.flatten(0, 1), target.flatten(0, 1)).view(3, 5)
     expected = (given[..., 0] - batch.tokens[:, 2:, -1]) ** 2 / 2 * mask[:, 2:]
     torch.testing.assert_close(losses, expected)
-    assert float(losses[0, 1]) == 0
+    assert float(losses.detach()[0, 1]) == 0
     masked_loss(given, target, "squared_error").backward()
     assert float(given.grad[0, 1]) == 0
     assert bool(given.grad.isfinite().all())
-    scores = evaluate(lambda tokens, at, rows: given.detach()[rows], batch._replace(loss_mask=mask))
+    given, losses = given.detach(), losses.detach()
+    scores = evaluate(lambda tokens, at, rows: given[rows], batch._replace(loss_mask=mask))
     assert scores.n_scored.tolist() == [4, 5, 5]
     assert np.isnan(scores.exact).all()
     assert np.isnan(scores.success).all()
@@ -154,7 +155,7 @@ def test_the_model_needs_it(run, task):
 def test_patching_brings_the_clean_prediction_back(run, task):
     """Before the one block the whole effect of a y comes from its token; the last position alone reads out."""
     label = 2
-    rows = patch(run, "gradient_step", labels=label, n_pairs=32, progress=False).rows
+    rows = patch(run, "gradient_step", labels=label, components=["resid_pre", "attn_out"], n_pairs=32, progress=False).rows
     at = int(task.features["gradient_step"].positions(task.sample(generator(0, "one"), 1))[0, label])
     stream = rows[(rows["component"] == "attn_out")].set_index("position")["logit_diff_normalised"]
     assert stream[at] == pytest.approx(1.0, abs=1e-3), "the block's own output, where the label is read"
@@ -169,7 +170,7 @@ def test_other_lenses_run_or_say_why_not(run, task, tmp_path):
     assert math.isfinite(float(found["sharpness"].iloc[0]))
     assert float(found["loss"].iloc[0]) == pytest.approx(run.metrics["val_loss"].iloc[-1], rel=0.3)
     emergence(run, "gradient_step", config=PROBES, progress=False)
-    figure = timeline(run, "gradient_step", config=PROBES, progress=False).plot()
+    figure = timeline(run, "gradient_step", config=PROBES, progress=False)
     titles = {axis.title.text for axis in figure.select_yaxes()}
     assert "half squared error" in titles
     assert not {"nats per token", "fraction"} & titles
