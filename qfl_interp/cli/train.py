@@ -98,6 +98,7 @@ def train(
     mup_base: Annotated[
         int | None, _part("Maximal-update parametrisation: the width at which --lr was chosen.")
     ] = None,
+    attention: Annotated[Literal["softmax", "linear"], _part("Linear: scores as they are, no softmax.")] = "softmax",
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
     device: Device = "cpu",
@@ -114,7 +115,7 @@ def train(
     model = ModelConfig(
         d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style, norm=norm, act=act, gated=gated,
         positions=positions, biases=biases, attn_only=attn_only, d_head=d_head, d_mlp=d_mlp, tied=tied, init=init,
-        init_scale=init_scale, mup_base=mup_base,
+        init_scale=init_scale, mup_base=mup_base, attention=attention,
     )  # fmt: skip
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,

@@ -61,9 +61,10 @@ def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> HookedT
     if of_vectors != (task.samples is not None):
         needs = "tokens: take a transformer" if of_vectors else "vectors: take style 'homogeneous' (MLPConfig)"
         raise QflError(f"task {task.name!r} needs a model that reads {needs}, got one of kind {config.kind!r}.")
-    model: Any = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out, seed=seed)
-    if task.samples is not None and reads_vectors(model):
-        model.show(task.samples)
+    model = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out, seed=seed)
+    shown: Any = model  # of one name the type checker would make a union
+    if task.samples is not None and reads_vectors(shown):
+        shown.show(task.samples)
     return model
 
 
