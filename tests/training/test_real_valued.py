@@ -155,7 +155,8 @@ def test_the_model_needs_it(run, task):
 def test_patching_brings_the_clean_prediction_back(run, task):
     """Behind the block everything is where the label is read; before it, with the tokens of the pairs so far."""
     label = 2
-    rows = patch(run, "gradient_step", labels=label, components=["resid_pre", "resid_post"], n_pairs=32, progress=False).rows
+    how = {"components": ["resid_pre", "resid_post"], "n_pairs": 32, "progress": False}
+    rows = patch(run, "gradient_step", labels=label, **how).rows
     at = int(task.features["gradient_step"].positions(task.sample(generator(0, "one"), 1))[0, label])
     behind = rows[(rows["component"] == "resid_post")].set_index("position")["logit_diff_normalised"]
     assert behind[at] == pytest.approx(1.0, abs=1e-6)

@@ -103,9 +103,9 @@ def ablate_units(
         progress: Draw a bar on standard error.
 
     Returns:
-        One row a step, layer and unit. `loss_increase` is in nats a token of the answer (half squared errors, of a real-valued
-        task), its interval a 95 % bootstrap over examples; `p_value_holm` a paired sign-flip test of that increase, Holm-corrected over the units of the
-        step.
+        One row a step, layer and unit. `loss_increase` is in nats a token of the answer (half squared errors, of a
+        real-valued task), its interval a 95 % bootstrap over examples; `p_value_holm` a paired sign-flip test of that
+        increase, Holm-corrected over the units of the step.
 
     Raises:
         QflError: Unknown step or a site that the model does not have.
