@@ -11,6 +11,7 @@ import torch
 import qfl_interp as qfl
 from analyses import ablate, curvature, emergence, interchange, patch, probe, timeline
 from qfl_interp.data.examples import held_out
+from qfl_interp.interventions.pairs import contrast_logit_diff, patch_pairs
 from qfl_interp.models.losses import token_losses_of
 from qfl_interp.models.metrics import evaluate, masked_loss, scored_span, targets
 from qfl_interp.seeding import generator
@@ -179,3 +180,14 @@ def test_other_lenses_run_or_say_why_not(run, task, tmp_path):
     assert not {"nats per token", "fraction"} & titles
     with pytest.raises(qfl.QflError, match="interchange decides between two token ids"):
         interchange(run, "gradient_step", progress=False)
+
+
+def test_the_difference_of_a_pair_is_linear_in_the_prediction(task):
+    """`(y - y') (f - (y + y') / 2)` at the label, by hand; only its own target is scored."""
+    drawn = task.sample_pairs(generator(1, "linear"), 8, "gradient_step", 2)
+    pairs = patch_pairs(task, drawn, np.full(8, 3))
+    assert pairs.contrast.tolist() == [3] * 8
+    assert pairs.loss_mask.nonzero()[:, 1].tolist() == [4] * 8
+    (y, other), f = (torch.from_numpy(task.pairs(e)[1][:, 3]) for e in drawn), torch.arange(8.0).double()
+    found = contrast_logit_diff(f[:, None, None], pairs, torch.arange(8))
+    torch.testing.assert_close(found, (y - other) * (f - (y + other) / 2), rtol=1e-9, atol=1e-9)
