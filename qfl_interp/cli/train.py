@@ -110,6 +110,7 @@ def train(
     width_exponent: Annotated[
         float | None, _part("Of style homogeneous: layer k is k to this power times --d-model wide; 2 by default.")
     ] = None,
+    attention: Annotated[Literal["softmax", "linear"], _part("Linear: scores as they are, no softmax.")] = "softmax",
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
     lens: Annotated[
@@ -133,7 +134,7 @@ def train(
     parts = {
         "n_heads": n_heads, "norm": norm, "act": act, "gated": gated, "positions": positions, "biases": biases,
         "attn_only": attn_only, "d_head": d_head, "d_mlp": d_mlp, "tied": tied, "init": init,
-        "init_scale": init_scale, "mup_base": mup_base,
+        "init_scale": init_scale, "mup_base": mup_base, "attention": attention,
     }  # fmt: skip
     _require_own(style == "homogeneous", parts, width_exponent)
     model: AnyModelConfig | None = None
@@ -216,6 +217,9 @@ def print_run(run: Run, as_json: bool) -> None:
         print(run)
         model, moments = run.checkpoint_bytes()
         print(f"checkpoints: {model / 1e6:,.1f} MB of parameters, {moments / 1e6:,.1f} MB of the optimiser's state")
+        if "val_exact" not in last:
+            print(f"final validation: loss {last['val_loss']:.4g} ({run.task.loss_unit})")
+            return
         print(
             f"final validation: loss {last['val_loss']:.4g} nats, exact match {last['val_exact']:.1%} "
             f"(answer alone: {last['val_loss_answer']:.4g}, {last['val_exact_answer']:.1%})"

@@ -144,7 +144,7 @@ class RunSession:
         kept = f"step {saved[-1]}" if saved else "none"
         return DivergedError(
             f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "
-            f"{self.config.divergence_loss:g} nats). Last good checkpoint in {self.writer.path}: {kept}. "
+            f"{self.config.divergence_loss:g}). Last good checkpoint in {self.writer.path}: {kept}. "
             "Try a lower lr or a longer warm-up.",
             "diverged",
             lost,
