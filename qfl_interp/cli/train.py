@@ -54,7 +54,10 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
     ] = None,
-    betas: Annotated[tuple[float, float], typer.Option(help="Adam's and AdamW's; grokking takes 0.9 0.98.")] = (0.9, 0.95),
+    betas: Annotated[tuple[float, float], typer.Option(help="Adam's and AdamW's; grokking papers take 0.9 0.98.")] = (
+        0.9,
+        0.95,
+    ),
     clip_norm: Annotated[
         float | None, typer.Option(help="Gradients are scaled down to this norm, by default 1; inf for never.")
     ] = None,
