@@ -208,7 +208,7 @@ def main() -> None:
                 TABLES.mkdir(exist_ok=True)
                 measured(Run.open(folder)).to_csv(zoo[name].table(seed), index=False)
     if args.steps is None:
-        fill(PAGE, page_parts(zoo) | {"machine": f"{device_name('cpu')}, 2 cores, shared"})
+        fill(PAGE, page_parts(zoo) | {"machine": f"{device_name('cpu')}, shared"})
         if args.figures:
             draw(zoo)
 
