@@ -72,12 +72,11 @@ class Entry(NamedTuple):
 
 def entries(path: Path = ZOO) -> dict[str, Entry]:
     """The entries by name."""
-    found = [Entry(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}) for one in _read(path)]
+    found = []
+    for one in tomllib.loads(path.read_text())["entry"]:
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}
+        found.append(Entry(**fields))
     return {entry.name: entry for entry in found}
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return tomllib.loads(path.read_text())["entry"]
 
 
 def measured(run: Run) -> pd.DataFrame:

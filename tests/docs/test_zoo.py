@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import zoo
@@ -72,6 +73,16 @@ def test_every_figure_of_the_page_is_there_and_tables_are_small():
     assert sum(path.stat().st_size for path in tables) < 2_000_000
 
 
+def test_the_power_of_n_on_the_page_is_that_of_the_tables():
+    medians = {}
+    for n in (20, 30, 40):
+        entry = ENTRIES[f"parity-{n}"]
+        medians[n] = np.median([zoo.summary(pd.read_csv(entry.table(seed)))["found"] for seed in entry.seeds])
+    slope = np.polyfit(np.log(list(medians)), np.log(list(medians.values())), 1)[0]
+    (said,) = re.findall(r"grow as n to the power ([\d.]+)", ENTRIES["parity-40"].compared[0]["ours"])
+    assert said == f"{slope:.1f}"
+
+
 def test_a_summary_by_hand():
     table = pd.DataFrame(
         {
@@ -92,7 +103,7 @@ def test_a_summary_by_hand():
 
 def test_an_unknown_entry_is_named(monkeypatch):
     monkeypatch.setattr("sys.argv", ["zoo.py", "grokkin"])
-    with pytest.raises(SystemExit, match="no entry of .* is named 'grokkin'. There are grokking-113, "):
+    with pytest.raises(SystemExit, match=r"no entry of .* is named 'grokkin'\. There are grokking-113, "):
         zoo.main()
 
 
