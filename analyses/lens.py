@@ -36,6 +36,7 @@ class Page:
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw bars on standard error.
+        beside: Other runs whose loss and exact match are drawn too, as forks and their control.
     """
 
     run: Run
@@ -46,6 +47,7 @@ class Page:
     jobs: int = 1
     device: str | torch.device = "cpu"
     progress: bool = True
+    beside: tuple[Run, ...] = ()
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

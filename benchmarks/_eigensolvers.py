@@ -31,9 +31,9 @@ class Counted:
         return len(self.operator)
 
     def product(self, vector: Tensor) -> Tensor:
-        """The operator times a vector, float64."""
+        """The operator times a vector, float64, on the CPU."""
         self.n_products += 1
-        return self.operator.product(vector).double()
+        return self.operator.product(vector).double().cpu()
 
 
 def random_start(n: int, seed: int = 0) -> Tensor:

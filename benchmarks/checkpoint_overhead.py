@@ -20,7 +20,7 @@ TITLE = "Checkpoint overhead (addition-16, d_model 64, 4 layers, batch 64)"
 _FEW, _MANY = 2, 100
 
 
-def _train(n_checkpoints: int, n_steps: int) -> dict[str, float]:
+def _train(n_checkpoints: int, n_steps: int, device: str) -> dict[str, float]:
     """Train once; seconds of the whole run and inside the writing of checkpoints, their bytes and number."""
     task = qfl.load_task("addition", 16)
     config = qfl.TrainConfig(n_steps=n_steps, n_checkpoints=n_checkpoints, n_val=64, eval_fraction=1.0)
@@ -37,7 +37,8 @@ def _train(n_checkpoints: int, n_steps: int) -> dict[str, float]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            run = qfl.train(task, qfl.ModelConfig(d_model=64, n_layers=4), config, Path(folder) / "run", progress=False)
+            model, out = qfl.ModelConfig(d_model=64, n_layers=4), Path(folder) / "run"
+            run = qfl.train(task, model, config, out, device=device, progress=False)
             seconds = time.perf_counter() - start
             written = sum(p.stat().st_size for p in (run.path / "checkpoints").rglob("*") if p.is_file())
             saved = len(run.steps)
@@ -48,7 +49,7 @@ def _train(n_checkpoints: int, n_steps: int) -> dict[str, float]:
             "threads": torch.get_num_threads()}  # fmt: skip
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Overhead in percent of training time, from both kinds of run in pairs, each in a process of its own.
 
     "time inside the writer" is measured directly and does not drown in the machine's noise; "difference of
@@ -56,12 +57,13 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
     Args:
         quick: One short pair.
+        device: Where to train.
     """
     n_steps, n_pairs = (60, 1) if quick else (716, 2)
     few, many = [], []
     for _ in range(n_pairs):
-        few.append(in_process(_train, _FEW, n_steps))
-        many.append(in_process(_train, _MANY, n_steps))
+        few.append(in_process(_train, _FEW, n_steps, device))
+        many.append(in_process(_train, _MANY, n_steps, device))
     inside = statistics.median(m["writing"] / (m["seconds"] - m["writing"]) for m in many)
     whole = statistics.median(m["seconds"] / f["seconds"] - 1 for m, f in zip(many, few, strict=True))
     added = statistics.median(m["peak_mb"] - f["peak_mb"] for m, f in zip(many, few, strict=True))

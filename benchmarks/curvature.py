@@ -42,40 +42,42 @@ TOL = 1e-2
 N_STARTS = 200
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of products, shares and seconds.
 
     Args:
         quick: Fewer updates, examples and starts.
+        device: Where to train, and of the Hessian; the solvers' own vectors are on the CPU.
     """
     n_steps, config = N_STEPS, CurvatureConfig(n_examples=N_EXAMPLES)
     if quick:
         n_steps, config = 20, CurvatureConfig(n_examples=8, n_rank_examples=8)
     with tempfile.TemporaryDirectory() as folder:
-        trained, step_seconds = _trained(Path(folder) / "run", n_steps)
+        trained, step_seconds = _trained(Path(folder) / "run", n_steps, device)
         shared = shared_of(trained, config)
-        rows = _products(trained, shared, PAIRS[:2] if quick else PAIRS)
+        rows = _products(trained, shared, PAIRS[:2] if quick else PAIRS, device)
         rows += _missed(20 if quick else N_STARTS)
         rows += [{"name": "training step, batch 64", "value": step_seconds, "unit": "CPU s"}]
-        return rows + [row for step in (0, n_steps) for row in _seconds(trained, shared, step)]
+        return rows + [row for step in (0, n_steps) for row in _seconds(trained, shared, step, device)]
 
 
-def _trained(out: Path, n_steps: int) -> tuple[Run, float]:
+def _trained(out: Path, n_steps: int, device: str) -> tuple[Run, float]:
     """A short run with its moments, and the processor seconds of one of its updates."""
     settings = TrainConfig(
         n_steps=n_steps, lr=2e-3, n_checkpoints=N_CHECKPOINTS, save_optimizer=True, eval_fraction=1.0, n_val=64
     )
     start = time.process_time()
-    found = train(load_task("addition", length=8), ModelConfig(d_model=32, n_layers=2), settings, out, progress=False)
+    task, model = load_task("addition", length=8), ModelConfig(d_model=32, n_layers=2)
+    found = train(task, model, settings, out, device=device, progress=False)
     return found, (time.process_time() - start) / n_steps
 
 
-def _products(run: Run, shared: Shared, pairs: tuple[int, ...]) -> list[dict[str, Any]]:
+def _products(run: Run, shared: Shared, pairs: tuple[int, ...], device: str) -> list[dict[str, Any]]:
     """A row a checkpoint and k, and the sums over the checkpoints that have one before them."""
     rows: list[dict[str, Any]] = []
     before: dict[int, Tensor] = {}
     for step in run.steps:
-        hessian = Hessian(trained_loss(load(run, shared, step, "cpu"), shared.batch))
+        hessian = Hessian(trained_loss(run, load(run, shared, step, device), shared.batch))
         for k in pairs:
             ours = top_eigenpairs(hessian, k, tol=TOL, max_products=400)
             values, residual = ours.values.tolist(), float(ours.residuals.max())
@@ -84,7 +86,7 @@ def _products(run: Run, shared: Shared, pairs: tuple[int, ...]) -> list[dict[str
             if k in before:
                 start = before[k].sum(0).double()
                 row |= _from_neighbour(hessian, start, values, residual)
-            before[k] = ours.vectors
+            before[k] = ours.vectors.cpu()
             rows.append(row)
     for k in pairs:
         every = [row for row in rows if row["name"].endswith(f", k = {k}")]
@@ -159,10 +161,10 @@ def _missed(n_starts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds(run: Run, shared: Shared, step: int) -> list[dict[str, Any]]:
+def _seconds(run: Run, shared: Shared, step: int, device: str) -> list[dict[str, Any]]:
     """Processor seconds of a product, of the sharpness and of all that is measured at a checkpoint."""
-    model = load(run, shared, step, "cpu")
-    hessian = Hessian(trained_loss(model, shared.batch))
+    model = load(run, shared, step, device)
+    hessian = Hessian(trained_loss(run, model, shared.batch))
     vector = random_start(len(hessian))
     following = [saved for saved in run.steps if saved > step]
 

@@ -26,36 +26,41 @@ import dataclasses, json, os, sys, time
 sys.path.insert(0, "scripts")
 import demo, qfl_interp as qfl
 from analyses import ablate, probe
-stage, folder, probed = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+stage, folder, probed, device = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
 run = None if stage.startswith("train") else qfl.Run.open(folder)
 wall, before = time.perf_counter(), os.times()
 if stage.startswith("train"):
     config = demo.TRAIN if stage == "train" else dataclasses.replace(demo.TRAIN, eval_fraction=1.0)
-    qfl.train(qfl.load_task("addition", length=16), demo.MODEL, config, folder, progress=False)
+    qfl.train(qfl.load_task("addition", length=16), demo.MODEL, config, folder, device=device, progress=False)
 elif stage == "probe":
-    probe(run, steps=probed, config=demo.PROBE, n_untrained=0, progress=False)
+    probe(run, steps=probed, config=demo.PROBE, n_untrained=0, device=device, progress=False)
 else:
-    ablate(run, config=demo.PROBE, progress=False)
+    ablate(run, config=demo.PROBE, device=device, progress=False)
 after = os.times()
 print(json.dumps([time.perf_counter() - wall, after.user + after.system - before.user - before.system]))
 """
 
 
-def _measured(checkout: Path, stage: str, folder: Path, probed: tuple[int, ...]) -> tuple[float, float]:
+def _measured(checkout: Path, stage: str, folder: Path, probed: tuple[int, ...], device: str) -> tuple[float, float]:
     """Wall seconds and processor seconds of a stage of a checkout."""
     own = checkout / ".venv" / "bin" / "python"
     python = sys.executable if checkout == _HERE or not own.exists() else str(own)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [python, "-c", _WORK, stage, str(folder), json.dumps(probed)],
+        [python, "-c", _WORK, stage, str(folder), json.dumps(probed), device],
         cwd=checkout, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     wall, cpu = json.loads(done.stdout.splitlines()[-1])
     return wall, cpu
 
 
-def run(*, quick: bool = False) -> list[dict[str, Any]]:
-    """One row a stage: best of the rounds, the checkouts taking turns."""
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
+    """One row a stage: best of the rounds, the checkouts taking turns.
+
+    Args:
+        quick: Training alone.
+        device: Where to compute.
+    """
     before = os.environ.get("QFL_BEFORE")
     checkouts = {"now": _HERE} | ({"before": Path(before).resolve()} if before else {})
     stages = {"train, validations first and last": (1, 1), "train": (1, 1)}
@@ -69,7 +74,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
                     folder = Path(scratch) / (name if "," not in stage else f"{name}-bare")
                     # What the round before has written would be taken as it is.
                     shutil.rmtree(folder / "analyses" / stage, ignore_errors=True)
-                    found = _measured(checkout, stage, folder, _PROBED)
+                    found = _measured(checkout, stage, folder, _PROBED, device)
                     best[name] = min(found, best.get(name, found), key=lambda seconds: seconds[1])
             row: dict[str, Any] = {"stage": stage if parts == 1 else f"{stage}, a checkpoint"}
             for name, (wall, cpu) in best.items():

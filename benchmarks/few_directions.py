@@ -30,18 +30,20 @@ SETTINGS = (
 FEW = (1, 4, 16, 50)
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of processor seconds and agreement, one a setting and number of directions.
 
     Args:
         quick: Few problems, one number of directions.
+        device: Of the models.
     """
-    return [_row(setting, 4 if quick else n, k) for setting, n in SETTINGS for k in (FEW[:1] if quick else FEW)]
+    few = FEW[:1] if quick else FEW
+    return [_row(setting, 4 if quick else n, k, device) for setting, n in SETTINGS for k in few]
 
 
-def _row(setting: Setting, n_problems: int, n_directions: int) -> dict[str, Any]:
+def _row(setting: Setting, n_problems: int, n_directions: int, device: str) -> dict[str, Any]:
     """Both ways in turns."""
-    case = case_of(n_problems, n_directions, setting)
+    case = case_of(n_problems, n_directions, device, setting)
     chunk = fastest_chunk(case)
     ways: list[Callable[[], Tensor]] = [
         lambda: project_gradients(*case).gradients,

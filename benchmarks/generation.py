@@ -57,7 +57,7 @@ def _check_same(model: HookedTransformer, ours: torch.Tensor, theirs: torch.Tens
     return len(apart)
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Seconds to write the answers of a batch, their ratios, and how many passes ours took.
 
     An untrained 4-layer model of width 64 on the prompts of 16-bit additions. The guess is what the intact model
@@ -68,15 +68,17 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
     Args:
         quick: A small batch, one round.
+        device: Of the model.
     """
     n, rounds = (32, 1) if quick else (512, 5)
     task = qfl.load_task("addition", 16)
     model = build_model(qfl.ModelConfig(d_model=64, n_layers=4), task, seed=0)
+    model.to(device, print_details=False)
     batch = task.encode(task.sample(np.random.default_rng(0), n))
     start = int(batch.loss_mask[0].nonzero()[0]) + 1
-    prompts, n_new = batch.tokens[:, :start], task.n_ctx - start
+    prompts, n_new = batch.tokens[:, :start].to(device), task.n_ctx - start
     guess = _one_at_a_time(model, prompts, n_new)[:, start:]
-    direction = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).to(device)
     rows = []
     for case, epsilon in {"intact": 0.0, "mildly ablated": 0.1, "ablated": 1.0}.items():
         changes = [project_out(Site(1), direction, epsilon=epsilon)] if epsilon else []

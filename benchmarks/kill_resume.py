@@ -33,7 +33,7 @@ def fingerprint(run: Path) -> dict[str, Any]:
     }
 
 
-def _train(out: Path, n_steps: int) -> None:
+def _train(out: Path, n_steps: int, device: str) -> None:
     """Train into `out` to the end, going on from whatever is there."""
     torch.set_num_threads(1)
     config = qfl.TrainConfig(
@@ -41,18 +41,18 @@ def _train(out: Path, n_steps: int) -> None:
     )
     qfl.train(
         qfl.load_task("addition", 6), qfl.ModelConfig(d_model=16, n_layers=2), config, out,
-        resume=True, progress=False, resume_seconds=0.0,
+        resume=True, device=device, progress=False, resume_seconds=0.0,
     )  # fmt: skip
 
 
-def _start(out: Path, n_steps: int) -> int:
+def _start(out: Path, n_steps: int, device: str) -> int:
     """Train in a process of its own, which shares this one's imports; returns its id."""
     process = os.fork()
     if process:
         return process
     status = 1
     try:
-        _train(out, n_steps)
+        _train(out, n_steps, device)
         status = 0
     finally:
         os._exit(status)
@@ -67,16 +67,16 @@ def _last_step(out: Path) -> int:
         return -1
 
 
-def _measure(folder: Path, n_steps: int, n_kills: int) -> dict[str, Any]:
+def _measure(folder: Path, n_steps: int, n_kills: int, device: str = "cpu") -> dict[str, Any]:
     """Train once whole and once with `n_kills` kills, and compare."""
     import qfl_interp.training.train  # noqa: F401  # imported once here, so that a fork starts at once
 
     reference, killed = folder / "reference", folder / "killed"
-    os.waitpid(_start(reference, n_steps), 0)
+    os.waitpid(_start(reference, n_steps, device), 0)
     rng = random.Random(0)
     deaths = []
     for goal in sorted(rng.randrange(-1, n_steps * 9 // 10) for _ in range(n_kills)):
-        process = _start(killed, n_steps)
+        process = _start(killed, n_steps, device)
         while _last_step(killed) < goal and os.waitpid(process, os.WNOHANG) == (0, 0):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))  # anywhere in an update, a validation, or the writing of a checkpoint
@@ -87,22 +87,23 @@ def _measure(folder: Path, n_steps: int, n_kills: int) -> dict[str, Any]:
             continue  # it had ended
         if os.WIFSIGNALED(status):
             deaths.append(_last_step(killed))
-    os.waitpid(_start(killed, n_steps), 0)
+    os.waitpid(_start(killed, n_steps, device), 0)
     wanted, got = fingerprint(reference), fingerprint(killed)
     return {"kills": len(deaths), "killed_after_steps": deaths} | {
         f"{what}_identical": wanted[what] == got[what] and bool(wanted[what]) for what in wanted
     }
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """One row: how often the run was killed, and whether every checkpoint file and metric is the same.
 
     Args:
         quick: Three kills of a short run instead of twenty.
+        device: Where to train.
     """
     n_steps, n_kills = (40, 3) if quick else (300, 20)
     with tempfile.TemporaryDirectory() as folder:
-        found = in_process(_measure, Path(folder), n_steps, n_kills)
+        found = in_process(_measure, Path(folder), n_steps, n_kills, device)
     after = ", ".join(map(str, found.pop("killed_after_steps")))
     return [{"name": f"training of {n_steps} steps, killed after steps {after}", "value": found.pop("kills"),
              "unit": "kills", **found}]  # fmt: skip

@@ -13,28 +13,30 @@ import numpy as np
 import torch
 
 from benchmarks._measuring import timed
+from qfl_interp.models.build import model_device
 
 TITLE = "Patching: batched sweeps and attribution against TransformerLens's patching loops"
 
 LABEL = 3
 
 
-def _trained(quick: bool) -> tuple[Any, Any]:
+def _trained(quick: bool, device: str) -> tuple[Any, Any]:
     """A model trained on addition (to the end in the full run), and pairs that differ in one carry."""
     import qfl_interp as qfl
     from qfl_interp.interventions.pairs import patch_pairs
 
     task = qfl.load_task("addition", length=4 if quick else 16)
-    steps, shape = (30, {"n_layers": 2}) if quick else (700, {"n_layers": 4})
+    steps, n_layers = (30, 2) if quick else (700, 4)
     with tempfile.TemporaryDirectory() as folder:
         run = qfl.train(
             task,
-            qfl.ModelConfig(d_model=64, n_heads=4, **shape),
+            qfl.ModelConfig(d_model=64, n_heads=4, n_layers=n_layers),
             qfl.TrainConfig(n_steps=steps, batch_size=64, n_checkpoints=2, n_val=64),
             Path(folder) / "run",
+            device=device,
             progress=False,
         )
-        model = run.load_model(run.steps[-1])
+        model = run.load_model(run.steps[-1], device=device)
     drawn = task.sample_pairs(np.random.default_rng(0), 4 if quick else 32, "carry", LABEL)
     return model, patch_pairs(task, drawn)
 
@@ -44,11 +46,12 @@ def _seconds(job: Callable[[], Any], n_rounds: int) -> tuple[float, Any]:
     return min((timed(job) for _ in range(n_rounds)), key=lambda found: found[0])
 
 
-def _contrast(pairs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _contrast(pairs: Any, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """The mean logit difference at the contrast, as TransformerLens's functions want it."""
     row = torch.arange(len(pairs))
     at = pairs.contrast
     towards, away = pairs.clean[row, at + 1], pairs.corrupted_answer[row, at + 1]
+    row, at, towards, away = (index.to(device) for index in (row, at, towards, away))
     return lambda logits: (logits[row, at, towards] - logits[row, at, away]).mean()
 
 
@@ -62,19 +65,20 @@ def _per_place(model: Any, pairs: Any, component: str) -> np.ndarray:
         "mlp_out": patching.get_act_patch_mlp_out,
         "z": patching.get_act_patch_attn_head_out_by_pos,
     }[component]
-    _, cache = model.run_with_cache(pairs.clean)
+    device = model_device(model)
+    _, cache = model.run_with_cache(pairs.clean.to(device))
     with redirect_stderr(io.StringIO()):  # its progress bar
-        found = sweep(model, pairs.corrupted, cache, _contrast(pairs))
+        found = sweep(model, pairs.corrupted.to(device), cache, _contrast(pairs, device))
     # Heads come as [layer, pos, head].
-    return (found.movedim(2, 1).flatten(0, 1) if component == "z" else found).numpy()[:, : pairs.span.stop]
+    return (found.movedim(2, 1).flatten(0, 1) if component == "z" else found).cpu().numpy()[:, : pairs.span.stop]
 
 
 @torch.no_grad()
 def _one_by_one(model: Any, pairs: Any) -> np.ndarray:
     """A forward pass for every layer, position and pair of the residual stream, as in a notebook's first version."""
-    found = np.zeros((model.cfg.n_layers, pairs.span.stop))
+    found, device = np.zeros((model.cfg.n_layers, pairs.span.stop)), model_device(model)
     for pair in range(len(pairs)):
-        clean, corrupted = pairs.clean[pair : pair + 1], pairs.corrupted[pair : pair + 1]
+        clean, corrupted = (part[pair : pair + 1].to(device) for part in (pairs.clean, pairs.corrupted))
         at = int(pairs.contrast[pair])
         towards, away = pairs.clean[pair, at + 1], pairs.corrupted_answer[pair, at + 1]
         _, cache = model.run_with_cache(clean)
@@ -91,12 +95,17 @@ def _one_by_one(model: Any, pairs: Any) -> np.ndarray:
     return found
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
-    """Seconds of each sweep (best of interleaved rounds), ratios, agreement; and attribution's time and error."""
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
+    """Seconds of each sweep (best of interleaved rounds), ratios, agreement; and attribution's time and error.
+
+    Args:
+        quick: A short run on short problems, few pairs, one round.
+        device: Of the model.
+    """
     from qfl_interp.interventions.attribution import attribution_error, attribution_patch
     from qfl_interp.interventions.patching import patch_sweep
 
-    model, pairs = _trained(quick)
+    model, pairs = _trained(quick, device)
     n_rounds, rows = 1 if quick else 2, []
     size = f"{model.cfg.n_layers} layers, {pairs.span.stop} positions, {len(pairs)} pairs, d_model 64"
     for component in ("resid_pre", "mlp_out", "z"):

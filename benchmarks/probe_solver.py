@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._measuring import in_process, timed
-from benchmarks._memory import reset_peak_mib, status_mib
+from benchmarks._measuring import isolated, timed
+from benchmarks._memory import held_mib, peak_mib
 from benchmarks._streams import untrained
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.registry import load_task
@@ -57,15 +57,16 @@ def _untrained(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y.bool()
 
 
-def _ours(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.Tensor) -> dict[str, Any]:
+def _ours(data: list[torch.Tensor], device: str) -> dict[str, Any]:
     """Seconds to fit, log losses on the test examples and peak extra memory."""
+    x, y, x_test, y_test = (part.to(device) for part in data)
     fit_logistic(x[:1, :1, :100], y[None, :1, :100], c=C, max_iter=5)  # threads started, libraries loaded
-    before = reset_peak_mib()
+    before = held_mib(device)
     seconds, probes = timed(lambda: fit_logistic(x, y[None], c=C, max_iter=100))
-    memory = status_mib("VmHWM") - before
+    memory = peak_mib(device) - before
     assert probes.converged.all()
     loss = probes.log_loss(x_test, y_test[None])[..., 0]
-    return {"seconds": seconds, "loss": loss.numpy(), "mib": memory}
+    return {"seconds": seconds, "loss": loss.cpu().numpy(), "mib": memory}
 
 
 def _sklearn(
@@ -86,7 +87,7 @@ def _sklearn(
     options: dict[str, Any] = {"solver": "newton-cholesky", "tol": 1e-10} if exact else {}
     LogisticRegression(C=C, max_iter=1000).fit(x[0, 0, :100], y[0, :100])  # threads started, libraries loaded
     loss = np.empty(x.shape[:2])
-    before, seconds = reset_peak_mib(), 0.0
+    before, seconds = held_mib(), 0.0
     for layer in range(x.shape[0]):
         for label in range(x.shape[1]):
             data = x[layer, label].numpy().astype(dtype, copy=False)
@@ -99,28 +100,37 @@ def _sklearn(
                     seconds += time.perf_counter() - start
             logit = x_test[layer, label].numpy().astype(np.float64) @ model.coef_[0] + model.intercept_
             loss[layer, label] = np.logaddexp(0, np.where(y_test[label], -logit, logit)).mean()
-    return {"seconds": seconds, "loss": loss, "mib": status_mib("VmHWM") - before}
+    return {"seconds": seconds, "loss": loss, "mib": peak_mib() - before}
 
 
-def _job(name: str, path: str) -> dict[str, Any]:
+def _job(name: str, path: str, device: str) -> dict[str, Any]:
     """One contender, whose peak memory is above the bare data's."""
     data = torch.load(path)
-    return _ours(*data) if name == "ours" else _sklearn(*data, exact=name == "exact")
+    return _sklearn(*data, exact=name == "exact") if name in ("sklearn", "exact") else _ours(data, device)
 
 
-def _compare(kind: str, n: int, labels: int, n_rounds: int) -> list[dict[str, Any]]:
+def _compare(kind: str, n: int, labels: int, n_rounds: int, device: str) -> list[dict[str, Any]]:
     """The rows of one kind of activations."""
-    contenders = ("ours", "sklearn", "exact")
+    # scikit-learn takes no GPU: there, the same solve on the processor stands beside.
+    contenders = {"ours": device} | dict.fromkeys(
+        ("sklearn", "exact") if device == "cpu" else ("ours on the CPU",), "cpu"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/activations.pt"
         x, y = (_untrained if kind == "untrained" else _planted)(n + 1_000)
         x, y = x[:, :labels], y[:labels]
         torch.save(tuple(t.clone() for t in (x[:, :, :n], y[:, :n], x[:, :, n:], y[:, n:])), path)
-        rounds = [{who: in_process(_job, who, path) for who in contenders} for _ in range(n_rounds)]
+        rounds = [
+            {who: isolated(device, _job, who, path, where) for who, where in contenders.items()}
+            for _ in range(n_rounds)
+        ]
     best = {who: min((r[who] for r in rounds), key=lambda row: row["seconds"]) for who in contenders}
     case = f"{kind}: {N_LAYERS} layers x {labels} positions x {n} examples x d_model {D_MODEL}"
     seconds = {who: best[who]["seconds"] for who in contenders}
-    losses, exact = best["ours"]["loss"], best["exact"]["loss"]
+    losses = best["ours"]["loss"]
+    if device != "cpu":
+        return _on_gpu(case, best["ours"], best["ours on the CPU"])
+    exact = best["exact"]["loss"]
     off = {who: float(np.abs(best[who]["loss"] - exact).max()) for who in contenders}
     apart = float(np.abs(losses - best["sklearn"]["loss"]).max())
     values = [
@@ -140,11 +150,28 @@ def _compare(kind: str, n: int, labels: int, n_rounds: int) -> list[dict[str, An
     return [{"name": name, "value": value, "unit": unit, "case": case} for name, value, unit in values]
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def _on_gpu(case: str, gpu: dict[str, Any], cpu: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ours on both devices."""
+    apart = float(np.abs(gpu["loss"] - cpu["loss"]).max())
+    values = [
+        ("batched Newton", gpu["seconds"], "s"),
+        ("batched Newton, on the processor", cpu["seconds"], "s"),
+        ("speed-up over the processor", cpu["seconds"] / gpu["seconds"], "x"),
+        ("largest difference in test log loss between them", apart, "nats"),
+        ("peak extra memory", gpu["mib"], "MiB"),
+    ]
+    return [{"name": name, "value": value, "unit": unit, "case": case} for name, value, unit in values]
+
+
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Fit seconds (best of two interleaved rounds), their ratio, agreement and peak extra memory.
 
     Two kinds of activations: the residual stream of an untrained model on 16-bit addition (`_untrained`), and
     better conditioned made-up ones from chance to nearly separable (`_planted`).
+
+    Args:
+        quick: Fewer examples and positions, one round.
+        device: Where ours runs. On a GPU it stands beside ours on the processor instead of scikit-learn.
     """
     n, labels, n_rounds = (2_000, 4, 1) if quick else (10_000, N_LABELS, 2)
-    return [row for kind in ("untrained", "planted") for row in _compare(kind, n, labels, n_rounds)]
+    return [row for kind in ("untrained", "planted") for row in _compare(kind, n, labels, n_rounds, device)]

@@ -18,6 +18,7 @@ from qfl_interp.data.examples import ExampleStream
 from qfl_interp.data.registry import task_names
 from qfl_interp.seeding import generator
 
+CPU_ONLY = True
 TITLE = "Sampler (every task at its default length, one core)"
 
 # Examples a second on one core; tasks of other families have no target.
@@ -49,7 +50,7 @@ class Case(NamedTuple):
     batch: int
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Examples a second, the best of several interleaved rounds; then seconds of each task's first batch.
 
     "sample + encode" is the task alone; "training stream" adds the split by hash, as training draws; "with labels" adds

@@ -35,6 +35,15 @@ N_STEPS = {(16, 8): 160, (16, 64): 40, (64, 8): 80, (64, 64): 16}
 N_STEPS_GPU = 200
 
 
+class _Shape(NamedTuple):
+    """What a run is, and where it trains."""
+
+    d_model: int
+    batch: int
+    n_steps: int
+    device: str
+
+
 class _Times(NamedTuple):
     """Seconds of a round, and processor seconds of all its processes."""
 
@@ -42,25 +51,27 @@ class _Times(NamedTuple):
     cpu: float
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of models an hour, stacked, each beside the same runs alone.
 
     Args:
         quick: One width, few members, one round.
+        device: Where to train; on a GPU more updates, in one round.
     """
-    gpu = torch.cuda.is_available()
+    gpu = device != "cpu"
     n_workers = 1 if gpu else max(1, min(2, os.cpu_count() or 1))
     context = multiprocessing.get_context("spawn")
     workers = [ProcessPoolExecutor(1, context) for _ in range(n_workers)]
     cells = [(16, 8)] if quick else list(N_STEPS)
     members = MEMBERS[:2] if quick else MEMBERS
     try:
-        for started in [worker.submit(_warm_up) for worker in workers]:
+        for started in [worker.submit(_warm_up, device) for worker in workers]:
             started.result()
         rows = []
         for d_model, batch in cells:
             n_steps = N_STEPS_GPU if gpu else N_STEPS[d_model, batch]
-            rows += _cell(workers, d_model, batch, 20 if quick else n_steps, members, n_rounds=1 if quick else 3)
+            shape = _Shape(d_model, batch, 20 if quick else n_steps, device)
+            rows += _cell(workers, shape, members, n_rounds=1 if quick or gpu else 3)
     finally:
         for worker in workers:
             worker.shutdown()
@@ -69,15 +80,12 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
 def _cell(
     workers: list[ProcessPoolExecutor],
-    d_model: int,
-    batch: int,
-    n_steps: int,
+    shape: _Shape,
     members: tuple[int, ...],
     n_rounds: int,
 ) -> list[dict[str, Any]]:
     alone: dict[int, list[_Times]] = {n: [] for n in {1, len(workers)}}
     stacked: dict[int, list[_Times]] = {n: [] for n in members}
-    shape = (d_model, batch, n_steps)
     for index in range(n_rounds):
         for n_members in members:
             # A model alone takes as long whatever their number; the largest stack takes longest, and once is enough.
@@ -92,13 +100,13 @@ def _cell(
         solo, ours = _medians(alone[n_processes], n_processes), _medians(stacked[n_members], n_members)
         rows.append(
             {
-                "name": f"d_model {d_model}, batch {batch}, {n_members} members",
+                "name": f"d_model {shape.d_model}, batch {shape.batch}, {n_members} members",
                 "value": 3600 / ours.wall,
                 "unit": "models/hour",
                 "alone": 3600 / solo.wall,
                 "times_more": solo.wall / ours.wall,
                 "times_less_cpu": solo.cpu / ours.cpu,
-                "n_updates": n_steps,
+                "n_updates": shape.n_steps,
                 "processes": n_processes,
             }
         )
@@ -111,8 +119,8 @@ def _medians(rounds: list[_Times], n_models: int) -> _Times:
 
 def _together(
     workers: list[ProcessPoolExecutor],
-    do: Callable[[tuple[int, int, int], list[int]], float],
-    shape: tuple[int, int, int],
+    do: Callable[[_Shape, list[int]], float],
+    shape: _Shape,
     n_models: int,
 ) -> _Times:
     """Train models 0 to n - 1, dealt out to the workers."""
@@ -123,44 +131,40 @@ def _together(
     return _Times(time.perf_counter() - start, cpu)
 
 
-def _warm_up() -> None:
+def _warm_up(device: str) -> None:
     """One thread; imports, compiled loops and the device's own start."""
     torch.set_num_threads(1)
     for train in (_train_alone, _train_stacked):
-        train((16, 8, 2), [0])
+        train(_Shape(16, 8, 2, device), [0])
 
 
-def _plans(shape: tuple[int, int, int], seeds: list[int]) -> list[RunConfig]:
+def _plans(shape: _Shape, seeds: list[int]) -> list[RunConfig]:
     """Runs of one shape that differ in seed and learning rate."""
-    d_model, batch, n_steps = shape
     task = load_task("addition", length=16)
-    model = ModelConfig(d_model=d_model, n_layers=4)
+    model = ModelConfig(d_model=shape.d_model, n_layers=4)
     return [
-        plan_run(task, model, TrainConfig(n_steps=n_steps, lr=1e-3 * (1 + seed % 4), seed=seed, batch_size=batch,
+        plan_run(task, model, TrainConfig(n_steps=shape.n_steps, lr=1e-3 * (1 + seed % 4), seed=seed,
+                                          batch_size=shape.batch,
                                           eval_fraction=1.0, n_val=256, n_checkpoints=4))
         for seed in seeds
     ]  # fmt: skip
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _train_alone(shape: tuple[int, int, int], seeds: list[int]) -> float:
+def _train_alone(shape: _Shape, seeds: list[int]) -> float:
     """CPU seconds of runs trained one after the other."""
     task, start = load_task("addition", length=16), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         for plan in _plans(shape, seeds):
-            train_planned(task, plan, Path(folder, plan.run_id), device=_device())
+            train_planned(task, plan, Path(folder, plan.run_id), device=shape.device)
     return time.process_time() - start
 
 
-def _train_stacked(shape: tuple[int, int, int], seeds: list[int]) -> float:
+def _train_stacked(shape: _Shape, seeds: list[int]) -> float:
     """CPU seconds of the same runs trained as stacks."""
     task, start = load_task("addition", length=16), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         runs = [(plan, Path(folder, plan.run_id)) for plan in _plans(shape, seeds)]
-        errors = train_stacked(task, runs, device=_device())
+        errors = train_stacked(task, runs, device=shape.device)
     if any(errors):
         raise RuntimeError(f"training failed: {errors}")
     return time.process_time() - start

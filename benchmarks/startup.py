@@ -18,6 +18,7 @@ from typing import Any
 import qfl_interp as qfl
 from analyses import report
 
+CPU_ONLY = True
 TITLE = "Start-up: seconds, and processor seconds, of a fresh process"
 
 _PROBE = qfl.ProbeConfig(n_train=4_000, n_test=1_000)

@@ -18,6 +18,7 @@ from qfl_interp.sweep.parts import COLUMNS, write_part
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 
+CPU_ONLY = True
 TITLE = "Results of a sweep of 10 tasks, listed and queried"
 
 _TASKS = 10
@@ -57,7 +58,7 @@ def _write(folder: Path, n_runs: int, parts: int) -> None:
             write_part(storage, task, rows.iloc[part::parts])
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Seconds of each question, from the files on disk every time, the system's file cache warm.
 
     A finished sweep has one part a task; one that runs has a part for every 15 s in which runs of the task ended, here

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from benchmarks._measuring import best_seconds
-from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.homogeneous.depthwise import DepthwiseRule, scales
 from qfl_interp.homogeneous.minibatch import run_minibatch
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness
 from qfl_interp.homogeneous.taylor import taylor_coefficients
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.mlp import HomogeneousMLP
 
 TITLE = "Taylor coefficients of a step (homogeneous network, 64 inputs, 10 outputs, quadratic widths, batch 128)"
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Seconds of each measurement, and how many plain training steps it takes (target for c0 to c2: under 3).
 
     A training step is torch's own: forward and backward pass and the update of every weight. c0 to c2 include the
@@ -26,22 +26,23 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
 
     Args:
         quick: One small network, one round.
+        device: Of the network.
     """
     rows = []
     for depth, width in ((3, 4),) if quick else ((4, 64), (8, 20)):
-        rows += _measure(MLPConfig(64, 10, width, depth, 2), 1 if quick else 20)
+        rows += _measure(MLPConfig(64, 10, width, depth, 2), 1 if quick else 20, device)
     return rows
 
 
-def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
-    model = HomogeneousMLP(config)
+def _measure(config: MLPConfig, rounds: int, device: str) -> list[dict[str, Any]]:
+    model = HomogeneousMLP(config).to(device)
     rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(128, 64, generator=rng), torch.randint(10, (128,), generator=rng)
+    x, y = torch.randn(128, 64, generator=rng).to(device), torch.randint(10, (128,), generator=rng).to(device)
     loss = "cross_entropy"
     weights = list(model.parameters())
     batch = run_minibatch(model, x, y, loss)
     xi = scales(DepthwiseRule(), batch)
-    direction = torch.randn(config.n_parameters, generator=rng)
+    direction = torch.randn(config.size, generator=rng).to(device)
 
     def step() -> None:
         gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), weights)
@@ -77,7 +78,7 @@ def _measure(config: MLPConfig, rounds: int) -> list[dict[str, Any]]:
         }
     finally:
         torch.set_num_threads(n_threads)
-    shape = {"threads": 1, "depth": config.depth, "parameters": config.n_parameters}
+    shape = {"threads": 1, "depth": config.depth, "parameters": config.size}
     return [
         {"name": name, **shape, "ms": 1e3 * taken, "training_steps": taken / seconds["training step"]}
         for name, taken in seconds.items()

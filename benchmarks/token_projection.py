@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from benchmarks._measuring import in_process
-from benchmarks._memory import reset_peak_mib, status_mib
+from benchmarks._measuring import isolated
+from benchmarks._memory import held_mib, peak_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_gradients.operations import jvp_operations, layer_operations
@@ -82,21 +82,22 @@ class _Measured(NamedTuple):
     found: np.ndarray
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of seconds, peak memory and agreement, one a way.
 
     Args:
         quick: Few problems and directions.
+        device: Of the model.
     """
     n_problems, n_directions = (24, 5) if quick else (N_PROBLEMS, N_DIRECTIONS)
-    found = {way: in_process(_measure, way, n_problems, n_directions) for way in WAYS}
-    case = case_of(n_problems, n_directions)
-    return [*(_row(way, measured, found, case) for way, measured in found.items()), _product()]
+    found = {way: isolated(device, _measure, way, n_problems, n_directions, device) for way in WAYS}
+    case = case_of(n_problems, n_directions, device)
+    return [*(_row(way, measured, found, case) for way, measured in found.items()), _product(device)]
 
 
-def _product() -> dict[str, Any]:
+def _product(device: str) -> dict[str, Any]:
     """The best of some products of two square matrices."""
-    left, right = torch.randn(2, N_SQUARE, N_SQUARE, device=_device())
+    left, right = torch.randn(2, N_SQUARE, N_SQUARE, device=device)
     seconds = float("inf")
     for _ in range(SQUARES):
         start = time.perf_counter()
@@ -132,26 +133,22 @@ def _gflop(way: str, case: Case) -> float:
     return _OPERATIONS[way](case.loss.scored, len(case.directions)) * len(case.loss.space) / 1e9
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def case_of(n_problems: int, n_directions: int, setting: Setting = MAIN) -> Case:
+def case_of(n_problems: int, n_directions: int, device: str, setting: Setting = MAIN) -> Case:
     """A model at initialisation, problems and orthonormal directions, the same in every process."""
     task = load_task(setting.task, length=setting.length)
-    model = model_on(build_model(setting.model, task), _device())
+    model = model_on(build_model(setting.model, task), device)
     examples = task.sample(np.random.default_rng(0), n_problems)
     loss = TokenLoss(model, scored_tokens(task.encode(examples)))
     random = torch.randn(len(loss.space), n_directions, generator=torch.Generator().manual_seed(0))
     directions = torch.linalg.qr(random)[0].t().contiguous()
-    return Case(loss, loss.parameters(), directions.to(_device()))
+    return Case(loss, loss.parameters(), directions.to(device))
 
 
-def _measure(way: str, n_problems: int, n_directions: int) -> _Measured:
+def _measure(way: str, n_problems: int, n_directions: int, device: str) -> _Measured:
     """One run of a way in this process, after a warm-up."""
-    case = case_of(n_problems, n_directions)
-    small = case_of(min(n_problems, 50), min(n_directions, 5))
-    before = _held_mib()
+    case = case_of(n_problems, n_directions, device)
+    small = case_of(min(n_problems, 50), min(n_directions, 5), device)
+    before = held_mib(device)
     chunk = None
     if way in ("per-token gradients", "per-token gradients, large chunk"):
         chunk = LARGE_CHUNK if way.endswith("large chunk") else fastest_chunk(case)
@@ -161,27 +158,14 @@ def _measure(way: str, n_problems: int, n_directions: int) -> _Measured:
     work(small)
     if way == CURVATURE:
         case = case._replace(directions=case.directions[: max(1, n_directions // 5)])
-    _held_mib()
+    held_mib(device)
     seconds, cpu = float("inf"), float("inf")
     for _ in range(ROUNDS):
         start, start_cpu = time.perf_counter(), time.process_time()
         found = work(case).cpu()
         seconds = min(seconds, time.perf_counter() - start)
         cpu = min(cpu, time.process_time() - start_cpu)
-    return _Measured(seconds, cpu, _peak_mib() - before, chunk, found.numpy())
-
-
-def _held_mib() -> float:
-    """Memory held now; from here on the peak is counted anew."""
-    if _device() == "cpu":
-        return reset_peak_mib()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated() / 2**20
-
-
-def _peak_mib() -> float:
-    return status_mib("VmHWM") if _device() == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+    return _Measured(seconds, cpu, peak_mib(device) - before, chunk, found.numpy())
 
 
 def fastest_chunk(case: Case) -> int:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._measuring import in_process
-from benchmarks._memory import reset_peak_mib, status_mib
+from benchmarks._measuring import isolated, wait
+from benchmarks._memory import held_mib, peak_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import compile_fast_logits, fast_logits
@@ -84,7 +84,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
-def make_step(variant: str, d_model: int, device: torch.device) -> Callable[[], None]:
+def make_step(variant: str, d_model: int, device: str) -> Callable[[], None]:
     """A function that does one training step of the variant and waits for it."""
     config = ModelConfig(d_model=d_model, n_layers=N_LAYERS, n_heads=N_HEADS)
     torch.manual_seed(0)
@@ -111,24 +111,23 @@ def make_step(variant: str, d_model: int, device: torch.device) -> Callable[[], 
         F.cross_entropy(logits.flatten(0, 1), targets).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait()
 
     return step
 
 
-def run(quick: bool = False) -> list[dict[str, Any]]:
+def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows of median milliseconds and of memory growth, each beside the plain HookedTransformer's.
 
     Args:
         quick: One size, few rounds, nothing compiled.
+        device: Of the models.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     variants = VARIANTS[:3] if quick else VARIANTS
     rows = []
     for d_model in (16,) if quick else (16, 64, 256):
         times = _milliseconds(d_model, variants, device, n_rounds=5 if quick else 15)
-        memory = {variant: in_process(_memory_mib, variant, d_model) for variant in variants}
+        memory = {variant: isolated(device, _memory_mib, variant, d_model, device) for variant in variants}
         for metric, unit, values in (("time", "ms", times), ("peak memory", "MiB", memory)):
             for variant in variants:
                 row = {"name": f"d_model {d_model}, {LABELS[variant]}, {metric}", "value": values[variant]}
@@ -137,7 +136,7 @@ def run(quick: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _milliseconds(d_model: int, variants: tuple[str, ...], device: torch.device, n_rounds: int) -> dict[str, float]:
+def _milliseconds(d_model: int, variants: tuple[str, ...], device: str, n_rounds: int) -> dict[str, float]:
     """Median time of a step by variant; a round times each variant three times in a row."""
     steps = {variant: make_step(variant, d_model, device) for variant in variants}
     with warnings.catch_warnings():
@@ -156,15 +155,12 @@ def _milliseconds(d_model: int, variants: tuple[str, ...], device: torch.device,
     return {variant: statistics.median(times) for variant, times in taken.items()}
 
 
-def _memory_mib(variant: str, d_model: int) -> float:
+def _memory_mib(variant: str, d_model: int, device: str) -> float:
     """What ten steps add to this process's peak memory (the device's peak on a GPU), in MiB."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Libraries that load at the first step are not what a variant needs.
     make_step("llama", 8, device)()
-    before = reset_peak_mib()
+    before = held_mib(device)
     step = make_step(variant, d_model, device)
     for _ in range(10):
         step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return status_mib("VmHWM") - before
+    return peak_mib(device) - before

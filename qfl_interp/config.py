@@ -447,6 +447,7 @@ class TrainConfig(_Config):
         n_val: Examples in the fixed validation set. None: as many as cost about a tenth of training, 128 to 1,000.
         n_checkpoints: About how many checkpoints are kept, half of them log-spaced and half evenly spaced; the
             initial and the final model always are.
+        save_every: Keep one every so many steps instead, beside the initial and the final one.
         save_optimizer: Keep AdamW's moments beside every checkpoint (twice the weights in size). Needed for decay
             branches and for preconditioned sharpness.
         divergence_loss: A training loss above this many nats counts as diverged.
@@ -470,7 +471,7 @@ class TrainConfig(_Config):
     """
 
     _unlimited = ("clip_norm", "divergence_loss")
-    _later = ("optimizer", "optimizer_options", "schedule_options", "loss", "draw")
+    _later = ("optimizer", "optimizer_options", "schedule_options", "loss", "draw", "save_every")
 
     budget_flops: float | None = None
     n_steps: int | None = None
@@ -496,6 +497,7 @@ class TrainConfig(_Config):
     schedule_options: Mapping[str, Any] = Options()
     loss: str | Callable[..., Any] = "cross_entropy"
     draw: Literal["fresh", "batch", "epoch"] = "fresh"
+    save_every: int | None = None
 
     def __post_init__(self) -> None:
         if callable(self.loss):
@@ -543,6 +545,8 @@ class TrainConfig(_Config):
         for name in ("clip_norm", "divergence_loss"):
             _require(getattr(self, name) > 0, f"{name} must be positive", getattr(self, name), "")
         _require(self.n_checkpoints >= 2, "n_checkpoints must be at least 2", self.n_checkpoints, "First and last.")
+        often = self.save_every is None or self.save_every >= 1
+        _require(often, "save_every must be at least 1 step", self.save_every, "")
 
     @property
     def max_norm(self) -> float:

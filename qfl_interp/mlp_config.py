@@ -111,10 +111,27 @@ class MLPConfig(_Config):
         return sum(m * n for m, n in zip(self.widths[:-1], self.widths[1:], strict=True))
 
     # What a run, its training and its sweeps ask of a model's configuration (`model_kinds.AnyModelConfig`).
-    style: ClassVar[str] = "homogeneous"
-    weights: ClassVar[None] = None
-    stackable: ClassVar[bool] = False
-    n_heads: ClassVar[int] = 1
+    sites: ClassVar[tuple[str, ...]] = ("resid_pre", "mlp_pre", "mlp_post", "resid_post")
+
+    @property
+    def style(self) -> str:
+        """A word for tables of runs."""
+        return self.kind
+
+    @property
+    def weights(self) -> None:
+        """None: the run's seed decides the initial weights."""
+        return None
+
+    @property
+    def stackable(self) -> bool:
+        """Never: stacks know transformers."""
+        return False
+
+    @property
+    def n_heads(self) -> int:
+        """A block is one layer."""
+        return 1
 
     @property
     def d_model(self) -> int:
@@ -144,3 +161,12 @@ class MLPConfig(_Config):
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, and the kind."""
         return {"kind": self.kind, **super().to_dict()}
+
+
+def homogeneous_config(*, d_model: int, n_layers: int, **others: Any) -> MLPConfig:
+    """The network whose first of `n_layers` hidden layers is `d_model` wide, in a transformer's words.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    return MLPConfig(width=d_model, depth=n_layers + 1, **others)

@@ -20,11 +20,10 @@ from typing import Any
 import edge_tables as tables
 import pandas as pd
 import torch
-from edge_experiments import EXPERIMENTS, PATTERNS, cells, load, run_cell, untrained
+from edge_experiments import EXPERIMENTS, PATTERNS, cells, data_name, load, run_cell, untrained
 from figures.edge import edge_maps
 from pages import DOCS, fill, markdown, save
 
-from qfl_interp.homogeneous.images import digits
 from qfl_interp.runs.table import Table
 
 ROWS, PAGE = DOCS / "edge_of_stability.csv", DOCS / "edge_of_stability.md"
@@ -34,8 +33,8 @@ WIDTH = 960
 def run_all(folder: Path, experiments: list[str], jobs: int, path: str) -> pd.DataFrame:
     """Every training that is not there yet, in processes; the rows of all."""
     table = Table(folder / "rows")
-    data = load(path)
-    todo = {cell.name(data.name): cell for experiment in experiments for cell in cells(experiment, data)}
+    task, data = load(path), data_name(path)
+    todo = {cell.name(data): cell for experiment in experiments for cell in cells(experiment, task)}
     missing = {part: cell for part, cell in todo.items() if not table.has(part)}
     print(f"{len(todo) - len(missing)} of {len(todo)} trainings are there", flush=True)
     context = multiprocessing.get_context("spawn")
@@ -53,7 +52,7 @@ def run_untrained(folder: Path) -> pd.DataFrame:
     table = Table(folder / "untrained")
     for r in sorted(PATTERNS):
         if not table.has(f"r{r}"):
-            table.write(f"r{r}", pd.DataFrame([untrained(r, digits())]))
+            table.write(f"r{r}", pd.DataFrame([untrained(r, load(""))]))
     return table.read([f"r{r}" for r in sorted(PATTERNS)])
 
 

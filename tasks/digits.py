@@ -102,7 +102,13 @@ class Digits(Task):
         at = np.zeros(1, dtype=np.int64)
         return [
             feature_at("is_odd", "binary", at, lambda x: self._classes(x) % 2, "whether the class is odd"),
-            feature_at("below_five", "binary", at, lambda x: self._classes(x) < 5, "whether the class is below 5"),
+            feature_at(
+                "below_five",
+                "binary",
+                at,
+                lambda x: (self._classes(x) < 5).astype(np.uint8),
+                "whether the class is below 5",
+            ),
         ]
 
     def _classes(self, examples: Examples) -> UInt8[np.ndarray, "batch 1"]:

@@ -17,6 +17,7 @@ LENGTHS = {
     "breadth_first_search": (5,),
     "decimal_addition": (2,),
     "depth_first_search": (5,),
+    "digits": (),  # the images have one length
     "majority_of_majorities": (4, 80),
     "maximum_subarray": (5,),
     "min_spanning_tree": (5,),
@@ -38,9 +39,12 @@ def check_encoding(task: Task) -> None:
     assert batch.tokens.dtype == torch.int64
     assert batch.loss_mask.dtype == torch.bool
     assert int(batch.tokens.min()) >= 0
-    assert int(batch.tokens.max()) < task.d_vocab
+    # The first token of a task of vectors is a sample's number.
+    assert int(batch.tokens[:, task.samples is not None :].max()) < task.d_vocab
     assert not batch.loss_mask[:, 0].any(), "nothing predicts the first token"
-    assert (batch.loss_mask.sum(dim=1) >= 2).all(), "`=` and at least one answer token are scored"
+    # Without the prompt's end among them where the batch says so.
+    n_scored = batch.loss_mask.sum(dim=1)
+    assert (n_scored >= 1 + batch.prompt_end).all(), "`=` and at least one answer token are scored"
     scored = batch.loss_mask.int()
     assert (scored.diff(dim=1).abs().sum(dim=1) <= 2).all(), "scored tokens are one stretch"
     np.testing.assert_array_equal(task.decode(batch.tokens), examples)

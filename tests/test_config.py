@@ -68,6 +68,7 @@ TRAIN_RULES = {
     "clip_norm must be positive, got 0": {"clip_norm": 0.0},
     "divergence_loss must be positive, got -1": {"divergence_loss": -1.0},
     "n_checkpoints must be at least 2, got 1": {"n_checkpoints": 1},
+    "save_every must be at least 1 step, got 0": {"save_every": 0},
 }
 
 PROBE_RULES = {
@@ -97,7 +98,7 @@ OTHER = {
         "betas": (0.9, 0.96), "adam_eps": 1e-7, "clip_norm": 2.0, "eval_fraction": 0.1, "n_val": 999,
         "n_checkpoints": 41, "save_optimizer": True, "divergence_loss": 99.0, "compile": True,
         "optimizer": "sgd", "optimizer_options": {"momentum": 0.9}, "schedule_options": {"sigma": 1.0}, "loss": "hinge",
-        "draw": "epoch",
+        "draw": "epoch", "save_every": 7,
     },
     qfl.ProbeConfig: {
         "c": 1.0, "alpha": 2.0, "path": (1.0, 3.0), "n_train": 9, "n_val": 7, "n_test": 8, "seed": 1,

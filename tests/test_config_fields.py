@@ -15,8 +15,8 @@ import torch
 
 import qfl_interp as qfl
 from qfl_interp.curvature.config import SgldConfig
-from qfl_interp.homogeneous.config import MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.depthwise import DepthwiseRule
+from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.models.build import build_hooked
 from qfl_interp.sweep.definition import Grid, SweepConfig
 
@@ -29,7 +29,6 @@ BASES: dict[type, dict[str, Any]] = {
     qfl.CurvatureConfig: {},
     SgldConfig: {},
     MLPConfig: {"d_in": 4, "d_out": 2, "width": 8},
-    MLPTrainConfig: {"n_steps": 3, "lr": 0.1},
     DepthwiseRule: {},
     SweepConfig: {"name": "tiny", "grids": (Grid.from_dict(POINT),)},
     Grid: {"axes": Grid.from_dict(POINT).axes, "settings": {}},

@@ -16,11 +16,9 @@ from qfl_interp.config import TrainConfig
 from qfl_interp.curvature import SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.examples import ExampleStream, held_out, held_out_pairs
 from qfl_interp.errors import QflError
-from qfl_interp.homogeneous.config import MLPConfig, MLPTrainConfig
 from qfl_interp.homogeneous.depthwise import DepthwiseRule
-from qfl_interp.homogeneous.images import Labelled
-from qfl_interp.homogeneous.training import train_mlp
 from qfl_interp.interventions.scoring import intact, score_ablation
+from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.training.footprint import bytes_per_member, require_room
 from qfl_interp.training.train import plan_run, train
 
@@ -141,17 +139,17 @@ def test_untrained_models_have_room_or_are_refused(tiny_run, free):
         models_at(tiny_run, "last", -1)
 
 
-def test_features_of_a_homogeneous_network_have_room_or_are_refused(free):
-    rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(12, 3, generator=rng), torch.arange(12) % 2
-    data = Labelled("toy", x[:8], y[:8], x[8:], y[8:], 2)
-    model, config = MLPConfig(d_in=3, d_out=2, width=4, depth=2), MLPTrainConfig(n_steps=1, lr=0.01, batch_size=4)
-    needed = 24 * 8 * (3 + 4 + 2) + 8 * 8 * 4
-    free("qfl_interp.homogeneous.training", needed)
-    train_mlp(model, config, data)
-    free("qfl_interp.homogeneous.training", needed - 1)
-    with pytest.raises(QflError, match=r"features of 8 examples of a batch .* smaller batch_size, n_sharpness, width"):
-        train_mlp(model, config, data)
+def test_training_a_homogeneous_network_has_room_or_makes_no_folder(free, tmp_path):
+    task, model = qfl.load_task("digits"), MLPConfig(d_in=64, d_out=10, width=4, depth=2)
+    config = TrainConfig(n_steps=1, batch_size=4, draw="batch", optimizer="depthwise", n_val=8)
+    run = plan_run(task, model, config)
+    needed = bytes_per_member(model, batch_size=4, n_ctx=run.n_ctx, d_vocab=run.d_vocab)
+    free("qfl_interp.training.footprint", needed)
+    require_room(run, "cpu")
+    free("qfl_interp.training.footprint", needed - 1)
+    with pytest.raises(QflError, match=r"updates on batch_size 4 of d_model 4 .* smaller batch_size or model"):
+        train(task, model, config, tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

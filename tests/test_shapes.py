@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from qfl_interp.curvature.eigenpairs import Eigenpairs
-from qfl_interp.homogeneous.config import MLPConfig
 from qfl_interp.homogeneous.minibatch import run_minibatch
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.mlp import HomogeneousMLP
 from qfl_interp.polca.decomposition import Segment
 
 

@@ -46,6 +46,7 @@ def report(
     steps: Steps = "all",
     *,
     out: str | Path | None = None,
+    beside: Sequence[Run] = (),
     config: ProbeConfig | None = None,
     n_trials: int = 32,
     jobs: int = 1,
@@ -67,6 +68,7 @@ def report(
         features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the curves, "auto" those that verdicts need; ablation is of the last of them.
         out: The page; `report.html` in the run directory by default (in `run.workplace` where that is read-only).
+        beside: Other runs, such as forks and their control, whose loss and exact match are drawn over this one's.
         config: The probes'.
         n_trials: Random controls of the ablation.
         jobs: Checkpoints at a time, each in a process of its own.
@@ -81,7 +83,7 @@ def report(
     """
     run = with_loss_curve(run)
     names = tuple(feature.name for feature in chosen_features(run, features))
-    page = Page(run, names, steps, config or ProbeConfig(), n_trials, jobs, device, progress)
+    page = Page(run, names, steps, config or ProbeConfig(), n_trials, jobs, device, progress, tuple(beside or ()))
     shown = Shown(page)
     page = shown.page
     found = shown.ask_each(lambda lens: lens.sections(page), Section)

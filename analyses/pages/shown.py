@@ -13,6 +13,7 @@ from analyses.pages.timeline_figure import timeline_figure
 from analyses.registered import registered
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
+from qfl_interp.runs.run import Run
 
 ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
@@ -68,9 +69,10 @@ class Shown:
     def timeline(self, panels: dict[type[Lens], list[Panel]]) -> Figure:
         """The figure of these panels, below loss and exact match."""
         shading = self._shading()
+        beside = {_named(run, self.page.run): run.metrics for run in self.page.beside}
 
         def drawn(shown: Sequence[Panel]) -> Figure:
-            return timeline_figure(self.page.run.metrics, shown, shading)
+            return timeline_figure(self.page.run.metrics, shown, shading, beside=beside)
 
         try:
             return drawn([panel for own in panels.values() for panel in own])
@@ -105,3 +107,14 @@ class Shown:
             self.faults.append(f"lens {lens.name!r} ({lens.__module__}:{lens.__name__}) cannot be shown: {text}")
             self._lenses = [other for other in self._lenses if other is not lens]
             return None
+
+
+def _named(run: Run, shown: Run) -> str:
+    """What a run beside another is called: its folder, and what it does otherwise where it is a fork."""
+    fork, said = run.config.fork, ""
+    if fork is not None and fork.intervene is not None:
+        said = f": {fork.intervene.kind.replace('_', ' ')} {fork.intervene.feature}"
+    elif fork is not None and fork.frozen:
+        said = f": {', '.join(fork.frozen)} frozen"
+    name = run.path.name if run.path.name != shown.path.name else f"{run.path.parent.name}/{run.path.name}"
+    return name + said

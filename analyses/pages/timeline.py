@@ -12,6 +12,7 @@ from analyses.lens import Page
 from analyses.pages.shown import Shown
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
+from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 
 
@@ -20,6 +21,7 @@ def timeline(
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
+    beside: Sequence[Run] = (),
     config: ProbeConfig | None = None,
     jobs: int = 1,
     device: str | torch.device = "cpu",
@@ -38,6 +40,7 @@ def timeline(
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the probes' curves; "auto": those that verdicts need.
+        beside: Other runs, such as forks and their control, whose loss and exact match are drawn over this one's.
         config: The probes'.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
@@ -48,7 +51,8 @@ def timeline(
     """
     run = with_loss_curve(run)
     names = tuple(feature.name for feature in chosen_features(run, features))
-    page = Page(run, names, steps, config or ProbeConfig(), jobs=jobs, device=device, progress=progress)
+    how = {"jobs": jobs, "device": device, "progress": progress}
+    page = Page(run, names, steps, config or ProbeConfig(), beside=tuple(beside or ()), **how)
     shown = Shown(page)
     page = shown.page
     figure = shown.timeline(shown.ask_each(lambda lens: lens.panels(page), Panel))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import pandas as pd
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 from analyses.lens import NO_SHADING, Shading
 from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, finite, level, log_range, over_compute
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
-from qfl_interp.plots.theme import FONT_SIZE, PURPLE, STEEL, VERMILLION
+from qfl_interp.plots.theme import FONT_SIZE, PURPLE, STEEL, VERMILLION, ordered_colors
 from qfl_interp.tables import column
 
 # Both counts of loss and exact match: their ending in the table, name and look.
@@ -23,7 +24,12 @@ _COUNTS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
 
 
 def timeline_figure(
-    metrics: pd.DataFrame, panels: Sequence[Panel] = (), shading: Shading = NO_SHADING, *, log_loss: bool = True
+    metrics: pd.DataFrame,
+    panels: Sequence[Panel] = (),
+    shading: Shading = NO_SHADING,
+    *,
+    log_loss: bool = True,
+    beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
 ) -> go.Figure:
     """Validation loss, exact match and the lenses' panels on one logarithmic compute axis.
 
@@ -32,14 +38,15 @@ def timeline_figure(
         panels: Of the lenses, from the top.
         shading: Where the loss falls: shaded across all panels.
         log_loss: Whether the loss has a logarithmic axis.
+        beside: The metrics of other runs by name, drawn over this one's.
     """
-    first = [_loss_panel(metrics, log_loss, shading.plateau_loss), _exact_panel(metrics)]
+    first = [_loss_panel(metrics, log_loss, shading.plateau_loss, beside), _exact_panel(metrics, beside)]
     return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
 
 
-def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float) -> Panel:
-    """Validation loss, both counts, with the level of its plateau where that is no NaN."""
-    traces = _metric(metrics, "val_loss", ".4f")
+def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float, beside: Mapping[str, pd.DataFrame]) -> Panel:
+    """Validation loss, both counts, with the level of its plateau where that is no NaN; other runs' over the answer."""
+    traces = _metric(metrics, "val_loss", ".4f") + _others(beside, "val_loss_answer", ".4f")
     y_range = loss_range(*traces, log_y=log_y)
     annotations: tuple[dict[str, Any], ...] = ()
     if math.isfinite(plateau_loss):
@@ -59,12 +66,13 @@ def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float) -> Pane
     )
 
 
-def _exact_panel(metrics: pd.DataFrame) -> Panel:
-    """Exact match on the validation set, both counts."""
+def _exact_panel(metrics: pd.DataFrame, beside: Mapping[str, pd.DataFrame]) -> Panel:
+    """Exact match on the validation set, both counts; other runs' over the answer."""
+    traces = _metric(metrics, "val_exact", ".2%") + _others(beside, "val_exact_answer", ".2%", showlegend=False)
     return Panel(
         title="Exact match",
         subtitle="validation examples with every scored token right",
-        traces=tuple(_metric(metrics, "val_exact", ".2%")),
+        traces=tuple(traces),
         y_title="fraction",
         y_range=(-0.04, 1.04),
         height=110,
@@ -86,3 +94,15 @@ def _metric(metrics: pd.DataFrame, name: str, number: str) -> list[go.Scatter]:
         curve(over_compute(metrics.dropna(subset=[name + ending])), name + ending, text, color, hover=hover, **look)
         for ending, text, color, look in _COUNTS
     ]
+
+
+def _others(beside: Mapping[str, pd.DataFrame], name: str, number: str, **look: Any) -> list[go.Scatter]:
+    """One quantity of other runs, each in a colour of its own."""
+    colors = [*ordered_colors(max(len(beside), 2))]
+    return [
+        curve(
+            over_compute(metrics.dropna(subset=[name])), name, text, color, hover=f"%{{y:{number}}} · {STEP}",
+            width=1.8, legendgroup=f"beside {text}", **look,
+        )
+        for (text, metrics), color in zip(beside.items(), colors, strict=False)
+    ]  # fmt: skip

@@ -138,6 +138,8 @@ def site_spans(
     `resid_post` of a model that `is_fast` accepts comes from `fast_resid`, everything else from one hooked pass, so
     that a site's values do not depend on which others are captured with it.
 
+    Where layers differ in width, all are filled up with zeros to the width of the widest one.
+
     Memory: the result, `n_places (last - first + 1) examples d` numbers a name; one chunk's forward pass; and one
     chunk's share of the result once more. For more than fits take `qfl_interp.activations.store.ActivationStore`.
 
@@ -226,17 +228,24 @@ def _stream(
     fast = model if "resid_post" in names and is_hooked_transformer(model) and is_fast(model) else None
     sites = [Site(layer, name) for layer in layers for name in names if fast is None or name != "resid_post"]
 
+    width = getattr(model, "widest", 0)
+
     def read(part: Tensor) -> dict[str, list[Tensor]]:
         part = part.to(device)
         found = _read(model, part, sites, first) if sites else {}
         if fast is not None:
             resid = fast_resid(fast, part, layers, slice(first, part.shape[1]))
             found |= {Site(layer): resid[:, i].transpose(0, 1)[None] for i, layer in enumerate(layers)}
-        return {name: [found[Site(layer, name)].cpu() for layer in layers] for name in names}
+        return {name: [_filled(found[Site(layer, name)].cpu(), width) for layer in layers] for name in names}
 
     # Hooks belong to a model, not to a thread: only passes without any run side by side.
     together = not sites and device.type == "cpu"
     return on_every_core(read, tokens.split(chunk)) if together else map(read, tokens.split(chunk))
+
+
+def _filled(x: Tensor, width: int) -> Tensor:
+    """Activations with zeros behind them up to a width."""
+    return torch.nn.functional.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x
 
 
 class _AllRead(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,9 +11,11 @@ import typer
 from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, Device, RunPath, print_json
 from qfl_interp.config import ModelConfig, TrainConfig
+from qfl_interp.mlp_config import homogeneous_config
 from qfl_interp.recipes import LOSSES, OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
+    from qfl_interp.model_kinds import AnyModelConfig
     from qfl_interp.runs.run import Run
     from qfl_interp.training.loggers import Logger
 
@@ -37,8 +40,11 @@ def train(
     n_layers: Annotated[int, typer.Option(help="Number of blocks.")] = 4,
     n_heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
     style: Annotated[
-        Literal["llama", "gpt2", "grokking"],
-        typer.Option(help="Architecture: the preset that the options under Architecture depart from."),
+        Literal["llama", "gpt2", "grokking", "homogeneous"],
+        typer.Option(
+            help="Architecture: the preset that the options under Architecture depart from; homogeneous: a network "
+            "of vectors, for tasks such as digits."
+        ),
     ] = "llama",
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     batch_size: Annotated[
@@ -74,6 +80,9 @@ def train(
     decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
     checkpoints: Annotated[int, typer.Option(help="About how many checkpoints, half of them log-spaced.")] = 40,
+    save_every: Annotated[
+        int | None, typer.Option(help="A checkpoint every so many steps instead, and the last.")
+    ] = None,
     eval_fraction: Annotated[
         float | None, typer.Option(help="A validation every this part of the steps; by default about 100, log-spaced.")
     ] = None,
@@ -105,8 +114,17 @@ def train(
     mup_base: Annotated[
         int | None, _part("Maximal-update parametrisation: the width at which --lr was chosen.")
     ] = None,
+    width_exponent: Annotated[
+        float | None, _part("Of style homogeneous: layer k is k to this power times --d-model wide; 2 by default.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
+    lens: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A lens that looks at checkpoints as they appear: probe.")
+    ] = None,
+    lens_at: Annotated[
+        str, typer.Option(metavar="STEPS", help="At which of them: all, last, log:N, 10,20.")
+    ] = "log:20",
     device: Device = "cpu",
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -118,15 +136,21 @@ def train(
 
     Example: `qfl train addition --length 16 --budget 3e12 --out runs/add16`
     """
-    model = ModelConfig(
-        d_model=d_model, n_layers=n_layers, n_heads=n_heads, style=style, norm=norm, act=act, gated=gated,
-        positions=positions, biases=biases, attn_only=attn_only, d_head=d_head, d_mlp=d_mlp, tied=tied, init=init,
-        init_scale=init_scale, mup_base=mup_base,
-    )  # fmt: skip
+    sizes = {"d_model": d_model, "n_layers": n_layers}
+    parts = {
+        "n_heads": n_heads, "norm": norm, "act": act, "gated": gated, "positions": positions, "biases": biases,
+        "attn_only": attn_only, "d_head": d_head, "d_mlp": d_mlp, "tied": tied, "init": init,
+        "init_scale": init_scale, "mup_base": mup_base,
+    }  # fmt: skip
+    _require_own(style == "homogeneous", parts, width_exponent)
+    model: AnyModelConfig | None = None
+    if style != "homogeneous":
+        model = ModelConfig(style=style, **sizes, **parts)
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
         weight_decay=weight_decay, betas=betas, clip_norm=clip_norm, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
+        save_every=save_every,
         eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
         optimizer=optimizer, optimizer_options=named_values(optimizer_option, "--optimizer-option"),
         schedule_options=named_values(schedule_option, "--schedule-option"),
@@ -136,13 +160,17 @@ def train(
     from qfl_interp.training.train import train as run_training
 
     loaded = load_task(task, length, **named_values(task_option))
+    if model is None:
+        exponent = 2.0 if width_exponent is None else width_exponent
+        model = homogeneous_config(d_in=loaded.length, d_out=loaded.d_vocab, width_exponent=exponent, **sizes)
     plan = plan_run(loaded, model, config)
     target = out or Path("runs") / plan.run_id
     finished = run_training(
         loaded, model, config, target, resume=resume, device=device, progress=not quiet,
         make_loggers=lambda run: _loggers(run, tensorboard, wandb),
+        lenses={name.replace("-", "_"): {} for name in lens or ()}, at=lens_at,
     )  # fmt: skip
-    _print_run(finished, as_json)
+    print_run(finished, as_json)
 
 
 def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: AsJson = False) -> None:
@@ -152,7 +180,18 @@ def resume(run: RunPath, device: Device = "cpu", quiet: Quiet = False, as_json: 
     """
     from qfl_interp.training.train import resume as continue_run
 
-    _print_run(continue_run(run, device=device, progress=not quiet), as_json)
+    print_run(continue_run(run, device=device, progress=not quiet), as_json)
+
+
+def _require_own(of_vectors: bool, parts: dict[str, Any], width_exponent: float | None) -> None:
+    """Raise ValueError with the options that the other kind of style has, where one was given."""
+    others = {field.name: field.default for field in fields(ModelConfig)}
+    foreign = [name for name, value in parts.items() if of_vectors and value != others[name]]
+    if foreign:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise ValueError(f"--style homogeneous has no transformer's parts, got {given}. Leave them out.")
+    if width_exponent is not None and not of_vectors:
+        raise ValueError("--width-exponent is of --style homogeneous alone. Leave it out.")
 
 
 def _batch_size(text: str) -> int | Literal["all"]:
@@ -173,7 +212,7 @@ def _loggers(run: Run, tensorboard: bool, wandb: str | None) -> list[Logger]:
     return made + ([WandbLogger(wandb, config=run.config.train.to_dict())] if wandb else [])
 
 
-def _print_run(run: Run, as_json: bool) -> None:
+def print_run(run: Run, as_json: bool) -> None:
     """The run in a line, or its last metrics as JSON."""
     last = run.metrics.iloc[-1].to_dict()
     if as_json:

@@ -36,7 +36,7 @@ class MLPHessian:
     ) -> None:
         self.space = ParameterSpace.of(model)
         self._theta = {name: tensor.clone().requires_grad_() for name, tensor in parameters_to_save(model).items()}
-        self._dtype = inputs.dtype
+        self._dtype, self._device = inputs.dtype, inputs.device
         # Reverse over reverse: forward and backward pass run once, and every product is one pass back through both.
         with torch.enable_grad():
             value = mean_loss(loss, functional_call(model, self._theta, (inputs,)), targets)
@@ -52,7 +52,7 @@ class MLPHessian:
 
     def product(self, vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
         """`H v`."""
-        parts = list(self.space.unflatten(vector.to(self._dtype)).values())
+        parts = list(self.space.unflatten(vector.to(self._device, self._dtype)).values())
         return self._flat(torch.autograd.grad(self._gradient, list(self._theta.values()), parts, retain_graph=True))
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -50,7 +50,7 @@ def plane_means(
         example = torch.arange(len(part))[:, None]
         for row, layer in enumerate(planes.layers.tolist()):
             x = found[sites[layer]].cpu()[example, positions[:, row].clamp_min(0)].double()
-            total[row] += (x * there[:, row, :, None]).sum(dim=(0, 1))
+            total[row, : x.shape[-1]] += (x * there[:, row, :, None]).sum(dim=(0, 1))
         count += there.sum(dim=(0, 2))
     return total / count.clamp_min(1)[:, None]
 
@@ -70,6 +70,8 @@ def random_planes(planes: Planes, means: Float[Tensor, "row d_model"], rng: np.r
     activation's variation along `w` without shifting its mean (the paper keeps the trained offset, which also shifts).
     """
     drawn = torch.from_numpy(rng.standard_normal(tuple(planes.directions.shape))).to(means)
+    # A layer narrower than the widest one is filled up with zeros: nothing varies there.
+    drawn = drawn * ((means != 0) | (planes.directions != 0).any(dim=1))[:, None]
     return through_means(planes, drawn / drawn.norm(dim=-1, keepdim=True), means)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.pairs import PairScores, PatchPairs, logit_difference, normalise, score_pairs
-from qfl_interp.interventions.planes import affine_projection
+from qfl_interp.interventions.planes import affine_projection, cut_to
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import rows_logits
@@ -238,6 +238,9 @@ def interchange_scores(
     found = _deciding(pairs, positions)
     read = positions if source_positions is None else source_positions
     runs = _Runs(model, pairs, found, Site(layer, name), positions, read, chunk)
+    width = runs.source.shape[-1]
+    directions = cut_to(directions, width)
+    mean_shift = None if mean_shift is None else cut_to(mean_shift, width)
     drawn = rng.standard_normal((n_random, *directions.shape))
 
     def swapped(rows: Tensor) -> SwapScores:

@@ -117,12 +117,18 @@ def project_out(
 
     def remove(x: Tensor) -> Tensor:
         """`x` with the component taken out; x is [..., d_model], or [batch, label, d_model] for 3-D directions."""
-        w, b = unit.to(x), shift.to(x)
+        w, b = cut_to(unit, x.shape[-1]).to(x), shift.to(x)
         along = torch.einsum("b l d, l k d -> b l k", x, w) if w.ndim == 3 else x @ w.mT
         back = torch.einsum("b l k, l k d -> b l d", along + b, w) if w.ndim == 3 else (along + b) @ w
         return x - epsilon * back
 
     return edit_at(site, remove, positions, label="project_out")
+
+
+def cut_to(directions: Tensor, width: int) -> Tensor:
+    """Directions without the zeros that fill a narrower layer up to the widest (`activations.site_spans`)."""
+    beyond = directions[..., width:]
+    return directions[..., :width] if beyond.numel() and not bool(beyond.any()) else directions
 
 
 class Planes(NamedTuple):

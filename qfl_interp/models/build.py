@@ -42,7 +42,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 _NORMS = {"rms": "RMS", "ln": "LN", "none": None}
 
 
-def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> HookedTransformer:
+def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> Any:
     """A freshly initialised model for a task, in float32 on the CPU.
 
     Args:

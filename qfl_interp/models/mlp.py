@@ -137,7 +137,7 @@ class SampleReader(HookedRootModule):
         self.cfg = model.cfg
         self.blocks, self.unembed, self.hook_logits = model.blocks, model.unembed, model.hook_logits
         self.samples: Tensor
-        self.register_buffer("samples", torch.zeros(0, model.cfg.d_in), persistent=False)
+        self.register_buffer("samples", torch.zeros(0, model.cfg.d_in, dtype=model.weights[0].dtype), persistent=False)
         self.setup()
         if samples is not None:
             self.show(samples)
@@ -147,6 +147,11 @@ class SampleReader(HookedRootModule):
         if samples.shape[1] != self.cfg.d_in:
             raise ValueError(f"samples must have d_in = {self.cfg.d_in} columns, got {samples.shape[1]}.")
         self.samples = samples.to(self.samples)
+
+    @property
+    def widest(self) -> int:
+        """What spans of activations are filled up to with zeros: layers differ in width."""
+        return max(self.cfg.widths[:-1])
 
     @property
     def weights(self) -> tuple[Tensor, ...]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from qfl_interp.memory import available_bytes, require_memory
+
 OUTLIER = -1
 DROPPED = -2
 # The paper's 150 of 5,000 tokens.
@@ -90,6 +92,7 @@ def cluster_direction(
 
     Raises:
         ValueError: A curve is not finite, there are fewer than 2 times, or a size is out of range.
+        QflError: So many tokens do not fit into memory, which by default grows with their number squared.
     """
     size = default_cluster_size(len(curves)) if min_cluster_size is None else min_cluster_size
     _check(curves, size, min_samples)
@@ -147,6 +150,10 @@ def _hdbscan(
     samples = max(1, n_tokens // 15) if min_samples is None else min_samples
     if n_tokens < max(min_cluster_size, samples):
         return np.full(n_tokens, OUTLIER)
+    # All distances and a copy, or every token's nearest and how far they are.
+    needed = 16 * n_tokens * (n_tokens if n_tokens <= _MAX_PAIRWISE else samples)
+    what = f"clusters of {n_tokens:,} tokens by {samples:,} neighbours of each"
+    require_memory(needed, available_bytes(), what, "Take fewer examples or a smaller min_samples.")
     found = HDBSCAN(
         min_cluster_size=min_cluster_size,
         min_samples=samples,

@@ -120,7 +120,8 @@ class RunConfig:
     @property
     def steps_to_save(self) -> list[int]:
         """The steps that get a checkpoint, ascending."""
-        return [self.first_step + step for step in checkpoint_steps(self.n_steps, self.train.n_checkpoints)]
+        steps = checkpoint_steps(self.n_steps, self.train.n_checkpoints, self.train.save_every)
+        return [self.first_step + step for step in steps]
 
     @property
     def n_validations(self) -> int:

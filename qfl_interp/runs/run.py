@@ -212,7 +212,7 @@ class Run(Checkpoints):
         from qfl_interp.models.build import load_parameters, model_on
 
         model = self._empty_model()
-        load_parameters(model, self.load_checkpoint(self.resolve_steps(step)[0]).model)
+        load_parameters(model, self.load_checkpoint(step).model)
         return model_on(model, device)
 
     def untrained_model(self, index: int) -> tuple[HookedTransformer, int]:
@@ -222,10 +222,12 @@ class Run(Checkpoints):
         seed = self.untrained_seed(index)
         return build_model(self.config.model, self.task, seed=seed), seed
 
-    def load_checkpoint(self, step: int, *, with_optimizer: bool = False) -> ckpt.Checkpoint:
+    def load_checkpoint(self, step: int | Literal["last"], *, with_optimizer: bool = False) -> ckpt.Checkpoint:
         """The checked contents of one checkpoint, as tensors by name. Raises `QflError` as `load_model` does."""
-        (step,) = self.resolve_steps(step)
-        path = self.path / CHECKPOINTS / ckpt.step_name(step)
+        path = self.path / CHECKPOINTS / ckpt.step_name(step) if isinstance(step, int) else None
+        # A folder of a thousand checkpoints is not listed for each of them.
+        if path is None or not path.is_dir():
+            path = self.path / CHECKPOINTS / ckpt.step_name(*self.resolve_steps(step))
         return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
 
     def weights(self, step: int) -> str | None:

@@ -114,9 +114,9 @@ class Checkpoints(abc.ABC):
         saved = self.steps
         if not saved:
             raise QflError(f"{self.path} has no checkpoint yet.")
-        listed = _listed(steps, saved)
+        listed, known = listed_steps(steps, saved), set(saved)
         for step in listed:
-            if step not in saved:
+            if step not in known:
                 nearest = min(saved, key=lambda s: abs(s - step))
                 raise QflError(
                     f"step {step} of {self.path} was not saved. The nearest saved step is {nearest}; "
@@ -134,7 +134,7 @@ def __getattr__(name: str) -> Any:
     return Checkpoints
 
 
-def _listed(steps: Steps, saved: Sequence[int]) -> list[int]:
+def listed_steps(steps: Steps, saved: Sequence[int]) -> list[int]:
     """The steps that the text or numbers name, saved or not."""
     if steps == "all":
         return list(saved)

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 N_VALIDATIONS = 110
 
 
-def checkpoint_steps(n_steps: int, n_checkpoints: int) -> list[int]:
+def checkpoint_steps(n_steps: int, n_checkpoints: int, every: int | None = None) -> list[int]:
     """About `n_checkpoints` steps in [0, n_steps], sorted: half log-spaced, half evenly spaced, both ends included.
 
-    Early steps where the two grids or rounding coincide are kept once, so the list may be a little shorter.
+    Early steps where the two grids or rounding coincide are kept once, so the list may be a little shorter. With
+    `every` it is every so many steps instead, and the last.
     """
+    if every is not None:
+        return sorted({*range(0, n_steps, every), n_steps})
     import numpy as np
 
     n_checkpoints = min(n_checkpoints, 2 * n_steps + 2)  # as many evenly spaced ones are every step

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from qfl_interp.config import ModelConfig, Options, TrainConfig, _int, _options, _plain, _shown
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.mlp_config import MLPConfig, homogeneous_config
+from qfl_interp.model_kinds import AnyModelConfig
 
 # The axes of a grid in the order in which they vary, the last one fastest.
 AXES = ("task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "lr", "seed")
@@ -22,6 +24,7 @@ _DEFAULT_SETTINGS: dict[str, Any] = {"n_checkpoints": 2, "eval_fraction": 0.1, "
 # What tasks are made with beside their length: a table whose entries are axes too.
 _OPTIONS = "task_options"
 _MODEL = {f.name for f in dataclasses.fields(ModelConfig)} - set(AXES)
+_HOMOGENEOUS = {f.name for f in dataclasses.fields(MLPConfig)} - {"width", "depth"}
 _TRAIN = {f.name for f in dataclasses.fields(TrainConfig)} - set(AXES) - {"n_steps"}
 
 Keep = Literal["final", "all"]
@@ -36,7 +39,7 @@ class Point(NamedTuple):
 
     task: str
     length: int | None
-    model: ModelConfig
+    model: AnyModelConfig
     train: TrainConfig
     task_options: Options = Options()
 
@@ -47,7 +50,8 @@ class Grid:
 
     Args:
         axes: A tuple of values for each of `AXES`; "length" may hold None, the task's default.
-        settings: Other fields of `ModelConfig` and `TrainConfig`, the same at every point.
+        settings: Other fields of `ModelConfig` and `TrainConfig`, the same at every point; with style "homogeneous"
+            those of `MLPConfig`: `d_in` and `d_out`, the length and the classes of the task, and more.
         task_options: Further axes, a tuple of values each: what the tasks are made with beside their length.
 
     Raises:
@@ -75,10 +79,10 @@ class Grid:
                     raise QflError(f"axis {name!r} of a grid must hold {kind}, got {strange[0]!r}.")
             elif name == _OPTIONS:
                 options = _option_axes(value)
-            elif name in _MODEL | _TRAIN:
+            elif name in _MODEL | _HOMOGENEOUS | _TRAIN:
                 settings[name] = tuple(value) if isinstance(value, list) else value
             else:
-                raise unknown_name("key of a grid", name, [*AXES, _OPTIONS, *_MODEL, *_TRAIN])
+                raise unknown_name("key of a grid", name, [*AXES, _OPTIONS, *_MODEL, *_HOMOGENEOUS, *_TRAIN])
         missing = [name for name in AXES if name not in axes]
         if missing:
             raise QflError(f"a grid must say {', '.join(missing)}, got {', '.join(values) or 'nothing'}.")
@@ -105,14 +109,14 @@ class Grid:
         Raises:
             QflError: A combination is no possible configuration; says which.
         """
-        model_settings = {name: value for name, value in self.settings.items() if name in _MODEL}
+        model_settings = {name: value for name, value in self.settings.items() if name in _MODEL | _HOMOGENEOUS}
         train_settings = {name: value for name, value in self.settings.items() if name in _TRAIN}
         axes = [*((name, self.axes[name]) for name in AXES), *self.task_options.items()]
         for values in itertools.product(*(values for _, values in axes)):
             at = {name: value for (name, _), value in zip(axes[: len(AXES)], values[: len(AXES)], strict=True)}
             options = dict(zip(self.task_options, values[len(AXES) :], strict=True))
             try:
-                model = ModelConfig(d_model=at["d_model"], n_layers=at["n_layers"], **model_settings)
+                model = _model(d_model=at["d_model"], n_layers=at["n_layers"], **model_settings)
                 train = TrainConfig(
                     **{name: at[name] for name in ("budget_flops", "batch_size", "lr", "seed")}, **train_settings
                 )
@@ -243,6 +247,16 @@ class SweepConfig:
     def digest(self) -> str:
         """Twelve hexadecimal digits that name the definition: the SHA-256 of its sorted JSON."""
         return json_digest(self.to_dict())
+
+
+def _model(**settings: Any) -> AnyModelConfig:
+    """The model of a point. Raises `ValueError` or `TypeError` where a setting does not fit its style."""
+    kind = settings.get("style")
+    others = {name: value for name, value in settings.items() if name != "style"}
+    known = _HOMOGENEOUS | {"d_model", "n_layers"} if kind == MLPConfig.kind else _MODEL | set(AXES)
+    if foreign := sorted(others.keys() - known):
+        raise ValueError(f"style {kind or 'llama'!r} has no {', '.join(foreign)}. Leave it out.")
+    return homogeneous_config(**others) if kind == MLPConfig.kind else ModelConfig(**settings)
 
 
 def _option_axes(value: Any) -> dict[str, tuple[Any, ...]]:

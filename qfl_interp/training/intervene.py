@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qfl_interp.activations.spans import site_spans
+from qfl_interp.activations.spans import site_span
 from qfl_interp.config import Intervene, ProbeConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import NO_POSITION, Batch, Feature, Task
 from qfl_interp.errors import QflError
-from qfl_interp.interventions.controls import plane_means, random_planes, through_means
+from qfl_interp.interventions.controls import random_planes, through_means
 from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at
-from qfl_interp.interventions.planes import Planes, independent_planes, plane_ablation, probe_planes
+from qfl_interp.interventions.planes import Planes, independent_planes, plane_ablation
 from qfl_interp.models.build import HookedModel, layer_count
 from qfl_interp.models.hooks import Intervention, Site
 from qfl_interp.probes.feature_data import feature_data, not_rare
@@ -54,6 +55,7 @@ class TrainingInterventions:
                 raise QflError(f"{name} of an intervention must lie in [0, {n}), got {wrong}.")
         self.labels = np.array(spec.labels or range(self.feature.n_labels))
         self.planes: Planes | None = None
+        self._fitted_at = -1
 
     def refit(self, step: int) -> None:
         """Fit the directions anew where they are due before the update of a step.
@@ -63,41 +65,45 @@ class TrainingInterventions:
         """
         spec = self.spec
         due = spec.refit_every and (step - self.first_step) % spec.refit_every == 0
-        if spec.kind == "resample" or (self.planes is not None and not due):
+        if spec.kind == "resample" or (self.planes is not None and (not due or self._fitted_at == step)):
             return
         examples = held_out(self.task, "val", spec.n_fit, seed=spec.seed, stream="intervene")
         positions = self.feature.positions(examples)[:, self.labels]
-        if not (positions != NO_POSITION).any():
+        there = positions[positions != NO_POSITION]
+        if len(there) == 0:
             raise QflError(f"an intervention on {spec.feature!r} would never act: no example has a label of it.")
-        tokens = self.task.encode(examples).tokens
-        first, last = int(positions[positions != NO_POSITION].min()), int(positions.max())
-        names = (spec.site,)
-        training, grad = self.model.training, torch.is_grad_enabled()
+        tokens, read = self.task.encode(examples).tokens, (int(there.min()), int(there.max()))
         with torch.no_grad():
-            spans = site_spans(self.model, tokens, first, last, names=names, layers=self.layers)
-        assert (training, grad) == (self.model.training, torch.is_grad_enabled())
-        feature = self.feature
-        own = Feature(
-            feature.name, feature.kind, len(self.labels), lambda x: feature.labels(x)[:, self.labels],
-            lambda x: feature.positions(x)[:, self.labels], feature.description,
-        )  # fmt: skip
-        data = not_rare(feature_data(own, spans[spec.site], examples))
+            span = site_span(self.model, tokens, *read, name=spec.site, layers=self.layers)
+        data = not_rare(feature_data(self._chosen_labels(), span, examples))
         weight, fitted = self._directions(data.x, data.y, data.kept)
-        at = np.broadcast_to(np.array(self.layers), (len(self.labels), len(self.layers)))
-        full = (layer_count(self.model), *weight.shape[1:])
-        spread, held = torch.zeros(full, dtype=weight.dtype), torch.zeros(full[:3], dtype=torch.bool)
-        spread[list(self.layers)], held[list(self.layers)] = weight, fitted
-        offsets = torch.zeros(full[:3], dtype=weight.dtype)
-        planes = probe_planes(spread, offsets, held, layers=at, positions=positions, name=spec.site)
-        if not bool(planes.kept.any()):
+        if not bool(fitted.any()):
             raise QflError(f"an intervention on {spec.feature!r} would never act: none of its labels varies.")
+        # Rows of the planes run over labels, and within a label over the layers.
+        planes = Planes(
+            weight.transpose(0, 1).flatten(0, 1), torch.zeros(weight.shape[:3]).transpose(0, 1).flatten(0, 1).double(),
+            np.tile(np.array(self.layers), len(self.labels)), self._at(torch.from_numpy(positions.astype(np.int64))),
+            fitted.transpose(0, 1).flatten(0, 1), spec.site,
+        )  # fmt: skip
+        means = _means(data.x, data.kept).transpose(0, 1).flatten(0, 1)
         planes = independent_planes(planes)
-        means = plane_means(self.model, tokens, planes)
         if spec.kind == "random":
             planes = random_planes(planes, means, generator(spec.seed, "intervene/random", step))
         else:
             planes = through_means(planes, planes.directions, means)
-        self.planes = planes._replace(positions=torch.zeros(0, len(planes.layers), 1, dtype=torch.int64))
+        self.planes, self._fitted_at = planes._replace(positions=planes.positions[:0]), step
+
+    def _at(self, positions: Int[Tensor, "example label"]) -> Int[Tensor, "example row 1"]:
+        """The positions of each row of the planes."""
+        return positions.repeat_interleave(len(self.layers), dim=1)[:, :, None]
+
+    def _chosen_labels(self) -> Feature:
+        """The feature with the labels that are looked at alone."""
+        of, labels = self.feature, self.labels
+        return dataclasses.replace(
+            of, n_labels=len(labels), labels=lambda x: of.labels(x)[:, labels],
+            positions=lambda x: of.positions(x)[:, labels],
+        )  # fmt: skip
 
     def _directions(self, x: Tensor, y: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
         """Directions `[place, label, k, d]` of the probes, or of the class means, and which of them exist."""
@@ -122,8 +128,7 @@ class TrainingInterventions:
         if self.spec.kind == "resample":
             return self._resampled(positions, step)
         assert self.planes is not None, "refit comes first"
-        label = torch.arange(len(self.labels)).repeat_interleave(len(self.layers))
-        return plane_ablation(self.planes._replace(positions=positions[:, label, None]))
+        return plane_ablation(self.planes._replace(positions=self._at(positions)))
 
     def _resampled(self, positions: Int[Tensor, "example label"], step: int) -> RowInterventions:
         """Each activation replaced by that of another example of the pass at the same label."""
@@ -160,3 +165,10 @@ class TrainingInterventions:
             self.planes = Planes(
                 found["directions"], found["offsets"], layers, nowhere, found["kept"].bool(), self.spec.site
             )
+
+
+def _means(x: Float[Tensor, "place label example d"], kept: Bool[Tensor, "label example"]) -> Tensor:
+    """Mean activation at each place and label, over the examples that have it, float64."""
+    return torch.stack(
+        [x[:, label, there].double().mean(dim=1) for label, there in enumerate(kept)], dim=1
+    ).nan_to_num()

@@ -31,6 +31,7 @@ from qfl_interp.training.intervene import TrainingInterventions
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, TrainingStopped, Update
 from qfl_interp.training.updates import freeze, make_updates
+from qfl_interp.training.watch import LensWatch
 
 # The mirrors of a run's metrics, made once its directory is.
 MakeLoggers = Callable[[Run], Sequence[Logger]]
@@ -51,10 +52,11 @@ class TrainingLoop:
         device: str | torch.device,
         make_loggers: MakeLoggers,
         initial: ckpt.Checkpoint | None = None,
+        watch: LensWatch | None = None,
     ) -> None:
         self.run_config, self.config, self.writer = run, run.train, writer
         self.session = RunSession(run, writer)
-        self.make_loggers = make_loggers
+        self.make_loggers, self.watch = make_loggers, watch
         self.device = torch.device(device)
         require_room(run, self.device)
         self.stream = make_stream(task, self.config)
@@ -65,7 +67,6 @@ class TrainingLoop:
             if run.fork.intervene is not None:
                 self.interventions = TrainingInterventions(self.model, task, run.fork.intervene, run.first_step)
         self.forward = training_forward(self.model, hooked=self.interventions is not None)
-        self.plain_forward = self.forward
         self.token_losses = token_losses_of(self.config.loss_name)
         self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
         self.session.peak_lr = self.updates.peak_lr
@@ -88,8 +89,13 @@ class TrainingLoop:
                 self.forward = training_forward(self.model, compiled=True)
             self.session.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
+                if self.watch is not None:  # what was saved before a stop, and is not looked at yet
+                    for step in Run(self.writer.path, self.run_config).steps:
+                        self._mirror(self.watch.saved(step))
                 with deferred_interrupt() as interrupted:
                     self._updates(bar, interrupted)
+                if self.watch is not None:
+                    self._mirror(self.watch.finish())
             finally:
                 for logger in self.session.loggers:
                     logger.close()
@@ -124,7 +130,7 @@ class TrainingLoop:
         shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
         if self.step == run.first_step:
             self.session.start_row(self._validation())
-            self.session.save(self._state())
+            self._save()
         while self.step < run.last_step:
             self._update()
             evaluation = self.session.evaluates_at(self.step)
@@ -132,11 +138,23 @@ class TrainingLoop:
                 self._flush(self._validation() if evaluation else {})
                 bar.update(shown, completed=self.step, detail=self._detail())
             if self.step in self.session.to_save:
-                self.session.save(self._state())
+                self._save()
             if interrupted():
                 self._flush()
                 self.writer.save_resume_point(self._state())
                 raise KeyboardInterrupt
+
+    def _save(self) -> None:
+        """Save a checkpoint, and have the lenses look at it."""
+        self.session.save(self._state())
+        if self.watch is not None:
+            self._mirror(self.watch.saved(self.step))
+
+    def _mirror(self, found: Mapping[int, Mapping[str, float]]) -> None:
+        """Give the loggers what lenses found."""
+        for step, numbers in found.items():
+            for logger in self.session.loggers:
+                logger.log(step, numbers)
 
     def _update(self) -> None:
         """One update on the batch of this step."""
@@ -181,7 +199,8 @@ class TrainingLoop:
 
         def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
             with self._with(installed(rows)):
-                return self.plain_forward(tokens.to(self.device), positions).cpu()
+                # Never the compiled one: validations have other shapes.
+                return training_forward(self.model)(tokens.to(self.device), positions).cpu()
 
         means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
         # A chance of being right is what the cross-entropy alone gives.

@@ -115,12 +115,13 @@ class RunSession:
             loss, norm = update.loss, update.grad_norm
             if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
                 self._write(rows)
-                raise self._diverged(update.step, update.lr, f"training loss {loss:.4g}, gradient norm {norm:.4g}")
+                what = f"training loss {loss:.4g}, gradient norm {norm:.4g}"
+                raise self._diverged(update.step, update.step - 1, update.lr, what)
             rows.append(self._row(update.step, update.seconds, lr=update.lr, train_loss=loss, grad_norm=norm))
         rows[-1] |= validation
         self._write(rows)
         if not all(math.isfinite(value) for value in validation.values()):
-            raise self._diverged(updates[-1].step, updates[-1].lr, f"validation {dict(validation)}")
+            raise self._diverged(updates[-1].step, updates[-1].step, updates[-1].lr, f"validation {dict(validation)}")
 
     def save(self, state: ckpt.Checkpoint) -> None:
         """Save a checkpoint."""
@@ -134,17 +135,19 @@ class RunSession:
             for logger in self.loggers:
                 logger.log(row["step"], {name: value for name, value in row.items() if name != "step"})
 
-    def _diverged(self, step: int, lr: float, what: str) -> DivergedError:
-        """The error that names the place and what is left."""
-        # The loss of an update is that of the weights before it: the checkpoint just before is the one that diverged.
-        saved = [s for s in Run(self.writer.path, self.run_config).steps if s < step - 1]
+    def _diverged(self, step: int, lost: int, lr: float, what: str) -> DivergedError:
+        """The error that names the place and what is left; `lost` is the step of the weights that diverged.
+
+        The loss of an update is that of the weights before it, a validation of those after it.
+        """
+        saved = [s for s in Run(self.writer.path, self.run_config).steps if s < lost]
         kept = f"step {saved[-1]}" if saved else "none"
         return DivergedError(
             f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "
             f"{self.config.divergence_loss:g} nats). Last good checkpoint in {self.writer.path}: {kept}. "
             "Try a lower lr or a longer warm-up.",
             "diverged",
-            step - 1,
+            lost,
         )
 
     def _row(self, step: int, seconds: float, **values: float) -> dict[str, Any]:

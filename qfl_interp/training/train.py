@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -17,8 +18,10 @@ from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig, Start
 from qfl_interp.runs.flops import flops_per_step, steps_for_budget
 from qfl_interp.runs.run import Run
+from qfl_interp.runs.series import Steps
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loop import MakeLoggers, TrainingLoop
+from qfl_interp.training.watch import LensWatch, Watched
 
 # Validation examples over which the mean number of real tokens is taken, as in the paper.
 _N_CONTEXT = 128
@@ -107,6 +110,9 @@ def train(
     resume: bool = False,
     device: str | torch.device = "cpu",
     make_loggers: MakeLoggers = lambda run: (),
+    lenses: Watched = MappingProxyType({}),
+    at: Steps = "log:20",
+    apart: bool = False,
     progress: bool = True,
     resume_seconds: float = 30.0,
 ) -> Run:
@@ -124,6 +130,11 @@ def train(
         resume: Continue the run in `out` if there is one; a finished one is returned as it is.
         device: Where to train.
         make_loggers: Gives the mirrors of the metrics, once the run directory is made.
+        lenses: Lenses whose tables are computed as checkpoints appear, with the arguments of their functions:
+            `{"probe": {"features": "carry"}, "curvature": {}}`. The numbers of their short tables go to the mirrors;
+            the run's bits are those without. A lens that fails is named, and training goes on.
+        at: At which of the run's checkpoints they look, as in a lens' `steps`.
+        apart: Compute them in a second process, so that training does not wait.
         progress: Draw a live bar on standard error.
         resume_seconds: Least time between two resume points; a killed run repeats at most this much, and the stretch
             between two checkpoints.
@@ -132,9 +143,9 @@ def train(
         The finished run.
 
     Raises:
-        QflError: `out` is taken, the budget is below one update, the disk is full, another process trains into `out`,
-            there is too little memory, or the model cannot be trained on this task, which is found before `out` is
-            made.
+        QflError: `out` is taken, a lens is unknown or does not take its arguments, the budget is below one update, the
+            disk is full, another process trains into `out`, there is too little memory, or the model cannot be trained
+            on this task, which is found before `out` is made.
         DivergedError: The loss is not finite or above `config.divergence_loss`; names the step, the learning rate and
             the last good checkpoint.
     """
@@ -142,7 +153,8 @@ def train(
     run_config = plan_run(task, shape, config)
     writer = RunWriter(Path(out), run_config, task, resume=resume, resume_seconds=resume_seconds)
     initial = None if weights is None else ckpt.Checkpoint(0, run_config.digest, weights, {})
-    loop = TrainingLoop(task, run_config, writer, device, make_loggers, initial)
+    watch = LensWatch(Path(out), run_config, task, lenses, at, device=device, apart=apart) if lenses else None
+    loop = TrainingLoop(task, run_config, writer, device, make_loggers, initial, watch)
     with writer:
         loop.run(progress=progress)
     return Run.open(out, task=task)

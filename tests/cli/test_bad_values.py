@@ -38,6 +38,10 @@ OF_COMMAND = {
         "--length": "4", "--steps": "3", "--d-model": "8", "--n-layers": "1", "--n-val": "8", "--batch-size": "4",
         "--checkpoints": "2",
     },
+    "fork": {
+        "--step": "0", "--out": "forked", "--steps": "1", "--set": "lr=0.001", "--freeze": "embed",
+        "--roll-back": "blocks.0=0", "--project-out": "carry", "--n-fit": "20",
+    },
     "polca": {"--step": "all", "--basis": "random", "--accuracy": "first"},
     "emergence": {"--step": "log:3"}, "timeline": {"--step": "log:3"}, "report": {"--step": "log:3"},
     "sweep best": {"--budget": "1e7"}, "sweep matched": {"--d-model": "8", "--n-layers": "1"},

@@ -56,10 +56,10 @@ CHANGED = {
     "train": {
         "--eval-fraction": "float = None",
         "--n-val": "int = None",
-        "--style": "Literal['llama', 'gpt2', 'grokking'] = 'llama'",
         "--weight-decay": "float = None",
         "--schedule": "str = 'cosine'",
         "--batch-size": "str = '64'",
+        "--style": "Literal['llama', 'gpt2', 'grokking', 'homogeneous'] = 'llama'",
     },
 }
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
 
 import numpy as np
 import pytest
@@ -13,16 +11,17 @@ import torch
 import qfl_interp as qfl
 from qfl_interp.activations.spans import site_span
 from qfl_interp.errors import QflError
-from qfl_interp.homogeneous.config import RULES, MLPConfig, MLPTrainConfig
-from qfl_interp.homogeneous.images import digits, mnist, prepare
+from qfl_interp.homogeneous.config import RULES
 from qfl_interp.homogeneous.minibatch import run_minibatch
-from qfl_interp.homogeneous.mlp import HomogeneousMLP, SampleReader, sample_tokens
 from qfl_interp.interventions.pairs import patch_pairs
 from qfl_interp.interventions.patching import patch_sweep
 from qfl_interp.interventions.replace import mean as mean_ablation
 from qfl_interp.interventions.replace import zero
 from qfl_interp.interventions.scoring import score_interventions, score_units
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.model_kinds import model_config_from_dict
 from qfl_interp.models.hooks import Intervention
+from qfl_interp.models.mlp import HomogeneousMLP, SampleReader, sample_tokens
 from qfl_interp.probes import fit_logistic
 
 CONFIG = MLPConfig(d_in=3, d_out=4, width=5, depth=3, width_exponent=1)
@@ -63,7 +62,7 @@ def test_the_function_in_numpy(samples, activation, slopes):
         x = a * z + b * np.abs(z)
     expected = 0.5 * x @ w[2].T / math.sqrt(10)
     np.testing.assert_allclose(model(samples).detach(), expected, rtol=1e-12)
-    batch = run_minibatch(model, samples, torch.zeros(12, 4, dtype=torch.float64), "mse")
+    batch = run_minibatch(model, samples, torch.zeros(12, 4, dtype=torch.float64), "squared_error")
     np.testing.assert_allclose(batch.outputs, expected, rtol=1e-12)
     assert batch.value == pytest.approx((expected**2).sum() / 24)
     if activation == "relu":
@@ -75,10 +74,10 @@ def test_widths_multipliers_and_size():
     config = MLPConfig(64, 10, 20, 5, 2)
     assert config.widths == (64, 20, 80, 180, 320, 10)
     assert config.multipliers == tuple(1 / math.sqrt(m) for m in (64, 20, 80, 180, 320))
-    assert config.n_parameters == 64 * 20 + 20 * 80 + 80 * 180 + 180 * 320 + 3200
+    assert config.size == 64 * 20 + 20 * 80 + 80 * 180 + 180 * 320 + 3200
     assert MLPConfig(4, 2, 10, 4, 0.5).widths == (4, 10, 14, 17, 2)
-    assert MLPConfig.from_dict(config.to_dict()) == config
-    assert MLPConfig.from_dict(MLPConfig(4, 2, 3, activation=(0.6, 0.8)).to_dict()).slopes == (0.6, 0.8)
+    assert model_config_from_dict(config.to_dict()) == config
+    assert model_config_from_dict(MLPConfig(4, 2, 3, activation=(0.6, 0.8)).to_dict()).slopes == (0.6, 0.8)
 
 
 def test_weights_are_standard_normal_and_follow_the_seed():
@@ -95,7 +94,9 @@ def test_edge_of_chaos(mlp):
     """E phi(g)^2 = E phi'(g)^2 = 1: the mean squared entry stays that of the input on average."""
     x = torch.randn(200, 50, generator=torch.Generator().manual_seed(3))
     for activation in ("abs", "relu"):
-        batch = run_minibatch(HomogeneousMLP(MLPConfig(50, 10, 2000, 4, 0, activation)), x, torch.zeros(200, 10), "mse")
+        batch = run_minibatch(
+            HomogeneousMLP(MLPConfig(50, 10, 2000, 4, 0, activation)), x, torch.zeros(200, 10), "squared_error"
+        )
         for features in batch.features[1:]:
             assert float(features.square().mean()) == pytest.approx(1, abs=0.15)
     assert all(float(d.square().mean()) == pytest.approx(1, abs=0.05) for d in batch.slopes)
@@ -106,7 +107,7 @@ def test_edge_of_chaos(mlp):
 
 def test_capture_reads_every_layer_of_vectors(mlp, samples):
     """`run_with_cache` and `interventions_on` take the vectors themselves."""
-    batch = run_minibatch(mlp, samples, torch.zeros(12, 4, dtype=torch.float64), "mse")
+    batch = run_minibatch(mlp, samples, torch.zeros(12, 4, dtype=torch.float64), "squared_error")
     _, cache = mlp.run_with_cache(samples)
     for layer in (0, 1):
         for name, expected in (
@@ -127,7 +128,7 @@ def test_capture_through_token_ids(mlp, samples, labels):
     reader = SampleReader(mlp, samples)
     tokens = sample_tokens(labels).tokens
     found = qfl.read_activations(reader, tokens, [qfl.Site(0), qfl.Site(1, "mlp_pre", (1,))])
-    batch = run_minibatch(mlp, samples, torch.zeros(12, 4, dtype=torch.float64), "mse")
+    batch = run_minibatch(mlp, samples, torch.zeros(12, 4, dtype=torch.float64), "squared_error")
     assert found[qfl.Site(0)].shape == (12, 2, 5)
     for position in range(2):
         torch.testing.assert_close(found[qfl.Site(0)][:, position], batch.features[1], rtol=1e-12, atol=0)
@@ -243,130 +244,48 @@ def test_widths_beyond_memory_are_refused_before_anything_is_allocated():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
-        ({"lr": math.inf}, "lr must be a finite number"),
-        ({"lr": None}, "exactly one of lr and edge_multiple"),
-        ({"edge_multiple": 2.0}, "exactly one of lr and edge_multiple"),
-        ({"batch_size": 1}, "batch_size must be at least 2 examples, got 1"),
-        ({"n_sharpness": 1}, "n_sharpness must be at least 2"),
-        ({"norm_power": 3}, "norm_power must be 0, 1 or 2"),
-        ({"residual_power": -1}, "residual_power must be 0, 1 or 2"),
-        ({"max_u": 0.0}, "max_u must be positive"),
-        ({"n_steps": 0}, "n_steps must be at least 1"),
-        ({"log_every": 0}, "log_every must be at least 1"),
-        ({"n_checkpoints": 1}, "n_checkpoints must be at least 2"),
+        ({"edge_multiple": 0}, "edge_multiple .* must be .* got 0"),
+        ({"n_sharpness": 1}, "n_sharpness .* must be .* got 1"),
+        ({"norm_power": 3}, "norm_power .* must be .* got 3"),
+        ({"residual_power": -1}, "residual_power .* must be .* got -1"),
+        ({"max_u": 0.0}, "max_u .* must be .* got 0"),
+        ({"max_v": 0.1}, "max_v.*max_u"),
     ],
 )
-def test_bad_training_is_refused(changes, message):
+def test_bad_settings_of_the_rule_are_refused(changes, message):
+    with pytest.raises((ValueError, QflError), match=message):
+        qfl.TrainConfig(n_steps=1, optimizer="depthwise", optimizer_options=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_decay": 0.1}, "weight_decay must be 0 with 'depthwise', got 0.1"),
+        ({"clip_norm": 1.0}, "clip_norm must be left out with 'depthwise', got 1.0"),
+        ({"loss": "hinge"}, "loss must be cross_entropy or squared_error with 'depthwise', got 'hinge'"),
+    ],
+)
+def test_what_the_rule_does_not_know_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        MLPTrainConfig(**{"n_steps": 1, "lr": 0.1} | changes)
+        qfl.TrainConfig(n_steps=1, optimizer="depthwise", **changes)
 
 
-def test_rules_name_fields_of_the_configuration():
-    for fields in RULES.values():
-        assert MLPTrainConfig(n_steps=1, lr=0.1, **fields).to_dict().items() >= fields.items()
+def test_rules_name_settings_of_the_optimiser():
+    for settings in RULES.values():
+        made = qfl.TrainConfig(n_steps=1, optimizer="depthwise", optimizer_options=settings)
+        assert made.optimizer_options.items() >= settings.items()
 
 
 def test_only_a_homogeneous_network_has_the_formulas():
     with pytest.raises((ValueError, TypeError), match="HomogeneousMLP"):
-        run_minibatch(torch.nn.Linear(3, 2), torch.ones(2, 3), torch.ones(2, 2), "mse")
+        run_minibatch(torch.nn.Linear(3, 2), torch.ones(2, 3), torch.ones(2, 2), "squared_error")
 
 
 def test_inputs_that_do_not_fit_are_refused(mlp, samples):
     targets = torch.zeros(12, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match="inputs must have d_in = 3 columns, got 2"):
-        run_minibatch(mlp, samples[:, :2], targets, "mse")
+        run_minibatch(mlp, samples[:, :2], targets, "squared_error")
     hurt = samples.clone()
     hurt[5, 1] = torch.nan
     with pytest.raises(ValueError, match="inputs must be finite, got a NaN or an infinity in row 5"):
-        run_minibatch(mlp, hurt, targets, "mse")
-
-
-# Data
-
-
-def test_digits_are_split_and_scaled():
-    data = digits()
-    assert (len(data.train_x), len(data.test_x), data.n_classes) == (1437, 360, 10)
-    torch.testing.assert_close(data.train_x.norm(dim=1), torch.full((1437,), 8.0))
-    rows = {tuple(row) for row in torch.cat([data.train_x, data.test_x]).tolist()}
-    assert len(rows) > 1790  # each image once
-    assert torch.equal(digits().train_x, data.train_x)
-    assert not torch.equal(digits(seed=1).train_x, data.train_x)
-    # Nearest neighbours are right: images and labels belong together.
-    nearest = (data.test_x @ data.train_x.T).argmax(1)
-    assert float((data.train_y[nearest] == data.test_y).float().mean()) > 0.95
-
-
-def test_prepare_by_hand():
-    train, test = prepare(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[4.0, 5.0]]))
-    torch.testing.assert_close(train, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
-    torch.testing.assert_close(test, torch.tensor([[3.0, 4.0]]) / 5 * 2**0.5)
-    with pytest.raises(
-        ValueError, match=r"test_x must be finite and differ from the training mean, got a norm of 0.0 in row 1"
-    ):
-        prepare(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[4.0, 5.0], [1.0, 1.0]]))
-
-
-def idx(array):
-    """The IDX format, written out."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-@pytest.fixture
-def tiny_mnist(tmp_path):
-    """Four 2 x 3 training images and two test images as IDX files, one of them compressed."""
-    arrays = {
-        "train-images-idx3-ubyte": np.arange(24, dtype=np.uint8).reshape(4, 2, 3) ** 2,
-        "train-labels-idx1-ubyte": np.array([0, 1, 2, 1], dtype=np.uint8),
-        "t10k-images-idx3-ubyte": np.arange(12, dtype=np.uint8).reshape(2, 2, 3)[::-1].copy(),
-        "t10k-labels-idx1-ubyte": np.array([2, 0], dtype=np.uint8),
-    }
-    folder = tmp_path / "mnist"
-    folder.mkdir()
-    for name, array in arrays.items():
-        if "t10k-images" in name:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-        else:
-            (folder / name).write_bytes(idx(array))
-    return folder, arrays
-
-
-def test_mnist_from_idx_and_npz(tiny_mnist, tmp_path):
-    folder, arrays = tiny_mnist
-    found = mnist(folder)
-    train = arrays["train-images-idx3-ubyte"].reshape(4, 6).astype(float)
-    centred = train - train.mean(0)
-    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True) * math.sqrt(6)
-    np.testing.assert_allclose(found.train_x, expected, rtol=1e-6)
-    assert found.train_y.tolist() == [0, 1, 2, 1]
-    assert found.test_y.tolist() == [2, 0]
-    assert (found.name, found.n_classes, found.test_x.shape) == ("mnist", 3, (2, 6))
-    keys = dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays.values(), strict=True))
-    np.savez(tmp_path / "copy.npz", **keys)
-    again = mnist(tmp_path / "copy.npz")
-    assert all(torch.equal(a, b) for a, b in zip(found[1:5], again[1:5], strict=True))
-
-
-def test_bad_copies_of_mnist_are_refused(tiny_mnist, tmp_path):
-    folder, arrays = tiny_mnist
-    with pytest.raises(QflError, match="does not exist"):
-        mnist(tmp_path / "nowhere")
-    labels = folder / "train-labels-idx1-ubyte"
-    for data, message in (
-        (idx(np.zeros(3, np.uint8)), "as many labels as images"),
-        (labels.read_bytes()[:-1], "must hold 4 bytes"),
-        (b"PK\x03\x04", "is no IDX file"),
-    ):
-        labels.write_bytes(data)
-        with pytest.raises(QflError, match=message):
-            mnist(folder)
-    labels.unlink()
-    with pytest.raises(QflError, match="has neither train-labels-idx1-ubyte nor"):
-        mnist(folder)
-    np.savez(tmp_path / "part.npz", x_train=arrays["train-images-idx3-ubyte"])
-    with pytest.raises(QflError, match="lacks"):
-        mnist(tmp_path / "part.npz")
-    (tmp_path / "text.npz").write_text("no")
-    with pytest.raises(QflError, match=r"is no \.npz file"):
-        mnist(tmp_path / "text.npz")
+        run_minibatch(mlp, hurt, targets, "squared_error")

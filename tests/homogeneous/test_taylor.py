@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from qfl_interp.curvature.soft_rank import _of_spectrum, gradient_weighted
 from qfl_interp.homogeneous import depthwise, taylor
-from qfl_interp.homogeneous.config import RULES, MLPConfig
+from qfl_interp.homogeneous.config import RULES
 from qfl_interp.homogeneous.depthwise import (
     DepthwiseRule,
     alignments,
@@ -25,15 +25,16 @@ from qfl_interp.homogeneous.depthwise import (
 )
 from qfl_interp.homogeneous.losses import require_targets
 from qfl_interp.homogeneous.minibatch import minibatch_of, run_minibatch
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
 from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness
 from qfl_interp.homogeneous.taylor import taylor_coefficients
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.mlp import HomogeneousMLP
 
 ACTIVATIONS = ("abs", "relu", (0.6, 0.8), (-0.28, 0.96))
 RULE = {name: DepthwiseRule(**fields) for name, fields in RULES.items()}
 
 
-def case(seed, depth=3, r=1, loss="mse", activation="abs", width=4, n=6, d_in=5, d_out=3):
+def case(seed, depth=3, r=1, loss="squared_error", activation="abs", width=4, n=6, d_in=5, d_out=3):
     """A random network and minibatch in float64."""
     model = HomogeneousMLP(MLPConfig(d_in, d_out, width, depth, r, activation), seed=seed).double()
     g = torch.Generator().manual_seed(seed + 1000)
@@ -70,7 +71,7 @@ def by_autograd(model, x, y, loss, xi):
     return float(value.detach()), c1, c2, [g.detach() for g in gradients]
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 @pytest.mark.parametrize("depth", [2, 3, *(pytest.param(deep, marks=pytest.mark.slow) for deep in (5, 9))])
 def test_coefficients_equal_autograd(loss, depth):
     """72 of the 576 cases in each test: activation x width pattern x scales x two seeds."""
@@ -94,7 +95,7 @@ def test_coefficients_equal_autograd(loss, depth):
     assert count == 72
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 def test_both_routes_agree(loss, monkeypatch):
     """Through Gram matrices, and through gradients."""
     model, x, y = case(3, 4, 1, loss, "relu")
@@ -136,7 +137,7 @@ def test_the_fixed_vector(name):
     tensor = lambda rows: torch.tensor(rows, dtype=torch.float64)  # noqa: E731
     weights = (tensor([[1, 0], [0, 2]]), tensor([[1, -1]]))
     x, y = tensor([[1, 1], [2, -1]]), tensor([[1], [1]])
-    batch = minibatch_of(weights, (1.0, 1.0), (0.0, 1.0), x, y, "mse")
+    batch = minibatch_of(weights, (1.0, 1.0), (0.0, 1.0), x, y, "squared_error")
     assert batch.outputs.tolist() == [[-1], [0]]
     torch.testing.assert_close(batch.residual_norm * batch.unit_backward[1], tensor([[-1], [-0.5]]), rtol=1e-15, atol=0)
     b1 = tensor([[-1, 1], [-0.5, -0.5]])
@@ -158,7 +159,7 @@ def test_the_fixed_vector(name):
 # Identities
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 def test_eulers_identity(loss):
     """<G_k, W_k> = <B_k, Z_k> is one number for all layers, and for each sample."""
     model, x, y = case(5, 5, 1, loss, "relu")
@@ -206,17 +207,19 @@ def test_rescaling_changes_nothing_under_the_rule(rule):
 
 def test_the_multipliers_do_not_matter_under_the_rule():
     """alpha -> alpha / c with W -> c W: the same function, the same coefficients, the same relative steps."""
-    model, x, y = case(7, 3, 1, "mse")
-    batch = run_minibatch(model, x, y, "mse")
+    model, x, y = case(7, 3, 1, "squared_error")
+    batch = run_minibatch(model, x, y, "squared_error")
     c = (2.0, 0.5, 7.0)
     weights = tuple(w * f for w, f in zip(batch.weights, c, strict=True))
-    other = minibatch_of(weights, tuple(a / f for a, f in zip(batch.alphas, c, strict=True)), (0.0, 1.0), x, y, "mse")
+    other = minibatch_of(
+        weights, tuple(a / f for a, f in zip(batch.alphas, c, strict=True)), (0.0, 1.0), x, y, "squared_error"
+    )
     torch.testing.assert_close(other.outputs, batch.outputs, rtol=1e-12, atol=1e-14)
     mine, theirs = (taylor_coefficients(b, scales(RULE["s=1"], b)) for b in (batch, other))
     np.testing.assert_allclose(mine, theirs, rtol=1e-10)
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 @pytest.mark.parametrize("s", [0, 1, 2])
 def test_the_slope_is_the_mean_alignment(loss, s):
     model, x, y = case(8, 5, 2, loss, "relu", width=3)
@@ -227,7 +230,7 @@ def test_the_slope_is_the_mean_alignment(loss, s):
         assert value == pytest.approx(float((a * c).sum() / (a.trace() * c.trace())), rel=1e-12)
         assert 0 <= value <= 1
     c1 = taylor_coefficients(batch, scales(RULE[f"s={s}"], batch)).c1
-    rms = float((batch.outputs.detach() - y).square().sum(1).mean().sqrt()) if loss == "mse" else batch.rms
+    rms = float((batch.outputs.detach() - y).square().sum(1).mean().sqrt()) if loss == "squared_error" else batch.rms
     assert batch.rms == pytest.approx(rms, rel=1e-12)
     assert c1 == pytest.approx(-(rms**s) / 5 * sum(rho), rel=1e-12)
 
@@ -236,8 +239,8 @@ def test_the_slope_is_the_mean_alignment(loss, s):
 def test_relative_steps_are_bounded(s):
     """|eta Delta_k|_F / |W_k|_op <= (eta / l) sqrt(rho_k) rms^s / |tau|, over many networks."""
     for seed in range(20):
-        model, x, y = case(seed, 4, 1, "mse", ACTIVATIONS[seed % 4])
-        batch = run_minibatch(model, x, 10 * y, "mse")
+        model, x, y = case(seed, 4, 1, "squared_error", ACTIVATIONS[seed % 4])
+        batch = run_minibatch(model, x, 10 * y, "squared_error")
         tau = abs(float((batch.gradients()[0] * batch.weights[0]).sum()))
         for xi, g, w, rho in zip(
             scales(RULE[f"s={s}"], batch), batch.gradients(), batch.weights, alignments(batch), strict=True
@@ -248,13 +251,13 @@ def test_relative_steps_are_bounded(s):
 
 def test_last_layer_sharpness_times_its_soft_rank_is_one():
     """Squared error, the last layer alone, forward norm cancelled: xi alpha^2 = n / tr K."""
-    model, x, y = case(9, 3, 1, "mse")
-    batch = run_minibatch(model, x, y, "mse")
+    model, x, y = case(9, 3, 1, "squared_error")
+    batch = run_minibatch(model, x, y, "squared_error")
     k = batch.features[-1] @ batch.features[-1].T
     xi = 6 / float(k.trace()) / batch.alphas[-1] ** 2
     gradient = batch.gradients()[-1].flatten()
     c1 = xi * float(gradient.square().sum())
-    hessian = MLPHessian(model, x, y, "mse")
+    hessian = MLPHessian(model, x, y, "squared_error")
     step = torch.cat([torch.zeros(len(hessian) - len(gradient), dtype=torch.float64), -xi * gradient])
     alone = float(step @ hessian.product(step)) / 2
     last = batch.unit_backward[-1]
@@ -263,10 +266,10 @@ def test_last_layer_sharpness_times_its_soft_rank_is_one():
 
 def test_the_last_diagonal_block_of_the_preconditioned_hessian():
     """With s=2 its top eigenvalue is 1 / (l stable rank)."""
-    model, x, y = case(10, 3, 1, "mse")
-    batch = run_minibatch(model, x, y, "mse")
+    model, x, y = case(10, 3, 1, "squared_error")
+    batch = run_minibatch(model, x, y, "squared_error")
     xi = scales(RULE["s=2"], batch)
-    hessian = MLPHessian(model, x, y, "mse")
+    hessian = MLPHessian(model, x, y, "squared_error")
     size = batch.weights[-1].numel()
     unit = torch.eye(len(hessian), dtype=torch.float64)[-size:]
     block = torch.stack([hessian.product(u)[-size:] for u in unit])
@@ -288,10 +291,10 @@ def test_built_in_rules_by_hand():
 
 
 def test_layer_stats_are_true_norms():
-    model, x, y = case(11, 3, 0, "mse")
-    batch = run_minibatch(model, x, y, "mse")
+    model, x, y = case(11, 3, 0, "squared_error")
+    batch = run_minibatch(model, x, y, "squared_error")
     stats = layer_stats(batch)
-    at = loss_of(model, x, y, "mse")
+    at = loss_of(model, x, y, "squared_error")
     assert stats.n == 6
     np.testing.assert_allclose(stats.feature_norms, [float(f.norm()) for f in batch.features], rtol=1e-12)
     # |B_1| from autograd: dL/dZ_1 = dL/dX of the first layer's own output shift.
@@ -306,7 +309,7 @@ def test_layer_stats_are_true_norms():
 
 def test_bad_rules_are_refused():
     model, x, y = case(12)
-    batch = run_minibatch(model, x, y, "mse")
+    batch = run_minibatch(model, x, y, "squared_error")
     for rule in (
         lambda _: (1.0, 1.0),
         lambda _: (1.0, 0.0, 1.0),
@@ -342,7 +345,7 @@ def test_relative_updates_are_those_of_the_layer_alone():
     assert held[2] == xi[2]
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 def test_sharpness_is_that_of_the_full_hessian(loss):
     """Against the Hessian that autograd forms whole; the largest eigenvalue, not the largest in size."""
     model, x, y = case(14, 3, 0, loss, width=3)
@@ -378,8 +381,8 @@ def test_sharpness_is_that_of_the_full_hessian(loss):
 
 def test_small_residuals_keep_their_step_in_float32():
     """Residuals of norm 1e-30, whose squares float32 cannot hold: the scale-free rule's step is that of larger ones."""
-    model, x, y = case(15, 3, 1, "mse")
-    batch = run_minibatch(model.float(), x.float(), y.float(), "mse")
+    model, x, y = case(15, 3, 1, "squared_error")
+    batch = run_minibatch(model.float(), x.float(), y.float(), "squared_error")
     found = []
     for norm in (batch.residual_norm, 1e-30):
         scaled = replace(batch, residual_norm=norm)
@@ -403,11 +406,11 @@ def test_tiny_cross_entropy_residuals_go_back_through_the_network():
 def test_what_cannot_be_a_minibatch_is_refused():
     model, x, y = case(16)
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):
-        run_minibatch(model, x[:1], y[:1], "mse")
+        run_minibatch(model, x[:1], y[:1], "squared_error")
     classes = torch.zeros(len(x), dtype=torch.long)
     for targets, loss, message in (
-        (y[:, :1], "mse", r"a vector of 3 numbers for each of 6 examples, got shape \(6, 1\)"),
-        (y[:-1], "mse", r"got shape \(5, 3\)"),
+        (y[:, :1], "squared_error", r"a vector of 3 numbers for each of 6 examples, got shape \(6, 1\)"),
+        (y[:-1], "squared_error", r"got shape \(5, 3\)"),
         (classes[:-1], "cross_entropy", r"a class for each of 6 examples, got shape \(5,\)"),
         (classes + 3, "cross_entropy", "classes from 0 to 2, .* got 3 to 3"),
         (classes - 1, "cross_entropy", "classes from 0 to 2, .* got -1 to -1"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import HDBSCAN
 
+from qfl_interp.errors import QflError
 from qfl_interp.polca import clustering
 from qfl_interp.polca.clustering import (
     DROPPED,
@@ -150,6 +151,19 @@ def test_many_tokens_are_clustered_without_all_their_distances(monkeypatch):
     sparse = cluster_direction(curves, min_cluster_size=8, min_samples=4)
     assert np.array_equal(sparse.labels, dense.labels)
     assert sparse.medoids == dense.medoids
+
+
+def test_more_tokens_than_fit_are_refused_before_they_are_clustered(monkeypatch):
+    curves = np.random.default_rng(0).standard_normal((300, 4))
+    needed = 16 * 300 * 300
+    monkeypatch.setattr(clustering, "available_bytes", lambda: needed - 1)
+    with pytest.raises(QflError, match=r"300 tokens by 20 neighbours .* Take fewer examples"):
+        cluster_direction(curves, only_falling=False)
+    monkeypatch.setattr(clustering, "available_bytes", lambda: needed)
+    cluster_direction(curves, only_falling=False)
+    monkeypatch.setattr(clustering, "_MAX_PAIRWISE", 299)  # of each token its nearest alone
+    monkeypatch.setattr(clustering, "available_bytes", lambda: 16 * 300 * 20)
+    cluster_direction(curves, only_falling=False)
 
 
 def test_all_tokens_are_clustered_without_the_filter():

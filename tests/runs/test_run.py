@@ -128,6 +128,22 @@ def test_step_not_saved_names_the_nearest(tiny_run):
         tiny_run.resolve_steps("0,1000")
 
 
+def test_a_checkpoint_is_loaded_without_listing_all(tiny_run, monkeypatch):
+    """A pass over n checkpoints would list n names n times."""
+    step = tiny_run.steps[1]
+    wanted = tiny_run.load_checkpoint(step).model
+
+    def refuse(_):
+        raise AssertionError("the folder was listed")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = tiny_run.load_checkpoint(step).model
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    tiny_run.load_model(step)
+    with pytest.raises(AssertionError, match="listed"):
+        tiny_run.load_model("last")
+
+
 def test_resolve_steps(tiny_run):
     saved = tiny_run.steps
     assert tiny_run.resolve_steps("all") == saved

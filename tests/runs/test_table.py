@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tracemalloc
+
 import pandas as pd
 import pytest
 import torch
@@ -116,3 +119,27 @@ def test_a_full_disk_leaves_no_half_part(table, monkeypatch, fails_at):
     assert not list(table.folder.glob(".tmp-*"))
     table.write("c", _rows(4), {"w": torch.ones(2)})
     assert table.verify() == []
+
+
+@pytest.mark.parametrize("n", [1, 64, 65, 200])
+def test_many_parts_are_read_in_order(tmp_path, n):
+    made = Table(tmp_path / "many")
+    for number in range(n):
+        made.write(f"{number:04d}", _rows(2).assign(step=number, loss=float("nan") if number % 2 else number))
+    assert list(made.read().step) == [number for number in range(n) for _ in range(2)]
+    assert made.read().loss.isna().sum() == 2 * (n // 2)
+
+
+def test_reading_many_small_parts_takes_memory_for_their_rows_alone(tmp_path, monkeypatch):
+    """A frame of few rows takes 30 times as much: a thousand checkpoints must not hold a thousand frames."""
+    wide = pd.DataFrame({f"{kind}_{i}": [kind, kind] for i in range(10) for kind in (0.5, 1, True)})
+    part = wide.to_parquet()
+    monkeypatch.setattr(Table, "read_part", lambda self, name: pd.read_parquet(io.BytesIO(part)))
+    tracemalloc.start()
+    try:
+        found = Table(tmp_path).read([str(number) for number in range(640)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 1280
+    assert peak < 10 * found.memory_usage().sum(), "one frame a part takes 30 times"

@@ -14,37 +14,33 @@ import study_edge
 import torch
 from figures.edge import edge_maps
 
-from qfl_interp.homogeneous.config import MLPConfig
-from qfl_interp.homogeneous.mlp import HomogeneousMLP
-from qfl_interp.homogeneous.run_folder import Ending
-from qfl_interp.homogeneous.training import MLPRun
+from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.mlp import HomogeneousMLP
 
 ROOT = Path(__file__).parents[2]
-MODEL = HomogeneousMLP(MLPConfig(d_in=3, d_out=2, width=4, depth=2, width_exponent=0), seed=0)
 
 
 @pytest.mark.slow
 def test_cells_are_different_and_named_by_what_they_are():
-    data = study.load("")
-    every = [cell for name in study.EXPERIMENTS for cell in study.cells(name, data)]
+    task = study.load("")
+    every = [cell for name in study.EXPERIMENTS for cell in study.cells(name, task)]
     names = {cell.name("digits") for cell in every}
     assert len(names) == len(every)
     assert every[0].name("digits") == every[0].name("digits")
     assert not names & {cell.name("mnist") for cell in every}
     for n_pixels in (64, 784):
-        like = data._replace(train_x=torch.zeros(1, n_pixels))
-        widths = {r: study.matched_width(r, like) for r in study.PATTERNS}
-        sizes = [study.MLPConfig(n_pixels, 10, m, 4, r).n_parameters for r, m in widths.items()]
+        widths = {r: study.matched_width(r, n_pixels, 10) for r in study.PATTERNS}
+        sizes = [MLPConfig(n_pixels, 10, m, 4, r).size for r, m in widths.items()]
         assert max(sizes) / min(sizes) < 1.01
         assert widths[2] == study.MATCHED_WIDTH
     with pytest.raises(SystemExit, match="no experiment is named 'E9'"):
-        list(study.cells("E9", data))
+        list(study.cells("E9", task))
 
 
 def test_a_cell_is_trained_and_summed_up():
     cell = study.Cell(
         "E4", "s=2", {"depth": 3, "width": 4, "width_exponent": 1},
-        {"n_steps": 4, "edge_multiple": 1.0, "batch_size": 30, "n_sharpness": 20}, 40,
+        {"n_steps": 4, "edge_multiple": 1.0, "batch_size": 30, "n_sharpness": 20, "save_every": 1}, 40,
     )  # fmt: skip
     row = study.run_cell(cell, "")
     assert row == study.run_cell(cell, "")
@@ -53,22 +49,22 @@ def test_a_cell_is_trained_and_summed_up():
 
 
 def test_a_summary_looks_at_the_second_half():
-    steps = pd.DataFrame({
-        "step": [0, 1, 2, 3], "c0": [2.0, 6.0, 1.0, 1.0], "loss_after": [6.0, 1.0, 2.0, 0.5],
-        "edge_ratio": [9, 9, 2, 0.5],
-        "gauss_newton": [1.0, 1, 1, 3], "c2": [1.0, 1, 2, 4],
+    nan = math.nan
+    rows = pd.DataFrame({
+        "step": [0, 1, 2, 3, 4], "c0": [2.0, 6.0, 1.0, 1.0, nan], "loss_after": [6.0, 1.0, 2.0, 0.5, nan],
+        "edge_ratio": [9, 9, 2, 0.5, nan], "lr": [0.05, 0.1, 0.1, 0.1, 0.1],
+        "gauss_newton": [1.0, 1, 1, 3, nan], "c2": [1.0, 1, 2, 4, nan],
     })  # fmt: skip
-    last = dict.fromkeys(
-        ("train_loss", "train_accuracy", "test_accuracy", "soft_rank", "lambda_h", "lambda_p", "edge_ratio_p"), 1.5
-    )
-    run = MLPRun(Ending("finished", 4), 0.1, MODEL, steps, pd.DataFrame(), pd.DataFrame([last]))
-    found = study.summary(run)
+    names = ("train_loss", "train_accuracy", "test_accuracy", "soft_rank", "lambda_h", "lambda_p", "edge_ratio_p")
+    rows = rows.assign(**dict.fromkeys(names, 1.5))
+    found = study.summary(rows, "finished", 4, 0.5)
+    assert (found["lr"], found["lambda_p"]) == (0.1, 1.5)
     assert found["spike"] == 3
     assert found["edge_along_step"] == 1.25
     assert found["share_beyond"] == 0.5
     assert found["share_raising"] == 0.5
     assert found["gauss_newton_share"] == 0.625
-    lost = study.summary(MLPRun(Ending("diverged", 4), 0.1, MODEL, steps, pd.DataFrame(), pd.DataFrame([last])))
+    lost = study.summary(rows, "diverged", 4, 0.5)
     assert math.isnan(lost["train_loss"])
     assert lost["status"] == "diverged"
 
@@ -112,7 +108,7 @@ def test_the_page_is_made_of_its_rows():
     """Every training of the study is one row of the page's table, and the page has its tables."""
     rows = pd.read_csv(ROOT / "docs" / "edge_of_stability.csv")
     assert set(rows["status"]) <= {"finished", "diverged", "dead", "converged"}
-    data = study.load("")
+    task = study.load("")
     for name in study.EXPERIMENTS:
         own = rows[rows["experiment"] == name]
         wanted = sorted(
@@ -120,7 +116,7 @@ def test_the_page_is_made_of_its_rows():
              cell.shape.get("activation", "abs"), cell.train.get("max_u") or 0.0, cell.train["n_steps"],
              cell.train.get("batch_size", 128), cell.train.get("loss", "cross_entropy"),
              cell.train.get("schedule", "constant"), cell.shape["width_exponent"])
-            for cell in study.cells(name, data)
+            for cell in study.cells(name, task)
         )  # fmt: skip
         columns = ["rule", "depth", "width", "q", "seed", "activation", "max_u", "n_steps", "batch_size", "loss"]
         found = own.fillna({"max_u": 0.0})[[*columns, "schedule", "r"]]
@@ -163,18 +159,18 @@ def test_tables_say_what_became_of_each_combination():
 def test_the_norm_of_features_varies_with_the_logarithm_of_depth_in_linear_widths(monkeypatch):
     """Against the prediction `sum k^-r`, at a small size; five standard errors of a variance."""
     monkeypatch.setattr(study, "NORM_DEPTH", 6)
-    data = study.load("")
+    task = study.load("")
     for r in (0, 1):
         predicted = sum(k**-r for k in range(1, 7))
-        assert study.norm_variance(r, data, 150) == pytest.approx(predicted, rel=5 * math.sqrt(2 / 149))
+        assert study.norm_variance(r, task, 150) == pytest.approx(predicted, rel=5 * math.sqrt(2 / 149))
 
 
 def test_quadratic_widths_even_out_the_first_updates():
     """Against the weights' own first step: the change of each layer's preactivations with its inputs as they were."""
-    data = study.load("")
-    table = study.initial_updates(data).set_index(["r", "seed"])
+    task = study.load("")
+    table = study.initial_updates(task).set_index(["r", "seed"])
     model = HomogeneousMLP(MLPConfig(64, 10, 32, 8, 1), seed=2)
-    x, y = data.train_x[:128], data.train_y[:128]
+    x, y = study.first_samples(task, 128)
     gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.weights))
     changes, features = [], x
     weights = [weight.detach() for weight in model.weights]
@@ -207,7 +203,7 @@ def counted(rows, what, **where):
 
 def test_the_page_counts_explosions(rows):
     cold, warm, grid = (rows[rows["experiment"] == name] for name in ("E1", "E2", "grid"))
-    entropy, squared = (cold[cold["loss"] == loss] for loss in ("cross_entropy", "mse"))
+    entropy, squared = (cold[cold["loss"] == loss] for loss in ("cross_entropy", "squared_error"))
     assert [counted(entropy, "lost", rule="none", q=q) for q in (4, 16, 64)] == [(6, 27), (24, 27), (27, 27)]
     assert set(entropy[entropy["lost"] & (entropy["q"] == 4)]["depth"]) == {4, 8}
     late = entropy[entropy["lost"] & (entropy["q"] >= 16)]["stopped"]

@@ -74,6 +74,12 @@ def test_checkpoint_steps(n_steps, n):
         assert {1, 2, 3} <= set(steps), "log-spaced part"
 
 
+def test_checkpoints_every_so_many_steps():
+    assert checkpoint_steps(10, 40, 4) == [0, 4, 8, 10]
+    assert checkpoint_steps(8, 2, 4) == [0, 4, 8], "the number of checkpoints does not matter"
+    assert checkpoint_steps(3, 40, 10**12) == [0, 3]
+
+
 def test_evaluation_steps():
     assert [*evaluation_steps(716, 0.005)] == [*range(0, 716, 3)]
     assert [*evaluation_steps(10, 0.005)] == [*range(10)], "at least every step"

@@ -27,6 +27,7 @@ from qfl_interp.interventions.patching import PatchScores, patch_sweep
 from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
+from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import column, distinct, groups
@@ -171,6 +172,8 @@ def patch(
     """
     if n_pairs < 1:
         raise ValueError(f"n_pairs must be at least 1, got {n_pairs}.")
+    if components == COMPONENTS:
+        components = _there(run)
     chosen, left_out = deciding_features(run, features, labels, seed)
     pieces = [
         Piece(at, {"feature": feature.name, "label": label, "component": component})
@@ -190,6 +193,12 @@ def patch(
         patch_figure,
         one_of=("feature", "label"),
     )
+
+
+def _there(run: Checkpoints) -> tuple[str, ...]:
+    """Those of the usual components that a model of this kind has."""
+    sites = getattr(run.config.model, "sites", COMPONENTS) if isinstance(run, Run) else COMPONENTS
+    return tuple(name for name in COMPONENTS if name in sites)
 
 
 def _rows(scores: PatchScores, pairs: PatchPairs, task: Task, rng: np.random.Generator) -> pd.DataFrame:
