@@ -115,7 +115,7 @@ def page_parts(zoo: dict[str, Entry]) -> dict[str, str]:
                     "entry": entry.title,
                     "seed": seed,
                     "updates": said(numbers["updates"]),
-                    "minutes": f"{numbers['seconds'] / 60:.1f}",
+                    "seconds": said(round(numbers["seconds"])),
                     "fitted at": said(numbers["fitted"]),
                     "found at": said(numbers["found"]),
                     "validation loss": numbers["loss"],
