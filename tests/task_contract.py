@@ -24,6 +24,8 @@ LENGTHS = {
     "min_spanning_tree": (5,),
     "modular_addition": (31,),
     "multiplication": (4, 70),
+    "parity_vectors": (6,),
+    "repeated_sequences": (5,),
     "shortest_path": (5,),
     "sparse_parity": (9,),
     "topological_sort": (5,),

@@ -60,6 +60,13 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
     ] = None,
+    betas: Annotated[tuple[float, float], typer.Option(help="Adam's and AdamW's; grokking papers take 0.9 0.98.")] = (
+        0.9,
+        0.95,
+    ),
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Gradients are scaled down to this norm, by default 1; inf for never.")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help=f"Optimiser: {', '.join(OPTIMIZERS)}.")] = "adamw",
     optimizer_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the optimiser, such as momentum=0.9.")
@@ -142,7 +149,7 @@ def train(
         model = ModelConfig(style=style, **sizes, **parts)
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
-        weight_decay=weight_decay, schedule=schedule,
+        weight_decay=weight_decay, betas=betas, clip_norm=clip_norm, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
         save_every=save_every,
         eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
