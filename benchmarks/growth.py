@@ -39,8 +39,8 @@ AXES = {
 _NOT = {("timeline", "examples")} | {
     ("polca, curves", axis) for axis in AXES if axis not in ("checkpoints", "examples")
 }
-# Clustering needs memory for a share of all pairs of tokens; the others take minutes there.
-_MOST = {(work, "examples"): 10_000 for work in ("polca", "ablate", "curvature")}
+# Clustering needs memory for a share of all pairs of tokens; the others take many minutes there.
+_MOST = {(work, "examples"): 10_000 for work in ("polca", "ablate", "curvature")} | {("polca", "context"): 256}
 
 
 def cells(*, quick: bool = False) -> list[Cell]:
