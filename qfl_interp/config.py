@@ -222,6 +222,7 @@ _WORDS: Final = {
     "positions": ("rotary", "learned", "none"),
     "biases": ("all", "mlp", "none"),
     "init": tuple(PRESETS),
+    "attention": ("softmax", "linear"),
 }
 
 
@@ -256,6 +257,7 @@ class ModelConfig(_Config):
         d_head: Width of an attention head, by default `d_model / n_heads`; even with rotary positions.
         attn_only: Whether the blocks have no MLP.
         tied: Whether the unembedding is the transposed embedding.
+        attention: "softmax", or "linear": the scores as they are, without a normaliser (arXiv 2212.07677).
         mup_base: Maximal-update parametrisation with this base width: at `d_model = mup_base` the model is the standard
             one, and at every width the learning rate that was best there serves. Initial weights, attention's scale and
             the learning rate of each parameter (`qfl_interp.models.mup`) depend on `d_model / mup_base`. Keep
@@ -272,6 +274,7 @@ class ModelConfig(_Config):
 
     _later = (
         "norm", "act", "gated", "positions", "biases", "init", "init_scale", "d_head", "attn_only", "tied", "mup_base",
+        "attention",
     )  # fmt: skip
 
     # What tells a model configuration from others in a run's `config.json`; of this one, the first, it is not written.
@@ -295,6 +298,7 @@ class ModelConfig(_Config):
     attn_only: bool = False
     tied: bool = False
     mup_base: int | None = None
+    attention: Literal["softmax", "linear"] = "softmax"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -374,15 +378,20 @@ class ModelConfig(_Config):
         """Whether the function is one that `training.stacked` computes for several models at once."""
         standard = PRESETS[self.style]._replace(init=self.used.init)
         square = self.n_heads * self.d_head_used == self.d_model and self.width_ratio == 1
-        return self.style != "grokking" and self.used == standard and square and not (self.attn_only or self.tied)
+        plain = self.attention == "softmax" and not (self.attn_only or self.tied)
+        return self.style != "grokking" and self.used == standard and square and plain
 
     @property
     def _mlp_numbers(self) -> int:
         """Matrices of a block's MLP times its hidden width."""
         return (3 if self.used.gated else 2) * self.d_mlp_used
 
-    def n_parameters(self, *, d_vocab: int, n_ctx: int) -> int:
-        """Trainable parameters of the model for a vocabulary and a context length, which learned positions have."""
+    def n_parameters(self, *, d_vocab: int, n_ctx: int, d_out: int | None = None) -> int:
+        """Trainable parameters of the model for a vocabulary and a context length, which learned positions have.
+
+        With `d_out`, of a real-valued task, `d_vocab` is what it reads and `d_out` what it gives.
+        """
+        out = d_vocab if d_out is None else d_out
         d, d_heads, used = self.d_model, self.n_heads * self.d_head_used, self.used
         norm = {"rms": d, "ln": 2 * d, "none": 0}[used.norm]
         layer = norm if self.attn_only else 2 * norm
@@ -390,8 +399,8 @@ class ModelConfig(_Config):
             layer += 3 * d_heads + d
         if used.biases != "none" and not self.attn_only:
             layer += self.d_mlp_used + d
-        outside = norm + (n_ctx * d if used.positions == "learned" else 0) + (d_vocab if used.biases == "all" else 0)
-        return self.n_weights(d_vocab=d_vocab) + self.n_layers * layer + outside
+        outside = norm + (n_ctx * d if used.positions == "learned" else 0) + (out if used.biases == "all" else 0)
+        return self.n_weights(d_vocab=d_vocab) + (out - d_vocab) * d + self.n_layers * layer + outside
 
     def n_weights(self, *, d_vocab: int) -> int:
         """Numbers in the model's matrices, learned positions left out."""

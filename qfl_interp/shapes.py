@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-Tokens = Int[Tensor, "batch pos"]
+# Ids; of a real-valued task vectors.
+Tokens = Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_in"]
+# What a position should predict: the id of a token, or numbers.
+Targets = Int[Tensor, "batch scored"] | Float[Tensor, "batch scored d_out"]
 LossMask = Bool[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from qfl_interp.errors import QflError
@@ -80,6 +79,8 @@ def digits(*, seed: int = 0) -> Labelled:
     Args:
         seed: Decides the split.
     """
+    from sklearn.datasets import load_digits
+
     images, classes = load_digits(return_X_y=True)
     x, y = np.asarray(images, dtype=float), torch.from_numpy(np.asarray(classes, dtype=np.int64))
     order = generator(seed, "images/digits").permutation(len(x))

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
+from qfl_interp.data.task_options import TaskOption
 from qfl_interp.shapes import Examples, Tokens
 from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 from tasks._pairs import check_label, pairs_by_edit
@@ -48,19 +49,24 @@ class ModularAddition(Task):
 
     A raw example is (a, b). The tokens are a, `+`, b, `=`, c with c = (a + b) mod p, five in all, whatever p is: the
     residue x is one token, with id x; `+` has id p and `=` has p + 1. There is no `<EOS>`: the answer is one token.
-    `=` is scored too; it is certain, so the loss over the answer alone is the literature's.
+    `=` is scored too; it is certain, so the loss over the answer alone is the literature's. With `answer_only` that is
+    what is trained on.
 
     Training sees a fixed half of all p^2 problems, which the hash of the unordered pair of operands chooses, so that
     (a, b) and (b, a) are both trained on or both held out; the rest is halved into validation and test. The progress
     measures paper trains on 30 % of the ordered pairs, which hold 1 - 0.7^2 = 51 % of the unordered ones: as much to
-    learn from, but 30 % of its test problems are mirrored training problems. Batches are drawn from the training
-    problems with replacement, so that an epoch is no more than an average; that paper takes the whole set at every
-    step, which is `TrainConfig(batch_size="all")` here.
+    learn from, but 30 % of its test problems are mirrored training problems. With `ordered` the pairs are split as
+    there. Batches are drawn from the training problems with replacement, so that an epoch is no more than an average;
+    that paper takes the whole set at every step, which is `TrainConfig(batch_size="all")` here.
 
     Features, all read at `=`:
         cos_sum, sin_sum: label r is the cosine (sine) of 2 pi (r + 1) (a + b) / p, frequency r + 1 = 1 .. (p - 1) // 2:
             what a network that grokked by the Fourier algorithm computes, for a few of the frequencies.
         cos_first, sin_first: the same of a alone, what that algorithm starts from. Not looked at by default.
+
+    Attributes:
+        ordered: Whether (a, b) and (b, a) are two problems of which one may be held out.
+        answer_only: Whether c alone is scored.
 
     References:
         arXiv 2201.02177 (grokking); arXiv 2301.05217 (the Fourier algorithm, p = 113).
@@ -78,6 +84,12 @@ class ModularAddition(Task):
     default_length = 113
     length_name = "p"
     train_fraction = 0.5
+    own_options = (
+        TaskOption("ordered", "whether (a, b) and (b, a) are split as two problems, as the grokking papers do"),
+        TaskOption("answer_only", "whether the answer alone is scored, `=` not"),
+    )
+    ordered: bool = False
+    answer_only: bool = False
 
     def __init__(self, length: int | None = None, **options: Any) -> None:
         super().__init__(length, **options)
@@ -138,6 +150,8 @@ class ModularAddition(Task):
         rows[:, _PLUS] = p
         rows[:, _EQUALS] = p + 1
         rows[:, _C] = self._sums(examples)
+        if self.answer_only:
+            return scored_from(_C, rows)._replace(prompt_end=False)
         return scored_from(_EQUALS, rows)
 
     def decode(self, tokens: Tokens) -> Examples:
@@ -152,8 +166,8 @@ class ModularAddition(Task):
         return ids[:, [_A, _B]].astype(np.int32)
 
     def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
-        """Both operands, the smaller first."""
-        return np.sort(examples, axis=1).astype(np.uint64)
+        """Both operands, the smaller first unless the order tells problems apart."""
+        return (examples if self.ordered else np.sort(examples, axis=1)).astype(np.uint64)
 
     def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
         """Pairs that differ in b, or in both operands.

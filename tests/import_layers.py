@@ -55,6 +55,8 @@ ONLY_IN = {
         "models/hooks.py",
         "models/given.py",
         "models/tied.py",
+        "models/vectors.py",
+        "models/linear_attention.py",
         "models/mlp.py",
     ),
     "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),

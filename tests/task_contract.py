@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qfl_interp.data.examples import ExampleStream, held_out, in_split
-from qfl_interp.data.task import NO_POSITION, Task
+from qfl_interp.data.task import NO_POSITION, Batch, Task
 from qfl_interp.seeding import generator
 
 # Lengths each task is tried at besides its default one: odd, small, beyond one machine word.
@@ -18,11 +18,14 @@ LENGTHS = {
     "decimal_addition": (2,),
     "depth_first_search": (5,),
     "digits": (),  # the images have one length
+    "linear_regression": (2, 7),
     "majority_of_majorities": (4, 80),
     "maximum_subarray": (5,),
     "min_spanning_tree": (5,),
     "modular_addition": (31,),
     "multiplication": (4, 70),
+    "parity_vectors": (6,),
+    "repeated_sequences": (5,),
     "shortest_path": (5,),
     "sparse_parity": (9,),
     "topological_sort": (5,),
@@ -33,13 +36,17 @@ _N = 500
 def check_encoding(task: Task) -> None:
     examples = task.sample(generator(0, "contract"), _N)
     batch = task.encode(examples)
-    assert batch.tokens.shape == batch.loss_mask.shape == (_N, task.n_ctx)
-    assert batch.tokens.dtype == torch.int64
+    assert batch.tokens.shape[:2] == batch.loss_mask.shape == (_N, task.n_ctx)
     assert batch.loss_mask.dtype == torch.bool
+    assert not batch.loss_mask[:, 0].any(), "nothing predicts the first token"
+    if task.d_out is not None:
+        check_vectors(task, examples, batch)
+        return
+    assert batch.tokens.ndim == 2
+    assert batch.tokens.dtype == torch.int64
     assert int(batch.tokens.min()) >= 0
     # The first token of a task of vectors is a sample's number.
     assert int(batch.tokens[:, task.samples is not None :].max()) < task.d_vocab
-    assert not batch.loss_mask[:, 0].any(), "nothing predicts the first token"
     # Without the prompt's end among them where the batch says so.
     n_scored = batch.loss_mask.sum(dim=1)
     assert (n_scored >= 1 + batch.prompt_end).all(), "`=` and at least one answer token are scored"
@@ -49,6 +56,17 @@ def check_encoding(task: Task) -> None:
     prompt_only = batch.tokens.clone()
     prompt_only[:, 1:][scored[:, :-1].cumsum(dim=1) > 0] = task.d_vocab - 1
     np.testing.assert_array_equal(task.decode(prompt_only), examples, "decode reads the prompt, not the answer")
+    assert len("".join(task.str_tokens(batch.tokens[0].tolist()))) > 0
+
+
+def check_vectors(task: Task, examples: np.ndarray, batch: Batch) -> None:
+    """The encoding of a real-valued task."""
+    assert batch.tokens.shape[2:] == (task.d_vocab,)
+    assert batch.tokens.dtype == torch.float32
+    assert batch.targets is not None
+    assert batch.targets.shape == (_N, task.n_ctx, task.d_out)
+    assert batch.loss_mask.any(dim=1).all()
+    np.testing.assert_array_equal(task.decode(batch.tokens), examples)
     assert len("".join(task.str_tokens(batch.tokens[0].tolist()))) > 0
 
 
@@ -113,7 +131,7 @@ def check_pairs(task: Task) -> None:
 def check_no_examples(task: Task) -> None:
     none = task.sample(generator(8, "contract"), 0)
     batch = task.encode(none)
-    assert batch.tokens.shape == batch.loss_mask.shape == (0, task.n_ctx)
+    assert batch.tokens.shape[:2] == batch.loss_mask.shape == (0, task.n_ctx)
     np.testing.assert_array_equal(task.decode(batch.tokens), none)
     assert len(task.canonical(none)) == 0
     for feature in task.features.values():
@@ -132,6 +150,9 @@ def check_description(task: Task) -> None:
 
 
 def check_baselines(task: Task) -> None:
+    if task.d_out is not None:  # rules that are known, none worse than a constant
+        assert all(0 <= loss <= task.baselines["base_rate"] for loss in task.baselines.values())
+        return
     assert {"base_rate"} <= set(task.baselines) <= {"paper", "base_rate"}
     assert all(0 < loss < np.log(task.d_vocab) + 1e-9 for loss in task.baselines.values())
 

@@ -91,6 +91,7 @@ OTHER = {
         "d_model": 32, "n_layers": 3, "n_heads": 2, "style": "gpt2", "d_mlp": 10, "norm_eps": 1e-6,
         "rope_theta": 1e5, "norm": "none", "act": "relu", "gated": False, "positions": "none", "biases": "mlp",
         "init": "grokking", "init_scale": 0.5, "d_head": 6, "attn_only": True, "tied": True, "mup_base": 8,
+        "attention": "linear",
     },
     qfl.TrainConfig: {
         "budget_flops": 1e9, "n_steps": 11, "lr": 2e-3, "batch_size": 65, "seed": 1, "schedule": "cdat",

@@ -20,6 +20,8 @@ from qfl_interp.report.page import Finding, Section, write_report
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 
+# What the card of a run says of its last validation, where it was measured.
+_SCORES: Final = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer")
 _METHODS: Final = """\
 - **Compute** is the nominal budget at each step, `6 (12 n_layers d_model^2 + n_layers n_ctx d_model)` FLOPs
   a token as the paper counts; that of a plain pass with padding and the real widths stands
@@ -140,7 +142,7 @@ def card(run: Run) -> dict[str, Any]:
         "nominal_flops": float(last["flops"]),
         "actual_flops": float(last["actual_flops"]),
         "seconds": float(last["seconds"]),
-        **{name: float(last[name]) for name in ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer")},
+        **{name: float(last[name]) for name in _SCORES if name in last},
         "seed": config.train.seed,
         "model": config.model.to_dict(),
         "train": config.train.to_dict(),

@@ -40,7 +40,9 @@ def timeline_figure(
         log_loss: Whether the loss has a logarithmic axis.
         beside: The metrics of other runs by name, drawn over this one's.
     """
-    first = [_loss_panel(metrics, log_loss, shading.plateau_loss, beside), _exact_panel(metrics, beside)]
+    first = [_loss_panel(metrics, log_loss, shading.plateau_loss, beside)]
+    if "val_exact" in metrics:  # a real-valued task has none
+        first.append(_exact_panel(metrics, beside))
     return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
 
 
@@ -58,7 +60,7 @@ def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float, beside:
     return Panel(
         title="Validation loss",
         traces=tuple(traces),
-        y_title="nats per token",
+        y_title="nats per token" if "val_exact" in metrics else "half squared error",
         y_range=y_range,
         log_y=log_y,
         legend=Legend("loss"),

@@ -280,7 +280,7 @@ def _read(model: HookedModel, tokens: Tokens, sites: Sequence[Site], first: int)
 def _by_head(site: Site, activation: Tensor, tokens: Tokens) -> Float[Tensor, "batch pos head d"]:
     """A hook point's activation with a head axis, of size 1 at a site without heads."""
     kind = SITES[site.name]
-    if activation.shape[:2] != tokens.shape or activation.ndim != 1 + len(kind.axes):
+    if activation.shape[:2] != tokens.shape[:2] or activation.ndim != 1 + len(kind.axes):
         raise QflError(
             f"{site.name!r} must be {kind.shape} to be read by position, got {list(activation.shape)} for tokens "
             f"{list(tokens.shape)} at {site.hook_name}. This model keeps something else there: read another site."

@@ -158,7 +158,8 @@ class ActivationStore:
         if request.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {list(DTYPES)}, got {request.dtype!r}.")
         folder = self.key_folder(key)
-        digest = hashlib.sha256(repr(tuple(tokens.shape)).encode() + tokens.cpu().long().numpy().tobytes()).hexdigest()
+        numbers = tokens.cpu().double() if tokens.is_floating_point() else tokens.cpu().long()
+        digest = hashlib.sha256(repr(tuple(tokens.shape)).encode() + numbers.numpy().tobytes()).hexdigest()
         if self._first is not None:
             with contextlib.suppress(QflError):  # damaged, or of other weights: captured anew in the other folder
                 found = find_entries(self._first / self._inside(key), digest, key.weights, request)

@@ -94,7 +94,10 @@ def _list(length: int | None, as_json: bool) -> None:
     console.print(_table(rows, wide=console.width >= _WIDE))
     if not all(row["has_length"] for row in rows):
         console.print(f"* cannot have length {length}: shown at its own", style="dim")
-    console.print("baselines in nats: paper with '=' scored, base rate over the answer alone", style="dim")
+    console.print(
+        "baselines in nats (real-valued: half squared errors): paper with '=' scored, base rate over the answer alone",
+        style="dim",
+    )
     console.print("(+2): further features, not looked at by default", style="dim")
 
 
@@ -121,6 +124,7 @@ def _about(task: Task) -> dict[str, Any]:
         "length_name": task.length_name,
         "options": [_about_option(task, name) for name in task.declared_options()],
         "baselines": dict(task.baselines),
+        **({} if task.d_out is None else {"d_out": task.d_out}),
         "features": [
             {"feature": f.name, "kind": f.kind, "labels": f.n_labels, "by_default": f.by_default,
              "description": f.description}
@@ -206,7 +210,9 @@ def _print_about(console: Console, task: Task, about: dict[str, Any]) -> None:
         facts.add_row(escape(option["option"]), escape(text))
     facts.add_row("context", f"{task.n_ctx} tokens")
     facts.add_row("vocabulary", escape(short_vocabulary(task.vocabulary)))
-    facts.add_row("baselines", "  ".join(f"{escape(k)} {v:.4f}" for k, v in task.baselines.items()) + " nats")
+    facts.add_row(
+        "baselines", "  ".join(f"{escape(k)} {v:.4f}" for k, v in task.baselines.items()) + f" {task.loss_unit}"
+    )
     console.print(facts, highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("feature", "kind", "labels", "default", "description"):

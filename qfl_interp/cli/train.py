@@ -60,6 +60,13 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="By default 0.1 for adamw and muon, otherwise 0; grokking wants about 1.")
     ] = None,
+    betas: Annotated[tuple[float, float], typer.Option(help="Adam's and AdamW's; grokking papers take 0.9 0.98.")] = (
+        0.9,
+        0.95,
+    ),
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Gradients are scaled down to this norm, by default 1; inf for never.")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help=f"Optimiser: {', '.join(OPTIMIZERS)}.")] = "adamw",
     optimizer_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of the optimiser, such as momentum=0.9.")
@@ -110,6 +117,7 @@ def train(
     width_exponent: Annotated[
         float | None, _part("Of style homogeneous: layer k is k to this power times --d-model wide; 2 by default.")
     ] = None,
+    attention: Annotated[Literal["softmax", "linear"], _part("Linear: scores as they are, no softmax.")] = "softmax",
     tensorboard: Annotated[bool, typer.Option(help="Mirror the metrics to TensorBoard in the run.")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Mirror the metrics to W&B.")] = None,
     lens: Annotated[
@@ -133,7 +141,7 @@ def train(
     parts = {
         "n_heads": n_heads, "norm": norm, "act": act, "gated": gated, "positions": positions, "biases": biases,
         "attn_only": attn_only, "d_head": d_head, "d_mlp": d_mlp, "tied": tied, "init": init,
-        "init_scale": init_scale, "mup_base": mup_base,
+        "init_scale": init_scale, "mup_base": mup_base, "attention": attention,
     }  # fmt: skip
     _require_own(style == "homogeneous", parts, width_exponent)
     model: AnyModelConfig | None = None
@@ -141,7 +149,7 @@ def train(
         model = ModelConfig(style=style, **sizes, **parts)
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
-        weight_decay=weight_decay, schedule=schedule,
+        weight_decay=weight_decay, betas=betas, clip_norm=clip_norm, schedule=schedule,
         warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
         save_every=save_every,
         eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
@@ -216,6 +224,9 @@ def print_run(run: Run, as_json: bool) -> None:
         print(run)
         model, moments = run.checkpoint_bytes()
         print(f"checkpoints: {model / 1e6:,.1f} MB of parameters, {moments / 1e6:,.1f} MB of the optimiser's state")
+        if "val_exact" not in last:
+            print(f"final validation: loss {last['val_loss']:.4g} ({run.task.loss_unit})")
+            return
         print(
             f"final validation: loss {last['val_loss']:.4g} nats, exact match {last['val_exact']:.1%} "
             f"(answer alone: {last['val_loss_answer']:.4g}, {last['val_exact_answer']:.1%})"

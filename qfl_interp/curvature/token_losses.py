@@ -20,7 +20,7 @@ from qfl_interp.models.build import HookedModel, model_device, model_in_dtype, p
 from qfl_interp.models.fast_forward import fast_logits
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.fused_ops import plain_operations
-from qfl_interp.models.losses import IGNORED, token_losses_of
+from qfl_interp.models.losses import Target, is_scored, token_losses_of
 from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.shapes import Tokens
 
@@ -36,7 +36,7 @@ class ScoredTokens:
     tokens: Tokens
     example: Int[Tensor, " token"]
     position: Int[Tensor, " token"]
-    target: Int[Tensor, " token"]
+    target: Target
 
     def __len__(self) -> int:
         """How many tokens are scored."""
@@ -64,8 +64,8 @@ def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
         ValueError: Nothing is scored.
     """
     span = scored_span(batch.loss_mask)
-    target = targets(batch.tokens, batch.loss_mask if prompt_end else batch.answer_mask, span)
-    example, place = torch.nonzero(target != IGNORED, as_tuple=True)
+    target = targets(batch.wanted, batch.loss_mask if prompt_end else batch.answer_mask, span)
+    example, place = torch.nonzero(is_scored(target), as_tuple=True)
     if len(example) == 0:
         raise ValueError("batch must score at least one token of an answer, got none: loss_mask keeps the prompt only.")
     return ScoredTokens(batch.tokens[:, : span.stop], example, span.start + place, target[example, place])
@@ -83,7 +83,7 @@ class TokenLoss:
     knows the model and nothing is hooked, else by the model itself with the hooks it has. The model is not changed.
 
     `dtype` is the precision of everything; a model in another one is copied first. The model is in evaluation mode.
-    `loss` names another one, as `TrainConfig.loss` does.
+    `loss` names another one, as `TrainConfig.loss` does; of real-valued targets it is half the squared error.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class TokenLoss:
         scored: ScoredTokens,
         *,
         dtype: torch.dtype = torch.float32,
-        loss: str = "cross_entropy",
+        loss: str | None = None,
     ) -> None:
         self.model = model_in_dtype(model, dtype)
         self.scored = scored.to(model_device(self.model))
         self.dtype = dtype
-        self.loss = loss
+        self.loss = loss or ("squared_error" if scored.target.is_floating_point() else "cross_entropy")
         # Outside of any transformed call, whose tensors must not be remembered: the positions that predict scored
         # tokens, which of them predicts each token, and what `is_fast` keeps of a model.
         asked, self._place = self.scored.position.unique(return_inverse=True)

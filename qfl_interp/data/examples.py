@@ -79,7 +79,8 @@ def require_room(task: Task, n: int, what: str, remedy: str) -> None:
 
     `what` they are, behind their number; `remedy` is what to do.
     """
-    require_memory(n * task.n_ctx * _BYTES_A_TOKEN, available_bytes(), f"{n:,} {what} of {task.name}", remedy)
+    width = 1 if task.d_out is None else task.d_vocab
+    require_memory(n * task.n_ctx * width * _BYTES_A_TOKEN, available_bytes(), f"{n:,} {what} of {task.name}", remedy)
 
 
 def _proposals(task: Task, rng: np.random.Generator, n: int, split: str) -> Examples:

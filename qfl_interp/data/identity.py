@@ -34,12 +34,15 @@ def task_identity(task: Task, *, labels: bool = True) -> dict[str, Any]:
     examples = task.sample(generator(0, "task/identity"), _N_EXAMPLES)
     batch = task.encode(examples)
     share = task.split_share(examples)
-    answer_alone = () if batch.prompt_end else (np.array([True]),)
+    extra = () if batch.prompt_end else (np.array([True]),)
+    tokens = batch.tokens.numpy()
+    if batch.targets is not None:
+        tokens, extra = _bits(tokens), (*extra, _bits(batch.targets.numpy()))
     identity = {
         "class": f"{type(task).__module__}:{type(task).__qualname__}",
         "parameters": dict(task.parameters),
         "sampled": _digest(examples),
-        "encoded": _digest(batch.tokens.numpy(), batch.loss_mask.numpy(), *answer_alone),
+        "encoded": _digest(tokens, batch.loss_mask.numpy(), *extra),
         "splits": _digest(split_hash(task.canonical(examples)) if share is None else share.view(np.uint64)),
     }
     return identity | ({"features": _features_digest(task, examples)} if labels else {})
@@ -80,6 +83,11 @@ def _features_digest(task: Task, examples: Examples) -> str:
             values = np.ascontiguousarray(found, dtype=np.float64)
             parts += [str(values.shape), values.data.cast("B")]
     return digest(*parts)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Numbers as integers that tell them apart."""
+    return np.ascontiguousarray(values, dtype=np.float64).view(np.uint64)
 
 
 def _digest(*arrays: np.ndarray) -> str:

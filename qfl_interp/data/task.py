@@ -34,17 +34,25 @@ class Batch(NamedTuple):
     """Encoded examples.
 
     Attributes:
-        tokens: Token ids; row i is one padded sequence.
+        tokens: Token ids, or the vectors of a real-valued task (`Task.d_out`); row i is one padded sequence.
         loss_mask: True on every token that is scored: from `=` through the first end-of-sequence token, or the last
             answer token where a task has no such token. The prediction at position i is scored where
             `loss_mask[:, i + 1]`.
         prompt_end: Whether the first scored token of each row is the last of its prompt (`=`), as in the quiet-features
             paper. False where the answer alone is scored: then every loss is one over the answer.
+        targets: Of a real-valued task: the numbers that stand for each token where it is predicted, one position
+            before. None: its id does.
     """
 
     tokens: Tokens
     loss_mask: LossMask
     prompt_end: bool = True
+    targets: Float[Tensor, "batch pos d_out"] | None = None
+
+    @property
+    def wanted(self) -> Tensor:
+        """What stands for each token where it is predicted: its id, or its targets."""
+        return self.tokens if self.targets is None else self.targets
 
     @property
     def answer_mask(self) -> LossMask:
@@ -55,7 +63,8 @@ class Batch(NamedTuple):
 
     def rows(self, index: slice | Tensor) -> Batch:
         """Some of the examples."""
-        return self._replace(tokens=self.tokens[index], loss_mask=self.loss_mask[index])
+        targets = None if self.targets is None else self.targets[index]
+        return self._replace(tokens=self.tokens[index], loss_mask=self.loss_mask[index], targets=targets)
 
 
 class Pairs(NamedTuple):
@@ -193,10 +202,11 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def baselines(self) -> Mapping[str, float]:
-        """Losses of answering at random, in nats per scored token, by name.
+        """Losses of answering at random, in nats per scored token (half squared error, of a real-valued task), by name.
 
         "base_rate" is what the best constant guess for each token would score, over the answer alone (`=` given).
-        "paper", where a paper draws one, is the dashed line of its scaling plot (`=` scored).
+        "paper", where a paper draws one, is the dashed line of its scaling plot (`=` scored). A real-valued task may
+        name rules that it knows in closed form.
         """
 
     @abc.abstractmethod
@@ -211,6 +221,19 @@ class Task(abc.ABC):
     def samples(self) -> Float[Tensor, "sample d_in"] | None:
         """The vectors that token ids stand for, of a task whose inputs are vectors; None where ids are words."""
         return None
+
+    @property
+    def d_out(self) -> int | None:
+        """How many numbers are predicted at a position, of a real-valued task; None where ids are.
+
+        Its tokens are vectors; `vocabulary` names their entries, so that `d_vocab` is their width.
+        """
+        return None
+
+    @property
+    def loss_unit(self) -> str:
+        """What a loss is counted in: nats, or half the squared error of a real-valued task."""
+        return "nats" if self.d_out is None else "half squared error"
 
     def split_share(self, examples: Examples) -> Float64[np.ndarray, " batch"] | None:
         """Where each example stands in [0, 1) of all, the first `train_fraction` of which is for training.
@@ -261,6 +284,6 @@ class Task(abc.ABC):
             raise unknown_name(f"feature of {self.name}", name, self.features)
         return self.features[name]
 
-    def str_tokens(self, tokens: Int[Tensor, " pos"] | Integer[np.ndarray, " pos"] | Sequence[int]) -> list[str]:
-        """One sequence of ids as a person reads it, a string a token."""
+    def str_tokens(self, tokens: Int[Tensor, " pos"] | Integer[np.ndarray, " pos"] | Sequence[int] | Any) -> list[str]:
+        """One sequence of ids (or vectors) as a person reads it, a string a token."""
         return [self.vocabulary[int(token)] for token in tokens]

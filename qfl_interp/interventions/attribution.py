@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.activations.spans import Place
@@ -17,6 +17,7 @@ from qfl_interp.interventions.patching import NO_HEAD, resolve_places
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 from qfl_interp.models.metrics import masked_loss
+from qfl_interp.shapes import Tokens
 
 # Below this share of the gap between the runs an effect's sign is not asked about.
 SIGN_FLOOR = 0.01
@@ -128,7 +129,7 @@ def _gradients(
     model: HookedModel,
     pairs: PatchPairs,
     pair: Tensor,
-    tokens: Int[Tensor, "pair pos"],
+    tokens: Tokens,
     begin: Float[Tensor, "pair pos d_model"],
     sites: list[Site],
     metric: Metric,
@@ -159,7 +160,9 @@ def _metric_of_pairs(
         return contrast_logit_diff(logits, pairs, pair)
     target = pairs.target[pair].to(logits.device)
     # `masked_loss` averages over a whole batch; a batch of one pair is that pair's mean.
-    return torch.stack([masked_loss(row[None].double(), kept[None]) for row, kept in zip(logits, target, strict=True)])
+    loss = "cross_entropy" if pairs.targets is None else "squared_error"
+    rows = zip(logits, target, strict=True)
+    return torch.stack([masked_loss(row[None].double(), kept[None], loss) for row, kept in rows])
 
 
 class AttributionError(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qfl_interp.errors import QflError
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.pairs import PairScores, PatchPairs, logit_difference, normalise, score_pairs
 from qfl_interp.interventions.planes import affine_projection, cut_to
@@ -120,6 +121,8 @@ class _Deciding(NamedTuple):
 
 def _deciding(pairs: PatchPairs, positions: Int[Tensor, " pair"]) -> _Deciding:
     """For each pair the first scored position from the label on whose next token differs between the answers."""
+    if pairs.targets is not None:
+        raise QflError("interchange decides between two token ids, and this task is real-valued. Use patching (patch).")
     following = torch.arange(1, pairs.clean.shape[1])
     differs = pairs.loss_mask[:, 1:] & (pairs.clean != pairs.corrupted_answer)[:, 1:]
     # The prompt is not scored, `=` is the same in both: what differs is in the answer.

@@ -18,8 +18,9 @@ from torch import Tensor
 from qfl_interp.data.task import Pairs, Task
 from qfl_interp.models.build import HookedModel, model_device
 from qfl_interp.models.forward import rows_logits
+from qfl_interp.models.losses import squared_errors
 from qfl_interp.models.metrics import score_logits, scored_span, targets
-from qfl_interp.shapes import LossMask, Tokens
+from qfl_interp.shapes import LossMask, Targets, Tokens
 
 Metric = Literal["logit_diff", "loss", "exact"]
 
@@ -40,6 +41,8 @@ class PatchPairs:
         contrast: The position whose next token decides between the two answers: the first that differs, of those from
             a label's position on where such positions were given.
         n_dropped: Pairs left out because their prompts differ in length or their answers are equal there.
+        targets: Of a real-valued task: the numbers of the clean run, by token; None where its ids are the targets.
+        corrupted_targets: Those that are right for the corrupted prompt.
     """
 
     clean: Tokens
@@ -48,6 +51,8 @@ class PatchPairs:
     loss_mask: LossMask
     contrast: Int[Tensor, " batch"]
     n_dropped: int
+    targets: Float[Tensor, "batch pos d_out"] | None = None
+    corrupted_targets: Float[Tensor, "batch pos d_out"] | None = None
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -58,23 +63,25 @@ class PatchPairs:
         return scored_span(self.loss_mask)
 
     @cached_property
-    def target(self) -> Int[Tensor, "batch scored"]:
-        """The clean token each position of `span` should predict, `losses.IGNORED` where it is not scored."""
-        return targets(self.clean, self.loss_mask, self.span)
+    def target(self) -> Targets:
+        """What the clean run has where each position of `span` predicts, `losses.IGNORED` or NaN where not scored."""
+        return targets(self.clean if self.targets is None else self.targets, self.loss_mask, self.span)
 
 
 class PairScores(NamedTuple):
     """Scores of one run of each pair.
 
     Attributes:
-        logit_diff: Logit of the clean token minus that of the corrupted one, where the answers first differ.
-        loss: Mean cross-entropy of the clean answer without `=`, nats.
-        exact: Whether every token of the clean answer, without `=`, is the most likely one.
+        logit_diff: Logit of the clean token minus that of the corrupted one, where the answers first differ. Of a
+            real-valued task half the squared distance from the corrupted target less that from the clean one: like
+            the other a difference of two log likelihoods, of unit normals here, and linear in what the model gives.
+        loss: Mean cross-entropy of the clean answer without `=`, nats; half the squared error, of a real-valued task.
+        exact: Whether every token of the clean answer, without `=`, is the most likely one; NaN of a real-valued task.
     """
 
     logit_diff: Float[np.ndarray, " pair"]
     loss: Float[np.ndarray, " pair"]
-    exact: Bool[np.ndarray, " pair"]
+    exact: Bool[np.ndarray, " pair"] | Float[np.ndarray, " pair"]
 
     def mean(self, metric: Metric) -> float:
         """A metric's mean over pairs."""
@@ -90,7 +97,8 @@ def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | 
         positions: Where the label in which they differ is read, negative where there is none. The answer is then scored
             from the first token on that differs at or after it. Tokens before it may differ for other reasons (a bit
             that is flipped changes its own column of a sum as well as the carry out of it); both runs read their own.
-            By default the whole answer is scored.
+            By default the whole answer is scored. Of a real-valued task, where what follows a target is another
+            problem, one target is: the first at or after the label, and the last of all without positions.
 
     Raises:
         ValueError: No pair is left.
@@ -98,7 +106,7 @@ def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | 
     clean, corrupted = task.encode(pairs.clean), task.encode(pairs.corrupted)
     begins, other = (batch.answer_mask.int().argmax(dim=1) for batch in (clean, corrupted))
     index = torch.arange(clean.tokens.shape[1])
-    differs = clean.answer_mask & corrupted.answer_mask & (clean.tokens != corrupted.tokens)
+    differs = clean.answer_mask & corrupted.answer_mask & _differ(clean.wanted, corrupted.wanted)
     if positions is not None:
         read = torch.from_numpy(np.array(positions))[:, None]
         differs &= (index > read) & (read >= 0)
@@ -111,10 +119,18 @@ def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | 
             + (". " if positions is None else " from the label's position on. ")
             + "A feature whose pairs leave the answer alone cannot be patched; choose another feature or label."
         )
+    if clean.targets is not None and positions is None:
+        differs &= differs.flip(1).cumsum(dim=1).flip(1) == 1
     contrast = differs.int().argmax(dim=1) - 1
     # Without positions the answers agree up to the contrast, so that this is the whole clean answer.
-    forced = torch.where(index > contrast[:, None], clean.tokens, corrupted.tokens)
-    scored = clean.answer_mask if positions is None else clean.answer_mask & (index > contrast[:, None])
+    behind = index > contrast[:, None]
+    forced = torch.where(behind.view(*behind.shape, *[1] * (clean.tokens.ndim - 2)), clean.tokens, corrupted.tokens)
+    scored = clean.answer_mask if positions is None else clean.answer_mask & behind
+    if clean.targets is not None and corrupted.targets is not None:
+        scored = clean.answer_mask & (index == contrast[:, None] + 1)
+        wanted = {"targets": clean.targets[kept], "corrupted_targets": corrupted.targets[kept]}
+    else:
+        wanted = {}
     return PatchPairs(
         clean.tokens[kept],
         forced[kept],
@@ -122,7 +138,14 @@ def patch_pairs(task: Task, pairs: Pairs, positions: Int[np.ndarray, " pair"] | 
         scored[kept],
         contrast[kept],
         int((~kept).sum()),
+        **wanted,
     )
+
+
+def _differ(one: Tensor, other: Tensor) -> Bool[Tensor, "batch pos"]:
+    """Where ids, or vectors, are not the same."""
+    unequal = one != other
+    return unequal.any(dim=-1) if unequal.ndim == 3 else unequal
 
 
 def logit_difference(
@@ -140,6 +163,9 @@ def contrast_logit_diff(
     """`PairScores.logit_diff` of logits at `pairs.span`, one row for each pair of `rows`; differentiable."""
     at = pairs.contrast[rows]
     there = logits[torch.arange(len(rows)), at - pairs.span.start]
+    if pairs.targets is not None and pairs.corrupted_targets is not None:
+        wanted, other = (t[rows, at + 1].to(logits.device) for t in (pairs.targets, pairs.corrupted_targets))
+        return squared_errors(there.double(), other.double()) - squared_errors(there.double(), wanted.double())
     return logit_difference(there, pairs.clean[rows, at + 1], pairs.corrupted_answer[rows, at + 1])
 
 
@@ -167,7 +193,7 @@ def normalise(change: Float[np.ndarray, "*place"], gap: Float[np.ndarray, "*#pla
     return np.where(told_apart, change / np.where(told_apart, gap, 1.0), np.nan)
 
 
-def end_scores(model: HookedModel, pairs: PatchPairs, tokens: Int[Tensor, "pair pos"], chunk_rows: int) -> PairScores:
+def end_scores(model: HookedModel, pairs: PatchPairs, tokens: Tokens, chunk_rows: int) -> PairScores:
     """Scores of every pair's run on `tokens`, untouched: the clean or the corrupted end of the scale."""
     device = model_device(model)
     parts = [

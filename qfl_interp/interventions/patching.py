@@ -24,6 +24,7 @@ from qfl_interp.interventions.pairs import (
 from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import resumable, rows_logits
 from qfl_interp.models.hooks import Intervention, Site, read_activations
+from qfl_interp.shapes import Tokens
 from qfl_interp.sites import HEAD_SITES, STREAM_SITES
 
 # In `Place`: the activation of all heads, or one that has none. In `PatchScores.positions`: every position at once.
@@ -51,7 +52,7 @@ class PatchScores:
     positions: tuple[int, ...]
     logit_diff: Float[np.ndarray, "place pos pair"]
     loss: Float[np.ndarray, "place pos pair"]
-    exact: Bool[np.ndarray, "place pos pair"]
+    exact: Bool[np.ndarray, "place pos pair"] | Float[np.ndarray, "place pos pair"]
     clean: PairScores
     corrupted: PairScores
 
@@ -126,7 +127,7 @@ class _Block(NamedTuple):
     """
 
     pair: Int[Tensor, " pair"]
-    tokens: Int[Tensor, "pair pos"]
+    tokens: Tokens
     source: dict[int, Tensor]
     differs: dict[int, Tensor]
     resid: dict[int, Tensor]

@@ -16,6 +16,7 @@ from qfl_interp.interventions.patching import resolve_places
 from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.forward import resumable, rows_logits
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
+from qfl_interp.shapes import Tokens
 from qfl_interp.sites import HEAD_SITES
 
 SENDERS = ("z", "attn_out", "mlp_out")
@@ -69,7 +70,7 @@ class PathScores(NamedTuple):
     senders: tuple[Node, ...]
     logit_diff: Float[np.ndarray, "sender pair"]
     loss: Float[np.ndarray, "sender pair"]
-    exact: Bool[np.ndarray, "sender pair"]
+    exact: Bool[np.ndarray, "sender pair"] | Float[np.ndarray, "sender pair"]
     clean: PairScores
     corrupted: PairScores
 
@@ -168,7 +169,7 @@ class _Frozen(NamedTuple):
     the corrupted stream before it, where the second run starts.
     """
 
-    tokens: Int[Tensor, "row pos"]
+    tokens: Tokens
     held: list[Intervention]
     start: tuple[int, Tensor]
 

@@ -199,8 +199,8 @@ class UnitScores(NamedTuple):
     units: tuple[int, ...]
     loss: Float[np.ndarray, "layer unit example"]
     loss_answer: Float[np.ndarray, "layer unit example"]
-    exact: Bool[np.ndarray, "layer unit example"]
-    exact_answer: Bool[np.ndarray, "layer unit example"]
+    exact: Bool[np.ndarray, "layer unit example"] | Float[np.ndarray, "layer unit example"]
+    exact_answer: Bool[np.ndarray, "layer unit example"] | Float[np.ndarray, "layer unit example"]
 
 
 def score_units(

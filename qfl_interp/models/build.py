@@ -1,7 +1,8 @@
 """ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
-With `given.py`, `tied.py`, `hooks.py` and the homogeneous networks the only modules that import transformer_lens: here
-where a model is made, because that import takes longer than showing tables that are finished.
+With `given.py`, `tied.py`, `vectors.py`, `linear_attention.py`, `hooks.py` and the homogeneous networks the only
+modules that import transformer_lens: here where a model is made, because that import takes longer than showing tables
+that are finished.
 """
 
 from __future__ import annotations
@@ -60,14 +61,19 @@ def build_model(config: AnyModelConfig, task: Task, *, seed: int = 0) -> Any:
     if of_vectors != (task.samples is not None):
         needs = "tokens: take a transformer" if of_vectors else "vectors: take style 'homogeneous' (MLPConfig)"
         raise QflError(f"task {task.name!r} needs a model that reads {needs}, got one of kind {config.kind!r}.")
-    model = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, seed=seed)
-    if task.samples is not None and reads_vectors(model):
-        model.show(task.samples)
+    model = build_hooked(config, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out, seed=seed)
+    shown: Any = model  # of one name the type checker would make a union
+    if task.samples is not None and reads_vectors(shown):
+        shown.show(task.samples)
     return model
 
 
-def build_hooked(config: AnyModelConfig, *, d_vocab: int, n_ctx: int, seed: int = 0) -> HookedTransformer:
+def build_hooked(
+    config: AnyModelConfig, *, d_vocab: int, n_ctx: int, d_out: int | None = None, seed: int = 0
+) -> HookedTransformer:
     """A freshly initialised model for a vocabulary and a context length, in float32 on the CPU.
+
+    With `d_out`, of a real-valued task, it reads vectors of `d_vocab` entries and gives so many numbers a position.
 
     Raises:
         ValueError: `d_vocab` or `n_ctx` is not positive.
@@ -80,11 +86,17 @@ def build_hooked(config: AnyModelConfig, *, d_vocab: int, n_ctx: int, seed: int 
         4 * config.n_weights(d_vocab=d_vocab), available_bytes(),
         f"parameters of d_model {config.d_model:,} and n_layers {config.n_layers:,}", "Take a smaller model.",
     )  # fmt: skip
-    return BUILDERS[config.kind](config, d_vocab=d_vocab, n_ctx=n_ctx, seed=seed)
+    if d_out is None:
+        return BUILDERS[config.kind](config, d_vocab=d_vocab, n_ctx=n_ctx, seed=seed)
+    if not isinstance(config, ModelConfig):
+        raise QflError(f"a real-valued task needs a transformer that reads vectors (ModelConfig), got {config.kind!r}.")
+    return _build_transformer(config, d_vocab=d_vocab, n_ctx=n_ctx, d_out=d_out, seed=seed)
 
 
-def _build_transformer(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int) -> HookedTransformer:
-    """The model of a `ModelConfig`.
+def _build_transformer(
+    config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: int, d_out: int | None = None
+) -> HookedTransformer:
+    """The model of a `ModelConfig`; with `d_out` one of vectors.
 
     Every bias of TransformerLens that the model does not have becomes a zero buffer that no checkpoint holds, and so do
     the positions of a model without any: the parameters are the paper's (`ModelConfig.n_parameters`).
@@ -95,9 +107,19 @@ def _build_transformer(config: ModelConfig, *, d_vocab: int, n_ctx: int, seed: i
     """
     from transformer_lens import HookedTransformer
 
-    cfg = _lens_config(config, d_vocab, n_ctx)
+    if d_out is not None and config.tied:
+        raise QflError("tied must be left out of a model for a real-valued task: it reads vectors and writes others.")
+    cfg = _lens_config(config, d_vocab, n_ctx, d_out)
     with without_deprecation():
         model = HookedTransformer(cfg)
+    if d_out is not None:
+        from qfl_interp.models.vectors import read_vectors
+
+        read_vectors(model)
+    if config.attention == "linear":
+        from qfl_interp.models.linear_attention import make_linear
+
+        make_linear(model)
     if config.tied:
         from qfl_interp.models.tied import tie
 
@@ -124,7 +146,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int) -> HookedTransformerConfig:
+def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int, d_out: int | None) -> HookedTransformerConfig:
     """TransformerLens's configuration of the same model; weights are left for us to draw."""
     from transformer_lens import HookedTransformerConfig
 
@@ -141,6 +163,7 @@ def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int) -> HookedTransfo
         n_layers=config.n_layers,
         n_ctx=n_ctx,
         d_vocab=d_vocab,
+        d_vocab_out=d_vocab if d_out is None else d_out,
         eps=config.norm_eps,
         attn_only=config.attn_only,
         act_fn=used.act,
@@ -179,7 +202,7 @@ def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Genera
         matrix = name.rpartition(".")[2]
         if not matrix.startswith("W_"):
             continue
-        uniform, spread = _spread(config, matrix, model.cfg.d_vocab)
+        uniform, spread = _spread(config, matrix, model.cfg.d_vocab_out)
         spread *= config.init_scale * initial_multiplier(config, matrix)
         if uniform:
             nn.init.uniform_(parameter, -spread, spread, generator=rng)
@@ -187,7 +210,7 @@ def _initialise(model: HookedTransformer, config: ModelConfig, rng: torch.Genera
             nn.init.normal_(parameter, std=spread, generator=rng)
 
 
-def _spread(config: ModelConfig, matrix: str, d_vocab: int) -> tuple[bool, float]:
+def _spread(config: ModelConfig, matrix: str, d_vocab_out: int) -> tuple[bool, float]:
     """Whether a matrix is drawn uniformly, and its bound or else its standard deviation, of the base width's model."""
     scheme = config.used.init
     if config.tied and matrix == "W_E":
@@ -196,7 +219,7 @@ def _spread(config: ModelConfig, matrix: str, d_vocab: int) -> tuple[bool, float
     if scheme == "gpt2":
         return False, 0.8 / math.sqrt(d_model)
     if scheme == "grokking":
-        return False, 1 / math.sqrt(d_vocab if matrix == "W_U" else d_model)
+        return False, 1 / math.sqrt(d_vocab_out if matrix == "W_U" else d_model)
     if matrix in ("W_E", "W_pos"):
         return False, 1.0
     inputs = {"W_out": config.d_mlp_used, "W_O": config.n_heads * config.d_head_used}.get(matrix, config.d_model)

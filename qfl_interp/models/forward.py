@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.errors import QflError
@@ -78,7 +78,7 @@ def resumable(model: HookedModel) -> TypeGuard[HookedTransformer]:
 @torch.no_grad()
 def rows_logits(
     model: HookedModel,
-    tokens: Int[Tensor, "row pos"] | None,
+    tokens: Tokens | None,
     span: slice,
     interventions: Sequence[Intervention] = (),
     start: tuple[int, Float[Tensor, "row pos d_model"]] | None = None,

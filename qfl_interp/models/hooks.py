@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from qfl_interp.errors import QflError, nearest
 from qfl_interp.models.build import HookedModel
+from qfl_interp.shapes import Tokens
 from qfl_interp.sites import SITES, SiteKind, site_kind
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def interventions_on(model: HookedModel, interventions: Sequence[Intervention]) 
 
 @torch.no_grad()
 def read_activations(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
+    model: HookedModel, tokens: Tokens, sites: Sequence[Site], **forward_kwargs: Any
 ) -> dict[Site, Tensor]:
     """The activations at `sites` in one forward pass, as the hook points give them: `[batch, pos, ...]`.
 
@@ -279,9 +280,7 @@ def write_activation(site: Site, activation: Float[Tensor, "batch place *rest"])
     return Intervention(site, write, "write")
 
 
-def capture(
-    model: HookedModel, tokens: Int[Tensor, "batch pos"], sites: Sequence[Site], **forward_kwargs: Any
-) -> dict[Site, Tensor]:
+def capture(model: HookedModel, tokens: Tokens, sites: Sequence[Site], **forward_kwargs: Any) -> dict[Site, Tensor]:
     """Old name of `read_activations`; a lens is called `capture` too."""
     _renamed("qfl.capture", "qfl.read_activations", "analyses.capture")
     return read_activations(model, tokens, sites, **forward_kwargs)

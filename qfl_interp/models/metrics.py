@@ -8,6 +8,7 @@ teacher-forced pass therefore gives both loss and exact match, under interventio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,12 +19,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from qfl_interp.data.task import Batch
-from qfl_interp.models.losses import IGNORED, TokenLosses, cross_entropies, token_losses_of
-from qfl_interp.shapes import LossMask, Tokens
+from qfl_interp.models.losses import (
+    IGNORED,
+    TokenLosses,
+    cross_entropies,
+    is_scored,
+    squared_errors,
+    token_losses_of,
+)
+from qfl_interp.shapes import LossMask, Targets
 from qfl_interp.threads import on_every_core
 
 # (tokens of a chunk, positions to predict at, rows of the chunk in the batch) -> logits at those positions
 Forward = Callable[[Tensor, slice, slice], Tensor]
+# Whether each example is right; NaN where there is no such thing.
+Exact = Bool[np.ndarray, " example"] | Float[np.ndarray, " example"]
 
 
 def scored_span(loss_mask: LossMask) -> slice:
@@ -41,28 +51,36 @@ def scored_span(loss_mask: LossMask) -> slice:
     return slice(int(scored[0]) - 1, int(scored[-1]))
 
 
-def targets(tokens: Tokens, loss_mask: LossMask, span: slice) -> Int[Tensor, "batch scored"]:
-    """The token each position of `span` should predict, `IGNORED` where it is not scored."""
+def targets(wanted: Tensor, loss_mask: LossMask, span: slice) -> Targets:
+    """What each position of `span` should predict; `IGNORED`, or NaN, where it is not scored.
+
+    `wanted` is what stands for each token (`Batch.wanted`).
+    """
     following = slice(span.start + 1, span.stop + 1)
-    return tokens[:, following].masked_fill(~loss_mask[:, following], IGNORED)
+    left_out, found = ~loss_mask[:, following], wanted[:, following]
+    return (
+        found.masked_fill(left_out[..., None], math.nan) if wanted.ndim == 3 else found.masked_fill(left_out, IGNORED)
+    )
 
 
 def masked_loss(
-    logits: Float[Tensor, "batch scored d_vocab"], target: Int[Tensor, "batch scored"], loss: str = "cross_entropy"
+    logits: Float[Tensor, "batch scored d_vocab"], target: Targets, loss: str = "cross_entropy"
 ) -> Float[Tensor, ""]:
     """Mean loss, by default cross-entropy in nats, over the scored tokens of the whole batch (not per example)."""
-    if loss == "cross_entropy":
+    if loss == "cross_entropy" and not target.is_floating_point():
         return functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
-    return token_losses_of(loss)(logits.flatten(0, 1), target.flatten()).sum() / (target != IGNORED).sum()
+    return token_losses_of(loss)(logits.flatten(0, 1), target.flatten(0, 1)).sum() / is_scored(target).sum()
 
 
 class ExampleScores(NamedTuple):
     """Scores of single examples, float64 on the CPU.
 
     Attributes:
-        loss: Mean cross-entropy over the example's scored tokens, nats (`=` scored, where the batch says so).
+        loss: Mean cross-entropy over the example's scored tokens, nats (`=` scored, where the batch says so); half the
+            squared error, of a real-valued task.
         loss_answer: The same over the answer alone.
-        exact: Whether every scored token is the most likely one (greedy exact match, `=` scored likewise).
+        exact: Whether every scored token is the most likely one (greedy exact match, `=` scored likewise); NaN of a
+            real-valued task, which has no such thing.
         exact_answer: The same over the answer alone.
         n_scored: Scored tokens of each example, `=` included likewise.
         n_answer: Those of them in its answer.
@@ -70,8 +88,8 @@ class ExampleScores(NamedTuple):
 
     loss: Float[np.ndarray, " example"]
     loss_answer: Float[np.ndarray, " example"]
-    exact: Bool[np.ndarray, " example"]
-    exact_answer: Bool[np.ndarray, " example"]
+    exact: Exact
+    exact_answer: Exact
     n_scored: Int[np.ndarray, " example"]
     n_answer: Int[np.ndarray, " example"]
 
@@ -79,24 +97,29 @@ class ExampleScores(NamedTuple):
     def success(self) -> Float[np.ndarray, " example"]:
         """The chance that sampling at temperature 1 writes all scored tokens: exp(-sum of their losses), exactly.
 
-        Unlike `exact` it tells apart models that are never right under greedy decoding.
+        Unlike `exact` it tells apart models that are never right under greedy decoding. NaN where that is.
         """
-        return np.exp(-self.loss * self.n_scored)
+        return np.exp(-self.loss * self.n_scored) + 0 * self.exact
 
     @property
     def success_answer(self) -> Float[np.ndarray, " example"]:
         """The same over the answer alone, given `=`."""
-        return np.exp(-self.loss_answer * self.n_answer)
+        return np.exp(-self.loss_answer * self.n_answer) + 0 * self.exact_answer
 
     def means(self) -> dict[str, float]:
         """Means over the examples, each value twice: `=` scored, and over the answer alone.
 
         `loss` and `loss_answer` are means over tokens, in nats; `exact` and `exact_answer` fractions of examples;
-        `pass` and `pass_answer` means over examples of `success` and `success_answer`.
+        `pass` and `pass_answer` means over examples of `success` and `success_answer`. A real-valued task has the two
+        losses alone, half squared errors.
         """
-        return {
+        losses = {
             "loss": float(np.average(self.loss, weights=self.n_scored)),
             "loss_answer": float(np.average(self.loss_answer, weights=self.n_answer)),
+        }
+        if self.exact.dtype != np.bool_:
+            return losses
+        return losses | {
             "exact": float(self.exact.mean()),
             "exact_answer": float(self.exact_answer.mean()),
             "pass": float(self.success.mean()),
@@ -106,25 +129,29 @@ class ExampleScores(NamedTuple):
 
 def score_logits(
     logits: Float[Tensor, "batch scored d_vocab"],
-    target: Int[Tensor, "batch scored"],
-    answer: Int[Tensor, "batch scored"],
-    token_losses: TokenLosses = cross_entropies,
+    target: Targets,
+    answer: Targets,
+    token_losses: TokenLosses | None = None,
 ) -> ExampleScores:
     """Scores of each example from the logits at the scored positions; `answer` is `target` over the answer alone.
 
-    A tie between tokens counts as correct only where the reference has the lowest id, as greedy decoding picks it.
+    A tie between tokens counts as correct only where the reference has the lowest id, as greedy decoding picks it. The
+    loss is by default the cross-entropy, or half the squared error of real-valued targets.
     """
-    losses = token_losses(logits.flatten(0, 1).double(), target.flatten()).view_as(target)
-    right = logits.argmax(dim=-1) == target
+    real = target.is_floating_point()
+    token_losses = token_losses or (squared_errors if real else cross_entropies)
+    losses = token_losses(logits.flatten(0, 1).double(), target.flatten(0, 1)).view(target.shape[:2])
+    right = torch.full_like(losses, math.nan) if real else logits.argmax(dim=-1) == target
 
     def over(kept: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         n = kept.sum(dim=1)
-        found = ((losses * kept).sum(dim=1) / n, (right | ~kept).all(dim=1), n)
+        exact = right.sum(dim=1) if real else (right | ~kept).all(dim=1)
+        found = ((losses * kept).sum(dim=1) / n, exact, n)
         loss, exact, n = (values.cpu().numpy() for values in found)
         return loss, exact, n
 
-    loss, exact, n_scored = over(target != IGNORED)
-    loss_answer, exact_answer, n_answer = over(answer != IGNORED)
+    loss, exact, n_scored = over(is_scored(target))
+    loss_answer, exact_answer, n_answer = over(is_scored(answer))
     return ExampleScores(loss, loss_answer, exact, exact_answer, n_scored, n_answer)
 
 
@@ -135,7 +162,7 @@ def evaluate(
     *,
     chunk: int = 256,
     together: bool = False,
-    token_losses: TokenLosses = cross_entropies,
+    token_losses: TokenLosses | None = None,
 ) -> ExampleScores:
     """Teacher-forced scores of every example of `batch`.
 
@@ -145,8 +172,8 @@ def evaluate(
         batch: What is scored.
         chunk: Examples per forward pass; bounds the memory.
         together: Whether `forward` may run on several threads at once, each pass on one core.
-        token_losses: What the scores call the loss; in nats where it is the cross-entropy. `success` means something
-            under that one alone.
+        token_losses: What the scores call the loss, by default the cross-entropy, in nats, or half the squared error of
+            a real-valued task. `success` means something under the former alone.
 
     Raises:
         ValueError: An example has no scored answer, so that its mean loss does not exist.
@@ -159,7 +186,7 @@ def evaluate(
             f"loss_mask must keep {'`=` and ' if batch.prompt_end else ''}at least one answer token of every example, "
             f"got {int(batch.loss_mask[example].sum())} kept tokens in example {example}. Leave such examples out."
         )
-    target, answer = (targets(batch.tokens, mask, span) for mask in (batch.loss_mask, batch.answer_mask))
+    target, answer = (targets(batch.wanted, mask, span) for mask in (batch.loss_mask, batch.answer_mask))
 
     def score(start: int) -> ExampleScores:
         rows = slice(start, min(start + chunk, len(batch.tokens)))

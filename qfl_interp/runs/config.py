@@ -89,6 +89,7 @@ class RunConfig:
         task_options: What the task was made with beside its length.
         n_train: Problems of the fixed training set, of a run that has one.
         fork: What a run that goes on from another one does otherwise.
+        d_out: Of a real-valued task: the numbers that are predicted at a position; `d_vocab` is the width of a token.
     """
 
     task: str
@@ -104,6 +105,7 @@ class RunConfig:
     task_options: Options = Options()  # noqa: RUF009 -- never changed
     n_train: int | None = None
     fork: Fork | None = None
+    d_out: int | None = None
 
     @property
     def n_steps(self) -> int:
@@ -141,6 +143,12 @@ class RunConfig:
         return min(max(int(affordable), _LEAST_N_VAL), _MOST_N_VAL)
 
     @property
+    def n_parameters(self) -> int:
+        """Trainable parameters of the model."""
+        out = {} if self.d_out is None else {"d_out": self.d_out}
+        return self.model.n_parameters(d_vocab=self.d_vocab, n_ctx=self.n_ctx, **out)
+
+    @property
     def flops_per_step(self) -> float:
         """Nominal FLOPs of an update, as the paper counts."""
         return flops_per_step(self.model, batch_size=self.batch_size, n_ctx=self.n_ctx_real)
@@ -160,6 +168,8 @@ class RunConfig:
         values |= {"task_options": dict(options)} if options else {}
         fork = values.pop("fork")
         values |= {"n_train": n_train} if n_train is not None else {}
+        if self.d_out is None:
+            del values["d_out"]
         return values | ({"fork": fork.to_dict()} if fork is not None else {})
 
     @property

@@ -180,7 +180,7 @@ class Run(Checkpoints):
     @property
     def n_parameters(self) -> int:
         """Trainable parameters."""
-        return self.config.model.n_parameters(d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
+        return self.config.n_parameters
 
     def flops(self, step: int) -> float:
         """Nominal training FLOPs up to `step`, as the paper counts."""
@@ -194,7 +194,8 @@ class Run(Checkpoints):
         """A model of this run's shape, weights yet to be loaded."""
         from qfl_interp.models.build import build_hooked, reads_vectors
 
-        model = build_hooked(self.config.model, d_vocab=self.config.d_vocab, n_ctx=self.config.n_ctx)
+        run = self.config
+        model = build_hooked(run.model, d_vocab=run.d_vocab, n_ctx=run.n_ctx, d_out=run.d_out)
         if reads_vectors(model):
             assert self.task.samples is not None
             model.show(self.task.samples)

@@ -28,6 +28,7 @@ from qfl_interp.sweep.storage import Storage
 Record = dict[str, Any]
 
 _SCORES = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer", "val_pass", "val_pass_answer", "seconds")
+_ALWAYS = ("val_loss", "val_loss_answer", "seconds")
 # Rows are written at least this often, in seconds, while runs finish.
 _FLUSH_SECONDS = 15.0
 # Parts written before they are made into one: every reader opens them all.
@@ -36,8 +37,7 @@ _MOST_PARTS = 32
 
 def n_parameters(planned: PlannedRun) -> int:
     """Trainable parameters of a run's model."""
-    config = planned.config
-    return config.model.n_parameters(d_vocab=config.d_vocab, n_ctx=config.n_ctx)
+    return planned.config.n_parameters
 
 
 def configuration_digest(config: RunConfig) -> str:
@@ -57,7 +57,8 @@ def _final_scores(run: Run) -> dict[str, float]:
     """The last row of a finished run's metrics; `QflError` where it is not the final validation."""
     rows = run.read_metrics().rows
     last = rows[-1] if rows else {}
-    scores = {name: last.get(name) for name in _SCORES}
+    # Another loss than the cross-entropy has no `pass`, a real-valued task no exact match either.
+    scores = {name: last.get(name, None if name in _ALWAYS else math.nan) for name in _SCORES}
     if last.get("step") != run.config.last_step or any(type(value) not in (int, float) for value in scores.values()):
         found = f"step {last.get('step')}" if last else "no row"
         raise QflError(

@@ -14,6 +14,7 @@ from qfl_interp.data.training_stream import batch_sizes
 from qfl_interp.errors import QflError
 from qfl_interp.model_kinds import AnyModelConfig
 from qfl_interp.models.given import GivenModel, configured
+from qfl_interp.recipes import LOSSES
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig, Start
 from qfl_interp.runs.flops import flops_per_step, steps_for_budget
@@ -60,10 +61,12 @@ def plan_run(
 
     Raises:
         QflError: The budget is smaller than one update or pays for more than 2**53, the task has too few problems for a
-            validation or test set, or it lists none where the batches come from a fixed training set.
+            validation or test set, or it lists none where the batches come from a fixed training set; or the loss does
+            not fit the task.
     """
     if task.train_fraction == 0:
         raise QflError(f"task {task.name!r} has no training split: train_fraction is 0. Give it a larger one.")
+    _require_loss_fits(task, config)
     batch_size, n_train = batch_sizes(task, config)
     n_ctx_real = mean_real_tokens(task, config.seed) if n_ctx_real is None else n_ctx_real
     if config.n_steps is not None:
@@ -86,8 +89,17 @@ def plan_run(
     return RunConfig(
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
         n_ctx=task.n_ctx, n_ctx_real=n_ctx_real, d_vocab=task.d_vocab, start=start, task_options=task.options,
-        n_train=n_train,
+        n_train=n_train, d_out=task.d_out,
     )  # fmt: skip
+
+
+def _require_loss_fits(task: Task, config: TrainConfig) -> None:
+    """Raise `QflError` where a loss of token ids is asked for on a real-valued task."""
+    if task.d_out is not None and config.loss_name in LOSSES and config.loss_name != "squared_error":
+        raise QflError(
+            f"loss must be 'squared_error' (or a function of yours) on the real-valued task {task.name!r}, got "
+            f"{config.loss_name!r}, which needs token ids to predict."
+        )
 
 
 def train_planned(

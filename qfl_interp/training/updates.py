@@ -76,7 +76,7 @@ class GradientUpdates:
     def apply(self, batch: Batch, lr: float) -> Done:
         """One update on a batch."""
         span = scored_span(batch.loss_mask)
-        target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
+        target = targets(batch.wanted, batch.loss_mask, span).to(self.device)
         loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target, self.config.loss_name)
         self.optimizer.zero_grad()
         loss.backward()

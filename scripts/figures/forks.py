@@ -28,7 +28,9 @@ def forks_figure(curves: pd.DataFrame) -> go.Figure:
             )  # fmt: skip
             figure.add_trace(line, row=1, col=place)
         figure.update_xaxes(type="log", title="training FLOPs", row=1, col=place)
-    figure.update_yaxes(type="log", title="validation loss (nats)", row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_xaxes(exponentformat="power", dtick=1)
+    figure.update_yaxes(title="validation loss (nats)", row=1, col=1)
     figure.update_layout(
         template="plotly_white", height=360, margin={"l": 60, "r": 15, "t": 70, "b": 50},
         title={"text": "16-bit addition, trained with a feature's directions taken out at every block", "y": 0.97},

@@ -216,7 +216,7 @@ def svd_ranks(x):
 def test_soft_ranks_are_those_of_the_singular_values(tiny_run):
     """Variable answers too: half of the examples end two tokens early."""
     model = tiny_run.load_model()
-    tokens, mask, _ = tiny_run.task.encode(held_out(tiny_run.task, "test", 20, seed=0, stream="x"))
+    tokens, mask, *_ = tiny_run.task.encode(held_out(tiny_run.task, "test", 20, seed=0, stream="x"))
     mask = mask.clone()
     last = int(mask[0].nonzero().max())
     mask[:10, last - 1 :] = False
@@ -237,7 +237,7 @@ def test_soft_ranks_are_those_of_the_singular_values(tiny_run):
 
 
 def test_where_all_tokens_are_the_same_so_far_there_is_no_centred_rank(tiny_run):
-    tokens, mask, _ = tiny_run.task.encode(held_out(tiny_run.task, "test", 8, seed=0, stream="x"))
+    tokens, mask, *_ = tiny_run.task.encode(held_out(tiny_run.task, "test", 8, seed=0, stream="x"))
     tokens = tokens.clone()
     tokens[:, :2] = tokens[0, :2]
     tokens[:, 2] = torch.arange(8) % 2
@@ -248,7 +248,7 @@ def test_where_all_tokens_are_the_same_so_far_there_is_no_centred_rank(tiny_run)
 
 
 def test_a_position_of_one_example_has_no_row(tiny_run):
-    tokens, mask, _ = tiny_run.task.encode(held_out(tiny_run.task, "test", 3, seed=0, stream="x"))
+    tokens, mask, *_ = tiny_run.task.encode(held_out(tiny_run.task, "test", 3, seed=0, stream="x"))
     mask = mask.clone()
     last = int(mask[0].nonzero().max())
     mask[1:, last] = False

@@ -15,6 +15,7 @@ from analyses.lenses.probe import data as of_probes
 from analyses.lenses.probe import fitting
 from qfl_interp.activations.spans import site_span
 from qfl_interp.data.task import NO_POSITION
+from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.tables import select
 
 CONFIG = qfl.ProbeConfig(n_train=300, n_test=120)
@@ -103,7 +104,7 @@ def test_a_label_that_few_examples_have_is_not_fitted():
     model = qfl.build_model(qfl.ModelConfig(d_model=16, n_layers=1), task, seed=0)
     examples = [task.sample(np.random.default_rng(s), 400) for s in (1, 2)]
     train, test = (
-        of_probes.feature_data(feature, site_span(model, task.encode(e).tokens, *of_probes.read_span(task, e)), e)
+        feature_data(feature, site_span(model, task.encode(e).tokens, *of_probes.read_span(task, e)), e)
         for e in examples
     )
     rows, tensors = fitting.fit_feature(feature, train, test, None, CONFIG)

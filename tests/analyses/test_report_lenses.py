@@ -59,7 +59,7 @@ def test_lenses_have_one_order():
     ours = [lens.name for lens in lenses() if lens.__module__.startswith("analyses.")]
     assert ours == [
         "capture", "emergence", "probe", "transfer", "mdl", "ablate", "interchange", "patch", "ablate_units", "polca",
-        "curvature",
+        "curvature", "edge",
     ]  # fmt: skip
 
 

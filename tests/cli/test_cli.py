@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -284,9 +285,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 def test_a_task_is_trained_at_its_own_length_with_the_optimisation_given(call, tmp_path):
     settings = ["--steps", 1, "--d-model", 16, "--n-layers", 1, "--n-val", 4, "--batch-size", 2, "--weight-decay", 0.7]
-    settings += ["--schedule", "wsd", "--warmup", 0.3, "--decay", 0]
+    settings += ["--schedule", "wsd", "--warmup", 0.3, "--decay", 0, "--betas", 0.8, 0.98, "--clip-norm", "inf"]
     status, _, _ = call("train", "decimal_addition", *settings, "--out", tmp_path / "run", "--quiet")
     assert status == 0
     config = qfl.Run.open(tmp_path / "run").config
     assert (config.length, config.train.weight_decay) == (3, 0.7)
     assert (config.train.schedule, config.train.warmup_fraction, config.train.decay_fraction) == ("wsd", 0.3, 0.0)
+    assert (config.train.betas, config.train.max_norm) == ((0.8, 0.98), math.inf)

@@ -230,10 +230,11 @@ def test_options_are_shown_with_value_range_and_help(call):
     assert re.search(r"train_fraction +0.5 +\(a number in \[0, 0.99\]; default 0.75\)", out)
     found = json.loads(call("modular_addition", "--task-option", "p=31", "--json")[1])
     assert (found["length"], found["length_name"]) == (31, "p")
-    assert found["options"] == [
-        {"option": "train_fraction", "value": 0.5, "default": 0.5, "rule": "a number in [0, 0.99]", "range": [0, 0.99],
-         "help": "the share of all problems that training may see"}
-    ]  # fmt: skip
+    assert found["options"][0] == {
+        "option": "train_fraction", "value": 0.5, "default": 0.5, "rule": "a number in [0, 0.99]", "range": [0, 0.99],
+        "help": "the share of all problems that training may see",
+    }  # fmt: skip
+    assert [(o["option"], o["value"]) for o in found["options"][1:]] == [("ordered", False), ("answer_only", False)]
 
 
 @pytest.mark.parametrize(

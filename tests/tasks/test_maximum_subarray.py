@@ -45,7 +45,7 @@ def check_against_all_segments(rows):
     rows = np.asarray(rows)
     n, length = rows.shape
     task = qfl.load_task("maximum_subarray", length=length)
-    tokens, mask, _ = task.encode(rows)
+    tokens, mask, *_ = task.encode(rows)
     sums = segment_sums(rows)
     for row, token_row, mask_row, flat in zip(
         rows.tolist(), tokens.tolist(), mask.tolist(), sums.reshape(n, -1).argmax(axis=1).tolist(), strict=True

@@ -165,3 +165,25 @@ def test_bad_examples_and_prompts():
             task.decode(bad)
     with pytest.raises(ValueError, match=r"label of cos_sum must lie in \[0, 3\), got 3"):
         task.sample_pairs(np.random.default_rng(0), 1, "cos_sum", 3)
+
+
+def test_ordered_pairs_are_problems_of_their_own():
+    every = np.array(list(itertools.product(range(113), repeat=2)))
+    task, plain = (qfl.load_task("modular_addition", train_fraction=0.3, ordered=o) for o in (True, False))
+    trained, mirrored = in_split(task, every, "train"), in_split(task, every[:, ::-1], "train")
+    n = len(every)
+    assert abs(trained.mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / n)
+    # Independent of each other where a differs from b, so that a held-out problem's mirror image is often trained on.
+    off = every[:, 0] != every[:, 1]
+    assert abs((trained & mirrored)[off].mean() - 0.09) < 4 * math.sqrt(0.09 * 0.91 / (off.sum() / 2))
+    np.testing.assert_array_equal(in_split(plain, every, "train"), in_split(plain, every[:, ::-1], "train"))
+
+
+def test_the_answer_alone_is_scored():
+    task, plain = (qfl.load_task("modular_addition", 7, answer_only=o) for o in (True, False))
+    examples = np.array([[1, 2], [5, 6]])
+    batch, before = task.encode(examples), plain.encode(examples)
+    assert batch.loss_mask.tolist() == batch.answer_mask.tolist() == [[False, False, False, False, True]] * 2
+    assert before.answer_mask.tolist() == batch.loss_mask.tolist()
+    assert (batch.tokens == before.tokens).all()
+    assert (batch.prompt_end, before.prompt_end) == (False, True)

@@ -16,7 +16,7 @@ from qfl_interp.data.examples import ExampleStream
 from qfl_interp.models.build import model_in_dtype
 from qfl_interp.models.losses import IGNORED, token_losses_of
 from qfl_interp.models.metrics import scored_span, targets
-from qfl_interp.recipes import OPTIMIZERS, SCHEDULES, register_loss
+from qfl_interp.recipes import OPTIMIZERS, SCHEDULES, UPDATES, register_loss
 from qfl_interp.training import updates
 from qfl_interp.training.schedule import learning_rate
 
@@ -57,7 +57,7 @@ def _by_torch(name, model, config):
 
 
 def test_the_cases_cover_every_optimiser():
-    assert OPTIONS.keys() == OPTIMIZERS.keys()
+    assert OPTIONS.keys() == OPTIMIZERS.keys() - UPDATES.keys(), "depthwise has tests of its own"
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -265,7 +265,7 @@ def test_unknown_names_and_bad_settings_are_named(message, changes):
 
 def test_weight_decay_is_decoupled_optimisers_own_by_default():
     assert {name: qfl.TrainConfig(n_steps=1, optimizer=name).weight_decay for name in OPTIMIZERS} == {
-        "adamw": 0.1, "adam": 0.0, "sgd": 0.0, "muon": 0.1,
+        "adamw": 0.1, "adam": 0.0, "sgd": 0.0, "muon": 0.1, "depthwise": 0.0,
     }  # fmt: skip
     assert all(qfl.TrainConfig(n_steps=1, schedule=name).schedule == name for name in SCHEDULES)
 

@@ -92,11 +92,16 @@ def ablation_figure(
         log, y_axis = _loss_axis(ablate, f"loss{ending}", loss_scale)
         exact = _Quantity(f"exact{ending}", f"Exact match {title}", False, left)
         ticks = {"range": _EXACT_RANGE, "tickvals": [0, 0.25, 0.5, 0.75, 1], "title": {"text": "fraction of examples"}}
-        for quantity, axis in ((exact, ticks), (_Quantity(f"loss{ending}", f"Loss {title}", log, right), y_axis)):
+        shown = [(exact, ticks), (_Quantity(f"loss{ending}", f"Loss {title}", log, right), y_axis)]
+        if not len(finite(ablate[exact.name])):  # a real-valued task has no exact match
+            whole = Cell(2 * row + 1, (0.0, 1.0), y_domain)
+            axis = y_axis | {"title": {"text": "half squared error"}}
+            shown = [(_Quantity(f"loss{ending}", f"Loss {title}", log, whole), axis)]
+        for quantity, axis in shown:
             figure.add_traces(_traces(ablate, features, quantity, offsets, _BAR_SHARE * width))
             figure.update_layout(quantity.cell.layout(x_axis, axis))
             figure.add_annotation(quantity.cell.title(f"<b>{quantity.title}</b>", 0))
-        if count == "answer":
+        if count == "answer" and shown[0][0] is exact:
             _add_brackets(figure, ablate, features, exact, offsets)
     return figure
 
@@ -205,6 +210,17 @@ def ablation_panel(ablate: pd.DataFrame, feature: str) -> Panel:
     rows = select(ablate, feature=feature)
     require_rows(rows, "ablate", (), ("step", "condition"))
     (method,) = distinct(rows, "method")
+    if not len(finite(rows["exact_answer"])):  # a real-valued task has no exact match
+        traces = curves(rows, ABLATION, "loss_answer", "ablate")
+        return Panel(
+            title=f"Ablating {words(feature)}",
+            subtitle=f"loss by method {method!r}; dashed: controls",
+            traces=traces,
+            y_title="half squared error",
+            y_range=value_range(finite(*traces), below=0.0, above=0.1),
+            height=140,
+            legend=Legend("ablation"),
+        )
     return Panel(
         title=f"Ablating {words(feature)}",
         subtitle=f"examples with every answer token right, by method {method!r}; dashed: controls",

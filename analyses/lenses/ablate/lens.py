@@ -253,7 +253,8 @@ def ablate(
         examples, ablated against this control's mean, on the answer's exact match, two-sided; the row "ablated" repeats
         that of the first control. p_value_trials: rank of the ablated model's exact match among the control's trials,
         one-sided. p_value_holm: the paired one, Holm-corrected over the features of this call, for each step and
-        condition.
+        condition. A real-valued task has no exact match: its loss, negated, takes its place in these four, and the
+        columns of exact match are NaN.
 
     Raises:
         QflError: Unknown feature or step, or a feature none of whose probes could be fitted.
@@ -278,10 +279,12 @@ def ablate(
         rows_of = [row for row in rows_of if row in names or without_next_token(run, *features_in(row))]
     pieces = [Piece(at, {"feature": name}) for at in models for name in rows_of]
     rows = with_holm(lens.compute(pieces, label="ablating", jobs=jobs, progress=progress))
-    columns = ["step", "feature", "condition", "exact_answer", "loss_answer"]
+    exact = [] if run.task.d_out is not None else ["exact_answer"]
+    columns = ["step", "feature", "condition", *exact, "loss_answer"]
     return Result(
         f"Ablation in {run.run_id} ({method}{', all at once' if joint else ''}): "
-        "exact match and loss (nats) over the answer alone" + next_token_note(run, names),
+        f"{'exact match and ' if exact else ''}loss ({run.task.loss_unit}) over the answer alone"
+        + next_token_note(run, names),
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
@@ -324,7 +327,10 @@ def _columns(scores: Sequence[ExampleScores], name: str) -> np.ndarray:
 def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generator) -> pd.DataFrame:
     """One row a condition, with intervals and tests."""
     rows: dict[str, dict[str, object]] = {}
-    ablated = _columns(scores["ablated"], "exact_answer")[0]
+    # Of a real-valued task, which has no exact match, the loss, negated: lower is worse in both.
+    real = np.isnan(_columns(scores["intact"], "exact_answer")).all()
+    compared, sign = ("loss_answer", -1) if real else ("exact_answer", 1)
+    ablated = sign * _columns(scores["ablated"], compared)[0]
     for condition, found in scores.items():
         row: dict[str, object] = {
             "condition": condition,
@@ -335,9 +341,12 @@ def _rows(scores: Mapping[str, Sequence[ExampleScores]], rng: np.random.Generato
             "p_value_trials": math.nan,
         }
         for name in _METRICS:
-            row |= interval_columns(name, bootstrap_mean(_columns(found, name).mean(axis=0), rng))
+            if real and name.startswith("exact"):
+                row |= {name: math.nan, f"{name}_low": math.nan, f"{name}_high": math.nan}
+            else:
+                row |= interval_columns(name, bootstrap_mean(_columns(found, name).mean(axis=0), rng))
         if condition not in ("intact", "ablated"):
-            control = _columns(found, "exact_answer")
+            control = sign * _columns(found, compared)
             row["difference"] = float(ablated.mean() - control.mean())
             row["p_value_paired"] = paired_sign_flip(ablated, control.mean(axis=0), rng).p_value
             row["p_value_trials"] = rank_p_value(float(ablated.mean()), control.mean(axis=1), "less").p_value

@@ -103,9 +103,9 @@ def ablate_units(
         progress: Draw a bar on standard error.
 
     Returns:
-        One row a step, layer and unit. `loss_increase` is in nats a token of the answer, its interval a 95 % bootstrap
-        over examples; `p_value_holm` a paired sign-flip test of that increase, Holm-corrected over the units of the
-        step.
+        One row a step, layer and unit. `loss_increase` is in nats a token of the answer (half squared errors, of a
+        real-valued task), its interval a 95 % bootstrap over examples; `p_value_holm` a paired sign-flip test of that
+        increase, Holm-corrected over the units of the step.
 
     Raises:
         QflError: Unknown step or a site that the model does not have.
@@ -117,7 +117,8 @@ def ablate_units(
     rows = lens.compute(pieces, label="ablating units", jobs=jobs, progress=progress)
     columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]
     return Result(
-        f"{site} of {run.run_id}, one unit at a time ({method}): the largest increases of the answer's loss (nats)",
+        f"{site} of {run.run_id}, one unit at a time ({method}): the largest increases of the answer's loss "
+        f"({run.task.loss_unit})",
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
         units_figure,

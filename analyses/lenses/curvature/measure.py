@@ -113,9 +113,9 @@ def load(run: Checkpoints, shared: Shared, step: int, device: str | torch.device
 
 
 def trained_loss(run: Checkpoints, model: HookedModel, batch: Batch) -> TokenLoss:
-    """The loss as it is trained, with all that the task scores, in the model's precision; a suite's in nats."""
+    """The loss as it is trained, with all that the task scores, in the model's precision; a suite's is in nats."""
     dtype = next(model.parameters()).dtype
-    name = run.config.train.loss_name if isinstance(run, Run) else "cross_entropy"
+    name = run.config.train.loss_name if isinstance(run, Run) else None
     return TokenLoss(model, scored_tokens(batch, prompt_end=True), dtype=dtype, loss=name)
 
 

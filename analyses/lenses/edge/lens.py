@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from analyses.lenses.edge.figure import edge_figure, edge_panels
 from analyses.models_at import models_at
 from analyses.part_lens import PartLens, Piece
 from analyses.result import Result
 from analyses.stored import rows_of_one_call
-from qfl_interp.data.examples import in_split
-from qfl_interp.data.task import Batch
-from qfl_interp.data.training_stream import make_stream, training_problems
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
-from qfl_interp.homogeneous.config import SoftRank
-from qfl_interp.homogeneous.measuring import evaluation_row, layer_rows, step_row
-from qfl_interp.homogeneous.updates import Steps, sharpness_batch
-from qfl_interp.models.build import build_model
-from qfl_interp.models.forward import training_forward
-from qfl_interp.models.mlp import SampleReader
+from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.series import Steps as WhichSteps
-from qfl_interp.training.schedule import scheduled_rate
-from qfl_interp.training.updates import make_updates
 
 LAYERS: Final = "edge_layers"
 _SUMMARY: Final = (
     "step", "train_loss", "train_accuracy", "test_accuracy", "edge_ratio", "lambda_h", "lambda_p", "edge_ratio_p",
     "soft_rank", "gradient_weighted",
 )  # fmt: skip
-
-
-class Shared(NamedTuple):
-    """What all checkpoints need: how steps are chosen, all samples by split, those of the sharpness, the start."""
-
-    steps: Steps
-    peak_lr: float
-    splits: Mapping[str, Batch]
-    sample: Batch
-    start: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +44,7 @@ class EdgeResult(Result):
 
 
 @dataclass(frozen=True)
-class Edge(PartLens[Shared, SampleReader]):
+class Edge(PartLens[Any, HookedModel]):
     """A part a checkpoint; a piece's key `measured` says whether its sharpness is."""
 
     name = "edge"
@@ -80,39 +57,17 @@ class Edge(PartLens[Shared, SampleReader]):
     def part(self, piece: Piece) -> str:
         return f"{piece.at}-{digest(repr((self.n_sharpness, self.soft_rank, piece.key['measured'])))}"
 
-    def share(self) -> Shared:
-        run = _homogeneous(self.run)
-        task, train = run.task, run.config.train
-        first = cast(SampleReader, run.load_model(run.steps[0]))
-        problems = task.problems()
-        assert problems is not None
-        held = ~in_split(task, problems, "train") & (in_split(task, problems, "val") | in_split(task, problems, "test"))
-        splits = {"train": task.encode(training_problems(task)), "test": task.encode(problems[held])}
-        start = tuple(w.detach().clone() for w in first.weights)
-        initial = build_model(run.config.model, task, seed=train.seed)
-        peak = make_updates(initial, task, run.config, training_forward(initial), torch.device("cpu")).peak_lr
-        return Shared(Steps(train), peak, splits, sharpness_batch(task, self.n_sharpness, train.seed), start)
+    def share(self) -> Any:
+        from analyses.lenses.edge.measure import shared_of  # with the networks, which pages do not need
 
-    def rows(self, shared: Shared, view: SampleReader, piece: Piece) -> pd.DataFrame:
-        run, step, steps = _homogeneous(self.run), piece.at.step, shared.steps
-        row = evaluation_row(
-            view, steps, shared.splits, shared.sample if piece.key["measured"] else None,
-            seed=run.config.train.seed, soft_rank=cast(SoftRank, self.soft_rank),
-        )  # fmt: skip
-        layers: list[dict[str, Any]] = []
-        if step < run.config.last_step:
-            tokens = make_stream(run.task, run.config.train).batch(step)
-            batch = steps.minibatch(view, tokens)
-            scheduled = scheduled_rate(run.config, step, peak=shared.peak_lr)
-            row |= {"c0": batch.value}
-            if math.isfinite(batch.value) and batch.residual_norm > 0 and min(batch.unit_backward_norms) > 0:
-                xi, lr = steps.chosen(batch, scheduled)
-                row |= step_row(view, steps, batch, xi, lr, steps.targets(view, tokens))
-                layers = layer_rows(lr, batch, xi, shared.start)
-        else:
-            row["lr"] = float(run.metrics["lr"].iloc[-1])  # of the update that led here
-        lr = row.get("lr", math.nan)
-        row |= {f"edge_ratio_{of}": lr * row.get(f"lambda_{of}", math.nan) / 2 for of in ("h", "p")}
+        return shared_of(_homogeneous(self.run), self.n_sharpness)
+
+    def rows(self, shared: Any, view: HookedModel, piece: Piece) -> pd.DataFrame:
+        """The checkpoint's row; its layers have a table of their own."""
+        from analyses.lenses.edge.measure import measure
+
+        run = _homogeneous(self.run)
+        row, layers = measure(run, shared, view, piece.at.step, piece.key["measured"], self.soft_rank)
         # Before the row, which says that the checkpoint is done.
         where = run.identity() | self.columns(piece)
         run.table(LAYERS).write(self.part(piece), pd.DataFrame(layers).assign(**where), steps=self.sources(piece))

@@ -57,6 +57,6 @@ def _decides(run: Checkpoints, feature: Feature, labels: Sequence[int], seed: in
 def tokens_at(task: Task, pairs: PatchPairs, positions: Sequence[int]) -> list[str]:
     """What a person reads at each position; `VARIES` where it is not the same in all runs."""
     both = torch.cat([pairs.clean, pairs.corrupted])
-    same = (both == both[:1]).all(dim=0)
+    same = (both == both[:1]).all(dim=0).view(both.shape[1], -1).all(dim=1)
     first = task.str_tokens(both[0])
     return [first[position] if same[position] else VARIES for position in positions]

@@ -33,7 +33,7 @@ def stack_key(config: RunConfig) -> Hashable:
     """
     train = config.train
     usual = train.optimizer == "adamw" and train.schedule != "cdat" and train.loss_name == "cross_entropy"
-    usual = usual and config.n_train is None and not train.compile
+    usual = usual and config.n_train is None and config.d_out is None and not train.compile
     if not usual or config.start is not None or not config.model.stackable:
         return config.digest
     settings = json_digest({name: value for name, value in train.to_dict().items() if name not in _FREE})

@@ -230,7 +230,7 @@ class _StackedLoop:
         n_members = len(self.members)
         batch = self.task.encode(examples_of_all([member.stream for member in self.members], self.step))
         span = scored_span(batch.loss_mask)
-        target = targets(batch.tokens, batch.loss_mask, span).to(self.device)
+        target = targets(batch.wanted, batch.loss_mask, span).to(self.device)
         tokens = batch.tokens.to(self.device).unflatten(0, (n_members, -1))
         losses = member_losses(
             stacked_logits(self.parameters.weights, self.shape, tokens, span), target.unflatten(0, (n_members, -1))
