@@ -16,8 +16,10 @@ from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import Fork, RunConfig, Start
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
+from qfl_interp.training.intervene import without_directions
 from qfl_interp.training.loop import TrainingLoop
 from qfl_interp.training.train import plan_run
+from qfl_interp.training.updates import in_module
 
 # A change of one of these starts the schedule anew, at the fork's first step.
 _CLOCK = ("schedule", "schedule_options", "warmup_fraction", "min_lr_fraction", "decay_fraction")
@@ -82,7 +84,11 @@ def fork(
     if planned != Fork(step, length):  # its own clock and nothing else is what a branch is
         run_config = dataclasses.replace(run_config, fork=planned)
     state = _initial_state(parent, step, config, planned)
-    return _train(parent, run_config, state, out, resume=resume, device=device, progress=progress)
+    writer = RunWriter(Path(out), run_config, parent.task, resume=resume)
+    loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
+    with writer:
+        loop.run(progress=progress)
+    return Run.open(out, task=parent.task)
 
 
 def branch(
@@ -152,7 +158,7 @@ def _initial_state(parent: Run, step: int, config: TrainConfig, planned: Fork) -
         if not _of_module(names, module):
             known = sorted({name.rpartition(".")[0] for name in names} | {".".join(n.split(".")[:2]) for n in names})
             raise unknown_name("module with parameters", module, known)
-    if planned.frozen and all(any(_in(name, module) for module in planned.frozen) for name in names):
+    if planned.frozen and all(any(in_module(name, module) for module in planned.frozen) for name in names):
         raise QflError(f"frozen must leave something to train, got all of the model: {list(planned.frozen)}.")
     model, optimizer = dict(state.model), dict(state.optimizer or {})
     for module, older in planned.rolled_back.items():
@@ -177,31 +183,9 @@ def _loaded(parent: Run, step: int, config: TrainConfig) -> ckpt.Checkpoint:
             f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True, or fork "
             f"with another optimiser ({', '.join(OPTIMIZERS)}), which starts afresh."
         )
-    return state._replace(optimizer=state.optimizer or {})
-
-
-def _in(name: str, module: str) -> bool:
-    """Whether a parameter belongs to a module, or is it."""
-    return name == module or name.startswith(f"{module}.")
+    # The directions of a parent that was trained under an intervention are not this fork's.
+    return state._replace(optimizer=without_directions(state.optimizer or {}))
 
 
 def _of_module(names: Sequence[str], module: str) -> list[str]:
-    return [name for name in names if _in(name, module)]
-
-
-def _train(
-    parent: Run,
-    run_config: RunConfig,
-    state: ckpt.Checkpoint,
-    out: str | Path,
-    *,
-    resume: bool,
-    device: str | torch.device,
-    progress: bool,
-) -> Run:
-    """Train the fork as its configuration says."""
-    writer = RunWriter(Path(out), run_config, parent.task, resume=resume)
-    loop = TrainingLoop(parent.task, run_config, writer, device, lambda run: (), initial=state)
-    with writer:
-        loop.run(progress=progress)
-    return Run.open(out, task=parent.task)
+    return [name for name in names if in_module(name, module)]

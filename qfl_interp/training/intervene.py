@@ -28,6 +28,11 @@ from qfl_interp.seeding import generator
 _STATE = "intervention"
 
 
+def without_directions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An optimiser's saved state without the directions that a fork keeps beside it."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{_STATE}/")}
+
+
 class TrainingInterventions:
     """What `Intervene` says, on the model that is trained; its state is the directions it holds.
 

@@ -116,10 +116,15 @@ class GradientUpdates:
         return lr
 
 
+def in_module(name: str, module: str) -> bool:
+    """Whether a parameter belongs to a module, or is it, by their names."""
+    return name == module or name.startswith(f"{module}.")
+
+
 def freeze(model: nn.Module, modules: Sequence[str]) -> None:
     """Take modules out of training, by name ("blocks.0.attn"), or single parameters."""
     for name, parameter in model.named_parameters():
-        if any(name == module or name.startswith(f"{module}.") for module in modules):
+        if any(in_module(name, module) for module in modules):
             parameter.requires_grad_(False)
 
 

@@ -253,3 +253,12 @@ def test_an_intervention_that_would_never_act_is_refused(parent, addition):
             loop.refit(STEP)
     with pytest.raises((ValueError, TypeError), match=r"kind must be one of|kind"):
         qfl.Intervene.from_dict({"feature": "carry", "kind": "patch"})
+
+
+def test_a_fork_of_a_fork_fits_directions_of_its_own(parent, tmp_path):
+    one = fork(parent, STEP, tmp_path / "one", intervene=SPECS["written"], progress=False)
+    other = qfl.Intervene("first_operand", n_fit=400)
+    two = fork(one, STEP + 1, tmp_path / "two", intervene=other, progress=False)
+    assert set(_planes(two, LAST)["layers"].tolist()) == {0, 1}
+    free = fork(one, STEP + 1, tmp_path / "free", progress=False)
+    assert not _planes(free, STEP + 1)

@@ -32,6 +32,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, model_in_dtype, parameters_to_save
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.training.intervene import without_directions
 from qfl_interp.training.schedule import scheduled_rate
 
 # What column `moments` says.
@@ -222,8 +223,7 @@ def _moments(run: Run, step: int, space: ParameterSpace) -> tuple[AdamState | No
         tensors = run.load_checkpoint(step, with_optimizer=True).optimizer
         if tensors is None:
             return None, NOT_SAVED
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("intervention/")}
-        state = adam_state(space, tensors)
+        state = adam_state(space, without_directions(tensors))
     except QflError:
         # The parameters have been read: everything that does not need the moments can be measured.
         return None, UNREADABLE
