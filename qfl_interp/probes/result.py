@@ -119,6 +119,23 @@ class Probes(abc.ABC):
         Rows that depend on earlier ones are left out, so that the planes always have common points.
         """
 
+    def all_planes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The planes of every layer and label side by side.
+
+        Returns:
+            Directions `[layer, label, k, d_model]`, offsets `[layer, label, k]`, and which of the k there are; of those
+            that are not, directions and offsets are 0.
+        """
+        n_layers, n_labels = self.fitted.shape[:2]
+        planes = {(i, j): self.planes(i, j, slice(None)) for i in range(n_layers) for j in range(n_labels)}
+        most = max(1, max(len(plane.offsets) for plane in planes.values()))
+        directions = self.weight.new_zeros(n_layers, n_labels, most, self.weight.shape[-1])
+        offsets, there = directions[..., 0].clone(), torch.zeros(n_layers, n_labels, most, dtype=torch.bool)
+        for site, plane in planes.items():
+            k = len(plane.offsets)
+            directions[site][:k], offsets[site][:k], there[site][:k] = plane.directions, plane.offsets, True
+        return directions, offsets, there
+
     def n_unseen(
         self, y: Shaped[Tensor, "output label example"], example_mask: ExampleMask | None = None
     ) -> Int[Tensor, "label output"]:

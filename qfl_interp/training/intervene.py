@@ -116,15 +116,8 @@ class TrainingInterventions:
             shift = mean_shift(self.feature.kind, x, y, example_mask=kept)
             return shift, (shift != 0).any(dim=3)
         probes = fit_probes(self.feature.kind, x, y, ProbeConfig(n_train=self.spec.n_fit), example_mask=kept)
-        n_places, n_labels = probes.fitted.shape[:2]
-        found = {(p, k): probes.planes(p, k, slice(None)) for p in range(n_places) for k in range(n_labels)}
-        most = max(1, *(len(plane.offsets) for plane in found.values()))
-        weight = torch.zeros(n_places, n_labels, most, x.shape[-1], dtype=torch.float64)
-        fitted = torch.zeros(n_places, n_labels, most, dtype=torch.bool)
-        for place, plane in found.items():
-            n = len(plane.offsets)
-            weight[place][:n], fitted[place][:n] = plane.directions.double(), True
-        return weight, fitted
+        directions, _, there = probes.all_planes()
+        return directions.double(), there
 
     def on(self, batch: Batch, step: int) -> RowInterventions:
         """What is installed for passes over a batch; `step` decides which examples lend their activations."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from analyses.models_at import ModelAt
@@ -92,14 +91,6 @@ def stored_probes(run: Checkpoints, feature: Feature, step: int, config: ProbeCo
     """The planes on which the probes of one feature at one step cannot tell its classes apart (`Probes.planes`)."""
     part, table = part_name(ModelAt(step), feature.name, config), run.table(TABLE)
     probes, rows = load_probes(feature.kind, table.read_tensors(part)), table.read([part])
-    n_places, n_labels = probes.fitted.shape[:2]
-    sites = [(place, label) for place in range(n_places) for label in range(n_labels)]
-    planes = {site: probes.planes(*site, slice(None)) for site in sites}
-    most = max(1, max(len(plane.offsets) for plane in planes.values()))
-    weight = torch.zeros(n_places, n_labels, most, probes.weight.shape[-1], dtype=probes.weight.dtype)
-    intercept, fitted = weight[..., 0].clone(), torch.zeros(n_places, n_labels, most, dtype=torch.bool)
-    for site, plane in planes.items():
-        k = len(plane.offsets)
-        weight[site][:k], intercept[site][:k], fitted[site][:k] = plane.directions, plane.offsets, True
+    weight, intercept, fitted = probes.all_planes()
     loss = rows.pivot(index=["layer", "head"], columns="label", values="train_loss").to_numpy(dtype=float)
     return StoredProbes(weight.float(), intercept.float(), fitted, loss)
