@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8, UInt64
-from torch import Tensor
+from jaxtyping import Float64, UInt8
 
-from qfl_interp.data.task import Batch, Feature, Pairs, Task
+from qfl_interp.data.task import Feature
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.digests import digest
-from qfl_interp.shapes import Examples, Tokens
+from qfl_interp.shapes import Examples
 from tasks._images import Labelled, digits, mnist
-from tasks._layout import FREE, check_rows, checked_prompt, feature_at
-from tasks._pairs import pairs_by_edit
+from tasks._layout import feature_at
+from tasks._numbered import NumberedSamples
 
 
-class Digits(Task):
+class Digits(NumberedSamples):
     """A sample to its class; the task's length is the number of pixels.
 
     A raw example is the number of a sample. The tokens are that number and the class; the class alone is scored, and a
@@ -62,12 +61,12 @@ class Digits(Task):
     def __init__(self, length: int | None = None, **options: Any) -> None:
         path = str(options.get("path", ""))
         data = mnist(Path(path)) if path else digits()
-        self._labels = torch.cat([data.train_y, data.test_y]).numpy()
+        self._answers = torch.cat([data.train_y, data.test_y]).numpy()
         self._samples = torch.cat([data.train_x, data.test_x])
         self._n_first = len(data.train_y)
         self._digest = data_digest(data)
         self.vocabulary = tuple(map(str, range(data.n_classes)))
-        self.train_fraction = self._n_first / len(self._labels)
+        self.train_fraction = self._n_first / len(self._answers)
         super().__init__(length, **options)
         n_pixels = data.train_x.shape[1]
         if self.length != n_pixels:
@@ -82,19 +81,9 @@ class Digits(Task):
         return own | {"images": self._digest}
 
     @property
-    def n_ctx(self) -> int:
-        """A sample's number and its class."""
-        return 2
-
-    @property
-    def samples(self) -> Float[Tensor, "sample d_in"]:
-        """The images as vectors, the training ones first: centred, each of norm `sqrt(length)`."""
-        return self._samples
-
-    @property
     def baselines(self) -> Mapping[str, float]:
         """The entropy of the classes."""
-        shares = np.unique(self._labels, return_counts=True)[1] / len(self._labels)
+        shares = np.unique(self._answers, return_counts=True)[1] / len(self._answers)
         return {"base_rate": float(-(shares * np.log(shares)).sum())}
 
     def _features(self) -> Sequence[Feature]:
@@ -113,61 +102,13 @@ class Digits(Task):
 
     def _classes(self, examples: Examples) -> UInt8[np.ndarray, "batch 1"]:
         """The classes of samples."""
-        return self._labels[examples].astype(np.uint8)
-
-    def sample(self, rng: np.random.Generator, n: int) -> Examples:
-        """`n` numbers of samples, each as likely as any other."""
-        return rng.integers(0, len(self._labels), size=(n, 1), dtype=np.int32)
-
-    def problems(self) -> Examples:
-        """All samples, the training ones first."""
-        return np.arange(len(self._labels), dtype=np.int32)[:, None]
+        return self._answers[examples].astype(np.uint8)
 
     def split_share(self, examples: Examples) -> Float64[np.ndarray, " batch"]:
         """The samples in their order: the training ones come first."""
         number = examples[:, 0].astype(np.float64)
         left_out = (number >= (self.n_train or self._n_first)) & (number < self._n_first)
-        return np.where(left_out, np.nan, (number + 0.5) / len(self._labels))
-
-    def encode(self, examples: Examples) -> Batch:
-        """Tokens and loss mask of raw examples.
-
-        Raises:
-            ValueError: The rows are not numbers of samples.
-        """
-        last = len(self._labels) - 1
-        check_rows(self, examples, 1, last, f"a sample's number in [0, {last}]")
-        tokens = np.concatenate([examples, self._labels[examples]], axis=1).astype(np.int64)
-        mask = torch.tensor([False, True]).repeat(len(examples), 1)
-        return Batch(torch.from_numpy(tokens), mask, prompt_end=False)
-
-    def decode(self, tokens: Tokens) -> Examples:
-        """The samples' numbers; the class is ignored.
-
-        Raises:
-            ValueError: The first token is no sample's number.
-        """
-        last = len(self._labels) - 1
-        rule = f"a sample's number in [0, {last}]"
-        return checked_prompt(self, tokens, np.array([FREE]), last, rule).astype(np.int32)
-
-    def canonical(self, examples: Examples) -> UInt64[np.ndarray, "batch word"]:
-        """The number itself."""
-        return examples.astype(np.uint64)
-
-    def sample_pairs(self, rng: np.random.Generator, n: int, feature: str, label: int) -> Pairs:
-        """Pairs of two samples that differ in the feature.
-
-        Raises:
-            QflError: Unknown feature.
-            ValueError: `label` is out of range.
-        """
-        return pairs_by_edit(self, rng, n, feature, label, lambda rng, clean: self.sample(rng, len(clean)))
-
-    def str_tokens(self, tokens: Any) -> list[str]:
-        """A sample's number behind `#`, and the class."""
-        number, *rest = (int(token) for token in tokens)
-        return [f"#{number}", *(self.vocabulary[token] for token in rest)]
+        return np.where(left_out, np.nan, super().split_share(examples))
 
 
 def data_digest(data: Labelled) -> str:
