@@ -6,7 +6,8 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import qfl_interp as qfl
+from qfl_interp.training.loop import TrainingLoop
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -93,3 +95,20 @@ class FullDisk:
             true_fsync(descriptor)
 
         monkeypatch.setattr(os, "fsync", fsync)
+
+
+@contextmanager
+def stopped_after(n_updates: int) -> Iterator[None]:
+    """Training within is stopped before its next update, as by a kill: nothing is saved on the way out."""
+    update, done = TrainingLoop._update, []
+
+    def stops(loop: TrainingLoop) -> None:
+        if len(done) == n_updates:
+            raise KeyboardInterrupt
+        done.append(1)
+        update(loop)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingLoop, "_update", stops)
+        with pytest.raises(KeyboardInterrupt):
+            yield

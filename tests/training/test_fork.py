@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_train_config
+from helpers import stopped_after
 
 import qfl_interp as qfl
 from qfl_interp.data.examples import ExampleStream
@@ -104,23 +105,13 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_fork_under_an_intervention_goes_on_to_the_same_bits(name, parent, tmp_path, monkeypatch):
+def test_a_fork_under_an_intervention_goes_on_to_the_same_bits(name, parent, tmp_path):
     whole = fork(parent, STEP, tmp_path / "whole", intervene=SPECS[name], progress=False)
     assert not torch.equal(
         whole.load_checkpoint(LAST).model["unembed.W_U"], parent.load_checkpoint(LAST).model["unembed.W_U"]
     )
-    update, done = training_loop.TrainingLoop._update, []
-
-    def stops(self):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(1)
-        update(self)
-
-    monkeypatch.setattr(training_loop.TrainingLoop, "_update", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(3):
         fork(parent, STEP, tmp_path / "stopped", intervene=SPECS[name], progress=False)
-    monkeypatch.undo()
     _equal(qfl.resume(tmp_path / "stopped", progress=False), whole, LAST)
 
 

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from conftest import tiny_train_config
+from helpers import stopped_after
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import qfl_interp as qfl
@@ -16,7 +17,6 @@ from qfl_interp.models.build import build_hooked, parameters_to_save
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.given import configured
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
-from qfl_interp.training import loop as training_loop
 
 D_VOCAB, N_CTX = 5, 24
 # What no `ModelConfig` says: parallel blocks, grouped queries, a soft cap.
@@ -56,7 +56,7 @@ GIVEN = {"configuration": lens_config, "model": lens_model}
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["resume point", "first checkpoint alone"])
 @pytest.mark.parametrize("make", GIVEN.values(), ids=GIVEN)
-def test_it_trains_resumes_to_the_same_bits_and_opens_again(make, seconds, addition, tmp_path, monkeypatch):
+def test_it_trains_resumes_to_the_same_bits_and_opens_again(make, seconds, addition, tmp_path):
     whole = qfl.train(addition, make(), short(), tmp_path / "whole", progress=False)
     assert whole.metrics["val_loss"].notna().any()
     opened = qfl.Run.open(whole.path)
@@ -69,17 +69,8 @@ def test_it_trains_resumes_to_the_same_bits_and_opens_again(make, seconds, addit
     assert same({0: dict(model.named_parameters())}, {0: opened.load_checkpoint(8).model})
 
     # Stopped after an update in the middle, as by a kill: the resume point of before is what is left.
-    update = training_loop.TrainingLoop._update
-
-    def stopping(self):
-        if self.step == 5:
-            raise KeyboardInterrupt
-        update(self)
-
-    monkeypatch.setattr(training_loop.TrainingLoop, "_update", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(5):
         qfl.train(addition, make(), short(), tmp_path / "killed", progress=False, resume_seconds=seconds)
-    monkeypatch.undo()
     resumed = qfl.resume(tmp_path / "killed", progress=False)
     assert resumed.config == whole.config
     assert same(weights_of(resumed), weights_of(whole))

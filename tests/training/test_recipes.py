@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_train_config
+from helpers import stopped_after
 from torch.nn import functional
 
 import qfl_interp as qfl
@@ -17,7 +18,6 @@ from qfl_interp.models.build import model_in_dtype
 from qfl_interp.models.losses import IGNORED, token_losses_of
 from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.recipes import OPTIMIZERS, SCHEDULES, UPDATES, register_loss
-from qfl_interp.training import updates
 from qfl_interp.training.schedule import learning_rate
 
 OPTIONS = {
@@ -121,22 +121,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_a_run_that_was_stopped_ends_in_the_same_bits(changes, addition, model_config, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_ends_in_the_same_bits(changes, addition, model_config, tmp_path):
     config = _config(**changes, save_optimizer=True)
     whole = qfl.train(addition, model_config, config, tmp_path / "whole", progress=False)
-    apply = updates.GradientUpdates.apply
-    done = []
-
-    def stops(self, batch, lr):
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(1)
-        return apply(self, batch, lr)
-
-    monkeypatch.setattr(updates.GradientUpdates, "apply", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(4):
         qfl.train(addition, model_config, config, tmp_path / "stopped", progress=False)
-    monkeypatch.undo()
     again = qfl.resume(tmp_path / "stopped", progress=False)
     assert again.run_id == whole.run_id
     for part in ("model", "optimizer"):

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_train_config
+from helpers import stopped_after
 
 import qfl_interp as qfl
 from analyses import probe
 from qfl_interp.runs.run import Run
-from qfl_interp.training import loop as training_loop
 from qfl_interp.training.watch import headline
 
 PROBE = qfl.ProbeConfig(n_train=60, n_test=40)
@@ -64,22 +64,9 @@ def test_tables_are_those_of_a_later_call_and_the_run_has_the_same_bits(apart, p
         assert values["probe/carry/trained/test_loss"] == row["test_loss"]
 
 
-def test_what_was_saved_before_a_stop_is_looked_at_when_training_goes_on(
-    plain, addition, model_config, tmp_path, monkeypatch
-):
-
-    update, done = training_loop.TrainingLoop._update, []
-
-    def stops(self):
-        if len(done) == 5:
-            raise KeyboardInterrupt
-        done.append(1)
-        update(self)
-
-    monkeypatch.setattr(training_loop.TrainingLoop, "_update", stops)
-    with pytest.raises(KeyboardInterrupt):
+def test_what_was_saved_before_a_stop_is_looked_at_when_training_goes_on(plain, addition, model_config, tmp_path):
+    with stopped_after(5):
         _train(addition, model_config, tmp_path / "run")
-    monkeypatch.undo()
     run = _train(addition, model_config, tmp_path / "run", lenses=LENSES, at="all", resume=True)
     assert sorted(run.table("probe").read()["step"].unique()) == plain.steps
 
