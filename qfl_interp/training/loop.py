@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -13,11 +11,9 @@ from torch import Tensor
 
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Task
-from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
-from qfl_interp.models.build import build_model, load_parameters, model_on, parameters_to_save
 from qfl_interp.models.forward import training_forward
-from qfl_interp.models.hooks import Intervention, interventions_on
+from qfl_interp.models.hooks import Intervention
 from qfl_interp.models.losses import token_losses_of
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.progress import progress_bar
@@ -25,12 +21,10 @@ from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
-from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
-from qfl_interp.training.intervene import TrainingInterventions
 from qfl_interp.training.loggers import Logger
 from qfl_interp.training.session import LOG_EVERY, RunSession, TrainingStopped, Update
-from qfl_interp.training.updates import freeze, make_updates
+from qfl_interp.training.trainee import Trainee
 from qfl_interp.training.watch import LensWatch
 
 # The mirrors of a run's metrics, made once its directory is.
@@ -57,24 +51,17 @@ class TrainingLoop:
         self.run_config, self.config, self.writer = run, run.train, writer
         self.session = RunSession(run, writer)
         self.make_loggers, self.watch = make_loggers, watch
-        self.device = torch.device(device)
-        require_room(run, self.device)
-        self.stream = make_stream(task, self.config)
-        self.model = model_on(build_model(run.model, task, seed=self.config.seed), self.device)
-        self.interventions: TrainingInterventions | None = None
-        if run.fork is not None:
-            freeze(self.model, run.fork.frozen)
-            if run.fork.intervene is not None:
-                self.interventions = TrainingInterventions(self.model, task, run.fork.intervene, run.first_step)
-        self.forward = training_forward(self.model, hooked=self.interventions is not None)
+        self.trainee = Trainee(task, run, device)
         self.token_losses = token_losses_of(self.config.loss_name)
-        self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
-        self.session.peak_lr = self.updates.peak_lr
-        self.step = run.first_step
         self.initial = initial
         self.val_batch = task.encode(held_out(task, "val", run.n_val, seed=self.config.seed, stream="validation"))
         # Fields of `Update`; the tensors are read later, not to wait for the device.
         self.pending: list[tuple[int, float, Tensor, Tensor, float]] = []
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self.trainee.step
 
     def run(self, *, progress: bool) -> None:
         """Train from where the directory stands to the last step."""
@@ -84,9 +71,9 @@ class TrainingLoop:
         with progress_bar(enabled=progress) as bar:
             for refused in self._restore():
                 bar.console.print("passed over:", refused, markup=False)
-            self.session.begin(self.step, self.device)
-            if self.config.compile and self.interventions is None:
-                self.forward = training_forward(self.model, compiled=True)
+            self.session.begin(self.step, self.trainee.device)
+            if self.config.compile:
+                self.trainee.compile()
             self.session.loggers.extend(self.make_loggers(Run(self.writer.path, self.run_config)))
             try:
                 if self.watch is not None:  # what was saved before a stop, and is not looked at yet
@@ -116,12 +103,7 @@ class TrainingLoop:
                 "again with the model and resume=True."
             )
         if state is not None:
-            assert state.optimizer is not None
-            load_parameters(self.model, state.model)
-            self.updates.load(state.optimizer)
-            if self.interventions is not None:
-                self.interventions.load(state.optimizer)
-            self.step = state.step
+            self.trainee.load(state)
         return refused
 
     def _updates(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
@@ -141,12 +123,12 @@ class TrainingLoop:
                 self._save()
             if interrupted():
                 self._flush()
-                self.writer.save_resume_point(self._state())
+                self.writer.save_resume_point(self.trainee.state())
                 raise KeyboardInterrupt
 
     def _save(self) -> None:
         """Save a checkpoint, and have the lenses look at it."""
-        self.session.save(self._state())
+        self.session.save(self.trainee.state())
         if self.watch is not None:
             self._mirror(self.watch.saved(self.step))
 
@@ -158,24 +140,13 @@ class TrainingLoop:
 
     def _update(self) -> None:
         """One update on the batch of this step."""
-        batch = self.stream.batch(self.step)
-        installed: Sequence[Intervention] = ()
-        if self.interventions is not None:
-            self.interventions.refit(self.step)
-            installed = self.interventions.on(batch, self.step)(slice(None))
         try:
-            with self._with(installed):
-                done = self.updates.apply(batch, self.session.learning_rate(self.step))
+            done = self.trainee.update()
         except TrainingStopped as stopped:
             self._flush()
             stopped.step = self.step
             raise
-        self.step += 1
         self.pending.append((self.step, done.lr, done.loss, done.grad_norm, self.session.seconds))
-
-    def _with(self, installed: Sequence[Intervention]) -> AbstractContextManager[Any]:
-        """Interventions on the model; the fast forward pass runs where there are none."""
-        return interventions_on(self.model, installed) if installed else nullcontext()
 
     def _flush(self, validation: Mapping[str, float] = MappingProxyType({})) -> None:
         """Check the losses since the last flush and write them; `validation` belongs to the last of them."""
@@ -188,32 +159,26 @@ class TrainingLoop:
 
     def _validation(self) -> dict[str, float]:
         """Loss and exact match on the fixed validation set, both ways of counting."""
-        if self.interventions is None:
+        interventions = self.trainee.interventions
+        if interventions is None:
             return self._scores("val", lambda _: ())
-        self.interventions.refit(self.step)
-        installed = self.interventions.on(self.val_batch, self.step)
+        interventions.refit(self.step)
+        installed = interventions.on(self.val_batch, self.step)
         return self._scores("val", installed) | self._scores("val_free", lambda _: ())
 
     def _scores(self, name: str, installed: Callable[[slice], Sequence[Intervention]]) -> dict[str, float]:
         """The validation scores with what is installed for some of the examples."""
 
         def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
-            with self._with(installed(rows)):
+            trainee = self.trainee
+            with trainee.with_installed(installed(rows)):
                 # Never the compiled one: validations have other shapes.
-                return training_forward(self.model)(tokens.to(self.device), positions).cpu()
+                return training_forward(trainee.model)(tokens.to(trainee.device), positions).cpu()
 
         means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
         # A chance of being right is what the cross-entropy alone gives.
         kept = {n: v for n, v in means.items() if self.config.loss_name == "cross_entropy" or not n.startswith("pass")}
         return {f"{name}_{key}": value for key, value in kept.items()}
-
-    def _state(self) -> ckpt.Checkpoint:
-        """Weights and optimiser as they are."""
-        weights = parameters_to_save(self.model)
-        state = self.updates.tensors()
-        if self.interventions is not None:
-            state |= self.interventions.tensors()
-        return ckpt.Checkpoint(self.step, self.run_config.digest, weights, state)
 
     def _detail(self) -> str:
         """What the progress bar says."""

@@ -17,7 +17,6 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.steps import evaluation_steps
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loggers import Logger
-from qfl_interp.training.schedule import scheduled_rate
 
 # Losses are checked and written at least this often, in updates.
 LOG_EVERY = 10
@@ -66,7 +65,6 @@ class RunSession:
         self.to_save = {*run.steps_to_save}
         self._to_evaluate = evaluation_steps(run.n_steps, run.train.eval_fraction)
         self.loggers: list[Logger] = []
-        self.peak_lr = self.config.lr
         self.latest: dict[str, float] = {}
         self._started = time.monotonic()
 
@@ -90,10 +88,6 @@ class RunSession:
         self.writer.record_session(device)
         anew = step == self.run_config.first_step
         self._started = time.monotonic() - self.writer.truncate_metrics(step - anew)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the update after `step`."""
-        return scheduled_rate(self.run_config, step, peak=self.peak_lr)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether a validation follows the update that ends at `step`."""

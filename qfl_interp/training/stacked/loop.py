@@ -26,6 +26,7 @@ from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.footprint import require_room
 from qfl_interp.training.interrupt import deferred_interrupt
+from qfl_interp.training.schedule import scheduled_rate
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
 from qfl_interp.training.stacked.forward import Shape, member_losses, stack_shape, stacked_logits
 from qfl_interp.training.stacked.grouping import faster_alone, max_members, stack_key
@@ -237,7 +238,7 @@ class _StackedLoop:
         )
         self.parameters.differentiate(losses.sum())
         norms = self.parameters.clip(self.config.max_norm)
-        lrs = [member.session.learning_rate(self.step) for member in self.members]
+        lrs = [scheduled_rate(member.session.run_config, self.step) for member in self.members]
         self.step += 1
         self.parameters.update(lrs, self.step, self.config)
         seconds = [member.session.seconds for member in self.members]
