@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from qfl_interp.runs.suite import Suite
     from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
     from qfl_interp.training.fork import branch, fork
+    from qfl_interp.training.replay import replay
     from qfl_interp.training.session import DivergedError
     from qfl_interp.training.train import resume, train
 

@@ -33,7 +33,9 @@ _COMMON: dict[str, Any] = {
     "steps": Annotated[
         str,
         typer.Option(
-            "--steps", "--step", help="all, last, log:20, 130, or 1000,2000; auto, where verdicts are asked for."
+            "--steps",
+            "--step",
+            help="all, last, log:20, every:100, 130, or 1000,2000; auto, where verdicts are asked for.",
         ),
     ],
     "jobs": Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")],

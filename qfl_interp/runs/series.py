@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qfl_interp.data.task import Task
     from qfl_interp.models.build import HookedModel
 
-# "all", "last", "log:20", "1000,2000", one step, or a sequence of steps.
+# "all", "last", "log:20", "every:100", "1000,2000", one step, or a sequence of steps.
 Steps = str | int | list[int] | tuple[int, ...]
 TABLES_FOLDER = "analyses"
 
@@ -104,8 +104,8 @@ class Checkpoints(abc.ABC):
         """The saved steps that `steps` names, ascending.
 
         Args:
-            steps: "all"; "last"; "log:N" for about N log-spaced saved steps, first and last included; "10,20" or a
-                sequence for those; a number for one.
+            steps: "all"; "last"; "log:N" for about N log-spaced saved steps, first and last included; "every:N" for
+                the saved multiples of N; "10,20" or a sequence for those; a number for one.
 
         Raises:
             QflError: A step was not saved (the nearest one is named), or nothing was.
@@ -144,9 +144,13 @@ def listed_steps(steps: Steps, saved: Sequence[int]) -> list[int]:
         positions = np.log1p(saved)
         wanted = np.linspace(positions[0], positions[-1], int(steps[4:]))
         return [saved[int(np.abs(positions - w).argmin())] for w in wanted]
+    if isinstance(steps, str) and steps.startswith("every:") and steps[6:].isdigit() and int(steps[6:]) > 0:
+        return [step for step in saved if step % int(steps[6:]) == 0]
     if isinstance(steps, str):
         try:
             return [int(part) for part in steps.split(",")]
         except ValueError as error:
-            raise ValueError(f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {steps!r}.") from error
+            raise ValueError(
+                f"steps must be 'all', 'last', 'log:20', 'every:100' or '1000,2000', got {steps!r}."
+            ) from error
     return [int(step) for step in ([steps] if isinstance(steps, (int, np.integer)) else steps)]

@@ -236,7 +236,7 @@ def test_explore_runs_a_command_with_everything_ready(call, probed):
         (["train", "addition", "--budget", "1"], "budget_flops must pay for at least one update"),
         (["probe", "RUN", "cary"], "Did you mean 'carry'?"),
         (["probe", "RUN", "--steps", "7"], "was not saved. The nearest saved step is"),
-        (["probe", "RUN", "--steps", "some"], "steps must be 'all', 'last', 'log:20' or '1000,2000'"),
+        (["probe", "RUN", "--steps", "some"], "steps must be 'all', 'last', 'log:20', 'every:100' or '1000,2000'"),
         (["verify", "nowhere/[red]x[/]"], "nowhere/[red]x[/] is no run: it does not exist"),
         (["train", "addition", "--length", "6", "--steps", "3", "--out", "RUN"], "already holds a run"),
     ],

@@ -158,7 +158,9 @@ def test_resolve_steps(tiny_run):
     assert set(thinned) < set(saved)
     assert {0, 40} < set(thinned)
     for garbage in ("", "some", "log:", "log:-1", "log:0", "1;2", "1.5", "last,1"):
-        with pytest.raises(ValueError, match=f"steps must be 'all', 'last', 'log:20' or '1000,2000', got {garbage!r}"):
+        with pytest.raises(
+            ValueError, match=f"steps must be 'all', 'last', 'log:20', 'every:100' or '1000,2000', got {garbage!r}"
+        ):
             tiny_run.resolve_steps(garbage)
 
 

@@ -15,8 +15,8 @@ import qfl_interp as qfl
 from qfl_interp.data.examples import ExampleStream
 from qfl_interp.models.losses import IGNORED
 from qfl_interp.models.metrics import scored_span, targets
-from qfl_interp.training import loop as training_loop
 from qfl_interp.training.fork import fork
+from qfl_interp.training.intervene import TrainingInterventions
 
 STEP, LAST = 5, 9
 
@@ -143,7 +143,7 @@ def test_what_is_taken_out_is_constant_along_each_direction(parent, addition, tm
     model = run.load_model(LAST)
     examples = addition.sample(np.random.default_rng(0), 64)
     batch = addition.encode(examples)
-    loop = training_loop.TrainingInterventions(model, addition, SPECS["written"], STEP)
+    loop = TrainingInterventions(model, addition, SPECS["written"], STEP)
     loop.load(run.load_checkpoint(LAST, with_optimizer=True).optimizer)
     where = addition.features["carry"].positions(examples)[:, [1, 2]]
     plain = qfl.read_activations(model, batch.tokens, [qfl.Site(1)])[qfl.Site(1)]
@@ -238,7 +238,7 @@ def test_an_intervention_that_would_never_act_is_refused(parent, addition):
         ({"labels": lambda x: np.zeros((len(x), 6), np.int64)}, "none of its labels varies"),
         ({"positions": lambda x: np.full((len(x), 6), -1)}, "no example has a label of it"),
     ):
-        loop = training_loop.TrainingInterventions(model, addition, spec, STEP)
+        loop = TrainingInterventions(model, addition, spec, STEP)
         loop.feature = dataclasses.replace(loop.feature, **change)
         with pytest.raises(qfl.QflError, match=f"on 'carry' would never act: {message}"):
             loop.refit(STEP)

@@ -102,7 +102,8 @@ def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
     require_memory(held, available_bytes(), what, remedy)
     find_basis(plan, jobs=jobs, progress=progress)
     table = plan.run.table(LENS)
-    missing = [node for node in _nodes(plan) if not table.has(_part(plan, node))]
+    # In the order of training, which a replay follows once.
+    missing = sorted((node for node in _nodes(plan) if not table.has(_part(plan, node))), key=_in_order)
     prepare, work = functools.partial(_prepare, plan), functools.partial(_compute, plan)
     over_checkpoints(missing, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
     return _collect(plan, scored)
@@ -125,6 +126,10 @@ def _nodes(plan: Plan) -> list[PathPoint]:
     elif config.accuracy != "first":
         nodes += [PathPoint(_quantity(config), step, step) for step in plan.steps[:-1]]
     return nodes
+
+
+def _in_order(node: PathPoint) -> tuple[int, int, Fraction]:
+    return node.step, node.to, node.share
 
 
 def _quantity(config: PolcaConfig) -> str:
