@@ -41,6 +41,12 @@ _COMMON: dict[str, Any] = {
     "jobs": Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")],
     "device": Device,
 }
+_REPLAY = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Look at every so many steps: those that were not saved are trained again, to the same bits."
+    ),
+]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -72,11 +78,17 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
         options["--out"] = _keyword("out", Annotated[Path | None, typer.Option(help=text)], None)
     kind = _opened(first.annotation)
     subject = _keyword(first.name, SweepFolder if kind == "Sweep" else RunPath, Parameter.empty)
+    if kind == "Checkpoints":
+        options["--replay"] = _keyword("replay", _REPLAY, None)
     parameters = [subject, *options.values(), _keyword("as_json", AsJson, False)]
 
     def command(**given: Any) -> None:
         values = {parameter: take(given) for parameter, take in takes.items() if take is not None}
         opened = _open(kind, given[first.name])
+        if given.get("replay") is not None:
+            from qfl_interp.training.replay import replay
+
+            opened = replay(opened, given["replay"])
         found = load()(opened, **{parameter: value for parameter, value in values.items() if value is not None})
         page = None if "out" in takes else given["out"]
         _show(

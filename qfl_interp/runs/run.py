@@ -130,6 +130,11 @@ class Run(Checkpoints):
         return sorted(step for step in found if step is not None)
 
     @property
+    def saved_steps(self) -> list[int]:
+        """Steps whose checkpoint is on disk, ascending: all of `steps`, but of a replay."""
+        return self.steps
+
+    @property
     def finished(self) -> bool:
         """Whether the final checkpoint is there."""
         return self.config.last_step in self.steps

@@ -57,6 +57,11 @@ class Replay(Run):
         """Steps that have a checkpoint or get one by training again, ascending."""
         return list(self._steps)
 
+    @property
+    def saved_steps(self) -> list[int]:
+        """Those that are on disk."""
+        return list(self._saved)
+
     def load_checkpoint(self, step: int | Literal["last"], *, with_optimizer: bool = False) -> ckpt.Checkpoint:
         """One checkpoint: as it is on disk, or trained again.
 
@@ -165,8 +170,10 @@ def replay(run: Run | str | Path, every: int = 1, *, device: str | torch.device 
     """A run with checkpoints at every k-th step, those that were not saved trained again; see `Replay`.
 
     Example:
-        `polca(qfl.replay("runs/add16", every=20), basis_steps="0,200,400")`
+        `polca(qfl.replay("runs/add16", every=20), config=qfl.PolcaConfig(basis_steps="every:200"))`
     """
+    if not isinstance(run, (Run, str, Path)):
+        raise QflError(f"a replay needs a run that was trained here, got {run!r}: nothing says how that was trained.")
     return Replay(run if isinstance(run, Run) else Run.open(run), every, device=device)
 
 

@@ -153,11 +153,12 @@ def test_resolve_steps(tiny_run):
     assert tiny_run.resolve_steps([40, 1]) == tiny_run.resolve_steps((1, 40)) == [1, 40]
     assert tiny_run.resolve_steps("log:1") == [0]
     assert tiny_run.resolve_steps("log:2") == [0, 40]
+    assert tiny_run.resolve_steps("every:20") == [step for step in saved if step % 20 == 0]
     assert tiny_run.resolve_steps("log:1000") == saved
     thinned = tiny_run.resolve_steps("log:4")
     assert set(thinned) < set(saved)
     assert {0, 40} < set(thinned)
-    for garbage in ("", "some", "log:", "log:-1", "log:0", "1;2", "1.5", "last,1"):
+    for garbage in ("", "some", "log:", "log:-1", "log:0", "every:0", "1;2", "1.5", "last,1"):
         with pytest.raises(
             ValueError, match=f"steps must be 'all', 'last', 'log:20', 'every:100' or '1000,2000', got {garbage!r}"
         ):

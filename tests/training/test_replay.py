@@ -93,6 +93,21 @@ def test_polca_of_a_replay_is_polca_of_a_run_that_saved_every_step(dense, sparse
     assert found.data.intervals["captured"].tolist() == wanted.data.intervals["captured"].tolist()
 
 
+def test_a_dry_run_counts_what_is_left_and_writes_nothing(sparse):
+    config = qfl.PolcaConfig(basis_steps="0,4,8", n_examples=20, n_hessian=20, tol=1e-2, seed=1)
+    how = {"config": config, "progress": False, "resamples": 0, "span": 4}
+    there = [sparse.table(name).parts() for name in ("polca_basis", "polca_nodes")]
+    left = polca(replay(sparse, 4), "every:4", dry_run=True, **how)
+    n = dict(zip(left.rows["work"], left.rows["n"], strict=True))
+    # 4 checkpoints and 3 midpoints; to step 8 for the directions and again for the points; 25 products a direction
+    assert n == {"updates trained again": 8 + 8, "Hessian products": 75, "points of gradients": 7}
+    assert (left.rows["hours"] >= 0).all()
+    assert "along 3 directions" in left.title
+    assert there == [sparse.table(name).parts() for name in ("polca_basis", "polca_nodes")]
+    polca(replay(sparse, 4), "every:4", **how)
+    assert polca(replay(sparse, 4), "every:4", dry_run=True, **how).rows.empty
+
+
 def test_another_loss_than_the_logged_one_is_refused_at_the_first_step(sparse, updates):
     replayed = replay(sparse)
     replayed._logged[1] = float(np.nextafter(replayed._logged[1], 9))

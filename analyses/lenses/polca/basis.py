@@ -57,15 +57,7 @@ def find_basis(plan: Plan, *, jobs: int = 1, progress: bool = True) -> None:
         QflError: The basis does not fit into memory, or something is not finite at a basis checkpoint.
     """
     config, table = plan.config, plan.run.table(LENS)
-    n = plan.n_directions
-    n_rows = max(n, len(plan.basis_steps)) if config.basis == "trajectory" else n
-    at_once, together = len(plan.stages) == 1, n_processes(jobs, len(plan.steps))
-    memory: dict[str, Any] = {"at_once": at_once, "dtype": plan.dtype, "jobs": together}
-    if config.basis in ("hessian", "shuffled"):
-        memory["n_vectors"] = solver_vectors(config.per_checkpoint)
-    needed = basis_bytes(n_rows, len(plan.space), **memory)
-    remedy = "Take fewer directions (basis_steps, per_checkpoint, n_directions), fewer jobs, or float32."
-    require_memory(needed, available_bytes(plan.device), f"{n} directions of {len(plan.space):,} parameters", remedy)
+    memory_needed(plan, jobs)
     missing = [s for s in plan.stages if not all(table.has(_part(plan, s.first + i)) for i in range(s.n))]
     if missing and config.basis == "probe":
         probe(
@@ -76,14 +68,29 @@ def find_basis(plan: Plan, *, jobs: int = 1, progress: bool = True) -> None:
     over_checkpoints(missing, prepare, work, label="finding directions", progress=progress)
 
 
+def memory_needed(plan: Plan, jobs: int = 1) -> int:
+    """Bytes that the directions and what finds and uses them need. Raises `QflError` where there is less."""
+    config, n = plan.config, plan.n_directions
+    n_rows = max(n, len(plan.basis_steps)) if config.basis == "trajectory" else n
+    at_once, together = len(plan.stages) == 1, n_processes(jobs, len(plan.steps))
+    memory: dict[str, Any] = {"at_once": at_once, "dtype": plan.dtype, "jobs": together}
+    if config.basis in ("hessian", "shuffled"):
+        memory["n_vectors"] = solver_vectors(config.per_checkpoint)
+    needed = basis_bytes(n_rows, len(plan.space), **memory)
+    remedy = "Take fewer directions (basis_steps, per_checkpoint, n_directions), fewer jobs, or float32."
+    require_memory(needed, available_bytes(plan.device), f"{n} directions of {len(plan.space):,} parameters", remedy)
+    return needed
+
+
 def read_basis(plan: Plan, device: str | torch.device = "cpu") -> Float[Tensor, "direction parameter"]:
     """The directions, one a row."""
     return _read(plan, range(plan.n_directions), device)
 
 
-def basis_rows(plan: Plan) -> pd.DataFrame:
+def basis_rows(plan: Plan, numbers: Iterable[int] | None = None) -> pd.DataFrame:
     """One row a direction: what its finding said of it."""
-    return plan.run.table(LENS).read([_part(plan, number) for number in range(plan.n_directions)])
+    shown = range(plan.n_directions) if numbers is None else numbers
+    return plan.run.table(LENS).read([_part(plan, number) for number in shown])
 
 
 def _part(plan: Plan, number: int) -> str:

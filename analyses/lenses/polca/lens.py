@@ -15,6 +15,7 @@ from plotly.graph_objects import Figure
 from analyses.checkpoints import require_jobs
 from analyses.lens import Lens, Page
 from analyses.lenses.polca.clusters import telling
+from analyses.lenses.polca.estimate import estimate
 from analyses.lenses.polca.figure import polca_figure, polca_panel
 from analyses.lenses.polca.grouping import Grouping
 from analyses.lenses.polca.means_figure import means_figure
@@ -23,6 +24,7 @@ from analyses.lenses.polca.result import PolcaResult
 from analyses.lenses.polca.section import polca_sections
 from analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, stored
 from analyses.lenses.polca.trajectories import follow
+from analyses.result import Result
 from analyses.transition import shaded_transition
 from qfl_interp.plots.panels import Panel
 from qfl_interp.polca.breakthroughs import BreakRule
@@ -70,10 +72,11 @@ def polca(
     span: int | None = None,
     tau: int | None = None,
     resamples: int = 20,
+    dry_run: bool = False,
     jobs: int = 1,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> PolcaResult:
+) -> Result:
     """Find tokens whose loss falls together along one direction of weight space, perhaps while their loss looks flat.
 
     They are clustered, and the clusters dated and named. What is in the run's tables already (directions, gradients,
@@ -99,18 +102,19 @@ def polca(
             the paper.
         tau: The step after which the exact loss counts as flat; measured by default.
         resamples: Subsets of the tokens that a cluster's stability is measured on; 0 for none.
+        dry_run: Compute nothing, but say what is left to do: hours, memory, disk; a plain `Result`.
         jobs: Pieces of work at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw bars on standard error.
 
     Returns:
-        One row a cluster: `direction`, `basis_step`, `eigenvalue`; `name`, the label that describes it best, with its
-        `f1` and `p_value_holm`; `n_tokens`, `share` of all; `medoid` and its context; `fall` of the mean curve in nats;
-        `break_step` (mean over the tokens), whether it is `hidden` (after `tau_step`, where the exact loss of all
-        tokens is flat for good: the paper's verdict) or `in_flat` (most of its tokens break within a stretch in which
-        the exact loss of the cluster itself is flat: a plateau, unless `learned_share` of them do where nothing is left
-        of it); `jump_share`, how many tokens break with the mean curve;
-        `stability` (Jaccard, over subsets) and `silhouette`.
+        A `PolcaResult`, of one row a cluster: `direction`, `basis_step`, `eigenvalue`; `name`, the label that describes
+        it best, with its `f1` and `p_value_holm`; `n_tokens`, `share` of all; `medoid` and its context; `fall` of the
+        mean curve in nats; `break_step` (mean over the tokens), whether it is `hidden` (after `tau_step`, where the
+        exact loss of all tokens is flat for good: the paper's verdict) or `in_flat` (most of its tokens break within a
+        stretch in which the exact loss of the cluster itself is flat: a plateau, unless `learned_share` of them do
+        where nothing is left of it); `jump_share`, how many tokens break with the mean curve; `stability` (Jaccard,
+        over subsets) and `silhouette`.
 
     Raises:
         QflError: Unknown step, fewer than 3, checkpoints of different shapes, a loss that is not finite (names the
@@ -124,6 +128,8 @@ def polca(
     require_jobs(jobs)
     settings = Settings(curves, min_cluster_size, min_samples, rule, span, tau, resamples)
     plan = Plan.of(run, steps, config=config, settings=settings, device=device)
+    if dry_run:
+        return estimate(plan, jobs=jobs)
     grouping = Grouping.of(plan, follow(plan, jobs=jobs, progress=progress))
     grouping.write(progress=progress)
     return _result(grouping)

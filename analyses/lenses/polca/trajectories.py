@@ -101,11 +101,8 @@ def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
     what = f"curves of {len(scored):,} tokens along {n} directions at {len(plan.steps)} steps"
     require_memory(held, available_bytes(), what, remedy)
     find_basis(plan, jobs=jobs, progress=progress)
-    table = plan.run.table(LENS)
-    # In the order of training, which a replay follows once.
-    missing = sorted((node for node in _nodes(plan) if not table.has(_part(plan, node))), key=_in_order)
     prepare, work = functools.partial(_prepare, plan), functools.partial(_compute, plan)
-    over_checkpoints(missing, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
+    over_checkpoints(missing_points(plan), prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
     return _collect(plan, scored)
 
 
@@ -118,6 +115,13 @@ def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
     return torch.stack([_tensors(plan, PathPoint("gradients", step, step))["gradients"] for step in plan.steps])
 
 
+def missing_points(plan: Plan) -> list[PathPoint]:
+    """The points that are not in the run's table, in the order of training, which a replay follows once."""
+    table = plan.run.table(LENS)
+    missing = [node for node in _nodes(plan) if not table.has(_part(plan, node))]
+    return sorted(missing, key=lambda node: (node.step, node.to, node.share))
+
+
 def _nodes(plan: Plan) -> list[PathPoint]:
     """All points that the accuracy needs, those at checkpoints first."""
     config, nodes = plan.config, [PathPoint("gradients", step, step) for step in plan.steps]
@@ -126,10 +130,6 @@ def _nodes(plan: Plan) -> list[PathPoint]:
     elif config.accuracy != "first":
         nodes += [PathPoint(_quantity(config), step, step) for step in plan.steps[:-1]]
     return nodes
-
-
-def _in_order(node: PathPoint) -> tuple[int, int, Fraction]:
-    return node.step, node.to, node.share
 
 
 def _quantity(config: PolcaConfig) -> str:
@@ -173,7 +173,7 @@ def _compute(plan: Plan, shared: _Shared, node: PathPoint) -> None:
         parameters = {name: start.lerp(end[name], float(node.share)) for name, start in parameters.items()}
     loss = TokenLoss(model, shared.scored, dtype=plan.dtype)
     try:
-        tensors = _quantities(loss, parameters, shared.basis, node.quantity)
+        tensors = quantities(loss, parameters, shared.basis, node.quantity)
     except ValueError as error:
         raise QflError(
             f"{node.quantity} of {run.path} stopped at step {node.step}{f' to {node.to}' if node.share else ''}: "
@@ -198,7 +198,7 @@ def _compute(plan: Plan, shared: _Shared, node: PathPoint) -> None:
     run.table(LENS).write(_part(plan, node), rows, tensors, steps=(*plan.sources, node.step, node.to))
 
 
-def _quantities(
+def quantities(
     loss: TokenLoss, parameters: dict[str, Tensor], basis: Float[Tensor, "direction parameter"], quantity: str
 ) -> dict[str, Tensor]:
     """What is asked at one point, by name."""
