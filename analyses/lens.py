@@ -68,7 +68,7 @@ class Shading(NamedTuple):
     Attributes:
         band: Shaded across all panels; None where there is none.
         note: Then, why.
-        plateau_loss: The level that the loss leaves, in nats; NaN without one.
+        plateau_loss: The level that the loss leaves, in its unit; NaN without one.
     """
 
     band: Shade | None

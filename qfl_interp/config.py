@@ -457,9 +457,9 @@ class TrainConfig(_Config):
         n_checkpoints: About how many checkpoints are kept, half of them log-spaced and half evenly spaced; the
             initial and the final model always are.
         save_every: Keep one every so many steps instead, beside the initial and the final one.
-        save_optimizer: Keep AdamW's moments beside every checkpoint (twice the weights in size). Needed for decay
-            branches and for preconditioned sharpness.
-        divergence_loss: A training loss above this many nats counts as diverged.
+        save_optimizer: Keep the optimiser's state beside every checkpoint (AdamW's moments: twice the weights in size).
+            Needed for forks and for preconditioned sharpness.
+        divergence_loss: A training loss above this, in its own unit, counts as diverged.
         compile: Train through `torch.compile` (about 30 s to start); falls back with a message.
         optimizer: "adamw", "adam", "sgd" or "muon" (torch's own; `qfl_interp.training.optimizers`), or "depthwise" (of
             homogeneous networks; `qfl_interp.homogeneous`).
@@ -540,6 +540,12 @@ class TrainConfig(_Config):
             value = getattr(self, name)
             fits = value is None or 0 <= value <= 1
             _require(fits, f"{name} must lie in [0, 1]", value, "It is a fraction, not a percentage.")
+        _require(
+            self.schedule != "wsd_s" or self.min_lr_fraction > 0,
+            "min_lr_fraction must be above 0 with 'wsd_s'",
+            self.min_lr_fraction,
+            "Its decays raise the rate's inverse.",
+        )
         stages = self.warmup_fraction + self.decay_fraction
         _require(self.schedule != "wsd" or stages <= 1, "warmup_fraction + decay_fraction must not pass 1", stages, "")
         assert self.weight_decay is not None

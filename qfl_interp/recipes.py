@@ -60,7 +60,9 @@ SCHEDULES: dict[str, dict[str, Setting]] = {
     "cdat": {"sigma": Setting(2.0, "the rate in units of the greedy one along the step; 2 is the edge", 1e-6, 1e6)},
 }
 
-LOSSES = ("cross_entropy", "squared_error", "hinge")
+# Loss -> what it is counted in.
+LOSS_UNITS = {"cross_entropy": "nats", "squared_error": "half squared error", "hinge": "hinge loss"}
+LOSSES = tuple(LOSS_UNITS)
 _OWN_LOSSES: dict[str, Callable[..., Any]] = {}
 
 
@@ -133,6 +135,11 @@ def own_loss(name: str) -> Callable[..., Any]:
             "qfl_interp.register_loss(function) first, or train with TrainConfig(loss=function)."
         )
     return _OWN_LOSSES[name]
+
+
+def loss_unit(name: str) -> str:
+    """What a loss is counted in; of a function of one's own its name, without the module."""
+    return LOSS_UNITS.get(name, name.rpartition(":")[2])
 
 
 def require_loss(name: str) -> None:

@@ -72,7 +72,8 @@ class Shown:
         beside = {_named(run, self.page.run): run.metrics for run in self.page.beside}
 
         def drawn(shown: Sequence[Panel]) -> Figure:
-            return timeline_figure(self.page.run.metrics, shown, shading, beside=beside)
+            unit = self.page.run.loss_unit
+            return timeline_figure(self.page.run.metrics, shown, shading, beside=beside, unit=unit)
 
         try:
             return drawn([panel for own in panels.values() for panel in own])
@@ -116,5 +117,7 @@ def _named(run: Run, shown: Run) -> str:
         said = f": {fork.intervene.kind.replace('_', ' ')} {fork.intervene.feature}"
     elif fork is not None and fork.frozen:
         said = f": {', '.join(fork.frozen)} frozen"
+    if run.loss_unit != shown.loss_unit:  # on one axis all the same
+        said += f" ({run.loss_unit})"
     name = run.path.name if run.path.name != shown.path.name else f"{run.path.parent.name}/{run.path.name}"
     return name + said

@@ -30,6 +30,7 @@ def timeline_figure(
     *,
     log_loss: bool = True,
     beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+    unit: str = "nats",
 ) -> go.Figure:
     """Validation loss, exact match and the lenses' panels on one logarithmic compute axis.
 
@@ -39,14 +40,17 @@ def timeline_figure(
         shading: Where the loss falls: shaded across all panels.
         log_loss: Whether the loss has a logarithmic axis.
         beside: The metrics of other runs by name, drawn over this one's.
+        unit: What the loss is counted in.
     """
-    first = [_loss_panel(metrics, log_loss, shading.plateau_loss, beside)]
+    first = [_loss_panel(metrics, log_loss, shading.plateau_loss, beside, unit)]
     if "val_exact" in metrics:  # a real-valued task has none
         first.append(_exact_panel(metrics, beside))
     return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
 
 
-def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float, beside: Mapping[str, pd.DataFrame]) -> Panel:
+def _loss_panel(
+    metrics: pd.DataFrame, log_y: bool, plateau_loss: float, beside: Mapping[str, pd.DataFrame], unit: str
+) -> Panel:
     """Validation loss, both counts, with the level of its plateau where that is no NaN; other runs' over the answer."""
     traces = _metric(metrics, "val_loss", ".4f") + _others(beside, "val_loss_answer", ".4f")
     y_range = loss_range(*traces, log_y=log_y)
@@ -60,7 +64,7 @@ def _loss_panel(metrics: pd.DataFrame, log_y: bool, plateau_loss: float, beside:
     return Panel(
         title="Validation loss",
         traces=tuple(traces),
-        y_title="nats per token" if "val_exact" in metrics else "half squared error",
+        y_title="nats per token" if unit == "nats" else unit,
         y_range=y_range,
         log_y=log_y,
         legend=Legend("loss"),

@@ -24,6 +24,7 @@ from analyses.result import Result
 from analyses.sweeps.across_figure import across_figure
 from analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across, with_within
 from analyses.sweeps.scaling import finished
+from analyses.transition import base_rate
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
 from qfl_interp.errors import QflError
@@ -141,7 +142,7 @@ def across(
         over_checkpoints(items, _nothing, fit, label=f"probing {found.task}", jobs=jobs, progress=progress)
         # All is in the runs' tables now, and only read.
         table = pd.concat([fit(None, item) for item in items], ignore_index=True)
-        loss, transitions = losses_of(found, runs[0].task.baselines["base_rate"])
+        loss, transitions = losses_of(found, base_rate(runs[0].task, runs[0].config.train.loss_name))
         losses.append(loss)
         for name in names:
             curve, of_seeds = curves_of(select(table, feature=name), found)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.lenses.emergence.tables import by_site, emergence_curve, emergence_tables
+from analyses.transition import known
 from qfl_interp.emergence.aggregation import reference_baseline
 from qfl_interp.emergence.onset import RATIO, find_onset
 from qfl_interp.emergence.transition import Bracket, Transition, find_transition
@@ -61,7 +62,7 @@ class Transitions(NamedTuple):
 
 
 def losses_of(found: Matched, base_rate: float) -> tuple[pd.DataFrame, Transitions]:
-    """The models' validation loss over the answer alone, by budget, and its transitions."""
+    """The models' validation loss over the answer alone, by budget, and its transitions; `base_rate` may be NaN."""
     pivot = found.records.pivot(index="budget_flops", columns="seed", values="val_loss_answer")
     budgets, losses = pivot.index.to_numpy(dtype=float), pivot.to_numpy(dtype=float)
     table = pd.DataFrame(
@@ -80,12 +81,13 @@ def losses_of(found: Matched, base_rate: float) -> tuple[pd.DataFrame, Transitio
         none = _no_transition(f"{budgets.size} budgets are too few for a plateau and a fall, which take {_MIN_BUDGETS}")
         return table, Transitions(none, {int(seed): none for seed in pivot.columns}, math.nan)
     rng = generator(0, f"across/{found.task}/{found.length}")
-    whole = across_transition(budgets, losses, rng, chance_loss=base_rate)
+    chance = known(base_rate)
+    whole = across_transition(budgets, losses, rng, chance_loss=chance)
     seeds = {}
     for seed, values in zip(pivot.columns.tolist(), losses.T, strict=True):
         there = np.isfinite(values)
         seeds[int(seed)] = (
-            find_transition(budgets[there], values[there], chance_loss=base_rate, min_plateau_points=2)
+            find_transition(budgets[there], values[there], chance_loss=chance, min_plateau_points=2)
             if there.sum() >= _MIN_BUDGETS
             else _no_transition(f"{int(there.sum())} budgets are too few")
         )

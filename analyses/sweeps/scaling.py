@@ -20,7 +20,7 @@ from jaxtyping import Float
 from analyses.result import Result
 from analyses.stored import interval_columns
 from analyses.sweeps.scaling_figure import scaling_figure
-from qfl_interp.data.registry import load_task
+from analyses.transition import base_rate, known
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.theme import format_p, format_power
 from qfl_interp.scaling import (
@@ -33,6 +33,8 @@ from qfl_interp.scaling import (
 )
 from qfl_interp.seeding import generator
 from qfl_interp.stats import holm
+from qfl_interp.sweep.plan import task_at
+from qfl_interp.sweep.records import shown_options
 from qfl_interp.sweep.sweep import CONFIGURATION, Sweep
 from qfl_interp.tables import column, distinct, groups, records, select
 
@@ -129,7 +131,7 @@ def scaling(
             curve = _curve(part, rule)
             rows.append(_best_rows(curve))
             rng = generator(seed, f"scaling/{name}/{size}")
-            fit, drawn = _fits(curve, _chance(name, int(size), count), irreducible, resolution, n_resamples, rng)
+            fit, drawn = _fits(curve, _chance(sweep, part, count), irreducible, resolution, n_resamples, rng)
             of = {"task": name, "length": int(size), "count": count, "rule": rule, "resolution": resolution}
             fits.append(of | fit)
             lines.append(drawn.assign(task=name, length=int(size)))
@@ -191,18 +193,25 @@ def _best_rows(curve: _Curve) -> pd.DataFrame:
 
 
 class _Chance(NamedTuple):
-    """Losses of guessing, in nats; NaN where there is none."""
+    """Losses of guessing, in the trained loss's unit; NaN where there is none."""
 
     base_rate: float
     paper: float
     used: float
 
 
-def _chance(task: str, length: int, count: str) -> _Chance:
-    """A task's chance lines and the one that goes with the count."""
-    baselines = load_task(task, length).baselines
-    base_rate, paper = baselines["base_rate"], baselines.get("paper", math.nan)
-    return _Chance(base_rate, paper, paper if count == "paper" and math.isfinite(paper) else base_rate)
+def _chance(sweep: Sweep, rows: pd.DataFrame, count: str) -> _Chance:
+    """The chance lines of the task of these runs, and the one that goes with the count."""
+    first = records(rows)[0]
+    for point in sweep.config.points():
+        if point.task != first["task"]:
+            continue
+        task = task_at(point.task, point.length, point.task_options)
+        if (task.length, shown_options(task.options)) == (first["length"], first["task_options"]):
+            level = base_rate(task, point.train.loss_name)
+            paper = task.baselines.get("paper", math.nan) if math.isfinite(level) else math.nan
+            return _Chance(level, paper, paper if count == "paper" and math.isfinite(paper) else level)
+    return _Chance(math.nan, math.nan, math.nan)
 
 
 def _fits(
@@ -221,7 +230,7 @@ def _fits(
     broken = _tried(notes, lambda: fit_broken_power_law(budget, loss, rng, **options))
     fit_test = _tried(notes, lambda: lack_of_fit(budget, loss, rng=rng, **options))
     compared = _tried(notes, lambda: compare_laws(budget, loss, rng, **options))
-    across = _tried(notes, lambda: across_transition(budget, curve.scores["loss"], rng, chance_loss=chance.used))
+    across = _tried(notes, lambda: across_transition(budget, curve.scores["loss"], rng, chance_loss=known(chance.used)))
     # The law of the budgets up to the transition's start, where there are at least three.
     early = None
     if across and across.transition.found:

@@ -26,7 +26,10 @@ def fork(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of training: lr=1e-4, seed=7.")
     ] = None,
     freeze: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="A module that is not trained: blocks.0.attn.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE", help="A module that is not trained: blocks.0.attn; none: train those of RUN's fork again."
+        ),
     ] = None,
     roll_back: Annotated[
         list[str] | None, typer.Option(metavar="MODULE=STEP", help="A module that starts from an older step.")
@@ -42,6 +45,10 @@ def fork(
         str | None,
         typer.Option(metavar="FEATURE", help="Put another example's activation there.", rich_help_panel=_ACTS),
     ] = None,
+    no_intervention: Annotated[
+        bool,
+        typer.Option("--no-intervention", help="Train on without the one that RUN had.", rich_help_panel=_ACTS),
+    ] = False,
     layers: Annotated[
         str, typer.Option(help="Blocks, as 0,1; by default all.", rich_help_panel=_ACTS, show_default=False)
     ] = "",
@@ -72,9 +79,10 @@ def fork(
     """
     given = {"project_out": project_out, "random": random, "resample": resample}
     asked = {kind: feature for kind, feature in given.items() if feature is not None}
-    if len(asked) > 1:
-        raise QflError(f"one intervention can be installed, got {', '.join(asked)}. Make a fork of each.")
-    intervene = None
+    if len(asked) + no_intervention > 1:
+        said = [*asked, *(["no_intervention"] if no_intervention else [])]
+        raise QflError(f"one intervention can be installed, got {', '.join(said)}. Make a fork of each.")
+    intervene: Intervene | Literal[False] | None = False if no_intervention else None
     for kind, feature in asked.items():
         intervene = Intervene.from_dict({
             "feature": feature, "kind": kind, "site": site, "directions": directions, "refit_every": refit_every,
@@ -93,7 +101,8 @@ def fork(
     if len(at) != 1:
         raise QflError(f"--step must be one saved step or last, got {step!r}.")
     made = fork_run(
-        parent, at[0], out, n_steps=steps, frozen=freeze or (), roll_back={k: int(v) for k, v in older.items()},
+        parent, at[0], out, n_steps=steps, frozen=[] if freeze == ["none"] else freeze,
+        roll_back={k: int(v) for k, v in older.items()},
         intervene=intervene, resume=resume, device=device, progress=not quiet, **changes,
     )  # fmt: skip
     print_run(made, as_json)

@@ -77,7 +77,13 @@ def train(
     ] = None,
     loss: Annotated[str, typer.Option(help=f"What is minimised: {', '.join(LOSSES)}.")] = "cross_entropy",
     warmup: Annotated[float, typer.Option(help="Part of the steps spent warming up.")] = 0.1,
-    decay: Annotated[float, typer.Option(help="Part of the steps spent decaying, wsd alone; 0 for none.")] = 0.2,
+    decay: Annotated[
+        float, typer.Option(help="Part of the steps spent decaying, of wsd, and of each stage of wsd_s; 0 for none.")
+    ] = 0.2,
+    min_lr_fraction: Annotated[float, typer.Option(help="What a decay ends at, as a part of the peak --lr.")] = 0.1,
+    divergence_loss: Annotated[
+        float, typer.Option(help="A training loss above this counts as diverged; inf for never.")
+    ] = 100.0,
     seed: Annotated[int, typer.Option(help="Names the result: weights, data, evaluation sets.")] = 0,
     checkpoints: Annotated[int, typer.Option(help="About how many checkpoints, half of them log-spaced.")] = 40,
     save_every: Annotated[
@@ -90,7 +96,10 @@ def train(
         int | None, typer.Option(help="Validation examples; by default what a tenth of training pays for.")
     ] = None,
     save_optimizer: Annotated[
-        bool, typer.Option(help="Keep AdamW's moments with every checkpoint: three times the space.")
+        bool,
+        typer.Option(
+            help="Keep the optimiser's state with every checkpoint, which forks need; AdamW's: three times the space."
+        ),
     ] = False,
     compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out if there is one.")] = False,
@@ -150,7 +159,8 @@ def train(
     config = TrainConfig(
         budget_flops=budget, n_steps=steps, lr=lr, batch_size=_batch_size(batch_size), draw=draw,
         weight_decay=weight_decay, betas=betas, clip_norm=clip_norm, schedule=schedule,
-        warmup_fraction=warmup, decay_fraction=decay, seed=seed, n_checkpoints=checkpoints,
+        warmup_fraction=warmup, decay_fraction=decay, min_lr_fraction=min_lr_fraction,
+        divergence_loss=divergence_loss, seed=seed, n_checkpoints=checkpoints,
         save_every=save_every,
         eval_fraction=eval_fraction, n_val=n_val, save_optimizer=save_optimizer, compile=compile, loss=loss,
         optimizer=optimizer, optimizer_options=named_values(optimizer_option, "--optimizer-option"),
@@ -224,10 +234,11 @@ def print_run(run: Run, as_json: bool) -> None:
         print(run)
         model, moments = run.checkpoint_bytes()
         print(f"checkpoints: {model / 1e6:,.1f} MB of parameters, {moments / 1e6:,.1f} MB of the optimiser's state")
+        loss = f"final validation: loss {last['val_loss']:.4g} ({run.loss_unit})"
         if "val_exact" not in last:
-            print(f"final validation: loss {last['val_loss']:.4g} ({run.task.loss_unit})")
+            print(loss)
             return
         print(
-            f"final validation: loss {last['val_loss']:.4g} nats, exact match {last['val_exact']:.1%} "
+            f"{loss}, exact match {last['val_exact']:.1%} "
             f"(answer alone: {last['val_loss_answer']:.4g}, {last['val_exact_answer']:.1%})"
         )

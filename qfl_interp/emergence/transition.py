@@ -70,8 +70,8 @@ class Transition:
         start_bracket: `start_flops` and the next validation: the loss left the band between them.
         end_bracket: The validation before `end_flops`, and `end_flops`.
         plateau_start_flops: The first validation of the plateau.
-        plateau_loss: Level of the plateau, in nats.
-        final_loss: Level the loss fell to, in nats; a later, smaller fall is not in it.
+        plateau_loss: Level of the plateau, in the loss's unit.
+        final_loss: Level the loss fell to; a later, smaller fall is not in it.
         complete: Whether the level fallen to was held for `MIN_PLATEAU_DECADES`; if not, the run may have
             ended within the transition, and `end_flops` and `final_loss` are those of its last validations.
         n_points: Validations that the search used.
@@ -94,7 +94,7 @@ class Transition:
             return f"Transition(none: {self.reason})"
         span = f"{self.start_flops:.3g}..{self.end_flops:.3g} FLOPs"
         tail = "" if self.complete else ", incomplete"
-        return f"Transition({span}, loss {self.plateau_loss:.3g} -> {self.final_loss:.3g} nats{tail})"
+        return f"Transition({span}, loss {self.plateau_loss:.3g} -> {self.final_loss:.3g}{tail})"
 
 
 def find_transition(
@@ -108,8 +108,8 @@ def find_transition(
 
     Args:
         flops: Training FLOPs of each validation, increasing; a leading 0 (step 0) is left out.
-        loss: Validation loss in nats.
-        chance_loss: Loss, in nats, of a model that knows only which tokens occur where: the task's random
+        loss: Validation loss.
+        chance_loss: Loss, in the same unit, of a model that knows only which tokens occur where: the task's random
             baseline, over the same scored tokens as `loss`. None searches the whole curve; then one that was
             validated from the first updates on can show the warm-up as a plateau at the untrained model's
             loss, and the initial fall as the transition.

@@ -25,11 +25,11 @@ from qfl_interp.homogeneous.taylor import taylor_coefficients
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.fast_forward import FastLogits
 from qfl_interp.models.mlp import SampleReader
-from qfl_interp.recipes import OPTIMIZERS, SCHEDULES, setting_values
+from qfl_interp.recipes import OPTIMIZERS, setting_values
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.seeding import generator
 from qfl_interp.training.session import TrainingStopped
-from qfl_interp.training.updates import Done
+from qfl_interp.training.updates import Done, tuned_rate
 
 
 class Steps:
@@ -55,14 +55,12 @@ class Steps:
     def chosen(self, batch: Minibatch, lr: float) -> tuple[Scales, float]:
         """Scales and learning rate; `lr` is the schedule's.
 
-        Under "cdat" `sigma |c1| / (2 c2)` of the batch, and the schedule's own where `c2 <= 0`.
+        Under "cdat" that of `tuned_rate`: `sigma |c1| / (2 |c2|)` of the batch.
         """
         xi = scales(self.rule, batch)
         if self.config.schedule == "cdat":
             found = taylor_coefficients(batch, xi)
-            if found.c2 > 0:
-                sigma = setting_values(self.config.schedule_options, SCHEDULES["cdat"])["sigma"]
-                lr = sigma / 2 * abs(found.c1) / found.c2
+            lr = tuned_rate(self.config, found.c1, 2 * found.c2, lr)
         max_u = self.settings["max_u"]
         return (xi if max_u is None else capped(batch, xi, lr, max_u)), lr
 

@@ -28,9 +28,9 @@ _LEAST_N_VAL, _MOST_N_VAL = 128, 1_000
 
 @dataclass(frozen=True)
 class Start:
-    """Where a branched run begins: a checkpoint of another run.
+    """Where a fork begins: a checkpoint of another run.
 
-    The branch counts on from the parent's `step`.
+    It counts on from the parent's `step`.
     """
 
     run_id: str
@@ -80,12 +80,12 @@ class RunConfig:
         length: The task's length.
         model: Shape, or the model that was given.
         train: Optimisation and data.
-        first_step: Step of the initial weights: 0, or the parent's step for a branch.
+        first_step: Step of the initial weights: 0, or the parent's step for a fork.
         last_step: Step of the final weights.
         n_ctx: Padded tokens of a sequence.
         n_ctx_real: Mean real tokens of a sequence, over the first 128 validation examples.
         d_vocab: Size of the vocabulary.
-        start: The parent of a branch.
+        start: The parent of a fork.
         task_options: What the task was made with beside its length.
         n_train: Problems of the fixed training set, of a run that has one.
         fork: What a run that goes on from another one does otherwise.

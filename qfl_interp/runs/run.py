@@ -19,6 +19,7 @@ import pandas as pd
 from qfl_interp.data.identity import differences, identity_in, task_identity
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path, read_json
+from qfl_interp.recipes import loss_unit
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.folder_lock import is_held
@@ -116,6 +117,11 @@ class Run(Checkpoints):
         return task
 
     @property
+    def loss_unit(self) -> str:
+        """What the trained loss is counted in, and so `train_loss` and `val_...loss...` of the metrics: "nats"."""
+        return loss_unit(self.config.train.loss_name)
+
+    @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending. Raises `QflError` where their folder cannot be read."""
         try:
@@ -145,8 +151,8 @@ class Run(Checkpoints):
 
         Columns: step, flops (nominal), actual_flops, lr, train_loss, grad_norm, seconds, tokens_per_s; on validation
         steps val_loss, val_exact and val_pass (`=` scored, as in the paper), val_loss_answer, val_exact_answer and
-        val_pass_answer. Losses in nats a token, exact match (greedy) as a fraction; val_pass is the mean chance of
-        writing a whole example rightly when sampling at temperature 1.
+        val_pass_answer. Losses in `loss_unit` a token, exact match (greedy) as a fraction; val_pass is the mean chance
+        of writing a whole example rightly when sampling at temperature 1.
 
         Raises:
             QflError: A line is not what was written, or the file is missing or ends before the last checkpoint.

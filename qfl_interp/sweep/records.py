@@ -48,9 +48,9 @@ def configuration_digest(config: RunConfig) -> str:
     return json_digest(values | {"train": train})
 
 
-def shown_options(config: RunConfig) -> str:
-    """What the task was made with beside its length: "k=4 train_fraction=0.3"; empty where nothing was said."""
-    return " ".join(f"{name}={value}" for name, value in sorted(config.task_options.items()))
+def shown_options(options: Options) -> str:
+    """What a task was made with beside its length: "k=4 train_fraction=0.3"; empty where nothing was said."""
+    return " ".join(f"{name}={value}" for name, value in sorted(options.items()))
 
 
 def _final_scores(run: Run) -> dict[str, float]:
@@ -89,7 +89,7 @@ def make_record(
     if run is not None:
         scores = _final_scores(run)
     return {
-        "task": config.task, "length": config.length, "task_options": shown_options(config),
+        "task": config.task, "length": config.length, "task_options": shown_options(config.task_options),
         "budget_flops": planned.budget_flops,
         "style": config.model.style, "d_model": config.model.d_model, "n_layers": config.model.n_layers,
         "n_heads": config.model.n_heads, "lr": config.train.lr, "batch_size": config.batch_size,

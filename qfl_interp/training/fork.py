@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,7 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.intervene import without_directions
 from qfl_interp.training.loop import TrainingLoop
+from qfl_interp.training.schedule import require_decays
 from qfl_interp.training.train import plan_run
 from qfl_interp.training.updates import in_module
 
@@ -32,9 +33,9 @@ def fork(
     out: str | Path,
     *,
     n_steps: int | None = None,
-    frozen: Sequence[str] = (),
+    frozen: Sequence[str] | None = None,
     roll_back: Mapping[str, int] | None = None,
-    intervene: Intervene | None = None,
+    intervene: Intervene | Literal[False] | None = None,
     resume: bool = False,
     device: str | torch.device = "cpu",
     progress: bool = True,
@@ -52,9 +53,11 @@ def fork(
         step: A saved step, with the optimiser's state (`save_optimizer=True`) where the optimiser keeps one.
         out: The run directory to make.
         n_steps: Updates of the fork; by default as many as the parent still made.
-        frozen: Modules that are not trained, by name: "embed", "blocks.0.attn".
+        frozen: Modules that are not trained, by name: "embed", "blocks.0.attn"; by default those that were frozen in
+            the parent. An empty list trains all.
         roll_back: Modules that start from an older checkpoint of the parent: name to step.
-        intervene: What is installed while it trains.
+        intervene: What is installed while it trains. A parent that was trained under an intervention does not hand it
+            on: give one, whose directions are fitted anew, or False to train on without.
         resume: Continue the fork in `out` if there is one.
         device: Where to train.
         progress: Draw a live bar on standard error.
@@ -62,7 +65,7 @@ def fork(
 
     Raises:
         QflError: The step is not saved, or without the state that its optimiser needs; a change, module or step that
-            does not exist; an intervention that would never act; or as `train`.
+            does not exist; an intervention that would never act, or a parent's of which nothing is said; or as `train`.
 
     Example:
         `qfl fork runs/add16 --step 400 --project-out carry --out runs/add16_without_carry`
@@ -77,9 +80,20 @@ def fork(
     config = _changed(parent, length, changes)
     anew = n_steps is not None or any(name in changes for name in _CLOCK)
     clock = (step, length) if anew else _clock(parent.config)
-    planned = Fork(*clock, tuple(frozen), Options(roll_back or {}), intervene)
-    if intervene is not None and config.optimizer in UPDATES:
+    before = parent.config.fork
+    if frozen is None:
+        frozen = () if before is None else before.frozen
+    if intervene is None and before is not None and before.intervene is not None:
+        spec = before.intervene
+        raise QflError(
+            f"{parent.path} was trained under an intervention ({spec.kind} of {spec.feature!r}), which a fork of it "
+            "does not take over. Give one again, whose directions are fitted anew, or intervene=False "
+            "(--no-intervention) to train on without."
+        )
+    planned = Fork(*clock, tuple(frozen), Options(roll_back or {}), intervene or None)
+    if planned.intervene is not None and config.optimizer in UPDATES:
         raise QflError(f"an intervention needs hooks, which updates of {config.optimizer!r} do not run.")
+    require_decays(config, clock[1])
     run_config = plan_run(parent.task, parent.config.model, config, Start(parent.run_id, step))
     if planned != Fork(step, length):  # its own clock and nothing else is what a branch is
         run_config = dataclasses.replace(run_config, fork=planned)

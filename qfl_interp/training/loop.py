@@ -94,8 +94,8 @@ class TrainingLoop:
         state = state or self.initial
         if state is None and self.run_config.start is not None:
             raise QflError(
-                f"{self.writer.path} is a branch of {self.run_config.start.run_id} and has no resume point yet. "
-                "Call branch(...) again with resume=True."
+                f"{self.writer.path} is a fork of {self.run_config.start.run_id} and has no resume point yet. "
+                "Call fork(...) again with resume=True."
             )
         if state is None and self.run_config.model.weights is not None:
             raise QflError(

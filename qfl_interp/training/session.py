@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qfl_interp.errors import QflError
+from qfl_interp.recipes import loss_unit
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
@@ -136,10 +137,10 @@ class RunSession:
         """
         saved = [s for s in Run(self.writer.path, self.run_config).steps if s < lost]
         kept = f"step {saved[-1]}" if saved else "none"
-        unit = " nats" if self.config.loss_name == "cross_entropy" else ""
+        unit = loss_unit(self.config.loss_name)
         return DivergedError(
             f"training diverged at step {step}: {what}, learning rate {lr:.3g} (losses must stay finite and below "
-            f"{self.config.divergence_loss:g}{unit}). Last good checkpoint in {self.writer.path}: {kept}. "
+            f"{self.config.divergence_loss:g} {unit}). Last good checkpoint in {self.writer.path}: {kept}. "
             "Try a lower lr or a longer warm-up.",
             "diverged",
             lost,

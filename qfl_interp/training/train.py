@@ -1,4 +1,4 @@
-"""Start, resume and branch training runs; the same seed gives the same bits, however often a run was killed."""
+"""Start and resume training runs; the same seed gives the same bits, however often a run was killed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Steps
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.loop import MakeLoggers, TrainingLoop
+from qfl_interp.training.schedule import require_decays
 from qfl_interp.training.watch import LensWatch, Watched
 
 # Validation examples over which the mean number of real tokens is taken, as in the paper.
@@ -61,8 +62,8 @@ def plan_run(
 
     Raises:
         QflError: The budget is smaller than one update or pays for more than 2**53, the task has too few problems for a
-            validation or test set, or it lists none where the batches come from a fixed training set; or the loss does
-            not fit the task.
+            validation or test set, or it lists none where the batches come from a fixed training set; the loss does not
+            fit the task; or a schedule's decays are too short.
     """
     if task.train_fraction == 0:
         raise QflError(f"task {task.name!r} has no training split: train_fraction is 0. Give it a larger one.")
@@ -85,6 +86,8 @@ def plan_run(
                 f"budget_flops must pay for at most 2**53 updates of {one:.3g} FLOPs, got {config.budget_flops:.3g}. "
                 "Lower the budget."
             )
+    if start is None:  # a fork's schedule may go on from its parent
+        require_decays(config, n_steps)
     first = start.step if start else 0
     return RunConfig(
         task=task.name, length=task.length, model=model, train=config, first_step=first, last_step=first + n_steps,
@@ -184,8 +187,8 @@ def resume(
         progress: Draw a live bar on standard error.
 
     Raises:
-        QflError: `path` is no run or one of another task, another process trains into it, or it is a branch without a
-            resume point (call `branch` again with resume=True).
+        QflError: `path` is no run or one of another task, another process trains into it, or it is a fork without a
+            resume point (call `fork` again with resume=True).
     """
     found = Run.open(path, task=task)
     writer = RunWriter(found.path, found.config, found.task, resume=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from qfl_interp.config import TrainConfig
 from qfl_interp.curvature.hessian import Hessian
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.data.task import Batch, Task
@@ -80,40 +81,61 @@ class GradientUpdates:
         loss = masked_loss(self.forward(batch.tokens.to(self.device), span), target, self.config.loss_name)
         self.optimizer.zero_grad()
         loss.backward()
+        tuned = self.config.schedule == "cdat"
+        whole = {name: p.grad.clone() for name, p in self.model.named_parameters() if tuned and p.grad is not None}
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_norm, foreach=True)
-        if self.config.schedule == "cdat":
-            lr = self._tuned_step(batch, lr)
-        else:
+        if tuned and bool(norm.isfinite()):
+            lr = self._tuned_step(batch, whole, lr)
+        else:  # a gradient that is not finite has no curvature: the session stops at it
             self.optimizer.step(lr)
         return Done(loss.detach(), norm.detach(), lr)
 
-    def _tuned_step(self, batch: Batch, lr: float) -> float:
-        """A step as long as the curvature along it says; returns its learning rate.
+    def _tuned_step(self, batch: Batch, gradient: Mapping[str, Tensor], lr: float) -> float:
+        """A step as long as the curvature along it says (`tuned_rate`); returns its learning rate.
 
-        With the optimiser's update `u` at rate 1 and the batch's loss f: `lr = sigma |g'u| / u'Hu` where u descends and
-        the curvature along it is positive, otherwise the schedule's own `lr`. On the quadratic model of the batch,
-        sigma = 1 is the minimum along u, and sigma = 2 is the edge: where the loss is what it was.
-
-        References:
-            Stepping on the Edge: Curvature Aware Learning Rate Tuners (arXiv 2407.06183), eq. of the edge; no moving
-            averages.
+        Args:
+            batch: What the curvature is of.
+            gradient: The batch's, not clipped; of frozen parameters none.
+            lr: The schedule's rate.
         """
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimizer.step(1.0)
         with torch.no_grad():
             step = {name: p - before[name] for name, p in self.model.named_parameters()}
-        scored = scored_tokens(batch, prompt_end=True)
-        hessian = Hessian(TokenLoss(self.model, scored, loss=self.config.loss_name), before, chunk=len(batch.tokens))
-        direction = hessian.loss.space.flatten(step)
-        slope = float(hessian.gradient().double() @ direction.double())
+        dtype = next(iter(before.values())).dtype
+        losses = TokenLoss(self.model, scored_tokens(batch, prompt_end=True), dtype=dtype, loss=self.config.loss_name)
+        hessian = Hessian(losses, before, chunk=len(batch.tokens))
+        direction = losses.space.flatten(step)
+        slope = float(sum((g.double() * step[name].double()).sum() for name, g in gradient.items()))
         bent = float(direction.double() @ hessian.product(direction).double())
-        if slope < 0 < bent:
-            sigma = setting_values(self.config.schedule_options, SCHEDULES["cdat"])["sigma"]
-            lr = sigma * -slope / bent
+        lr = tuned_rate(self.config, slope, bent, lr)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(before[name] + lr * step[name])
         return lr
+
+
+def tuned_rate(config: TrainConfig, slope: float, curvature: float, lr: float) -> float:
+    """The learning rate of "cdat": `sigma max(-g'u, 0) / |u'Hu|`, of the update `u` at rate 1 on the batch's loss.
+
+    On the batch's quadratic model, where the curvature is positive, sigma = 1 is the minimum along u, and sigma = 2 is
+    the edge: where the loss is what it was. An update that does not descend is not made: its rate is 0. Where there is
+    no curvature at all the rate is `lr`, the schedule's own; the paper has a small number in the denominator instead.
+
+    Args:
+        config: Its `sigma` is taken.
+        slope: `g'u`.
+        curvature: `u'Hu`.
+        lr: The schedule's rate.
+
+    References:
+        Stepping on the Edge: Curvature Aware Learning Rate Tuners (arXiv 2407.06183); without its moving averages of
+        numerator and denominator.
+    """
+    if curvature == 0:
+        return lr
+    sigma = setting_values(config.schedule_options, SCHEDULES["cdat"])["sigma"]
+    return sigma * max(-slope, 0.0) / abs(curvature)
 
 
 def in_module(name: str, module: str) -> bool:

@@ -117,7 +117,7 @@ def test_task_options_are_axes_of_a_grid() -> None:
     wanted = SweepConfig.from_dict({"name": "x", "grid": [parity | {"task_options": {"k": [3, 4, 5]}}]})
     runs = plan_sweep(wanted).runs
     assert sorted(run.config.task_options.get("k", 3) for run in runs) == [3, 4, 5]
-    assert {shown_options(run.config) for run in runs} == {"", "k=4", "k=5"}
+    assert {shown_options(run.config.task_options) for run in runs} == {"", "k=4", "k=5"}
     assert len({configuration_digest(run.config) for run in runs}) == 3
     assert SweepConfig.from_dict(wanted.to_dict()) == wanted
     plain = SweepConfig.from_dict({"name": "x", "grid": [parity]})

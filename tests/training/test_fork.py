@@ -95,6 +95,15 @@ def test_frozen_modules_stay_and_rolled_back_ones_start_from_before(parent, tmp_
     assert not torch.equal(moments, then.optimizer["blocks.1.mlp.W_in/exp_avg"])
 
 
+def test_a_fork_of_a_fork_keeps_frozen_what_was(parent, tmp_path):
+    one = fork(parent, STEP, tmp_path / "one", frozen=["embed"], progress=False)
+    same = fork(one, STEP + 2, tmp_path / "same", progress=False)
+    _equal(same, one, LAST)
+    free = fork(one, STEP + 2, tmp_path / "free", frozen=[], progress=False)
+    weights = [run.load_checkpoint(LAST).model["embed.W_E"] for run in (one, free)]
+    assert not torch.equal(*weights)
+
+
 SPECS = {
     "probe": qfl.Intervene("carry", n_fit=400),
     "written": qfl.Intervene("carry", directions="written", layers=(1,), labels=(1, 2), n_fit=400),
@@ -251,5 +260,8 @@ def test_a_fork_of_a_fork_fits_directions_of_its_own(parent, tmp_path):
     other = qfl.Intervene("first_operand", n_fit=400)
     two = fork(one, STEP + 1, tmp_path / "two", intervene=other, progress=False)
     assert set(_planes(two, LAST)["layers"].tolist()) == {0, 1}
-    free = fork(one, STEP + 1, tmp_path / "free", progress=False)
+    with pytest.raises(qfl.QflError, match=r"under an intervention \(project_out of 'carry'\), .* intervene=False"):
+        fork(one, STEP + 1, tmp_path / "unsaid", progress=False)
+    assert not (tmp_path / "unsaid").exists()
+    free = fork(one, STEP + 1, tmp_path / "free", intervene=False, progress=False)
     assert not _planes(free, STEP + 1)

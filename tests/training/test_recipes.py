@@ -13,12 +13,14 @@ from helpers import stopped_after
 from torch.nn import functional
 
 import qfl_interp as qfl
+from qfl_interp.curvature.hessian import Hessian
 from qfl_interp.data.examples import ExampleStream
 from qfl_interp.models.build import model_in_dtype
 from qfl_interp.models.losses import IGNORED, token_losses_of
 from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.recipes import OPTIMIZERS, SCHEDULES, UPDATES, register_loss
-from qfl_interp.training.schedule import learning_rate
+from qfl_interp.training.schedule import learning_rate, require_decays
+from qfl_interp.training.updates import tuned_rate
 
 OPTIONS = {
     "adamw": {}, "adam": {"weight_decay": 0.01}, "sgd": {"optimizer_options": {"momentum": 0.9, "nesterov": True}},
@@ -114,7 +116,7 @@ def _heads(name, matrix, shape):
 CASES = [
     *({"optimizer": name} for name in OPTIONS),
     {"schedule": "cdat", "schedule_options": {"sigma": 1.0}, "optimizer": "sgd"},
-    {"schedule": "wsd_s", "schedule_options": {"n_decays": 2}},
+    {"schedule": "wsd_s", "schedule_options": {"n_decays": 2}, "decay_fraction": 0.7},
     {"loss": "squared_error"},
     {"loss": half_square},
 ]
@@ -144,9 +146,16 @@ def test_schedules_by_hand():
     assert rates(schedule="constant") == rates(schedule="cdat") == [0.02, 1.01, *[2.0] * 8]
     assert rates(schedule="linear") == [0.02, 1.01, *(2 - k / 8 for k in range(8))]
     twice = rates(schedule="wsd_s", schedule_options={"n_decays": 2}, decay_fraction=0.5)
-    assert twice == [0.02, 1.01, 2.0, 2.0, 2.0, 1.5, 2.0, 2.0, 2.0, 1.5]
+    assert twice == [0.02, 1.01, 2.0, 2.0, 2.0, 1.333333, 2.0, 2.0, 2.0, 1.333333], "halfway the inverse is 0.75"
     once = rates(schedule="wsd_s", schedule_options={"n_decays": 1}, decay_fraction=0.5)
-    assert once == rates(schedule="wsd", decay_fraction=0.4), "half of the eight updates after the warm-up"
+    assert once == [0.02, 1.01, *[2.0] * 5, 1.6, 1.333333, 1.142857], "inverses 0.5, 0.625, 0.75, 0.875; next is 1"
+    assert rates(schedule="wsd", decay_fraction=0.4) == [0.02, 1.01, *[2.0] * 5, 1.75, 1.5, 1.25]
+    short = qfl.TrainConfig(n_steps=20, schedule="wsd_s", schedule_options={"n_decays": 2}, warmup_fraction=0.0)
+    require_decays(short, 20)
+    with pytest.raises(qfl.QflError, match=r"must be 2 updates or more, got 1: decay_fraction 0\.2 of a stage of 9"):
+        require_decays(short, 19)
+    with pytest.raises(ValueError, match="min_lr_fraction must be above 0 with 'wsd_s', got 0"):
+        qfl.TrainConfig(n_steps=10, schedule="wsd_s", min_lr_fraction=0.0)
 
 
 def test_losses_of_tokens_by_hand():
@@ -224,6 +233,37 @@ def test_cdat_steps_to_the_minimum_or_the_edge_of_the_quadratic(optimizer, sigma
         slope, bent = _quadratic(addition, run.load_model(step), stream.batch(step), before, direction)
         assert slope < 0 < bent
         assert lr == pytest.approx(sigma * -slope / bent, rel=1e-3)
+
+
+def test_the_rate_of_cdat_by_hand():
+    config = qfl.TrainConfig(n_steps=1, schedule="cdat", schedule_options={"sigma": 1.5})
+    assert tuned_rate(config, -4.0, 2.0, 9.0) == 3.0
+    assert tuned_rate(config, -4.0, -2.0, 9.0) == 3.0, "the curvature's size, also along a ridge"
+    assert tuned_rate(config, 4.0, 2.0, 9.0) == 0.0, "no step uphill"
+    assert tuned_rate(config, -4.0, 0.0, 9.0) == 9.0
+
+
+def test_a_batch_is_differentiated_once_for_cdat(addition, model_config, tmp_path, monkeypatch):
+    """The slope is taken from the gradient that training has; only the product with the Hessian is computed."""
+    monkeypatch.setattr(Hessian, "gradient", None)
+    qfl.train(addition, model_config, _config("sgd", schedule="cdat"), tmp_path / "run", progress=False)
+
+
+def test_multipliers_of_a_width_act_in_training(addition, tmp_path):
+    """One step of plain descent: each parameter moves by its gradient times its multiplier times the rate."""
+    shape = qfl.ModelConfig(d_model=16, n_layers=1, n_heads=2, style="gpt2", mup_base=4)
+    how = {"optimizer_options": {}, "clip_norm": math.inf, "schedule": "constant", "warmup_fraction": 0.0}
+    config = _config("sgd", **how, n_steps=1)
+    run = qfl.train(addition, shape, config, tmp_path / "run", progress=False)
+    model, batch = run.load_model(0), ExampleStream(addition, config.seed, config.batch_size).batch(0)
+    _loss(model, batch, torch.nn.CrossEntropyLoss(reduction="none")).backward()
+    after = dict(run.load_model(1).named_parameters())
+    for name, p in model.named_parameters():
+        last = name.rpartition(".")[2]
+        block = last.startswith("W_") and last not in ("W_E", "W_pos", "W_U")
+        times = {"W_U": 0.25, "b_U": 1.0}.get(last, 1.0 if block else 4.0)
+        wanted = -config.lr * times * p.grad
+        assert torch.allclose(after[name] - p, wanted, rtol=1e-2, atol=1e-3 * float(wanted.abs().max())), name
 
 
 BAD = {

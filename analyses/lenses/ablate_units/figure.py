@@ -21,10 +21,8 @@ _MOST_WRITTEN: Final = 80
 _SIGNIFICANT: Final = 0.05
 UNITS: Final = {"z": "attention heads", "mlp_post": "MLP neurons"}
 _HOVER: Final = ("loss_increase_low", "loss_increase_high", "loss_answer", "exact_answer")
-_NUMBERS: Final = (
-    "(95 % %{customdata[0]:.4f} to %{customdata[1]:.4f})<br>"
-    "loss %{customdata[2]:.4f} nats, exact match %{customdata[3]:.1%}"
-)
+_NUMBERS: Final = "(95 % %{customdata[0]:.4f} to %{customdata[1]:.4f})<br>loss %{customdata[2]:.4f}"
+_EXACT: Final = ", exact match %{customdata[3]:.1%}"
 
 
 def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
@@ -42,11 +40,15 @@ def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     require_rows(rows, "ablate_units", ("name", "method"), ("step", "layer", "unit"))
     name, method = str(rows["name"].iloc[0]), plain(rows["method"].iloc[0])
     what = f"{UNITS.get(name, plain(name))}, {method} ablation"
+    # What is scored without an exact match are numbers, by half the squared error.
+    scored = bool(rows["exact_answer"].notna().any())
     rows = rows.assign(mark=np.where(column(rows, "p_value_holm") < _SIGNIFICANT, "*", ""))
-    return _map(rows, step, what) if name == "z" else _bars(rows, step, what, name)
+    bar = f"rise of the loss ({'nats' if scored else 'half squared error'}); *: p < 0.05, Holm"
+    numbers = _NUMBERS + (_EXACT if scored else "")
+    return _map(rows, step, what, bar, numbers) if name == "z" else _bars(rows, step, what, name, bar, numbers)
 
 
-def _map(rows: pd.DataFrame, step: int | None, what: str) -> go.Figure:
+def _map(rows: pd.DataFrame, step: int | None, what: str, bar: str, numbers: str) -> go.Figure:
     """Layers x heads, one colour scale for all steps."""
     layers, heads = (sorted(int(v) for v in distinct(rows, name)) for name in ("layer", "unit"))
     cells = CellMap(("layer", "unit"), [(layer,) for layer in layers], heads, layers)
@@ -54,14 +56,13 @@ def _map(rows: pd.DataFrame, step: int | None, what: str) -> go.Figure:
     figure = new_figure("units_z", max(28 * len(layers), 90), margin)
     figure.add_trace(cells.crosses("not ablated"))
     end = max(float(abs(finite(rows["loss_increase"])).max(initial=0.0)), 1e-6)
-    bar = "rise of the loss (nats); *: p < 0.05, Holm"
     figure.update_layout(
         annotations=[axis_title("head", 0)],
         coloraxis=color_axis(bar, -end, end, scale=DIVERGING, span=(0.4, 1.0), nticks=7),
         xaxis=BARE | {"dtick": math.ceil(len(heads) / 24)},
         yaxis=BARE | {"title": {"text": "layer"}, "dtick": math.ceil(len(layers) / 12)},
     )
-    hover = f"layer %{{y}}, head %{{x}}<br>loss rises by <b>%{{z:.4f}}</b> nats {_NUMBERS}%{{text[1]}}"
+    hover = f"layer %{{y}}, head %{{x}}<br>loss rises by <b>%{{z:.4f}}</b> {numbers}%{{text[1]}}"
     written = len(layers) * len(heads) <= _MOST_WRITTEN
     look = {"texttemplate": "%{text[0]}" if written else None, "textfont": {"size": FONT_SIZE - 2}}
 
@@ -82,21 +83,21 @@ def _written(rise: float, mark: str) -> str:
     return ("<.01" if rise > 0 else ">-.01") + mark if small else f"{rise:.2f}{mark}"
 
 
-def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figure:
+def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str, bar: str, numbers: str) -> go.Figure:
     """The units whose ablation raises the loss most, from the top; other units at other steps."""
     n_bars = max(len(_largest(part)) for _, part in groups(rows, "step"))
     ends = finite(rows[[f"loss_increase{end}" for end in ("", "_low", "_high")]])
     low, high = float(ends.min(initial=0.0)), float(ends.max(initial=1e-6))
     figure = new_figure(f"units_{name}", 17 * n_bars, {"l": 78, "r": 20, "t": 52, "b": AXIS_HEIGHT})
     figure.update_layout(
-        xaxis={"title": {"text": "rise of the loss (nats); *: p < 0.05, Holm"}, "range": [1.05 * low, 1.05 * high]},
+        xaxis={"title": {"text": bar}, "range": [1.05 * low, 1.05 * high]},
         yaxis={"title": {"text": "layer.neuron"}, "tickfont": {"size": FONT_SIZE - 2}},
     )
 
     def draw(part: pd.DataFrame) -> list[go.Bar]:
         top = _largest(part)
         values, low, high = (column(top, f"loss_increase{end}") for end in ("", "_low", "_high"))
-        bar = go.Bar(
+        drawn = go.Bar(
             x=values,
             y=list(range(len(top))),
             error_x=whiskers(values, low, high, thickness=1, width=2),
@@ -107,10 +108,9 @@ def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str) -> go.Figu
             orientation="h",
             textposition="none",
             marker={"color": VERMILLION, "line": {"width": 0}},
-            hovertemplate=f"<b>%{{text}}</b><br>loss rises by <b>%{{x:.4f}}</b> nats {_NUMBERS}"
-            "%{hovertext}<extra></extra>",
+            hovertemplate=f"<b>%{{text}}</b><br>loss rises by <b>%{{x:.4f}}</b> {numbers}%{{hovertext}}<extra></extra>",
         )
-        return [bar]
+        return [drawn]
 
     def names(part: pd.DataFrame) -> dict[str, Any]:
         texts = [f"{row['layer']}.{row['unit']}{row['mark']}" for row in records(_largest(part))]

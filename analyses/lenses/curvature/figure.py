@@ -119,7 +119,7 @@ def _sharpness_panel(rows: pd.DataFrame) -> Panel:
         title="Sharpness",
         subtitle=f"largest eigenvalue of the mean loss's Hessian; dotted: the edge of stability{gaps}",
         traces=tuple(traces),
-        y_title="curvature (nats)",
+        y_title="curvature",
         y_range=log_range(*traces, room=0.0, least=1.5),
         log_y=True,
         legend=Legend("sharpness"),

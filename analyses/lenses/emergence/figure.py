@@ -37,6 +37,7 @@ def emergence_figure(
     *,
     mean: Mean = "geometric",
     log_loss: bool = True,
+    unit: str = "nats",
 ) -> go.Figure:
     """When the loss falls, and when each feature becomes decodable, on one logarithmic compute axis.
 
@@ -49,11 +50,12 @@ def emergence_figure(
         emergence: Table "emergence": transition, onsets and verdicts. May be empty.
         mean: Which mean over a third's labels is drawn; the paper takes the geometric one.
         log_loss: Whether losses have a logarithmic axis.
+        unit: What the loss is counted in.
     """
     features = distinct(emergence, "feature") or distinct(emergence_curves, "feature")
     shown = pd.DataFrame(emergence_curves.loc[emergence_curves["feature"].isin(features)])
     panels = feature_panels(shown, emergence, mean=mean, log_y=log_loss)
-    return timeline_figure(metrics, panels, shading(emergence), log_loss=log_loss)
+    return timeline_figure(metrics, panels, shading(emergence), log_loss=log_loss, unit=unit)
 
 
 def feature_panels(

@@ -156,5 +156,5 @@ def emergence(
         + next_token_note(run, distinct(found.verdicts, "feature")),
         found.verdicts.filter(columns),
         found.verdicts,
-        functools.partial(emergence_figure, run.metrics, found.curves),
+        functools.partial(emergence_figure, run.metrics, found.curves, unit=run.loss_unit),
     )

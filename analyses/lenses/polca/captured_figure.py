@@ -20,7 +20,7 @@ _LIMITS: Final = (-0.5, 1.5)
 _SIZES: Final = (4.0, 11.0)
 
 
-def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
+def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None, unit: str = "nats") -> go.Figure:
     """The mean loss's change since the first checkpoint with the part the basis captures, and the share by interval.
 
     An interval stands at its end. Points of the lower panel are as large as the interval's change of the loss; those
@@ -28,8 +28,9 @@ def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None)
 
     Args:
         intervals: Table "polca_intervals": step_from, step_to, flops_from, flops_to, loss_change, captured,
-            captured_fraction; one row an interval, in nats.
+            captured_fraction; one row an interval.
         transition: Of the validation loss, shaded; None for none.
+        unit: What the loss is counted in.
 
     Raises:
         ValueError: There is no row, several of one interval, or none that ends above 0 FLOPs.
@@ -39,12 +40,14 @@ def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None)
     shown = over_compute(
         rows.assign(flops=rows["flops_to"], change=rows["loss_change"].cumsum(), part=rows["captured"].cumsum())
     )
-    return stack_panels([_change_panel(shown), _fraction_panel(shown)], transition, filename="polca_captured")
+    return stack_panels(
+        [_change_panel(shown, unit), _fraction_panel(shown, unit)], transition, filename="polca_captured"
+    )
 
 
-def _change_panel(rows: pd.DataFrame) -> Panel:
+def _change_panel(rows: pd.DataFrame, unit: str) -> Panel:
     """Change of the loss since the first checkpoint, and its captured part."""
-    how = {"hover": f"%{{y:.3f}} nats · {STEP}", "beside": ("step_to",)}
+    how = {"hover": f"%{{y:.3f}} {unit} · {STEP}", "beside": ("step_to",)}
     whole = curve(rows, "change", "mean loss over the tokens", PURPLE, width=2.2, **how)
     part = curve(rows, "part", "captured by the directions together", VERMILLION, width=1.8, dash="dash", **how)
     change, captured = column(rows, "change")[-1], column(rows, "part")[-1]
@@ -53,13 +56,13 @@ def _change_panel(rows: pd.DataFrame) -> Panel:
         title="Change of the loss",
         subtitle=f"since the first checkpoint{share}",
         traces=(whole, part),
-        y_title="nats per token",
+        y_title="nats per token" if unit == "nats" else unit,
         y_range=value_range(whole, part),
         legend=Legend("change"),
     )
 
 
-def _fraction_panel(rows: pd.DataFrame) -> Panel:
+def _fraction_panel(rows: pd.DataFrame, unit: str) -> Panel:
     rows = rows.dropna(subset=["captured_fraction"])
     fraction, size = column(rows, "captured_fraction"), np.abs(column(rows, "loss_change"))
     low, high = _LIMITS
@@ -70,8 +73,8 @@ def _fraction_panel(rows: pd.DataFrame) -> Panel:
         "shown",
         "captured share",
         STEEL,
-        hover="%{customdata[0]:.1%}: %{customdata[1]:.2e} of %{customdata[2]:.2e} nats · steps %{customdata[3]:,} to "
-        "%{customdata[4]:,}",
+        hover=f"%{{customdata[0]:.1%}}: %{{customdata[1]:.2e}} of %{{customdata[2]:.2e}} {unit} · steps "
+        "%{customdata[3]:,} to %{customdata[4]:,}",
         beside=("captured_fraction", "captured", "loss_change", "step_from", "step_to"),
         width=0,
         size=_SIZES[0],

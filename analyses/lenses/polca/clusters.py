@@ -27,7 +27,7 @@ class Quantity(NamedTuple):
     Attributes:
         title: Of its panel.
         name: In words.
-        unit: May be empty.
+        unit: Of the loss; empty of what is none.
     """
 
     title: str
@@ -44,13 +44,19 @@ class Quantity(NamedTuple):
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
-# By the clusters' column `curves`.
-QUANTITIES: Final = {
+# By the clusters' column `curves`; `quantity_of` has the unit of a task.
+_QUANTITIES: Final = {
     "projected": Quantity("POLCA", "projected loss", "nats"),
     "exact_loss": Quantity("Clusters of the exact loss", "exact loss", "nats"),
     "loss_change": Quantity("Clusters of the loss's changes", "loss change", "nats"),
     "fisher": Quantity("Fisher information", "squared gradient", ""),
 }
+
+
+def quantity_of(curves: str, unit: str) -> Quantity:
+    """What was clustered, by the column `curves`; `unit` is the loss's."""
+    found = _QUANTITIES[curves]
+    return found._replace(unit=unit if found.unit else "")
 
 
 class Cluster(NamedTuple):
@@ -63,6 +69,7 @@ class Cluster(NamedTuple):
         color: Hex.
         symbol: Plotly's marker symbol.
         curve: Its rows of table "polca_curves" that a log axis can show; empty where a figure has no curves.
+        unit: What its losses are counted in.
     """
 
     row: dict[str, Any]
@@ -71,6 +78,7 @@ class Cluster(NamedTuple):
     color: str
     symbol: str
     curve: pd.DataFrame = pd.DataFrame()
+    unit: str = "nats"
 
     @property
     def name(self) -> str:
@@ -85,7 +93,7 @@ class Cluster(NamedTuple):
     @property
     def quantity(self) -> Quantity:
         """What was clustered."""
-        return QUANTITIES[self.row["curves"]]
+        return quantity_of(self.row["curves"], self.unit)
 
     @property
     def verdict(self) -> str:
@@ -174,13 +182,14 @@ def drawn_clusters(clusters: pd.DataFrame, direction: int) -> list[Cluster]:
     ]
 
 
-def drawn_curves(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> list[Cluster]:
+def drawn_curves(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int, unit: str = "nats") -> list[Cluster]:
     """The same with their curves.
 
     Args:
         curves: Table "polca_curves".
         clusters: Table "polca_clusters".
         direction: Which one.
+        unit: What the loss is counted in.
 
     Raises:
         ValueError: The direction has no cluster, the curves no row or several of one key, or a cluster has no curve.
@@ -195,7 +204,7 @@ def drawn_curves(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -
                 f"every cluster of direction {direction} must have a curve, got none of cluster {one.row['cluster']} "
                 "in the curves table. Hand in both tables of one analysis."
             )
-        drawn.append(one._replace(curve=over_compute(part)))
+        drawn.append(one._replace(curve=over_compute(part), unit=unit))
     return drawn
 
 

@@ -38,6 +38,7 @@ def polca_figure(
     direction: int | None = None,
     *,
     transition: Shade | None = None,
+    unit: str = "nats",
 ) -> go.Figure:
     """Projected loss by cluster over compute, and below it the exact loss of the same tokens.
 
@@ -48,12 +49,13 @@ def polca_figure(
 
     Args:
         curves: Table "polca_curves": direction, basis_step, cluster, step, flops, mean, medoid, q25, q75, exact_mean,
-            exact_q25, exact_q75; one row a step and cluster, losses in nats.
+            exact_q25, exact_q75; one row a step and cluster.
         clusters: Table "polca_clusters": direction, basis_step, cluster, name, curves ("projected" or one of the
             baselines "exact_loss", "loss_change", "fisher"), n_tokens, medoid_context, medoid_target, f1, fall,
             break_step, break_flops, hidden, in_flat, tau_step; one row a cluster.
         direction: Which one; None for the first two of `telling`.
         transition: Of the validation loss, shaded; None for none.
+        unit: What the loss is counted in.
 
     Raises:
         ValueError: A table has no row or several of one key, the clusters are of several kinds of curves, the
@@ -66,22 +68,24 @@ def polca_figure(
         )
     require_rows(clusters, "polca", ("curves",), ("direction", "cluster"))
     chosen = telling(clusters)[:_MOST_DIRECTIONS] if direction is None else [direction]
-    panels = [panel for one in chosen for panel in (polca_panel(curves, clusters, one), _exact(curves, clusters, one))]
+    of = curves, clusters
+    panels = [panel for one in chosen for panel in (polca_panel(*of, one, unit), _exact(*of, one, unit))]
     return stack_panels(panels, transition, filename="polca")
 
 
-def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> Panel:
+def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int, unit: str = "nats") -> Panel:
     """Projected loss along one direction over compute, by cluster.
 
     Args:
         curves: Table "polca_curves".
         clusters: Table "polca_clusters".
         direction: Which one.
+        unit: What the loss is counted in.
 
     Raises:
         ValueError: As in `polca_figure`.
     """
-    drawn = drawn_curves(curves, clusters, direction)
+    drawn = drawn_curves(curves, clusters, direction, unit)
     y_range = _range(drawn, "mean", "medoid", "q25", "q75")
     basis = _basis_mark(drawn[0], y_range)
     quantity = drawn[0].quantity
@@ -104,11 +108,11 @@ def polca_panel(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) ->
     )
 
 
-def _exact(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> Panel:
-    drawn = drawn_curves(curves, clusters, direction)
+def _exact(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int, unit: str) -> Panel:
+    drawn = drawn_curves(curves, clusters, direction, unit)
     y_range = _range(drawn, "exact_mean", "exact_q75")
     basis, tau = _basis_mark(drawn[0], y_range), _tau_mark(drawn[0], y_range)
-    hover = f"%{{y:.3f}} nats {_HALF}:.3f}} to %{{customdata[1]:.3f}}) · step %{{customdata[2]:,}}"
+    hover = f"%{{y:.3f}} {unit} {_HALF}:.3f}} to %{{customdata[1]:.3f}}) · step %{{customdata[2]:,}}"
     beside = ("exact_q25", "exact_q75", "step")
     lines = [
         curve(
@@ -122,7 +126,7 @@ def _exact(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int) -> Pane
         title="Exact loss",
         subtitle="of the same tokens",
         traces=(*basis.lines, *tau.lines, *bands, *lines, *marks),
-        y_title="loss (nats)",
+        y_title=f"loss ({unit})",
         y_range=y_range,
         height=110,
         legend=Legend(f"polca {direction}"),

@@ -52,12 +52,14 @@ class Polca(Lens):
         found = stored(page.run)
         if found is None or found.clusters.empty:
             return []
-        return [polca_panel(found.curves, found.clusters, telling(found.clusters)[0])]
+        return [polca_panel(found.curves, found.clusters, telling(found.clusters)[0], page.run.task.loss_unit)]
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
         found = stored(page.run)
-        return [] if found is None else polca_sections(found, transition=shaded_transition(page.run))
+        if found is None:
+            return []
+        return polca_sections(found, transition=shaded_transition(page.run), unit=page.run.task.loss_unit)
 
 
 def polca(
@@ -144,16 +146,16 @@ def _result(grouping: Grouping) -> PolcaResult:
     for direction, part in zip(directions, parts, strict=True):
         tokens[f"cluster_{direction}"] = run.table(CLUSTERS).read_tensors(part)["labels"].numpy()
 
-    transition = shaded_transition(run)
+    how: dict[str, Any] = {"transition": shaded_transition(run), "unit": run.task.loss_unit}
 
     def draw_means(_: pd.DataFrame) -> Figure:
-        return means_figure(grouping.means(), transition=transition)
+        return means_figure(grouping.means(), **how)
 
     return PolcaResult(
         _title(grouping, len(clusters)),
         clusters.filter(list(_SUMMARY)),
         clusters,
-        draw_means if clusters.empty else functools.partial(polca_figure, curves, transition=transition),
+        draw_means if clusters.empty else functools.partial(polca_figure, curves, **how),
         curves,
         composition,
         data.intervals,
@@ -170,9 +172,10 @@ def _title(grouping: Grouping, n_clusters: int) -> str:
     captured, change = column(data.intervals, "captured").sum(), column(data.intervals, "loss_change").sum()
     # Of a loss that hardly changes, a share says nothing.
     part = f", {captured / change:.1%} of it" if change and abs(captured / change) < 100 else ""
+    unit = plan.run.task.loss_unit
     title = (
         f"POLCA of {plan.run.run_id}: {n_clusters} clusters along {len(grouping.curves.directions)} directions "
-        f"({plan.settings.curves}, basis {plan.config.basis}); the loss changes by {change:.3g} nats, along them by "
+        f"({plan.settings.curves}, basis {plan.config.basis}); the loss changes by {change:.3g} {unit}, along them by "
         f"{captured:.3g}{part}"
     )
     vague = data.directions.loc[~data.directions["converged"].astype(bool)]

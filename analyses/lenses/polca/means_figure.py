@@ -7,7 +7,7 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.polca.clusters import QUANTITIES
+from analyses.lenses.polca.clusters import quantity_of
 from qfl_interp.plots.lines import STEP, curve, over_compute, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
@@ -20,15 +20,16 @@ _MOST: Final = 6
 _HOVER: Final = f"%{{y:.3g}} · {STEP}"
 
 
-def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.Figure:
+def means_figure(means: pd.DataFrame, *, transition: Shade | None = None, unit: str = "nats") -> go.Figure:
     """Mean curve over all tokens along each direction over compute, and below it their mean exact loss.
 
     For an analysis that found no cluster, which its note says. The six directions are drawn whose mean moves most.
 
     Args:
         means: direction, basis_step, step, flops, n_tokens, curves (as in table "polca_clusters"), mean, exact_mean;
-            one row a direction and step, losses in nats.
+            one row a direction and step.
         transition: Of the validation loss, shaded; None for none.
+        unit: What the loss is counted in.
 
     Raises:
         ValueError: There is no row, several of one direction and step, several kinds of curves, or none above 0 FLOPs.
@@ -44,15 +45,15 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None) -> go.
         title="Exact loss",
         subtitle="of the same tokens",
         traces=(exact,),
-        y_title="loss (nats)",
+        y_title=f"loss ({unit})",
         y_range=value_range(exact, below=0.08, above=0.08),
         height=110,
     )
-    return stack_panels([_means(parts, len(moved)), below], transition, filename="polca")
+    return stack_panels([_means(parts, len(moved), unit), below], transition, filename="polca")
 
 
-def _means(parts: list[pd.DataFrame], n_directions: int) -> Panel:
-    quantity = QUANTITIES[str(parts[0]["curves"].iloc[0])]
+def _means(parts: list[pd.DataFrame], n_directions: int, unit: str) -> Panel:
+    quantity = quantity_of(str(parts[0]["curves"].iloc[0]), unit)
     subtitle = f"no cluster found: mean over all {int(column(parts[0], 'n_tokens')[0]):,} tokens"
     if len(parts) < n_directions:
         subtitle += f" along the {len(parts)} of {n_directions} directions it moves most"

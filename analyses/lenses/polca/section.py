@@ -27,7 +27,7 @@ _COLUMNS: Final = {
     "name": "name",
     "n_tokens": "tokens",
     "share": "share of all",
-    "fall": "fall (nats)",
+    "fall": "fall",
     "break_step": "break, step",
     "hidden": "hidden",
     "in_flat": "on a plateau",
@@ -40,17 +40,18 @@ _COLUMNS: Final = {
 }
 
 
-def polca_sections(tables: Clustered, *, transition: Shade | None = None) -> list[Section]:
+def polca_sections(tables: Clustered, *, transition: Shade | None = None, unit: str = "nats") -> list[Section]:
     """Curves by cluster with the table of clusters, their composition, and how much of the loss the basis captures.
 
     Args:
         tables: Of one analysis; clusters and their curves may be empty.
         transition: Of the validation loss, shaded; None for none.
+        unit: What the loss is counted in.
     """
     downloads = {f"polca_{name}": table for name, table in tables._asdict().items() if not table.empty}
     captured = Section(
         "POLCA: what the directions capture",
-        figure=captured_figure(tables.intervals, transition=transition),
+        figure=captured_figure(tables.intervals, transition=transition, unit=unit),
         note="The loss change that all directions together account for, beside the whole. What is missing happened in "
         "directions that the basis does not have.",
     )
@@ -61,12 +62,12 @@ def polca_sections(tables: Clustered, *, transition: Shade | None = None) -> lis
         Section(
             "POLCA: hidden breakthroughs",
             text=_summary(tables.clusters),
-            figure=polca_figure(tables.curves, tables.clusters, transition=transition),
+            figure=polca_figure(tables.curves, tables.clusters, transition=transition, unit=unit),
             note="The part of each token's loss change that lies along one direction of weight space, summed over "
             "training, by cluster of tokens with like curves. A large marker is where a cluster's tokens break, the "
             "mean of their sharpest turns: filled if the exact loss is flat there. The dashed vertical line is the "
             "checkpoint that gave the direction.",
-            table=_view(tables.clusters),
+            table=_view(tables.clusters, unit),
             downloads=downloads,
         ),
         *_compositions(tables),
@@ -93,7 +94,7 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
-def _view(clusters: pd.DataFrame) -> pd.DataFrame:
+def _view(clusters: pd.DataFrame, unit: str) -> pd.DataFrame:
     """The table of clusters as a reader sees it, the most telling directions first and not more than a page of them."""
     order = {direction: place for place, direction in enumerate(telling(clusters))}
     ordered = clusters.assign(in_flat=on_plateau(clusters)).sort_values(
@@ -103,7 +104,8 @@ def _view(clusters: pd.DataFrame) -> pd.DataFrame:
     ordered = ordered.iloc[np.argsort(places, kind="stable")[:_MOST_ROWS]]
     contexts = [ending(str(context), _CONTEXT_LETTERS) for context in ordered["medoid_context"]]
     shown = ordered.assign(medoid_context=contexts)
-    return pd.DataFrame({title: shown[name] for name, title in _COLUMNS.items()})
+    titles = _COLUMNS | {"fall": f"fall ({unit})"}
+    return pd.DataFrame({title: shown[name] for name, title in titles.items()})
 
 
 def _compositions(tables: Clustered) -> list[Section]:

@@ -88,7 +88,7 @@ def train_stacked(
         same = (config.task, config.length, config.task_options) == (task.name, task.length, task.options)
         if not same or config.start or config.train.compile or config.n_train is not None:
             raise ValueError(
-                f"{path} must be a run of fresh examples of {task!r}, no branch and not compiled, got {config.run_id}."
+                f"{path} must be a run of fresh examples of {task!r}, no fork and not compiled, got {config.run_id}."
             )
     errors: list[Exception | None] = [None] * len(runs)
     if not runs:
