@@ -1,4 +1,4 @@
-"""What an analysis needs of something with checkpoints: a `Run` of this library, a `Suite` of Hugging Face models."""
+"""What an analysis needs of something with checkpoints: a `Run` of this library, a `Suite` of others."""
 
 from __future__ import annotations
 

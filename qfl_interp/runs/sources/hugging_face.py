@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -16,7 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as hf_logging
 
 from qfl_interp.errors import QflError
+from qfl_interp.models.build import hooked_from_hf
 from qfl_interp.plugins import warn
+from qfl_interp.runs.file_digests import FileDigests
+from qfl_interp.runs.sources.source import Limits, Source
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import TransformerBridge
 
 # Names of step folders: step0, step_1000, step-1000, global_step5, checkpoint-500, iter_10.
 STEP_FOLDER = r"(?:global_?step|step|checkpoint|ckpt|iteration|iter)[-_]?(\d+)"
@@ -30,10 +36,12 @@ _INCIDENTAL = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the checkpoint of one step is.
+class HuggingFace(Source):
+    """A folder that `save_pretrained` wrote, or a hub repository with its branch, tag or commit.
 
-    A folder that `save_pretrained` wrote, or a hub repository with its branch, tag or commit.
+    Its model is wrapped in a `TransformerBridge`, its attention written out whatever its files say; weights are not
+    folded, so that logits are the model's own. Weights that are pickled (`.bin`) are read as tensors alone, and that is
+    said.
     """
 
     name: str
@@ -63,6 +71,69 @@ class Source:
         # A file that names an attention of its own would beat the argument of `from_pretrained`.
         config._attn_implementation = "eager"
         return config
+
+    @property
+    def architecture(self) -> str:
+        """The model's type, as its configuration names it."""
+        return str(self.read_config().get("model_type", "unknown"))
+
+    def limits(self) -> Limits:
+        """What the model takes, as its configuration says."""
+        text = self.config().get_text_config()
+        return Limits(getattr(text, "vocab_size", None), getattr(text, "max_position_embeddings", None))
+
+    def n_parameters(self) -> int:
+        """Trainable parameters of the model of its configuration; nothing is allocated."""
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config())
+        return sum(p.numel() for p in model.parameters())
+
+    def load(self, device: str | torch.device = "cpu") -> TransformerBridge:
+        """The model; its logits are those of the Hugging Face model.
+
+        Raises:
+            QflError: A file is missing, truncated or no causal language model, a weight is absent, or TransformerLens
+                has no bridge for the architecture.
+        """
+        model: Any = self.load_pretrained()  # its `to` is annotated as a function of itself
+        return hooked_from_hf(model.to(device))
+
+    def new_model(self, seed: int) -> TransformerBridge:
+        """A freshly initialised model of its configuration."""
+        return hooked_from_hf(new_model(self.config(), seed))
+
+    def weights(self, files: FileDigests) -> str | None:
+        """A digest of the weight files, or the commit on the hub; None where neither is on this machine."""
+        return files.of(self.weight_files()) if self.revision is None else self.cached_commit()
+
+    def load_pretrained(self) -> PreTrainedModel:
+        """The model of transformers, in float32 on the CPU, its attention written out. Raises as `load` does."""
+        config = self.config()
+        with quiet():
+            try:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    self.name,
+                    config=config,
+                    revision=self.revision,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
+            except Exception as error:  # readers of four file formats raise what they like
+                raise QflError(f"{self} cannot be loaded: {type(error).__name__}: {error}") from error
+        files = self.weight_files()  # a revision's are on this machine by now
+        if files and not any(path.suffix == ".safetensors" for path in files):
+            warn(f"weights of {self} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
+        model, info = loaded
+        # transformers draws absent weights at random and goes on.
+        lacking = sorted({str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]})
+        if lacking:
+            raise QflError(
+                f"{self} must hold every weight of its configuration, but lacks or misshapes {len(lacking)}: "
+                f"{', '.join(lacking[:5])}. Save it again with save_pretrained."
+            )
+        return model
 
     def weight_files(self) -> list[Path]:
         """Files on this machine that hold its weights, sorted: of a folder, or of a revision in the hub's cache."""
@@ -95,52 +166,11 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def load_source(source: Source, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """The model of a checkpoint, in float32 on a device, its attention written out.
-
-    Raises:
-        QflError: A file is missing, truncated or no causal language model, or a weight is absent.
-    """
-    config = source.config()
-    with quiet():
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.name,
-                config=config,
-                revision=source.revision,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        except Exception as error:  # readers of four file formats raise what they like
-            raise QflError(f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
-    files = source.weight_files()  # a revision's are on this machine by now
-    if files and not any(path.suffix == ".safetensors" for path in files):
-        warn(f"weights of {source} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
-    model, info = loaded
-    # transformers draws absent weights at random and goes on.
-    lacking = sorted({str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]})
-    if lacking:
-        raise QflError(
-            f"{source} must hold every weight of its configuration, but lacks or misshapes {len(lacking)}: "
-            f"{', '.join(lacking[:5])}. Save it again with save_pretrained."
-        )
-    return model.to(device)
-
-
 def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A freshly initialised model, in float32 on the CPU; the global generators are not touched."""
     with quiet():
         torch.default_generator.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-
-
-def count_parameters(config: PretrainedConfig) -> int:
-    """Trainable parameters of a model, embeddings included, tied ones once; nothing is allocated."""
-    with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in model.parameters())
 
 
 def step_folders(folder: Path, pattern: str) -> dict[int, Path]:
@@ -192,4 +222,4 @@ def _lacks(folder: Path) -> str:
             return f"unreadable {index.name}"
         if absent := sorted(name for name in shards if not (folder / name).exists()):
             return f"no {absent[0]}"
-    return "" if Source(str(folder)).weight_files() else "no weights"
+    return "" if HuggingFace(str(folder)).weight_files() else "no weights"
