@@ -58,6 +58,10 @@ class Checkpoints(abc.ABC):
     def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedModel:
         """The model at a step. Raises `QflError` where the step was not saved or cannot be read."""
 
+    def require_untrained(self) -> None:
+        """Raise `QflError` where `untrained_model` cannot make one, before anything is computed; by default it can."""
+        return None
+
     @abc.abstractmethod
     def untrained_model(self, index: int) -> tuple[HookedModel, int]:
         """A freshly initialised model of the same shape, on the CPU, and the seed of its weights.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.identity import task_identity
@@ -19,9 +22,14 @@ from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
 from qfl_interp.runs.file_digests import FileDigests
+from qfl_interp.runs.scratch import scratch_folder
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.runs.sources.hugging_face import STEP_FOLDER, HuggingFace, step_folders
+from qfl_interp.runs.sources.builders import builder_of
+from qfl_interp.runs.sources.folder import find_checkpoints
+from qfl_interp.runs.sources.hugging_face import HuggingFace
+from qfl_interp.runs.sources.in_memory import InMemory
 from qfl_interp.runs.sources.source import Source
+from qfl_interp.runs.sources.state_dicts import StateDict
 
 if TYPE_CHECKING:
     from qfl_interp.models.build import HookedModel
@@ -30,10 +38,10 @@ if TYPE_CHECKING:
 class Suite(Checkpoints):
     """A series of checkpoints with a task to examine them on, each from a `Source`.
 
-    Open one with `Suite.open` or `Suite.from_hub`. Models are in float32 and evaluation mode. Tables lie in
-    `out/<run_id>/`, and the id holds the suite's name, the task's and a digest of the model's configuration, the
-    dataset and the tokens of a step: two suites of one name and configuration (trained from other seeds, say) need an
-    `out` each.
+    Open one with `Suite.open`, `from_hub`, `from_state_dicts` or `from_models`. Models are in float32 and evaluation
+    mode. Tables lie in `out/<run_id>/`, and the id holds the suite's name, the task's and a digest of the model's
+    configuration, the dataset and the tokens of a step: two suites of one name and configuration (trained from other
+    seeds, say) need an `out` each.
 
     Pickled, it is its sources and its task: another process opens them again. The task's class has to be one that it
     can import.
@@ -49,7 +57,7 @@ class Suite(Checkpoints):
 
     Raises:
         QflError: The configuration cannot be read, or the task does not fit the model.
-        ValueError: Both `tokens_per_step` and `tokens_at` are given, or `tokens_at` lacks a step.
+        ValueError: There is no source, both `tokens_per_step` and `tokens_at` are given, or `tokens_at` lacks a step.
     """
 
     def __init__(
@@ -65,6 +73,8 @@ class Suite(Checkpoints):
     ) -> None:
         self.name, self.sources, self.out, self.seed = name, dict(sorted(sources.items())), local_path(out), seed
         self.tokens_per_step = tokens_per_step
+        if not self.sources:
+            raise ValueError("a suite must have a step, got none.")
         self.tokens_at = None if tokens_at is None else dict(sorted(tokens_at.items()))
         _require_tokens(self.steps, tokens_per_step, self.tokens_at)
         self._task = task
@@ -81,26 +91,136 @@ class Suite(Checkpoints):
         out: str | Path | None = None,
         seed: int = 0,
         tokens_per_step: int | None = None,
-        pattern: str = STEP_FOLDER,
+        pattern: str | None = None,
+        build: Callable[[], nn.Module] | None = None,
+        config: Any = None,
     ) -> Suite:
-        """The suite in a folder: one sub-folder a step, each written by `save_pretrained`.
+        """The suite in a folder: a sub-folder or a file a step.
+
+        Sub-folders that `save_pretrained` or a `Trainer` wrote are read as they are. With `build` or `config` all are
+        state dicts, as `from_state_dicts` reads them. Names that say tokens (`stage1-step150-tokens1B`) give FLOPs.
 
         Args:
-            folder: Holds `step0`, `step_1000`, `checkpoint-500`, ...; other sub-folders are passed over.
+            folder: Holds `step0`, `step_1000`, `checkpoint-500`, `step300.pt`, `model_step_300.safetensors`, ...; what
+                has other names is passed over.
             task: What the models are examined on.
             out: Folder for tables; `<folder>/qfl_interp` by default.
             seed: Draws untrained models.
-            tokens_per_step: Tokens of one training step, for `flops`.
-            pattern: Regular expression of a step folder's whole name; its first group is the step.
+            tokens_per_step: Tokens of one training step, for `flops`; by default as names have it.
+            pattern: Regular expression of a checkpoint's whole name, a file's with or without its ending; its group
+                `step`, or else its first, is the step, its group `tokens` the tokens ("4B", "2097152").
+            build: Returns the model of the state dicts.
+            config: Or the model's configuration of transformer_lens.
 
         Raises:
-            QflError: There is no step folder, two have the same step, one is half-written, their configurations
-                differ, or the task does not fit the model.
+            QflError: There is no checkpoint, two have the same step, they are of several series, one is half-written,
+                their configurations differ, or the task does not fit the model.
+            ValueError: The pattern has no group, or one that matches no number.
         """
-        found = step_folders(Path(folder), pattern)
-        sources = {step: HuggingFace(str(path)) for step, path in found.items()}
+        builder = None if build is None and config is None else builder_of(build, config)
+        found = find_checkpoints(Path(folder), pattern, builder)
         out = Path(folder) / "qfl_interp" if out is None else out
-        suite = cls(Path(folder).resolve().name, sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
+        tokens = found if tokens_per_step is None else found._replace(tokens_per_step=tokens_per_step, tokens_at=None)
+        suite = cls(
+            Path(folder).resolve().name, found.sources, task, out=out, seed=seed,
+            tokens_per_step=tokens.tokens_per_step, tokens_at=tokens.tokens_at,
+        )  # fmt: skip
+        for source in found.sources.values():
+            suite._require_same_config(source)
+        return suite
+
+    @classmethod
+    def from_state_dicts(
+        cls,
+        paths: Mapping[int, str | Path],
+        task: Task,
+        *,
+        build: Callable[[], nn.Module] | None = None,
+        config: Any = None,
+        out: str | Path | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        tokens_per_step: int | None = None,
+    ) -> Suite:
+        """The suite of state dicts, with what makes their model.
+
+        A file is `.safetensors`, or a pickle (`.pt`, `.pth`, `.bin`, `.ckpt`) of tensors alone, in which the state dict
+        may be one entry (`model`, `state_dict`, ...) of several; nothing else in it is executed. A folder holds one
+        such file or shards with their index. Every tensor is compared with the model by name and shape.
+
+        Args:
+            paths: File or folder of each step.
+            task: What the models are examined on.
+            build: Returns the model, without arguments: a `HookedTransformer`, a model of transformers, or a module of
+                your own with hook points (docs/any_model.md). Fresh weights are drawn from torch's global generator.
+                With `jobs` above 1 it has to be importable.
+            config: Or a `HookedTransformerConfig`, its fields as a mapping, or a JSON file of them.
+            out: Folder for tables; `qfl_interp` beside the first file by default.
+            name: What tables call it; by default the folder of the first file.
+            seed: Draws untrained models.
+            tokens_per_step: Tokens of one training step, for `flops`.
+
+        Raises:
+            QflError: The model cannot be built, or the task does not fit it. Files are read when a step is loaded.
+            TypeError: Neither `build` nor `config` is given, or both.
+            ValueError: There is no step.
+        """
+        builder = builder_of(build, config)
+        sources = {int(step): StateDict(local_path(path), builder) for step, path in paths.items()}
+        first = next(iter(sources.values()), None)
+        beside = Path() if first is None else first.path.absolute().parent
+        out = beside / "qfl_interp" if out is None else out
+        return cls(name or beside.name, sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
+
+    @classmethod
+    def from_models(
+        cls,
+        models: Mapping[int, nn.Module],
+        task: Task,
+        *,
+        build: Callable[[], nn.Module] | None = None,
+        out: str | Path | None = None,
+        name: str = "models",
+        seed: int = 0,
+        tokens_per_step: int | None = None,
+    ) -> Suite:
+        """The suite of models in memory, by step.
+
+        Copies are looked at, so that a model may be trained on; its weights are those at the time of a call. With
+        `jobs` above 1 the models travel to other processes.
+
+        Args:
+            models: `HookedTransformer`s, bridges, models of transformers, or modules of your own with hook points.
+            task: What they are examined on.
+            build: Returns a fresh model, for untrained controls; by default the first model's configuration does.
+            out: Folder for tables; by default a temporary one, gone when this process ends.
+            name: What tables call it.
+            seed: Draws untrained models.
+            tokens_per_step: Tokens of one training step, for `flops`.
+
+        Raises:
+            QflError: One object stands at two steps, the models differ in their configurations, or the task does not
+                fit them.
+            ValueError: There is no step.
+        """
+        seen: dict[int, int] = {}
+        for step, model in models.items():
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"a model must be a torch.nn.Module, got a {type(model).__name__} at step {step}.")
+            if id(model) in seen:
+                raise QflError(
+                    f"steps {seen[id(model)]} and {step} are one object, whose weights are those of now. Keep a "
+                    "copy.deepcopy(model) of each step."
+                )
+            seen[id(model)] = step
+        builder = None if build is None else builder_of(build, None)
+        named = {int(step): (type(model).__name__, model) for step, model in models.items()}
+        sources = {
+            step: InMemory(model, f"the {kind} of step {step}", builder) for step, (kind, model) in named.items()
+        }
+        suite = cls(
+            name, sources, task, out=_scratch() if out is None else out, seed=seed, tokens_per_step=tokens_per_step
+        )
         for source in sources.values():
             suite._require_same_config(source)
         return suite
@@ -219,6 +339,10 @@ class Suite(Checkpoints):
         place = self.workplace if self.workplace.is_dir() else self.path
         return self.sources[self.resolve_steps(step)[0]].weights(FileDigests(place / "weights.json"))
 
+    def require_untrained(self) -> None:
+        """Raise `QflError` where the sources do not say how a fresh model is made."""
+        self._first.require_new()
+
     def untrained_model(self, index: int) -> tuple[HookedModel, int]:
         """A freshly initialised model of the suite's shape, on the CPU, and the seed of its weights.
 
@@ -251,6 +375,14 @@ class Suite(Checkpoints):
 def _reopen(name: str, sources: Mapping[int, Source], task: Task, settings: dict[str, Any]) -> Suite:
     """A suite that was pickled."""
     return Suite(name, sources, task, **settings)
+
+
+@cache
+def _scratch() -> Path:
+    """A folder that is gone when this process ends."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder("qfl_models_"))
 
 
 def _require_tokens(steps: Sequence[int], tokens_per_step: int | None, tokens_at: Mapping[int, int] | None) -> None:

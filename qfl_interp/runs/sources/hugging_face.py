@@ -1,10 +1,9 @@
-"""Hugging Face checkpoints on disk or on the hub: finding the steps, reading configurations, loading weights."""
+"""Hugging Face checkpoints on disk or on the hub: reading configurations, loading weights."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from qfl_interp.runs.sources.source import Limits, Source
 if TYPE_CHECKING:
     from qfl_interp.models.build import TransformerBridge
 
-# Names of step folders: step0, step_1000, step-1000, global_step5, checkpoint-500, iter_10.
-STEP_FOLDER = r"(?:global_?step|step|checkpoint|ckpt|iteration|iter)[-_]?(\d+)"
 # Trainers write other .bin files too.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 # What may differ between the configurations of one model's checkpoints.
@@ -59,7 +56,7 @@ class HuggingFace(Source):
             raise QflError(f"the configuration of {self} cannot be read: {error}. Save or fetch it again.") from error
         if not values:
             raise QflError(f"{self} has no config.json. Save it with save_pretrained.")
-        return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+        return named_settings(values)
 
     def config(self) -> PretrainedConfig:
         """Its configuration, as Hugging Face reads it. Raises `QflError` where transformers knows no such model."""
@@ -79,8 +76,7 @@ class HuggingFace(Source):
 
     def limits(self) -> Limits:
         """What the model takes, as its configuration says."""
-        text = self.config().get_text_config()
-        return Limits(getattr(text, "vocab_size", None), getattr(text, "max_position_embeddings", None))
+        return limits_of(self.config())
 
     def n_parameters(self) -> int:
         """Trainable parameters of the model of its configuration; nothing is allocated."""
@@ -133,6 +129,12 @@ class HuggingFace(Source):
                 f"{self} must hold every weight of its configuration, but lacks or misshapes {len(lacking)}: "
                 f"{', '.join(lacking[:5])}. Save it again with save_pretrained."
             )
+        # It drops what it does not know, less what its class knows to be of older versions.
+        if more := sorted(map(str, info["unexpected_keys"])):
+            raise QflError(
+                f"{self} must hold no weight that its configuration does not have, but has {len(more)}: "
+                f"{', '.join(more[:5])}. Is config.json of another model? Else save it again with save_pretrained."
+            )
         return model
 
     def weight_files(self) -> list[Path]:
@@ -149,6 +151,17 @@ class HuggingFace(Source):
         """The folder of that commit."""
         found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
         return Path(found).parent if isinstance(found, str) else None
+
+
+def named_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a model among the values of a configuration."""
+    return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+
+
+def limits_of(config: PretrainedConfig) -> Limits:
+    """What a model of this configuration takes."""
+    text = config.get_text_config()
+    return Limits(getattr(text, "vocab_size", None), getattr(text, "max_position_embeddings", None))
 
 
 @contextmanager
@@ -173,45 +186,7 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
-def step_folders(folder: Path, pattern: str) -> dict[int, Path]:
-    """Step to its folder.
-
-    The first group of `pattern`, which matches a folder's whole name, is the step; other sub-folders are passed over.
-
-    Raises:
-        QflError: There is none, two have the same step, or one is half-written.
-        ValueError: The pattern has no group, or one that matches no number.
-    """
-    if not folder.is_dir():
-        raise QflError(f"{folder} is no folder. Give the one that holds the step folders.")
-    found: dict[int, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
-        match = re.fullmatch(pattern, path.name)
-        if match is None:
-            continue
-        if not match.groups() or not str(match.group(1)).isdecimal():
-            raise ValueError(
-                f"pattern must have a first group that matches the step's digits, got {pattern!r}, which matches "
-                f"{path.name!r}. For example: {STEP_FOLDER!r}."
-            )
-        step = int(match.group(1))
-        if step in found:
-            raise QflError(f"{folder} has step {step} twice: {found[step].name} and {path.name}. Move one away.")
-        found[step] = path
-    if not found:
-        raise QflError(
-            f"{folder} has no step folder. Expected names like step0, step_1000, step-1000, checkpoint-500 or iter_10; "
-            "give pattern= for others."
-        )
-    broken = [f"{path.name} ({why})" for path in found.values() if (why := _lacks(path))]
-    if broken:
-        raise QflError(
-            f"step folders of {folder} are half-written: {', '.join(broken)}. Save them again or delete them."
-        )
-    return found
-
-
-def _lacks(folder: Path) -> str:
+def lacks(folder: Path) -> str:
     """What a checkpoint folder lacks; empty where it is whole."""
     if not (folder / "config.json").exists():
         return "no config.json"

@@ -60,6 +60,10 @@ class Source(abc.ABC):
             QflError: It cannot be read, or lacks a weight of the model or has another.
         """
 
+    def require_new(self) -> None:
+        """Raise `QflError` where nothing says how a fresh model is made, before anything is computed."""
+        return None
+
     @abc.abstractmethod
     def new_model(self, seed: int) -> HookedModel:
         """A freshly initialised model of the same shape, on the CPU, its weights decided by the seed alone.
