@@ -3,12 +3,13 @@
     from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca, curvature
     from analyses import timeline, report
 
-The functions load on first use. Each lens has a module of its own: what it computes, its figure, its table.
+Each takes one model in memory too, with the task to look at it on: `probe(model, task=task)`. The functions load on
+first use. Each lens has a module of its own: what it computes, its figure, its table.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qfl_interp.lazy import lazy_names
 
@@ -52,4 +53,15 @@ __all__ = [
     "transfer",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__)
+_load, __dir__ = lazy_names(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, which loads; an analysis takes models in memory."""
+    found = _load(name)
+    if not callable(found):
+        return found
+    from analyses.in_memory import takes_models
+
+    globals()[name] = takes_models(found)
+    return globals()[name]

@@ -55,4 +55,6 @@ def models_at(run: Checkpoints, steps: Steps, n_untrained: int = 0) -> list[Mode
         raise ValueError(f"n_untrained must be at least 0, got {n_untrained}.")
     what = f"results of {n_untrained:,} untrained models"
     require_memory(n_untrained * _BYTES_LISTED, available_bytes(), what, "Take fewer.")
+    if n_untrained:
+        run.require_untrained()
     return [ModelAt(step) for step in run.resolve_steps(steps)] + [ModelAt(0, i) for i in range(n_untrained)]

@@ -59,7 +59,7 @@ ONLY_IN = {
         "models/linear_attention.py",
         "models/mlp.py",
     ),
-    "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),
+    "transformers": ("models/build.py", "runs/sources/hugging_face.py"),
     "plotly": ("plots", "report"),
     "sklearn": ("emergence", "polca"),
     "IPython": ("cli",),

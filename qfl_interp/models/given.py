@@ -88,6 +88,34 @@ def build_given(config: LensModelConfig, *, d_vocab: int, n_ctx: int, seed: int)
     return model
 
 
+def lens_settings(config: Any) -> dict[str, Any]:
+    """The fields that name a model of transformer_lens, as JSON holds them and in float32; `lens_model` makes it.
+
+    Args:
+        config: A `HookedTransformerConfig`, or its fields as a mapping, such as its `to_dict()` read back from a file.
+            Where it was, how it was loaded and its tokenizer are left out.
+
+    Raises:
+        QflError: A field is unknown, the vocabulary's size is missing, or the weights would be quantised.
+    """
+    given = dict(config) if isinstance(config, Mapping) else _plain_fields(config)
+    kept = {name: value for name, value in given.items() if name not in _NOT_NAMED}
+    kept |= {"dtype": "float32", "tokenizer_name": None, "n_devices": 1}
+    if not isinstance(kept.get("d_vocab"), int) or kept["d_vocab"] < 1:
+        raise QflError(f"a configuration of transformer_lens must say d_vocab, got {kept.get('d_vocab')!r}.")
+    if kept.get("load_in_4bit"):
+        raise QflError("load_in_4bit must be False: quantised weights are not read.")
+    try:
+        return _plain_fields(_build(kept, 0).cfg)
+    except Exception as error:  # its checks raise what they like
+        raise QflError(f"transformer_lens makes no model of this configuration: {error}") from error
+
+
+def lens_model(settings: Mapping[str, Any], seed: int) -> HookedTransformer:
+    """The model of `lens_settings`, its weights drawn as transformer_lens does, from the seed."""
+    return _build(settings, seed)
+
+
 def _build(cfg: Mapping[str, Any], seed: int) -> HookedTransformer:
     """A model of plain fields; the global generators are as before."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig

@@ -1,4 +1,4 @@
-"""What an analysis needs of something with checkpoints: a `Run` of this library, a `Suite` of Hugging Face models."""
+"""What an analysis needs of something with checkpoints: a `Run` of this library, a `Suite` of others."""
 
 from __future__ import annotations
 
@@ -57,6 +57,10 @@ class Checkpoints(abc.ABC):
     @abc.abstractmethod
     def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedModel:
         """The model at a step. Raises `QflError` where the step was not saved or cannot be read."""
+
+    def require_untrained(self) -> None:
+        """Raise `QflError` where `untrained_model` cannot make one, before anything is computed; by default it can."""
+        return None
 
     @abc.abstractmethod
     def untrained_model(self, index: int) -> tuple[HookedModel, int]:

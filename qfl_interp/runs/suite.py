@@ -1,16 +1,18 @@
-"""Checkpoints of a Hugging Face causal language model, from folders or hub revisions, as a series like a `Run`."""
+"""Checkpoints that were not trained here, as a series like a `Run`: from folders, files, the hub or memory."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import PretrainedConfig
+from torch import nn
 
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.identity import task_identity
@@ -19,24 +21,27 @@ from qfl_interp.data.task import Task
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
-from qfl_interp.models.build import hooked_from_hf
 from qfl_interp.runs.file_digests import FileDigests
-from qfl_interp.runs.hf_checkpoints import STEP_FOLDER, Source, count_parameters, load_source, new_model, step_folders
+from qfl_interp.runs.scratch import scratch_folder
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.runs.sources.builders import builder_of
+from qfl_interp.runs.sources.folder import find_checkpoints
+from qfl_interp.runs.sources.hugging_face import HuggingFace
+from qfl_interp.runs.sources.in_memory import InMemory
+from qfl_interp.runs.sources.source import Source
+from qfl_interp.runs.sources.state_dicts import StateDict
 
 if TYPE_CHECKING:
-    from qfl_interp.models.build import TransformerBridge
+    from qfl_interp.models.build import HookedModel
 
 
 class Suite(Checkpoints):
-    """A series of Hugging Face checkpoints with a task to examine them on.
+    """A series of checkpoints with a task to examine them on, each from a `Source`.
 
-    Open one with `Suite.open` or `Suite.from_hub`. Models are wrapped in a `TransformerBridge`, in float32 and
-    evaluation mode, their attention written out whatever their files say; weights are not folded, so that logits are
-    the model's own. Weights that are pickled (`.bin`) are read as tensors alone, and that is said. Tables lie in
-    `out/<run_id>/`, and the id holds the suite's name, the task's and a digest of the model's configuration, the
-    dataset and `tokens_per_step`: two suites of one name and configuration (trained from other seeds, say) need an
-    `out` each.
+    Open one with `Suite.open`, `from_hub`, `from_state_dicts` or `from_models`. Models are in float32 and evaluation
+    mode. Tables lie in `out/<run_id>/`, and the id holds the suite's name, the task's and a digest of the model's
+    configuration, the dataset and the tokens of a step: two suites of one name and configuration (trained from other
+    seeds, say) need an `out` each.
 
     Pickled, it is its sources and its task: another process opens them again. The task's class has to be one that it
     can import.
@@ -47,10 +52,12 @@ class Suite(Checkpoints):
         task: What the models are examined on.
         out: Folder for tables and stored activations.
         seed: Draws what the series itself draws: untrained models.
-        tokens_per_step: Tokens of one training step, for `flops`.
+        tokens_per_step: Tokens of one training step, for `tokens` and `flops`.
+        tokens_at: Tokens that training has seen at each step, where they are known one by one.
 
     Raises:
         QflError: The configuration cannot be read, or the task does not fit the model.
+        ValueError: There is no source, both `tokens_per_step` and `tokens_at` are given, or `tokens_at` lacks a step.
     """
 
     def __init__(
@@ -62,12 +69,17 @@ class Suite(Checkpoints):
         out: str | Path,
         seed: int = 0,
         tokens_per_step: int | None = None,
+        tokens_at: Mapping[int, int] | None = None,
     ) -> None:
         self.name, self.sources, self.out, self.seed = name, dict(sorted(sources.items())), local_path(out), seed
         self.tokens_per_step = tokens_per_step
+        if not self.sources:
+            raise ValueError("a suite must have a step, got none.")
+        self.tokens_at = None if tokens_at is None else dict(sorted(tokens_at.items()))
+        _require_tokens(self.steps, tokens_per_step, self.tokens_at)
         self._task = task
         self._raw_config = self._first.read_config()
-        _require_fit(task, self.config, self._first)
+        _require_fit(task, self._first)
         self.path = self.out / self.run_id
 
     @classmethod
@@ -79,26 +91,136 @@ class Suite(Checkpoints):
         out: str | Path | None = None,
         seed: int = 0,
         tokens_per_step: int | None = None,
-        pattern: str = STEP_FOLDER,
+        pattern: str | None = None,
+        build: Callable[[], nn.Module] | None = None,
+        config: Any = None,
     ) -> Suite:
-        """The suite in a folder: one sub-folder a step, each written by `save_pretrained`.
+        """The suite in a folder: a sub-folder or a file a step.
+
+        Sub-folders that `save_pretrained` or a `Trainer` wrote are read as they are. With `build` or `config` all are
+        state dicts, as `from_state_dicts` reads them. Names that say tokens (`stage1-step150-tokens1B`) give FLOPs.
 
         Args:
-            folder: Holds `step0`, `step_1000`, `checkpoint-500`, ...; other sub-folders are passed over.
+            folder: Holds `step0`, `step_1000`, `checkpoint-500`, `step300.pt`, `model_step_300.safetensors`, ...; what
+                has other names is passed over.
             task: What the models are examined on.
             out: Folder for tables; `<folder>/qfl_interp` by default.
             seed: Draws untrained models.
-            tokens_per_step: Tokens of one training step, for `flops`.
-            pattern: Regular expression of a step folder's whole name; its first group is the step.
+            tokens_per_step: Tokens of one training step, for `flops`; by default as names have it.
+            pattern: Regular expression of a checkpoint's whole name, a file's with or without its ending; its group
+                `step`, or else its first, is the step, its group `tokens` the tokens ("4B", "2097152").
+            build: Returns the model of the state dicts.
+            config: Or the model's configuration of transformer_lens.
 
         Raises:
-            QflError: There is no step folder, two have the same step, one is half-written, their configurations
-                differ, or the task does not fit the model.
+            QflError: There is no checkpoint, two have the same step, they are of several series, one is half-written,
+                their configurations differ, or the task does not fit the model.
+            ValueError: The pattern has no group, or one that matches no number.
         """
-        found = step_folders(Path(folder), pattern)
-        sources = {step: Source(str(path)) for step, path in found.items()}
+        builder = None if build is None and config is None else builder_of(build, config)
+        found = find_checkpoints(Path(folder), pattern, builder)
         out = Path(folder) / "qfl_interp" if out is None else out
-        suite = cls(Path(folder).resolve().name, sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
+        tokens = found if tokens_per_step is None else found._replace(tokens_per_step=tokens_per_step, tokens_at=None)
+        suite = cls(
+            Path(folder).resolve().name, found.sources, task, out=out, seed=seed,
+            tokens_per_step=tokens.tokens_per_step, tokens_at=tokens.tokens_at,
+        )  # fmt: skip
+        for source in found.sources.values():
+            suite._require_same_config(source)
+        return suite
+
+    @classmethod
+    def from_state_dicts(
+        cls,
+        paths: Mapping[int, str | Path],
+        task: Task,
+        *,
+        build: Callable[[], nn.Module] | None = None,
+        config: Any = None,
+        out: str | Path | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        tokens_per_step: int | None = None,
+    ) -> Suite:
+        """The suite of state dicts, with what makes their model.
+
+        A file is `.safetensors`, or a pickle (`.pt`, `.pth`, `.bin`, `.ckpt`) of tensors alone, in which the state dict
+        may be one entry (`model`, `state_dict`, ...) of several; nothing else in it is executed. A folder holds one
+        such file or shards with their index. Every tensor is compared with the model by name and shape.
+
+        Args:
+            paths: File or folder of each step.
+            task: What the models are examined on.
+            build: Returns the model, without arguments: a `HookedTransformer`, a model of transformers, or a module of
+                your own with hook points (docs/any_model.md). Fresh weights are drawn from torch's global generator.
+                With `jobs` above 1 it has to be importable.
+            config: Or a `HookedTransformerConfig`, its fields as a mapping, or a JSON file of them.
+            out: Folder for tables; `qfl_interp` beside the first file by default.
+            name: What tables call it; by default the folder of the first file.
+            seed: Draws untrained models.
+            tokens_per_step: Tokens of one training step, for `flops`.
+
+        Raises:
+            QflError: The model cannot be built, or the task does not fit it. Files are read when a step is loaded.
+            TypeError: Neither `build` nor `config` is given, or both.
+            ValueError: There is no step.
+        """
+        builder = builder_of(build, config)
+        sources = {int(step): StateDict(local_path(path), builder) for step, path in paths.items()}
+        first = next(iter(sources.values()), None)
+        beside = Path() if first is None else first.path.absolute().parent
+        out = beside / "qfl_interp" if out is None else out
+        return cls(name or beside.name, sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
+
+    @classmethod
+    def from_models(
+        cls,
+        models: Mapping[int, nn.Module],
+        task: Task,
+        *,
+        build: Callable[[], nn.Module] | None = None,
+        out: str | Path | None = None,
+        name: str = "models",
+        seed: int = 0,
+        tokens_per_step: int | None = None,
+    ) -> Suite:
+        """The suite of models in memory, by step.
+
+        Copies are looked at, so that a model may be trained on; its weights are those at the time of a call. With
+        `jobs` above 1 the models travel to other processes.
+
+        Args:
+            models: `HookedTransformer`s, bridges, models of transformers, or modules of your own with hook points.
+            task: What they are examined on.
+            build: Returns a fresh model, for untrained controls; by default the first model's configuration does.
+            out: Folder for tables; by default a temporary one, gone when this process ends.
+            name: What tables call it.
+            seed: Draws untrained models.
+            tokens_per_step: Tokens of one training step, for `flops`.
+
+        Raises:
+            QflError: One object stands at two steps, the models differ in their configurations, or the task does not
+                fit them.
+            ValueError: There is no step.
+        """
+        seen: dict[int, int] = {}
+        for step, model in models.items():
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"a model must be a torch.nn.Module, got a {type(model).__name__} at step {step}.")
+            if id(model) in seen:
+                raise QflError(
+                    f"steps {seen[id(model)]} and {step} are one object, whose weights are those of now. Keep a "
+                    "copy.deepcopy(model) of each step."
+                )
+            seen[id(model)] = step
+        builder = None if build is None else builder_of(build, None)
+        named = {int(step): (type(model).__name__, model) for step, model in models.items()}
+        sources = {
+            step: InMemory(model, f"the {kind} of step {step}", builder) for step, (kind, model) in named.items()
+        }
+        suite = cls(
+            name, sources, task, out=_scratch() if out is None else out, seed=seed, tokens_per_step=tokens_per_step
+        )
         for source in sources.values():
             suite._require_same_config(source)
         return suite
@@ -138,7 +260,7 @@ class Suite(Checkpoints):
                 "revision must hold {step} and steps must name some, "
                 f"got revision={revision!r} and {len(steps)} steps. Pythia's are 'step{{step}}' and 0 to 143000."
             )
-        sources = {int(step): Source(repo, revision.format(step=int(step))) for step in steps}
+        sources = {int(step): HuggingFace(repo, revision.format(step=int(step))) for step in steps}
         return cls(repo.replace("/", "--"), sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
 
     @property
@@ -156,11 +278,6 @@ class Suite(Checkpoints):
         """Steps that have a checkpoint, ascending."""
         return list(self.sources)
 
-    @cached_property
-    def config(self) -> PretrainedConfig:
-        """The model's configuration, as Hugging Face reads it."""
-        return self._first.config()
-
     @property
     def config_hash(self) -> str:
         """Twelve hexadecimal digits that name the model's configuration."""
@@ -175,56 +292,65 @@ class Suite(Checkpoints):
         content = task.digest if isinstance(task, FixedTask) else at if registered else task_identity(task)
         plain = re.sub(r"[^\w.-]+", "_", f"{self.name}-{task.name}")
         # Tables hold FLOPs: rows written without the tokens of a step must not come back when they are given.
-        return f"{plain}-{json_digest([self._raw_config, task.name, content, self.tokens_per_step])}"
+        tokens = self.tokens_per_step if self.tokens_at is None else list(self.tokens_at.items())
+        return f"{plain}-{json_digest([self._raw_config, task.name, content, tokens])}"
 
     @cached_property
     def n_parameters(self) -> int:
         """Trainable parameters, embeddings included, tied ones once."""
-        return count_parameters(self.config)
+        return self._first.n_parameters()
 
     def identity(self) -> dict[str, Any]:
         """The columns that say whose row it is: `run_id`, `config_hash`, `seed`."""
         return {"run_id": self.run_id, "config_hash": self.config_hash, "seed": self.seed}
 
+    def tokens(self, step: int) -> float:
+        """Tokens that training has seen at `step`; NaN where that is unknown."""
+        if self.tokens_at is not None:
+            return float(self.tokens_at.get(step, math.nan))
+        return math.nan if self.tokens_per_step is None else float(self.tokens_per_step * step)
+
     def flops(self, step: int) -> float:
-        """Training FLOPs up to `step`: `6 n_parameters tokens_per_step step`; NaN where `tokens_per_step` is unknown.
+        """Training FLOPs up to `step`: `6 n_parameters tokens(step)`; NaN where the tokens are unknown.
 
         References:
             Scaling Laws for Neural Language Models (arXiv 2001.08361), section 2.1, with embeddings counted.
         """
-        if self.tokens_per_step is None:
-            return math.nan
-        return 6.0 * self.n_parameters * self.tokens_per_step * step
+        tokens = self.tokens(step)
+        return tokens if math.isnan(tokens) else 6.0 * self.n_parameters * tokens
 
-    def load_model(
-        self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu"
-    ) -> TransformerBridge:
-        """The model at a step, in float32 and evaluation mode; its logits are those of the Hugging Face model.
+    def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedModel:
+        """The model at a step, in float32 and evaluation mode; its logits are those of the model that was saved.
 
         Raises:
             QflError: The step is not in the suite (the nearest one is named); its files are missing, truncated, of
-                another configuration or lack a weight; or TransformerLens has no bridge for the architecture. Other
-                steps stay usable.
+                another configuration, or lack a weight or have another; or TransformerLens has no bridge for the
+                architecture. Other steps stay usable.
         """
         source = self.sources[self.resolve_steps(step)[0]]
         self._require_same_config(source)
-        return hooked_from_hf(load_source(source, device))
+        return source.load(device)
 
     def weights(self, step: int) -> str | None:
-        """The digest of a checkpoint's weight files, or its commit on the hub; None where neither is on this machine.
+        """A digest of a checkpoint's weights, or its commit on the hub; None where neither is on this machine.
 
         Files are read again only once size or times on disk have changed (`weights.json` beside the tables).
         """
-        source = self.sources[self.resolve_steps(step)[0]]
-        if source.revision is not None:
-            return source.cached_commit()
         place = self.workplace if self.workplace.is_dir() else self.path
-        return FileDigests(place / "weights.json").of(source.weight_files())
+        return self.sources[self.resolve_steps(step)[0]].weights(FileDigests(place / "weights.json"))
 
-    def untrained_model(self, index: int) -> tuple[TransformerBridge, int]:
-        """A freshly initialised model of the suite's shape, on the CPU, and the seed of its weights."""
+    def require_untrained(self) -> None:
+        """Raise `QflError` where the sources do not say how a fresh model is made."""
+        self._first.require_new()
+
+    def untrained_model(self, index: int) -> tuple[HookedModel, int]:
+        """A freshly initialised model of the suite's shape, on the CPU, and the seed of its weights.
+
+        Raises:
+            QflError: The suite's sources do not say how one is made.
+        """
         seed = self.untrained_seed(index)
-        return hooked_from_hf(new_model(self.config, seed)), seed
+        return self._first.new_model(seed), seed
 
     def _require_same_config(self, source: Source) -> None:
         """Raise `QflError` unless the checkpoint is one of the same model as the first."""
@@ -239,10 +365,11 @@ class Suite(Checkpoints):
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = {"out": self.out.absolute(), "seed": self.seed, "tokens_per_step": self.tokens_per_step}
+        settings["tokens_at"] = self.tokens_at
         return _reopen, (self.name, self.sources, self._task, settings)
 
     def __repr__(self) -> str:
-        return f"Suite({self.name!r}: {self.config.model_type}, {len(self.steps)} steps, task {self.task!r})"
+        return f"Suite({self.name!r}: {self._first.architecture}, {len(self.steps)} steps, task {self.task!r})"
 
 
 def _reopen(name: str, sources: Mapping[int, Source], task: Task, settings: dict[str, Any]) -> Suite:
@@ -250,12 +377,30 @@ def _reopen(name: str, sources: Mapping[int, Source], task: Task, settings: dict
     return Suite(name, sources, task, **settings)
 
 
-def _require_fit(task: Task, config: PretrainedConfig, source: Source) -> None:
+@cache
+def _scratch() -> Path:
+    """A folder that is gone when this process ends."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(scratch_folder("qfl_models_"))
+
+
+def _require_tokens(steps: Sequence[int], tokens_per_step: int | None, tokens_at: Mapping[int, int] | None) -> None:
+    """Raise `ValueError` unless the tokens of each step are known once, or not at all."""
+    if tokens_at is None:
+        return
+    if tokens_per_step is not None:
+        raise ValueError(f"give tokens_per_step or tokens_at, got both: {tokens_per_step} and {dict(tokens_at)}.")
+    if lacking := [step for step in steps if step not in tokens_at]:
+        raise ValueError(f"tokens_at must say the tokens of every step, but lacks {lacking[:5]}.")
+
+
+def _require_fit(task: Task, source: Source) -> None:
     """Raise `QflError` unless the model can read the task's sequences."""
-    text = config.get_text_config()
+    limits = source.limits()
     for what, needed, has in (
-        ("token ids", task.d_vocab, getattr(text, "vocab_size", None)),
-        ("tokens in a sequence", task.n_ctx, getattr(text, "max_position_embeddings", None)),
+        ("token ids", task.d_vocab, limits.d_vocab),
+        ("tokens in a sequence", task.n_ctx, limits.n_ctx),
     ):
         if has is not None and needed > has:
             raise QflError(

@@ -24,7 +24,7 @@ from qfl_interp.models.hooks import (
     read_activations,
     write_activation,
 )
-from qfl_interp.runs.hf_checkpoints import Source, load_source, new_model, quiet
+from qfl_interp.runs.sources.hugging_face import HuggingFace, new_model, quiet
 from qfl_interp.sites import SITES
 from tests.helpers_suite import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, llama_config, neox_config, save_model
 
@@ -90,7 +90,7 @@ def models(saved):
 
 
 def bridged(folder):
-    return hooked_from_hf(load_source(Source(str(folder))))
+    return HuggingFace(str(folder)).load()
 
 
 def plain(folder):

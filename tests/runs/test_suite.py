@@ -20,8 +20,8 @@ from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError
 from qfl_interp.models.hooks import Site, read_activations
-from qfl_interp.runs.hf_checkpoints import quiet
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.runs.sources.hugging_face import quiet
 from qfl_interp.runs.suite import Suite
 from tests.helpers_suite import D_VOCAB, N_CTX, llama_config, neox_config, save_model, save_tiny_neox, tiny_text_task
 
@@ -345,7 +345,7 @@ def test_attention_that_a_checkpoint_names_is_not_used(folder, copy, task, tmp_p
     for file in copy.glob("*/config.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"_attn_implementation": named}))
     suite, plain = Suite.open(copy, task), Suite.open(folder, task, out=tmp_path / "out")
-    assert suite.config._attn_implementation == "eager"
+    assert suite.sources[10].config()._attn_implementation == "eager"
     assert suite.run_id == plain.run_id
     assert suite.load_model(10).original_model.config._attn_implementation == "eager"
     assert suite.untrained_model(0)[0].original_model.config._attn_implementation == "eager"

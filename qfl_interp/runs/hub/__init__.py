@@ -1,0 +1,1 @@
+"""The Hugging Face hub: which checkpoints a repository has, fetching them, and runs of this library on it."""

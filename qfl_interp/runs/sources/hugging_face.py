@@ -1,0 +1,200 @@
+"""Hugging Face checkpoints on disk or on the hub: reading configurations, loading weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+from qfl_interp.errors import QflError
+from qfl_interp.models.build import hooked_from_hf
+from qfl_interp.plugins import warn
+from qfl_interp.runs.file_digests import FileDigests
+from qfl_interp.runs.sources.source import Limits, Source
+
+if TYPE_CHECKING:
+    from qfl_interp.models.build import TransformerBridge
+
+# Trainers write other .bin files too.
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+# What may differ between the configurations of one model's checkpoints.
+_INCIDENTAL = {
+    "_attn_implementation", "attn_implementation", "_commit_hash", "_name_or_path", "dtype", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HuggingFace(Source):
+    """A folder that `save_pretrained` wrote, or a hub repository with its branch, tag or commit.
+
+    Its model is wrapped in a `TransformerBridge`, its attention written out whatever its files say; weights are not
+    folded, so that logits are the model's own. Weights that are pickled (`.bin`) are read as tensors alone, and that is
+    said.
+    """
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name} at {self.revision!r}"
+
+    def read_config(self) -> dict[str, Any]:
+        """What its `config.json` says, less what tells nothing about the model. Raises `QflError` if unreadable."""
+        try:
+            with quiet():
+                values, _ = PretrainedConfig.get_config_dict(self.name, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise QflError(f"the configuration of {self} cannot be read: {error}. Save or fetch it again.") from error
+        if not values:
+            raise QflError(f"{self} has no config.json. Save it with save_pretrained.")
+        return named_settings(values)
+
+    def config(self) -> PretrainedConfig:
+        """Its configuration, as Hugging Face reads it. Raises `QflError` where transformers knows no such model."""
+        with quiet():
+            try:
+                config = AutoConfig.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise QflError(f"{self} is no model that transformers knows: {error}") from error
+        # A file that names an attention of its own would beat the argument of `from_pretrained`.
+        config._attn_implementation = "eager"
+        return config
+
+    @property
+    def architecture(self) -> str:
+        """The model's type, as its configuration names it."""
+        return str(self.read_config().get("model_type", "unknown"))
+
+    def limits(self) -> Limits:
+        """What the model takes, as its configuration says."""
+        return limits_of(self.config())
+
+    def n_parameters(self) -> int:
+        """Trainable parameters of the model of its configuration; nothing is allocated."""
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config())
+        return sum(p.numel() for p in model.parameters())
+
+    def load(self, device: str | torch.device = "cpu") -> TransformerBridge:
+        """The model; its logits are those of the Hugging Face model.
+
+        Raises:
+            QflError: A file is missing, truncated or no causal language model, a weight is absent, or TransformerLens
+                has no bridge for the architecture.
+        """
+        model: Any = self.load_pretrained()  # its `to` is annotated as a function of itself
+        return hooked_from_hf(model.to(device))
+
+    def new_model(self, seed: int) -> TransformerBridge:
+        """A freshly initialised model of its configuration."""
+        return hooked_from_hf(new_model(self.config(), seed))
+
+    def weights(self, files: FileDigests) -> str | None:
+        """A digest of the weight files, or the commit on the hub; None where neither is on this machine."""
+        return files.of(self.weight_files()) if self.revision is None else self.cached_commit()
+
+    def load_pretrained(self) -> PreTrainedModel:
+        """The model of transformers, in float32 on the CPU, its attention written out. Raises as `load` does."""
+        config = self.config()
+        with quiet():
+            try:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    self.name,
+                    config=config,
+                    revision=self.revision,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
+            except Exception as error:  # readers of four file formats raise what they like
+                raise QflError(f"{self} cannot be loaded: {type(error).__name__}: {error}") from error
+        files = self.weight_files()  # a revision's are on this machine by now
+        if files and not any(path.suffix == ".safetensors" for path in files):
+            warn(f"weights of {self} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
+        model, info = loaded
+        # transformers draws absent weights at random and goes on.
+        lacking = sorted({str(name) for key in ("missing_keys", "mismatched_keys") for name in info[key]})
+        if lacking:
+            raise QflError(
+                f"{self} must hold every weight of its configuration, but lacks or misshapes {len(lacking)}: "
+                f"{', '.join(lacking[:5])}. Save it again with save_pretrained."
+            )
+        # It drops what it does not know, less what its class knows to be of older versions.
+        if more := sorted(map(str, info["unexpected_keys"])):
+            raise QflError(
+                f"{self} must hold no weight that its configuration does not have, but has {len(more)}: "
+                f"{', '.join(more[:5])}. Is config.json of another model? Else save it again with save_pretrained."
+            )
+        return model
+
+    def weight_files(self) -> list[Path]:
+        """Files on this machine that hold its weights, sorted: of a folder, or of a revision in the hub's cache."""
+        folder = Path(self.name) if self.revision is None else self._cached()
+        return sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)) if folder else []
+
+    def cached_commit(self) -> str | None:
+        """The commit that the hub's cache on this machine holds for the revision; None where it holds none."""
+        folder = self._cached()
+        return folder.name if folder else None
+
+    def _cached(self) -> Path | None:
+        """The folder of that commit."""
+        found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+        return Path(found).parent if isinstance(found, str) else None
+
+
+def named_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a model among the values of a configuration."""
+    return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+
+
+def limits_of(config: PretrainedConfig) -> Limits:
+    """What a model of this configuration takes."""
+    text = config.get_text_config()
+    return Limits(getattr(text, "vocab_size", None), getattr(text, "max_position_embeddings", None))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and reports of transformers, and with the global CPU generator as it was, after."""
+    bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A freshly initialised model, in float32 on the CPU; the global generators are not touched."""
+    with quiet():
+        torch.default_generator.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+
+
+def lacks(folder: Path) -> str:
+    """What a checkpoint folder lacks; empty where it is whole."""
+    if not (folder / "config.json").exists():
+        return "no config.json"
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError):
+            return f"unreadable {index.name}"
+        if absent := sorted(name for name in shards if not (folder / name).exists()):
+            return f"no {absent[0]}"
+    return "" if HuggingFace(str(folder)).weight_files() else "no weights"
