@@ -11,15 +11,14 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from qfl_interp.data.examples import held_out
+from qfl_interp.data.examples import validation_examples
 from qfl_interp.data.task import Task
 from qfl_interp.data.training_stream import make_stream
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_model, load_parameters, model_on, parameters_to_save
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.hooks import Intervention, interventions_on
-from qfl_interp.models.losses import token_losses_of
-from qfl_interp.models.metrics import evaluate
+from qfl_interp.models.metrics import validation_scores
 from qfl_interp.progress import progress_bar
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
@@ -67,12 +66,11 @@ class TrainingLoop:
             if run.fork.intervene is not None:
                 self.interventions = TrainingInterventions(self.model, task, run.fork.intervene, run.first_step)
         self.forward = training_forward(self.model, hooked=self.interventions is not None)
-        self.token_losses = token_losses_of(self.config.loss_name)
         self.updates = make_updates(self.model, task, run, lambda tokens, span: self.forward(tokens, span), self.device)
         self.session.peak_lr = self.updates.peak_lr
         self.step = run.first_step
         self.initial = initial
-        self.val_batch = task.encode(held_out(task, "val", run.n_val, seed=self.config.seed, stream="validation"))
+        self.val_batch = task.encode(validation_examples(task, run.n_val, self.config.seed))
         # Fields of `Update`; the tensors are read later, not to wait for the device.
         self.pending: list[tuple[int, float, Tensor, Tensor, float]] = []
 
@@ -202,10 +200,8 @@ class TrainingLoop:
                 # Never the compiled one: validations have other shapes.
                 return training_forward(self.model)(tokens.to(self.device), positions).cpu()
 
-        means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
-        # A chance of being right is what the cross-entropy alone gives.
-        kept = {n: v for n, v in means.items() if self.config.loss_name == "cross_entropy" or not n.startswith("pass")}
-        return {f"{name}_{key}": value for key, value in kept.items()}
+        found = validation_scores(forward, self.val_batch, self.config.loss_name)
+        return {f"{name}_{key}": value for key, value in found.items()}
 
     def _state(self) -> ckpt.Checkpoint:
         """Weights and optimiser as they are."""
