@@ -115,7 +115,16 @@ class Checkpoints(abc.ABC):
 
     def card(self) -> dict[str, Any]:
         """What it is, as the head of a report says: plain values, and mappings of them."""
-        return {"run_id": self.run_id, "task": self.task.name, "length": self.task.length, "n_steps": self.steps[-1]}
+        flops, last = self.flops(self.steps[-1]), self.steps[-1]
+        return {
+            "run_id": self.run_id,
+            "task": self.task.name,
+            "length": self.task.length,
+            "n_steps": last,
+            "n_checkpoints": len(self.steps),
+            "nominal_flops": None if math.isnan(flops) else flops,
+            "seed": self.identity()["seed"],
+        }
 
     @property
     def does_otherwise(self) -> str:

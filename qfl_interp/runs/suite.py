@@ -196,6 +196,11 @@ class Suite(Checkpoints):
             return math.nan
         return 6.0 * self.n_parameters * self.tokens_per_step * step
 
+    def card(self) -> dict[str, Any]:
+        """As of every series, with parameters and the model's configuration."""
+        own = {"n_parameters": self.n_parameters, "tokens_per_step": self.tokens_per_step}
+        return {**super().card(), **own, "model": self._raw_config}
+
     def load_model(
         self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu"
     ) -> TransformerBridge:
