@@ -1,7 +1,7 @@
 """The lenses on a run: each reads the run, writes a tidy table beside it, and returns a result to look at.
 
     from analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca, curvature
-    from analyses import timeline, report
+    from analyses import validate, timeline, report
 
 Each takes one model in memory too, with the task to look at it on: `probe(model, task=task)`. The functions load on
 first use. Each lens has a module of its own: what it computes, its figure, its table.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from analyses.lenses.polca.lens import polca
     from analyses.lenses.probe.lens import probe
     from analyses.lenses.transfer.lens import transfer
+    from analyses.lenses.validate.lens import validate
     from analyses.pages.report import report
     from analyses.pages.timeline import timeline
     from analyses.sweeps.across import across
@@ -51,6 +52,7 @@ __all__ = [
     "scaling",
     "timeline",
     "transfer",
+    "validate",
 ]
 
 _load, __dir__ = lazy_names(__name__)

@@ -1,4 +1,4 @@
-"""What a call looks at: features and labels by name or by default, sites that it can change, runs with losses."""
+"""What a call looks at: features and labels by name or by default, sites that it can change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.data.task import Feature
 from qfl_interp.errors import QflError
-from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.sites import HEAD_SITES
 
@@ -70,13 +69,3 @@ def require_one_a_token(site: str, what: str, advice: str) -> None:
         raise ValueError(
             f"site of {what} must have one activation a token, got {site!r}, which has one a head. {advice}"
         )
-
-
-def with_loss_curve(run: Checkpoints) -> Run:
-    """The run; `QflError` for a series of checkpoints without the losses of its training."""
-    if not isinstance(run, Run):
-        raise QflError(
-            f"emergence, timeline and report need the loss curve that a Run has logged, got a {type(run).__name__}. "
-            "Use probe, transfer, mdl, patch, interchange or ablate, and draw their rows over steps."
-        )
-    return run

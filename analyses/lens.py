@@ -17,8 +17,7 @@ import torch
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel, Shade
 from qfl_interp.report.page import Finding, Section
-from qfl_interp.runs.run import Run
-from qfl_interp.runs.series import Steps
+from qfl_interp.runs.series import Checkpoints, Steps
 
 FoundT = TypeVar("FoundT")
 
@@ -39,7 +38,7 @@ class Page:
         beside: Other runs whose loss and exact match are drawn too, as forks and their control.
     """
 
-    run: Run
+    run: Checkpoints
     features: tuple[str, ...]
     steps: Steps = "all"
     config: ProbeConfig = field(default_factory=ProbeConfig)
@@ -47,13 +46,18 @@ class Page:
     jobs: int = 1
     device: str | torch.device = "cpu"
     progress: bool = True
-    beside: tuple[Run, ...] = ()
+    beside: tuple[Checkpoints, ...] = ()
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """How anything missing is computed."""
+        return {"jobs": self.jobs, "device": self.device, "progress": self.progress}
 
     @property
     def how(self) -> dict[str, Any]:
         """What every lens of probes is called with."""
-        return {"config": self.config, "jobs": self.jobs, "device": self.device, "progress": self.progress}
+        return {"config": self.config, **self.way}
 
     def once(self, key: str, make: Callable[[], FoundT]) -> FoundT:
         """What `make` returns, called once a page and key: panels and sections often show one table."""

@@ -95,7 +95,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
 
     def where(self, piece: Piece) -> dict[str, Any]:
         """The columns that say which checkpoint it is."""
-        return {"step": piece.at.step, "flops": self.run.flops(piece.at.step)}
+        return {"step": piece.at.step, **self.run.how_far(piece.at.step)}
 
     def sources(self, piece: Piece) -> Sequence[int]:
         """The checkpoints that a part is computed from; it is computed anew once their weights are others."""

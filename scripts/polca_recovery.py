@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Integer
 
-from qfl_interp.plots.lines import curve, over_compute
+from qfl_interp.plots.lines import curve, over_training
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION
@@ -146,7 +146,7 @@ def recovery_panel(rows: pd.DataFrame, feature: str) -> Panel:
         raise ValueError(f"a panel shows at most {len(_COLORS)} ways, got {ways}.")
     traces = []
     for way, color in zip(ways, _COLORS, strict=False):
-        drawn = over_compute(select(rows, way=way))
+        drawn = over_training(select(rows, way=way))
         group, dotted = f"recovery: {way}", {"width": 1.0, "dash": "dot", "showlegend": False}
         traces += [
             curve(drawn, "score", way, color, hover="%{y:.2f}", customdata=None, legendgroup=group),

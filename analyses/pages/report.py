@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from analyses.choose import chosen_features, with_loss_curve
+from analyses.choose import chosen_features
 from analyses.lens import Page
+from analyses.loss_curve import LossCurve
 from analyses.pages.shown import Shown
 from analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
+from qfl_interp.plots.axes import FLOPS
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Finding, Section, write_report
-from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 
-# What the card of a run says of its last validation, where it was measured.
-_SCORES: Final = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer")
-_METHODS: Final = """\
+_COMPUTE: Final = """\
 - **Compute** is the nominal budget at each step, `6 (12 n_layers d_model^2 + n_layers n_ctx d_model)` FLOPs
   a token as the paper counts; that of a plain pass with padding and the real widths stands
   beside it in the run's card. Step 0 has no place on a logarithmic axis and is left out of the timeline.
+"""
+_COMPUTE_OF_SUITE: Final = """\
+- **Compute** is estimated at each step as `6 n_parameters tokens` FLOPs (arXiv 2001.08361), embeddings counted; what
+  the training really spent is not known. Step 0 has no place on a logarithmic axis and is left out of the timeline.
+"""
+_NO_COMPUTE: Final = """\
+- **Compute** of these checkpoints is not known (a suite opened with `tokens_per_step` has it): everything is drawn over
+  the number of {unit}, and leads are in decades of them. Step 0 has no place on a logarithmic axis and is left out.
+"""
+_LOSS: Final = """\
 - **Loss and exact match** are measured on a fixed validation set that shares no example with training,
   twice: as the paper counts (from the `=` sign on) and over the answer alone.
+"""
+_LOSS_OF_SUITE: Final = """\
+- **Loss and exact match** are measured at the checkpoints on {n:,} examples, twice: over all that the dataset scores
+  and over the answer alone. What the models were trained on is known as far as the dataset says. The training's own
+  log, learning rates and optimiser are not known.
 """
 
 _LIMITS: Final = """\
@@ -48,7 +61,7 @@ def report(
     steps: Steps = "all",
     *,
     out: str | Path | None = None,
-    beside: Sequence[Run] = (),
+    beside: Sequence[Checkpoints] = (),
     config: ProbeConfig | None = None,
     n_trials: int = 32,
     jobs: int = 1,
@@ -83,7 +96,6 @@ def report(
     Raises:
         QflError: A file of the run is damaged; or the page cannot be written, and an earlier one is as it was.
     """
-    run = with_loss_curve(run)
     names = tuple(feature.name for feature in chosen_features(run, features))
     page = Page(run, names, steps, config or ProbeConfig(), n_trials, jobs, device, progress, tuple(beside or ()))
     shown = Shown(page)
@@ -93,26 +105,42 @@ def report(
     # A panel of a single step is no curve, and left to the lens' own figure.
     panels = shown.ask_each(lambda lens: [p for p in lens.panels(page) if lens not in drawn or _is_curve(p)], Panel)
     findings = shown.ask(lambda lens: lens.findings(page), Finding)
+    losses, axis = shown.losses, shown.losses.axis
     timeline = Section(
         "Timeline",
         figure=shown.timeline(panels),
         note="The shaded band is the loss transition; open markers are where a feature became decodable. "
-        "Drag sideways to zoom into a stretch of compute, double-click to go back. A legend entry hides its "
+        f"Drag sideways to zoom into a stretch of {axis.words}, double-click to go back. A legend entry hides its "
         "curves.",
-        downloads={"validation": run.metrics.dropna(subset=["val_loss"])},
+        downloads={"validation": losses.rows.dropna(subset=["val_loss"])},
     )
     shown.warn()
-    sections = [timeline, *(section for own in found.values() for section in own), *_closing(shown.faults)]
-    return write_report(out or run.page("report.html"), card(run), sections, findings=findings)
+    sections = [
+        timeline,
+        *(section for own in found.values() for section in own),
+        *_closing(shown.faults, losses),
+    ]
+    return write_report(out or run.page("report.html"), card(run, losses), sections, findings=findings)
 
 
-def _closing(faults: Sequence[str]) -> list[Section]:
+def _closing(faults: Sequence[str], losses: LossCurve) -> list[Section]:
     """The sections of text: what is not shown, how numbers were computed, limits, how to cite."""
     missing = [Section("Not shown", text="\n".join(f"- {fault}" for fault in faults))] if faults else []
-    methods = _one_list([_METHODS, *(lens.methods for lens in lenses())])
+    methods = _one_list([*_counted(losses), *(lens.methods for lens in lenses())])
     limits = _one_list([_LIMITS, *(lens.limits for lens in lenses())])
     texts = {"Methods": methods, "Limits": limits, "Citation": _CITATION}
     return missing + [Section(title, text=text) for title, text in texts.items()]
+
+
+def _counted(losses: LossCurve) -> tuple[str, str]:
+    """How far training was and how well it went: how both were measured, and what is not known of them."""
+    if losses.axis is not FLOPS:
+        compute = _NO_COMPUTE.format(unit=losses.axis.unit)
+    else:
+        compute = _COMPUTE if losses.logged else _COMPUTE_OF_SUITE
+    if losses.logged:
+        return compute, _LOSS
+    return compute, _LOSS_OF_SUITE.format(n=int(losses.rows["n_val"].iloc[-1]))
 
 
 def _one_list(parts: Iterable[str]) -> str:
@@ -126,25 +154,10 @@ def _is_curve(panel: Panel) -> bool:
     return len({float(x) for column in columns for x in column}) > 1
 
 
-def card(run: Run) -> dict[str, Any]:
-    """What the run is and where it comes from."""
-    metrics, config = run.metrics, run.config
-    last = metrics.dropna(subset=["val_loss"]).iloc[-1]
-    session = run.provenance[-1] if run.provenance else {}
-    return {
-        "run_id": run.run_id,
-        "task": config.task,
-        "length": config.length,
-        "n_parameters": run.n_parameters,
-        "n_steps": config.n_steps,
-        "step": int(last["step"]),
-        "budget_flops": config.train.budget_flops or math.nan,
-        "nominal_flops": float(last["flops"]),
-        "actual_flops": float(last["actual_flops"]),
-        "seconds": float(last["seconds"]),
-        **{name: float(last[name]) for name in _SCORES if name in last},
-        "seed": config.train.seed,
-        "model": config.model.to_dict(),
-        "train": config.train.to_dict(),
-        **{name: session.get(name) for name in ("started", "device", "threads", "git_commit", "versions", "command")},
-    }
+def card(run: Checkpoints, losses: LossCurve) -> dict[str, Any]:
+    """What the run is and where it comes from; of checkpoints without a log, with what they were measured to lose."""
+    if losses.logged:
+        return run.card()
+    last = losses.rows.iloc[-1]
+    scores = {name: float(last[name]) for name in losses.rows if str(name).startswith(("val_loss", "val_exact"))}
+    return run.card() | {"step": int(last["step"]), **scores, "n_val": int(last["n_val"])}

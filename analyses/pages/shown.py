@@ -9,11 +9,12 @@ from typing import TypeVar
 from plotly.graph_objects import Figure
 
 from analyses.lens import NO_SHADING, Lens, Page, Shading
+from analyses.loss_curve import loss_curve
 from analyses.pages.timeline_figure import timeline_figure
 from analyses.registered import registered
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
-from qfl_interp.runs.run import Run
+from qfl_interp.runs.series import Checkpoints
 
 ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
@@ -27,6 +28,7 @@ class Shown:
 
     Attributes:
         faults: A line on each that could not be loaded or asked.
+        losses: The loss over the training that is shown.
     """
 
     def __init__(self, page: Page) -> None:
@@ -39,6 +41,7 @@ class Shown:
             }
             page = dataclasses.replace(page, steps=sorted(needed) or "all")
         self.page = page
+        self.losses = loss_curve(page.run, **page.way)
         for lens in found.lenses:
             self._must(lens, lambda lens: lens.prepare(page))
 
@@ -69,11 +72,11 @@ class Shown:
     def timeline(self, panels: dict[type[Lens], list[Panel]]) -> Figure:
         """The figure of these panels, below loss and exact match."""
         shading = self._shading()
-        beside = {_named(run, self.page.run): run.metrics for run in self.page.beside}
+        beside = {_named(run, self.page.run): loss_curve(run, **self.page.way).rows for run in self.page.beside}
 
         def drawn(shown: Sequence[Panel]) -> Figure:
             unit = self.page.run.loss_unit
-            return timeline_figure(self.page.run.metrics, shown, shading, beside=beside, unit=unit)
+            return timeline_figure(self.losses.rows, shown, shading, beside=beside, unit=unit)
 
         try:
             return drawn([panel for own in panels.values() for panel in own])
@@ -110,14 +113,10 @@ class Shown:
             return None
 
 
-def _named(run: Run, shown: Run) -> str:
+def _named(run: Checkpoints, shown: Checkpoints) -> str:
     """What a run beside another is called: its folder, and what it does otherwise where it is a fork."""
-    fork, said = run.config.fork, ""
-    if fork is not None and fork.intervene is not None:
-        said = f": {fork.intervene.kind.replace('_', ' ')} {fork.intervene.feature}"
-    elif fork is not None and fork.frozen:
-        said = f": {', '.join(fork.frozen)} frozen"
+    said = run.does_otherwise
     if run.loss_unit != shown.loss_unit:  # on one axis all the same
-        said += f" ({run.loss_unit})"
+        said = f"{said} ({run.loss_unit})".lstrip()
     name = run.path.name if run.path.name != shown.path.name else f"{run.path.parent.name}/{run.path.name}"
-    return name + said
+    return f"{name}: {said}" if said else name

@@ -1,4 +1,4 @@
-"""Every lens of a run that exists, on one compute axis."""
+"""Every lens of a run that exists, on one axis of training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from plotly.graph_objects import Figure
 
-from analyses.choose import chosen_features, with_loss_curve
+from analyses.choose import chosen_features
 from analyses.lens import Page
 from analyses.pages.shown import Shown
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
-from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 
 
@@ -21,17 +20,18 @@ def timeline(
     features: str | Sequence[str] | None = None,
     steps: Steps = "all",
     *,
-    beside: Sequence[Run] = (),
+    beside: Sequence[Checkpoints] = (),
     config: ProbeConfig | None = None,
     jobs: int = 1,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Figure:
-    """Draw loss, exact match, every feature's probes and every other lens that was computed over one compute axis.
+    """Draw loss, exact match, every feature's probes and every other lens that was computed over one axis of training.
 
-    Loss, exact match and probes, which are computed where they are missing, and below them every registered lens that
-    was computed before for these features, at whatever steps, those of other packages too. One that cannot be drawn
-    is named on standard error.
+    The axis is logarithmic, of FLOPs where they are known, else of tokens, else of steps, which it says.
+    Loss, exact match and probes, which are computed where they are missing (the loss too, of a suite), and below them
+    every registered lens that was computed before for these features, at whatever steps, those of other packages too.
+    One that cannot be drawn is named on standard error.
 
     Example:
         `qfl timeline runs/add16 --out timeline.html`
@@ -47,9 +47,8 @@ def timeline(
         progress: Draw a bar on standard error.
 
     Raises:
-        QflError: As `emergence`; a series that is no `Run` has no loss curve.
+        QflError: As `emergence`.
     """
-    run = with_loss_curve(run)
     names = tuple(feature.name for feature in chosen_features(run, features))
     how = {"jobs": jobs, "device": device, "progress": progress}
     page = Page(run, names, steps, config or ProbeConfig(), beside=tuple(beside or ()), **how)

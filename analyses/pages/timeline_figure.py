@@ -1,4 +1,4 @@
-"""The timeline: loss and exact match of one run, and every lens' panels below them, on one compute axis."""
+"""The timeline: loss and exact match of one run, and every lens' panels below them, on one axis of training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lens import NO_SHADING, Shading
-from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, finite, level, log_range, over_compute
+from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, finite, level, log_range, over_training, places
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.plots.theme import FONT_SIZE, PURPLE, STEEL, VERMILLION, ordered_colors
-from qfl_interp.tables import column
 
 # Both counts of loss and exact match: their ending in the table, name and look.
 _COUNTS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
@@ -32,10 +31,10 @@ def timeline_figure(
     beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
     unit: str = "nats",
 ) -> go.Figure:
-    """Validation loss, exact match and the lenses' panels on one logarithmic compute axis.
+    """Validation loss, exact match and the lenses' panels on one logarithmic axis of training.
 
     Args:
-        metrics: Table "metrics" of the run.
+        metrics: Table "metrics" of the run, or "validate" of a suite.
         panels: Of the lenses, from the top.
         shading: Where the loss falls: shaded across all panels.
         log_loss: Whether the loss has a logarithmic axis.
@@ -56,9 +55,9 @@ def _loss_panel(
     y_range = loss_range(*traces, log_y=log_y)
     annotations: tuple[dict[str, Any], ...] = ()
     if math.isfinite(plateau_loss):
-        flops, text = column(over_compute(metrics), "flops"), f"plateau {plateau_loss:.3f}"
-        traces.append(level(flops, plateau_loss, text, VERMILLION, width=1.2))
-        place = {"x": math.log10(flops[0]), "y": math.log10(plateau_loss) if log_y else plateau_loss}
+        over, text = places(over_training(metrics)), f"plateau {plateau_loss:.3f}"
+        traces.append(level(over, plateau_loss, text, VERMILLION, width=1.2))
+        place = {"x": math.log10(over[0]), "y": math.log10(plateau_loss) if log_y else plateau_loss}
         look = {"xanchor": "left", "yanchor": "top", "font": {"color": VERMILLION, "size": FONT_SIZE - 1}}
         annotations = ({"text": text, **place, **look},)
     return Panel(
@@ -94,10 +93,10 @@ def loss_range(*shown: Any, log_y: bool) -> tuple[float, float]:
 
 
 def _metric(metrics: pd.DataFrame, name: str, number: str) -> list[go.Scatter]:
-    """Both counts of one quantity over compute, where it was measured."""
+    """Both counts of one quantity over training, where it was measured."""
     hover = f"%{{y:{number}}} · {STEP}"
     return [
-        curve(over_compute(metrics.dropna(subset=[name + ending])), name + ending, text, color, hover=hover, **look)
+        curve(over_training(metrics.dropna(subset=[name + ending])), name + ending, text, color, hover=hover, **look)
         for ending, text, color, look in _COUNTS
     ]
 
@@ -107,7 +106,7 @@ def _others(beside: Mapping[str, pd.DataFrame], name: str, number: str, **look: 
     colors = [*ordered_colors(max(len(beside), 2))]
     return [
         curve(
-            over_compute(metrics.dropna(subset=[name])), name, text, color, hover=f"%{{y:{number}}} · {STEP}",
+            over_training(metrics.dropna(subset=[name])), name, text, color, hover=f"%{{y:{number}}} · {STEP}",
             width=1.8, legendgroup=f"beside {text}", **look,
         )
         for (text, metrics), color in zip(beside.items(), colors, strict=False)

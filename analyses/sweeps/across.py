@@ -142,7 +142,7 @@ def across(
         over_checkpoints(items, _nothing, fit, label=f"probing {found.task}", jobs=jobs, progress=progress)
         # All is in the runs' tables now, and only read.
         table = pd.concat([fit(None, item) for item in items], ignore_index=True)
-        loss, transitions = losses_of(found, base_rate(runs[0].task, runs[0].config.train.loss_name))
+        loss, transitions = losses_of(found, base_rate(runs[0].task, runs[0].loss_unit))
         losses.append(loss)
         for name in names:
             curve, of_seeds = curves_of(select(table, feature=name), found)

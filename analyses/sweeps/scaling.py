@@ -23,6 +23,7 @@ from analyses.sweeps.scaling_figure import scaling_figure
 from analyses.transition import base_rate, known
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.theme import format_p, format_power
+from qfl_interp.recipes import loss_unit
 from qfl_interp.scaling import (
     across_transition,
     compare_laws,
@@ -208,7 +209,7 @@ def _chance(sweep: Sweep, rows: pd.DataFrame, count: str) -> _Chance:
             continue
         task = task_at(point.task, point.length, point.task_options)
         if (task.length, shown_options(task.options)) == (first["length"], first["task_options"]):
-            level = base_rate(task, point.train.loss_name)
+            level = base_rate(task, loss_unit(point.train.loss_name))
             paper = task.baselines.get("paper", math.nan) if math.isfinite(level) else math.nan
             return _Chance(level, paper, paper if count == "paper" and math.isfinite(paper) else level)
     return _Chance(math.nan, math.nan, math.nan)

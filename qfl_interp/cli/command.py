@@ -206,12 +206,18 @@ def _numbers(word: str, text: str, kind: type) -> tuple[Any, ...]:
 
 
 def _open(kind: str, path: Any) -> Any:
-    """The run or the sweep at a path."""
+    """The run, suite or sweep at a path."""
     if kind == "Sweep":
-        from qfl_interp.sweep import Sweep as Opened
-    else:
-        from qfl_interp.runs.run import Run as Opened
-    return Opened.open(path)
+        from qfl_interp.sweep import Sweep
+
+        return Sweep.open(path)
+    if kind == "Checkpoints":
+        from qfl_interp.runs.opening import open_checkpoints
+
+        return open_checkpoints(path)
+    from qfl_interp.runs.run import Run
+
+    return Run.open(path)
 
 
 def _beside(opened: Any, path: Any, name: str) -> Path:

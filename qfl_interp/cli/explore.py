@@ -48,11 +48,12 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     import qfl_interp as qfl
     from qfl_interp.memory import available_bytes, require_memory
     from qfl_interp.plugins import ANALYSES, LENSES
+    from qfl_interp.runs.opening import open_checkpoints
 
-    run = qfl.Run.open(path)
+    run = open_checkpoints(path)
     (at,) = run.resolve_steps(step)
     model, task = run.load_model(at, device=device), run.task
-    examples = qfl.held_out(task, "test", n, seed=run.config.train.seed, stream="explore")
+    examples = qfl.held_out(task, "test", n, seed=run.identity()["seed"], stream="explore")
     batch = task.encode(examples)
     # A cache has about 15 vectors of a token, 3 of its MLP, and every score and weight of attention.
     cfg = model.cfg

@@ -17,7 +17,9 @@ from qfl_interp.errors import QflError
 
 # Columns of text in which any table fits.
 _WIDEST = 10_000
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, or a file of `qfl suite open`.", show_default=False)
+]
 SweepFolder = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder or URL.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 

@@ -10,21 +10,26 @@ import typer
 
 from qfl_interp.cli.output import AsJson, print_rows
 from qfl_interp.errors import QflError
-from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig
+from qfl_interp.files import read_json
+from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig, is_foreign_config
 
 # Enough of a metrics file's end to hold its last line.
 _TAIL_BYTES = 4096
+# Of suite files that are listed.
+SUITE_SUFFIX = ".suite"
 
 
 def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look, at any depth.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List the runs below a folder: what they trained, how far they are, how well they do.
+    """List the runs below a folder, and suite files: what they trained, how far they are, how well they do.
 
     Example: `qfl runs runs/`
     """
-    rows = [_row(path.parent) for path in sorted(folder.rglob(CONFIG_FILE))]
+    found = [path for path in folder.rglob(CONFIG_FILE) if not is_foreign_config(path)]
+    rows = [_row(path.parent) for path in sorted(found)]
+    rows += [_suite_row(path) for path in sorted(folder.rglob(f"*{SUITE_SUFFIX}")) if path.is_file()]
     print_rows(rows, title=f"runs below {folder}", as_json=as_json)
 
 
@@ -45,6 +50,16 @@ def _row(path: Path) -> dict[str, Any]:
         "val_loss": last.get("val_loss", float("nan")),
         "val_exact": last.get("val_exact", float("nan")),
     }
+
+
+def _suite_row(path: Path) -> dict[str, Any]:
+    """The line of a suite file, which names no metrics."""
+    try:
+        values = read_json(path, dict, "Write it again with `qfl suite open`.")
+    except (QflError, FileNotFoundError) as error:
+        return {"path": str(path), "run": f"unreadable: {error}", **dict.fromkeys(_COLUMNS, "")}
+    name = f"suite of {values.get('folder', values.get('repo', 'nothing'))}"
+    return {"path": str(path), "run": name, **dict.fromkeys(_COLUMNS, ""), "seed": values.get("seed", "")}
 
 
 _COLUMNS = ("model", "seed", "step", "FLOPs", "val_loss", "val_exact")

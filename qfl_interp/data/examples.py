@@ -205,6 +205,11 @@ def held_out(task: Task, split: str, n: int, *, seed: int, stream: str) -> Examp
     return kept[:n]
 
 
+def validation_examples(task: Task, n: int, seed: int) -> Examples:
+    """The validation set of a training of this seed: the same at every step. As `held_out`."""
+    return held_out(task, "val", n, seed=seed, stream="validation")
+
+
 def held_out_pairs(task: Task, split: str, n: int, feature: str, label: int, *, seed: int, stream: str) -> Pairs:
     """`n` clean and corrupted examples that differ in one label, the clean ones of one split.
 

@@ -22,6 +22,7 @@ from qfl_interp.data.dataset import (
     checked_tokens,
     vocabulary_of,
 )
+from qfl_interp.data.dataset_file import DatasetFile
 from qfl_interp.data.task import NO_POSITION, Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.digests import digest
@@ -29,7 +30,7 @@ from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.shapes import Examples, Tokens
 
 
-class FixedTask(Task):
+class FixedTask(DatasetFile, Task):
     """A task whose problems are the rows of one dataset; an example is a row number.
 
     The splits follow from the tokens of a row, so that equal rows are in the same one. Nothing is trained on the

@@ -32,7 +32,7 @@ can feign a plateau in a power law.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +61,8 @@ class Bracket(NamedTuple):
 class Transition:
     """The fall of a loss curve, or why there is none.
 
+    Compute stands for whatever the curve was searched along: where FLOPs are not known, tokens or steps.
+
     Attributes:
         found: Whether there is one; if not, every number below but `n_points` is NaN.
         reason: What was found, in one sentence; with `found` false, why nothing was.
@@ -88,6 +90,10 @@ class Transition:
     final_loss: float
     complete: bool
     n_points: int
+
+    def with_reason(self, reason: str) -> Transition:
+        """The same, with another sentence on it."""
+        return replace(self, reason=reason)
 
     def __repr__(self) -> str:
         if not self.found:
@@ -131,7 +137,7 @@ def find_transition(
         trained = smooth <= CHANCE_FACTOR * chance_loss
         if not trained.any():
             reached = f"{CHANCE_FACTOR:g} x chance ({chance_loss:.3g})"
-            return _none(f"the loss ends at {smooth[-1]:.3g} and never comes within {reached}", 0)
+            return no_transition(f"the loss ends at {smooth[-1]:.3g} and never comes within {reached}", 0)
         first = int(trained.argmax())
         x, smooth, kept = x[first:], smooth[first:], kept[first:]
     fit = IsotonicRegression(increasing=False).fit_transform(x, smooth)
@@ -139,15 +145,19 @@ def find_transition(
     needed = MIN_DROP * scale
     if min(float(fit[0]), scale) - fit[-1] < needed:
         span = f"{fit[0]:.3g} to {fit[-1]:.3g}"
-        return _none(f"still on the plateau: the loss falls from {span}, by less than {needed:.3g}", x.size)
+        return no_transition(f"still on the plateau: the loss falls from {span}, by less than {needed:.3g}", x.size)
     fall = _deepest_fall(x, fit, min_plateau_points)
     if fall is None:
         plateau = f"{MIN_PLATEAU_DECADES:g} decades and {min_plateau_points} validations"
         span = f"{fit[0]:.3g} to {fit[-1]:.3g}"
-        return _none(f"the loss falls from the start, from {span}: no plateau of {plateau} comes before", x.size)
+        return no_transition(
+            f"the loss falls from the start, from {span}: no plateau of {plateau} comes before", x.size
+        )
     depth = min(float(fit[fall.before]), scale) - float(fit[fall.after])
     if depth < needed:
-        return _none(f"the deepest fall after a plateau is {depth:.3g} (below chance), less than {needed:.3g}", x.size)
+        return no_transition(
+            f"the deepest fall after a plateau is {depth:.3g} (below chance), less than {needed:.3g}", x.size
+        )
     return _describe(x, fit, kept, fall)
 
 
@@ -270,7 +280,7 @@ def _describe(
     )
 
 
-def _none(reason: str, n_points: int) -> Transition:
+def no_transition(reason: str, n_points: int = 0) -> Transition:
     """No transition, and why."""
     nan = math.nan
     gap = Bracket(nan, nan)

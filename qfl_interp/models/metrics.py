@@ -155,6 +155,18 @@ def score_logits(
     return ExampleScores(loss, loss_answer, exact, exact_answer, n_scored, n_answer)
 
 
+def validation_scores(forward: Forward, batch: Batch, loss: str) -> dict[str, float]:
+    """What a validation logs: `evaluate`'s means under a loss of this name, for every count of them.
+
+    Only the cross-entropy gives the chance of writing an example rightly: `pass` and `pass_answer` are left out else.
+
+    Raises:
+        ValueError: An example has no scored answer.
+    """
+    means = evaluate(forward, batch, token_losses=token_losses_of(loss)).means()
+    return {name: value for name, value in means.items() if loss == "cross_entropy" or not name.startswith("pass")}
+
+
 @torch.no_grad()
 def evaluate(
     forward: Forward,

@@ -1,16 +1,69 @@
-"""Axes: compute and other logarithmic ones with readable ticks, and things side by side."""
+"""Axes: how far training was, other logarithmic ones with readable ticks, and things side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-from qfl_interp.plots.theme import FONT_SIZE
+import numpy as np
+import pandas as pd
+
+from qfl_interp.plots.theme import FONT_SIZE, format_power
+from qfl_interp.tables import column
 
 
-def log_flops_axis(low: float, high: float, title: str = "training compute (FLOPs, nominal)") -> dict[str, Any]:
-    """A logarithmic compute axis from `low` to `high` FLOPs, with a little room, ticks at powers of ten."""
+class TrainingAxis(NamedTuple):
+    """What says how far training was.
+
+    Attributes:
+        column: Of tables, and what the names of columns with a place on this axis end in (`onset_flops`).
+        title: Of the axis.
+        unit: Behind a number.
+        words: What one goes along; "decades of compute".
+    """
+
+    column: str
+    title: str
+    unit: str
+    words: str
+
+    def text(self, value: float) -> str:
+        """A place on this axis as a person reads it."""
+        return f"{value:,.0f} {self.unit}" if self.column == "step" else f"{format_power(value)} {self.unit}"
+
+    def stretch(self, start: float, end: float) -> str:
+        """From one place to another."""
+        return f"{self.text(start).removesuffix(f' {self.unit}')} – {self.text(end)}"
+
+
+FLOPS: Final = TrainingAxis("flops", "training compute (FLOPs, nominal)", "FLOPs", "compute")
+TOKENS: Final = TrainingAxis("tokens", "training tokens", "tokens", "tokens")
+STEPS: Final = TrainingAxis("step", "training step", "steps", "steps")
+# The first of these that is known is what figures are drawn over and leads are measured along.
+TRAINING_AXES: Final = (FLOPS, TOKENS, STEPS)
+
+
+def training_axis(table: pd.DataFrame) -> TrainingAxis:
+    """What a table is drawn over: FLOPs where every row's are known, else tokens, else steps.
+
+    Raises:
+        ValueError: The table has none of these columns without a gap.
+    """
+    for axis in TRAINING_AXES:
+        if axis.column in table and not np.isnan(column(table, axis.column)).any():
+            return axis
+    names = [axis.column for axis in TRAINING_AXES]
+    raise ValueError(f"a table needs one of the columns {names} without NaN, got {list(table)}.")
+
+
+def axis_of_columns(table: pd.DataFrame, stem: str) -> TrainingAxis:
+    """The axis that a column `stem`_flops, `stem`_tokens or `stem`_step is on; FLOPs where there is none."""
+    return next((axis for axis in TRAINING_AXES if f"{stem}_{axis.column}" in table), FLOPS)
+
+
+def log_training_axis(low: float, high: float, title: str = FLOPS.title) -> dict[str, Any]:
+    """A logarithmic axis of FLOPs, tokens or steps from `low` to `high`, with some room, ticks at powers of ten."""
     start, stop = math.log10(low), math.log10(high)
     room = max(0.015 * (stop - start), 0.02)
     return {
@@ -27,8 +80,8 @@ def log_flops_axis(low: float, high: float, title: str = "training compute (FLOP
 
 
 def budget_axis(low: float, high: float, title: str = "") -> dict[str, Any]:
-    """A compute axis of a small panel, whose ticks stand at every power of ten, or at every other one."""
-    return log_flops_axis(low, high, title) | {"dtick": 1 if math.log10(high / low) < 5 else 2}
+    """Such an axis of a small panel, whose ticks stand at every power of ten, or at every other one."""
+    return log_training_axis(low, high, title) | {"dtick": 1 if math.log10(high / low) < 5 else 2}
 
 
 def log_axis(low: float, high: float, *, few_beyond: float = math.inf) -> dict[str, Any]:

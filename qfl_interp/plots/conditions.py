@@ -1,4 +1,4 @@
-"""How the conditions of an intervention look, and their curves over compute with intervals."""
+"""How the conditions of an intervention look, and their curves over training with intervals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.lines import STEP, curve, over_compute
+from qfl_interp.plots.lines import STEP, curve, over_training
 from qfl_interp.plots.theme import GREY, PURPLE, STEEL, VERMILLION, SeriesStyle
 from qfl_interp.tables import distinct, select
 
@@ -46,10 +46,10 @@ def present(rows: pd.DataFrame, known: Mapping[str, SeriesStyle]) -> list[str]:
 
 
 def curves(rows: pd.DataFrame, known: Mapping[str, SeriesStyle], name: str, group: str) -> tuple[go.Scatter, ...]:
-    """One curve a condition over compute, its intervals as whiskers; a single step is a point.
+    """One curve a condition over training, its intervals as whiskers; a single step is a point.
 
     Args:
-        rows: One row a step and condition; rows at 0 FLOPs are left out.
+        rows: One row a step and condition; rows of step 0 are left out.
         known: The looks.
         name: A column of fractions with its ends in `name`_low and `name`_high.
         group: What tells these curves from those of other lenses when a legend entry is clicked.
@@ -61,6 +61,6 @@ def curves(rows: pd.DataFrame, known: Mapping[str, SeriesStyle], name: str, grou
         look: dict[str, Any] = {"width": 1.8, "dash": style.dash, "size": 5.5, "symbol": style.symbol}
         beside = ("step", f"{name}_low", f"{name}_high")
         look |= {"interval": (1, 0), "beside": beside, "legendgroup": f"{group}: {condition}"}
-        drawn = over_compute(select(rows, condition=condition))
+        drawn = over_training(select(rows, condition=condition))
         traces.append(curve(drawn, name, style.name, style.color, hover=hover, **look))
     return tuple(traces)

@@ -1,4 +1,7 @@
-"""What a panel is drawn with: curves of a table with their hover text, levels, whiskers, and the range they need."""
+"""What a panel is drawn with: curves of a table with their hover text, levels, whiskers, and the range they need.
+
+How far training was, which is what they are drawn over, `training_axis` decides for each table.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from qfl_interp.plots.axes import training_axis
 from qfl_interp.plots.theme import GREY
 from qfl_interp.tables import column
 
@@ -19,21 +23,15 @@ LOSS_FLOOR: Final = 1e-12
 STEP: Final = "step %{customdata[0]:,}"
 
 
-def over_compute(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows a log axis can show, in the order of compute.
+def over_training(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows a log axis can show, those of step 0 left out, in the order of training."""
+    ordered = table.iloc[np.argsort(places(table), kind="stable")]
+    return ordered.iloc[int(np.sum(places(ordered) <= 0)) :]
 
-    Raises:
-        ValueError: The compute of a row is not known.
-    """
-    unknown = np.isnan(column(table, "flops"))
-    if unknown.any():
-        raise ValueError(
-            f"a compute axis needs the FLOPs of every step, got NaN in {int(unknown.sum())} of {len(table)} rows. "
-            "Open a suite of checkpoints with tokens_per_step, or draw the rows over `step`."
-        )
-    order = np.argsort(column(table, "flops"), kind="stable")
-    ordered = table.iloc[order]
-    return ordered.iloc[int(np.sum(column(ordered, "flops") <= 0)) :]
+
+def places(table: pd.DataFrame) -> Float[np.ndarray, " row"]:
+    """Where each row stands on the axis that the table is drawn over."""
+    return column(table, training_axis(table).column)
 
 
 def curve(
@@ -42,7 +40,7 @@ def curve(
     name: str,
     color: str,
     *,
-    x: str = "flops",
+    x: str | None = None,
     hover: str | None = "",
     beside: Sequence[str] = ("step",),
     interval: tuple[float, int] | None = None,
@@ -60,7 +58,7 @@ def curve(
         y: The column that is drawn.
         name: In the legend, and behind the hover text.
         color: Hex.
-        x: The column on the x axis.
+        x: The column on the x axis; by default how far training was (`training_axis`).
         hover: Template of the hover text, in which `beside` are customdata[0], [1], ...; empty: the mouse passes over;
             None: plotly's own.
         beside: Further columns for the hover text.
@@ -73,13 +71,16 @@ def curve(
         **more: Further fields of the trace; `legendgroup` is the name by default.
     """
     values = column(rows, y)
+    over = training_axis(rows).column if x is None else x
     fields: dict[str, Any] = {
-        "x": column(rows, x),
+        "x": column(rows, over),
         "y": values if floor is None else np.maximum(values, floor),
         "name": name,
         "mode": "+".join(part for part, on in (("lines", width), ("markers", size)) if on),
         "legendgroup": name,
     }
+    if x is None and len(rows):
+        fields["meta"] = {"over": over}  # `Panel.axis` reads it: a label cannot say other than what is drawn
     if width:
         fields["line"] = {"color": color, "width": width, "dash": dash}
     if size:

@@ -1,4 +1,4 @@
-"""Panels stacked on one compute axis: what a lens hands in to appear in the timeline."""
+"""Panels stacked on one axis of training: what a lens hands in to appear in the timeline."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, log_flops_axis
-from qfl_interp.plots.lines import STEP, curve, over_compute, value_range
+from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, TrainingAxis, log_axis, log_training_axis
+from qfl_interp.plots.lines import STEP, curve, over_training, value_range
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
     GREY,
     PAPER_WIDTH,
     PURPLE,
-    format_power,
     legend_row,
     new_figure,
     ordered_colors,
@@ -53,11 +52,11 @@ class Legend:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of a timeline: curves over compute.
+    """One panel of a timeline: curves over training.
 
     Args:
         title: What the panel shows; bold, above it.
-        traces: Curves whose x is nominal training FLOPs, above 0.
+        traces: Curves whose x is how far training was, above 0: as `curve` draws them, or over nominal FLOPs.
         y_title: Quantity and unit.
         y_range: Lowest and highest value to show, in the data's unit.
         subtitle: Continues the title in a lighter weight.
@@ -79,14 +78,23 @@ class Panel:
     legend: Legend | None = None
     annotations: tuple[dict[str, Any], ...] = field(default=())
 
+    @property
+    def axis(self) -> TrainingAxis | None:
+        """What its curves are drawn over; None where none says so.
+
+        Raises:
+            ValueError: Over several quantities.
+        """
+        return _one_axis([self])
+
 
 @dataclass(frozen=True)
 class Shade:
-    """A stretch of compute that is shaded, as the one in which the loss falls.
+    """A stretch of training that is shaded, as the one in which the loss falls.
 
     Args:
-        start: Nominal FLOPs where it begins.
-        end: Nominal FLOPs where it ends.
+        start: Where it begins, on the axis of the panels.
+        end: Where it ends.
         label: Written once, above the band.
     """
 
@@ -96,7 +104,7 @@ class Shade:
 
 
 def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str, note: str = "") -> go.Figure:
-    """Panels below each other on one logarithmic compute axis, with a stretch shaded across all of them.
+    """Panels below each other on one logarithmic axis of training, with a stretch shaded across all of them.
 
     Args:
         panels: From top to bottom.
@@ -105,11 +113,12 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
         note: Written where the label of the shade would stand if there is none.
 
     Raises:
-        ValueError: There is no panel, or no point with more than 0 FLOPs.
+        ValueError: There is no panel, no point after step 0, or panels are over different quantities.
     """
     if not panels:
         raise ValueError("a timeline needs at least one panel, got none.")
-    axis = log_flops_axis(*_flops_range(panels))
+    over = _one_axis(panels) or FLOPS
+    axis = log_training_axis(*_range(panels, over), title=over.title)
     # Panels that share a legend are listed in it once, above the first of them.
     first = {panel.legend.name: index for index, panel in reversed(list(enumerate(panels))) if panel.legend}
     names = dict(zip(sorted(first, key=lambda name: first[name]), _numbered("legend"), strict=False))
@@ -126,7 +135,7 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
         bottom = top - head - panel.height
         domain = (bottom / inner, (top - head) / inner)
         top = bottom - _PANEL_GAP
-        # The y axis does not zoom: dragging selects a stretch of compute everywhere.
+        # The y axis does not zoom: dragging selects a stretch of training everywhere.
         y_axis = {"domain": domain, "title": {"text": panel.y_title}, "fixedrange": True, "anchor": "x"}
         y_axis |= log_axis(*panel.y_range) if panel.log_y else {"range": list(panel.y_range), "nticks": 5}
         figure.update_layout({f"yaxis{y[1:]}": y_axis, "xaxis": {"anchor": y}})
@@ -140,7 +149,7 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
             figure.update_layout({added["legend"]: legend_row(0, domain[1])})
     spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
     figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis={**axis, "showspikes": True, **spike})
-    _add_shade(figure, shade, note, axis["range"])
+    _add_shade(figure, shade, note, axis["range"], over)
     return figure
 
 
@@ -156,10 +165,10 @@ def line_panel(
     number: str = ".4g",
     height: int = 120,
 ) -> Panel:
-    """One curve over compute for each value of a column: what most lenses show.
+    """One curve over training for each value of a column: what most lenses show.
 
     Args:
-        rows: A table with columns `flops`, `step`, `by` and `name`; rows at 0 FLOPs are left out.
+        rows: A table with columns `flops`, `step`, `by` and `name`; rows of step 0 are left out.
         name: The column that is drawn.
         by: The column whose values are the curves, dark to light in their order.
         title: Of the panel.
@@ -168,11 +177,8 @@ def line_panel(
         subtitle: Continues the title.
         number: Format of a value in the hover text.
         height: In pixels, of the plot area.
-
-    Raises:
-        ValueError: The compute of a row is not known.
     """
-    parts = sorted(groups(over_compute(rows), by), key=lambda part: part[0])
+    parts = sorted(groups(over_training(rows), by), key=lambda part: part[0])
     traces = []
     for (value, part), color in zip(parts, ordered_colors(len(parts)), strict=True):
         text = names[value] if names else f"{by} {value}"
@@ -189,16 +195,26 @@ def line_panel(
     )
 
 
-def _flops_range(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Lowest and highest compute of any point that a log axis can show."""
+def _one_axis(panels: Sequence[Panel]) -> TrainingAxis | None:
+    """What the curves of all panels are drawn over; None where none says so. `ValueError` where they differ."""
+    metas: list[tuple[str, Any]] = [(panel.title, trace["meta"]) for panel in panels for trace in panel.traces]
+    found = {meta["over"]: title for title, meta in metas if isinstance(meta, dict)}
+    if len(found) > 1:
+        said = ", ".join(f"{title!r} over {name}" for name, title in found.items())
+        raise ValueError(f"panels on one axis must be over one quantity, got {said}. Draw them apart.")
+    return next((axis for axis in TRAINING_AXES if axis.column in found), None)
+
+
+def _range(panels: Sequence[Panel], over: TrainingAxis) -> tuple[float, float]:
+    """Lowest and highest place of any point that a log axis can show."""
     columns: list[Any] = [trace["x"] for panel in panels for trace in panel.traces]
-    flops = [float(x) for column in columns for x in column if x is not None and x > 0]
-    if not flops:
+    values = [float(x) for column in columns for x in column if x is not None and x > 0]
+    if not values:
         raise ValueError(
-            "a timeline needs points with more than 0 FLOPs, got none: only step 0 was logged or probed. "
+            f"a timeline needs points with more than 0 {over.unit}, got none: only step 0 was logged or probed. "
             "Train for at least one step and keep its checkpoint."
         )
-    return min(flops), max(flops) if max(flops) > min(flops) else 10 * min(flops)
+    return min(values), max(values) if max(values) > min(values) else 10 * min(values)
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -228,7 +244,7 @@ def _add_texts(figure: go.Figure, panel: Panel, y: str, top: float, head: int) -
         figure.add_annotation(**text, xref="x", yref=y)
 
 
-def _add_shade(figure: go.Figure, shade: Shade | None, text: str, log_range: list[float]) -> None:
+def _add_shade(figure: go.Figure, shade: Shade | None, text: str, log_range: list[float], over: TrainingAxis) -> None:
     """The band across all panels, with its label above them; or the text that there is none."""
     font = {"size": FONT_SIZE - 1}
     if shade is None:
@@ -242,7 +258,7 @@ def _add_shade(figure: go.Figure, shade: Shade | None, text: str, log_range: lis
     place = (math.log10(centre) - log_range[0]) / (log_range[1] - log_range[0])
     # Keep the label inside the figure: near an edge it hangs to the other side.
     anchor, at = ("left", shade.start) if place < 0.3 else ("right", shade.end) if place > 0.7 else ("center", centre)
-    label = f"<b>{shade.label}</b> {format_power(shade.start)} – {format_power(shade.end)} FLOPs"
+    label = f"<b>{shade.label}</b> {over.stretch(shade.start, shade.end)}"
     # Annotations on a log axis are placed by their logarithm, shapes by their value.
     look = {"xref": "x", "xanchor": anchor, "yshift": 6, "font": font | {"color": PURPLE}}
     figure.add_annotation(text_at(label, math.log10(at), **look))

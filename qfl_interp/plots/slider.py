@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import FONT_SIZE, format_power, grow, text_at
+from qfl_interp.plots.axes import STEPS, training_axis
+from qfl_interp.plots.theme import FONT_SIZE, grow, text_at
 from qfl_interp.tables import distinct, select
 
 # Pixels below the plot area: what the slider itself takes, and what an axis title with its numbers takes above it.
@@ -19,9 +20,9 @@ AXIS_HEIGHT: Final = 56
 
 def step_title(rows: pd.DataFrame, name: str) -> str:
     """What the figure is of, in bold, with step and compute of the rows' first one."""
-    step, flops = int(rows["step"].iloc[0]), float(rows["flops"].iloc[0])
-    compute = f"{format_power(flops)} FLOPs" if step else "initial model"
-    return f"<b>{name}</b>  step {step:,} · {compute}"
+    step, axis = int(rows["step"].iloc[0]), training_axis(rows)
+    compute = "" if axis is STEPS else f" · {axis.text(float(rows[axis.column].iloc[0]))}"
+    return f"<b>{name}</b>  step {step:,}{compute if step else ' · initial model'}"
 
 
 def heading(title: str, above: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ renamed into it, so that a killed writer leaves a temporary directory and never 
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import safetensors
 
-from qfl_interp.errors import QflError, StorageError
-from qfl_interp.files import read_json
+from qfl_interp.errors import QflError
+from qfl_interp.files import TEMPORARY, read_json, storage_error, write_flushed
+from qfl_interp.files import write_atomic as write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,6 @@ FORMAT = "qfl_interp checkpoint"
 VERSION = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
 _FIELDS = {"format", "version", "step", "config_digest", "files"}
-_TEMPORARY = ".tmp-"
 # In seconds: no writer takes that long for one file.
 A_DAY = 86_400.0
 ParsedT = TypeVar("ParsedT")
@@ -49,49 +48,6 @@ class Checkpoint(NamedTuple):
     config_digest: str
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor] | None
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside its place, flushed to the disk, then renamed into it.
-
-    Raises:
-        QflError: The disk is full, or a device stands there; nothing is left behind and an old file stays.
-    """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise QflError(f"{path} must be a file, and it is a device or a pipe: nothing was written. Name another.")
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        _write_flushed(temporary, data)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # of a folder that is none there is nothing to delete
-            temporary.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    """Write and wait until the disk has it."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-# Errors of the place itself: no other file could be written there either.
-_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-def storage_error(error: OSError, path: Path) -> QflError:
-    """What a user reads when writing to `path` fails: a `StorageError` where no other path there could do better."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
-        return StorageError(
-            f"the disk is full: writing {path} failed with {free:,} bytes free. What was saved before is intact. "
-            "Free some space and resume."
-        )
-    kind = StorageError if error.errno in _STORAGE_FAULTS else QflError
-    why = error.strerror or error  # whose own text names the file beside it that is written first
-    return kind(f"writing {path} failed: {why}. What was saved before is intact.")
 
 
 def step_name(step: int) -> str:
@@ -115,7 +71,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     import safetensors.torch
 
     final = folder / step_name(checkpoint.step)
-    temporary = folder / f"{_TEMPORARY}{final.name}-{uuid.uuid4().hex[:8]}"
+    temporary = folder / f"{TEMPORARY}{final.name}-{uuid.uuid4().hex[:8]}"
     files = {MODEL: safetensors.torch.save(_plain(checkpoint.model))}
     if checkpoint.optimizer is not None:
         files[OPTIMIZER] = safetensors.torch.save(_plain(checkpoint.optimizer))
@@ -129,8 +85,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         temporary.mkdir(parents=True)
         for name, data in files.items():
-            _write_flushed(temporary / name, data)
-        _write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_flushed(temporary / name, data)
+        write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -153,7 +109,7 @@ def remove_leftovers(folder: Path, name: str = "", *, older_than: float = 0.0) -
         name: Only what was to become the file of this name; everything by default.
         older_than: Only what is older, in seconds: `A_DAY` where no lock tells that its writer is gone.
     """
-    for path in folder.glob(f"{_TEMPORARY}{glob.escape(name) + '-' if name else ''}*"):
+    for path in folder.glob(f"{TEMPORARY}{glob.escape(name) + '-' if name else ''}*"):
         with contextlib.suppress(OSError):  # another process was faster, or it is not ours to delete
             if older_than and time.time() - path.lstat().st_mtime < older_than:
                 continue

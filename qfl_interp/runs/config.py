@@ -197,8 +197,8 @@ class RunConfig:
         path = run / CONFIG_FILE
         try:
             values: dict[str, Any] = read_json(path, dict, "Restore it: it names the run.")
-        except FileNotFoundError as error:
-            what = "has no config.json" if run.is_dir() else "does not exist"
+        except (FileNotFoundError, NotADirectoryError) as error:
+            what = "has no config.json" if run.is_dir() else "is a file" if run.exists() else "does not exist"
             raise QflError(f"{run} is no run: it {what}. `qfl runs` lists the runs below a folder.") from error
         if values.get("format") != FORMAT or values.get("version") != VERSION:
             raise QflError(f"{path} was not written by this version of qfl_interp (run format {VERSION}).")
@@ -218,3 +218,12 @@ class RunConfig:
         if config.run_id != named:
             raise QflError(f"{path} was edited: it is named {named}, but its values are those of {config.run_id}.")
         return config
+
+
+def is_foreign_config(file: Path) -> bool:
+    """Whether a `config.json` is a model's of transformers."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "format" not in values and ("model_type" in values or "architectures" in values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,12 @@ import pandas as pd
 from qfl_interp.data.identity import differences, identity_in, task_identity
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path, read_json
-from qfl_interp.recipes import loss_unit
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import METRICS_FILE, TASK_FILE, RunConfig
 from qfl_interp.runs.folder_lock import is_held
 from qfl_interp.runs.metrics import Metrics, read_metrics
 from qfl_interp.runs.provenance import read_sessions
-from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints
+from qfl_interp.runs.series import TABLES_FOLDER, Checkpoints, Validation
 from qfl_interp.runs.series import Steps as Steps
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 CHECKPOINTS, RESUME, PROVENANCE_FILE = "checkpoints", "resume", "provenance.json"
 # In the folder of checkpoints, where a sweep has kept the last one alone.
 FINAL_ALONE = ".final_alone"
+# What a run's card says of its last session, and of its last validation, where it was measured.
+_SESSION = ("started", "device", "threads", "git_commit", "versions", "command")
+_SCORES = ("val_loss", "val_exact", "val_loss_answer", "val_exact_answer")
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,6 @@ class Run(Checkpoints):
         return task
 
     @property
-    def loss_unit(self) -> str:
-        """What the trained loss is counted in, and so `train_loss` and `val_...loss...` of the metrics: "nats"."""
-        return loss_unit(self.config.train.loss_name)
-
-    @property
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending. Raises `QflError` where their folder cannot be read."""
         try:
@@ -178,6 +176,42 @@ class Run(Checkpoints):
         """Whether training went back behind checkpoints of before, to `last`: now, or until it was stopped."""
         points = [ckpt.parse_step(path.name) for path in (self.path / RESUME).glob("step_*")]
         return is_held(self.path) or any(step is not None and step <= (last or 0) for step in points)
+
+    @property
+    def validation(self) -> Validation:
+        """How training measured `val_...` columns. Those of a fork under an intervention have it installed."""
+        return Validation(self.config.n_val, self.config.train.seed, self.config.train.loss_name)
+
+    @property
+    def does_otherwise(self) -> str:
+        """Of a fork, its intervention or what is frozen, in a few words; empty of others."""
+        fork = self.config.fork
+        if fork is not None and fork.intervene is not None:
+            return f"{fork.intervene.kind.replace('_', ' ')} {fork.intervene.feature}"
+        return f"{', '.join(fork.frozen)} frozen" if fork is not None and fork.frozen else ""
+
+    def card(self) -> dict[str, Any]:
+        """What it is and where it comes from: its last metrics, model, training, and the last session's machine."""
+        config, metrics = self.config, self.metrics
+        last = metrics.dropna(subset=["val_loss"]).iloc[-1]
+        session = self.provenance[-1] if self.provenance else {}
+        return {
+            "run_id": self.run_id,
+            "task": config.task,
+            "length": config.length,
+            "n_parameters": self.n_parameters,
+            "n_steps": config.n_steps,
+            "step": int(last["step"]),
+            "budget_flops": config.train.budget_flops or math.nan,
+            "nominal_flops": float(last["flops"]),
+            "actual_flops": float(last["actual_flops"]),
+            "seconds": float(last["seconds"]),
+            **{name: float(last[name]) for name in _SCORES if name in last},
+            "seed": config.train.seed,
+            "model": config.model.to_dict(),
+            "train": config.train.to_dict(),
+            **{name: session.get(name) for name in _SESSION},
+        }
 
     @property
     def provenance(self) -> list[dict[str, Any]]:

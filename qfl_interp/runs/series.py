@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import abc
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from qfl_interp.errors import QflError
+from qfl_interp.recipes import loss_unit
 from qfl_interp.runs.table import Table
 from qfl_interp.runs.workplace import TableElsewhere, enter, workplace
 from qfl_interp.seeding import generator
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from qfl_interp.data.task import Task
@@ -24,6 +27,22 @@ if TYPE_CHECKING:
 # "all", "last", "log:20", "every:100", "1000,2000", one step, or a sequence of steps.
 Steps = str | int | list[int] | tuple[int, ...]
 TABLES_FOLDER = "analyses"
+# Held-out examples that the loss of a checkpoint is measured on where nothing else says how many.
+_N_VALIDATION: Final = 1_000
+
+
+class Validation(NamedTuple):
+    """How the loss of a series is measured on held-out examples.
+
+    Attributes:
+        n_examples: At most so many of the validation split.
+        seed: Draws them.
+        loss: Its name, as in `TrainConfig.loss`.
+    """
+
+    n_examples: int
+    seed: int
+    loss: str = "cross_entropy"
 
 
 class Checkpoints(abc.ABC):
@@ -73,6 +92,54 @@ class Checkpoints(abc.ABC):
     @abc.abstractmethod
     def flops(self, step: int) -> float:
         """Training FLOPs up to `step`; NaN where that is unknown."""
+
+    def tokens(self, step: int) -> float:
+        """Tokens trained on up to `step`; NaN where that is unknown, by default."""
+        return math.nan
+
+    def how_far(self, step: int) -> dict[str, float]:
+        """The columns that say how far training was at a step: `flops`; where these are unknown, `tokens` if known."""
+        flops, tokens = self.flops(step), self.tokens(step)
+        return {"flops": flops} | ({"tokens": tokens} if math.isnan(flops) and not math.isnan(tokens) else {})
+
+    @property
+    def metrics(self) -> pd.DataFrame | None:
+        """What training logged, one row a logged step, as `Run.metrics`; None where nothing of it is known."""
+        return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether `metrics` are those of the whole training; True where there are none."""
+        return True
+
+    @property
+    def validation(self) -> Validation:
+        """How its loss is measured: as in training, where that is known."""
+        loss = "cross_entropy" if self.task.d_out is None else "squared_error"
+        return Validation(_N_VALIDATION, self.identity()["seed"], loss)
+
+    @property
+    def loss_unit(self) -> str:
+        """What the trained loss is counted in, and so `train_loss` and `val_...loss...` of the metrics: "nats"."""
+        return loss_unit(self.validation.loss)
+
+    def card(self) -> dict[str, Any]:
+        """What it is, as the head of a report says: plain values, and mappings of them."""
+        flops, last = self.flops(self.steps[-1]), self.steps[-1]
+        return {
+            "run_id": self.run_id,
+            "task": self.task.name,
+            "length": self.task.length,
+            "n_steps": last,
+            "n_checkpoints": len(self.steps),
+            "nominal_flops": None if math.isnan(flops) else flops,
+            "seed": self.identity()["seed"],
+        }
+
+    @property
+    def does_otherwise(self) -> str:
+        """What its training did otherwise than the one it came from, in a few words; empty where it is no fork."""
+        return ""
 
     def weights(self, step: int) -> str | None:
         """A digest of the weights at a step as they are on disk now; None where it cannot be told, by default.

@@ -319,6 +319,11 @@ class Suite(Checkpoints):
         tokens = self.tokens(step)
         return tokens if math.isnan(tokens) else 6.0 * self.n_parameters * tokens
 
+    def card(self) -> dict[str, Any]:
+        """As of every series, with parameters and the model's configuration."""
+        own = {"n_parameters": self.n_parameters, "tokens_per_step": self.tokens_per_step}
+        return {**super().card(), **own, "model": self._raw_config}
+
     def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> HookedModel:
         """The model at a step, in float32 and evaluation mode; its logits are those of the model that was saved.
 

@@ -9,13 +9,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from qfl_interp.data.examples import held_out
+from qfl_interp.data.examples import validation_examples
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.hooks import Intervention
-from qfl_interp.models.losses import token_losses_of
-from qfl_interp.models.metrics import evaluate
+from qfl_interp.models.metrics import validation_scores
 from qfl_interp.progress import progress_bar
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
@@ -52,9 +51,8 @@ class TrainingLoop:
         self.session = RunSession(run, writer)
         self.make_loggers, self.watch = make_loggers, watch
         self.trainee = Trainee(task, run, device)
-        self.token_losses = token_losses_of(self.config.loss_name)
         self.initial = initial
-        self.val_batch = task.encode(held_out(task, "val", run.n_val, seed=self.config.seed, stream="validation"))
+        self.val_batch = task.encode(validation_examples(task, run.n_val, self.config.seed))
         # Fields of `Update`; the tensors are read later, not to wait for the device.
         self.pending: list[tuple[int, float, Tensor, Tensor, float]] = []
 
@@ -175,10 +173,8 @@ class TrainingLoop:
                 # Never the compiled one: validations have other shapes.
                 return training_forward(trainee.model)(tokens.to(trainee.device), positions).cpu()
 
-        means = evaluate(forward, self.val_batch, token_losses=self.token_losses).means()
-        # A chance of being right is what the cross-entropy alone gives.
-        kept = {n: v for n, v in means.items() if self.config.loss_name == "cross_entropy" or not n.startswith("pass")}
-        return {f"{name}_{key}": value for key, value in kept.items()}
+        found = validation_scores(forward, self.val_batch, self.config.loss_name)
+        return {f"{name}_{key}": value for key, value in found.items()}
 
     def _detail(self) -> str:
         """What the progress bar says."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, log_flops_axis, names_axis
+from qfl_interp.plots.axes import log_axis, log_training_axis, names_axis
 from qfl_interp.plots.grid import Cell
 from qfl_interp.plots.lines import curve, finite, legend_entry, level
 from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, STEEL, VERMILLION, new_figure, words
@@ -45,7 +45,7 @@ def losses_figure(metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.Da
         drawn = pd.DataFrame(shown.loc[(shown["flops"] > 0) & shown["val_loss_answer"].notna()])
         flops, losses, base_rate = column(drawn, "flops"), column(drawn, "val_loss_answer"), float(task["base_rate"])
         title = "training FLOPs" if row == rows - 1 else ""
-        x_axis = log_flops_axis(float(flops.min()), float(flops.max()), title=title) | {"dtick": 1}
+        x_axis = log_training_axis(float(flops.min()), float(flops.max()), title=title) | {"dtick": 1}
         low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), base_rate)
         y_axis = log_axis(low, high) | {"tickfont": {"size": FONT_SIZE - 2}}
         y_axis |= {"range": [math.log10(low) - 0.1, math.log10(high) + 0.1]}

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, log_flops_axis
+from qfl_interp.plots.axes import log_axis, log_training_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import curve, legend_entry
 from qfl_interp.plots.theme import BAND, FONT_SIZE, GREY, PURPLE, STEEL, VERMILLION, new_figure, plain, words
@@ -71,7 +71,7 @@ def small_multiples(
             style = {"color": PURPLE, "dash": "dot", "width": 1}
             figure.add_shape(cell.stretch(marks[setting], marks[setting], line=style))
         low, high = float(column(whole, "x").min()), float(column(whole, "x").max())
-        x_axis = log_flops_axis(low, high, x if last else "") | {"showticklabels": last}
+        x_axis = log_training_axis(low, high, x if last else "") | {"showticklabels": last}
         x_axis |= {} if last else {"matches": grid.cell(n - len(across) + place).x}
         figure.update_layout(cell.layout(x_axis, _value_axis(shown)))
         if place == 0:

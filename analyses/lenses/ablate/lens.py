@@ -185,7 +185,7 @@ class Ablate(PartLens[Examples, HookedModel]):
                 title, values, part, draw, f"{note}{int(column(part, 'n_trials').max()):,} trials of every control."
             )
             for values, part in cls.parts_of(rows)
-            if (np.unique(column(part, "flops")) > 0).sum() > 1
+            if (np.unique(column(part, "step")) > 0).sum() > 1
         ]
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lenses.curvature.ranks import ALL_SCORED
-from qfl_interp.plots.lines import curve, finite, level, log_range, over_compute, value_range
+from qfl_interp.plots.lines import curve, finite, level, log_range, over_training, places, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
 from qfl_interp.plots.theme import PURPLE, STEEL, VERMILLION, ordered_colors
@@ -62,9 +62,9 @@ def curvature_figure(rows: pd.DataFrame, ranks: pd.DataFrame, *, transition: Sha
         ValueError: A table has no row, or several of one key.
     """
     first, *others = curvature_panels(rows, ranks)
-    shown = over_compute(rows)
+    shown = over_training(rows)
     low, high = _STEP_LIMITS
-    edges = [level(column(shown, "flops"), value, f"{value:g}") for value in (_STEP_EDGE, 0.0)]
+    edges = [level(places(shown), value, f"{value:g}") for value in (_STEP_EDGE, 0.0)]
     along = Panel(
         title="Sharpness along the step",
         subtitle=f"2 c₂/|c₁|; above {_STEP_EDGE:g} the quadratic model raises the loss; beyond the panel: at its edge",
@@ -94,11 +94,11 @@ def curvature_panels(rows: pd.DataFrame, ranks: pd.DataFrame) -> list[Panel]:
     """
     require_rows(rows, "curvature", (), ("step",))
     require_rows(ranks, "curvature", (), ("step", "layer", "position"))
-    shown = over_compute(rows)
+    shown = over_training(rows)
     angles = Panel(
         title="Alignment",
         subtitle="cosine of the step to the next checkpoint with ...",
-        traces=(*_curves(shown, _ANGLES, "cosine"), level(column(shown, "flops"), 0.0, "0")),
+        traces=(*_curves(shown, _ANGLES, "cosine"), level(places(shown), 0.0, "0")),
         y_title="cosine",
         y_range=(-1.05, 1.05),
         height=130,
@@ -128,7 +128,7 @@ def _sharpness_panel(rows: pd.DataFrame) -> Panel:
 
 def _rank_panel(ranks: pd.DataFrame) -> Panel:
     """The stable rank of each layer's residual stream over all scored positions, centred (solid) and not (dotted)."""
-    layers = groups(over_compute(select(ranks, position=ALL_SCORED)), "layer")
+    layers = groups(over_training(select(ranks, position=ALL_SCORED)), "layer")
     traces = []
     for (layer, part), color in zip(layers, ordered_colors(len(layers)), strict=True):
         plain = _Look("stable_rank", f"layer {layer}, not centred", color, "dot")
@@ -167,7 +167,7 @@ def _coefficient_panel(rows: pd.DataFrame) -> Panel:
     return Panel(
         title="Local learning coefficient",
         subtitle="mean of the chains ± standard deviation between them; open: a chain left for infinity",
-        traces=(trace, level(column(rows, "flops"), 0.0, "0")),
+        traces=(trace, level(places(rows), 0.0, "0")),
         y_title="coefficient",
         y_range=value_range(value - spread, value + spread),
         height=130,

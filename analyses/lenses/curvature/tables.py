@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 def stored(run: Checkpoints) -> Measured | None:
     """The tables of one configuration, of several the one with most steps; None without a step after the first."""
     rows = rows_of_one_call(run.table(LENS).read(), ["run_id"])
-    if rows.empty or not (column(rows, "flops") > 0).any():
+    if rows.empty or not (column(rows, "step") > 0).any():
         return None
     # What was the last checkpoint when it was measured, and is not now, has a second row: the one with a next step.
     rows = rows.sort_values(["step", "step_to"], ignore_index=True).drop_duplicates("step", ignore_index=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.lines import curve, finite, level, over_compute, value_range
+from qfl_interp.plots.lines import curve, finite, level, over_training, places, value_range
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.plots.theme import PURPLE, STEEL, VERMILLION
 from qfl_interp.tables import column
@@ -23,11 +23,11 @@ _RANKS = (("soft_rank", "chosen", STEEL), ("gradient_weighted", "gradient-weight
 
 def edge_panels(rows: pd.DataFrame) -> list[Panel]:
     """Learning rates in units of the edge, and soft ranks, over compute."""
-    shown = over_compute(rows)
+    shown = over_training(rows)
     panels = []
     ratios = _curves(shown, _RATIOS)
     if ratios:
-        edge = level(column(shown, "flops"), 1.0, "1")
+        edge = level(places(shown), 1.0, "1")
         panels.append(
             Panel(
                 title="In units of the edge of stability",

@@ -13,9 +13,10 @@ import plotly.graph_objects as go
 from analyses.lens import NO_SHADING, Shading
 from analyses.lenses.probe.views import SCORES
 from analyses.pages.timeline_figure import loss_range, timeline_figure
-from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, legend_entry, over_compute, stem
+from qfl_interp.plots.axes import axis_of_columns, training_axis
+from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, legend_entry, over_training, places, stem
 from qfl_interp.plots.panels import Legend, Panel, Shade
-from qfl_interp.plots.theme import GREY, THIRD_STYLES, format_power, plain, words
+from qfl_interp.plots.theme import GREY, THIRD_STYLES, plain, words
 from qfl_interp.tables import column, distinct, records, select
 
 Mean = Literal["geometric", "arithmetic"]
@@ -39,13 +40,13 @@ def emergence_figure(
     log_loss: bool = True,
     unit: str = "nats",
 ) -> go.Figure:
-    """When the loss falls, and when each feature becomes decodable, on one logarithmic compute axis.
+    """When the loss falls, and when each feature becomes decodable, on one logarithmic axis of training.
 
     Panels from the top: validation loss, exact match, one for each feature of `emergence` (where it is empty, of the
     curves). The transition is shaded across all of them.
 
     Args:
-        metrics: Table "metrics" of the run.
+        metrics: Table "metrics" of the run, or "validate" of a suite.
         emergence_curves: Table "emergence_curve".
         emergence: Table "emergence": transition, onsets and verdicts. May be empty.
         mean: Which mean over a third's labels is drawn; the paper takes the geometric one.
@@ -83,7 +84,7 @@ def feature_panel(
     thirds = [third for third in THIRD_STYLES if third in distinct(curves, "third")]
     if len(thirds) > 1 and "all" in thirds:
         thirds.remove("all")
-    by_third = {third: over_compute(select(curves, third=third)) for third in thirds}
+    by_third = {third: over_training(select(curves, third=third)) for third in thirds}
     drawn = [mean, f"baseline_{mean}", "shuffled_geometric"]
     y_range = loss_range(*(part[drawn] for part in by_third.values()), log_y=log_y)
     traces = [trace for third, part in by_third.items() for trace in _third_traces(part, third, mean)]
@@ -91,7 +92,7 @@ def feature_panel(
     for third in thirds:
         for row in records(select(verdicts, third=third)):
             notes.append(f'<span style="color:{THIRD_STYLES[third].color}">{third}:</span> {verdict_text(row)}')
-            if math.isfinite(row["onset_flops"]):
+            if math.isfinite(row[f"onset_{axis_of_columns(verdicts, 'onset').column}"]):
                 traces.append(_onset_trace(by_third[third], row, third, mean, y_range[0]))
     return Panel(
         title=words(feature),
@@ -121,7 +122,8 @@ def shading(emergence: pd.DataFrame) -> Shading:
         return NO_SHADING
     row = records(emergence)[0]
     if row["transition_found"]:
-        start, end = float(row["transition_start_flops"]), float(row["transition_end_flops"])
+        axis = axis_of_columns(emergence, "transition_start").column
+        start, end = float(row[f"transition_start_{axis}"]), float(row[f"transition_end_{axis}"])
         return Shading(Shade(start, end, "loss transition"), "", float(row["plateau_loss"]))
     reason = plain(row["transition_reason"])
     return Shading(None, "no loss transition found" + (f": {reason}" if reason else ""))
@@ -146,12 +148,13 @@ def _third_traces(rows: pd.DataFrame, third: str, mean: Mean) -> list[go.Scatter
 def _onset_trace(rows: pd.DataFrame, verdict: Mapping[str, Any], third: str, mean: Mean, floor: float) -> go.Scatter:
     """A large open marker on the curve where the feature was learned, with a stem down to the axis."""
     style = THIRD_STYLES[third]
-    onset = float(verdict["onset_flops"])
+    axis = training_axis(rows)
+    onset = float(verdict[f"onset_{axis.column}"])
     losses = np.log(np.maximum(column(rows, mean), LOSS_FLOOR))
-    height = float(np.exp(np.interp(math.log(onset), np.log(column(rows, "flops")), losses)))
+    height = float(np.exp(np.interp(math.log(onset), np.log(places(rows)), losses)))
     low, high = verdict["lead_low"], verdict["lead_high"]
     interval = f" (range {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
     steps = f"between steps {verdict['onset_step_before']:,.0f} and {verdict['onset_step_after']:,.0f}"
-    hover = f"{verdict_text(verdict)}{interval} · learned at {format_power(onset)} FLOPs, {steps}"
+    hover = f"{verdict_text(verdict)}{interval} · learned at {axis.text(onset)}, {steps}"
     look = (f"{third}, onset", style.color, f"{style.symbol}-open")
     return stem(onset, height, floor, *look, size=12, group="onset", hover=hover)

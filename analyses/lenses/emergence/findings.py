@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from qfl_interp.plots.axes import FLOPS, axis_of_columns
 from qfl_interp.report.page import Finding
 from qfl_interp.tables import groups, records
 
@@ -24,10 +25,11 @@ def findings(emergence: pd.DataFrame) -> list[Finding]:
     Args:
         emergence: Table "emergence". May be empty.
     """
-    return [_finding(str(feature), records(part)) for feature, part in groups(emergence, "feature")]
+    along = axis_of_columns(emergence, "onset").words
+    return [_finding(str(feature), records(part), along) for feature, part in groups(emergence, "feature")]
 
 
-def _finding(feature: str, rows: list[dict[str, Any]]) -> Finding:
+def _finding(feature: str, rows: list[dict[str, Any]], along: str) -> Finding:
     whole = [row for row in rows if row["third"] == "all"]
     rows = whole or rows
     verdicts = {str(row["verdict"]) for row in rows}
@@ -40,27 +42,28 @@ def _finding(feature: str, rows: list[dict[str, Any]]) -> Finding:
     if verdict == "not learned":
         return Finding(feature, verdict, "its probes never stayed below half of the untrained model's loss")
     if whole:
-        return Finding(feature, verdict if whole[0]["certain"] else UNDECIDED, timing(whole[0]))
-    parts = [f"{row['third']}: {row['verdict']}, {timing(row)}".rstrip(", ") for row in rows]
+        return Finding(feature, verdict if whole[0]["certain"] else UNDECIDED, timing(whole[0], along))
+    parts = [f"{row['third']}: {row['verdict']}, {timing(row, along)}".rstrip(", ") for row in rows]
     if verdict == "mixed":
         return Finding(feature, verdict, "; ".join(parts))
     leads = sorted(abs(float(row["lead_log10"])) for row in rows)
     parts = [f"{row['third']} {abs(float(row['lead_log10'])):.2f} ({_interval(row)})" for row in rows]
     span = f"{leads[0]:.2f} to {leads[-1]:.2f}" if len(leads) > 1 else f"{leads[0]:.2f}"
     side = _BEFORE if verdict == "quiet" else _AFTER
-    return Finding(feature, verdict, f"learned {span} decades of compute {side}: {', '.join(parts)}")
+    return Finding(feature, verdict, f"learned {span} decades of {along} {side}: {', '.join(parts)}")
 
 
-def timing(row: Mapping[str, Any]) -> str:
+def timing(row: Mapping[str, Any], along: str = FLOPS.words) -> str:
     """When a feature was learned relative to the loss; "" where one of the two times is missing.
 
     Args:
         row: Of table "emergence".
+        along: Of what the lead's decades are (`TrainingAxis.words`).
     """
     lead = float(row["lead_log10"])
     if not math.isfinite(lead):
         return ""
-    return f"learned {abs(lead):.2f} decades of compute {_BEFORE if lead > 0 else _AFTER} ({_interval(row)})"
+    return f"learned {abs(lead):.2f} decades of {along} {_BEFORE if lead > 0 else _AFTER} ({_interval(row)})"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

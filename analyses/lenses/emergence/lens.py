@@ -8,14 +8,16 @@ from typing import Any, Final
 
 import torch
 
-from analyses.choose import next_token_note, with_loss_curve
+from analyses.choose import next_token_note
 from analyses.lens import Lens, Page, Shading
 from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from analyses.lenses.emergence.findings import findings
 from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
+from analyses.loss_curve import loss_curve
 from analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
+from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, axis_of_columns
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
@@ -29,7 +31,7 @@ _COLUMNS: Final = {
     "lead_log10": "lead (decades)",
     "lead_low": "range, low",
     "lead_high": "range, high",
-    "onset_flops": "onset (FLOPs)",
+    **{f"onset_{axis.column}": f"onset ({axis.unit})" for axis in TRAINING_AXES},
     "onset_step_before": "after step",
     "onset_step_after": "by step",
     "fraction_at_start": "loss at transition start / untrained",
@@ -48,16 +50,16 @@ class Emergence(Lens):
     methods = """
     - **Thirds**: labels, which mostly follow the tokens, are split into a beginning, a middle and an end; a third's
       value is the geometric mean over its labels.
-    - **Transition**: the stretch of compute in which the validation loss leaves its plateau and falls, found
-      from the loss alone by a monotone fit over log compute; it starts where 5 % of the fall is done and ends
-      where 95 % is.
+    - **Transition**: the stretch of training in which the validation loss leaves its plateau and falls, found
+      from the loss alone by a monotone fit over the logarithm of compute; it starts where 5 % of the
+      fall is done and ends where 95 % is.
     - **Onset**: where a third's test loss falls below half of the untrained model's for good, interpolated in
       log compute between the checkpoints on either side. The paper sets its marks by hand; half is this
       library's choice.
     - **Quiet** means that the onset lies before the transition's start, **loud** that it lies within or after
-      it. The lead is the distance in decades of compute (log10 FLOPs); its range covers the spacing of
-      checkpoints and validations and a bootstrap over the probe's test examples. A verdict is uncertain where
-      that range includes 0.
+      it. The lead is the distance in decades of compute (log10 FLOPs), or of what the axis is where FLOPs
+      are not known; its range covers the spacing of checkpoints and validations and a bootstrap over the
+      probe's test examples. A verdict is uncertain where that range includes 0.
     """
     limits = """
     - A lead can be no sharper than the spacing of checkpoints around the onset and of validations around the
@@ -119,11 +121,13 @@ def emergence(
 ) -> Result:
     """Say whether each feature is quiet (learned before the loss moved), loud, or not learned.
 
-    What is not probed yet is probed first. The axis is the run's own compute. The transition is found in the validation
-    loss over the answer alone (`qfl_interp.emergence.transition`), a feature's onset in the geometric mean over each
-    third of its labels (`qfl_interp.emergence.onset`). The baseline is the mean over the untrained models. A verdict's
-    lead is in decades of nominal FLOPs. Its range `lead_low` to `lead_high` is what the spacing of checkpoints and
-    validations leaves open, widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the probes' test
+    What is not probed yet is probed first; so is the loss of a suite's checkpoints measured (`validate`). The axis is
+    the run's own compute; where its FLOPs are not known, tokens or steps, which the title and the endings of columns
+    say (`onset_flops`, `onset_step`). The transition is found in the validation loss over the answer alone
+    (`qfl_interp.emergence.transition`), a feature's onset in the geometric mean over each third of its labels
+    (`qfl_interp.emergence.onset`). The baseline is the mean over the untrained models. A verdict's lead is in decades
+    of that axis. Its range `lead_low` to `lead_high` is what the spacing of checkpoints and validations leaves open,
+    widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the probes' test
     examples; neither covers other seeds.
 
     Example:
@@ -145,16 +149,19 @@ def emergence(
         One row a feature and third; `.plot()` draws the timeline.
 
     Raises:
-        QflError: As `probe`, or no probe of a feature could be fitted, or the series is no `Run` and has no loss curve.
+        QflError: As `probe`, or no probe of a feature could be fitted.
     """
-    run = with_loss_curve(run)
     how: dict[str, Any] = {"config": config, "jobs": jobs, "device": device, "progress": progress}
     found = emergence_tables(run, features, steps, ratio=ratio, n_resamples=n_resamples, **how)
+    losses = loss_curve(run, jobs=jobs, device=device, progress=progress)
+    along = axis_of_columns(found.verdicts, "onset")
+    said = "" if along is FLOPS else f"; leads in decades of {along.words}, FLOPs are not known"
     columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}"
+        + said
         + next_token_note(run, distinct(found.verdicts, "feature")),
         found.verdicts.filter(columns),
         found.verdicts,
-        functools.partial(emergence_figure, run.metrics, found.curves, unit=run.loss_unit),
+        functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
     )

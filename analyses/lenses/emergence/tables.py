@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analyses.choose import chosen_features, with_loss_curve
+from analyses.choose import chosen_features
 from analyses.lenses.emergence.auto import steps_at_onsets
 from analyses.lenses.probe.data import probe_tensors
 from analyses.lenses.probe.lens import probe
+from analyses.loss_curve import LossCurve, loss_curve
 from analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -24,7 +25,7 @@ from qfl_interp.emergence.transition import Transition
 from qfl_interp.emergence.verdict import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
-from qfl_interp.runs.run import Run
+from qfl_interp.plots.axes import training_axis
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import column, distinct, groups, select
@@ -55,22 +56,22 @@ def emergence_tables(
     **how: Any,
 ) -> EmergenceTables:
     """The tables behind `emergence`, which are written beside the run; arguments as there."""
-    run = with_loss_curve(run)
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}. The paper uses 10,000.")
     require_memory(32 * n_resamples, available_bytes(), f"leads of {n_resamples:,} resamples", "Take fewer.")
     config = config or ProbeConfig()
     names = [feature.name for feature in chosen_features(run, features)]
-    measured = functools.partial(_measured, run, names, config=config, ratio=ratio, how=how)
+    losses = loss_curve(run, **how)
+    measured = functools.partial(_measured, run, losses, names, config=config, ratio=ratio, how=how)
     saved = (
-        _auto(run, f"{config.digest()} {ratio!r} {names} {n_resamples}", measured, n_resamples)
+        _auto(run, losses, f"{config.digest()} {ratio!r} {names} {n_resamples}", measured, n_resamples)
         if steps == "auto"
         else run.resolve_steps(steps)
     )
-    part = digest(f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}")
+    part = digest(f"{config.digest()} {ratio!r} {names} {saved} {n_resamples}{losses.key}")
     verdict_table, curve_table = run.table(VERDICTS), run.table(CURVES)
     # An unfinished run's loss curve grows, and its transition with it.
-    if run.finished and verdict_table.has(part) and curve_table.has(part):
+    if losses.final and verdict_table.has(part) and curve_table.has(part):
         return EmergenceTables(curve_table.read([part]), verdict_table.read([part]))
     columns = {**run.identity(), "settings": config.digest(), "analysis": part}
     found = EmergenceTables(*(table.assign(**columns) for table in measured(saved, n_resamples=n_resamples)))
@@ -79,22 +80,25 @@ def emergence_tables(
     return found
 
 
-def _auto(run: Run, settings: str, measured: Callable[..., EmergenceTables], n_resamples: int) -> list[int]:
+def _auto(
+    run: Checkpoints, losses: LossCurve, settings: str, measured: Callable[..., EmergenceTables], n_resamples: int
+) -> list[int]:
     """The checkpoints of `steps="auto"`, which are kept as a table of their own."""
-    table, part = run.table(STEPS), digest(settings)
-    if run.finished and table.has(part):
+    table, part = run.table(STEPS), digest(settings + losses.key)
+    if losses.final and table.has(part):
         return [int(step) for step in column(table.read([part]), "step")]
 
     def verdicts(steps: Sequence[int], with_bootstrap: bool) -> pd.DataFrame:
         return measured(steps, n_resamples=n_resamples if with_bootstrap else 0).verdicts
 
-    chosen = steps_at_onsets(run, verdicts)
+    chosen = steps_at_onsets(run, losses.axis, verdicts)
     table.write(part, pd.DataFrame({"step": chosen}).assign(**run.identity()), steps=chosen)
     return chosen
 
 
 def _measured(
-    run: Run,
+    run: Checkpoints,
+    losses: LossCurve,
     names: Sequence[str],
     steps: Sequence[int],
     *,
@@ -104,7 +108,7 @@ def _measured(
     how: Mapping[str, Any],
 ) -> EmergenceTables:
     """The tables of these checkpoints, which are probed where they are not yet; without resamples no interval."""
-    transition = loss_transition(run)  # first: a loss that cannot be read would be found after all the work
+    transition = loss_transition(losses, run.task)  # first: what is wrong with it would be found after all the work
     rows = probe(run, names, list(steps), config=config, **how).rows
     curves, verdicts = [], []
     for name in names:
@@ -113,7 +117,7 @@ def _measured(
         curves.append(curve)
         for third, points in groups(curve, "third"):
             bootstrap = _bootstrap(run, of_feature, points, third, transition, config, ratio, n_resamples)
-            row = _verdict(points, transition, bootstrap, ratio)
+            row = _verdict(points, transition, bootstrap, ratio, losses.axis.column)
             verdicts.append(
                 {
                     "feature": name,
@@ -168,7 +172,7 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
                     "metric": metric,
                     "third": third,
                     "step": step,
-                    "flops": column(part, "flops")[0],
+                    **{name: column(part, name)[0] for name in ("flops", "tokens") if name in part},
                     "geometric": summary.geometric_mean,
                     "arithmetic": summary.arithmetic_mean,
                     "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
@@ -181,13 +185,13 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(sorted(points, key=lambda point: (order.index(point["third"]), point["step"])))
 
 
-def _starts_inside(transition: Transition, flops: np.ndarray) -> bool:
+def _starts_inside(transition: Transition, places: np.ndarray) -> bool:
     """Whether there is a transition and the checkpoints, step 0 aside, enclose its start."""
-    return transition.found and bool(flops[flops > 0].min() <= transition.start_flops <= flops.max())
+    return transition.found and bool(places[places > 0].min() <= transition.start_flops <= places.max())
 
 
 def _bootstrap(
-    run: Run,
+    run: Checkpoints,
     rows: pd.DataFrame,
     curve: pd.DataFrame,
     third: str,
@@ -197,7 +201,8 @@ def _bootstrap(
     n_resamples: int,
 ) -> LeadBootstrap | None:
     """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
-    if n_resamples == 0 or not _starts_inside(transition, column(curve, "flops")):
+    axis = training_axis(curve).column
+    if n_resamples == 0 or not _starts_inside(transition, column(curve, axis)):
         return None
     (feature,) = distinct(rows, "feature")
     fitted = by_site(select(rows, source="trained", step=distinct(curve, "step")[0]), "fitted")
@@ -205,7 +210,7 @@ def _bootstrap(
     kept = [probe_tensors(run, int(step), feature, config) for step in distinct(curve, "step")]
     losses = [tensors["test_loss"].numpy()[members] for tensors in kept]
     return lead_interval_bootstrap(
-        column(curve, "flops"),
+        column(curve, axis),
         np.stack(losses).astype(np.float64),
         float(column(curve, "baseline_geometric")[0]),
         transition,
@@ -216,21 +221,21 @@ def _bootstrap(
 
 
 def _verdict(
-    curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float
+    curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float, axis: str
 ) -> dict[str, Any]:
-    """The verdict on one feature's third, as a row."""
-    flops, metric = column(curve, "flops"), column(curve, "geometric")
+    """The verdict on one feature's third, as a row; columns of places on the axis end in its name."""
+    places, metric = column(curve, axis), column(curve, "geometric")
     baseline = float(column(curve, "baseline_geometric")[0])
-    onset = find_onset(flops, metric, baseline, ratio)
+    onset = find_onset(places, metric, baseline, ratio)
     verdict = classify(onset, transition, bootstrap.lead if bootstrap else None)
-    step_at = dict(zip(flops, curve["step"].astype(float).tolist(), strict=True)) | {0.0: 0.0}
-    inside = _starts_inside(transition, flops)
-    at_start = fraction_at(flops, metric, baseline, transition.start_flops) if inside else math.nan
+    step_at = dict(zip(places, curve["step"].astype(float).tolist(), strict=True)) | {0.0: 0.0}
+    inside = _starts_inside(transition, places)
+    at_start = fraction_at(places, metric, baseline, transition.start_flops) if inside else math.nan
     return {
         "verdict": verdict.kind,
         "certain": verdict.certain,
         "reason": verdict.reason,
-        "onset_flops": onset.onset_flops,
+        f"onset_{axis}": onset.onset_flops,
         "onset_step_before": step_at.get(onset.bracket.low, math.nan),
         "onset_step_after": step_at.get(onset.bracket.high, math.nan),
         "lead_log10": verdict.lead,
@@ -246,9 +251,9 @@ def _verdict(
         "fraction_high": bootstrap.fraction_at_start.high if bootstrap else math.nan,
         "ratio": ratio,
         "transition_found": transition.found,
-        "transition_start_flops": transition.start_flops,
-        "transition_end_flops": transition.end_flops,
-        "plateau_start_flops": transition.plateau_start_flops,
+        f"transition_start_{axis}": transition.start_flops,
+        f"transition_end_{axis}": transition.end_flops,
+        f"plateau_start_{axis}": transition.plateau_start_flops,
         "plateau_loss": transition.plateau_loss,
         "final_loss": transition.final_loss,
         "transition_reason": transition.reason,

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_flops_axis
+from qfl_interp.plots.axes import log_training_axis, training_axis
 from qfl_interp.plots.grid import Grid
-from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_compute, value_range
+from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_training, places, value_range
 from qfl_interp.plots.maps import CellMap, color_axis, place_words, places_of, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
@@ -47,18 +47,20 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     require_rows(rows, "mdl", (), _KEY)
     features = [str(name) for name in distinct(rows, "feature")]
     best = [_best(select(rows, feature=feature)) for feature in features]
-    flops = finite(*(one["flops"] for one in best))
-    if not len(flops):
+    drawn = [one for one in best if len(one)]
+    if not drawn:
         raise ValueError(
-            "the mdl table must have rows of a trained model with more than 0 FLOPs, got none. Run it at a later step."
+            "the mdl table must have rows of a trained model after step 0, got none. Run it at a later step."
         )
+    every = pd.concat(drawn)
+    over = places(every)
     last = max(int(step) for step in distinct(select(rows, source="trained"), "step"))
     shown = select(rows, source="trained", step=last)
     above = _CURVE_HEIGHT + _BETWEEN
     height = max(24 * len(places_of(shown)), 80)
     grid = Grid([height], len(features), _MAP_COLUMNS, gap=0.07, foot=_MAP_GAP, above=above, first=2)
     figure = new_figure("mdl", grid.height, {"l": 62, "r": 18, "t": 44, "b": 56})
-    ends = float(flops.min()), float(flops.max()) if flops.max() > flops.min() else 10 * float(flops.min())
+    ends = float(over.min()), float(over.max()) if over.max() > over.min() else 10 * float(over.min())
     for feature, one, (color, symbol) in zip(features, best, itertools.cycle(SERIES), strict=False):
         figure.add_traces(_curves(one, ends, words(feature), color, symbol, f"mdl: {feature}"))
     line = {"color": GREY, "width": 1.4, "dash": "dot"}
@@ -66,7 +68,7 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     y_range = value_range(*(one[["compression", "untrained"]] for one in best), include=(0.0, 1.0), below=0.0)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        xaxis=log_flops_axis(*ends) | {"anchor": "y"},
+        xaxis=log_training_axis(*ends, title=training_axis(every).title) | {"anchor": "y"},
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
     for index, feature in enumerate(features):
@@ -86,14 +88,15 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
 
 
 def _best(rows: pd.DataFrame) -> pd.DataFrame:
-    """One feature's curve: step, flops above 0, compression, n_labels, and the same of untrained models (NaN: none)."""
+    """One feature's curve after step 0: step and how far it is, compression, n_labels, the untrained models' mean."""
     coded = rows.dropna(subset=["compression"])
     untrained = [_mean_of_best(part) for _, part in groups(select(coded, source="untrained"), "model_seed")]
+    known = [name for name in ("step", "flops", "tokens") if name in rows]
     trained = [
-        (step, part["flops"].iloc[0], _mean_of_best(part), len(distinct(part, "label")))
-        for step, part in groups(over_compute(select(coded, source="trained")), "step")
+        part[known].iloc[0].to_dict() | {"compression": _mean_of_best(part), "n_labels": len(distinct(part, "label"))}
+        for _, part in groups(over_training(select(coded, source="trained")), "step")
     ]
-    found = pd.DataFrame(trained, columns=["step", "flops", "compression", "n_labels"])
+    found = pd.DataFrame(trained, columns=[*known, "compression", "n_labels"])
     return found.assign(untrained=np.mean(untrained) if untrained else math.nan)
 
 
@@ -128,8 +131,8 @@ def mdl_panel(rows: pd.DataFrame, feature: str) -> Panel:
     chosen = select(rows, feature=feature)
     require_rows(chosen, "mdl", (), _KEY)
     best = _best(chosen)
-    flops = column(best, "flops") if len(best) else [math.nan]
-    untrained, trained = _curves(best, flops, "trained model", PURPLE, "circle", "mdl")
+    ends = places(best) if len(best) else [math.nan]
+    untrained, trained = _curves(best, ends, "trained model", PURPLE, "circle", "mdl")
     # Legend entries of one group would stand below each other.
     untrained.update(name="untrained models", line={"color": GREY}, showlegend=True, legendgroup="mdl: untrained")
     return Panel(

@@ -89,7 +89,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
         return [
             cls.section_of("Description length: {}", feature, part, mdl_figure, note)
             for feature, part in cls.parts_of(rows)
-            if (np.isfinite(column(part, "compression")) & (column(part, "flops") > 0)).any()
+            if (np.isfinite(column(part, "compression")) & (column(part, "step") > 0)).any()
         ]
 
 

@@ -86,7 +86,7 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         where = self.where(piece)
-        return {"step": where["step"], **piece.key, "flops": where["flops"], "analysis": self.analysis(piece)}
+        return {"step": where.pop("step"), **piece.key, **where, "analysis": self.analysis(piece)}
 
     @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:

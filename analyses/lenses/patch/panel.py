@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 
 from analyses.lenses.patch.figure import WIDEST
-from qfl_interp.plots.lines import curve, finite, over_compute
+from qfl_interp.plots.lines import curve, finite, over_training
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.theme import ordered_colors, visible, words
 from qfl_interp.tables import groups, records, select
@@ -36,7 +36,7 @@ def patch_panel(rows: pd.DataFrame, feature: str, label: int, *, component: str 
             f"the patch table must have rows of feature {feature!r}, label {label} and component {component!r}, "
             f"got {found[:8]}. Patch it first, or choose one of those."
         )
-    shown = over_compute(chosen.sort_values("layer", kind="stable").dropna(subset=["logit_diff_normalised"]))
+    shown = over_training(chosen.sort_values("layer", kind="stable").dropna(subset=["logit_diff_normalised"]))
     layers = sorted(set(chosen["layer"]))
     # A deep model's legend names only some layers.
     stride = math.ceil(len(layers) / _MOST_LISTED)

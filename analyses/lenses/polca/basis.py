@@ -134,7 +134,7 @@ def _find(plan: Plan, found: _Found, stage: Stage) -> None:
             "direction": number,
             "basis": plan.config.basis,
             "step": stage.step,
-            "flops": run.flops(stage.step),
+            **run.how_far(stage.step),
             "eigenvalue": float(new.eigenvalues[index]),
             "residual": float(new.residuals[index]),
             "converged": bool(new.converged[index]),

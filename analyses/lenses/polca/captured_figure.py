@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.lines import STEP, curve, level, over_compute, value_range
+from qfl_interp.plots.axes import TRAINING_AXES
+from qfl_interp.plots.lines import STEP, curve, level, over_training, places, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
 from qfl_interp.plots.theme import PURPLE, STEEL, VERMILLION
@@ -33,13 +34,12 @@ def captured_figure(intervals: pd.DataFrame, *, transition: Shade | None = None,
         unit: What the loss is counted in.
 
     Raises:
-        ValueError: There is no row, several of one interval, or none that ends above 0 FLOPs.
+        ValueError: There is no row, several of one interval, or none that ends after step 0.
     """
     require_rows(intervals, "polca", (), ("step_from", "step_to"))
     rows = intervals.sort_values("step_to")
-    shown = over_compute(
-        rows.assign(flops=rows["flops_to"], change=rows["loss_change"].cumsum(), part=rows["captured"].cumsum())
-    )
+    ends = {axis.column: rows[f"{axis.column}_to"] for axis in TRAINING_AXES if f"{axis.column}_to" in rows}
+    shown = over_training(rows.assign(**ends, change=rows["loss_change"].cumsum(), part=rows["captured"].cumsum()))
     return stack_panels(
         [_change_panel(shown, unit), _fraction_panel(shown, unit)], transition, filename="polca_captured"
     )
@@ -80,7 +80,7 @@ def _fraction_panel(rows: pd.DataFrame, unit: str) -> Panel:
         size=_SIZES[0],
         showlegend=False,
     ).update(marker={"symbol": symbols, "size": sizes, "opacity": 0.85})
-    levels = [level(column(rows, "flops"), value, f"{value:.0%}") for value in (0.0, 1.0)] if len(rows) else []
+    levels = [level(places(rows), value, f"{value:.0%}") for value in (0.0, 1.0)] if len(rows) else []
     return Panel(
         title="Captured share of each interval's change",
         subtitle="points as large as the change; arrows: beyond the panel",

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from qfl_interp.plots.lines import over_compute
+from qfl_interp.plots.lines import over_training
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.theme import SERIES, plain, visible
 from qfl_interp.polca.trajectories import NO_DIRECTION
@@ -204,7 +204,7 @@ def drawn_curves(curves: pd.DataFrame, clusters: pd.DataFrame, direction: int, u
                 f"every cluster of direction {direction} must have a curve, got none of cluster {one.row['cluster']} "
                 "in the curves table. Hand in both tables of one analysis."
             )
-        drawn.append(one._replace(curve=over_compute(part), unit=unit))
+        drawn.append(one._replace(curve=over_training(part), unit=unit))
     return drawn
 
 

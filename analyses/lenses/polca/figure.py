@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
 from analyses.lenses.polca.clusters import Cluster, drawn_curves, telling
-from qfl_interp.plots.lines import curve, stem, value_range
+from qfl_interp.plots.axes import training_axis
+from qfl_interp.plots.lines import curve, places, stem, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
 from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION
@@ -168,14 +169,14 @@ def _curves(one: Cluster) -> list[go.Scatter]:
 def _breaks(drawn: Sequence[Cluster], name: str, floor: float) -> list[go.Scatter]:
     """A large marker on each cluster's curve at the mean of its tokens' breaks, with a stem down to `floor`.
 
-    Filled where the exact loss is flat; none for a break that is unknown or at 0 FLOPs.
+    Filled where the exact loss is flat; none for a break that is unknown or at step 0.
     """
     marks = []
     for one in drawn:
-        at = float(one.row["break_flops"])
+        at = float(one.row[f"break_{training_axis(one.curve).column}"])
         if not at > 0:
             continue
-        height = float(np.interp(math.log(at), np.log(column(one.curve, "flops")), column(one.curve, name)))
+        height = float(np.interp(math.log(at), np.log(places(one.curve)), column(one.curve, name)))
         said = _BREAKS.get(one.verdict, "visible in the exact loss")
         hover = (
             f"{said}: breaks at step {one.row['break_step']:,.0f}, falls {abs(one.row['fall']):.3g} "
@@ -208,9 +209,9 @@ def _vertical(
     """
     if not math.isfinite(step):
         return _Mark()
-    steps, flops = column(one.curve, "step"), column(one.curve, "flops")
-    at, name = float(np.interp(step, steps, flops)), text.format(int(step))
-    place = math.log(at / flops[0]) / math.log(flops[-1] / flops[0]) if at > flops[0] else 0.0
+    steps, axis = column(one.curve, "step"), places(one.curve)
+    at, name = float(np.interp(step, steps, axis)), text.format(int(step))
+    place = math.log(at / axis[0]) / math.log(axis[-1] / axis[0]) if at > axis[0] else 0.0
     left = place > left_from
     label = {"x": math.log10(at), "y": y_range[1], "text": name if step >= steps[0] else f"← {name}", "yanchor": "top"}
     label |= {"xanchor": "right" if left else "left", "xshift": -3 if left else 3}

@@ -71,16 +71,21 @@ class Grouping(NamedTuple):
         found = select(self.followed.directions, direction=direction)
         return int(column(found, "step")[0]) if len(found) else self.curves.steps[0]
 
+    def axis_columns(self) -> dict[str, list[float]]:
+        """How far training was at each step of the curves, by column."""
+        far = [self.plan.run.how_far(step) for step in self.curves.steps]
+        return {name: [one[name] for one in far] for name in far[0]}
+
     def means(self) -> pd.DataFrame:
         """One row a direction and step: the mean curve of all tokens, and their exact loss."""
-        steps, flops = self.curves.steps, self.plan.run.flops
+        steps, axis = self.curves.steps, self.axis_columns()
         parts = [
             pd.DataFrame(
                 {
                     "direction": direction,
                     "basis_step": self.basis_step(direction),
                     "step": steps,
-                    "flops": [flops(step) for step in steps],
+                    **axis,
                     "n_tokens": len(self.labels),
                     "curves": self.plan.settings.curves,
                     "mean": self.curves.of(direction).mean(axis=0, dtype=np.float64),
@@ -145,7 +150,7 @@ def _cluster_rows(
             {
                 "eigenvalue": float(column(eigenvalue, "eigenvalue")[0]) if len(eigenvalue) else np.nan,
                 **broken,
-                "break_flops": of.plan.run.flops(round(broken["break_step"])),
+                **{f"break_{name}": far for name, far in of.plan.run.how_far(round(broken["break_step"])).items()},
                 **_name(composition, cluster),
                 "n_tokens": int(members.sum()),
                 "share": float(members.mean()),
@@ -174,7 +179,7 @@ def _name(composition: pd.DataFrame, cluster: int) -> dict[str, Any]:
 
 def _curve_rows(of: Grouping, curves: Float[np.ndarray, "token time"], found: Clusters) -> pd.DataFrame:
     """One row a cluster and step."""
-    steps, flops = of.curves.steps, of.plan.run.flops
+    steps, axis = of.curves.steps, of.axis_columns()
     parts = []
     for cluster, medoid in found.medoids.items():
         inside, losses = curves[found.labels == cluster], of.losses[:, found.labels == cluster]
@@ -185,7 +190,7 @@ def _curve_rows(of: Grouping, curves: Float[np.ndarray, "token time"], found: Cl
                 {
                     "cluster": cluster,
                     "step": steps,
-                    "flops": [flops(step) for step in steps],
+                    **axis,
                     "n_tokens": len(inside),
                     "mean": inside.mean(axis=0),
                     "medoid": curves[medoid],

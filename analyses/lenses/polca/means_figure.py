@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.lenses.polca.clusters import quantity_of
-from qfl_interp.plots.lines import STEP, curve, over_compute, value_range
+from qfl_interp.plots.lines import STEP, curve, over_training, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
 from qfl_interp.plots.theme import GREY, ordered_colors
@@ -32,14 +32,14 @@ def means_figure(means: pd.DataFrame, *, transition: Shade | None = None, unit: 
         unit: What the loss is counted in.
 
     Raises:
-        ValueError: There is no row, several of one direction and step, several kinds of curves, or none above 0 FLOPs.
+        ValueError: There is no row, several of one direction and step, several kinds of curves, or none after step 0.
     """
     require_rows(means, "polca", ("curves",), ("direction", "step"))
     # How far the mean of each direction is from its first value at the last step.
     paths = {int(one): column(rows.sort_values("step"), "mean") for one, rows in groups(means, "direction")}
     moved = {direction: abs(float(path[-1] - path[0])) for direction, path in paths.items()}
     chosen = sorted(sorted(moved, key=lambda direction: -moved[direction])[:_MOST])
-    parts = [over_compute(select(means, direction=direction)) for direction in chosen]
+    parts = [over_training(select(means, direction=direction)) for direction in chosen]
     exact = curve(parts[0], "exact_mean", "exact", GREY, hover=_HOVER)
     below = Panel(
         title="Exact loss",

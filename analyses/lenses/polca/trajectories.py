@@ -234,8 +234,8 @@ def _collect(plan: Plan, scored: ScoredTokens) -> Followed:
             {
                 "step_from": step,
                 "step_to": to,
-                "flops_from": run.flops(step),
-                "flops_to": run.flops(to),
+                **{f"{name}_from": value for name, value in run.how_far(step).items()},
+                **{f"{name}_to": value for name, value in run.how_far(to).items()},
                 "loss_change": float(change.mean()),
                 "captured": float(found.contributions.sum(dim=1).mean()),
                 "captured_fraction": captured_fraction(found.contributions, change),

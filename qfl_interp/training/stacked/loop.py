@@ -15,7 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from qfl_interp.config import ModelConfig
-from qfl_interp.data.examples import ExampleStream, examples_of_all, held_out
+from qfl_interp.data.examples import ExampleStream, examples_of_all, validation_examples
 from qfl_interp.data.task import Batch, Task
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.models.build import build_model, load_parameters, parameters_to_save
@@ -151,7 +151,7 @@ def _train_together(
                 state, refused = writer.resume_point()
                 step = config.first_step if state is None else state.step
                 train = config.train
-                examples = held_out(task, "val", config.n_val, seed=train.seed, stream="validation")
+                examples = validation_examples(task, config.n_val, train.seed)
                 stream = ExampleStream(task, train.seed, config.batch_size)
                 session.begin(step, device)
             except StorageError:

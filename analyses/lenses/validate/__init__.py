@@ -1,0 +1,1 @@
+"""How well does the model do on held-out examples?"""
