@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -78,6 +79,36 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             enable_progress_bars()
+
+
+class Refs(NamedTuple):
+    """Name to commit."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+def list_refs(repo: str) -> Refs:
+    """The branches and tags of a repository. Raises `QflError` where they cannot be listed."""
+    with explained(repo, "listing the revisions of"):
+        found = HfApi().list_repo_refs(repo)
+        return Refs(*({ref.name: ref.target_commit for ref in refs} for refs in (found.branches, found.tags)))
+
+
+def list_titles(repo: str, branch: str) -> dict[str, str]:
+    """Title to commit, newest first, of a branch; of equal titles the newest. Raises as `list_refs` does."""
+    titles: dict[str, str] = {}
+    with explained(repo, f"listing the commits of {branch!r} of"):
+        for commit in HfApi().list_repo_commits(repo, revision=branch):
+            titles.setdefault(commit.title, commit.commit_id)
+    return titles
+
+
+def cached_refs(repo: str) -> dict[str, str]:
+    """Name to commit of the revisions that this machine's cache knows by name."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs"
+    paths = sorted(folder.rglob("*")) if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): path.read_text().strip() for path in paths if path.is_file()}
 
 
 def list_files(repo: str, commit: str, doing: str) -> list[HubFile]:
