@@ -60,6 +60,7 @@ ONLY_IN = {
         "models/mlp.py",
     ),
     "transformers": ("models/build.py", "runs/sources/hugging_face.py"),
+    "huggingface_hub": ("runs/hub/client.py",),
     "plotly": ("plots", "report"),
     "sklearn": ("emergence", "polca"),
     "IPython": ("cli",),

@@ -13,6 +13,7 @@ from rich.markup import escape
 from qfl_interp.cli.explore import explore
 from qfl_interp.cli.faults import sentence
 from qfl_interp.cli.fork import fork
+from qfl_interp.cli.hub import pull, push
 from qfl_interp.cli.registered import add_commands
 from qfl_interp.cli.runs import runs
 from qfl_interp.cli.suite import build_suite_app
@@ -48,7 +49,7 @@ again. Set QFL_TRACEBACK=1 to see where an error comes from.
 def build_app() -> typer.Typer:
     """The command line with every registered analysis."""
     app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
-    for command in (train, resume, fork, runs, tasks, verify, explore):
+    for command in (train, resume, fork, runs, tasks, verify, explore, push, pull):
         app.command()(command)
     app.add_typer(build_suite_app(), name="suite")
     app.add_typer(build_sweep_app(), name="sweep")

@@ -22,11 +22,13 @@ from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
 from qfl_interp.runs.file_digests import FileDigests
+from qfl_interp.runs.hub.announce import announce, fetch_all
+from qfl_interp.runs.hub.revisions import list_revisions
 from qfl_interp.runs.scratch import scratch_folder
-from qfl_interp.runs.series import Checkpoints
+from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.runs.sources.builders import builder_of
 from qfl_interp.runs.sources.folder import find_checkpoints
-from qfl_interp.runs.sources.hugging_face import HuggingFace
+from qfl_interp.runs.sources.hub_revision import HubRevision
 from qfl_interp.runs.sources.in_memory import InMemory
 from qfl_interp.runs.sources.source import Source
 from qfl_interp.runs.sources.state_dicts import StateDict
@@ -230,38 +232,56 @@ class Suite(Checkpoints):
         cls,
         repo: str,
         task: Task,
-        steps: Sequence[int],
+        steps: Steps = "log:20",
         *,
         out: str | Path,
-        revision: str = "step{step}",
+        stage: str | None = None,
+        pattern: str | None = None,
+        history: str | None = None,
         seed: int = 0,
         tokens_per_step: int | None = None,
+        fetch: bool = False,
+        progress: bool = True,
     ) -> Suite:
-        """The suite of a hub repository that keeps one revision a step, as Pythia does.
+        """The suite of a hub repository that keeps one revision a step, as Pythia, OLMo, SmolLM and others do.
 
-        Weights are fetched when a step is loaded, into the Hugging Face cache. `HF_HUB_OFFLINE=1` keeps to that cache.
-        Pickled ones (`.bin`) are read as tensors alone, as those of folders are, and that is said.
+        Branches and tags are listed, their names read, and each is pinned to its commit. One line on standard error
+        says what there is and how much is to be fetched: configuration and weights, safetensors before pickles, less
+        what the Hugging Face cache has. `HF_HUB_OFFLINE=1` keeps to that cache and to what `out` remembers of the last
+        listing. Of several stages, ingredients or seeds one is taken, and what is left out is said.
 
         Args:
             repo: The repository, as in "EleutherAI/pythia-70m".
             task: What the models are examined on.
-            steps: Which steps; each is a download.
+            steps: Which ones, of all that are there.
             out: Folder for tables.
-            revision: The revision's name, with `{step}` in it.
+            stage: The series to take, as its names have it ("stage2-ingredient1", "seed-default"); by default the one
+                without a stage, else stage 1, else the one of most revisions.
+            pattern: Regular expression of a revision's whole name, for others: its group `step` is the step, `tokens`
+                the tokens ("4B"), and all other named groups together are the stage.
+            history: A branch whose commits are the checkpoints, their steps in the titles, as Pico and `Trainer` push.
             seed: Draws untrained models.
-            tokens_per_step: Tokens of one training step, for `flops`; Pythia: 2_097_152.
+            tokens_per_step: Tokens of one training step, for `flops`. By default as the names have it, to three digits,
+                where they say tokens in proportion to steps (it is said); Pythia's do not, and it is 2_097_152.
+            fetch: Fetch all of them now, and not each when it is loaded. One that cannot be is named, the others stay
+                usable.
+            progress: Say what is there and draw a bar on standard error.
 
         Raises:
-            QflError: The first step's configuration cannot be fetched, or the task does not fit the model.
-            ValueError: No step is given, or `revision` holds no `{step}`.
+            QflError: The hub cannot be reached; there is no such repository, revision, step or stage, or no access;
+                the first step's configuration cannot be fetched, or the task does not fit the model.
+            ValueError: The pattern has no group `step`, or the text names no steps.
         """
-        if "{step}" not in revision or not steps:
-            raise ValueError(
-                "revision must hold {step} and steps must name some, "
-                f"got revision={revision!r} and {len(steps)} steps. Pythia's are 'step{{step}}' and 0 to 143000."
-            )
-        sources = {int(step): HuggingFace(repo, revision.format(step=int(step))) for step in steps}
-        return cls(repo.replace("/", "--"), sources, task, out=out, seed=seed, tokens_per_step=tokens_per_step)
+        listing = list_revisions(repo, local_path(out), stage=stage, pattern=pattern, history=history)
+        revisions = listing.choose(steps)
+        tokens = tokens_per_step or listing.tokens_per_step
+        announce(listing, revisions, tokens if tokens_per_step is None else None, progress=progress)
+        sources = {r.named.step: HubRevision(repo, r.commit, r.name) for r in revisions}
+        name = "--".join(filter(None, [*repo.split("/"), history, listing.series]))
+        suite = cls(name, sources, task, out=out, seed=seed, tokens_per_step=tokens)
+        if fetch:
+            fetch_all({step: source.fetched for step, source in sources.items()}, progress=progress)
+        return suite
 
     @property
     def _first(self) -> Source:

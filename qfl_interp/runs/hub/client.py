@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -20,6 +22,11 @@ class HubFile(NamedTuple):
     name: str
     size: int
     digest: str
+
+    def holds(self, data: bytes) -> bool:
+        """Whether it has these contents."""
+        as_blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # as git names it
+        return self.digest in (as_blob, hashlib.sha256(data).hexdigest())
 
 
 def is_offline() -> bool:
@@ -44,6 +51,8 @@ def explained(repo: str, doing: str) -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     """What went wrong and what to do, in words."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # an upload's, around the cause
+        return _why(error.__cause__)
     login = "log in with `hf auth login`"
     if isinstance(error, errors.GatedRepoError):
         return f"it is gated. Accept its conditions on its page and {login}."
@@ -80,6 +89,36 @@ def without_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
+class Refs(NamedTuple):
+    """Name to commit."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+def list_refs(repo: str) -> Refs:
+    """The branches and tags of a repository. Raises `QflError` where they cannot be listed."""
+    with explained(repo, "listing the revisions of"):
+        found = HfApi().list_repo_refs(repo)
+        return Refs(*({ref.name: ref.target_commit for ref in refs} for refs in (found.branches, found.tags)))
+
+
+def list_titles(repo: str, branch: str) -> dict[str, str]:
+    """Title to commit, newest first, of a branch; of equal titles the newest. Raises as `list_refs` does."""
+    titles: dict[str, str] = {}
+    with explained(repo, f"listing the commits of {branch!r} of"):
+        for commit in HfApi().list_repo_commits(repo, revision=branch):
+            titles.setdefault(commit.title, commit.commit_id)
+    return titles
+
+
+def cached_refs(repo: str) -> dict[str, str]:
+    """Name to commit of the revisions that this machine's cache knows by name."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs"
+    paths = sorted(folder.rglob("*")) if folder.is_dir() else []
+    return {path.relative_to(folder).as_posix(): path.read_text().strip() for path in paths if path.is_file()}
+
+
 def list_files(repo: str, commit: str, doing: str) -> list[HubFile]:
     """The files at the root of a revision. Raises `QflError` where they cannot be listed."""
     with explained(repo, doing):
@@ -108,3 +147,35 @@ def cached_file(repo: str, commit: str, name: str) -> Path | None:
     """A file of a revision in the cache of this machine; None where it is not there."""
     found = try_to_load_from_cache(repo, name, revision=commit)
     return Path(found) if isinstance(found, str) else None
+
+
+def find_refs(repo: str) -> Refs | None:
+    """The branches and tags of a repository, None where there is none, or none that this user may see."""
+    try:
+        return list_refs(repo)
+    except QflError as error:
+        missing = isinstance(error.__cause__, errors.RepositoryNotFoundError)
+        if missing and not isinstance(error.__cause__, errors.GatedRepoError):
+            return None
+        raise
+
+
+def make_repo(repo: str, *, private: bool) -> None:
+    """Make a repository. Raises `QflError` where it cannot be made."""
+    with explained(repo, "making"):
+        HfApi().create_repo(repo, private=private)
+
+
+def make_branch(repo: str, branch: str) -> None:
+    """Make a branch that begins at `main`, where there is none. Raises `QflError` where it cannot be made."""
+    with explained(repo, f"making the branch {branch!r} of"):
+        HfApi().create_branch(repo, branch=branch, revision="main", exist_ok=True)
+
+
+def commit(repo: str, branch: str, files: Mapping[str, bytes | Path], title: str) -> None:
+    """Put files on a branch in one commit, all of them or none. Raises `QflError` where they cannot be sent."""
+    with explained(repo, f"sending {branch!r} to"), without_bars():
+        added = [
+            CommitOperationAdd(name, str(data) if isinstance(data, Path) else data) for name, data in files.items()
+        ]
+        HfApi().create_commit(repo, added, commit_message=title, revision=branch)

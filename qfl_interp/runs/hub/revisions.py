@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-from huggingface_hub import HfApi, constants
-from huggingface_hub.file_download import repo_folder_name
 
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
@@ -113,7 +110,9 @@ def list_revisions(
     remembered = memory / f"{re.sub(r'[^-.@A-Za-z0-9]+', '_', repo.replace('/', '--') + branch)}.revisions.json"
     before = _remembered(remembered)
     if client.is_offline():
-        refs = {name: commit for name, commit in (before or _cached_refs(repo)).items() if is_cached(repo, commit)}
+        refs = {
+            name: commit for name, commit in (before or client.cached_refs(repo)).items() if is_cached(repo, commit)
+        }
     else:
         refs = _asked(repo, history)
         _remember(remembered, refs)
@@ -133,7 +132,7 @@ def list_revisions(
     by_step: dict[int, Revision] = {}
     for revision in (one for one in revisions if one.named.series == series):
         other = by_step.setdefault(revision.named.step, revision)
-        if other.commit != revision.commit and not history:  # of a history the newest comes first and counts
+        if other.commit != revision.commit and not history:  # the newest of a history comes first, and counts
             raise QflError(
                 f"{repo} has step {revision.named.step} twice: {other.name!r} and {revision.name!r}, of other commits. "
                 "Give a pattern= that matches one of them."
@@ -153,16 +152,10 @@ def _default_series(sizes: Mapping[str, int]) -> str:
 
 
 def _asked(repo: str, history: str | None) -> dict[str, str]:
-    """Name to commit, from the hub: of branches and tags, or of the commits of a branch, newest first."""
-    with client.explained(repo, "listing the revisions of"):
-        if history is not None:
-            titles: dict[str, str] = {}
-            for commit in HfApi().list_repo_commits(repo, revision=history):
-                titles.setdefault(commit.title, commit.commit_id)
-            return titles
-        refs = HfApi().list_repo_refs(repo)
-    branches = {ref.name: ref.target_commit for ref in refs.branches}
-    tags = {ref.name: ref.target_commit for ref in refs.tags}
+    """Name to commit, from the hub: of branches and tags, or of the commits of a branch."""
+    if history is not None:
+        return client.list_titles(repo, history)
+    branches, tags = client.list_refs(repo)
     for name in branches.keys() & tags.keys():
         if branches[name] != tags[name]:
             warn(f"{repo} has a branch and a tag named {name!r}, of other commits: the branch is taken.")
@@ -210,10 +203,3 @@ def _say_moved(repo: str, before: Mapping[str, str], now: Mapping[str, str]) -> 
                 f"since {repo} was listed before, {len(names)} of its revisions {what}: {shown}. Tables of the old "
                 "weights do not count for new ones."
             )
-
-
-def _cached_refs(repo: str) -> dict[str, str]:
-    """Name to commit of the revisions that this machine's cache knows by name."""
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "refs"
-    paths: Iterable[Path] = sorted(folder.rglob("*")) if folder.is_dir() else ()
-    return {path.relative_to(folder).as_posix(): path.read_text().strip() for path in paths if path.is_file()}

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints on disk or on the hub: reading configurations, loading weights."""
+"""Hugging Face checkpoints on disk: reading configurations, loading weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -34,24 +33,28 @@ _INCIDENTAL = {
 
 @dataclass(frozen=True)
 class HuggingFace(Source):
-    """A folder that `save_pretrained` wrote, or a hub repository with its branch, tag or commit.
+    """A folder that `save_pretrained` wrote.
 
     Its model is wrapped in a `TransformerBridge`, its attention written out whatever its files say; weights are not
     folded, so that logits are the model's own. Weights that are pickled (`.bin`) are read as tensors alone, and that is
     said.
+
+    Args:
+        folder: Where it is.
+        label: What messages call it; the folder by default.
     """
 
-    name: str
-    revision: str | None = None
+    folder: str
+    label: str = ""
 
     def __str__(self) -> str:
-        return self.name if self.revision is None else f"{self.name} at {self.revision!r}"
+        return self.label or self.folder
 
     def read_config(self) -> dict[str, Any]:
         """What its `config.json` says, less what tells nothing about the model. Raises `QflError` if unreadable."""
         try:
             with quiet():
-                values, _ = PretrainedConfig.get_config_dict(self.name, revision=self.revision)
+                values, _ = PretrainedConfig.get_config_dict(self.folder)
         except (OSError, ValueError) as error:
             raise QflError(f"the configuration of {self} cannot be read: {error}. Save or fetch it again.") from error
         if not values:
@@ -62,7 +65,7 @@ class HuggingFace(Source):
         """Its configuration, as Hugging Face reads it. Raises `QflError` where transformers knows no such model."""
         with quiet():
             try:
-                config = AutoConfig.from_pretrained(self.name, revision=self.revision, trust_remote_code=False)
+                config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
             except (OSError, ValueError) as error:
                 raise QflError(f"{self} is no model that transformers knows: {error}") from error
         # A file that names an attention of its own would beat the argument of `from_pretrained`.
@@ -99,8 +102,8 @@ class HuggingFace(Source):
         return hooked_from_hf(new_model(self.config(), seed))
 
     def weights(self, files: FileDigests) -> str | None:
-        """A digest of the weight files, or the commit on the hub; None where neither is on this machine."""
-        return files.of(self.weight_files()) if self.revision is None else self.cached_commit()
+        """A digest of the weight files; None where there are none."""
+        return files.of(self.weight_files())
 
     def load_pretrained(self) -> PreTrainedModel:
         """The model of transformers, in float32 on the CPU, its attention written out. Raises as `load` does."""
@@ -108,9 +111,8 @@ class HuggingFace(Source):
         with quiet():
             try:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    self.name,
+                    self.folder,
                     config=config,
-                    revision=self.revision,
                     dtype=torch.float32,
                     attn_implementation="eager",
                     trust_remote_code=False,
@@ -118,8 +120,7 @@ class HuggingFace(Source):
                 )
             except Exception as error:  # readers of four file formats raise what they like
                 raise QflError(f"{self} cannot be loaded: {type(error).__name__}: {error}") from error
-        files = self.weight_files()  # a revision's are on this machine by now
-        if files and not any(path.suffix == ".safetensors" for path in files):
+        if not any(path.suffix == ".safetensors" for path in self.weight_files()):
             warn(f"weights of {self} are pickled (.bin); PyTorch reads tensors alone from them. Safetensors are safer.")
         model, info = loaded
         # transformers draws absent weights at random and goes on.
@@ -138,19 +139,8 @@ class HuggingFace(Source):
         return model
 
     def weight_files(self) -> list[Path]:
-        """Files on this machine that hold its weights, sorted: of a folder, or of a revision in the hub's cache."""
-        folder = Path(self.name) if self.revision is None else self._cached()
-        return sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)) if folder else []
-
-    def cached_commit(self) -> str | None:
-        """The commit that the hub's cache on this machine holds for the revision; None where it holds none."""
-        folder = self._cached()
-        return folder.name if folder else None
-
-    def _cached(self) -> Path | None:
-        """The folder of that commit."""
-        found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
-        return Path(found).parent if isinstance(found, str) else None
+        """The files that hold its weights, sorted."""
+        return sorted(path for pattern in _WEIGHTS for path in Path(self.folder).glob(pattern))
 
 
 def named_settings(values: Mapping[str, Any]) -> dict[str, Any]:
