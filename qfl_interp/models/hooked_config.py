@@ -24,9 +24,9 @@ GATED = {
 # What decides the function, with its default; "..." has none.
 _COMPUTED: dict[str, Any] = {
     "d_model": ..., "d_head": ..., "n_layers": ..., "n_ctx": ..., "n_heads": -1, "d_mlp": None, "d_vocab": -1,
-    "d_vocab_out": -1, "act_fn": None, "attn_only": False, "gated_mlp": False, "eps": 1e-5, "normalization_type": "LN",
-    "positional_embedding_type": "standard", "rotary_dim": None, "rotary_base": 10000, "rotary_adjacent_pairs": False,
-    "attn_scale": -1.0, "dtype": torch.float32, "device": None,
+    "d_vocab_out": -1, "act_fn": "relu", "attn_only": False, "gated_mlp": False, "eps": 1e-5,
+    "normalization_type": "LN", "positional_embedding_type": "standard", "rotary_dim": None, "rotary_base": 10000,
+    "rotary_adjacent_pairs": False, "attn_scale": -1.0, "dtype": torch.float32, "device": None,
     # Initial weights.
     "init_weights": True, "init_mode": "gpt2", "initializer_range": -1.0,
     **dict.fromkeys(GATED.values(), False),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
@@ -31,6 +32,10 @@ from qfl_interp.models.hooked_layers import (
     Unembed,
 )
 
+# Parameters that a model shows as its own: the module they are in, or each block's.
+_OUTSIDE = {"W_E": "embed", "W_pos": "pos_embed", "W_U": "unembed", "b_U": "unembed"}
+_INSIDE = {f"{kind}_{letter}": "attn" for kind in "Wb" for letter in "QKVO"}
+_INSIDE |= dict.fromkeys(("W_in", "W_gate", "W_out", "b_in", "b_out"), "mlp")
 _NORMS: dict[str | None, Any] = {"RMS": RMSNorm, "LN": LayerNorm, None: lambda _: nn.Identity()}
 
 
@@ -145,6 +150,14 @@ class HookedTransformer(HookedRootModule):
         if self.cfg.positional_embedding_type == "rotary":
             return resid
         return resid + self.hook_pos_embed(self.pos_embed(tokens))
+
+    def __getattr__(self, name: str) -> Any:
+        """Also `W_E`, `W_pos`, `W_U`, `b_U`, and the blocks' others stacked: `W_Q` `[layer, head, d_model, d_head]`."""
+        if name in _OUTSIDE:
+            return getattr(super().__getattr__(_OUTSIDE[name]), name)
+        if name in _INSIDE:
+            return torch.stack([getattr(getattr(block, _INSIDE[name]), name) for block in self.blocks])
+        return super().__getattr__(name)
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
         """The output, and every activation of the pass, as an `ActivationCache` of TransformerLens or as a dict."""
