@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.build import build_hooked, load_parameters
+from qfl_interp.models.tl_version import HookedTransformer
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,8 +1,7 @@
 """ModelConfig -> HookedTransformer, or a Hugging Face model -> TransformerBridge: sizes, weights, what is kept.
 
-With `given.py`, `tied.py`, `vectors.py`, `linear_attention.py`, `hooks.py` and the homogeneous networks the only
-modules that import transformer_lens: here where a model is made, because that import takes longer than showing tables
-that are finished.
+`tl_version`, which imports transformer_lens, is imported where a model is made, because that takes longer than showing
+tables that are finished.
 """
 
 from __future__ import annotations
@@ -28,11 +27,15 @@ from qfl_interp.seeding import torch_generator
 # Whatever has TransformerLens hook points: its own models, and the bridge around a Hugging Face model. A name for
 # annotations: at run time any module is one.
 if TYPE_CHECKING:
-    from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
-    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
     from qfl_interp.models.mlp import SampleReader
+    from qfl_interp.models.tl_version import (
+        HookedRootModule,
+        HookedTransformer,
+        HookedTransformerConfig,
+        TransformerBridge,
+    )
 
     HookedModel = HookedRootModule | TransformerBridge
 else:
@@ -105,7 +108,7 @@ def _build_transformer(
         Quiet Feature Learning in Algorithmic Tasks (arXiv 2505.03997), "Transformer++"; for "gpt2" the
         arithmetic setting of Hidden Breakthroughs (arXiv 2506.15872), section 4.
     """
-    from transformer_lens import HookedTransformer
+    from qfl_interp.models.tl_version import HookedTransformer
 
     if d_out is not None and config.tied:
         raise QflError("tied must be left out of a model for a real-valued task: it reads vectors and writes others.")
@@ -148,7 +151,7 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 
 def _lens_config(config: ModelConfig, d_vocab: int, n_ctx: int, d_out: int | None) -> HookedTransformerConfig:
     """TransformerLens's configuration of the same model; weights are left for us to draw."""
-    from transformer_lens import HookedTransformerConfig
+    from qfl_interp.models.tl_version import HookedTransformerConfig
 
     used, rotary = config.used, config.used.positions == "rotary"
     scores = {}
@@ -246,7 +249,7 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
         >>> hooked_from_hf(GPTNeoXForCausalLM(tiny))(torch.tensor([[1, 2]])).shape
         torch.Size([1, 2, 5])
     """
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
+    from qfl_interp.models.tl_version import build_bridge_from_module
 
     name = type(model).__name__
     if not hasattr(model, "config"):
@@ -288,7 +291,7 @@ def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:
 
 def _split_projections(module: nn.Module) -> Iterator[nn.Module]:
     """The fused projections of a bridge's module whose parts it reads instead."""
-    from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge, JointQKVAttentionBridge
+    from qfl_interp.models.tl_version import JointGateUpMLPBridge, JointQKVAttentionBridge
 
     if isinstance(module, JointQKVAttentionBridge):
         yield module.get_submodule("qkv")
@@ -298,7 +301,7 @@ def _split_projections(module: nn.Module) -> Iterator[nn.Module]:
 
 def is_hooked_transformer(model: HookedModel) -> TypeGuard[HookedTransformer]:
     """Whether it is one of TransformerLens's own models."""
-    from transformer_lens import HookedTransformer
+    from qfl_interp.models.tl_version import HookedTransformer
 
     return isinstance(model, HookedTransformer)
 
@@ -310,8 +313,7 @@ def reads_vectors(model: nn.Module) -> TypeGuard[SampleReader]:
 
 def _prints_moves(model: HookedModel) -> TypeGuard[HookedTransformer | TransformerBridge]:
     """Whether the model prints where it is moved, unless it is told not to."""
-    from transformer_lens import HookedTransformer
-    from transformer_lens.model_bridge import TransformerBridge
+    from qfl_interp.models.tl_version import HookedTransformer, TransformerBridge
 
     return isinstance(model, HookedTransformer | TransformerBridge)
 

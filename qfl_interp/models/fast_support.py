@@ -58,6 +58,8 @@ _CLASSES = {
     "TypedModuleList",
     "Unembed",
 }
+# Where these are: TransformerLens 3, and our own under TransformerLens 4.
+_MODULES = ("transformer_lens.", "qfl_interp.models.hooked_")
 # What stands in a model without norms for them.
 _NO_NORM = {"ln1", "ln2"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -151,7 +153,7 @@ def _examine(model: HookedTransformer) -> _Seen:
     for name, module in model.named_modules():
         kind = type(module)
         no_norm = kind is nn.Identity and name.rpartition(".")[2] in _NO_NORM and model.cfg.normalization_type is None
-        known = kind.__name__ in _CLASSES and kind.__module__.startswith("transformer_lens.")
+        known = kind is nn.ModuleList or (kind.__name__ in _CLASSES and kind.__module__.startswith(_MODULES))
         if not (known or no_norm):
             faults.append(f"{name} is a {kind.__module__}.{kind.__name__}")
         elif "forward" in vars(module):

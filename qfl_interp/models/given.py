@@ -19,7 +19,7 @@ from qfl_interp.seeding import generator
 
 # What `train` takes as a model. A name for annotations: at run time it is anything.
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 
     GivenModel = AnyModelConfig | HookedTransformerConfig | HookedTransformer
 else:
@@ -59,7 +59,7 @@ def configured(model: GivenModel) -> Configured:
     """
     if isinstance(model, AnyModelConfig):
         return Configured(model, None)
-    from transformer_lens import HookedRootModule, HookedTransformerConfig
+    from qfl_interp.models.tl_version import HookedRootModule, HookedTransformerConfig
 
     if isinstance(model, HookedTransformerConfig):
         faults = [f"{name}={value!r}: {why}" for name, value, why in _only_config_faults(model)]
@@ -118,7 +118,7 @@ def lens_model(settings: Mapping[str, Any], seed: int) -> HookedTransformer:
 
 def _build(cfg: Mapping[str, Any], seed: int) -> HookedTransformer:
     """A model of plain fields; the global generators are as before."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 
     made = HookedTransformerConfig(**{**cfg, "dtype": _DTYPES[cfg["dtype"]], "device": "cpu"})
     with torch.random.fork_rng(devices=[]), without_deprecation():
@@ -206,7 +206,7 @@ def _only_config_faults(cfg: HookedTransformerConfig) -> Iterator[tuple[str, obj
 
 def _model_faults(model: Any) -> list[str]:
     """What in a model rules training out."""
-    from transformer_lens import HookedTransformer
+    from qfl_interp.models.tl_version import HookedTransformer
 
     if type(model) is not HookedTransformer:
         return [f"it is a {type(model).__name__} instead of a HookedTransformer"]

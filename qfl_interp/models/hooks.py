@@ -19,21 +19,12 @@ from torch import Tensor
 
 from qfl_interp.errors import QflError, nearest
 from qfl_interp.models.build import HookedModel
+from qfl_interp.models.hooked_config import GATED
 from qfl_interp.shapes import Tokens
 from qfl_interp.sites import SITES, SiteKind, site_kind
 
 if TYPE_CHECKING:
-    from transformer_lens.hook_points import HookPoint
-
-# Hook points that exist but fire only where this config flag is on.
-_GATED = {
-    "hook_result": "use_attn_result",
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-}
+    from qfl_interp.models.tl_version import HookPoint
 
 
 @dataclass(frozen=True)
@@ -141,7 +132,7 @@ def _checked_point(model: HookedModel, points: Mapping[str, HookPoint], name: st
         else:
             why = f" It has {n_layers} layers, counted from 0."
         raise QflError(f"the model has no hook point {name!r}.{'' if silent else nearest(name, points)}{why}")
-    flag = _GATED.get(name.rsplit(".", 1)[-1])
+    flag = GATED.get(name.rsplit(".", 1)[-1])
     if flag is not None and not getattr(config, flag, False):
         raise QflError(
             f"hook point {name!r} does not fire while cfg.{flag} is False. Call model.set_{flag}(True) first."

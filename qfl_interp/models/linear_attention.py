@@ -1,4 +1,4 @@
-"""Causal attention without its softmax; imports transformer_lens, so it is imported where one is made."""
+"""Causal attention without its softmax; needs transformer_lens, so it is imported where one is made."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
-from transformer_lens import HookedTransformer
-from transformer_lens.components.attention import Attention
+
+from qfl_interp.models.tl_version import Attention, HookedTransformer
 
 
 class LinearAttention(Attention):

@@ -18,12 +18,11 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 
 from qfl_interp.data.task import Batch
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.mlp_config import MLPConfig
+from qfl_interp.models.tl_version import HookedRootModule, HookPoint
 from qfl_interp.seeding import torch_generator
 
 # Weights, their gradient, the step, the initial weights, and what a solver for the sharpness keeps at least.

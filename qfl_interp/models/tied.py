@@ -1,13 +1,12 @@
-"""An unembedding that is the transposed embedding; imports transformer_lens, so it is imported where one is made."""
+"""An unembedding that is the transposed embedding; needs transformer_lens, so it is imported where one is made."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.components.embed import Embed
-from transformer_lens.components.unembed import Unembed
+
+from qfl_interp.models.tl_version import Embed, HookedTransformer, Unembed
 
 
 class TiedUnembed(Unembed):

@@ -1,13 +1,12 @@
-"""A transformer that reads vectors, not token ids; imports transformer_lens, so it is imported where one is made."""
+"""A transformer that reads vectors, not token ids; needs transformer_lens, so it is imported where one is made."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.components.embed import Embed
-from transformer_lens.components.pos_embed import PosEmbed
+
+from qfl_interp.models.tl_version import Embed, HookedTransformer, PosEmbed
 
 
 class VectorEmbed(Embed):

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import qfl_interp as qfl
 from analyses import ablate, probe
+from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 from qfl_interp.runs.series import Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from helpers import pairwise
 from torch import nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
 from qfl_interp.models import fused_ops
 from qfl_interp.models.build import build_hooked
 from qfl_interp.models.fast_forward import compile_fast_logits, fast_logits, fast_resid
+from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 from tests.helpers_golden import golden_forward, hooked_from_golden
 
 N_CTX = 14
@@ -168,18 +168,20 @@ def test_flags_that_only_add_hook_points_are_fine(flag):
 
 UNSUPPORTED = {
     "act_fn": {"act_fn": "solu"},
+    "scale": {"attn_scale": 3.0},
+    "half_pairs": {"rotary_adjacent_pairs": False},
+    "part_rotary": {"rotary_dim": 2},
+}
+UNKNOWN_TO_TL4 = {
     "parallel": {"parallel_attn_mlp": True},
     "attn_softcap": {"attn_scores_soft_cap": 30.0},
     "logit_softcap": {"output_logits_soft_cap": 30.0},
     "grouped": {"n_key_value_heads": 2},
     "window": {"use_local_attn": True, "window_size": 4, "attn_types": ["local", "global"]},
     "no_scale": {"use_attn_scale": False},
-    "scale": {"attn_scale": 3.0},
     "inverse_layer": {"scale_attn_by_inverse_layer_idx": True},
     "qk_norm": {"use_qk_norm": True},
     "bidirectional": {"attention_dir": "bidirectional"},
-    "half_pairs": {"rotary_adjacent_pairs": False},
-    "part_rotary": {"rotary_dim": 2},
     "both_norms": {"use_normalization_before_and_after": True},
     "folded_norm": {"normalization_type": "RMSPre"},
     "positions": {"positional_embedding_type": "shortformer"},
@@ -226,13 +228,18 @@ def test_a_model_made_elsewhere_is_fine():
     torch.testing.assert_close(fast_logits(model, tokens), model(tokens), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", UNSUPPORTED.values(), ids=UNSUPPORTED)
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(changes, id=name) for name, changes in UNSUPPORTED.items()]
+    + [pytest.param(changes, id=name, marks=pytest.mark.tl3) for name, changes in UNKNOWN_TO_TL4.items()],
+)
 def test_unsupported_configurations_are_refused(changes):
     model = lens_model(**changes)
     with pytest.raises(QflError, match="does not compute this model's function"):
         fast_logits(model, draw(model))
 
 
+@pytest.mark.tl3
 def test_all_differences_are_listed():
     model = lens_model(act_fn="relu2", use_qk_norm=True)
     with pytest.raises(

@@ -9,13 +9,13 @@ import pytest
 import torch
 from conftest import tiny_train_config
 from helpers import stopped_after
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import qfl_interp as qfl
 from qfl_interp.model_kinds import LensModelConfig, model_config_from_dict
 from qfl_interp.models.build import build_hooked, parameters_to_save
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.given import configured
+from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 
 D_VOCAB, N_CTX = 5, 24
