@@ -19,15 +19,6 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def timed(work: Callable[[], ValueT]) -> tuple[float, ValueT]:
-    """Seconds of one round, and what it gave."""
-    wait()
-    start = time.perf_counter()
-    found = work()
-    wait()
-    return time.perf_counter() - start, found
-
-
 class Seconds(NamedTuple):
     """Processor seconds of this process, and wall seconds, of one round."""
 
@@ -35,20 +26,22 @@ class Seconds(NamedTuple):
     wall: float
 
 
+def timed(work: Callable[[], ValueT]) -> tuple[Seconds, ValueT]:
+    """What one round took, and what it gave."""
+    wait()
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = work()
+    wait()
+    return Seconds(time.process_time() - cpu, time.perf_counter() - wall), found
+
+
 def interleaved(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:
     """The best round of each work by processor seconds, the works taking turns."""
     taken: dict[str, list[Seconds]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            before = time.process_time()
-            wall, _ = timed(work)
-            taken[name].append(Seconds(time.process_time() - before, wall))
+            taken[name].append(timed(work)[0])
     return {name: min(rounds_of) for name, rounds_of in taken.items()}
-
-
-def best_seconds(work: Callable[[], object], rounds: int) -> float:
-    """The best of several rounds."""
-    return min(timed(work)[0] for _ in range(rounds))
 
 
 def in_process(work: Callable[..., Any], *arguments: object) -> Any:

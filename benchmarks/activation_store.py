@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformer_lens.utilities.components_utils import get_act_name
 
-from benchmarks._measuring import in_process, timed
+from benchmarks._measuring import Seconds, in_process, interleaved
 from benchmarks._memory import held_mib, peak_mib
 from qfl_interp.activations.spans import site_spans
 from qfl_interp.activations.store import ActivationStore
@@ -42,50 +42,74 @@ def _cached(model: Any, tokens: torch.Tensor, names: list[str]) -> dict[str, tor
     return {name: torch.stack([torch.cat(kept[name, layer]) for layer in range(4)]) for name in names}
 
 
-def _capture(way: str, names: list[str], n: int, n_rounds: int, device: str) -> dict[str, float]:
-    """Seconds of the best round, and the first one's growth of memory beyond what was resident before, in MiB."""
+def _calls(names: list[str], folder: str, n: int, device: str) -> dict[str, Callable[[int], object]]:
+    """The ways to capture the first so many of `n` examples, warmed on a batch."""
     model = model_on(build_hooked(ModelConfig(d_model=64, n_layers=4), d_vocab=5, n_ctx=N_CTX), device)
     tokens = torch.randint(0, 5, (n, N_CTX), generator=torch.Generator().manual_seed(0))
+    store, keys = ActivationStore(folder), itertools.count()
+
+    def to_disk(n: int) -> object:
+        key = StoreKey("benchmark", next(keys), "random")  # what is stored is not captured again
+        return store.capture(key, lambda: model, tokens[:n], FIRST, LAST, names=names)
+
+    return {
+        "cache": lambda n: _cached(model, tokens[:n], names),
+        "memory": lambda n: site_spans(model, tokens[:n], FIRST, LAST, names=names, chunk=CHUNK),
+        "disk": to_disk,
+    }
+
+
+def _capture(names: list[str], n: int, n_rounds: int, device: str) -> dict[str, Seconds]:
+    """The best of interleaved rounds of every way."""
     with tempfile.TemporaryDirectory() as folder:
-        store = ActivationStore(folder)
-        calls: dict[str, Callable[[int, torch.Tensor], object]] = {
-            "cache": lambda _round, part: _cached(model, part, names),
-            "memory": lambda _round, part: site_spans(model, part, FIRST, LAST, names=names, chunk=CHUNK),
-            "disk": lambda round_, part: store.capture(
-                StoreKey("benchmark", round_, "random"), lambda: model, part, FIRST, LAST, names=names
-            ),
-        }
-        calls[way](n_rounds, tokens[:CHUNK])
+        calls = _calls(names, folder, n, device)
+        for call in calls.values():
+            call(CHUNK)
+        return interleaved({way: lambda call=call: call(n) for way, call in calls.items()}, n_rounds)
+
+
+def _grown_mib(way: str, names: list[str], n: int, device: str) -> float:
+    """A way's growth of memory beyond what was resident before."""
+    with tempfile.TemporaryDirectory() as folder:
+        call = _calls(names, folder, n, device)[way]
+        call(CHUNK)
         before = held_mib(device)
-        seconds, grown = [], 0.0
-        for number in range(n_rounds):
-            seconds.append(timed(lambda number=number: calls[way](number, tokens))[0])
-            grown = grown or peak_mib(device) - before
-    return {"seconds": min(seconds), "grown_mib": grown}
+        call(n)
+        return peak_mib(device) - before
 
 
-def _read(what: str, folder: str, n: int) -> dict[str, float]:
-    """Milliseconds and growth of resident memory of summing a part of what is stored, from a map just made."""
+def _read(folder: str, n: int, n_rounds: int) -> dict[str, Seconds]:
+    """The best of interleaved rounds of summing a part of what is stored, from a map just made."""
+    return interleaved(_reads(folder, n), n_rounds)
+
+
+def _read_grown_mib(what: str, folder: str, n: int) -> float:
+    """A read's growth of memory."""
+    read = _reads(folder, n)[what]
+    before = held_mib()
+    read()
+    return peak_mib() - before
+
+
+def _reads(folder: str, n: int) -> dict[str, Callable[[], object]]:
+    """What is summed, by name; it is captured where it is not there."""
     tokens = torch.randint(0, 5, (n, N_CTX), generator=torch.Generator().manual_seed(0))
     model = build_hooked(ModelConfig(d_model=64, n_layers=4), d_vocab=5, n_ctx=N_CTX)
     key, store = StoreKey("benchmark", 0, "random"), ActivationStore(folder)
     store.capture(key, lambda: model, tokens, FIRST, LAST, names=["resid_post"])
-    seconds, grown = [], 0.0
-    for _ in range(3):
-        before = held_mib()
-        start = time.perf_counter()
-        span = store.spans(key, lambda: model, tokens, FIRST, LAST, names=["resid_post"], progress=False)["resid_post"]
-        (span.values[:, 5] if what == "position" else span.values).sum()
-        seconds.append(time.perf_counter() - start)
-        grown = grown or peak_mib() - before
-    return {"seconds": min(seconds), "grown_mib": grown}
+
+    def values() -> torch.Tensor:
+        spans = store.spans(key, lambda: model, tokens, FIRST, LAST, names=["resid_post"], progress=False)
+        return spans["resid_post"].values
+
+    return {"position": lambda: values()[:, 5].sum(), "all": lambda: values().sum()}
 
 
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
-    """Examples a second and growth of peak memory of each way to capture; milliseconds and growth of each read.
+    """Seconds and growth of peak memory of each way to capture 10,000 examples, and of each read.
 
-    Every case runs in a process of its own. "times" is the speed relative to `run_with_cache` of the same sites, or of
-    the read of everything.
+    The ways take turns in one process; memory is measured in a process a way. They stand beside `run_with_cache` of the
+    same sites, or the read of everything.
 
     Args:
         quick: A tenth of the examples, one round.
@@ -93,29 +117,26 @@ def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """
     n, n_rounds = (1000, 1) if quick else (10_000, 3)
     rows = []
-    for sites in SITES:
-        found = {way: in_process(_capture, way, SITES[sites], n, n_rounds, device) for way in WAYS}
-        rows += [
-            {
-                "name": f"{sites}: {WAYS[way]}",
-                "value": n / f["seconds"],
-                "unit": "examples/s",
-                "grown_mib": f["grown_mib"],
-                "times": found["cache"]["seconds"] / f["seconds"],
-            }
-            for way, f in found.items()
-        ]
+    for sites, names in SITES.items():
+        taken = in_process(_capture, names, n, n_rounds, device)
+        for way, title in WAYS.items():
+            grown = in_process(_grown_mib, way, names, n, device)
+            rows.append(_row(f"{sites}: {title}", taken[way], taken["cache"], grown))
     with tempfile.TemporaryDirectory() as folder:
-        in_process(_read, "all", folder, n)
-        found = {what: in_process(_read, what, folder, n) for what in READS}
-    rows += [
-        {
-            "name": f"read back: {READS[what]}",
-            "value": 1e3 * f["seconds"],
-            "unit": "ms",
-            "grown_mib": f["grown_mib"],
-            "times": found["all"]["seconds"] / f["seconds"],
-        }
-        for what, f in found.items()
-    ]
+        taken = in_process(_read, folder, n, n_rounds)
+        for what, title in READS.items():
+            grown = in_process(_read_grown_mib, what, folder, n)
+            rows.append(_row(f"read back: {title}", taken[what], taken["all"], grown))
     return rows
+
+
+def _row(name: str, taken: Seconds, beside: Seconds, grown_mib: float) -> dict[str, Any]:
+    """Seconds, and how many times less than what it stands beside."""
+    return {
+        "name": name,
+        "cpu_s": taken.cpu,
+        "wall_s": taken.wall,
+        "times_less_cpu": beside.cpu / taken.cpu,
+        "times_less_wall": beside.wall / taken.wall,
+        "grown_mib": grown_mib,
+    }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._measuring import timed
+from benchmarks._measuring import interleaved
 from qfl_interp.models.build import model_device
 
 TITLE = "Patching: batched sweeps and attribution against TransformerLens's patching loops"
@@ -39,11 +39,6 @@ def _trained(quick: bool, device: str) -> tuple[Any, Any]:
         model = run.load_model(run.steps[-1], device=device)
     drawn = task.sample_pairs(np.random.default_rng(0), 4 if quick else 32, "carry", LABEL)
     return model, patch_pairs(task, drawn)
-
-
-def _seconds(job: Callable[[], Any], n_rounds: int) -> tuple[float, Any]:
-    """Best time of some rounds, and what it gave."""
-    return min((timed(job) for _ in range(n_rounds)), key=lambda found: found[0])
 
 
 def _contrast(pairs: Any, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -98,51 +93,55 @@ def _one_by_one(model: Any, pairs: Any) -> np.ndarray:
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Seconds of each sweep (best of interleaved rounds), ratios, agreement; and attribution's time and error.
 
+    The maps are compared before anything is timed. A speed-up is one in processor seconds.
+
     Args:
         quick: A short run on short problems, few pairs, one round.
         device: Of the model.
     """
+    model, pairs = _trained(quick, device)
+    size = f"{model.cfg.n_layers} layers, {pairs.span.stop} positions, {len(pairs)} pairs, d_model 64"
+    rows = []
+    for component in ("resid_pre", "mlp_out", "z"):
+        case = f"{component}: {size}"
+        rows += [{"case": case, **row} for row in _compare(model, pairs, component, 1 if quick else 2)]
+    return rows
+
+
+def _compare(model: Any, pairs: Any, component: str, n_rounds: int) -> list[dict[str, Any]]:
+    """A row a way to a component's map, ours first."""
     from qfl_interp.interventions.attribution import attribution_error, attribution_patch
     from qfl_interp.interventions.patching import patch_sweep
 
-    model, pairs = _trained(quick, device)
-    n_rounds, rows = 1 if quick else 2, []
-    size = f"{model.cfg.n_layers} layers, {pairs.span.stop} positions, {len(pairs)} pairs, d_model 64"
-    for component in ("resid_pre", "mlp_out", "z"):
-        ours, scores = _seconds(lambda component=component: patch_sweep(model, pairs, component=component), n_rounds)
-        theirs, found = _seconds(lambda component=component: _per_place(model, pairs, component), n_rounds)
-        gap = scores.clean.mean("logit_diff") - scores.corrupted.mean("logit_diff")
-        exact = scores.normalised()
-
-        def off(values: np.ndarray, scores: Any = scores, gap: float = gap, exact: np.ndarray = exact) -> float:
-            return float(np.abs((values - scores.corrupted.mean("logit_diff")) / gap - exact).max())
-
-        rows += [
-            ("patch_sweep", ours, "s", component),
-            ("transformer_lens.patching, a pass a place", theirs, "s", component),
-            ("speed-up over it", theirs / ours, "x", component),
-            ("largest difference of the normalised maps", off(found), "", component),
-        ]
-        if component == "resid_pre":
-            slow, single = _seconds(lambda: _one_by_one(model, pairs), 1)
-            rows += [
-                ("TransformerLens, a pass a single patch", slow, "s", component),
-                ("speed-up over it", slow / ours, "x", component),
-                ("largest difference of the normalised maps", off(single), "", component),
-            ]
-        for steps in (0, 5):
-            seconds, estimate = _seconds(
-                lambda component=component, steps=steps: attribution_patch(
-                    model, pairs, component=component, integrated=steps
-                ),
-                n_rounds,
-            )
-            error = attribution_error(exact, estimate.normalised())
-            kind = f"attribution, {steps} integrated gradients" if steps else "attribution, one gradient"
-            rows += [
-                (kind, seconds, "s", component),
-                (f"{kind}: speed-up over patch_sweep", ours / seconds, "x", component),
-                (f"{kind}: correlation with exact patching", error.pearson_r, "r", component),
-                (f"{kind}: largest error of the normalised map", error.max_abs_error, "", component),
-            ]
-    return [{"name": name, "value": value, "unit": unit, "case": f"{case}: {size}"} for name, value, unit, case in rows]
+    ours = "patch_sweep"
+    maps = {"transformer_lens.patching, a pass a place": lambda: _per_place(model, pairs, component)}
+    if component == "resid_pre":
+        maps["TransformerLens, a pass a single patch"] = lambda: _one_by_one(model, pairs)
+    estimates = {
+        f"attribution, {f'{steps} integrated gradients' if steps else 'one gradient'}": (
+            lambda steps=steps: attribution_patch(model, pairs, component=component, integrated=steps)
+        )
+        for steps in (0, 5)
+    }
+    works = {ours: lambda: patch_sweep(model, pairs, component=component), **maps, **estimates}
+    scores = patch_sweep(model, pairs, component=component)
+    corrupted, exact = scores.corrupted.mean("logit_diff"), scores.normalised()
+    gap = scores.clean.mean("logit_diff") - corrupted
+    agreement: dict[str, dict[str, float]] = {
+        name: {"largest_difference": float(np.abs((work() - corrupted) / gap - exact).max())}
+        for name, work in maps.items()
+    }
+    for name, work in estimates.items():
+        error = attribution_error(exact, work().normalised())
+        agreement[name] = {"largest_difference": error.max_abs_error, "correlation": error.pearson_r}
+    taken = interleaved(works, n_rounds)
+    return [
+        {
+            "name": name,
+            "cpu_s": t.cpu,
+            "wall_s": t.wall,
+            "times_ours": t.cpu / taken[ours].cpu,
+            **agreement.get(name, {}),
+        }
+        for name, t in taken.items()
+    ]

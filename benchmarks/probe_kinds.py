@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks._measuring import timed
+from benchmarks._measuring import Seconds, timed
 from benchmarks._streams import untrained
 from qfl_interp.config import ModelConfig, ProbeConfig
 from qfl_interp.data.registry import load_task
@@ -77,7 +76,7 @@ def _with_shuffled(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torc
     return x, torch.cat([y, shuffle_labels(y, np.random.default_rng(1))])
 
 
-def _ours(kind: str, case: _Case, path: bool, device: str) -> tuple[float, np.ndarray]:
+def _ours(kind: str, case: _Case, path: bool, device: str) -> tuple[Seconds, np.ndarray]:
     """Seconds to fit and the loss on the test examples, of the last strength where there are several."""
     x, y, x_test, y_test = (part.to(device) for part in case)
 
@@ -88,15 +87,12 @@ def _ours(kind: str, case: _Case, path: bool, device: str) -> tuple[float, np.nd
         return fit_probes(kind, x[:, :, :n], y[:, :, :n], config, n_classes=N_CLASSES)  # type: ignore[arg-type]
 
     fit(200)  # threads started, libraries loaded
-    start = time.perf_counter()
-    probes = fit(x.shape[2])
-    float(probes.weight.sum())  # a GPU has finished when a number arrives
-    seconds = time.perf_counter() - start
+    seconds, probes = timed(lambda: fit(x.shape[2]))
     assert probes.converged.sum() == probes.fitted.sum()
     return seconds, probes.score(x_test, y_test).loss.cpu().numpy()
 
 
-def _classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[float, float]:
+def _classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[Seconds, float]:
     """One LogisticRegression with its default solver, which needs several times as long on two threads."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -107,7 +103,7 @@ def _classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.nda
     return seconds, _log_loss(model, x_test, y_test)
 
 
-def _exact_classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[float, float]:
+def _exact_classifier(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[Seconds, float]:
     """One LogisticRegression at its optimum, as ours: the Newton solver in float64 to tol=1e-8."""
     from sklearn.linear_model import LogisticRegression
 
@@ -128,36 +124,36 @@ def _log_loss(model: Any, x: np.ndarray, y: np.ndarray) -> float:
     return float(-logs[np.arange(len(at)), at].mean())
 
 
-def _least_squares(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[float, float]:
+def _least_squares(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[Seconds, float]:
     from sklearn.linear_model import LinearRegression
 
     seconds, model = timed(lambda: LinearRegression().fit(x.astype(np.float64), y))
     return seconds, float(((model.predict(x_test.astype(np.float64)) - y_test) ** 2).mean())
 
 
-def _ridges(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[float, float]:
+def _ridges(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> tuple[Seconds, float]:
     from sklearn.linear_model import Ridge
 
     seconds, models = timed(lambda: [Ridge(alpha=1 / c).fit(x.astype(np.float64), y) for c in PATH])
     return seconds, float(((models[-1].predict(x_test.astype(np.float64)) - y_test) ** 2).mean())
 
 
-def _loop(fit: Callable[..., tuple[float, float]], case: _Case) -> tuple[float, np.ndarray]:
+def _loop(fit: Callable[..., tuple[Seconds, float]], case: _Case) -> tuple[Seconds, np.ndarray]:
     """Seconds and test losses of one fit a layer, label and output; a label of one class is left out."""
     n_layers, n_labels = case.x.shape[:2]
     loss = np.full((n_layers, n_labels, len(case.y)), np.nan)
-    total = 0.0
+    cpu, wall = 0.0, 0.0
     for at in np.ndindex(*loss.shape):
         layer, label, output = at
         y, y_test = case.y[output, label].numpy(), case.y_test[output, label].numpy()
         if len(np.unique(y)) > 1:
             seconds, loss[at] = fit(case.x[layer, label].numpy(), y, case.x_test[layer, label].numpy(), y_test)
-            total += seconds
-    return total, loss
+            cpu, wall = cpu + seconds.cpu, wall + seconds.wall
+    return Seconds(cpu, wall), loss
 
 
 def _compare(
-    name: str, kind: str, fits: dict[str, Callable[..., tuple[float, float]]], case: _Case, device: str
+    name: str, kind: str, fits: dict[str, Callable[..., tuple[Seconds, float]]], case: _Case, device: str
 ) -> list[dict[str, Any]]:
     """The rows of one kind on one sort of activations; ours is timed once before and once after theirs."""
     path = _ridges in fits.values()
@@ -169,12 +165,18 @@ def _compare(
     best = min(seconds, _ours(kind, case, path, device)[0])
     label = f"{name}: {N_LAYERS} layers x {N_LABELS} labels x {len(case.y)} outputs x {case.x.shape[2]} examples"
     unit = "squared units" if kind == "scalar" else "nats"
-    values = [("ours", best, "s"), ("test loss, lowest probe", float(np.nanmin(loss)), unit)]
+    values = [
+        ("ours", best.wall, "s"),
+        ("ours, processor", best.cpu, "s"),
+        ("test loss, lowest probe", float(np.nanmin(loss)), unit),
+    ]
     for who, (their_seconds, their_loss) in theirs.items():
         apart = float(np.nanmax(np.abs(loss - their_loss)))
         values += [
-            (who, their_seconds, "s"),
-            (f"speed-up over {who}", their_seconds / best, "x"),
+            (who, their_seconds.wall, "s"),
+            (f"{who}, processor", their_seconds.cpu, "s"),
+            (f"speed-up over {who}", their_seconds.wall / best.wall, "x"),
+            (f"speed-up over {who}, processor", their_seconds.cpu / best.cpu, "x"),
             (f"largest difference in test loss to {who}", apart, unit),
         ]
     return [{"name": row, "value": value, "unit": unit, "case": label} for row, value, unit in values]

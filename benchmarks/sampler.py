@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -13,7 +14,7 @@ from unittest import mock
 import torch
 
 import qfl_interp as qfl
-from benchmarks._measuring import in_process, timed
+from benchmarks._measuring import Seconds, in_process, timed
 from qfl_interp.data.examples import ExampleStream
 from qfl_interp.data.registry import task_names
 from qfl_interp.seeding import generator
@@ -80,28 +81,28 @@ def _rates(rounds: int) -> list[dict[str, Any]]:
         for kind, make in _work(task).items()
     }
     n_batches = {case: _batches_a_round(work) for case, work in cases.items()}
-    best = dict.fromkeys(cases, 0.0)
+    best = dict.fromkeys(cases, Seconds(math.inf, math.inf))
     for _ in range(rounds):
         for case, work in cases.items():
-            start = time.perf_counter()
-            for step in range(n_batches[case]):
-                work(step)
-            best[case] = max(best[case], n_batches[case] * case.batch / (time.perf_counter() - start))
-    return [_rate_row(case, rate) for case, rate in best.items()]
+            taken, _ = timed(lambda work=work, n=n_batches[case]: [work(step) for step in range(n)])
+            best[case] = min(best[case], taken)
+    return [_rate_row(case, n_batches[case] * case.batch, taken) for case, taken in best.items()]
 
 
 def _batches_a_round(work: Callable[[int], object]) -> int:
     """How many batches take about one round; what there is to compile is compiled here."""
     work(0)
-    return max(1, round(_ROUND / timed(lambda: work(1))[0]))
+    return max(1, round(_ROUND / timed(lambda: work(1))[0].wall))
 
 
-def _rate_row(case: Case, rate: float) -> dict[str, Any]:
-    """One measured rate, with its target where the task has one."""
+def _rate_row(case: Case, n: int, taken: Seconds) -> dict[str, Any]:
+    """The rate of `n` examples, with its target where the task has one."""
+    rate = n / taken.wall
     row = {
         "name": f"{case.task}, {case.work}, batch {case.batch}",
         "value": rate,
         "unit": "examples/s",
+        "a_cpu_s": n / taken.cpu,
         **case._asdict(),
     }
     target = TARGETS.get(case.task)

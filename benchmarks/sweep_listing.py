@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks._measuring import best_seconds
+from benchmarks._measuring import interleaved
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.folder import definition_json
 from qfl_interp.sweep.parts import COLUMNS, write_part
@@ -82,6 +82,6 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
             }
             assert len(sweep.table()) == n_runs
             case = f"{n_runs:,} runs, {parts} part{'s' if parts > 1 else ''} a task"
-            for name, ask in work.items():
-                rows.append({"name": name, "value": best_seconds(ask, 1 if quick else 5), "unit": "s", "case": case})
+            for name, taken in interleaved(work, 1 if quick else 5).items():
+                rows.append({"name": name, "value": taken.wall, "unit": "s", "cpu_s": taken.cpu, "case": case})
     return rows

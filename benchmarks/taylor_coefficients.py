@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._measuring import best_seconds
+from benchmarks._measuring import interleaved
 from qfl_interp.homogeneous.depthwise import DepthwiseRule, scales
 from qfl_interp.homogeneous.minibatch import run_minibatch
 from qfl_interp.homogeneous.sharpness import MLPHessian, top_sharpness
@@ -18,7 +18,7 @@ TITLE = "Taylor coefficients of a step (homogeneous network, 64 inputs, 10 outpu
 
 
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
-    """Seconds of each measurement, and how many plain training steps it takes (target for c0 to c2: under 3).
+    """Milliseconds of each measurement, and how many plain training steps' processor time it takes (c0 to c2: under 3).
 
     A training step is torch's own: forward and backward pass and the update of every weight. c0 to c2 include the
     forward and the backward pass that they start from, and the rule's scales. "Hessian-vector product" is the same c2
@@ -72,14 +72,18 @@ def _measure(config: MLPConfig, rounds: int, device: str) -> list[dict[str, Any]
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = {
-            name: best_seconds(work, rounds if "Lanczos" not in name else min(rounds, 3))
-            for name, work in works.items()
-        }
+        seconds = interleaved(works, rounds)
     finally:
         torch.set_num_threads(n_threads)
     shape = {"threads": 1, "depth": config.depth, "parameters": config.size}
+    step_cpu = seconds["training step"].cpu
     return [
-        {"name": name, **shape, "ms": 1e3 * taken, "training_steps": taken / seconds["training step"]}
+        {
+            "name": name,
+            **shape,
+            "cpu_ms": 1e3 * taken.cpu,
+            "ms": 1e3 * taken.wall,
+            "training_steps": taken.cpu / step_cpu,
+        }
         for name, taken in seconds.items()
     ]

@@ -1,14 +1,13 @@
 """One training step on 16-bit addition: ours against the plain HookedTransformer and a plain PyTorch Llama.
 
 Every variant does the same step on the same tokens: forward, mean cross-entropy over the 19 scored
-positions, backward, clipping to norm 1, AdamW. Times are medians over interleaved rounds of one run; memory
+positions, backward, clipping to norm 1, AdamW. Wall and processor times are medians over interleaved rounds; memory
 is each variant's own process's.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._measuring import isolated, wait
+from benchmarks._measuring import Seconds, isolated, timed, wait
 from benchmarks._memory import held_mib, peak_mib
 from qfl_interp.config import ModelConfig
 from qfl_interp.models.build import build_hooked
@@ -128,7 +127,12 @@ def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     for d_model in (16,) if quick else (16, 64, 256):
         times = _milliseconds(d_model, variants, device, n_rounds=5 if quick else 15)
         memory = {variant: isolated(device, _memory_mib, variant, d_model, device) for variant in variants}
-        for metric, unit, values in (("time", "ms", times), ("peak memory", "MiB", memory)):
+        measured = (
+            ("time", "ms", {variant: taken.wall for variant, taken in times.items()}),
+            ("processor time", "ms", {variant: taken.cpu for variant, taken in times.items()}),
+            ("peak memory", "MiB", memory),
+        )
+        for metric, unit, values in measured:
             for variant in variants:
                 row = {"name": f"d_model {d_model}, {LABELS[variant]}, {metric}", "value": values[variant]}
                 baselines = {f"times_less_than_{b}": values[b] / values[variant] for b in ("hooked", "llama")}
@@ -136,23 +140,24 @@ def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     return rows
 
 
-def _milliseconds(d_model: int, variants: tuple[str, ...], device: str, n_rounds: int) -> dict[str, float]:
-    """Median time of a step by variant; a round times each variant three times in a row."""
+def _milliseconds(d_model: int, variants: tuple[str, ...], device: str, n_rounds: int) -> dict[str, Seconds]:
+    """Median times of a step by variant, milliseconds; a round times each variant three times in a row."""
     steps = {variant: make_step(variant, d_model, device) for variant in variants}
     with warnings.catch_warnings():
         warnings.simplefilter("default", RuntimeWarning)  # a failed compilation is said, and timed as it runs
         for step in steps.values():
             for _ in range(3):
                 step()
-    taken: dict[str, list[float]] = {variant: [] for variant in variants}
+    taken: dict[str, list[Seconds]] = {variant: [] for variant in variants}
     for _ in range(n_rounds):
         for variant, step in steps.items():
             step()  # brings its own weights back into the caches
             for _ in range(3):
-                start = time.perf_counter()
-                step()
-                taken[variant].append(1e3 * (time.perf_counter() - start))
-    return {variant: statistics.median(times) for variant, times in taken.items()}
+                taken[variant].append(timed(step)[0])
+    return {
+        variant: Seconds(*(1e3 * statistics.median(of) for of in zip(*rounds, strict=True)))
+        for variant, rounds in taken.items()
+    }
 
 
 def _memory_mib(variant: str, d_model: int, device: str) -> float:

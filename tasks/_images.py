@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from qfl_interp.errors import QflError
@@ -79,14 +80,20 @@ def digits(*, seed: int = 0) -> Labelled:
     Args:
         seed: Decides the split.
     """
-    from sklearn.datasets import load_digits
-
-    images, classes = load_digits(return_X_y=True)
-    x, y = np.asarray(images, dtype=float), torch.from_numpy(np.asarray(classes, dtype=np.int64))
+    table = _digits_table()
+    x, y = table[:, :-1], torch.from_numpy(table[:, -1].astype(np.int64))
     order = generator(seed, "images/digits").permutation(len(x))
     train, test = order[:1437], order[1437:]
     train_x, test_x = prepare(x[train], x[test])
     return Labelled("digits", train_x, y[train], test_x, y[test], 10)
+
+
+def _digits_table() -> Float64[np.ndarray, "sample entry"]:
+    """Pixels and, last, the class: scikit-learn's file, without its imports, which take long."""
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
 
 
 def mnist(path: Path) -> Labelled:

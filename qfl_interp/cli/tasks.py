@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # A page at least this wide has room for a column of features.
 _WIDE = 120
+# Characters of a vocabulary that the list of tasks shows.
+_VOCABULARY = 20
 
 
 def tasks(
@@ -152,7 +154,8 @@ def _table(rows: Sequence[dict[str, Any]], *, wide: bool) -> Table:
     table.add_column("task", overflow="fold")
     for title in ("length", "context"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("vocabulary", no_wrap=True)
+    # One task's long one must not push the names off the page.
+    table.add_column("vocabulary", no_wrap=True, max_width=_VOCABULARY)
     for title in ("paper", "base rate"):
         table.add_column(title, justify="right", no_wrap=True)
     if wide:

@@ -21,8 +21,8 @@ PROBES = "--n-train 60 --n-test 40 --quiet"
 COMMANDS = {
     "--help": set(),
     "runs {folder}": set(),
-    # Tasks encode into tensors, some compile their loops, and digits are scikit-learn's, which looks for tables.
-    "tasks": {"numpy", "torch", "scipy", "numba", "sklearn", "pandas", "pyarrow"},
+    # Tasks encode into tensors, some compile their loops.
+    "tasks": {"numpy", "torch", "numba"},
     "tasks addition": {"numpy", "torch"},
     "tasks addition --examples 2": {"numpy", "torch"},
     "verify {run}": FILES,

@@ -279,6 +279,14 @@ def test_the_list(call, monkeypatch):
     assert line.rstrip().endswith("4.7274  cos_sum, sin_sum (+2)")
 
 
+def test_a_long_vocabulary_leaves_the_names_on_the_page(call, monkeypatch):
+    names = ["majority_of_majorities", "linear_regression"]
+    monkeypatch.setattr(registry, "task_names", lambda: names)
+    lines = call()[1].splitlines()
+    assert [line.split()[0] for line in lines if line.startswith(tuple(names))] == names
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_list_at_a_length_that_not_every_task_has(call, monkeypatch):
     monkeypatch.setattr(registry, "task_names", lambda: QUICK)
     out = call("--length", 100)[1]

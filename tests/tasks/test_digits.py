@@ -9,12 +9,18 @@ import struct
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 import qfl_interp as qfl
 from qfl_interp.data.examples import in_split
 from qfl_interp.data.training_stream import training_problems
 from qfl_interp.errors import QflError
-from tasks._images import digits, mnist, prepare
+from tasks._images import _digits_table, digits, mnist, prepare
+
+
+def test_the_digits_are_scikit_learns():
+    x, y = load_digits(return_X_y=True)
+    np.testing.assert_array_equal(_digits_table(), np.column_stack([x, y]))
 
 
 def test_digits_are_split_and_scaled():
