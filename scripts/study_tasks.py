@@ -1,9 +1,9 @@
-"""Train every task of docs/tasks.toml with several seeds, classify its features, fill the tables of docs/tasks.md.
+"""Train every task of docs/tasks.toml with several seeds, classify its features, fill the short table of docs/tasks.md.
 
     python scripts/study_tasks.py [--out runs/tasks] [--jobs 2] [--only TASK ...] [--figures]
 
 Each run is trained on one thread, `--jobs` at a time. Killed at any moment, it goes on where it was; what is there is
-not computed again. The tables between the markers of docs/tasks.md are replaced, and the numbers behind them written to
+not computed again. The table between the markers of docs/tasks.md is replaced, and the numbers behind it written to
 docs/tasks.json; with --figures the figures too (docs/figures/*.png; needs `pip install kaleido` and a Chromium).
 """
 
@@ -30,8 +30,6 @@ from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
 from analyses import emergence, timeline
-from qfl_interp.emergence.aggregation import THIRDS
-from qfl_interp.emergence.verdict import lead_interval_seeds
 from qfl_interp.runs.provenance import device_name
 
 
@@ -146,45 +144,33 @@ def span(values: pd.Series, pattern: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def run_table(study: Study) -> str:
-    """One line a task: its size, its losses, its transition over the seeds."""
+def short_table(study: Study) -> str:
+    """One line a task: its size, its losses, its transition over the seeds, and when its features were learned."""
+    halfway_at = study.runs[["task", "length", "seed", "halfway_flops"]]
+    verdicts = study.verdicts[study.verdicts["third"] == "all"].merge(halfway_at, on=["task", "length", "seed"])
+    verdicts["over_half"] = np.log10(verdicts["halfway_flops"].astype(float) / verdicts["onset_flops"].astype(float))
     rows = []
     for (task, length), part in study.runs.groupby(["task", "length"], sort=False):
         first, found = part.iloc[0], part[part["transition_found"]]
-        paper_line = f" ({first.paper_baseline:.3f})" if first.paper_baseline == first.paper_baseline else ""
-        n_halfway = int(part["halfway_flops"].notna().sum())
-        reached = "" if n_halfway in (0, len(part)) else f" ({n_halfway} of {len(part)})"
         between = f"{span(found['start_flops'], '{:.1e}')} → {span(found['end_flops'], '{:.1e}')}"
         where = between if len(found) == len(part) else f"{between} ({len(found)} of {len(part)})"
+        own = verdicts[(verdicts["task"] == task) & (verdicts["length"] == length)]
         rows.append({
-            "task": task, "length": length, "d_model x layers": f"{first.d_model} x {first.n_layers}",
-            "budget (FLOPs)": f"{first.budget_flops:.2g}", "seeds": len(part),
-            "base rate (paper's line)": f"{first.base_rate:.3f}{paper_line}",
-            "final loss": span(part["val_loss_answer"], "{:.3g}"), "exact match": span(part["exact_answer"], "{:.3f}"),
-            "half-way at (FLOPs)": span(part["halfway_flops"], "{:.1e}") + reached,
+            "task": f"{task} {length}", "budget": f"{first.budget_flops:.2g}", "seeds": len(part),
+            "base rate": f"{first.base_rate:.3f}", "final loss": span(part["val_loss_answer"], "{:.3g}"),
+            "exact match": span(part["exact_answer"], "{:.3f}"),
             "transition (FLOPs)": where if len(found) else "none found",
+            "features": "; ".join(feature_text(str(name), rows) for name, rows in own.groupby("feature", sort=False)),
         })  # fmt: skip
     return markdown(pd.DataFrame(rows))
 
 
-def feature_table(study: Study) -> str:
-    """One line a task and feature, over all of its labels: the verdict of each seed, the lead, the paper's verdict."""
-    halfway_at = study.runs[["task", "length", "seed", "halfway_flops"]]
-    verdicts = study.verdicts.merge(halfway_at, on=["task", "length", "seed"])
-    verdicts["over_half"] = np.log10(verdicts["halfway_flops"].astype(float) / verdicts["onset_flops"].astype(float))
-    rows = []
-    for (task, length, feature), same in verdicts.groupby(["task", "length", "feature"], sort=False):
-        part = same[same["third"] == "all"]
-        rows.append({
-            "task": f"{task} {length}", "feature": feature,
-            "verdicts, seed by seed": ", ".join(f"{r.verdict}{'' if r.certain else ' (?)'}" for r in part.itertuples()),
-            "lead over the transition": lead_text(part["lead_log10"]),
-            "lead over half-way": lead_text(part["over_half"]),
-            "the same by third": " · ".join(mean_and_count(same[same["third"] == t]["over_half"]) for t in THIRDS),
-            "probe loss: untrained → best": f"{part['baseline'].mean():.3g} → {part['best'].mean():.3g}",
-            "paper": part["paper"].iloc[0] or "–",
-        })  # fmt: skip
-    return markdown(pd.DataFrame(rows))
+def feature_text(name: str, rows: pd.DataFrame) -> str:
+    """A feature's verdicts over the seeds, each with its number, and its lead over half-way."""
+    kinds = Counter(f"{row.verdict}{'' if row.certain else ' (?)'}" for row in rows.itertuples())
+    said = ", ".join(f"{n} {kind}" if len(kinds) > 1 else kind for kind, n in kinds.items())
+    lead = mean_and_count(rows["over_half"])
+    return f"{name}: {said}" + ("" if lead == "–" else f", {lead}")
 
 
 def mean_and_count(leads: pd.Series) -> str:
@@ -192,16 +178,6 @@ def mean_and_count(leads: pd.Series) -> str:
     kept = leads.dropna()
     count = "" if len(kept) == len(leads) else f" ({len(kept)}/{len(leads)})"
     return f"{kept.mean():+.2f}{count}" if len(kept) else "–"
-
-
-def lead_text(leads: pd.Series) -> str:
-    """The mean lead with Student's interval over seeds; the number of seeds where some have none."""
-    kept = leads.dropna().to_numpy()
-    if not len(kept):
-        return "–"
-    interval = lead_interval_seeds(kept)
-    known = f"{kept.mean():+.2f}" + (f" ({interval.low:+.2f} to {interval.high:+.2f})" if interval else "")
-    return known if len(kept) == len(leads) else f"{known}, {len(kept)} of {len(leads)} seeds"
 
 
 def without_nan(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -241,11 +217,11 @@ def main() -> None:
     jobs = read_jobs(arguments.out, arguments.only)
     run_all(jobs, arguments.jobs, console)
     study = gather(jobs)
-    tables = {"runs": run_table(study), "features": feature_table(study)}
-    print(*tables.values(), sep="\n\n")
+    table = short_table(study)
+    print(table)
     if arguments.only:
         return
-    fill(DOCS / "tasks.md", tables)
+    fill(DOCS / "tasks.md", {"short": table})
     columns = ["task", "length", "seed", "feature", "third", "metric", "verdict", "certain", "reason", "lead_log10"]
     columns += ["lead_low", "lead_high", "baseline", "best", "fraction_at_start", "onset_flops", "paper"]
     kept = study.verdicts.filter(columns)

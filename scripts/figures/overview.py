@@ -21,16 +21,19 @@ _VERDICT_STYLES: Final = {"quiet": (STEEL, "circle"), "loud": (VERMILLION, "squa
 _FADED: Final = 0.55
 
 
-def losses_figure(metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.DataFrame) -> go.Figure:
+def losses_figure(
+    metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.DataFrame, onsets: pd.DataFrame | None = None
+) -> go.Figure:
     """Validation loss over compute, a small panel a task, one curve a run.
 
     The dashed line is the task's base rate; the band reaches from the first start to the last end of the runs'
-    transitions.
+    transitions. A dotted line stands where a feature was learned: blue for quiet, red for loud, grey without a verdict.
 
     Args:
         metrics: Columns task, length, seed, flops, val_loss_answer; the rows of several runs.
         tasks: Columns task, length, base_rate; one row a panel, in the order they are drawn.
         transitions: Columns task, length, seed, start_flops, end_flops; runs without a transition have no row.
+        onsets: Columns task, length, feature, verdict, onset_flops; features that were not learned (NaN) have no line.
     """
     rows = math.ceil(len(tasks) / _COLUMNS)
     figure = new_figure("tasks", rows * _CELL_HEIGHT - 8, {"l": 56, "r": 14, "t": 34, "b": 44})
@@ -59,7 +62,22 @@ def losses_figure(metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.Da
             figure.add_trace(curve(part, "val_loss_answer", f"seed {seed}", PURPLE, **look))
         figure.add_trace(level(flops, base_rate, "base rate", width=1.2, dash="dash", **cell.axes))
         figure.add_annotation(cell.title(f"<b>{words(task['task'])}</b> {task['length']}"))
+        if onsets is not None:
+            _mark_onsets(figure, cell, select(onsets, **of_task))
     return figure
+
+
+def _mark_onsets(figure: go.Figure, cell: Cell, onsets: pd.DataFrame) -> None:
+    """A dotted line with its name where each feature was learned."""
+    learned = [row for row in records(onsets) if math.isfinite(row["onset_flops"]) and row["onset_flops"] > 0]
+    for row in learned:
+        color = _VERDICT_STYLES.get(row["verdict"], (GREY, ""))[0]
+        at = row["onset_flops"]
+        figure.add_shape(cell.stretch(at, at, line={"color": color, "dash": "dot", "width": 1.4}))
+        figure.add_annotation(
+            text=words(row["feature"]), x=math.log10(at), y=0, xref=cell.x, yref=f"{cell.y} domain", xanchor="left",
+            yanchor="bottom", textangle=-90, showarrow=False, font={"size": FONT_SIZE - 3, "color": color},
+        )  # fmt: skip
 
 
 def leads_figure(verdicts: pd.DataFrame) -> go.Figure:

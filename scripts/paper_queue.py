@@ -1,0 +1,196 @@
+"""The queue of sweeps/paper_lengths.toml: its items in order, and what each waits for."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paper_kept import Kept
+
+import qfl_interp as qfl
+from qfl_interp.config import Options
+from qfl_interp.runs.config import RunConfig
+from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.plan import plan_sweep, task_at
+from qfl_interp.training.train import plan_run
+
+QUEUE = Path(__file__).resolve().parent.parent / "sweeps" / "paper_lengths.toml"
+SEARCHES = ("rates", "widths")
+# A run is solved from this share of right answers on, and has begun to fall below this part of the base rate.
+SOLVED, BEGUN, HALF = 0.95, 0.95, 0.5
+_SHAPE = ("d_model", "batch_size", "lr")
+
+
+class Entry(NamedTuple):
+    """A task of the queue.
+
+    Attributes:
+        name: The task's.
+        length: Its length.
+        chosen: Width, batch size and learning rate, where no search has to find them.
+        first: The budget that stands for the first stage's.
+        window: Where the paper draws the transition, FLOPs; empty where it draws none.
+        paper: The paper's verdict on each feature it names.
+        drops: The points of exact match that the paper's ablation of a feature costs.
+        interchanged: The feature whose labels are interchanged at a run's end.
+        interchange: Those labels.
+    """
+
+    name: str
+    length: int
+    chosen: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    first: float | None = None
+    window: tuple[float, ...] = ()
+    paper: dict[str, str] = {}  # noqa: RUF012  # never changed
+    drops: dict[str, float] = {}  # noqa: RUF012  # never changed
+    interchanged: str = ""
+    interchange: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What its items begin with."""
+        return f"{self.name}-{self.length}"
+
+    @property
+    def task(self) -> qfl.Task:
+        """The task, made once."""
+        return task_at(self.name, self.length, Options())
+
+
+class Item(NamedTuple):
+    """One piece of work: a search (`kind` one of `SEARCHES`) or a run (`kind` "run").
+
+    Attributes:
+        entry: Its task.
+        kind: What it is.
+        budget: FLOPs of a run, or of each run of the search.
+        seed: Of the run.
+        across: Whether only the final model is probed.
+    """
+
+    entry: Entry
+    kind: str
+    budget: float
+    seed: int = 0
+    across: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique: the folder of its tables."""
+        if self.kind in SEARCHES:
+            return f"{self.entry.label}-{self.kind}"
+        return f"{self.entry.label}-{budget_name(self.budget)}-s{self.seed}"
+
+
+def budget_name(budget: float) -> str:
+    """A budget as names say it: "3e12"."""
+    mantissa, exponent = f"{budget:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+class Queue:
+    """The definition, beside what is kept."""
+
+    def __init__(self, kept: Kept, path: Path = QUEUE) -> None:
+        self.kept = kept
+        self.settings: dict[str, Any] = tomllib.loads(path.read_text())
+        self.entries = [Entry(**{k: _plain(v) for k, v in one.items()}) for one in self.settings["task"]]
+
+    @property
+    def probes(self) -> qfl.ProbeConfig:
+        """How features are probed."""
+        return qfl.ProbeConfig(**self.settings["probes"])
+
+    def items(self) -> list[Item]:
+        """Everything there may be to do, in order; what waits for a condition is in it, too."""
+        found = []
+        for kind in SEARCHES:
+            budget = self.settings[kind]["budget_flops"]
+            found += [Item(entry, kind, budget) for entry in self.entries if not entry.chosen]
+        for stage in self.settings["stage"]:
+            for entry in self.entries:
+                for budget in stage["budgets"]:
+                    found += self._runs(entry, stage, budget)
+        once = {item.name: item for item in reversed(found)}
+        return [item for item in found if once[item.name] is item]
+
+    def _runs(self, entry: Entry, stage: dict[str, Any], budget: float | str) -> list[Item]:
+        """The runs of a stage at one budget, where its condition holds."""
+        when, across = stage.get("when", ""), stage.get("across", False)
+        seen = self._seen(entry)
+        if budget == "transition":
+            at = [b for b, row in seen if math.isfinite(row["transition_start"])] or [b for b, _ in seen][-1:]
+            if not at or (not math.isfinite(dict(seen)[at[0]]["transition_start"]) and not entry.paper):
+                return []
+            return [Item(entry, "run", at[0], seed) for seed in stage["seeds"]]
+        assert isinstance(budget, float)
+        if stage is self.settings["stage"][0] and entry.first is not None:
+            budget = entry.first
+        below = [row for b, row in seen if b < budget]
+        if when == "not solved" and any(row["exact_match"] >= SOLVED for row in below):
+            return []
+        if when == "just begun" and not (below and just_begun(below[-1])):
+            return []
+        return [Item(entry, "run", budget, seed, across) for seed in stage["seeds"]]
+
+    def _seen(self, entry: Entry) -> list[tuple[float, dict[str, Any]]]:
+        """Budget and row of the task's kept runs of seed 0 that were watched while they trained, by budget."""
+        rows = [row for row in self.kept.rows() if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0)]
+        return sorted(((row["budget_flops"], row) for row in rows if not row["across"]), key=lambda one: one[0])
+
+    def shape(self, entry: Entry) -> dict[str, Any] | None:
+        """Width, batch size and learning rate: as chosen, or of the search's best run; None before it is made."""
+        if entry.chosen:
+            return dict(entry.chosen)
+        return self.best(entry, "widths")
+
+    def best(self, entry: Entry, kind: str) -> dict[str, Any] | None:
+        """The shape of the search's run with the lowest validation loss over the answer; None before it is kept."""
+        table = self.kept.search(f"{entry.label}-{kind}")
+        if table is None:
+            return None
+        row = table.loc[table["val_loss_answer"].idxmin()]
+        return {"d_model": int(row["d_model"]), "batch_size": int(row["batch_size"]), "lr": float(row["lr"])}
+
+    def ready(self, item: Item) -> bool:
+        """Whether what it is made from is kept."""
+        if item.kind == "rates":
+            return True
+        return (
+            self.best(item.entry, "rates") is not None if item.kind == "widths" else self.shape(item.entry) is not None
+        )
+
+    def sweep(self, item: Item) -> SweepConfig:
+        """The search of an item."""
+        at = dict(self.settings[item.kind])
+        if item.kind == "widths":
+            best = self.best(item.entry, "rates") or {"batch_size": 8, "lr": 3e-3}
+            at |= {"batch_size": best["batch_size"], "lr": best["lr"]}
+        grid = self.settings["defaults"] | at | {"task": item.entry.name, "length": item.entry.length}
+        return SweepConfig.from_dict({"name": item.name, "min_steps": 1, "max_steps": 10**7, "grid": [grid]})
+
+    def run(self, item: Item) -> RunConfig:
+        """The run of an item; of the search's usual shape while the task's own is not known."""
+        shape = self.shape(item.entry) or {"d_model": 64, "batch_size": 8, "lr": 3e-3}
+        train = {name: shape[name] for name in ("batch_size", "lr")} | {"budget_flops": item.budget, "seed": item.seed}
+        settings = {"n_checkpoints": 2} if item.across else self.settings["run"]
+        model = qfl.ModelConfig(d_model=shape["d_model"], **self.settings["defaults"])
+        return plan_run(item.entry.task, model, qfl.TrainConfig(**train, **settings), allow_overshoot=True)
+
+    def planned(self, item: Item) -> Sequence[RunConfig]:
+        """The runs that an item trains."""
+        if item.kind == "run":
+            return [self.run(item)]
+        return [run.config for run in plan_sweep(self.sweep(item)).runs]
+
+
+def just_begun(row: dict[str, Any]) -> bool:
+    """Whether a run's loss has left the base rate while fewer than half of its answers are right."""
+    return row["final_loss"] < BEGUN * row["base_rate"] and row["exact_match"] < HALF
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,137 @@
+"""One item of the queue: a search trained, or a run trained, probed and ablated; what came out is kept."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import torch
+from paper_kept import Kept
+from paper_queue import Item, Queue
+
+import qfl_interp as qfl
+from analyses import ablate, emergence, interchange, probe
+from qfl_interp.errors import QflError
+from qfl_interp.runs.provenance import device_name
+from qfl_interp.sweep.run_sweep import Execution, run_sweep
+from qfl_interp.tables import column
+from qfl_interp.training.session import DivergedError
+from qfl_interp.training.train import train_planned
+
+# A feature of more labels is taken out group by group, in so many groups.
+MOST_LABELS: Final = 20
+N_GROUPS: Final = 8
+# Trials of every control: of whole features, and of single labels.
+TRIALS, TRIALS_BY_LABEL = 4, 1
+_METRICS = ("step", "flops", "seconds", "train_loss")
+_PROBES = (
+    "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
+    "test_loss", "test_score", "shuffled_test_loss", "majority_test_loss", "next_token",
+)  # fmt: skip
+
+Say = Callable[[str], None]
+
+
+def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say) -> None:
+    """Do an item from where it stands, and keep its tables.
+
+    Raises:
+        QflError: It could not be trained or analysed; what is done so far stays in `out`.
+    """
+    start = time.monotonic()
+    if item.kind != "run":
+        execution = Execution(workers=1, threads=1, stack=4)
+        sweep = run_sweep(queue.sweep(item), str(out / item.name), execution, extend=True, progress=False)
+        table = sweep.table()
+        about = {"kind": item.kind, "task": item.entry.name, "length": item.entry.length, "budget_flops": item.budget}
+        about |= _made(start)
+        kept.write(item.name, about, {"search": _search_rows(table)})
+        return
+    config = queue.run(item)
+    try:
+        run = train_planned(item.entry.task, config, out / item.name)
+    except DivergedError as error:
+        raise QflError(f"{item.name} diverged: {error}") from error
+    say(f"{item.name}: trained")
+    tables = {"metrics": kept_metrics(run.metrics)} | analyses_of(queue, item, run, say)
+    about = {
+        "kind": "run", "task": config.task, "length": config.length, "seed": item.seed, "across": item.across,
+        "d_model": config.model.d_model, "n_layers": config.model.n_layers, "batch_size": config.batch_size,
+        "lr": config.train.lr, "budget_flops": item.budget, "n_steps": config.n_steps, "run_id": run.run_id,
+        "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters(),
+        "train_seconds": float(column(run.metrics, "seconds")[-1]), **_made(start),
+    }  # fmt: skip
+    kept.write(item.name, about, tables)
+
+
+def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, pd.DataFrame]:
+    """The tables of a finished run: probes, and where it was watched while it trained verdicts and ablations."""
+    config, quiet = queue.probes, {"progress": False}
+    if item.across:
+        return {"probe": _probe_rows(probe(run, None, "last", config=config, **quiet).rows)}
+    found = emergence(run, config=config, **quiet)
+    say(f"{item.name}: probed")
+    rows = probe(run, None, config=config, **quiet).rows
+    tables = {"probe": _probe_rows(rows), "emergence": found.rows}
+    whole = [ablate(run, config=config, method=m, n_trials=TRIALS, **quiet).rows for m in ("written", "project_out")]
+    tables["ablate"] = pd.concat(whole, ignore_index=True)
+    say(f"{item.name}: ablated")
+    parts = [
+        ablate(run, name, config=config, labels=labels, n_trials=TRIALS_BY_LABEL, **quiet).rows
+        for name, labels in label_groups(run, fitted_labels(rows))
+    ]
+    tables["ablate_labels"] = pd.concat(parts, ignore_index=True)
+    say(f"{item.name}: ablated by label")
+    if item.entry.interchange:
+        how: dict[str, Any] = {"labels": list(item.entry.interchange), "n_random": 4, **quiet}
+        tables["interchange"] = interchange(run, item.entry.interchanged, config=config, **how).rows
+        say(f"{item.name}: interchanged")
+    return tables
+
+
+def fitted_labels(probes: pd.DataFrame) -> dict[str, list[int]]:
+    """For each feature the labels that the trained model's probes could be fitted for."""
+    trained = probes[(probes["source"] == "trained") & probes["fitted"]]
+    return {str(name): sorted({int(label) for label in part["label"]}) for name, part in trained.groupby("feature")}
+
+
+def label_groups(run: qfl.Run, fitted: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
+    """What is taken out in one go: every label, or neighbours together where a feature has many."""
+    found = []
+    for name, labels in fitted.items():
+        n = len(labels) if run.task.feature(name).n_labels <= MOST_LABELS else min(N_GROUPS, len(labels))
+        edges = [round(i * len(labels) / n) for i in range(n + 1)]
+        found += [(name, labels[a:b]) for a, b in itertools.pairwise(edges)]
+    return found
+
+
+def kept_metrics(metrics: pd.DataFrame) -> pd.DataFrame:
+    """The rows of validations."""
+    rows = metrics[metrics["val_loss_answer"].notna()]
+    return pd.DataFrame(rows[[c for c in rows.columns if c in _METRICS or c.startswith("val_")]]).reset_index(drop=True)
+
+
+def _search_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """What is kept of the runs of a search."""
+    columns = ["task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "lr", "seed", "status", "n_steps",
+               "val_loss", "val_loss_answer", "val_exact_answer", "seconds", "group_size", "run_id"]  # fmt: skip
+    return table[columns]
+
+
+def _probe_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is kept of a probe table: losses to float32."""
+    kept = rows[[name for name in _PROBES if name in rows.columns]].copy()
+    for name in kept.columns:
+        if kept[name].dtype == "float64" and name != "flops":
+            kept[name] = kept[name].astype("float32")
+    return kept
+
+
+def _made(start: float) -> dict[str, Any]:
+    """How long an item took in this session, and where."""
+    seconds = round(time.monotonic() - start, 1)
+    return {"seconds": seconds, "device": device_name("cpu"), "threads": torch.get_num_threads()}

@@ -1,0 +1,225 @@
+"""The queue of runs at the paper's lengths: what is done next, what is kept, and what the page says of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import paper_lengths
+import pytest
+from pages import DOCS
+from paper_kept import CSV, MOST_BYTES, Kept
+from paper_page import NOTHING, Pages
+from paper_queue import Entry, Queue, budget_name
+from paper_words import agreement, label_drops, said_label, said_verdicts, window_verdict
+from paper_work import label_groups
+
+import qfl_interp as qfl
+
+TINY = """
+[defaults]
+n_layers = 1
+n_heads = 2
+[rates]
+budget_flops = 2e8
+d_model = 8
+batch_size = [4, 8]
+lr = [1e-3]
+[widths]
+budget_flops = 2e8
+d_model = [4, 8]
+[run]
+n_checkpoints = 3
+[probes]
+n_train = 40
+n_test = 40
+shuffled_control = false
+[[stage]]
+budgets = [1e9]
+seeds = [0]
+[[stage]]
+budgets = [1e8]
+seeds = [0]
+across = true
+[[task]]
+name = "addition"
+length = 4
+interchanged = "carry"
+interchange = [1]
+paper = { carry = "quiet" }
+"""
+
+
+def plateau_and_fall(end=0.01):
+    """Validations with a plateau at 0.65 up to 1e11 FLOPs, a fall within a decade, and what follows."""
+    flops = np.geomspace(1e9, 1e13, 81)
+    share = np.clip(np.log10(flops / 1e11), 0, 1)
+    return pd.DataFrame(
+        {"flops": flops, "val_loss_answer": 0.65 ** (1 - share) * end**share, "val_exact_answer": share}
+    )
+
+
+def put(kept, item, *, budget, seed=0, metrics=None, across=False, task="breadth_first_search", length=11):
+    """A kept run of these metrics."""
+    about = {"kind": "run", "task": task, "length": length, "seed": seed, "across": across, "d_model": 64, "n_layers": 4,
+             "batch_size": 8, "lr": 3e-3, "budget_flops": budget, "run_id": item, "base_rate": 0.65,
+             "train_seconds": 60.0, "seconds": 90.0}  # fmt: skip
+    kept.write(item, about, {"metrics": plateau_and_fall() if metrics is None else metrics})
+
+
+def names(queue):
+    return [item.name for item in queue.items() if item.entry.name == "breadth_first_search" and item.kind == "run"]
+
+
+def test_the_queue_follows_what_is_kept(tmp_path):
+    kept = Kept(tmp_path)
+    queue = Queue(kept)
+    assert names(queue)[:2] == ["breadth_first_search-11-1e13-s0", "breadth_first_search-11-1e14-s0"]
+    assert not any(name.endswith("s1") for name in names(queue)), "seeds wait for seed 0"
+    flat = plateau_and_fall().assign(val_loss_answer=0.65, val_exact_answer=0.0)
+    put(kept, "breadth_first_search-11-1e13-s0", budget=1e13, metrics=flat)
+    after_flat = names(queue)
+    assert "breadth_first_search-11-1e14-s0" in after_flat
+    assert "breadth_first_search-11-3e14-s0" not in after_flat, "a flat loss has not begun to fall"
+    assert "breadth_first_search-11-1e13-s1" in after_flat, "the paper names its features"
+    put(kept, "breadth_first_search-11-1e14-s0", budget=1e14, metrics=flat.assign(val_loss_answer=0.5))
+    assert "breadth_first_search-11-3e14-s0" in names(queue)
+    put(kept, "breadth_first_search-11-1e13-s0", budget=1e13)
+    solved = names(queue)
+    assert "breadth_first_search-11-1e14-s0" not in solved
+    assert {"breadth_first_search-11-1e13-s1", "breadth_first_search-11-1e13-s2"} < set(solved)
+
+
+def test_every_task_of_the_queue_can_be_planned():
+    """Unique names, features that are there, and shapes that a search gives before a run needs them."""
+    queue = Queue(Kept())
+    items = queue.items()
+    assert len({item.name for item in items}) == len(items)
+    for entry in queue.entries:
+        features = entry.task.features
+        assert set(entry.paper) | set(entry.drops) | ({entry.interchanged} - {""}) <= set(features)
+        assert all(label < features[entry.interchanged].n_labels for label in entry.interchange)
+    assert {entry[:2] for entry in queue.entries} == {
+        ("addition", 16), ("addition", 64), ("multiplication", 16), ("majority_of_majorities", 32),
+        ("activity_selection", 16), ("maximum_subarray", 64), ("breadth_first_search", 11), ("depth_first_search", 11),
+        ("topological_sort", 11), ("shortest_path", 11), ("min_spanning_tree", 11),
+    }  # fmt: skip
+
+
+def test_budgets_have_short_names():
+    assert [budget_name(b) for b in (1e13, 3e14, 1e9)] == ["1e13", "3e14", "1e9"]
+
+
+def test_rows_have_the_transition_and_the_last_validation(tmp_path):
+    kept = Kept(tmp_path)
+    put(kept, "a", budget=1e13)
+    put(kept, "b", budget=1e14, metrics=plateau_and_fall().assign(val_loss_answer=0.65))
+    found, flat = kept.rows()
+    assert 0.8e11 < found["transition_start"] < 1.6e11
+    assert 7e11 < found["transition_end"] < 1.1e12
+    assert (found["final_loss"], found["exact_match"]) == (pytest.approx(0.01), 1.0)
+    assert math.isnan(flat["transition_start"])
+    line = kept.csv().splitlines()[-1]
+    assert line.startswith("breadth_first_search,11,0,64,4,8,0.003,1e+14,0.65,1")
+    assert line.endswith(",,")
+
+
+def test_an_item_is_kept_whole_or_not_at_all(tmp_path):
+    kept = Kept(tmp_path)
+    put(kept, "a", budget=1e13)
+    with pytest.raises(TypeError):
+        kept.write("a", {"bad": object()}, {"metrics": plateau_and_fall()})
+    assert kept.rows()[0]["budget_flops"] == 1e13
+    assert kept.names() == ["a"]
+
+
+def test_the_csv_and_the_page_are_what_the_kept_tables_give():
+    kept = Kept()
+    assert CSV.read_text() == kept.csv()
+    page = (DOCS / "tasks.md").read_text()
+    for name, text in Pages(Queue(kept), kept).parts().items():
+        assert f"<!-- {name} -->\n{text}<!-- /{name} -->" in page, name
+    assert kept.n_bytes() < MOST_BYTES
+
+
+def verdicts(*kinds, certain=True, leads=()):
+    return pd.DataFrame({"verdict": kinds, "certain": certain, "lead_log10": leads or math.nan})
+
+
+def test_agreement_is_with_every_seed():
+    assert agreement("quiet", verdicts("quiet", "quiet")) == "agrees"
+    assert agreement("quiet", verdicts("quiet", certain=False)) == "agrees, uncertain"
+    assert agreement("quiet", verdicts("loud", "loud")) == "disagrees"
+    assert agreement("quiet", verdicts("loud", "quiet")) == "seeds differ"
+    assert agreement("quiet", verdicts("no transition")) == "no verdict"
+    assert agreement("quiet", verdicts()) == "–"
+    assert said_verdicts(verdicts("quiet", "quiet", leads=(0.2, 0.4))) == "quiet (+0.30, -0.97 to +1.57)"
+
+
+def test_a_transition_agrees_where_it_overlaps_the_papers():
+    entry = Entry("addition", 16, window=(1e11, 1e12))
+    run = {"budget_flops": 1e13, "transition_start": 5e11, "transition_end": 2e12}
+    late, none = run | {"transition_start": 2e12}, run | {"transition_start": math.nan}
+    assert window_verdict(entry, [run]) == "agrees"
+    assert window_verdict(entry, [run, late]) == "agrees in some seeds"
+    assert window_verdict(entry, [late]) == "disagrees"
+    assert window_verdict(entry, [none]) == "disagrees at this budget"
+    assert window_verdict(entry, [none | {"budget_flops": 1e11}]) == "not reached"
+    assert window_verdict(entry, []) == "–"
+
+
+def test_a_labels_cost_is_its_own():
+    rows = pd.DataFrame({
+        "labels": ["0"] * 3 + ["14,15"] * 3, "condition": ["intact", "ablated", "random"] * 2,
+        "exact_answer": [0.9, 0.8, 0.9, 0.9, 0.1, 0.85],
+    })  # fmt: skip
+    found = label_drops(rows)
+    np.testing.assert_allclose(found["drop"], [0.1, 0.8])
+    np.testing.assert_allclose(found["random"], [0.0, 0.05])
+    assert said_label({"labels": "14,15", "drop": 0.8}, {14, 15}) == "14 to 15 (next token): 80.0"
+    assert said_label({"labels": "3", "drop": 0.8}, {15}) == "3: 80.0"
+
+
+def test_many_labels_are_cut_in_groups(tmp_path):
+    class Of:
+        task = qfl.load_task("maximum_subarray", 64)
+
+    cuts = label_groups(Of(), {"is_prev_negative": list(range(63))})
+    assert len(cuts) == 8
+    assert [label for _, labels in cuts for label in labels] == list(range(63))
+
+    class Short:
+        task = qfl.load_task("addition", 4)
+
+    assert label_groups(Short(), {"carry": [0, 2, 3]}) == [("carry", [0]), ("carry", [2]), ("carry", [3])]
+
+
+@pytest.mark.slow
+def test_a_small_queue_is_worked_off_and_described(tmp_path):
+    definition = tmp_path / "tiny.toml"
+    definition.write_text(TINY)
+    kept = Kept(tmp_path / "kept")
+    queue = Queue(kept, definition)
+    assert Pages(queue, kept).parts()["paper claims"] != NOTHING
+    assert paper_lengths.next_item(queue, kept, ["addition-4-1e9-s0"], set()) is None, "its search comes first"
+    paper_lengths.go_on(queue, kept, [], tmp_path / "runs", math.inf)
+    assert {"addition-4-rates", "addition-4-widths", "addition-4-1e9-s0", "addition-4-1e8-s0"} <= set(kept.names())
+    best = kept.search("addition-4-widths")
+    assert best is not None
+    row = best.loc[best["val_loss_answer"].idxmin()]
+    about = kept.about("addition-4-1e9-s0")
+    assert (about["d_model"], about["batch_size"]) == (row["d_model"], row["batch_size"])
+    parts = Pages(queue, kept).parts()
+    assert {
+        "paper runs",
+        "paper features",
+        "paper ablation",
+        "paper labels",
+        "paper interchange",
+        "paper searches",
+    } <= {name for name, text in parts.items() if text != NOTHING}
+    before = {path: path.stat().st_mtime_ns for path in kept.folder.rglob("*.parquet")}
+    paper_lengths.go_on(queue, kept, [], tmp_path / "elsewhere", math.inf)
+    assert before == {path: path.stat().st_mtime_ns for path in kept.folder.rglob("*.parquet")}, "nothing is done twice"
+    assert not list((tmp_path / "kept").rglob("*.safetensors"))
