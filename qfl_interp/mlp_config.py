@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from qfl_interp.config import _Config, _require
+from qfl_interp.checked import _Config, _require
 
 # (a, b) of phi(s) = a s + b |s| by name; a^2 + b^2 = 1 is the edge of chaos.
 ACTIVATIONS = {"abs": (0.0, 1.0), "relu": (math.sqrt(0.5), math.sqrt(0.5))}
