@@ -111,7 +111,10 @@ class MLPConfig(_Config):
         return sum(m * n for m, n in zip(self.widths[:-1], self.widths[1:], strict=True))
 
     # What a run, its training and its sweeps ask of a model's configuration (`model_kinds.AnyModelConfig`).
-    sites: ClassVar[tuple[str, ...]] = ("resid_pre", "mlp_pre", "mlp_post", "resid_post")
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places of `qfl_interp.sites` that its blocks have."""
+        return ("resid_pre", "mlp_pre", "mlp_post", "resid_post")
 
     @property
     def style(self) -> str:
