@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from qfl_interp.config import _Config, _require
+from qfl_interp.checked import _Config, _require
 
 # (a, b) of phi(s) = a s + b |s| by name; a^2 + b^2 = 1 is the edge of chaos.
 ACTIVATIONS = {"abs": (0.0, 1.0), "relu": (math.sqrt(0.5), math.sqrt(0.5))}
@@ -111,7 +111,10 @@ class MLPConfig(_Config):
         return sum(m * n for m, n in zip(self.widths[:-1], self.widths[1:], strict=True))
 
     # What a run, its training and its sweeps ask of a model's configuration (`model_kinds.AnyModelConfig`).
-    sites: ClassVar[tuple[str, ...]] = ("resid_pre", "mlp_pre", "mlp_post", "resid_post")
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places of `qfl_interp.sites` that its blocks have."""
+        return ("resid_pre", "mlp_pre", "mlp_post", "resid_post")
 
     @property
     def style(self) -> str:

@@ -11,6 +11,7 @@ from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.model_sizes import kept_numbers, matrix_flops, nominal_flops
+from qfl_interp.sites import block_sites
 
 
 @runtime_checkable
@@ -43,6 +44,11 @@ class AnyModelConfig(Protocol):
     @property
     def style(self) -> str:
         """A word for tables of runs."""
+        ...
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places of `qfl_interp.sites` that its blocks have."""
         ...
 
     @property
@@ -130,6 +136,11 @@ class LensModelConfig:
     def style(self) -> str:
         """A word for tables of runs."""
         return self.kind
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places of `qfl_interp.sites` that its blocks have."""
+        return block_sites(attn_only=self.cfg["attn_only"])
 
     @property
     def stackable(self) -> bool:

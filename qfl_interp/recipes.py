@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from qfl_interp.checked import _shown, fitted, rule_of
 from qfl_interp.errors import QflError, unknown_name
 
 
@@ -17,8 +17,8 @@ class Setting(NamedTuple):
 
     default: bool | int | float | None
     help: str
-    low: float = -math.inf
-    high: float = math.inf
+    low: float | None = None
+    high: float | None = None
     kind: type = float
 
 
@@ -68,33 +68,26 @@ _OWN_LOSSES: dict[str, Callable[..., Any]] = {}
 
 def checked_settings(
     kind: str, name: str, given: Mapping[str, Any], declared: Mapping[str, Setting]
-) -> dict[str, bool | int | float]:
+) -> dict[str, bool | int | float | str]:
     """The given settings of one optimiser or schedule, checked.
 
     Raises:
         QflError: One is unknown; the nearest names are suggested.
         ValueError: A value is of another type or out of its range.
     """
-    found: dict[str, bool | int | float] = {}
+    found: dict[str, bool | int | float | str] = {}
     for key, value in given.items():
         if key not in declared:
             if not declared:
                 raise QflError(f"{kind} {name!r} takes no settings, got {key}={value!r}. Leave it out.")
             raise unknown_name(f"setting of {kind} {name!r}", key, declared)
-        setting = declared[key]
-        wanted = setting.kind if setting.default is None else type(setting.default)
-        if wanted is bool:
-            fits = isinstance(value, bool)
-        elif wanted is int:
-            fits = isinstance(value, int) and not isinstance(value, bool) and setting.low <= value <= setting.high
-        else:
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-            fits = fits and setting.low <= value <= setting.high
-        if not fits:
-            kinds = {bool: "true or false", int: "an integer", float: "a number"}[wanted]
-            bounds = "" if wanted is bool else f" in [{setting.low:g}, {setting.high:g}]"
-            raise ValueError(f"{key} of {kind} {name!r} must be {kinds}{bounds}, got {value!r}: {setting.help}.")
-        found[key] = wanted(value)
+        default, text, low, high, type_ = declared[key]
+        like = type_() if default is None else default
+        made = fitted(value, like, low, high)
+        if made is None:
+            rule = rule_of(like, low, high)
+            raise ValueError(f"{key} of {kind} {name!r} must be {rule}, got {_shown(value)}: {text}.")
+        found[key] = made
     return found
 
 

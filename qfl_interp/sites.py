@@ -67,6 +67,13 @@ PROBE_SITES: Final = tuple(name for name, kind in SITES.items() if kind.has_posi
 HEAD_SITES: Final = tuple(name for name, kind in SITES.items() if kind.has_heads)
 STREAM_SITES: Final = tuple(name for name, kind in SITES.items() if kind.in_stream)
 
+
+def block_sites(*, attn_only: bool) -> tuple[str, ...]:
+    """The names of the places that a transformer's blocks have, with or without an MLP."""
+    of_mlp = {"resid_mid", "mlp_out", "mlp_pre", "mlp_post"} if attn_only else set()
+    return tuple(name for name in SITES if name not in of_mlp)
+
+
 _BY_HOOK: Final = {kind.hook: kind for kind in SITES.values()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import qfl_interp as qfl
-from qfl_interp.config import Options, _options
+from qfl_interp.checked import Options, _options
 from qfl_interp.training.train import plan_run
 
 MODEL = {"d_model": 16, "n_layers": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from qfl_interp.config import _Config, _require
+from qfl_interp.checked import _Config, _require
 
 
 @dataclass(frozen=True)

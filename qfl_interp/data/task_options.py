@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qfl_interp.config import Options, _float, _int, _plain, _shown
+from qfl_interp.checked import Options, _plain, _shown, fitted, rule_of
 from qfl_interp.errors import unknown_name
 
 OptionValue = bool | int | float | str
@@ -36,15 +36,7 @@ class TaskOption:
 
     def rule(self, default: OptionValue, length: int) -> str:
         """What a value must be, in words: "an integer in [2, 40]"."""
-        if isinstance(default, bool):
-            return "true or false"
-        if isinstance(default, str):
-            return f"one of {', '.join(self.choices)}" if self.choices else "a text"
-        kind, (low, high) = "an integer" if isinstance(default, int) else "a number", self.range_at(length)
-        if low is None and high is None:
-            return kind
-        left = f"[{low:g}" if low is not None else "(-inf"
-        return f"{kind} in {left}, {f'{high:g}]' if high is not None else 'inf)'}"
+        return rule_of(default, *self.range_at(length), self.choices)
 
     def checked(self, value: Any, default: OptionValue, *, task: str, length: int) -> OptionValue:
         """The value, of the default's type.
@@ -52,27 +44,11 @@ class TaskOption:
         Raises:
             ValueError: It is of another type, or out of its range; says which one that is.
         """
-        value, (low, high) = _plain(value), self.range_at(length)
-        try:
-            made = _typed(value, default)
-            fits = not self.choices or made in self.choices
-            if not isinstance(made, (bool, str)):
-                fits = (low is None or made >= low) and (high is None or made <= high)
-        except TypeError:
-            made, fits = default, False
-        if not fits:
-            rule = self.rule(default, length)
-            raise ValueError(f"{self.name} of task {task!r} must be {rule}, got {_shown(value)}. It is {self.help}.")
+        made = fitted(value, default, *self.range_at(length), self.choices)
+        if made is None:
+            rule, shown = self.rule(default, length), _shown(_plain(value))
+            raise ValueError(f"{self.name} of task {task!r} must be {rule}, got {shown}. It is {self.help}.")
         return made
-
-
-def _typed(value: Any, default: OptionValue) -> OptionValue:
-    """The value in the default's type; `TypeError` where it is none."""
-    if isinstance(default, (bool, str)):
-        if type(value) is not type(default):
-            raise TypeError
-        return value
-    return _int(value) if isinstance(default, int) else _float(value)
 
 
 def checked_options(

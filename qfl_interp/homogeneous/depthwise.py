@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qfl_interp.config import _Config, _require
+from qfl_interp.checked import _Config, _require
 from qfl_interp.homogeneous.minibatch import Minibatch, frobenius
 
 # Factor of each layer's gradient, first layer first.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from qfl_interp.config import _Config, _require
+from qfl_interp.checked import _Config, _require
 
 Basis = Literal["hessian", "shuffled", "random", "parameters", "gradient", "trajectory", "probe"]
 Accuracy = Literal["path", "second", "paper", "first"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from qfl_interp.config import ModelConfig, Options, TrainConfig, _int, _options, _plain, _shown
+from qfl_interp.checked import Options, _int, _options, _plain, _shown
+from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.mlp_config import MLPConfig, homogeneous_config

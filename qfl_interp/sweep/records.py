@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from qfl_interp.config import Options
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.runs.config import METRICS_FILE, RunConfig

@@ -12,7 +12,7 @@ from conftest import tiny_train_config
 from helpers import stopped_after
 
 import qfl_interp as qfl
-from qfl_interp.data.examples import ExampleStream
+from qfl_interp.data.examples import ExampleStream, held_out
 from qfl_interp.models.losses import IGNORED
 from qfl_interp.models.metrics import scored_span, targets
 from qfl_interp.training.fork import fork
@@ -168,6 +168,27 @@ def test_what_is_taken_out_is_constant_along_each_direction(parent, addition, tm
         assert along[1].std() < 1e-5
     elsewhere = np.setdiff1d(np.arange(batch.tokens.shape[1]), np.unique(where))
     assert torch.equal(plain[:, elsewhere], changed[:, elsewhere])
+
+
+@pytest.mark.parametrize("name", ["written", "random"])
+def test_a_plane_goes_through_the_mean_activation(name, parent, addition, tmp_path):
+    """`w . x + b` is 0 at the mean over the examples it is fitted on, so that the variation alone is taken out."""
+    run = fork(parent, STEP, tmp_path / "run", n_steps=1, intervene=SPECS[name], progress=False)
+    planes, model = _planes(run, STEP + 1), parent.load_model(STEP)
+    examples = held_out(addition, "val", 400, seed=0, stream="intervene")
+    where = torch.from_numpy(addition.features["carry"].positions(examples).astype(np.int64))
+    labels = SPECS[name].labels or range(6)
+    layers = SPECS[name].layers or (0, 1)
+    read = qfl.read_activations(model, addition.encode(examples).tokens, [qfl.Site(layer) for layer in layers])
+    furthest = 0.0
+    for row, (label, layer) in enumerate((label, layer) for label in labels for layer in layers):
+        if planes["kept"][row].all():
+            mean = read[qfl.Site(layer)][torch.arange(400), where[:, label]].double().mean(dim=0)
+            along = float(planes["directions"][row, 0] @ mean)
+            size = float(planes["directions"][row, 0].norm() * mean.norm())
+            assert along + float(planes["offsets"][row, 0]) == pytest.approx(0, abs=1e-5 * size)
+            furthest = max(furthest, abs(along) / size)
+    assert furthest > 0.01, "none of the planes goes through 0 anyway"
 
 
 def test_one_update_under_an_intervention_by_hand(parent, addition, tmp_path):

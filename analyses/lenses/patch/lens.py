@@ -197,7 +197,7 @@ def patch(
 
 def _there(run: Checkpoints) -> tuple[str, ...]:
     """Those of the usual components that a model of this kind has."""
-    sites = getattr(run.config.model, "sites", COMPONENTS) if isinstance(run, Run) else COMPONENTS
+    sites = run.config.model.sites if isinstance(run, Run) else COMPONENTS
     return tuple(name for name in COMPONENTS if name in sites)
 
 
