@@ -26,13 +26,14 @@ if TYPE_CHECKING:
     from qfl_interp import runs as runs
     from qfl_interp import scaling as scaling
     from qfl_interp import sweep as sweep
+    from qfl_interp import testing as testing
     from qfl_interp import training as training
     from qfl_interp.activations.store import ActivationStore
     from qfl_interp.config import Intervene, ModelConfig, ProbeConfig, TrainConfig
     from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
     from qfl_interp.data.examples import ExampleStream, held_out
     from qfl_interp.data.fixed_task import FixedFeature, FixedTask
-    from qfl_interp.data.registry import load_task, task_names
+    from qfl_interp.data.registry import load_task, register_task, task_names
     from qfl_interp.data.task import Batch, Feature, Pairs, Task
     from qfl_interp.errors import QflError
     from qfl_interp.interventions.planes import project_out

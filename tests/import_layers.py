@@ -36,6 +36,7 @@ GROUND = (
 # A room imports from itself and from earlier ones.
 ROOMS = (
     "data",
+    "testing",
     "models",
     "runs",
     "activations",

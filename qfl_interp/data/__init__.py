@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from qfl_interp.data.baselines import measured_base_rate
     from qfl_interp.data.examples import ExampleStream, held_out, held_out_pairs
     from qfl_interp.data.fixed_task import FixedFeature, FixedTask
-    from qfl_interp.data.registry import load_task, task_names
+    from qfl_interp.data.registry import load_task, register_task, task_names
     from qfl_interp.data.task import Batch, Feature, Pairs, Task
     from qfl_interp.data.task_options import TaskOption
     from qfl_interp.data.training_stream import make_stream

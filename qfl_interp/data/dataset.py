@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from qfl_interp.data.examples import SPLITS, split_hash
 from qfl_interp.data.task import NO_POSITION, FeatureKind
 
 Array = np.ndarray | Tensor
@@ -85,7 +86,7 @@ def checked_mask(loss_mask: Array, shape: tuple[int, ...], prompt_end: bool) -> 
         raise ValueError(
             f"loss_mask must keep one stretch of each row: {first}, never the first of the "
             f"sequence, through its answer; got tokens {np.flatnonzero(mask[row]).tolist()} in row {row}, one of "
-            f"{int(bad.sum())} such rows."
+            f"{int(bad.sum())} such rows." + (" Give prompt_end=False to score the answer alone." if prompt_end else "")
         )
     return mask
 
@@ -140,6 +141,66 @@ def _checked_labels(name: str, kind: FeatureKind, labels: np.ndarray) -> np.ndar
 def _found(labels: np.ndarray) -> str:
     """Type and range of labels, as an error says them."""
     return f"{labels.dtype}" + (f" from {labels.min()} to {labels.max()}" if labels.dtype.kind in "iuf" else "")
+
+
+class SplitShares(NamedTuple):
+    """A split that was given, row by row.
+
+    Attributes:
+        names: "train", "val" or "test" of each row.
+        shares: Where each stands in [0, 1) of all, as `Task.split_share` says.
+        train_fraction: Share of the rows that are for training.
+    """
+
+    names: np.ndarray
+    shares: np.ndarray
+    train_fraction: float
+
+
+def split_shares(split: Sequence[str] | Sequence[int] | Array, tokens: Int64[np.ndarray, "row pos"]) -> SplitShares:
+    """The split that was given for rows of these tokens: as names, as booleans, or as the numbers of training's rows.
+
+    Rows that are not training's, where nothing says more, are halved by a hash of their tokens.
+
+    Raises:
+        ValueError: It is none of these, a row is out of range, validation or test has none, or equal rows are in
+            different splits.
+    """
+    given, n = np.array(split.numpy(force=True) if isinstance(split, Tensor) else split), len(tokens)
+    names = np.full(n, "val", dtype="<U5")
+    hashed = split_hash(tokens.astype(np.uint64)) >> np.uint64(11)
+    if given.dtype.kind in "US" and given.shape == (n,):
+        if unknown := sorted({*given.tolist()} - {*SPLITS}):
+            raise ValueError(f"split must say {', '.join(SPLITS)} of each row, got {unknown[0]!r}.")
+        names = given.astype(names.dtype)
+    elif given.ndim == 1 and ((given.dtype == bool and len(given) == n) or given.dtype.kind in "iu" or given.size == 0):
+        names[hashed * 2.0**-53 >= 0.5] = "test"
+        if given.dtype != bool and given.size and not 0 <= given.min() <= given.max() < n:
+            raise ValueError(f"split must name rows in [0, {n}), got numbers from {given.min()} to {given.max()}.")
+        names[given if given.size else []] = "train"
+    else:
+        raise ValueError(
+            f"split must be the numbers of training's rows, or a boolean or a name for each of the {n} rows, got "
+            f"{given.dtype} of shape {given.shape}."
+        )
+    _, group = np.unique(tokens, axis=0, return_inverse=True)
+    of_group = names[np.unique(group.ravel(), return_index=True)[1]][group.ravel()]
+    if (of_group != names).any():
+        row = int((of_group != names).argmax())
+        first = int((group.ravel() == group.ravel()[row]).argmax())
+        raise ValueError(
+            f"rows of equal tokens must be in one split, got row {first} in {names[first]} and row {row} in "
+            f"{names[row]}. What was trained on would be tested."
+        )
+    fraction = float((names == "train").mean())
+    if empty := [name for name in SPLITS[1:] if name not in names]:
+        raise ValueError(
+            f"split must leave rows for {' and '.join(empty)}, got {int((names == 'train').sum())} of {n} in train and "
+            "none there. Probes are fitted on validation rows and scored on test rows."
+        )
+    edges = {"train": (0.0, fraction), "val": (fraction, (1 + fraction) / 2), "test": ((1 + fraction) / 2, 1.0)}
+    middle = {name: (low + high) / 2 for name, (low, high) in edges.items()}
+    return SplitShares(names, np.array([middle[name] for name in names.tolist()]), fraction)
 
 
 def vocabulary_of(str_tokens: StrTokens | None, d_vocab: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer, Num, UInt64
+from jaxtyping import Float64, Integer, Num, UInt64
 
 from qfl_interp.data.baselines import measured_base_rate
 from qfl_interp.data.dataset import (
@@ -20,6 +20,7 @@ from qfl_interp.data.dataset import (
     checked_feature,
     checked_mask,
     checked_tokens,
+    split_shares,
     vocabulary_of,
 )
 from qfl_interp.data.dataset_file import DatasetFile
@@ -33,8 +34,8 @@ from qfl_interp.shapes import Examples, Tokens
 class FixedTask(DatasetFile, Task):
     """A task whose problems are the rows of one dataset; an example is a row number.
 
-    The splits follow from the tokens of a row, so that equal rows are in the same one. Nothing is trained on the
-    dataset here, so by default all of it is validation and test, half each.
+    The splits follow from the tokens of a row, so that equal rows are in the same one. By default all of it is
+    validation and test, half each, as where nothing was trained on it; `split` says which rows were.
 
     Args:
         name: What tables and figures call it.
@@ -48,7 +49,10 @@ class FixedTask(DatasetFile, Task):
         pairs: For each feature the rows `[pair, 2]` of clean and corrupted examples that differ in it. Without it, or
             for features not in it, pairs are searched: rows that differ in the label.
         baselines: Losses of answering at random by name, nats per token; by default "base_rate", measured.
-        train_fraction: Share of the rows kept out of validation and test: those the models were trained on, if so.
+        train_fraction: Share of the rows kept out of validation and test, drawn by a hash of their tokens.
+        split: Which rows the models were trained on, in place of `train_fraction`: their numbers; or for every row
+            whether it is one (boolean), the others being halved into validation and test; or "train", "val" or "test"
+            for every row.
         prompt_end: Whether `loss_mask` begins with the prompt's last token. False: it begins with the answer, nothing
             else is scored, and a prompt may be one token.
 
@@ -82,6 +86,7 @@ class FixedTask(DatasetFile, Task):
         baselines: Mapping[str, float] | None = None,
         train_fraction: float = 0.0,
         prompt_end: bool = True,
+        split: Sequence[str] | Sequence[int] | Array | None = None,
     ) -> None:
         self.name = name
         self._prompt_end = prompt_end
@@ -94,7 +99,10 @@ class FixedTask(DatasetFile, Task):
         self.vocabulary = vocabulary_of(str_tokens, int(self._tokens.max()) + 1)
         if not 0 <= train_fraction < 1:
             raise ValueError(f"train_fraction must lie in [0, 1), got {train_fraction!r}.")
-        self.train_fraction = train_fraction
+        if split is not None and train_fraction:
+            raise ValueError(f"give train_fraction or split, got both: {train_fraction!r} and a split.")
+        self._share = None if split is None else split_shares(split, self._tokens)
+        self.train_fraction = train_fraction if self._share is None else self._share.train_fraction
         n_ctx = self._tokens.shape[1]
         self.lengths, self.default_length = (n_ctx, n_ctx), n_ctx
         super().__init__(n_ctx)
@@ -107,7 +115,8 @@ class FixedTask(DatasetFile, Task):
 
     def __reduce__(self) -> tuple[Any, ...]:
         keywords = {"str_tokens": self.vocabulary, "pairs": self._pairs, "baselines": self._baselines}
-        keywords |= {"train_fraction": self.train_fraction, "prompt_end": self._prompt_end}
+        keywords |= {"prompt_end": self._prompt_end}
+        keywords |= {"train_fraction": self.train_fraction} if self._share is None else {"split": self._share.names}
         return partial(type(self), **keywords), (self.name, self._tokens, self._loss_mask, self._fixed)
 
     def __repr__(self) -> str:
@@ -122,6 +131,8 @@ class FixedTask(DatasetFile, Task):
         """Twelve hexadecimal digits that name the dataset: of the SHA-256 of all that decides a number."""
         parts = [self._tokens, self._loss_mask, np.float64(self.train_fraction)]
         names = [] if self._prompt_end else ["the answer alone"]
+        if self._share is not None:
+            names.append("split\0" + " ".join(self._share.names.tolist()))
         for name, feature in sorted(self._fixed.items()):
             names.append(f"{name}\0{feature.kind}\0")
             parts += [feature.labels, feature.positions]
@@ -169,6 +180,10 @@ class FixedTask(DatasetFile, Task):
     def problems(self) -> Examples:
         """Every row."""
         return np.arange(len(self))[:, None]
+
+    def split_share(self, examples: Examples) -> Float64[np.ndarray, " batch"] | None:
+        """Where the rows stand in [0, 1) of all, where their split was given."""
+        return None if self._share is None else self._share.shares[examples[:, 0]]
 
     def encode(self, examples: Examples) -> Batch:
         """Tokens and loss mask of the rows."""

@@ -39,7 +39,8 @@ def task_identity(task: Task, *, labels: bool = True) -> dict[str, Any]:
     if batch.targets is not None:
         tokens, extra = _bits(tokens), (*extra, _bits(batch.targets.numpy()))
     identity = {
-        "class": f"{type(task).__module__}:{type(task).__qualname__}",
+        # A worker process knows the script that started it by another name.
+        "class": f"{type(task).__module__}:{type(task).__qualname__}".replace("__mp_main__:", "__main__:"),
         "parameters": dict(task.parameters),
         "sampled": _digest(examples),
         "encoded": _digest(tokens, batch.loss_mask.numpy(), *extra),

@@ -113,8 +113,16 @@ class Run(Checkpoints):
         """
         if self._given is not None:
             return self._given
-        from qfl_interp.data.registry import load_task
+        from qfl_interp.data.registry import load_task, task_names
 
+        if self.config.task not in task_names():
+            known = task_record(self.path)
+            was = f", the class {known['class']}" if known else ""
+            raise QflError(
+                f"{self.path} was trained on task {self.config.task!r}{was}, which is not registered here. Give it: "
+                f"Run.open(path, task=...), or qfl_interp.register_task(class) first. Registered: "
+                f"{', '.join(task_names())}."
+            )
         task = load_task(self.config.task, self.config.length, **self.config.task_options)
         require_task(self.path, task, registered=True)
         return task
@@ -358,7 +366,11 @@ class Run(Checkpoints):
         return [f"{self.path / CHECKPOINTS} has no checkpoint of {len(lost)} steps that were saved: {shown}."]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self.path.absolute(), self._given)
+        # A task that was registered in this process is not in another, which gets it with the run.
+        from qfl_interp.data.registry import registered_here
+
+        own = any(task.name == self.config.task for task in registered_here())
+        return _open, (self.path.absolute(), self.task if own else self._given)
 
     def __repr__(self) -> str:
         config = self.config

@@ -16,7 +16,7 @@ from torch import nn
 
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.identity import task_identity
-from qfl_interp.data.registry import task_class, task_names
+from qfl_interp.data.registry import is_installed
 from qfl_interp.data.task import Task
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
@@ -307,9 +307,8 @@ class Suite(Checkpoints):
     def run_id(self) -> str:
         """The suite's name, the task's, and a digest of the configuration, the dataset and the tokens of a step."""
         task = self._task
-        registered = task.name in task_names() and type(task) is task_class(task.name)
         at = [task.length, task.options] if task.options else task.length
-        content = task.digest if isinstance(task, FixedTask) else at if registered else task_identity(task)
+        content = task.digest if isinstance(task, FixedTask) else at if is_installed(task) else task_identity(task)
         plain = re.sub(r"[^\w.-]+", "_", f"{self.name}-{task.name}")
         # Tables hold FLOPs: rows written without the tokens of a step must not come back when they are given.
         tokens = self.tokens_per_step if self.tokens_at is None else list(self.tokens_at.items())

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
+from qfl_interp.data.registry import register_tasks, registered_here
+from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.processes import end_with_parent
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
@@ -100,7 +102,8 @@ class LocalPool(Pool):
         settings = self._settings._replace(device=self._devices[number % len(self._devices)])
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, settings, mine), name=f"qfl-sweep-{number}", daemon=True)
+        given = (theirs, settings, mine, registered_here())
+        process = context.Process(target=_work, args=given, name=f"qfl-sweep-{number}", daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, number)
@@ -162,7 +165,7 @@ class LocalPool(Pool):
         self._workers = []
 
 
-def _work(pipe: Connection, settings: JobSettings, cores: list[int]) -> None:
+def _work(pipe: Connection, settings: JobSettings, cores: list[int], tasks: Sequence[type[Task]]) -> None:
     """The life of a worker: one job after the other until it is told to stop."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C in the terminal reaches the driver, which then stops its workers
@@ -171,6 +174,7 @@ def _work(pipe: Connection, settings: JobSettings, cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     end_with_parent(save_seconds=_STOP_SECONDS)
+    register_tasks(tasks)
     try:
         while True:
             job = pipe.recv()

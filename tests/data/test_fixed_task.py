@@ -15,7 +15,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.interventions.pairs import patch_pairs
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.seeding import generator
-from tests import task_contract
+from qfl_interp.testing import task_contract
 from tests.helpers_suite import tiny_text_task
 
 # The constructor refuses a length of its own kind; all other checks apply.
@@ -313,3 +313,81 @@ def test_the_digest_names_what_decides_the_numbers():
         arrays(prompt_end=False),
     ):
         assert FixedTask(**changed).digest != base
+
+
+# A split that is given
+
+
+def whose(task):
+    """The split of each row."""
+    every = task.problems()
+    names = np.array(["train", "val", "test"])
+    return names[np.stack([in_split(task, every, name) for name in names]).argmax(axis=0)]
+
+
+def distinct_rows(n=40, **changes):
+    tokens = np.stack([np.arange(n), np.full(n, n), np.arange(n)], axis=1)
+    mask = np.tile([False, False, True], (n, 1))
+    labels = FixedFeature("binary", np.arange(n)[:, None] % 2, np.zeros((n, 1), dtype=int))
+    return FixedTask("rows", tokens, mask, {"odd": labels}, prompt_end=False, **changes)
+
+
+def test_rows_that_were_trained_on():
+    trained = np.arange(40) % 3 == 0
+    tasks = [distinct_rows(split=given) for given in (trained, torch.from_numpy(trained), np.flatnonzero(trained))]
+    for task in tasks:
+        found = whose(task)
+        np.testing.assert_array_equal(found == "train", trained)
+        assert 5 <= (found == "val").sum() <= 21
+        np.testing.assert_array_equal(found, whose(tasks[0]))
+        assert task.train_fraction == trained.mean()
+        held = {name: held_out(task, name, 40, seed=0, stream="x")[:, 0].tolist() for name in ("train", "val", "test")}
+        assert sorted(row for rows_of in held.values() for row in rows_of) == list(range(40))
+        assert sorted(held["train"]) == np.flatnonzero(trained).tolist()
+    assert len({task.digest for task in tasks}) == 1
+    assert len({distinct_rows(split=given).digest for given in ([0], [1])} | {distinct_rows().digest}) == 3
+
+
+def test_a_split_by_names():
+    names = np.array(["train", "train", "val", "test"] * 10)
+    task = distinct_rows(split=names)
+    np.testing.assert_array_equal(whose(task), names)
+    again = pickle.loads(pickle.dumps(task))
+    np.testing.assert_array_equal(whose(again), names)
+    assert again.digest == task.digest
+    untrained = distinct_rows(split=["val", "test"] * 20)
+    assert in_split(untrained, untrained.problems(), "val").tolist() == [True, False] * 20
+    with pytest.raises(QflError, match="the train split of .* is empty"):
+        in_split(distinct_rows(split=[]), untrained.problems(), "train")
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ([True] * 40, "must leave rows for val and test, got 40 of 40 in train"),
+        (["train", "val"] * 20, "must leave rows for test"),
+        ([0, 40], r"must name rows in \[0, 40\), got numbers from 0 to 40"),
+        ([-1], r"must name rows in \[0, 40\)"),
+        ([True] * 39, r"a boolean or a name for each of the 40 rows, got bool of shape \(39,\)"),
+        (["train", "valid"] * 20, "must say train, val, test of each row, got 'valid'"),
+        (np.full(40, 0.5), "got float64"),
+    ],
+)
+def test_splits_that_are_refused(split, message):
+    with pytest.raises(ValueError, match=message):
+        distinct_rows(split=split)
+
+
+def test_equal_rows_stay_together():
+    given = arrays()
+    twice = {name: np.concatenate([given[name]] * 2) for name in ("tokens", "loss_mask")}
+    FixedTask("twice", **twice, features={}, split=[0, 6])
+    with pytest.raises(ValueError, match="equal tokens must be in one split, got row 0 in train and row 6 in "):
+        FixedTask("twice", **twice, features={}, split=[0])
+    with pytest.raises(ValueError, match="give train_fraction or split, got both"):
+        distinct_rows(split=[0], train_fraction=0.5)
+
+
+def test_the_answer_alone_is_offered():
+    with pytest.raises(ValueError, match=r"one of 6 such rows\. Give prompt_end=False to score the answer alone"):
+        FixedTask(**arrays(loss_mask=np.tile([False, False, True, False, False], (6, 1)), features={}))

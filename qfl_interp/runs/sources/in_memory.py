@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,7 +79,8 @@ class InMemory(Source):
     def new_model(self, seed: int) -> HookedModel:
         """A fresh model: of the builder, else of the configuration. Raises as `require_new` does."""
         if self.builder is None and (config := hugging_face_config(self.model)) is not None:
-            return hooked_from_hf(hugging_face.new_model(config, seed))
+            # transformers writes the attention into the configuration, which is the user's model's.
+            return hooked_from_hf(hugging_face.new_model(copy.deepcopy(config), seed))
         if self.builder is None:
             self.require_new()
         builder = self.builder or FromConfig(json.dumps(self.read_config(), sort_keys=True))
