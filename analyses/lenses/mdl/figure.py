@@ -91,10 +91,11 @@ def _best(rows: pd.DataFrame) -> pd.DataFrame:
     """One feature's curve after step 0: step and how far it is, compression, n_labels, the untrained models' mean."""
     coded = rows.dropna(subset=["compression"])
     untrained = [_mean_of_best(part) for _, part in groups(select(coded, source="untrained"), "model_seed")]
-    known = [name for name in ("step", "flops", "tokens") if name in rows]
+    after = over_training(select(coded, source="trained"))
+    known = [name for name in ("step", "flops", "tokens") if name in after]
     trained = [
         part[known].iloc[0].to_dict() | {"compression": _mean_of_best(part), "n_labels": len(distinct(part, "label"))}
-        for _, part in groups(over_training(select(coded, source="trained")), "step")
+        for _, part in groups(after, "step")
     ]
     found = pd.DataFrame(trained, columns=[*known, "compression", "n_labels"])
     return found.assign(untrained=np.mean(untrained) if untrained else math.nan)
