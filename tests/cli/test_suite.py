@@ -143,5 +143,5 @@ def test_checkpoints_without_a_suite_file_say_what_to_do(call, place, tmp_path):
         assert f"`qfl suite open {folder} --dataset FILE --out my.suite`" in " ".join(error.split())
     status, _, error = call("timeline", tmp_path)
     assert (status, "is no run: it has no config.json" in " ".join(error.split())) == (1, True)
-    status, _, error = call("resume", place / "text.safetensors")
-    assert (status, "is no run: it is a file" in " ".join(error.split())) == (1, True)
+    with pytest.raises(qfl.QflError, match="is no run: it is a file"):
+        qfl.Run.open(place / "text.safetensors")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_training_axis, training_axis
+from qfl_interp.plots.axes import axis_layout, training_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_training, places, value_range
 from qfl_interp.plots.maps import CellMap, color_axis, place_words, places_of, require_rows
@@ -68,7 +68,7 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     y_range = value_range(*(one[["compression", "untrained"]] for one in best), include=(0.0, 1.0), below=0.0)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        xaxis=log_training_axis(*ends, title=training_axis(every).title) | {"anchor": "y"},
+        xaxis=axis_layout(training_axis(every), *ends) | {"anchor": "y"},
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
     for index, feature in enumerate(features):
