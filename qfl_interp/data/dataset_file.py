@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,8 @@ from qfl_interp.files import local_path, write_atomic
 FORMAT, VERSION = "qfl_interp dataset", 1
 _ADVICE = "Save it again with task.save(path)."
 _ARRAY, _MAPPING, _FEATURE = "array", "mapping", "feature"
+
+MadeT = TypeVar("MadeT", bound="DatasetFile")
 
 
 class DatasetFile:
@@ -51,7 +53,7 @@ class DatasetFile:
         return target
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[MadeT], path: str | Path) -> MadeT:
         """The dataset in a file that `save` wrote.
 
         Raises:

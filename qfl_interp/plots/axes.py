@@ -79,6 +79,12 @@ def log_training_axis(low: float, high: float, title: str = FLOPS.title) -> dict
     }
 
 
+def axis_layout(over: TrainingAxis, low: float, high: float) -> dict[str, Any]:
+    """The axis of a figure from `low` to `high`; steps are written out."""
+    plain = {"tickformat": ",", "hoverformat": ",.0f"} if over is STEPS else {}
+    return log_training_axis(low, high, title=over.title) | plain
+
+
 def budget_axis(low: float, high: float, title: str = "") -> dict[str, Any]:
     """Such an axis of a small panel, whose ticks stand at every power of ten, or at every other one."""
     return log_training_axis(low, high, title) | {"dtick": 1 if math.log10(high / low) < 5 else 2}

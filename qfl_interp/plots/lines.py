@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from qfl_interp.plots.axes import training_axis
+from qfl_interp.plots.axes import TRAINING_AXES, training_axis
 from qfl_interp.plots.theme import GREY
 from qfl_interp.tables import column
 
@@ -24,9 +24,14 @@ STEP: Final = "step %{customdata[0]:,}"
 
 
 def over_training(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows a log axis can show, those of step 0 left out, in the order of training."""
-    ordered = table.iloc[np.argsort(places(table), kind="stable")]
-    return ordered.iloc[int(np.sum(places(ordered) <= 0)) :]
+    """Rows a log axis can show, those of step 0 left out, in the order of training.
+
+    Columns of axes that are known in part are left out too: a part of the rows is over what all of them are.
+    """
+    axis = training_axis(table)
+    unknown = [one.column for one in TRAINING_AXES[: TRAINING_AXES.index(axis)] if one.column in table]
+    ordered = table.iloc[np.argsort(column(table, axis.column), kind="stable")].drop(columns=unknown)
+    return ordered.iloc[int(np.sum(column(ordered, axis.column) <= 0)) :]
 
 
 def places(table: pd.DataFrame) -> Float[np.ndarray, " row"]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, TrainingAxis, log_axis, log_training_axis
+from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, TrainingAxis, axis_layout, log_axis
 from qfl_interp.plots.lines import STEP, curve, over_training, value_range
 from qfl_interp.plots.theme import (
     BAND,
@@ -118,7 +118,7 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
     if not panels:
         raise ValueError("a timeline needs at least one panel, got none.")
     over = _one_axis(panels) or FLOPS
-    axis = log_training_axis(*_range(panels, over), title=over.title)
+    axis = axis_layout(over, *_range(panels, over))
     # Panels that share a legend are listed in it once, above the first of them.
     first = {panel.legend.name: index for index, panel in reversed(list(enumerate(panels))) if panel.legend}
     names = dict(zip(sorted(first, key=lambda name: first[name]), _numbered("legend"), strict=False))

@@ -201,7 +201,8 @@ class Run(Checkpoints):
     def card(self) -> dict[str, Any]:
         """What it is and where it comes from: its last metrics, model, training, and the last session's machine."""
         config, metrics = self.config, self.metrics
-        last = metrics.dropna(subset=["val_loss"]).iloc[-1]
+        validated = metrics.dropna(subset=["val_loss"]) if "val_loss" in metrics else metrics
+        last = validated.iloc[-1]
         session = self.provenance[-1] if self.provenance else {}
         return {
             "run_id": self.run_id,

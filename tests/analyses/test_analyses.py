@@ -403,7 +403,7 @@ def test_a_transition_outside_the_checkpoints_is_no_crash(probed_copy, monkeypat
     steps = [12, 13, 27]
     step = {"before": 5, "inside": 20, "after": 35}[place]
     transition = planted_transition(probed_copy.flops(step), probed_copy.flops(40))
-    monkeypatch.setattr(emerging, "loss_transition", lambda run: transition)
+    monkeypatch.setattr(emerging, "loss_transition", lambda *_: transition)
     rows = emergence(probed_copy, "carry", steps, ratio=0.999, n_resamples=50, **QUICK).to_dataframe()
     inside = place == "inside"
     assert (rows["n_bootstrap"] == (50 if inside else 0)).all()

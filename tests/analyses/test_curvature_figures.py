@@ -182,3 +182,10 @@ def test_the_report_says_where_the_sharpness_is_highest():
     text = curvature_sections(loose, ranks())[0].text
     assert "At 1 checkpoints the eigenvalue did not converge" in text
     assert "`save_optimizer=True`" in text
+
+
+def test_without_compute_the_figure_is_over_steps():
+    figure = curvature_figure(sampled().assign(flops=np.nan), ranks().assign(flops=np.nan))
+    assert figure.layout.xaxis.title.text == "training step"
+    shown = {float(x) for trace in figure.data for x in trace.x}
+    assert shown == {float(step) for step in rows()["step"] if step > 0}

@@ -374,7 +374,7 @@ def test_mdl_of_one_step_no_control_and_nothing():
     assert math.isnan(shown(mdl_figure(one), "carry, untrained models")[0].y[0])
     with pytest.raises(ValueError, match="mdl table must have rows, got none"):
         mdl_figure(one.iloc[:0])
-    with pytest.raises(ValueError, match="more than 0 FLOPs, got none"):
+    with pytest.raises(ValueError, match="after step 0, got none"):
         mdl_figure(select(tables.mdl(), step=0))
 
 

@@ -537,3 +537,18 @@ def test_a_recovery_panel_draws_each_way_with_its_chance():
     assert "carry" in panel.title
     with pytest.raises(ValueError, match="at most 4 ways"):
         recovery_panel(pd.concat([rows.assign(way=rows["way"] + str(i)) for i in range(3)]), "carry")
+
+
+def test_without_compute_everything_stands_at_its_step():
+    """Curves, breaks, marks and captured parts of a suite whose tokens are not known."""
+    figure = polca_figure(curves().assign(flops=np.nan), clusters().assign(break_flops=np.nan), 1)
+    assert figure.layout.xaxis.title.text == "training step"
+    known = polca_figure(curves(), clusters(), 1)
+    assert len(figure.data) == len(known.data)
+    for trace, of_known in zip(figure.data, known.data, strict=True):
+        assert trace.name == of_known.name
+        np.testing.assert_allclose(np.array(trace.x) * FLOPS_PER_STEP, np.array(of_known.x, dtype=float), rtol=1e-9)
+    part = captured_figure(intervals().assign(flops_from=np.nan, flops_to=np.nan))
+    assert part.layout.xaxis.title.text == "training step"
+    (change,) = traces(part, "mean loss over the tokens")
+    assert list(change.x) == sorted(intervals()["step_to"])

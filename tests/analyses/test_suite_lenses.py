@@ -25,13 +25,15 @@ from analyses import (
     mdl,
     patch,
     probe,
-    report,
     timeline,
     transfer,
+    validate,
 )
 from analyses.lenses.probe.data import part_name, probe_data, store_key
 from analyses.models_at import ModelAt
+from analyses.registered import lenses
 from qfl_interp.data.examples import held_out, held_out_pairs
+from qfl_interp.plots.axes import STEPS as STEPS_AXIS
 from qfl_interp.probes import shuffle_labels
 from qfl_interp.probes.feature_data import labels_of
 from qfl_interp.runs.sources.hugging_face import quiet
@@ -446,19 +448,54 @@ def test_a_hook_point_that_the_blocks_lack_says_why(suite, call):
         call(suite, qfl.ProbeConfig(site="resid_mid", **SIZES))
 
 
-@pytest.mark.parametrize("lens", [emergence, timeline, report])
-def test_lenses_that_need_a_loss_curve_say_so(suite, lens):
-    with pytest.raises(qfl.QflError, match=r"need the loss curve that a Run has logged, got a Suite. Use probe"):
-        lens(suite, "odd", config=CONFIG, **QUIET)
+def test_the_loss_of_a_checkpoint_is_the_plain_models(suite, plain):
+    found = validate(suite, **QUIET).to_dataframe().set_index("step")
+    batch = suite.task.encode(held_out(suite.task, "val", 1000, seed=0, stream="validation"))
+    for step, model in plain.items():
+        with torch.no_grad():
+            logits = model(batch.tokens).logits[:, EQUALS - 1 : -1]
+        wanted = batch.tokens[:, EQUALS:]
+        losses = cross_entropy(logits.flatten(0, 1).double(), wanted.flatten(), reduction="none").view(wanted.shape)
+        right = logits.argmax(dim=-1) == wanted
+        said = {
+            "val_loss": losses.mean(), "val_loss_answer": losses[:, 1:].mean(),
+            "val_exact": right.all(dim=1).double().mean(), "val_exact_answer": right[:, 1:].all(dim=1).double().mean(),
+            "val_pass": torch.exp(-losses.sum(dim=1)).mean(),
+        }  # fmt: skip
+        for name, value in said.items():
+            assert found.loc[step, name] == pytest.approx(float(value), rel=1e-5), name
+    assert (found["n_val"] == len(batch.tokens)).all()
 
 
-def test_figures_over_compute_need_it(folder, results, tmp_path):
+def test_the_timeline_of_a_suite_is_over_its_flops(suite, results):
+    results("probe"), results("patch")
+    figure = timeline(suite, "odd", config=CONFIG, **QUIET)
+    assert figure.layout.xaxis.title.text == "training compute (FLOPs, nominal)"
+    loss = next(trace for trace in figure.data if trace.name == "over the answer alone")
+    assert list(loss.x) == [suite.flops(step) for step in STEPS[1:]]
+    found = emergence(suite, "odd", config=CONFIG, n_resamples=10, **QUIET)
+    assert set(found.rows["verdict"]) == {"no transition"}
+    assert "2 checkpoints after step 0, and a transition needs at least 3" in repr(found)
+
+
+@pytest.mark.parametrize("name", ["probe", "patch", "mdl", "ablate", "interchange", "ablate_units"])
+def test_panels_of_every_lens_are_over_steps_where_nothing_else_is_known(results, name):
+    """What a figure says it is drawn over is what it is drawn over."""
+    rows = results(name).to_dataframe().assign(flops=np.nan)
+    (lens,) = [lens for lens in lenses() if lens.name == name]
+    for panel in lens.panels_of(rows):
+        assert panel.axis is STEPS_AXIS
+        assert {float(x) for trace in panel.traces for x in trace.x} <= {float(step) for step in STEPS[1:]}
+
+
+def test_figures_without_compute_are_over_steps(folder, results, tmp_path):
     """Without the tokens of a step tables hold no FLOPs; given later, they are other tables."""
     suite = qfl.Suite.open(folder, tiny_text_task(), out=tmp_path)
     described = mdl(suite, "odd", "all", config=CONFIG, n_untrained=0, **QUIET)
     assert described.to_dataframe()["flops"].isna().all()
-    with pytest.raises(ValueError, match=r"needs the FLOPs of every step, got NaN in 12 of 12 rows.*tokens_per_step"):
-        described.plot()
+    figure = described.plot()
+    assert figure.layout.xaxis.title.text == "training step"
+    assert list(figure.data[1].x) == list(STEPS[1:])
     known = qfl.Suite.open(folder, tiny_text_task(), out=tmp_path, tokens_per_step=1000)
     assert known.path != suite.path
     assert min(results("mdl").plot().data[1].x) == known.flops(10)

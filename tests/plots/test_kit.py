@@ -9,9 +9,9 @@ from plotly import graph_objects as go
 
 from qfl_interp.plots.axes import log_axis, names_axis
 from qfl_interp.plots.grid import Cell, Grid, LegendRow, PaperGrid, stack_cells
-from qfl_interp.plots.lines import curve, finite, legend_entry, level, log_range, over_compute, value_range
+from qfl_interp.plots.lines import curve, finite, legend_entry, level, log_range, over_training, value_range
 from qfl_interp.plots.maps import CellMap, color_axis
-from qfl_interp.plots.panels import line_panel, stack_panels
+from qfl_interp.plots.panels import Shade, line_panel, stack_panels
 from qfl_interp.plots.slider import AXIS_HEIGHT, SLIDER_HEIGHT, over_steps
 from qfl_interp.plots.theme import PAPER_WIDTH, new_figure
 
@@ -28,10 +28,42 @@ def points() -> pd.DataFrame:
 # Lines
 
 
-def test_over_compute_orders_rows_and_leaves_out_step_0():
-    assert over_compute(points().iloc[::-1])["step"].tolist() == [1, 1, 10, 10]
-    with pytest.raises(ValueError, match="NaN in 1 of 6 rows"):
-        over_compute(points().assign(flops=[np.nan, 1, 2, 3, 4, 5]))
+def test_over_training_orders_rows_and_leaves_out_step_0():
+    assert over_training(points().iloc[::-1])["step"].tolist() == [1, 1, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "title"),
+    [
+        pytest.param({}, "flops", "training compute (FLOPs, nominal)", id="FLOPs"),
+        pytest.param({"tokens": 7.0}, "flops", "training compute (FLOPs, nominal)", id="FLOPs before tokens"),
+        pytest.param({"flops": np.nan, "tokens": 7.0}, "tokens", "training tokens", id="tokens"),
+        pytest.param({"flops": [np.nan, 1, 2, 3, 4, 5]}, "step", "training step", id="a gap"),
+        pytest.param({"flops": np.nan, "tokens": np.nan}, "step", "training step", id="steps"),
+    ],
+)
+def test_a_figure_is_over_what_is_known_and_says_so(changes, name, title):
+    rows = points().assign(**changes)
+    panel = line_panel(rows, "value", by="layer", title="t", y_title="y")
+    (of_first, *_) = panel.traces
+    assert panel.axis is not None
+    assert panel.axis.column == name
+    assert set(of_first.x) <= set(rows.loc[rows["step"] > 0, name])
+    assert stack_panels([panel], None, filename="f").layout.xaxis.title.text == title
+
+
+def test_panels_over_different_quantities_do_not_stand_on_one_axis():
+    how = {"by": "layer", "y_title": "y"}
+    panels = [line_panel(points(), "value", title="known", **how)]
+    panels.append(line_panel(points().assign(flops=np.nan), "value", title="unknown", **how))
+    with pytest.raises(ValueError, match="'known' over flops, 'unknown' over step"):
+        stack_panels(panels, None, filename="f")
+
+
+def test_a_shaded_stretch_is_named_in_the_unit_of_the_axis():
+    panel = line_panel(points().assign(flops=np.nan), "value", by="layer", title="t", y_title="y")
+    figure = stack_panels([panel], Shade(2, 9, "it falls"), filename="f")
+    assert "2 – 9 steps" in " ".join(note.text for note in figure.layout.annotations)
 
 
 def test_a_curve_says_its_columns_and_stays_above_its_floor():

@@ -25,7 +25,7 @@ from qfl_interp.emergence.transition import Transition
 from qfl_interp.emergence.verdict import LeadBootstrap, classify, lead_interval_bootstrap
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
-from qfl_interp.plots.axes import training_axis
+from qfl_interp.plots.axes import FLOPS
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.tables import column, distinct, groups, select
@@ -108,6 +108,7 @@ def _measured(
     how: Mapping[str, Any],
 ) -> EmergenceTables:
     """The tables of these checkpoints, which are probed where they are not yet; without resamples no interval."""
+    axis = losses.axis.column  # of all steps: fewer may happen to know more
     transition = loss_transition(losses, run.task)  # first: what is wrong with it would be found after all the work
     rows = probe(run, names, list(steps), config=config, **how).rows
     curves, verdicts = [], []
@@ -116,8 +117,8 @@ def _measured(
         curve = emergence_curve(of_feature)
         curves.append(curve)
         for third, points in groups(curve, "third"):
-            bootstrap = _bootstrap(run, of_feature, points, third, transition, config, ratio, n_resamples)
-            row = _verdict(points, transition, bootstrap, ratio, losses.axis.column)
+            bootstrap = _bootstrap(run, of_feature, points, third, transition, config, ratio, n_resamples, axis)
+            row = _verdict(points, transition, bootstrap, ratio, axis)
             verdicts.append(
                 {
                     "feature": name,
@@ -199,9 +200,9 @@ def _bootstrap(
     config: ProbeConfig,
     ratio: float,
     n_resamples: int,
+    axis: str,
 ) -> LeadBootstrap | None:
     """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
-    axis = training_axis(curve).column
     if n_resamples == 0 or not _starts_inside(transition, column(curve, axis)):
         return None
     (feature,) = distinct(rows, "feature")
@@ -221,7 +222,7 @@ def _bootstrap(
 
 
 def _verdict(
-    curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float, axis: str
+    curve: pd.DataFrame, transition: Transition, bootstrap: LeadBootstrap | None, ratio: float, axis: str = FLOPS.column
 ) -> dict[str, Any]:
     """The verdict on one feature's third, as a row; columns of places on the axis end in its name."""
     places, metric = column(curve, axis), column(curve, "geometric")

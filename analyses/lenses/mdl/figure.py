@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_training_axis, training_axis
+from qfl_interp.plots.axes import axis_layout, training_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_training, places, value_range
 from qfl_interp.plots.maps import CellMap, color_axis, place_words, places_of, require_rows
@@ -68,7 +68,7 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     y_range = value_range(*(one[["compression", "untrained"]] for one in best), include=(0.0, 1.0), below=0.0)
     figure.update_layout(
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        xaxis=log_training_axis(*ends, title=training_axis(every).title) | {"anchor": "y"},
+        xaxis=axis_layout(training_axis(every), *ends) | {"anchor": "y"},
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
     for index, feature in enumerate(features):
@@ -91,10 +91,11 @@ def _best(rows: pd.DataFrame) -> pd.DataFrame:
     """One feature's curve after step 0: step and how far it is, compression, n_labels, the untrained models' mean."""
     coded = rows.dropna(subset=["compression"])
     untrained = [_mean_of_best(part) for _, part in groups(select(coded, source="untrained"), "model_seed")]
-    known = [name for name in ("step", "flops", "tokens") if name in rows]
+    after = over_training(select(coded, source="trained"))
+    known = [name for name in ("step", "flops", "tokens") if name in after]
     trained = [
         part[known].iloc[0].to_dict() | {"compression": _mean_of_best(part), "n_labels": len(distinct(part, "label"))}
-        for _, part in groups(over_training(select(coded, source="trained")), "step")
+        for _, part in groups(after, "step")
     ]
     found = pd.DataFrame(trained, columns=[*known, "compression", "n_labels"])
     return found.assign(untrained=np.mean(untrained) if untrained else math.nan)
