@@ -1,4 +1,4 @@
-"""The Python of docs/any_model.md runs as it stands, but for the hub's."""
+"""The Python of docs/any_model.md runs as it stands, with a hub on this machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers_hub import hub_here
 
 _PAGE = Path(__file__).parents[2] / "docs" / "any_model.md"
 
@@ -19,11 +20,20 @@ def test_the_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     names = {"__name__": "__main__"}
     for number, block in enumerate(blocks[:-1]):
         exec(compile(block, f"any_model.md, block {number}", "exec"), names)
+    _check_folder(names, capsys.readouterr().out)
+    with hub_here(tmp_path / "cache") as hub:
+        for step, saved in ((0, 0), (1, 10), (512, 10), (1000, 100), (143_000, 100)):
+            hub.repo("EleutherAI/pythia-70m").commit_folder(f"step{step}", tmp_path / "checkpoints" / f"step{saved}")
+        exec(compile(blocks[-1], "any_model.md, the hub", "exec"), names)
+    assert names["suite"].steps == [0, 1, 512, 143_000]
+    assert "EleutherAI/pythia-70m: 4 of 5 revisions, steps 0 to 143000" in capsys.readouterr().err
+
+
+def _check_folder(names, printed):
     suite = names["suite"]
     assert suite.steps == [0, 10, 100]
     lenses = {"probe", "transfer", "mdl", "patch", "interchange", "ablate", "ablate_units"}
     assert {path.name for path in (suite.path / "analyses").iterdir()} == lenses
-    printed = capsys.readouterr().out
     shape, _, rest = printed.partition("\n")
     assert shape == "(4, 3)", "two layers of two heads, three tokens of the prompt"
     assert "Carry-forward of the probes of checkpoints-sums-" in rest
