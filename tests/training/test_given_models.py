@@ -15,15 +15,16 @@ from qfl_interp.model_kinds import LensModelConfig, model_config_from_dict
 from qfl_interp.models.build import build_hooked, parameters_to_save
 from qfl_interp.models.forward import is_fast
 from qfl_interp.models.given import configured
-from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
+from qfl_interp.models.tl_version import MAJOR, HookedTransformer, HookedTransformerConfig
 from qfl_interp.runs.flops import actual_flops_per_step, flops_per_step
 
 D_VOCAB, N_CTX = 5, 24
-# What no `ModelConfig` says: parallel blocks, grouped queries, a soft cap.
+# What no `ModelConfig` says: a soft cap; and, where TransformerLens has them, parallel blocks and grouped queries.
 OWN = {
     "d_model": 16, "d_head": 4, "n_heads": 4, "n_layers": 2, "n_ctx": N_CTX, "d_vocab": D_VOCAB, "act_fn": "relu",
-    "n_key_value_heads": 2, "parallel_attn_mlp": True, "output_logits_soft_cap": 20.0, "device": "cpu",
+    "output_logits_soft_cap": 20.0, "device": "cpu",
 }  # fmt: skip
+OWN |= {"n_key_value_heads": 2, "parallel_attn_mlp": True} if MAJOR < 4 else {}
 
 
 def lens_config(**changes) -> HookedTransformerConfig:
