@@ -50,15 +50,7 @@ ROOMS = (
 )
 # Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
-    "transformer_lens": (
-        "models/build.py",
-        "models/hooks.py",
-        "models/given.py",
-        "models/tied.py",
-        "models/vectors.py",
-        "models/linear_attention.py",
-        "models/mlp.py",
-    ),
+    "transformer_lens": ("models/tl_version.py", "models/hooked_transformer.py", "models/hooked_layers.py"),
     "transformers": ("models/build.py", "runs/suite.py", "runs/hf_checkpoints.py"),
     "plotly": ("plots", "report"),
     "sklearn": ("emergence", "polca"),
