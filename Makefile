@@ -2,6 +2,7 @@
 # make test       run the quick tests: one of every promise, under three minutes on two cores
 # make test-slow  run the others
 # make test-all   run both
+# make test-tl4   run a slice of the quick tests under transformer-lens 4, in an environment of its own (.venv-tl4)
 # make bench      run every benchmark, write benchmarks/results/
 # make check      ruff, pyright, quick tests
 # make lock       remake requirements/constraints.txt
@@ -12,11 +13,14 @@ PINS := pyproject.toml requirements/constraints.txt scripts/bootstrap.py
 SOURCES := $(shell find qfl_interp tasks analyses -name '*.py' -o -name 'page.*')
 DEMO := runs/demo
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# What depends on TransformerLens: models, hooks, bridges, and a lens of each kind on a run and on a suite.
+TL4 := 4.3.0
+TL4_TESTS := @@@
 
 # Without byte code, importing transformer-lens takes 15 s each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all bench check lock clean
+.PHONY: demo test test-slow test-all test-tl4 bench check lock clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -34,6 +38,9 @@ test-slow: .venv/.stamp-test
 test-all: .venv/.stamp-test
 	$(PYTEST)
 
+test-tl4: .venv-tl4/.stamp-test
+	.venv-tl4/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not tl3" $(TL4_TESTS)
+
 bench: .venv/.stamp-test
 	$(BIN)/python -m benchmarks
 
@@ -50,6 +57,10 @@ check: .venv/.stamp-dev
 	$(PYTHON) scripts/bootstrap.py test dev
 	@touch $@
 
+.venv-tl4/.stamp-test: $(PINS) Makefile
+	$(PYTHON) scripts/bootstrap.py --transformer-lens $(TL4) test
+	@touch $@
+
 lock: .venv/.stamp-dev
 	$(BIN)/python -m uv pip compile pyproject.toml requirements/pinned.in --extra test --extra dev --extra loggers --extra figures --extra s3 \
 	    --python-version 3.11 --no-annotate --no-header --quiet \
@@ -57,4 +68,4 @@ lock: .venv/.stamp-dev
 	    | sed 's/+cpu$$//' > requirements/constraints.txt
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .venv-tl4 .pytest_cache .ruff_cache

@@ -55,15 +55,7 @@ ROOMS = (
 )
 # Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
-    "transformer_lens": (
-        "models/build.py",
-        "models/hooks.py",
-        "models/given.py",
-        "models/tied.py",
-        "models/vectors.py",
-        "models/linear_attention.py",
-        "models/mlp.py",
-    ),
+    "transformer_lens": ("models/tl_version.py", "models/hooked_transformer.py", "models/hooked_layers.py"),
     "transformers": ("models/build.py", "runs/sources/hugging_face.py"),
     "huggingface_hub": ("runs/hub/client.py",),
     "plotly": ("plots", "report"),

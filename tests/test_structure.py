@@ -34,8 +34,8 @@ def test_the_core_keeps_its_layers():
         ("data/x.py", "def f():\n    import analyses", "data/x.py:2: the core imports analyses"),
         ("runs/x.py", "from qfl_interp.plots import theme", "runs/x.py:1: runs imports plots, a later room"),
         ("config.py", "from qfl_interp import data", "config.py:1: config imports data, a later room"),
-        ("probes/x.py", "import transformer_lens.utils", "belongs in ['models/build.py', 'models/hooks.py', "),
-        ("models/x.py", "import transformer_lens", "belongs in ['models/build.py', 'models/hooks.py', "),
+        ("probes/x.py", "import transformer_lens.utils", "belongs in ['models/tl_version.py', "),
+        ("models/x.py", "import transformer_lens", "belongs in ['models/tl_version.py', "),
         ("sweep/x.py", "import plotly", "x.py:1: plotly belongs in ['plots', 'report']"),
         ("runs/config.py", "import torch", "runs/config.py:1: torch at module level slows `qfl --help`"),
         ("utils.py", "", "utils.py: 'utils' is no room and no file of the ground"),
@@ -58,7 +58,9 @@ def test_the_checker_lets_good_files_pass(tmp_path):
         "    from qfl_interp.training.train import train\n"
     )
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "build.py").write_text("import transformer_lens\nfrom qfl_interp.errors import QflError\n")
+    (tmp_path / "models" / "tl_version.py").write_text(
+        "import transformer_lens\nfrom qfl_interp.errors import QflError\n"
+    )
     assert import_layers.violations(tmp_path) == []
 
 
@@ -74,6 +76,22 @@ def test_outer_packages_import_what_they_may(package):
                 assert top != "qfl_interp" or ".".join(rest) in allowed, (path, name)
             else:
                 assert top not in ("tasks", "tests", "transformer_lens"), (path, name)
+
+
+def test_transformer_lens_is_imported_in_few_places():
+    """Which version is installed decides what there is: `qfl_interp.models.tl_version` hands it on."""
+    beside = {"benchmarks", "tests"}  # they measure against it, and make models of it for tests
+    found = set()
+    for folder in ("qfl_interp", "tasks", "analyses", "scripts", *beside):
+        for path in (ROOT / folder).rglob("*.py"):
+            names = (name for name, _ in import_layers._imported(ast.parse(path.read_text())))
+            if any(name.split(".")[0] == "transformer_lens" for name in names):
+                found.add(path.relative_to(ROOT).as_posix())
+    core = {path for path in found if path.split("/")[0] not in beside}
+    assert core == {f"qfl_interp/{path}" for path in import_layers.ONLY_IN["transformer_lens"]}
+    assert {path for path in found if path.startswith("tests/")} == {
+        "tests/curvature/test_token_losses.py", "tests/models/test_bridge.py",
+    }  # fmt: skip
 
 
 def test_public_names_are_pinned_and_import():

@@ -26,16 +26,17 @@ _COMPUTED: dict[str, Any] = {
     "d_model": ..., "d_head": ..., "n_layers": ..., "n_ctx": ..., "n_heads": -1, "d_mlp": None, "d_vocab": -1,
     "d_vocab_out": -1, "act_fn": "relu", "attn_only": False, "gated_mlp": False, "eps": 1e-5,
     "normalization_type": "LN", "positional_embedding_type": "standard", "rotary_dim": None, "rotary_base": 10000,
-    "rotary_adjacent_pairs": False, "attn_scale": -1.0, "dtype": torch.float32, "device": None,
+    "rotary_adjacent_pairs": False, "attn_scale": -1.0, "attn_scores_soft_cap": -1.0,
+    "output_logits_soft_cap": -1.0, "dtype": torch.float32, "device": None,
     # Initial weights.
     "init_weights": True, "init_mode": "gpt2", "initializer_range": -1.0,
     **dict.fromkeys(GATED.values(), False),
 }  # fmt: skip
 # What makes another function in TransformerLens 3, with the one value that is computed here.
 _FIXED: dict[str, Any] = {
-    "attention_dir": "causal", "attn_scores_soft_cap": -1.0, "attn_types": None, "clip_qkv": None, "final_rms": False,
+    "attention_dir": "causal", "attn_types": None, "clip_qkv": None, "final_rms": False,
     "load_in_4bit": False, "n_devices": 1, "n_key_value_heads": None, "num_experts": None, "experts_per_token": None,
-    "original_architecture": None, "output_logits_soft_cap": -1.0, "parallel_attn_mlp": False,
+    "original_architecture": None, "parallel_attn_mlp": False,
     "post_embedding_ln": False, "quantization_method": None, "relative_attention_max_distance": None,
     "relative_attention_num_buckets": None, "rotary_base_local": None, "rotary_scaling_factor": 1.0,
     "scale_attn_by_inverse_layer_idx": False, "seed": None, "tie_word_embeddings": False, "tokenizer_name": None,
@@ -90,6 +91,12 @@ class _Checked:
         matrices = 0 if self.attn_only else self.d_mlp * (3 if self.gated_mlp else 2)
         self.n_params = self.n_layers * self.d_model * (4 * self.d_head * self.n_heads + matrices)
         self._refuse()
+        self._checked = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _FIXED and hasattr(self, "_checked"):
+            self._refuse()
 
     def _refuse(self: Any) -> None:
         """Raise QflError for what only a model of TransformerLens 3 computes; all of it is listed."""

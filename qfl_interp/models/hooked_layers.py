@@ -30,6 +30,11 @@ def _zeros(cfg: Any, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape, dtype=cfg.dtype))
 
 
+def soft_capped(x: Tensor, cap: float) -> Tensor:
+    """`cap tanh(x / cap)`; `x` where `cap` is not positive."""
+    return cap * torch.tanh(x / cap) if cap > 0 else x
+
+
 class Embed(nn.Module):
     """Rows of `W_E`."""
 
@@ -214,7 +219,9 @@ class Attention(nn.Module):
 
     def calculate_attention_scores(self, q: Heads, k: Heads) -> Scores:
         """`q . k / attn_scale`, of later keys too."""
-        return q.permute(0, 2, 1, 3) @ k.permute(0, 2, 3, 1) / self.attn_scale
+        return soft_capped(
+            q.permute(0, 2, 1, 3) @ k.permute(0, 2, 3, 1) / self.attn_scale, self.cfg.attn_scores_soft_cap
+        )
 
     def calculate_z_scores(self, v: Heads, pattern: Scores) -> Heads:
         """The values' sum, weighted by the pattern."""

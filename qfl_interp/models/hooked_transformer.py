@@ -30,6 +30,7 @@ from qfl_interp.models.hooked_layers import (
     RMSNorm,
     Stream,
     Unembed,
+    soft_capped,
 )
 
 # Parameters that a model shows as its own: the module they are in, or each block's.
@@ -136,7 +137,7 @@ class HookedTransformer(HookedRootModule):
         resid = resid if self.cfg.normalization_type is None else self.ln_final(resid)
         if return_type is None:
             return None
-        logits = self.unembed(resid)
+        logits = soft_capped(self.unembed(resid), self.cfg.output_logits_soft_cap)
         if return_type == "logits":
             return logits
         if return_type != "loss" or start_at_layer is not None:

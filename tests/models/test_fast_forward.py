@@ -171,11 +171,11 @@ UNSUPPORTED = {
     "scale": {"attn_scale": 3.0},
     "half_pairs": {"rotary_adjacent_pairs": False},
     "part_rotary": {"rotary_dim": 2},
+    "attn_softcap": {"attn_scores_soft_cap": 30.0},
+    "logit_softcap": {"output_logits_soft_cap": 30.0},
 }
 UNKNOWN_TO_TL4 = {
     "parallel": {"parallel_attn_mlp": True},
-    "attn_softcap": {"attn_scores_soft_cap": 30.0},
-    "logit_softcap": {"output_logits_soft_cap": 30.0},
     "grouped": {"n_key_value_heads": 2},
     "window": {"use_local_attn": True, "window_size": 4, "attn_types": ["local", "global"]},
     "no_scale": {"use_attn_scale": False},

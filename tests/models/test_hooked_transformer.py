@@ -137,6 +137,25 @@ def test_hook_points_behind_a_flag_are_the_same(name, flag):
 
 
 @pytest.mark.tl3
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_scores_soft_cap": 0.2, "output_logits_soft_cap": 0.5},
+        {"rotary_adjacent_pairs": False, "rotary_dim": 2, "positional_embedding_type": "rotary", "rotary_base": 50},
+        {"gated_mlp": True, "act_fn": "silu", "attn_scale": 3.0, "d_vocab_out": 7},
+    ],
+    ids=["caps", "half rotary", "others"],
+)
+def test_what_no_model_config_says_is_the_same(changes):
+    with without_deprecation():
+        theirs = tl_version.HookedTransformer(tl_version.HookedTransformerConfig(**SETTINGS, **changes, device="cpu"))
+    made = ours(theirs)
+    (_, all_theirs), (_, all_ours) = cached(theirs), cached(made)
+    assert_same_bits(all_ours, all_theirs)
+    assert torch.equal(made(TOKENS), theirs(TOKENS))
+
+
+@pytest.mark.tl3
 def test_a_hook_changes_the_same():
     theirs = drawn("llama")
     made = ours(theirs)
@@ -174,7 +193,9 @@ def test_what_it_does_not_compute_is_refused():
         HookedTransformerConfig(**SETTINGS, act_fn="tanh", n_key_value_heads=1)
     with pytest.raises(qfl.QflError, match="init_mode='muP' instead of 'gpt2'"):
         HookedTransformerConfig(**SETTINGS, act_fn="relu", init_mode="muP")
-    HookedTransformerConfig(**SETTINGS, act_fn="relu", init_mode="muP", init_weights=False)
+    cfg = HookedTransformerConfig(**SETTINGS, act_fn="relu", init_mode="muP", init_weights=False)
+    with pytest.raises(qfl.QflError, match="parallel_attn_mlp=True instead of False"):
+        cfg.parallel_attn_mlp = True
 
 
 def test_hooks_that_would_not_fire_are_refused():
