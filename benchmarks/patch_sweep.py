@@ -21,12 +21,12 @@ LABEL = 3
 
 
 def _trained(quick: bool, device: str) -> tuple[Any, Any]:
-    """A model trained on addition (to the end in the full run), and pairs that differ in one carry."""
+    """A model trained on addition (until it adds, in the full run), and pairs that differ in one carry."""
     import qfl_interp as qfl
     from qfl_interp.interventions.pairs import patch_pairs
 
     task = qfl.load_task("addition", length=4 if quick else 16)
-    steps, n_layers = (30, 2) if quick else (700, 4)
+    steps, n_layers = (30, 2) if quick else (350, 4)
     with tempfile.TemporaryDirectory() as folder:
         run = qfl.train(
             task,
@@ -68,28 +68,6 @@ def _per_place(model: Any, pairs: Any, component: str) -> np.ndarray:
     return (found.movedim(2, 1).flatten(0, 1) if component == "z" else found).cpu().numpy()[:, : pairs.span.stop]
 
 
-@torch.no_grad()
-def _one_by_one(model: Any, pairs: Any) -> np.ndarray:
-    """A forward pass for every layer, position and pair of the residual stream, as in a notebook's first version."""
-    found, device = np.zeros((model.cfg.n_layers, pairs.span.stop)), model_device(model)
-    for pair in range(len(pairs)):
-        clean, corrupted = (part[pair : pair + 1].to(device) for part in (pairs.clean, pairs.corrupted))
-        at = int(pairs.contrast[pair])
-        towards, away = pairs.clean[pair, at + 1], pairs.corrupted_answer[pair, at + 1]
-        _, cache = model.run_with_cache(clean)
-        for layer in range(model.cfg.n_layers):
-            name = f"blocks.{layer}.hook_resid_pre"
-            for position in range(pairs.span.stop):
-
-                def write(x: torch.Tensor, hook: Any, position: int = position, cache: Any = cache) -> torch.Tensor:
-                    x[:, position] = cache[hook.name][:, position]
-                    return x
-
-                logits = model.run_with_hooks(corrupted, fwd_hooks=[(name, write)])[0, at]
-                found[layer, position] += float(logits[towards] - logits[away]) / len(pairs)
-    return found
-
-
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     """Seconds of each sweep (best of interleaved rounds), ratios, agreement; and attribution's time and error.
 
@@ -115,8 +93,6 @@ def _compare(model: Any, pairs: Any, component: str, n_rounds: int) -> list[dict
 
     ours = "patch_sweep"
     maps = {"transformer_lens.patching, a pass a place": lambda: _per_place(model, pairs, component)}
-    if component == "resid_pre":
-        maps["TransformerLens, a pass a single patch"] = lambda: _one_by_one(model, pairs)
     estimates = {
         f"attribution, {f'{steps} integrated gradients' if steps else 'one gradient'}": (
             lambda steps=steps: attribution_patch(model, pairs, component=component, integrated=steps)

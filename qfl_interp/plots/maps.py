@@ -64,8 +64,11 @@ class CellMap:
     def cells(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with one row a cell, row by row from the left; NaN where it has none. At most one row a cell."""
         full = table.assign(head=-1) if "head" in self.key and "head" not in table.columns else table
-        keys = [(*row, value) for row in self.down for value in self.across]
-        return full.set_index(list(self.key)).reindex(pd.MultiIndex.from_tuples(keys, names=list(self.key)))
+        # A look-up by pandas' own index of several columns takes most of a page's time.
+        at = {key: row for row, key in enumerate(zip(*(full[name].tolist() for name in self.key), strict=True))}
+        assert len(at) == len(full), "at most one row a cell"
+        rows = [at.get((*row, value), -1) for row in self.down for value in self.across]
+        return full.drop(columns=list(self.key)).reset_index(drop=True).reindex(rows)
 
     def grid(self, values: Any) -> np.ndarray:
         """One entry a cell, with axes row, column, and those it had behind."""

@@ -21,8 +21,8 @@ PROBES = "--n-train 60 --n-test 40 --quiet"
 COMMANDS = {
     "--help": set(),
     "runs {folder}": set(),
-    # Tasks encode into tensors, some compile their loops.
-    "tasks": {"numpy", "torch", "numba"},
+    # Tasks encode into tensors, some compile their loops with numba, which looks for scipy.
+    "tasks": {"numpy", "torch", "numba", "scipy"},
     "tasks addition": {"numpy", "torch"},
     "tasks addition --examples 2": {"numpy", "torch"},
     "verify {run}": FILES,
