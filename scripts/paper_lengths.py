@@ -24,7 +24,7 @@ from pages import DOCS, fill, markdown, save
 from paper_kept import CSV, MOST_BYTES, Kept
 from paper_page import Pages
 from paper_queue import Item, Queue
-from paper_work import work
+from paper_work import MakePool, work
 
 from qfl_interp.errors import QflError
 from qfl_interp.runs.folder_lock import FolderLock
@@ -76,8 +76,8 @@ def next_item(queue: Queue, kept: Kept, names: list[str], passed: set[str]) -> I
     return None
 
 
-def go_on(queue: Queue, kept: Kept, names: list[str], out: Path, until: float) -> None:
-    """Work on the queue until it is empty, or nothing is left that ends in time."""
+def go_on(queue: Queue, kept: Kept, names: list[str], out: Path, until: float, pool: MakePool | None = None) -> None:
+    """Work on the queue until it is empty, or nothing is left that ends before `until`; `pool` as in `work`."""
     passed: set[str] = set()
     cost = measured(queue, [one for one in queue.items() if not kept.has(one.name)]) if np.isfinite(until) else None
     while (item := next_item(queue, kept, names, passed)) is not None:
@@ -91,7 +91,7 @@ def go_on(queue: Queue, kept: Kept, names: list[str], out: Path, until: float) -
             with FolderLock(out / "locks" / item.name, "works on this item"):
                 if not kept.has(item.name):
                     _say(f"{item.name}: begun")
-                    work(queue, item, out, kept, _say)
+                    work(queue, item, out, kept, _say, pool)
                     _say(f"{item.name}: kept, {kept.n_bytes() / 2**20:.1f} MiB in all")
         except QflError as error:
             _say(f"{item.name}: passed over: {error}")

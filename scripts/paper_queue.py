@@ -21,7 +21,8 @@ QUEUE = Path(__file__).resolve().parent.parent / "sweeps" / "paper_lengths.toml"
 SEARCHES = ("rates", "widths")
 # A run is solved from this share of right answers on, and has begun to fall below this part of the base rate.
 SOLVED, BEGUN, HALF = 0.95, 0.95, 0.5
-_SHAPE = ("d_model", "batch_size", "lr")
+# Budget and row of a kept run.
+Seen = tuple[float, dict[str, Any]]
 
 
 class Entry(NamedTuple):
@@ -106,21 +107,20 @@ class Queue:
 
     def items(self) -> list[Item]:
         """Everything there may be to do, in order; what waits for a condition is in it, too."""
-        found = []
+        rows, found = self.kept.rows(), []
         for kind in SEARCHES:
             budget = self.settings[kind]["budget_flops"]
             found += [Item(entry, kind, budget) for entry in self.entries if not entry.chosen]
         for stage in self.settings["stage"]:
             for entry in self.entries:
                 for budget in stage["budgets"]:
-                    found += self._runs(entry, stage, budget)
+                    found += self._runs(entry, stage, budget, _seen(rows, entry))
         once = {item.name: item for item in reversed(found)}
         return [item for item in found if once[item.name] is item]
 
-    def _runs(self, entry: Entry, stage: dict[str, Any], budget: float | str) -> list[Item]:
-        """The runs of a stage at one budget, where its condition holds."""
+    def _runs(self, entry: Entry, stage: dict[str, Any], budget: float | str, seen: list[Seen]) -> list[Item]:
+        """The runs of a stage at one budget, where its condition holds of what was `_seen`."""
         when, across = stage.get("when", ""), stage.get("across", False)
-        seen = self._seen(entry)
         if budget == "transition":
             at = [b for b, row in seen if math.isfinite(row["transition_start"])] or [b for b, _ in seen][-1:]
             if not at or (not math.isfinite(dict(seen)[at[0]]["transition_start"]) and not entry.paper):
@@ -135,11 +135,6 @@ class Queue:
         if when == "just begun" and not (below and just_begun(below[-1])):
             return []
         return [Item(entry, "run", budget, seed, across) for seed in stage["seeds"]]
-
-    def _seen(self, entry: Entry) -> list[tuple[float, dict[str, Any]]]:
-        """Budget and row of the task's kept runs of seed 0 that were watched while they trained, by budget."""
-        rows = [row for row in self.kept.rows() if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0)]
-        return sorted(((row["budget_flops"], row) for row in rows if not row["across"]), key=lambda one: one[0])
 
     def shape(self, entry: Entry) -> dict[str, Any] | None:
         """Width, batch size and learning rate: as chosen, or of the search's best run; None before it is made."""
@@ -185,6 +180,12 @@ class Queue:
         if item.kind == "run":
             return [self.run(item)]
         return [run.config for run in plan_sweep(self.sweep(item)).runs]
+
+
+def _seen(rows: list[dict[str, Any]], entry: Entry) -> list[Seen]:
+    """Budget and row of the task's kept runs of seed 0 that were watched while they trained, by budget."""
+    own = [row for row in rows if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0) and not row["across"]]
+    return sorted(((row["budget_flops"], row) for row in own), key=lambda one: one[0])
 
 
 def just_begun(row: dict[str, Any]) -> bool:

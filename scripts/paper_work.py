@@ -17,8 +17,10 @@ import qfl_interp as qfl
 from analyses import ablate, emergence, interchange, probe
 from qfl_interp.errors import QflError
 from qfl_interp.runs.provenance import device_name
+from qfl_interp.sweep.jobs import JobSettings
+from qfl_interp.sweep.pool import Pool
 from qfl_interp.sweep.run_sweep import Execution, run_sweep
-from qfl_interp.tables import column
+from qfl_interp.tables import column, distinct
 from qfl_interp.training.session import DivergedError
 from qfl_interp.training.train import train_planned
 
@@ -34,10 +36,11 @@ _PROBES = (
 )  # fmt: skip
 
 Say = Callable[[str], None]
+MakePool = Callable[[JobSettings], Pool]
 
 
-def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say) -> None:
-    """Do an item from where it stands, and keep its tables.
+def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePool | None = None) -> None:
+    """Do an item from where it stands, and keep its tables; `pool` trains the runs of a search, here by default.
 
     Raises:
         QflError: It could not be trained or analysed; what is done so far stays in `out`.
@@ -45,7 +48,8 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say) -> None:
     start = time.monotonic()
     if item.kind != "run":
         execution = Execution(workers=1, threads=1, stack=4)
-        sweep = run_sweep(queue.sweep(item), str(out / item.name), execution, extend=True, progress=False)
+        folder = str(out / item.name)
+        sweep = run_sweep(queue.sweep(item), folder, execution, extend=True, progress=False, pool=pool)
         table = sweep.table()
         about = {"kind": item.kind, "task": item.entry.name, "length": item.entry.length, "budget_flops": item.budget}
         about |= _made(start)
@@ -62,7 +66,7 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say) -> None:
         "kind": "run", "task": config.task, "length": config.length, "seed": item.seed, "across": item.across,
         "d_model": config.model.d_model, "n_layers": config.model.n_layers, "batch_size": config.batch_size,
         "lr": config.train.lr, "budget_flops": item.budget, "n_steps": config.n_steps, "run_id": run.run_id,
-        "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters(),
+        "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters,
         "train_seconds": float(column(run.metrics, "seconds")[-1]), **_made(start),
     }  # fmt: skip
     kept.write(item.name, about, tables)
@@ -70,12 +74,15 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say) -> None:
 
 def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, pd.DataFrame]:
     """The tables of a finished run: probes, and where it was watched while it trained verdicts and ablations."""
-    config, quiet = queue.probes, {"progress": False}
+    config = queue.probes
+    quiet: dict[str, Any] = {"progress": False}
     if item.across:
         return {"probe": _probe_rows(probe(run, None, "last", config=config, **quiet).rows)}
-    found = emergence(run, config=config, **quiet)
+    # The checkpoints that the verdicts rest on: the last one is among them.
+    found = emergence(run, steps="auto", config=config, **quiet)
     say(f"{item.name}: probed")
-    rows = probe(run, None, config=config, **quiet).rows
+    steps = [int(step) for step in distinct(run.table("emergence_curve").read(), "step")]
+    rows = probe(run, None, sorted(steps), config=config, **quiet).rows
     tables = {"probe": _probe_rows(rows), "emergence": found.rows}
     whole = [ablate(run, config=config, method=m, n_trials=TRIALS, **quiet).rows for m in ("written", "project_out")]
     tables["ablate"] = pd.concat(whole, ignore_index=True)

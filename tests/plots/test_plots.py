@@ -366,6 +366,24 @@ def test_losses_figure_draws_every_run_its_base_rate_and_the_band():
     assert [a.text for a in figure.layout.annotations] == ["<b>addition</b> 16", "<b>sparse parity</b> 12"]
 
 
+def test_losses_figure_marks_where_features_were_learned():
+    metrics, tasks, transitions = several_runs()
+    onsets = pd.DataFrame({
+        "task": "addition", "length": 16, "feature": ["carry", "first_operand", "xor"],
+        "verdict": ["quiet", "loud", "-"],
+        "onset_flops": [5e10, 2e11, np.nan],
+    })  # fmt: skip
+    figure = losses_figure(metrics, tasks, transitions, onsets)
+    lines = [shape for shape in figure.layout.shapes if shape.x0 == shape.x1]
+    assert [(line.x0, line.xref) for line in lines] == [(5e10, "x"), (2e11, "x")]
+    assert lines[0].line.color != lines[1].line.color
+    marks = [a for a in figure.layout.annotations if a.textangle == -90]
+    assert [(a.text, a.xref, a.x) for a in marks] == [
+        ("carry", "x", np.log10(5e10)),
+        ("first operand", "x", np.log10(2e11)),
+    ]
+
+
 def test_leads_figure_places_every_seed_and_names_what_has_no_lead():
     rows = [
         ("addition", "carry", 0, "quiet", True, 0.4, 0.3, 0.5),
