@@ -11,6 +11,7 @@ import qfl_interp as qfl
 from analyses.sweeps.scaling import _chance
 from analyses.transition import base_rate, known
 from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 
 
@@ -32,7 +33,7 @@ def test_the_chance_of_a_sweep_is_that_of_its_tasks_options(loss, wanted, tmp_pa
         "task": "modular_addition", "task_options": {"p": 13}, "budget_flops": [1e8], "d_model": 8, "n_layers": 1,
         "batch_size": 8, "lr": 1e-3, "seed": 0, "loss": loss,
     }  # fmt: skip
-    sweep = Sweep(str(tmp_path), SweepConfig.from_dict({"name": "made_up", "grid": [grid]}))
+    sweep = Sweep(Storage(str(tmp_path)), SweepConfig.from_dict({"name": "made_up", "grid": [grid]}))
     task = qfl.load_task("modular_addition", p=13)
     rows = pd.DataFrame([{"task": task.name, "length": task.length, "task_options": "p=13"}])
     found = _chance(sweep, rows, "answer")
