@@ -11,6 +11,7 @@ import qfl_interp as qfl
 from analyses.sweeps.scaling import _chance
 from analyses.transition import base_rate, known
 from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.records import shown_options
 from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 
@@ -27,15 +28,22 @@ def test_a_loss_in_another_unit_has_no_chance_level(addition):
     assert known(0.5) == 0.5
 
 
-@pytest.mark.parametrize(("loss", "wanted"), [("cross_entropy", math.log(13)), ("squared_error", math.nan)])
-def test_the_chance_of_a_sweep_is_that_of_its_tasks_options(loss, wanted, tmp_path):
+CASES = [
+    ("linear_regression", {"noise": 2.0}, "squared_error", 2.5),  # half of 1 + 2^2; without the option 0.5
+    ("modular_addition", {"p": 13}, "cross_entropy", math.log(13)),
+    ("modular_addition", {"p": 13}, "squared_error", math.nan),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "loss", "wanted"), CASES)
+def test_the_chance_of_a_sweep_is_that_of_its_tasks_options(name, options, loss, wanted, tmp_path):
     grid = {
-        "task": "modular_addition", "task_options": {"p": 13}, "budget_flops": [1e8], "d_model": 8, "n_layers": 1,
+        "task": name, "task_options": options, "budget_flops": [1e8], "d_model": 8, "n_layers": 1,
         "batch_size": 8, "lr": 1e-3, "seed": 0, "loss": loss,
     }  # fmt: skip
     sweep = Sweep(Storage(str(tmp_path)), SweepConfig.from_dict({"name": "made_up", "grid": [grid]}))
-    task = qfl.load_task("modular_addition", p=13)
-    rows = pd.DataFrame([{"task": task.name, "length": task.length, "task_options": "p=13"}])
+    task = qfl.load_task(name, **options)
+    rows = pd.DataFrame([{"task": name, "length": task.length, "task_options": shown_options(task.options)}])
     found = _chance(sweep, rows, "answer")
-    assert found.used == pytest.approx(wanted, rel=0.01, nan_ok=True)
-    assert found.base_rate == pytest.approx(wanted, rel=0.01, nan_ok=True)
+    assert found.used == pytest.approx(wanted, rel=1e-9, nan_ok=True)
+    assert found.base_rate == pytest.approx(wanted, rel=1e-9, nan_ok=True)
