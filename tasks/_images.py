@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import math
@@ -74,8 +75,11 @@ def prepare(
     return scaled[0], scaled[1]
 
 
+@functools.cache
 def digits(*, seed: int = 0) -> Labelled:
     """scikit-learn's 8 x 8 digits: 1437 to train on and 360 to test, split at random.
+
+    They are read once a process, and shared: not to be changed.
 
     Args:
         seed: Decides the split.

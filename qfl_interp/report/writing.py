@@ -9,17 +9,25 @@ from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
 from qfl_interp.runs.checkpoint import A_DAY, remove_leftovers, write_atomic
 
+_PICTURES = {".png", ".jpg", ".jpeg", ".svg", ".pdf"}
+
 
 def write_page(path: str | os.PathLike[str], text: str) -> Path:
     """Write a page to a file and return its path; what a killed writer of this page left a day ago goes.
 
     Raises:
-        QflError: The path is a URL or a folder, or the file cannot be written; one that was there before is as it was.
+        QflError: The path is a URL, a folder or named as a picture, or the file cannot be written; one that was there
+            before is as it was.
     """
     target = local_path(Path(path))
     try:
         if target.is_dir():
             raise QflError(f"a page is a file, and {str(path)!r} is a folder. Name the file, such as page.html.")
+        if target.suffix.lower() in _PICTURES:
+            raise QflError(
+                f"a page is HTML, and {target.name!r} is the name of a picture. Name it {target.stem}.html: its "
+                "figures can be saved as pictures from there, or by `.plot().write_image(...)` in Python."
+            )
         remove_leftovers(target.parent, target.name, older_than=A_DAY)
         write_atomic(target, text.encode())
     except OSError as error:

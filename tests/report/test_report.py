@@ -176,6 +176,12 @@ def test_table_cells():
     ]
 
 
+def test_a_page_is_not_named_as_a_picture(tmp_path):
+    with pytest.raises(QflError, match=r"a page is HTML, and 'x\.png' is the name of a picture\. Name it x\.html"):
+        write_report(tmp_path / "x.png", tables.card(), [Section("First")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_write_report_is_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "report.html"
     sections = [Section("First")]

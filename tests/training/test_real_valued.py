@@ -167,6 +167,8 @@ def test_patching_brings_the_clean_prediction_back(run, task):
     assert before[1:at].min() > 0.1
     assert before[0] == pytest.approx(0.0, abs=1e-6), "before the first pair both read the same"
     assert np.isnan(rows["exact_normalised"]).all()
+    usual = patch(run, "gradient_step", labels=label, n_pairs=4, progress=False).rows
+    assert set(usual["component"]) == {"resid_pre", "attn_out"}, "by default what a model without an MLP has"
 
 
 def test_other_lenses_run_or_say_why_not(run, task, tmp_path):
