@@ -73,7 +73,8 @@ def sample_preconditioner(problem: Problem, c: float) -> Precondition:
     """The inverse Hessian of a sample: systematic sampling by `1 - |p|^2`, each example over its probability."""
     prob = problem.prob
     n_classes, n_columns = len(prob), problem.design.z.shape[2]
-    doubt = (1 - prob.square().sum(0)) * problem.kept
+    # Of examples that are certain, rounding would leave it below zero, and their weights without a root.
+    doubt = (1 - prob.square().sum(0)).clamp_min(0) * problem.kept
     chance = _sampling_weights(doubt, _SAMPLE_PER_COLUMN * n_classes * n_columns)
     steps = chance.cumsum(0).floor()
     drawn = torch.diff(steps, prepend=steps.new_zeros(1)).nonzero()[:, 0]
