@@ -64,7 +64,9 @@ def _sampling_weights(doubt: Float[Tensor, " example"], wanted: int) -> Float[Te
     chance = torch.zeros_like(doubt)
     for _ in range(4):  # examples cut off at 1 leave more to the others
         certain = chance >= 1
-        rest = doubt.masked_fill(certain, 0).sum().clamp_min(torch.finfo(doubt.dtype).tiny)
+        rest = doubt.masked_fill(certain, 0).sum()
+        if rest < 1e8 * torch.finfo(doubt.dtype).tiny:  # all that is in doubt is certain to be drawn: 0 / 0 to share
+            break
         chance = torch.where(certain, 1, (doubt * ((wanted - certain.sum()) / rest)).clamp(max=1))
     return chance
 
