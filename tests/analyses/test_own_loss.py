@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,6 +38,7 @@ def test_curvature_measures_the_loss_of_the_own_loop():
     task = qfl.FixedTask("sums", tokens, answer, {}, prompt_end=False, split=trained)
     torch.manual_seed(0)
     model = Hooked()
+    initial = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     rows = torch.from_numpy(tokens[np.sort(trained)])
 
@@ -47,6 +49,7 @@ def test_curvature_measures_the_loss_of_the_own_loop():
         optimizer.zero_grad()
         own_loss().backward()
         optimizer.step()
-    found = analyses.curvature(model, task=task, progress=False).rows
+    suite = qfl.Suite.from_models({0: initial, 30: model}, task)
+    found = analyses.curvature(suite, "last", progress=False).rows
     assert own_loss().item() < 1.9
-    np.testing.assert_allclose(found["loss"], own_loss().item(), rtol=1e-6)
+    np.testing.assert_allclose(found["loss"], own_loss().item(), rtol=1e-5)
