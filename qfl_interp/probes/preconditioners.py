@@ -64,7 +64,9 @@ def _sampling_weights(doubt: Float[Tensor, " example"], wanted: int) -> Float[Te
     chance = torch.zeros_like(doubt)
     for _ in range(4):  # examples cut off at 1 leave more to the others
         certain = chance >= 1
-        rest = doubt.masked_fill(certain, 0).sum().clamp_min(torch.finfo(doubt.dtype).tiny)
+        rest = doubt.masked_fill(certain, 0).sum()
+        if rest < 1e8 * torch.finfo(doubt.dtype).tiny:  # all that is in doubt is certain to be drawn: 0 / 0 to share
+            break
         chance = torch.where(certain, 1, (doubt * ((wanted - certain.sum()) / rest)).clamp(max=1))
     return chance
 
@@ -73,7 +75,8 @@ def sample_preconditioner(problem: Problem, c: float) -> Precondition:
     """The inverse Hessian of a sample: systematic sampling by `1 - |p|^2`, each example over its probability."""
     prob = problem.prob
     n_classes, n_columns = len(prob), problem.design.z.shape[2]
-    doubt = (1 - prob.square().sum(0)) * problem.kept
+    # Of examples that are certain, rounding would leave it below zero, and their weights without a root.
+    doubt = (1 - prob.square().sum(0)).clamp_min(0) * problem.kept
     chance = _sampling_weights(doubt, _SAMPLE_PER_COLUMN * n_classes * n_columns)
     steps = chance.cumsum(0).floor()
     drawn = torch.diff(steps, prepend=steps.new_zeros(1)).nonzero()[:, 0]

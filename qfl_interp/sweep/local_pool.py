@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qfl_interp.data.registry import register_tasks, registered_here
-from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.processes import end_with_parent
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
 from qfl_interp.sweep.pool import Outcome, Pool
+
+if TYPE_CHECKING:
+    from qfl_interp.data.task import Task
 
 # How long a worker that was told to stop may take to save where it is.
 _STOP_SECONDS = 20.0
@@ -102,6 +103,8 @@ class LocalPool(Pool):
         settings = self._settings._replace(device=self._devices[number % len(self._devices)])
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        from qfl_interp.data.registry import registered_here
+
         given = (theirs, settings, mine, registered_here())
         process = context.Process(target=_work, args=given, name=f"qfl-sweep-{number}", daemon=True)
         process.start()
@@ -174,6 +177,8 @@ def _work(pipe: Connection, settings: JobSettings, cores: list[int], tasks: Sequ
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     end_with_parent(save_seconds=_STOP_SECONDS)
+    from qfl_interp.data.registry import register_tasks
+
     register_tasks(tasks)
     try:
         while True:

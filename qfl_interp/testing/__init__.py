@@ -1,4 +1,4 @@
-"""Checks for what others write: `check_task` says whether a task keeps the contract that lenses and training rely on."""
+"""Checks for what others write: `check_task` says whether a task keeps what lenses and training rely on."""
 
 from __future__ import annotations
 

@@ -163,10 +163,10 @@ def check_pairs(task: Task) -> None:
         differ = (clean != corrupted).reshape(len(clean), -1).any(axis=1)
         _require(len(clean) == 40, f"sample_pairs of {name!r} gives as many pairs as asked for, got {len(clean)} of 40")
         _require(differ.all(), f"both of a pair differ in label {label} of {name!r}, got {int((~differ).sum())} equal")
-        places = [feature.positions(examples)[:, label] for examples in pairs]
-        _equal(*places, f"label {label} of {name!r} is read at the same token of both of a pair")
-        starts = [task.encode(examples).loss_mask.int().argmax(dim=1) for examples in pairs]
-        _equal(*starts, f"both prompts of a pair of {name!r} are equally long")
+        one, other = (feature.positions(examples)[:, label] for examples in pairs)
+        _equal(one, other, f"label {label} of {name!r} is read at the same token of both of a pair")
+        one, other = (task.encode(examples).loss_mask.int().argmax(dim=1) for examples in pairs)
+        _equal(one, other, f"both prompts of a pair of {name!r} are equally long")
         again = task.sample_pairs(generator(7, "contract"), 40, name, label)
         _equal(pairs.clean, again.clean, f"pairs of {name!r} follow from the generator")
         _equal(pairs.corrupted, again.corrupted, f"pairs of {name!r} follow from the generator")

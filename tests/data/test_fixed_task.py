@@ -357,7 +357,7 @@ def test_a_split_by_names():
     assert again.digest == task.digest
     untrained = distinct_rows(split=["val", "test"] * 20)
     assert in_split(untrained, untrained.problems(), "val").tolist() == [True, False] * 20
-    with pytest.raises(QflError, match="the train split of .* is empty"):
+    with pytest.raises(QflError, match=r"the train split of .* is empty"):
         in_split(distinct_rows(split=[]), untrained.problems(), "train")
 
 

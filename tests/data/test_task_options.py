@@ -8,12 +8,12 @@ import pickle
 
 import numpy as np
 import pytest
-import task_contract as contract
 
 import qfl_interp as qfl
 from qfl_interp.data import registry
 from qfl_interp.data.examples import in_split
 from qfl_interp.data.task_options import TaskOption
+from qfl_interp.testing import task_contract as contract
 from qfl_interp.training.train import plan_run
 from tasks.modular_addition import ModularAddition
 from tasks.sparse_parity import SparseParity

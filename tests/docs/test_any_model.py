@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,14 @@ _PAGE = Path(__file__).parents[2] / "docs" / "any_model.md"
 @pytest.mark.slow
 def test_the_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4, "a dataset, a model in memory, a folder, the hub"
+    assert len(blocks) == 7, (
+        "a dataset, a model in memory, its lenses, a module of ones own, its files, a folder, the hub"
+    )
     assert "from_hub" in blocks[-1]
     monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "helpers_gpt.py", tmp_path / "model.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "model", raising=False)
     names = {"__name__": "__main__"}
     for number, block in enumerate(blocks[:-1]):
         exec(compile(block, f"any_model.md, block {number}", "exec"), names)

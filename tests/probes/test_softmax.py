@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from qfl_interp.probes import SoftmaxProbes, fit_logistic, fit_softmax, shuffle_labels, softmax_newton
+from qfl_interp.probes.preconditioners import _sampling_weights
 
 C, K = 100.0, 4
 N, D = 400, 10
@@ -338,3 +339,11 @@ def test_intercepts_off_their_best_are_not_certified():
     assert certified(0.0)
     assert certified(1e-5)
     assert not certified(1e-2)
+
+
+def test_a_sample_of_few_that_are_in_doubt():
+    """A model that is certain of nearly all examples: those in doubt are all drawn, and no others."""
+    doubt = torch.tensor([0.0, 0.3, 0.0, 1e-9, 0.0], dtype=torch.float64)
+    assert _sampling_weights(doubt, 100).tolist() == [0, 1, 0, 1, 0]
+    assert _sampling_weights(torch.zeros(3, dtype=torch.float64), 100).tolist() == [0, 0, 0]
+    assert _sampling_weights(torch.full((8,), 0.5, dtype=torch.float64), 2).tolist() == [0.25] * 8
