@@ -194,11 +194,13 @@ class RunConfig:
         Raises:
             QflError: It is no run, or its configuration is corrupted or of another version.
         """
+        if run.is_file():
+            raise QflError(f"{run} is no run: it is a file, and a run is a directory.")
         path = run / CONFIG_FILE
         try:
             values: dict[str, Any] = read_json(path, dict, "Restore it: it names the run.")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            what = "has no config.json" if run.is_dir() else "is a file" if run.exists() else "does not exist"
+        except FileNotFoundError as error:
+            what = "has no config.json" if run.is_dir() else "does not exist"
             raise QflError(f"{run} is no run: it {what}. `qfl runs` lists the runs below a folder.") from error
         if values.get("format") != FORMAT or values.get("version") != VERSION:
             raise QflError(f"{path} was not written by this version of qfl_interp (run format {VERSION}).")

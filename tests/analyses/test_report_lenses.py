@@ -58,8 +58,8 @@ def named(lens, title: str, rows) -> Section:
 def test_lenses_have_one_order():
     ours = [lens.name for lens in lenses() if lens.__module__.startswith("analyses.")]
     assert ours == [
-        "capture", "emergence", "probe", "transfer", "mdl", "ablate", "interchange", "patch", "ablate_units", "polca",
-        "curvature", "edge",
+        "capture", "validate", "emergence", "probe", "transfer", "mdl", "ablate", "interchange", "patch",
+        "ablate_units", "polca", "curvature", "edge",
     ]  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def _bootstrap(
     config: ProbeConfig,
     ratio: float,
     n_resamples: int,
-    axis: str,
+    axis: str = FLOPS.column,
 ) -> LeadBootstrap | None:
     """The lead's interval over the probes' test examples; None without a transition among the checkpoints."""
     if n_resamples == 0 or not _starts_inside(transition, column(curve, axis)):
