@@ -22,6 +22,7 @@ from qfl_interp.models.forward import is_fast
 from qfl_interp.models.fused_ops import plain_operations
 from qfl_interp.models.losses import Target, is_scored, token_losses_of
 from qfl_interp.models.metrics import scored_span, targets
+from qfl_interp.models.plain_modules import plain_modules
 from qfl_interp.shapes import Tokens
 
 
@@ -146,7 +147,7 @@ class TokenLoss:
         scored = self.scored
         try:
             # Of torch's kernels of attention, the one with derivatives of every order.
-            with sdpa_kernel(SDPBackend.MATH), plain_operations():
+            with sdpa_kernel(SDPBackend.MATH), plain_operations(), plain_modules(self.model):
                 logits = self._logits(parameters)
         except RuntimeError as error:  # NotImplementedError is one
             if not any(word in str(error) for word in _NO_DERIVATIVE):

@@ -20,6 +20,7 @@ from qfl_interp.curvature.token_gradients import project_curvature, project_grad
 from qfl_interp.curvature.token_losses import TokenLoss, require_finite, scored_tokens
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
+from qfl_interp.models import plain_modules
 from qfl_interp.models.build import build_model, hooked_from_hf
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.runs.sources.hugging_face import new_model, quiet
@@ -260,7 +261,9 @@ def test_a_model_with_fused_attention_has_derivatives_of_every_order():
 
 
 @pytest.mark.parametrize("kind", ["bloom", "mixtral"])
-def test_models_without_such_derivatives_say_so(kind):
+def test_models_without_such_derivatives_say_so(kind, monkeypatch):
+    monkeypatch.setattr(plain_modules, "_FUNCTIONS", {})
+    monkeypatch.setattr(plain_modules, "_PLAIN_EXPERTS", "grouped_mm")
     sizes = {"vocab_size": 12, "hidden_size": 16}
     configs = {
         "bloom": lambda: BloomConfig(n_layer=1, n_head=2, **sizes),
