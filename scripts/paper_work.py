@@ -29,6 +29,8 @@ MOST_LABELS: Final = 20
 N_GROUPS: Final = 8
 # Trials of every control: of whole features, and of single labels.
 TRIALS, TRIALS_BY_LABEL = 4, 1
+# Pairs of an interchange: shares are near 0 or 1.
+PAIRS: Final = 96
 _METRICS = ("step", "flops", "seconds", "train_loss")
 _PROBES = (
     "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
@@ -94,7 +96,7 @@ def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, p
     tables["ablate_labels"] = pd.concat(parts, ignore_index=True)
     say(f"{item.name}: ablated by label")
     if item.entry.interchange:
-        how: dict[str, Any] = {"labels": list(item.entry.interchange), "n_random": 4, **quiet}
+        how: dict[str, Any] = {"labels": list(item.entry.interchange), "n_pairs": PAIRS, "n_random": 2, **quiet}
         tables["interchange"] = interchange(run, item.entry.interchanged, config=config, **how).rows
         say(f"{item.name}: interchanged")
     return tables
