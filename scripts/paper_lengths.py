@@ -93,7 +93,7 @@ def go_on(queue: Queue, kept: Kept, names: list[str], out: Path, until: float, p
                     _say(f"{item.name}: begun")
                     work(queue, item, out, kept, _say, pool)
                     _say(f"{item.name}: kept, {kept.n_bytes() / 2**20:.1f} MiB in all")
-        except QflError as error:
+        except (QflError, ValueError) as error:  # one bad item does not stop the queue
             _say(f"{item.name}: passed over: {error}")
             passed.add(item.name)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from figures.overview import losses_figure
@@ -19,11 +18,11 @@ from paper_words import (
     between,
     between_of,
     interchange_row,
-    label_drops,
-    said_label,
+    labels_row,
     said_transitions,
     said_verdict,
     said_verdicts,
+    ways,
     window_verdict,
 )
 
@@ -142,9 +141,10 @@ class Pages:
         if table is None:
             return "not yet"
         said = []
-        for method, part in groups(select(table, feature=feature), "method"):
+        for (method, top_k), part in ways(select(table, feature=feature)):
             right = {row["condition"]: row["exact_answer"] for row in records(part)}
-            said.append(f"{100 * (right['intact'] - right['ablated']):.1f} ({method})")
+            where = method if top_k == 1 else f"{method}, all layers"
+            said.append(f"{100 * (right['intact'] - right['ablated']):.1f} ({where})")
         return ", ".join(said)
 
     def ablation(self) -> list[Row]:
@@ -153,9 +153,9 @@ class Pages:
         for entry in self.entries:
             for run in self.verdict_runs(entry):
                 table = self.kept.table(run["item"], "ablate")
-                for method, of_method in groups(table, "method") if table is not None else []:
-                    for feature, part in groups(of_method, "feature"):
-                        rows.append(ablation_row(entry, run, method, feature, part))
+                for way, of_way in ways(table) if table is not None else []:
+                    for feature, part in groups(of_way, "feature"):
+                        rows.append(ablation_row(entry, run, way, feature, part))
         return rows
 
     def by_label(self) -> list[Row]:
@@ -164,17 +164,10 @@ class Pages:
         for entry in self.entries:
             for run in self.verdict_runs(entry):
                 table = self.kept.table(run["item"], "ablate_labels")
-                for feature, part in groups(table, "feature") if table is not None else []:
-                    drops = label_drops(part)
+                for feature, of_feature in groups(table, "feature") if table is not None else []:
                     given = set(next_token_labels(entry.task, feature))
-                    shown = drops.sort_values("drop", ascending=False, kind="stable").head(4)
-                    rows.append(
-                        {
-                            "task": f"{entry.name} {entry.length}", "seed": run["seed"], "feature": feature,
-                            "cut": len(drops), "cost most": ", ".join(said_label(r, given) for r in records(shown)),
-                            "median of all": f"{100 * float(np.median(column(drops, 'drop'))):.1f}",
-                        }
-                    )  # fmt: skip
+                    of = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "feature": feature}
+                    rows += [of | labels_row(way, part, given) for way, part in ways(of_feature)]
         return rows
 
     def interchange(self) -> list[Row]:

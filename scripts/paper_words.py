@@ -37,15 +37,42 @@ def said_label(row: Row, given: set[int]) -> str:
     return f"{name}{note}: {100 * row['drop']:.1f}"
 
 
-def ablation_row(entry: Entry, run: Row, method: str, feature: str, part: pd.DataFrame) -> Row:
+def labels_row(way: tuple[str, int], part: pd.DataFrame, given: set[int]) -> Row:
+    """The four cuts of a feature's labels that cost most, in points of exact match."""
+    drops = label_drops(part)
+    most = records(drops.sort_values("drop", ascending=False, kind="stable").head(4))
+    return {
+        "layers": said_layers(way[1]), "cuts": len(drops),
+        "cost most (points)": ", ".join(said_label(row, given) for row in most),
+        "median": f"{100 * float(np.median(column(drops, 'drop'))):.1f}",
+        "random, most": f"{100 * float(column(drops, 'random').max()):.1f}",
+    }  # fmt: skip
+
+
+def said_layers(top_k: int) -> str:
+    """Where labels are taken out."""
+    return "best" if top_k == 1 else "all"
+
+
+def ways(rows: pd.DataFrame) -> list[tuple[tuple[str, int], pd.DataFrame]]:
+    """The rows of every method and number of layers."""
+    return [
+        ((str(method), int(top_k)), part)
+        for method, of_method in groups(rows, "method")
+        for top_k, part in groups(of_method, "top_k")
+    ]
+
+
+def ablation_row(entry: Entry, run: Row, way: tuple[str, int], feature: str, part: pd.DataFrame) -> Row:
     """What one ablation costs, in points of exact match, beside its controls."""
     scores = {row["condition"]: row for row in records(part)}
     drop = {name: 100 * (scores["intact"]["exact_answer"] - row["exact_answer"]) for name, row in scores.items()}
+    method, top_k = way
     paper = entry.drops.get(feature) if method == "project_out" else None
     return {
         "task": f"{entry.name} {entry.length}", "seed": run["seed"],
         "taken out": feature.replace(WITHOUT_NEXT_TOKEN, ", without labels the next token gives away"),
-        "method": method, "intact": f"{scores['intact']['exact_answer']:.3f}",
+        "method": method, "layers": said_layers(top_k), "intact": f"{scores['intact']['exact_answer']:.3f}",
         "costs (points)": f"{drop['ablated']:.1f}",
         **{f"{name} (points)": f"{drop[name]:.1f}" if name in drop else "–" for name in _CONTROLS},
         "p, Holm": scores["ablated"]["p_value_holm"], "paper": f"{paper:.1f}" if paper is not None else "–",

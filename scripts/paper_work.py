@@ -15,6 +15,7 @@ from paper_queue import Item, Queue
 
 import qfl_interp as qfl
 from analyses import ablate, emergence, interchange, probe
+from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.errors import QflError
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.sweep.jobs import JobSettings
@@ -29,6 +30,8 @@ MOST_LABELS: Final = 20
 N_GROUPS: Final = 8
 # Trials of every control: of whole features, and of single labels.
 TRIALS, TRIALS_BY_LABEL = 4, 1
+# Pairs of an interchange: shares are near 0 or 1.
+PAIRS: Final = 96
 _METRICS = ("step", "flops", "seconds", "train_loss")
 _PROBES = (
     "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
@@ -84,35 +87,46 @@ def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, p
     steps = [int(step) for step in distinct(run.table("emergence_curve").read(), "step")]
     rows = probe(run, None, sorted(steps), config=config, **quiet).rows
     tables = {"probe": _probe_rows(rows), "emergence": found.rows}
-    whole = [ablate(run, config=config, method=m, n_trials=TRIALS, **quiet).rows for m in ("written", "project_out")]
+    # At the layers of the best probes, as the paper does, and at every layer: what is read late may be used early.
+    depth = run.config.model.n_layers
+    ways = [("written", 1), ("project_out", 1), ("written", depth)]
+    how: dict[str, Any] = {"config": config, **quiet}
+    whole = [ablate(run, method=m, top_k=k, n_trials=TRIALS, **how).rows for m, k in ways]
     tables["ablate"] = pd.concat(whole, ignore_index=True)
     say(f"{item.name}: ablated")
     parts = [
-        ablate(run, name, config=config, labels=labels, n_trials=TRIALS_BY_LABEL, **quiet).rows
+        ablate(run, name, labels=labels, top_k=k, n_trials=TRIALS_BY_LABEL, **how).rows
         for name, labels in label_groups(run, fitted_labels(rows))
+        for k in ((1, depth) if name == item.entry.interchanged else (1,))
     ]
     tables["ablate_labels"] = pd.concat(parts, ignore_index=True)
     say(f"{item.name}: ablated by label")
     if item.entry.interchange:
-        how: dict[str, Any] = {"labels": list(item.entry.interchange), "n_random": 4, **quiet}
-        tables["interchange"] = interchange(run, item.entry.interchanged, config=config, **how).rows
+        how |= {"labels": list(item.entry.interchange), "n_pairs": PAIRS, "n_random": 2}
+        tables["interchange"] = interchange(run, item.entry.interchanged, **how).rows
         say(f"{item.name}: interchanged")
     return tables
 
 
 def fitted_labels(probes: pd.DataFrame) -> dict[str, list[int]]:
-    """For each feature the labels that the trained model's probes could be fitted for."""
+    """For each feature the labels that probes of the final model could be fitted for."""
     trained = probes[(probes["source"] == "trained") & probes["fitted"]]
+    trained = trained[trained["step"] == trained["step"].max()]
     return {str(name): sorted({int(label) for label in part["label"]}) for name, part in trained.groupby("feature")}
 
 
 def label_groups(run: qfl.Run, fitted: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
-    """What is taken out in one go: every label, or neighbours together where a feature has many."""
+    """What is taken out in one go: every label, or neighbours together where a feature has many.
+
+    Labels that the very next token gives away are never together with others.
+    """
     found = []
     for name, labels in fitted.items():
-        n = len(labels) if run.task.feature(name).n_labels <= MOST_LABELS else min(N_GROUPS, len(labels))
-        edges = [round(i * len(labels) / n) for i in range(n + 1)]
-        found += [(name, labels[a:b]) for a, b in itertools.pairwise(edges)]
+        given = set(next_token_labels(run.task, name))
+        for part in ([x for x in labels if x not in given], [x for x in labels if x in given]):
+            n = len(part) if run.task.feature(name).n_labels <= MOST_LABELS else min(N_GROUPS, len(part))
+            edges = [round(i * len(part) / n) for i in range(n + 1)] if n else []
+            found += [(name, part[a:b]) for a, b in itertools.pairwise(edges)]
     return found
 
 

@@ -198,6 +198,13 @@ def test_many_labels_are_cut_in_groups(tmp_path):
 
     assert label_groups(Short(), {"carry": [0, 2, 3]}) == [("carry", [0]), ("carry", [2]), ("carry", [3])]
 
+    class Long:
+        task = qfl.load_task("addition", 64)
+
+    carries = [labels for _, labels in label_groups(Long(), {"carry": list(range(64))})]
+    assert carries[-1] == [63], "the last carry is the next token"
+    assert carries[0] == list(range(8))
+
 
 @pytest.mark.slow
 def test_a_small_queue_is_worked_off_and_described(tmp_path):
