@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from qfl_interp.runs.suite import Suite
     from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
     from qfl_interp.training.fork import branch, fork
+    from qfl_interp.training.recorder import Recorder
     from qfl_interp.training.session import DivergedError
     from qfl_interp.training.train import resume, train
+    from qfl_interp.training.trainer_callback import RecorderCallback
 
 __version__ = "0.1.0"
 

@@ -81,7 +81,7 @@ def test_public_names_are_pinned_and_import():
     assert sorted(qfl.__all__) == [
         "ActivationStore", "Batch", "Checkpoints", "CurvatureConfig", "DivergedError", "ExampleStream", "Execution",
         "Feature", "FixedFeature", "FixedTask", "Intervene", "Intervention", "ModelConfig", "Pairs", "PolcaConfig",
-        "ProbeConfig", "QflError", "Run", "SgldConfig", "Site", "Suite", "Sweep", "SweepConfig", "Task",
+        "ProbeConfig", "QflError", "Recorder", "RecorderCallback", "Run", "SgldConfig", "Site", "Suite", "Sweep", "SweepConfig", "Task",
         "TrainConfig", "branch", "build_model", "capture", "estimate_sweep", "fast_logits", "fork",
         "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task", "mean", "patch",
         "project_out", "read_activations", "register_loss", "resample", "resume", "run_sweep", "sweep_status",

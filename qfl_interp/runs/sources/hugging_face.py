@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import hooked_from_hf
+from qfl_interp.models.hugging_face import INCIDENTAL, new_model, quiet
 from qfl_interp.plugins import warn
 from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.sources.source import Limits, Source
@@ -28,11 +26,6 @@ if TYPE_CHECKING:
 STEP_FOLDER = r"(?:global_?step|step|checkpoint|ckpt|iteration|iter)[-_]?(\d+)"
 # Trainers write other .bin files too.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-# What may differ between the configurations of one model's checkpoints.
-_INCIDENTAL = {
-    "_attn_implementation", "attn_implementation", "_commit_hash", "_name_or_path", "dtype", "torch_dtype",
-    "transformers_version", "use_cache",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class HuggingFace(Source):
             raise QflError(f"the configuration of {self} cannot be read: {error}. Save or fetch it again.") from error
         if not values:
             raise QflError(f"{self} has no config.json. Save it with save_pretrained.")
-        return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+        return {key: value for key, value in values.items() if key not in INCIDENTAL}
 
     def config(self) -> PretrainedConfig:
         """Its configuration, as Hugging Face reads it. Raises `QflError` where transformers knows no such model."""
@@ -149,28 +142,6 @@ class HuggingFace(Source):
         """The folder of that commit."""
         found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
         return Path(found).parent if isinstance(found, str) else None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and reports of transformers, and with the global CPU generator as it was, after."""
-    bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A freshly initialised model, in float32 on the CPU; the global generators are not touched."""
-    with quiet():
-        torch.default_generator.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
 def step_folders(folder: Path, pattern: str) -> dict[int, Path]:
