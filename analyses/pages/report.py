@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Iterable, Sequence
@@ -145,6 +146,8 @@ def card(run: Run) -> dict[str, Any]:
         **{name: float(last[name]) for name in _SCORES if name in last},
         "seed": config.train.seed,
         "model": config.model.to_dict(),
-        "train": config.train.to_dict(),
+        "train": config.train.to_dict()
+        if config.recorded is None
+        else {"recorded": dataclasses.asdict(config.recorded)},
         **{name: session.get(name) for name in ("started", "device", "threads", "git_commit", "versions", "command")},
     }

@@ -100,13 +100,12 @@ def described(model: Any) -> HFModelConfig:
     text = model.config.get_text_config()
     n_heads, d_model = getattr(text, "num_attention_heads", None) or 0, int(text.hidden_size)
     parameters = sum(p.numel() for p in model.parameters())
-    tied = model.get_output_embeddings() is not None and (
-        model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    )
+    looked_up, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = unembedding is not None and unembedding.weight is looked_up.weight
     return HFModelConfig(
         settings=settings,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        multiplied=parameters - (0 if tied else model.get_input_embeddings().weight.numel()),
+        multiplied=parameters - (0 if tied else sum(p.numel() for p in looked_up.parameters())),
         d_model=d_model,
         n_layers=int(text.num_hidden_layers),
         n_heads=n_heads,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.hf_model_config import HFModelConfig
 from qfl_interp.model_kinds import AnyModelConfig
-from qfl_interp.models.build import build_loaded, is_hooked_transformer, model_device
+from qfl_interp.models.build import HookedModel, build_loaded, is_hooked_transformer, model_device
 from qfl_interp.models.fast_forward import FastLogits
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.given import configured
@@ -48,7 +48,7 @@ def recorded_model(model: nn.Module, task: Task) -> RecordedModel:
         QflError: It could not be opened again from what a run directory keeps, or it does not take the task's tokens.
     """
     with undisturbed(model):
-        made = _lens(model) if is_hooked_transformer(model) else _hugging_face(model)
+        made = _lens(model) if is_hooked_transformer(cast(HookedModel, model)) else _hugging_face(model)
         _require_fit(made.config, task)
         _require_opens(model, made, task)
     return made

@@ -25,7 +25,7 @@ from qfl_interp.runs.config import CONFIG_FILE, Recorded, RunConfig
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.writer import RunWriter
 from qfl_interp.training.optimizers import named_state
-from qfl_interp.training.recorded_model import RecordedModel, recorded_model
+from qfl_interp.training.recorded_model import recorded_model
 from qfl_interp.training.session import LOG_EVERY, RunSession, Update
 from qfl_interp.training.train import mean_real_tokens
 
@@ -208,8 +208,8 @@ class Recorder:
         if missed:
             raise QflError(
                 f"{run.path} was recorded to step {last}, and the loop goes on after step {step}: the checkpoint of "
-                f"step {missed[0]} between them is lost. Start the loop from an earlier checkpoint of its own, or record "
-                "into another directory; nothing was changed."
+                f"step {missed[0]} between them is lost. Start the loop from an earlier checkpoint of its own, or "
+                "record into another directory; nothing was changed."
             )
         if step in run.steps:
             saved, now = run.load_checkpoint(step).model, self._recorded.tensors()
@@ -237,11 +237,15 @@ class Recorder:
 
     def _state(self, optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
         """The optimiser's state by the names of the model's parameters."""
-        if type(optimizer) not in _KNOWN or any(group.get("amsgrad") for group in optimizer.param_groups):
+        if (
+            optimizer is None
+            or type(optimizer) not in _KNOWN
+            or any(group.get("amsgrad") for group in optimizer.param_groups)
+        ):
             found = "none" if optimizer is None else type(optimizer).__name__
             raise QflError(
-                f"save_optimizer=True keeps the state of torch's AdamW, Adam (without amsgrad) or SGD at every step, got "
-                f"{found}. Call step(step, optimizer), or record without save_optimizer."
+                "save_optimizer=True keeps the state of torch's AdamW, Adam (without amsgrad) or SGD at every step, "
+                f"got {found}. Call step(step, optimizer), or record without save_optimizer."
             )
         return named_state(optimizer, self._model.named_parameters())
 

@@ -112,7 +112,9 @@ class RunSession:
         """
         for number, update in enumerate(updates):
             loss, norm = update.loss, update.grad_norm
-            assert loss is not None and norm is not None and update.lr is not None
+            assert loss is not None
+            assert norm is not None
+            assert update.lr is not None
             if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
                 self._write([self._update_row(before) for before in updates[:number]])
                 what = f"training loss {loss:.4g}, gradient norm {norm:.4g}"
