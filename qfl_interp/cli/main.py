@@ -15,6 +15,7 @@ from qfl_interp.cli.faults import sentence
 from qfl_interp.cli.fork import fork
 from qfl_interp.cli.registered import add_commands
 from qfl_interp.cli.runs import runs
+from qfl_interp.cli.suite import build_suite_app
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
@@ -49,6 +50,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
     for command in (train, resume, fork, runs, tasks, verify, explore):
         app.command()(command)
+    app.add_typer(build_suite_app(), name="suite")
     app.add_typer(build_sweep_app(), name="sweep")
     add_commands(app, LENSES, ANALYSES)
     return app

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from qfl_interp.runs.series import Steps as Steps
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from qfl_interp.data.task import Task
 
@@ -219,6 +220,10 @@ class Run(Checkpoints):
         if path is None or not path.is_dir():
             path = self.path / CHECKPOINTS / ckpt.step_name(*self.resolve_steps(step))
         return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
+
+    def stored(self, step: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint, its checksum checked."""
+        yield from self.load_checkpoint(step).model.items()
 
     def weights(self, step: int) -> str | None:
         """The SHA-256 of a checkpoint's weights, as its manifest says; None where there is none."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.identity import task_identity
@@ -218,6 +219,10 @@ class Suite(Checkpoints):
         """
         place = self.workplace if self.workplace.is_dir() else self.path
         return self.sources[self.resolve_steps(step)[0]].weights(FileDigests(place / "weights.json"))
+
+    def stored(self, step: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint as its source has them."""
+        yield from self.sources[self.resolve_steps(step)[0]].stored()
 
     def untrained_model(self, index: int) -> tuple[HookedModel, int]:
         """A freshly initialised model of the suite's shape, on the CPU, and the seed of its weights.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -132,6 +135,31 @@ class HuggingFace(Source):
         """Files on this machine that hold its weights, sorted: of a folder, or of a revision in the hub's cache."""
         folder = Path(self.name) if self.revision is None else self._cached()
         return sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)) if folder else []
+
+    def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of its files; those of a revision, which the hub names by SHA-256, are compared with that name.
+
+        Raises:
+            QflError: A file cannot be read, or is not the one that the hub has.
+        """
+        if not self.weight_files():  # of a revision that is not on this machine yet
+            self.load_pretrained()
+        for path in self.weight_files():
+            try:
+                wanted = path.resolve().name
+                if self.revision is not None and re.fullmatch("[0-9a-f]{64}", wanted):
+                    with path.open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                            raise QflError(f"{path} does not match its checksum: corrupted. Fetch it again.")
+                if path.suffix == ".safetensors":
+                    with safetensors.safe_open(path, "pt") as file:
+                        yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+                else:
+                    yield from torch.load(path, map_location="cpu", weights_only=True).items()
+            except QflError:
+                raise
+            except Exception as error:  # readers of two file formats raise what they like
+                raise QflError(f"{path} cannot be read: {type(error).__name__}: {error}. Fetch or save it.") from error
 
     def cached_commit(self) -> str | None:
         """The commit that the hub's cache on this machine holds for the revision; None where it holds none."""
