@@ -153,7 +153,7 @@ class HuggingFace(Source):
                             raise QflError(f"{path} does not match its checksum: corrupted. Fetch it again.")
                 if path.suffix == ".safetensors":
                     with safetensors.safe_open(path, "pt") as file:
-                        yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+                        yield from ((name, file.get_tensor(name)) for name in file.keys())
                 else:
                     yield from torch.load(path, map_location="cpu", weights_only=True).items()
             except QflError:

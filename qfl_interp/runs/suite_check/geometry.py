@@ -3,11 +3,12 @@
 All of them compare distances between checkpoints with each other, so that no spacing of steps and no schedule is
 assumed. Of the true order of a training two things hold, whatever the learning rate did:
 
-- **Excess** of a checkpoint b between its neighbours a and c: `(|ab| + |bc|) / |ac|`. A straight path has 1, a random
-  walk of equal steps sqrt(2), states of a stationary noise 2. A noise whose size falls from s to nothing behind b has
-  `(sqrt(2) s + s) / s = 2.41`, the largest value of noise that does not oscillate. From 3 on (`EXCESS`) b is off the path.
-- **Order** of neighbours b and c between a and d: the path a, b, c, d against a, c, b, d. The true order is not
-  the longer one on average: of exchangeable states (stationary noise) both are equal, of a path with memory it is shorter.
+- **Excess** of a checkpoint b between its neighbours a and c: `(|ab| + |bc|) / |ac|`. A straight path has 1, a
+  random walk of equal steps sqrt(2), states of a stationary noise 2. A noise whose size falls from s to nothing behind
+  b has `(sqrt(2) s + s) / s = 2.41`, the largest value of noise that does not oscillate. From 3 on (`EXCESS`) b is off
+  the path.
+- **Order** of neighbours b and c between a and d: the path a, b, c, d against a, c, b, d. The true order is not the
+  longer one on average: of exchangeable states (stationary noise) both are equal, of a path with memory it is shorter.
   An exchange on a straight path makes it 5/3 longer, on a random walk 1.28. `ORDER` is 1.12.
 
 Oscillation (full-batch descent at the edge of stability, looked at after every step) breaks both, but does so

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qfl_interp.runs.suite_check.findings import Finding, named
-from qfl_interp.runs.suite_check.geometry import IN_COMMON, NOTHING, exchanged, excesses, off_the_path, place_of
+from qfl_interp.runs.suite_check.geometry import IN_COMMON, NOTHING, excesses, exchanged, off_the_path, place_of
 
 # Of fewer numbers a tensor says nothing on its own.
 _LARGE = 256
@@ -55,7 +55,7 @@ def alike(kept: Sequence[Kept]) -> tuple[list[Finding], list[Kept]]:
         typed = sorted(name for name, row in one.rows.items() if name in types and row["dtype"] != types[name])
         if typed:
             text = (
-                f"{len(typed)} tensors are {one.rows[typed[0]]['dtype']} and {types[typed[0]]} in the other checkpoints "
+                f"{len(typed)} tensors are {one.rows[typed[0]]['dtype']}, and {types[typed[0]]} in the others "
                 f"({named(typed)}). {_AGAIN} in their precision."
             )
             found.append(Finding(one.step, "dtype", "fault", tuple(typed), text))
@@ -102,14 +102,16 @@ class Geometry:
         large = [name for name in self.names if self.kept[0].sketches[name].numel() >= _LARGE]
         if not large:
             return np.ones(max(0, len(self.kept) - 1))
-        rows = [
-            torch.cat([s.double() - s.double().mean() for s in (one.sketches[n] for n in large)]) for one in self.kept
-        ]
+        rows = [torch.cat([_centred(one.sketches[name]) for name in large]) for one in self.kept]
         return np.array([float(torch.cosine_similarity(a, b, dim=0)) for a, b in itertools.pairwise(rows)])
 
     def changed(self, name: str, i: int, j: int) -> float:
         """The share of a tensor's entries that differ between two checkpoints."""
         return float((self.kept[i].sketches[name] != self.kept[j].sketches[name]).double().mean())
+
+
+def _centred(numbers: Tensor) -> Tensor:
+    return numbers.double() - numbers.double().mean()
 
 
 def repeated(points: Geometry) -> tuple[list[Finding], set[int]]:
@@ -167,8 +169,8 @@ def out_of_place(points: Geometry, wrong: set[int]) -> list[Finding]:
         found.append(Finding(steps[at], "jump", "fault", (), text))
     for pair in exchanged(points.distances, order):
         text = (
-            f"steps {steps[pair.first]} and {steps[pair.second]} are in the wrong order: exchanged, the way through the "
-            f"checkpoints is shorter by the factor {pair.ratio:.2f}. Exchange their names, or fetch both again."
+            f"steps {steps[pair.first]} and {steps[pair.second]} are in the wrong order: exchanged, the way through "
+            f"all is shorter by the factor {pair.ratio:.2f}. Exchange their names, or fetch both again."
         )
         found.append(Finding(steps[pair.first], "order", "fault", (), text))
     found += _breaks(points, {*wrong, *off})
@@ -194,7 +196,7 @@ def _breaks(points: Geometry, wrong: set[int]) -> list[Finding]:
         severity = "note" if at == 0 and after > 0.1 * left[-1].step else "fault"
         text = (
             f"its weights have nothing in common with those of step {before} (correlation {common[at]:.2f}, elsewhere "
-            f"{np.median(common):.2f}): another seed or run begins here, or ends with step {before}. Compare the sources."
+            f"{np.median(common):.2f}): another seed or run begins here, or ends with step {before}. Compare sources."
         )
         found.append(Finding(after, "break", severity, (), text))
     return found
@@ -223,7 +225,7 @@ def _is_copied(points: Geometry, name: str, i: int, j: int, telling: Sequence[st
         return False
     beside = [(a, b) for a, b in ((i - 1, i), (j, j + 1)) if 0 <= a and b < len(points.kept)]
     moving = [points.changed(other, i, j) for other in telling if points.kept[i].rows[other]["n_different"] >= 8]
-    return all(points.changed(name, a, b) >= _CHANGES for a, b in beside) and np.median(moving) >= _CHANGES
+    return all(points.changed(name, a, b) >= _CHANGES for a, b in beside) and bool(np.median(moving) >= _CHANGES)
 
 
 def _worse(distances: np.ndarray, i: int, j: int) -> tuple[int, int]:
