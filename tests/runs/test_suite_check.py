@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import qfl_interp as qfl
+from qfl_interp.cli.main import main
 from qfl_interp.models.build import load_parameters
 from qfl_interp.models.hugging_face import new_model
 from qfl_interp.runs.suite_check.geometry import excesses, exchanged, off_the_path, place_of
@@ -252,18 +254,34 @@ def test_a_folder_of_hugging_face_checkpoints(tmp_path):
     assert [(f.step, f.kind) for f in found.faults] == [(6, "dtype")]
 
 
-def test_the_command_says_it_and_exits(tmp_path, run_cli):
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `qfl suite check ...` in this process; returns the exit status and standard output."""
+
+    def run(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["qfl", "suite", "check", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_says_it_and_exits(tmp_path, call):
     run = qfl.train(TASK, SHAPE, qfl.TrainConfig(n_steps=40, n_checkpoints=8), tmp_path / "run", progress=False)
-    done = run_cli("suite", "check", str(run.path))
-    assert done.exit_code == 0, done.output
-    assert "no fault" in done.output
-    done = run_cli("suite", "check", str(run.path), "--json")
-    assert json.loads(done.stdout)["faults"] == 0
+    status, out = call(run.path)
+    assert status == 0, out
+    assert "no fault" in out
+    status, out = call(run.path, "--json")
+    assert json.loads(out)["faults"] == 0
     shutil.rmtree(run.path / "analyses")
     (run.path / "checkpoints" / "step_00000040" / "model.safetensors").write_bytes(b"")
-    done = run_cli("suite", "check", str(run.path))
-    assert done.exit_code == 1
-    assert "step 40, unreadable" in done.output
+    status, out = call(run.path)
+    assert status == 1
+    assert "step 40, unreadable" in out
 
 
 class TestGeometry:
