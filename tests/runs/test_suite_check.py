@@ -16,6 +16,7 @@ from torch.nn import functional
 
 import qfl_interp as qfl
 from qfl_interp.cli.main import main
+from qfl_interp.digests import digest
 from qfl_interp.models.build import load_parameters
 from qfl_interp.models.hugging_face import new_model
 from qfl_interp.runs.suite_check.geometry import excesses, exchanged, off_the_path, place_of
@@ -47,6 +48,11 @@ class InMemory(qfl.Checkpoints):
 
     def flops(self, step):
         return math.nan
+
+    def weights(self, step):
+        return digest(
+            *(f"{n}{t.dtype}{t.double().sum().item()!r}{t.flatten()[0].item()!r}" for n, t in self.stored(step))
+        )
 
     def stored(self, step):
         yield from self.states[step].items()
@@ -112,6 +118,11 @@ class TestPlantedFaults:
 
     GRID = LINEAR[::2]
 
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        """One for all: what is not replaced is not measured again."""
+        return tmp_path_factory.mktemp("planted")
+
     @pytest.fixture
     def clean(self, constant):
         return {step: dict(constant[step]) for step in self.GRID}
@@ -122,92 +133,92 @@ class TestPlantedFaults:
         assert {f.step for f in found.findings} <= {step, *others}, found
         return next(f for f in found.faults if (f.step, f.kind) == (step, kind))
 
-    def test_an_identical_step(self, tmp_path, clean):
+    def test_an_identical_step(self, folder, clean):
         clean[150] = dict(clean[60])
-        finding = self.only(checked(tmp_path, clean), 150, "identical")
+        finding = self.only(checked(folder, clean), 150, "identical")
         assert "its weights are those of step 60" in finding.text
 
-    def test_an_identical_neighbour(self, tmp_path, clean):
+    def test_an_identical_neighbour(self, folder, clean):
         clean[150] = dict(clean[140])
-        self.only(checked(tmp_path, clean), 150, "identical", others=(140,))
+        self.only(checked(folder, clean), 150, "identical", others=(140,))
 
-    def test_a_warm_up_from_zero_is_a_note(self, tmp_path, clean):
+    def test_a_warm_up_from_zero_is_a_note(self, folder, clean):
         clean[10] = dict(clean[0])
-        found = checked(tmp_path, clean)
+        found = checked(folder, clean)
         assert found
         assert [(f.step, f.kind, f.severity) for f in found.findings] == [(10, "identical", "note")]
 
-    def test_a_number_that_is_none(self, tmp_path, clean):
+    def test_a_number_that_is_none(self, folder, clean):
         clean[100]["embed.W_E"] = clean[100]["embed.W_E"].clone()
         clean[100]["embed.W_E"][0, 0] = math.nan
-        finding = self.only(checked(tmp_path, clean), 100, "not finite")
+        finding = self.only(checked(folder, clean), 100, "not finite")
         assert finding.tensors == ("embed.W_E",)
 
-    def test_steps_far_apart_that_were_exchanged(self, tmp_path, clean):
+    def test_steps_far_apart_that_were_exchanged(self, folder, clean):
         clean[50], clean[200] = clean[200], clean[50]
-        found = checked(tmp_path, clean)
+        found = checked(folder, clean)
         finding = self.only(found, 50, "jump", others=(200,))
         assert "They fit between steps 190 and 210" in finding.text
         self.only(found, 200, "jump", others=(50,))
 
-    def test_neighbours_that_were_exchanged(self, tmp_path, clean):
+    def test_neighbours_that_were_exchanged(self, folder, clean):
         clean[90], clean[100] = clean[100], clean[90]
-        finding = self.only(checked(tmp_path, clean), 90, "order")
+        finding = self.only(checked(folder, clean), 90, "order")
         assert "steps 90 and 100 are in the wrong order" in finding.text
 
-    def test_a_shard_of_another_step(self, tmp_path, clean):
+    def test_a_shard_of_another_step(self, folder, clean):
         shard = [name for name in clean[120] if ".attn." in name]
         clean[120] |= {name: clean[200][name] for name in shard}
-        finding = self.only(checked(tmp_path, clean), 120, "shard")
+        finding = self.only(checked(folder, clean), 120, "shard")
         assert set(finding.tensors) == set(shard)
         assert "those of step 200" in finding.text
 
-    def test_a_shard_of_the_step_before(self, tmp_path, clean):
+    def test_a_shard_of_the_step_before(self, folder, clean):
         clean[120] |= {name: clean[110][name] for name in clean[120] if ".mlp." in name}
-        self.only(checked(tmp_path, clean), 120, "shard", others=(110,))
+        self.only(checked(folder, clean), 120, "shard", others=(110,))
 
-    def test_a_shard_of_another_seed(self, tmp_path, clean):
+    def test_a_shard_of_another_seed(self, folder, clean):
         other = trained_seed_7()
         shard = [name for name in clean[120] if ".mlp." in name]
         clean[120] |= {name: other[name] for name in shard}
-        finding = self.only(checked(tmp_path, clean), 120, "jump")
+        finding = self.only(checked(folder, clean), 120, "jump")
         assert finding.tensors == () or set(finding.tensors) <= set(shard)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-    def test_another_type(self, tmp_path, clean, dtype):
+    def test_another_type(self, folder, clean, dtype):
         clean[80] = {name: tensor.to(dtype) for name, tensor in clean[80].items()}
-        self.only(checked(tmp_path, clean), 80, "dtype")
+        self.only(checked(folder, clean), 80, "dtype")
 
-    def test_numbers_that_were_cast_and_cast_back(self, tmp_path, clean):
+    def test_numbers_that_were_cast_and_cast_back(self, folder, clean):
         clean[80] = {name: tensor.bfloat16().float() for name, tensor in clean[80].items()}
-        finding = self.only(checked(tmp_path, clean), 80, "dtype")
+        finding = self.only(checked(folder, clean), 80, "dtype")
         assert "half precision" in finding.text
 
-    def test_another_seed_in_the_middle(self, tmp_path, clean):
+    def test_another_seed_in_the_middle(self, folder, clean):
         clean[120] = trained_seed_7()
-        finding = self.only(checked(tmp_path, clean), 120, "jump")
+        finding = self.only(checked(folder, clean), 120, "jump")
         assert "They fit nowhere" in finding.text
 
-    def test_two_in_a_row_of_another_seed(self, tmp_path, clean):
+    def test_two_in_a_row_of_another_seed(self, folder, clean):
         clean[120] = trained_seed_7()
         clean[130] = {name: 1.001 * tensor for name, tensor in clean[120].items()}
-        found = checked(tmp_path, clean)
+        found = checked(folder, clean)
         assert {f.step for f in found.faults} & {120, 130, 140}
 
-    def test_a_first_step_that_is_not_fresh(self, tmp_path, constant, clean):
+    def test_a_first_step_that_is_not_fresh(self, folder, constant, clean):
         clean[0] = dict(constant[5])
-        finding = self.only(checked(tmp_path, clean), 0, "not fresh")
+        finding = self.only(checked(folder, clean), 0, "not fresh")
         assert finding.tensors
 
-    def test_a_loss_that_does_not_fall(self, tmp_path, clean):
+    def test_a_loss_that_does_not_fall(self, folder, clean):
         """The whole training backwards: the path is as good as before, its direction is not."""
         states = dict(zip(sorted(clean), [clean[step] for step in sorted(clean, reverse=True)], strict=True))
-        found = checked(tmp_path, states)
+        found = checked(folder, states)
         assert {"loss", "not fresh"} <= {f.kind for f in found.faults}
 
-    def test_a_missing_tensor(self, tmp_path, clean):
+    def test_a_missing_tensor(self, folder, clean):
         del clean[40]["unembed.W_U"]
-        finding = self.only(checked(tmp_path, clean), 40, "tensors")
+        finding = self.only(checked(folder, clean), 40, "tensors")
         assert finding.tensors == ("unembed.W_U",)
 
 

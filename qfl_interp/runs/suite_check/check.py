@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -208,6 +209,6 @@ def _table(series: Checkpoints, kept: list[Kept], points: Geometry, losses: Mapp
     return pd.DataFrame(rows)
 
 
-def _numbers(one: Kept) -> list[dict[str, float]]:
+def _numbers(one: Kept) -> list[dict[str, Any]]:
     """The rows of tensors that hold numbers."""
     return [row for row in one.rows.values() if not math.isnan(row["mean"])]

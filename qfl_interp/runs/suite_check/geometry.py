@@ -41,7 +41,7 @@ class Exchange(NamedTuple):
     ratio: float
 
 
-def excesses(distances: Distances, order: Sequence[int]) -> Float[np.ndarray, " step"]:
+def excesses(distances: Distances, order: Sequence[int]) -> Float[np.ndarray, " ordered"]:
     """The excess of every step of `order`; NaN of its first and last, and between two that are equal."""
     found = np.full(len(order), math.nan)
     for at in range(1, len(order) - 1):
