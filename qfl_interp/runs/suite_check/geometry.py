@@ -98,6 +98,26 @@ def place_of(distances: Distances, order: Sequence[int], step: int) -> tuple[int
     return gaps[int(np.argmin(costs))]
 
 
+def partner_of(distances: Distances, order: Sequence[int], step: int, place: tuple[int, int]) -> int | None:
+    """The step beside `place` that fits better where `step` is, as `step` does where that one is; None without one.
+
+    A late checkpoint among early ones, which are far from each other themselves, may have no excess of its own.
+    """
+    best, least = None, ORDER
+    for other in place:
+        gains = [_way(distances, order, p, p) / _way(distances, order, p, q) for p, q in ((step, other), (other, step))]
+        if abs(order.index(step) - order.index(other)) > 1 and min(gains) > least:
+            best, least = other, min(gains)
+    return best
+
+
+def _way(distances: Distances, order: Sequence[int], at: int, through: int) -> float:
+    """The way from the step before `at` to the one behind it, through some checkpoint."""
+    place = order.index(at)
+    beside = [order[k] for k in (place - 1, place + 1) if 0 <= k < len(order)]
+    return float(sum(distances[other, through] for other in beside))
+
+
 def _ratio(distances: Distances, order: Sequence[int], at: int) -> float:
     """How much longer the path is than with the pair at `at` exchanged; 1 of a pair that has no other neighbour."""
     b, c = order[at], order[at + 1]

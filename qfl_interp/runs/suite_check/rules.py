@@ -154,9 +154,14 @@ def out_of_place(points: Geometry, wrong: set[int]) -> list[Finding]:
     """Checkpoints off the path of the others, exchanged ones, and breaks."""
     found: list[Finding] = []
     steps = points.steps
-    off, order = off_the_path(points.distances, [at for at in range(len(steps)) if at not in wrong])
+    whole = [at for at in range(len(steps)) if at not in wrong]
+    off, order = off_the_path(points.distances, whole)
+    partners: dict[int, int] = {}
     for at, excess in sorted(off.items()):
         place = place_of(points.distances, order, at)
+        partner = partner_of(points.distances, whole, at, place) if place else None
+        if partner is not None and partner not in off:
+            partners[partner] = at
         fits = (
             f"They fit between steps {steps[place[0]]} and {steps[place[1]]}: was its name exchanged?"
             if place
@@ -167,6 +172,13 @@ def out_of_place(points: Geometry, wrong: set[int]) -> list[Finding]:
             f"{excess:.1f} times as long through them (at most 3 in one training). {fits}"
         )
         found.append(Finding(steps[at], "jump", "fault", (), text))
+    for one, other in partners.items():
+        text = (
+            f"its weights and those of step {steps[other]} fit better in each other's place: the two were exchanged. "
+            "Exchange their names, or fetch both again."
+        )
+        found.append(Finding(steps[one], "order", "fault", (), text))
+    order = [at for at in order if at not in partners]
     for pair in exchanged(points.distances, order):
         text = (
             f"steps {steps[pair.first]} and {steps[pair.second]} are in the wrong order: exchanged, the way through "
