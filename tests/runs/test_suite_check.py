@@ -105,12 +105,13 @@ def test_fifty_clean_checkpoints_give_no_alarm(tmp_path, constant, grid):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grid", [LOG, LINEAR, list(range(50)), list(range(190, 240))], ids=["log", "linear", "a", "b"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_other_schedules_give_none_either(tmp_path, grid, optimizer):
+def test_other_schedules_give_none_either(tmp_path, optimizer):
+    """A cosine's whole range, its beginning and its end, where steps are as small as they get."""
     states = trained("cosine", seed=1, optimizer=optimizer)
-    found = checked(tmp_path, {step: states[step] for step in grid})
-    assert [f for f in found.findings if f.kind != "loss"] == []
+    for number, grid in enumerate([LOG, LINEAR, range(50), range(190, 240)]):
+        found = checked(tmp_path / str(number), {step: states[step] for step in grid})
+        assert [f for f in found.findings if f.kind != "loss"] == [], grid
 
 
 class TestPlantedFaults:
