@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from qfl_interp.runs.suite_check.findings import Finding, named
-from qfl_interp.runs.suite_check.geometry import IN_COMMON, NOTHING, excesses, exchanged, off_the_path, place_of
+from qfl_interp.runs.suite_check.geometry import (
+    IN_COMMON,
+    NOTHING,
+    excesses,
+    exchanged,
+    off_the_path,
+    partner_of,
+    place_of,
+)
 
 # Of fewer numbers a tensor says nothing on its own.
 _LARGE = 256
