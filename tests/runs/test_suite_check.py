@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers_suite import neox_config, tiny_text_task
@@ -236,12 +237,9 @@ def test_a_check_goes_on_where_it_was_and_sees_other_weights(tmp_path):
     parts = {path: path.stat().st_mtime_ns for path in (run.path / "analyses" / "suite_check").iterdir()}
     again = qfl.check_suite(run, progress=False)
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
-    assert again.table.equals(first.table)
+    pd.testing.assert_frame_equal(again.table, first.table, rtol=1e-9)
     file = run.path / "checkpoints" / f"step_{run.steps[3]:08d}" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    found = qfl.check_suite(qfl.Run.open(run.path), progress=False)
-    assert found  # a table of before is of the weights that the manifest names
-    shutil.rmtree(run.path / "analyses")
     found = qfl.check_suite(qfl.Run.open(run.path), progress=False)
     assert [(f.step, f.kind) for f in found.faults] == [(run.steps[3], "unreadable")]
     assert "does not match its checksum" in found.faults[0].text

@@ -121,6 +121,7 @@ def _judged(
 def _measure(series: Checkpoints, table: Table, step: int, batch: Batch, device: str | torch.device) -> None:
     """Measure a checkpoint, unless that is done. Raises `QflError` where it cannot be read."""
     if table.has(step_name(step)):
+        next(series.stored(step), None)  # a run's checksum is looked at every time
         return
     found = measured(series.stored(step))
     rows = pd.DataFrame(found.rows).assign(**series.identity(), step=step, load_fault="")
