@@ -55,11 +55,14 @@ if TYPE_CHECKING:
     from qfl_interp.runs.run import Run
     from qfl_interp.runs.series import Checkpoints
     from qfl_interp.runs.suite import Suite
+    from qfl_interp.runs.suite_check.check import check_suite
     from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
     from qfl_interp.training.fork import branch, fork
+    from qfl_interp.training.recorder import Recorder
     from qfl_interp.training.replay import replay
     from qfl_interp.training.session import DivergedError
     from qfl_interp.training.train import resume, train
+    from qfl_interp.training.trainer_callback import RecorderCallback
 
 __version__ = "0.1.0"
 

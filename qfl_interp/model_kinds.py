@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from qfl_interp.config import ModelConfig
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.hf_model_config import HFModelConfig
 from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.model_sizes import kept_numbers, matrix_flops, nominal_flops
 from qfl_interp.sites import block_sites
@@ -202,7 +203,7 @@ class LensModelConfig:
         return json_digest(self.to_dict())
 
 
-KINDS: dict[str, Any] = {made.kind: made for made in (ModelConfig, LensModelConfig, MLPConfig)}
+KINDS: dict[str, Any] = {made.kind: made for made in (ModelConfig, LensModelConfig, MLPConfig, HFModelConfig)}
 
 
 def model_config_from_dict(values: dict[str, Any]) -> AnyModelConfig:

@@ -22,6 +22,7 @@ GROUND = (
     "model_config",
     "train_config",
     "probe_config",
+    "hf_model_config",
     "config",
     "model_kinds",
     "plugins",
@@ -56,7 +57,12 @@ ROOMS = (
 # Third-party packages that only some rooms or files may import, at any depth.
 ONLY_IN = {
     "transformer_lens": ("models/tl_version.py", "models/hooked_transformer.py", "models/hooked_layers.py"),
-    "transformers": ("models/build.py", "runs/sources/hugging_face.py"),
+    "transformers": (
+        "models/build.py",
+        "models/hugging_face.py",
+        "runs/sources/hugging_face.py",
+        "training/trainer_callback.py",
+    ),
     "huggingface_hub": ("runs/hub/client.py",),
     "plotly": ("plots", "report"),
     "sklearn": ("emergence", "polca"),
@@ -74,6 +80,7 @@ LIGHT = (
     "recipes.py",
     "config.py",
     "mlp_config.py",
+    "hf_model_config.py",
     "model_kinds.py",
     "plugins.py",
     "runs/config.py",

@@ -9,6 +9,7 @@ import typer
 
 from qfl_interp.cli.named_values import TaskOptions, named_values
 from qfl_interp.cli.output import AsJson, print_json
+from qfl_interp.cli.suite_check import check
 from qfl_interp.errors import QflError
 
 _FIRST_LINES = """wrote {out}: {suite!r}
@@ -19,8 +20,9 @@ Every command that takes a run takes it:
 
 def build_suite_app() -> typer.Typer:
     """The commands of `qfl suite`."""
-    app = typer.Typer(help="Open checkpoints that were not trained here.", no_args_is_help=True)
+    app = typer.Typer(help="Open and check checkpoints that were not trained here.", no_args_is_help=True)
     app.command("open")(open_suite)
+    app.command("check")(check)
     return app
 
 

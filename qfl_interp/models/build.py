@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
+from qfl_interp.hf_model_config import HFModelConfig
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.model_kinds import AnyModelConfig, LensModelConfig
@@ -141,11 +142,38 @@ def _build_mlp(config: MLPConfig, *, d_vocab: int, n_ctx: int, seed: int) -> Sam
     return SampleReader(HomogeneousMLP(config, seed=seed))
 
 
+def _build_hugging_face(config: HFModelConfig, *, d_vocab: int, n_ctx: int, seed: int) -> TransformerBridge:
+    """The bridge around a freshly initialised Hugging Face model; the recorder has checked that the task fits."""
+    from qfl_interp.models.hugging_face import new_model_of
+
+    return hooked_from_hf(new_model_of(config, seed))
+
+
+def build_loaded(
+    config: AnyModelConfig, tensors: Mapping[str, Tensor], *, d_vocab: int, n_ctx: int, d_out: int | None = None
+) -> HookedModel:
+    """The model of a configuration with the weights of a checkpoint; those of a Hugging Face model have its own names.
+
+    Raises:
+        QflError: A name, shape or dtype does not fit, or as `build_hooked`.
+    """
+    if isinstance(config, HFModelConfig):
+        from qfl_interp.models.hugging_face import new_model_of, stored_tensors
+
+        made = new_model_of(config)
+        load_tensors(stored_tensors(made), tensors)
+        return hooked_from_hf(made)
+    model = build_hooked(config, d_vocab=d_vocab, n_ctx=n_ctx, d_out=d_out)
+    load_parameters(model, tensors)
+    return model
+
+
 # How the models of each kind of configuration are made.
 BUILDERS: dict[str, Callable[..., Any]] = {
     ModelConfig.kind: _build_transformer,
     LensModelConfig.kind: build_given,
     MLPConfig.kind: _build_mlp,
+    HFModelConfig.kind: _build_hugging_face,
 }
 
 
@@ -364,14 +392,18 @@ def parameters_to_save(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@torch.no_grad()
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into the model, after all of them were checked.
+    """Copy saved tensors into the model's parameters. Raises as `load_tensors`."""
+    load_tensors(dict(model.named_parameters()), tensors)
+
+
+@torch.no_grad()
+def load_tensors(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into those of a model, after all of them were checked.
 
     Raises:
         QflError: A name, shape or dtype does not fit; all mismatches are listed and the model is unchanged.
     """
-    parameters = dict(model.named_parameters())
     faults = [f"{name}: missing" for name in sorted(parameters.keys() - tensors.keys())]
     faults += [f"{name}: not in this model" for name in sorted(tensors.keys() - parameters.keys())]
     for name in sorted(parameters.keys() & tensors.keys()):

@@ -144,8 +144,13 @@ def _of_model(model: Any) -> Configured:
         parameter.data.copy_(weights[name])
         parameter.requires_grad_(own[name].requires_grad)
     _require_same_function(model, made)
-    parts = [part for name, w in weights.items() for part in (name, str(tuple(w.shape)), w.numpy().tobytes())]
-    return Configured(dataclasses.replace(_described(made), weights=digest(*parts)), weights)
+    return Configured(dataclasses.replace(_described(made), weights=weights_digest(weights)), weights)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Twelve hexadecimal digits that name weights: of names, shapes and numbers."""
+    named = ((name, str(tuple(t.shape)), t.cpu().contiguous().numpy().tobytes()) for name, t in tensors.items())
+    return digest(*(part for parts in named for part in parts))
 
 
 def _described(model: HookedTransformer) -> LensModelConfig:

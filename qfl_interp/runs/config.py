@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,17 @@ class Fork:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What is known of a training loop of the user's own; `TrainConfig` says nothing of its optimiser and batches.
+
+    Args:
+        tokens_per_step: Tokens that an update reads; None: nobody said.
+    """
+
+    tokens_per_step: int | None = None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run's numbers, and the sizes that follow from it.
 
@@ -90,6 +102,8 @@ class RunConfig:
         n_train: Problems of the fixed training set, of a run that has one.
         fork: What a run that goes on from another one does otherwise.
         d_out: Of a real-valued task: the numbers that are predicted at a position; `d_vocab` is the width of a token.
+        recorded: Of a run that a loop of the user's own has trained. Of `train` only the steps, checkpoints,
+            validations and the seed then mean something: that seed draws the evaluation sets, not the weights.
     """
 
     task: str
@@ -106,6 +120,7 @@ class RunConfig:
     n_train: int | None = None
     fork: Fork | None = None
     d_out: int | None = None
+    recorded: Recorded | None = None
 
     @property
     def n_steps(self) -> int:
@@ -149,14 +164,26 @@ class RunConfig:
         return self.model.n_parameters(d_vocab=self.d_vocab, n_ctx=self.n_ctx, **out)
 
     @property
+    def tokens_per_step(self) -> float:
+        """Tokens that an update reads, padding included; NaN of a recorded run that does not say."""
+        if self.recorded is None:
+            return self.batch_size * self.n_ctx
+        known = self.recorded.tokens_per_step
+        return math.nan if known is None else known
+
+    @property
     def flops_per_step(self) -> float:
-        """Nominal FLOPs of an update, as the paper counts."""
+        """Nominal FLOPs of an update, as the paper counts; of a recorded run `tokens_per_step` times a token's."""
+        if self.recorded is not None:
+            return self.tokens_per_step * self.model.nominal_flops(self.n_ctx_real)
         return flops_per_step(self.model, batch_size=self.batch_size, n_ctx=self.n_ctx_real)
 
     @property
     def actual_flops_per_step(self) -> float:
         """FLOPs of the matrix products of an update, padding and real widths included."""
         sizes = {"n_ctx": self.n_ctx, "d_vocab": self.d_vocab}
+        if self.recorded is not None:
+            return self.tokens_per_step * self.model.matrix_flops(**sizes)
         return actual_flops_per_step(self.model, batch_size=self.batch_size, **sizes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,6 +197,8 @@ class RunConfig:
         values |= {"n_train": n_train} if n_train is not None else {}
         if self.d_out is None:
             del values["d_out"]
+        recorded = values.pop("recorded")
+        values |= {"recorded": asdict(recorded)} if recorded is not None else {}
         return values | ({"fork": fork.to_dict()} if fork is not None else {})
 
     @property
@@ -212,6 +241,7 @@ class RunConfig:
             values["start"] = Start(**values["start"]) if values["start"] else None
             values["task_options"] = Options(values.get("task_options", {}))
             values["fork"] = Fork.from_dict(values["fork"]) if values.get("fork") else None
+            values["recorded"] = Recorded(**values["recorded"]) if values.get("recorded") is not None else None
             config = RunConfig(**values)
             if config.train.batch_size == "all" and type(config.n_train) is not int:
                 raise QflError(f"n_train must be an integer with batch_size 'all', got {config.n_train!r}.")

@@ -6,10 +6,11 @@ What needs PyTorch, a task and a model, is imported where it is asked for: files
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +31,9 @@ from qfl_interp.runs.series import Steps as Steps
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from qfl_interp.data.task import Task
-    from qfl_interp.models.build import HookedTransformer
 
 CHECKPOINTS, RESUME, PROVENANCE_FILE = "checkpoints", "resume", "provenance.json"
 # In the folder of checkpoints, where a sweep has kept the last one alone.
@@ -218,7 +219,9 @@ class Run(Checkpoints):
             **{name: float(last[name]) for name in _SCORES if name in last},
             "seed": config.train.seed,
             "model": config.model.to_dict(),
-            "train": config.train.to_dict(),
+            "train": config.train.to_dict()
+            if config.recorded is None
+            else {"recorded": dataclasses.asdict(config.recorded)},
             **{name: session.get(name) for name in _SESSION},
         }
 
@@ -244,33 +247,23 @@ class Run(Checkpoints):
         """FLOPs of the matrix products up to `step`, padding and real widths included."""
         return step * self.config.actual_flops_per_step
 
-    def _empty_model(self) -> Any:
-        """A model of this run's shape, weights yet to be loaded."""
-        from qfl_interp.models.build import build_hooked, reads_vectors
-
-        run = self.config
-        model = build_hooked(run.model, d_vocab=run.d_vocab, n_ctx=run.n_ctx, d_out=run.d_out)
-        if reads_vectors(model):
-            assert self.task.samples is not None
-            model.show(self.task.samples)
-        return model
-
-    def load_model(
-        self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu"
-    ) -> HookedTransformer:
-        """The model at a step.
+    def load_model(self, step: int | Literal["last"] = "last", *, device: str | torch.device = "cpu") -> Any:
+        """The model at a step: a `HookedTransformer`, or the bridge around a Hugging Face model that was recorded.
 
         Raises:
             QflError: The step was not saved (the nearest one is named), or its checkpoint is truncated, corrupted or
                 foreign; other steps stay usable.
         """
-        from qfl_interp.models.build import load_parameters, model_on
+        from qfl_interp.models.build import build_loaded, model_on, reads_vectors
 
-        model = self._empty_model()
-        load_parameters(model, self.load_checkpoint(step).model)
+        run, weights = self.config, self.load_checkpoint(step).model
+        model = build_loaded(run.model, weights, d_vocab=run.d_vocab, n_ctx=run.n_ctx, d_out=run.d_out)
+        if reads_vectors(model):
+            assert self.task.samples is not None
+            model.show(self.task.samples)
         return model_on(model, device)
 
-    def untrained_model(self, index: int) -> tuple[HookedTransformer, int]:
+    def untrained_model(self, index: int) -> tuple[Any, int]:
         """A freshly initialised model of this run's shape, on the CPU, and the seed of its weights."""
         from qfl_interp.models.build import build_model
 
@@ -284,6 +277,10 @@ class Run(Checkpoints):
         if path is None or not path.is_dir():
             path = self.path / CHECKPOINTS / ckpt.step_name(*self.resolve_steps(step))
         return ckpt.load_checkpoint(path, config_digest=self.config.digest, with_optimizer=with_optimizer)
+
+    def stored(self, step: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint, its checksum checked."""
+        yield from self.load_checkpoint(step).model.items()
 
     def weights(self, step: int) -> str | None:
         """The SHA-256 of a checkpoint's weights, as its manifest says; None where there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from qfl_interp.seeding import generator
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from torch import Tensor
 
     from qfl_interp.data.task import Task
     from qfl_interp.models.build import HookedModel
@@ -147,6 +148,15 @@ class Checkpoints(abc.ABC):
         Table parts and stored activations keep it, and do not count once the weights are others.
         """
         return None
+
+    def stored(self, step: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint as they are stored, one after the other, their checksums checked where there are.
+
+        By default those of the loaded model. Raises `QflError` where they cannot be read or are not what was written.
+        """
+        from qfl_interp.models.build import parameters_to_save
+
+        yield from parameters_to_save(self.load_model(step)).items()
 
     def untrained_seed(self, index: int) -> int:
         """The seed of the weights of the untrained model number `index`; another series has others."""

@@ -6,13 +6,13 @@ import atexit
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.identity import task_identity
@@ -362,6 +362,10 @@ class Suite(Checkpoints):
         """
         place = self.workplace if self.workplace.is_dir() else self.path
         return self.sources[self.resolve_steps(step)[0]].weights(FileDigests(place / "weights.json"))
+
+    def stored(self, step: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint as its source has them."""
+        yield from self.sources[self.resolve_steps(step)[0]].stored()
 
     def require_untrained(self) -> None:
         """Raise `QflError` where the sources do not say how a fresh model is made."""

@@ -115,6 +115,12 @@ class RunWriter(ClaimedFolder):
         ckpt.write_atomic(self.path / METRICS_FILE, lines)
         return float(rows[-1]["seconds"]) if rows else 0.0
 
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints after a step, latest first: what they led to is trained again, otherwise."""
+        self.require_lock()
+        for later in reversed([saved for saved in Run(self.path, self.config).steps if saved > step]):
+            shutil.rmtree(self.path / CHECKPOINTS / ckpt.step_name(later))
+
     def append_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows and hand them to the operating system, so that a killed process loses at most a part line.
 
@@ -178,8 +184,8 @@ def _require_gapless(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _differences(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
     """Every value that differs, as "name is A there and B here"."""
     listed = []
-    for key in found:
-        a, b = found[key], wanted.get(key)
+    for key in found | wanted:
+        a, b = found.get(key), wanted.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             listed += _differences(a, b, f"{prefix}{key}.")
         elif a != b and key != "run_id":

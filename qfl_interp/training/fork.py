@@ -11,6 +11,7 @@ import torch
 
 from qfl_interp.config import Intervene, Options, TrainConfig
 from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.hf_model_config import HFModelConfig
 from qfl_interp.recipes import OPTIMIZERS, UPDATES
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import Fork, RunConfig, Start
@@ -24,6 +25,10 @@ from qfl_interp.training.updates import in_module
 
 # A change of one of these starts the schedule anew, at the fork's first step.
 _CLOCK = ("schedule", "schedule_options", "warmup_fraction", "min_lr_fraction", "decay_fraction")
+# What nobody said of a recorded run's loop.
+_UNSAID = ("optimizer", "lr", "schedule", "batch_size")
+# The fields of a parameter's state by which the optimisers that a recorder keeps are told apart.
+_STATE_OF = {"adamw": "exp_avg_sq", "adam": "exp_avg_sq", "sgd": "momentum_buffer"}
 _CHANGEABLE = sorted({f.name for f in dataclasses.fields(TrainConfig)} - {"n_steps", "budget_flops"})
 
 
@@ -65,7 +70,9 @@ def fork(
 
     Raises:
         QflError: The step is not saved, or without the state that its optimiser needs; a change, module or step that
-            does not exist; an intervention that would never act, or a parent's of which nothing is said; or as `train`.
+            does not exist; an intervention that would never act, or a parent's of which nothing is said; a recorded
+            parent, and not all of `optimizer`, `lr`, `schedule` and `batch_size` are given, or it is of a Hugging Face
+            model; or as `train`.
 
     Example:
         `qfl fork runs/add16 --step 400 --project-out carry --out runs/add16_without_carry`
@@ -74,6 +81,8 @@ def fork(
     for name in changes:
         if name not in _CHANGEABLE:
             raise unknown_name("field of TrainConfig that a fork can change", name, _CHANGEABLE)
+    if parent.config.recorded is not None:
+        _require_said(parent, changes)
     length = parent.config.last_step - step if n_steps is None else n_steps
     if length < 1:
         raise QflError(f"a fork from step {step}, the last of {parent.path}, needs n_steps: the updates it makes.")
@@ -144,6 +153,17 @@ def branch(
     return fork(parent, step, out, n_steps=n_steps, n_val=config.n_val, **decay, **how)
 
 
+def _require_said(parent: Run, changes: Mapping[str, Any]) -> None:
+    """Raise `QflError` unless a fork of a recorded run can be trained, and how is said."""
+    if parent.config.model.kind == HFModelConfig.kind:
+        raise QflError(f"{parent.path} is of a Hugging Face model, which no fork trains. Go on with the loop that did.")
+    if lacking := [name for name in _UNSAID if name not in changes]:
+        raise QflError(
+            f"{parent.path} was recorded from a loop of your own, of which nothing says {', '.join(lacking)}. Give "
+            f"{', '.join(f'{name}=...' for name in lacking)}; other fields of TrainConfig are at their defaults."
+        )
+
+
 def _changed(parent: Run, n_steps: int, changes: Mapping[str, Any]) -> TrainConfig:
     """The parent's configuration with changes; what its optimiser decides by default is decided anew for another."""
     values = parent.config.train.to_dict()
@@ -189,13 +209,19 @@ def _initial_state(parent: Run, step: int, config: TrainConfig, planned: Fork) -
 def _loaded(parent: Run, step: int, config: TrainConfig) -> ckpt.Checkpoint:
     """A checkpoint with the state that an optimiser needs; of another optimiser than the parent's, with none."""
     state = parent.load_checkpoint(step, with_optimizer=True)
-    if config.optimizer != parent.config.train.optimizer or step == parent.config.first_step == 0:
+    recorded = parent.config.recorded is not None
+    if recorded and state.optimizer is not None:
+        wanted = _STATE_OF.get(config.optimizer)
+        same = not state.optimizer or any(name.endswith(f"/{wanted}") for name in state.optimizer)
+    else:
+        same = recorded or config.optimizer == parent.config.train.optimizer
+    if not same or step == parent.config.first_step == 0:
         return state._replace(optimizer={})
     plain = config.optimizer in UPDATES or (config.optimizer == "sgd" and not config.optimizer_options.get("momentum"))
     if state.optimizer is None and not plain:
         raise QflError(
-            f"step {step} of {parent.path} has no optimiser state. Train the parent with save_optimizer=True, or fork "
-            f"with another optimiser ({', '.join(OPTIMIZERS)}), which starts afresh."
+            f"step {step} of {parent.path} has no optimiser state. Train or record the parent with save_optimizer=True"
+            + ("." if recorded else f", or fork with another optimiser ({', '.join(OPTIMIZERS)}), which starts afresh.")
         )
     # The directions of a parent that was trained under an intervention are not this fork's.
     return state._replace(optimizer=without_directions(state.optimizer or {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,7 @@ class NamedOptimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as "<parameter>/<field>", such as "embed.W_E/exp_avg"; empty before the first update."""
-        return {
-            f"{name}/{key}": value
-            for part in self._parts
-            for name, parameter in self._of(part)
-            for key, value in part.state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        }
+        return {key: value for part in self._parts for key, value in named_state(part, self._of(part)).items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` took."""
@@ -77,6 +71,16 @@ class NamedOptimizer:
         for group in part.param_groups:
             for parameter in group["params"]:
                 yield known[id(parameter)], parameter
+
+
+def named_state(optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """The tensors that an optimiser keeps of some parameters, as "<parameter>/<field>"."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in named
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
 
 
 class _Matrices:

@@ -45,13 +45,13 @@ class Update(NamedTuple):
     """What one optimiser update is logged with.
 
     `step` counts the updates done, this one included; the loss in nats is of the weights before it, the gradient's
-    global norm from before clipping, and `seconds` the training time until then.
+    global norm from before clipping, and `seconds` the training time until then. None: not measured.
     """
 
     step: int
-    lr: float
-    loss: float
-    grad_norm: float
+    lr: float | None
+    loss: float | None
+    grad_norm: float | None
     seconds: float
 
 
@@ -105,18 +105,26 @@ class RunSession:
         Raises:
             DivergedError: A loss or a gradient norm is not finite, or a loss too high; the rows before it are written.
         """
-        rows = []
-        for update in updates:
+        for number, update in enumerate(updates):
             loss, norm = update.loss, update.grad_norm
+            assert loss is not None
+            assert norm is not None
+            assert update.lr is not None
             if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self.config.divergence_loss):
-                self._write(rows)
+                self._write([self._update_row(before) for before in updates[:number]])
                 what = f"training loss {loss:.4g}, gradient norm {norm:.4g}"
                 raise self._diverged(update.step, update.step - 1, update.lr, what)
-            rows.append(self._row(update.step, update.seconds, lr=update.lr, train_loss=loss, grad_norm=norm))
+        self.record(updates, validation)
+        if not all(math.isfinite(value) for value in validation.values()):
+            last = updates[-1]
+            assert last.lr is not None
+            raise self._diverged(last.step, last.step, last.lr, f"validation {dict(validation)}")
+
+    def record(self, updates: Sequence[Update], validation: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Write the rows of updates as they are; `validation` belongs to the last of them."""
+        rows = [self._update_row(update) for update in updates]
         rows[-1] |= validation
         self._write(rows)
-        if not all(math.isfinite(value) for value in validation.values()):
-            raise self._diverged(updates[-1].step, updates[-1].step, updates[-1].lr, f"validation {dict(validation)}")
 
     def save(self, state: ckpt.Checkpoint) -> None:
         """Save a checkpoint."""
@@ -146,9 +154,15 @@ class RunSession:
             lost,
         )
 
+    def _update_row(self, update: Update) -> dict[str, Any]:
+        """The row of an update."""
+        measured = {"lr": update.lr, "train_loss": update.loss, "grad_norm": update.grad_norm}
+        known = {name: value for name, value in measured.items() if value is not None}
+        return self._row(update.step, update.seconds, **known)
+
     def _row(self, step: int, seconds: float, **values: float) -> dict[str, Any]:
         """One row of metrics; what was not measured is not in it."""
-        tokens = (step - self.run_config.first_step) * self.run_config.batch_size * self.run_config.n_ctx
+        tokens = (step - self.run_config.first_step) * self.run_config.tokens_per_step
         return {
             "step": step,
             "flops": step * self.run_config.flops_per_step,

@@ -191,6 +191,11 @@ def resume(
             resume point (call `fork` again with resume=True).
     """
     found = Run.open(path, task=task)
+    if found.config.recorded is not None:
+        raise QflError(
+            f"{found.path} was recorded from a loop of your own: only that can go on. Start it again from its own "
+            "checkpoint, with Recorder(..., step=..., resume=True); or train on here from a step: fork(...)."
+        )
     writer = RunWriter(found.path, found.config, found.task, resume=True)
     loop = TrainingLoop(found.task, found.config, writer, device, lambda run: (), _given_weights(found))
     with writer:

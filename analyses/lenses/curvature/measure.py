@@ -185,7 +185,8 @@ def _optimiser(at: _At, sharpness: float) -> dict[str, Any]:
     state, moments = None, UNKNOWN
     if isinstance(at.run, Run):
         lr = _learning_rate(at.run, at.step)
-        edge = stability_edge(lr)
+        if at.run.config.recorded is None:
+            edge = stability_edge(lr)
         if is_adamw(at.run):
             adam_edge = stability_edge(lr, momentum=at.run.config.train.betas[0])
         state, moments = _moments(at.run, at.step, at.hessian.loss.space)
@@ -212,11 +213,15 @@ def _optimiser(at: _At, sharpness: float) -> dict[str, Any]:
 def is_adamw(run: Run) -> bool:
     """Whether a run's updates are AdamW's: Adam's are where no weight decays."""
     train = run.config.train
+    if run.config.recorded is not None:  # nobody said what its optimiser was
+        return False
     return train.optimizer == "adamw" or (train.optimizer == "adam" and not train.weight_decay)
 
 
 def _moments(run: Run, step: int, space: ParameterSpace) -> tuple[AdamState | None, str]:
     """Adam's moments at a checkpoint, and what column `moments` says of them."""
+    if run.config.recorded is not None:
+        return None, UNKNOWN
     if not is_adamw(run):
         return None, NOT_ADAM
     try:
@@ -238,11 +243,11 @@ def _flat(vector: Float[Tensor, " parameter"]) -> Float[Tensor, " parameter"]:
 def _learning_rate(run: Run, step: int) -> float:
     """The learning rate of the update after a step; at the last step that of the update before it.
 
-    By the schedule; "cdat" sets another, which the metrics have.
+    By the schedule; "cdat" sets another, which the metrics have, as they have those of a recorded run, or NaN.
     """
-    if run.config.train.schedule == "cdat":
-        rates = run.metrics.dropna(subset=["lr"]).set_index("step")["lr"]
-        return float(rates.loc[min(step + 1, run.config.last_step)])
+    if run.config.train.schedule == "cdat" or run.config.recorded is not None:
+        rates = run.metrics.reindex(columns=["step", "lr"]).set_index("step")["lr"]
+        return float(rates.reindex([min(step + 1, run.config.last_step)]).iloc[0])
     return scheduled_rate(run.config, min(step, run.config.last_step - 1))
 
 

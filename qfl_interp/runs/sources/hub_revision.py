@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,10 @@ class HubRevision(Source):
     def weights(self, files: FileDigests) -> str | None:
         """The commit."""
         return self.commit
+
+    def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of its files, fetched where they are not in the cache, each file held against the hub's name."""
+        yield from self.fetched().stored()
 
     def fetched(self) -> HuggingFace:
         """The checkpoint in the cache of this machine, fetched where it is not there.

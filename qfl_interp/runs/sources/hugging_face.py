@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import hooked_from_hf
+from qfl_interp.models.hugging_face import INCIDENTAL, new_model, quiet
 from qfl_interp.plugins import warn
 from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.sources.source import Limits, Source
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
 
 # Trainers write other .bin files too.
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-# What may differ between the configurations of one model's checkpoints.
-_INCIDENTAL = {
-    "_attn_implementation", "attn_implementation", "_commit_hash", "_name_or_path", "dtype", "torch_dtype",
-    "transformers_version", "use_cache",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,38 +139,39 @@ class HuggingFace(Source):
         """The files that hold its weights, sorted."""
         return sorted(path for pattern in _WEIGHTS for path in Path(self.folder).glob(pattern))
 
+    def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of its files; those in the hub's cache, which names them by SHA-256, are compared with that name.
+
+        Raises:
+            QflError: A file cannot be read, or is not the one that the hub has.
+        """
+        for path in self.weight_files():
+            try:
+                wanted = path.resolve().name
+                if re.fullmatch("[0-9a-f]{64}", wanted):
+                    with path.open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                            raise QflError(f"{path} does not match its checksum: corrupted. Fetch it again.")
+                if path.suffix == ".safetensors":
+                    with safetensors.safe_open(path, "pt") as file:
+                        yield from ((name, file.get_tensor(name)) for name in file.keys())
+                else:
+                    yield from torch.load(path, map_location="cpu", weights_only=True).items()
+            except QflError:
+                raise
+            except Exception as error:  # readers of two file formats raise what they like
+                raise QflError(f"{path} cannot be read: {type(error).__name__}: {error}. Fetch or save it.") from error
+
 
 def named_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What names a model among the values of a configuration."""
-    return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+    return {key: value for key, value in values.items() if key not in INCIDENTAL}
 
 
 def limits_of(config: PretrainedConfig) -> Limits:
     """What a model of this configuration takes."""
     text = config.get_text_config()
     return Limits(getattr(text, "vocab_size", None), getattr(text, "max_position_embeddings", None))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and reports of transformers, and with the global CPU generator as it was, after."""
-    bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A freshly initialised model, in float32 on the CPU; the global generators are not touched."""
-    with quiet():
-        torch.default_generator.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
 def lacks(folder: Path) -> str:

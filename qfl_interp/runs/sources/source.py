@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from qfl_interp.models.build import parameters_to_save
 from qfl_interp.runs.file_digests import FileDigests
 
 if TYPE_CHECKING:
@@ -75,3 +78,11 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def weights(self, files: FileDigests) -> str | None:
         """A digest of the weights as they are now; None where it cannot be told. `files` reads files for it."""
+
+    def stored(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors as they are stored, one after the other; by default those of the loaded model.
+
+        Raises:
+            QflError: They cannot be read, or are not what a checksum says.
+        """
+        yield from parameters_to_save(self.load()).items()

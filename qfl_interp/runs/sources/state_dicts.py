@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,10 @@ class StateDict(Source):
         module = self.builder.make(0)
         fill(module, read_tensors(self.path), str(self))
         return model_on(as_hooked(module), device)
+
+    def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of the file or files."""
+        yield from read_tensors(self.path).items()
 
     def require_new(self) -> None:
         """Raise `QflError` where the builder makes one model whatever the seed."""

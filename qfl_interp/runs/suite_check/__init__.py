@@ -1,0 +1,1 @@
+"""Whether checkpoints are what they say: `check_suite`."""
