@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.model_sizes import kept_numbers, matrix_flops
+from qfl_interp.sites import block_sites
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class HFModelConfig:
     def style(self) -> str:
         """A word for tables of runs: the model's type."""
         return str(self.cfg["model_type"])
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The places of `qfl_interp.sites` that its blocks have; some architectures lack "resid_mid" or heads."""
+        return block_sites(attn_only=False)
 
     @property
     def stackable(self) -> bool:

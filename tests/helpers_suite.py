@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from qfl_interp.data.fixed_task import FixedFeature, FixedTask
-from qfl_interp.runs.sources.hugging_face import quiet
+from qfl_interp.models.hugging_face import quiet
 from qfl_interp.seeding import generator
 
 D_MODEL, N_HEADS, N_LAYERS, D_VOCAB, N_CTX = 16, 2, 2, 12, 16

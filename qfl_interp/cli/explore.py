@@ -56,7 +56,7 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     examples = qfl.held_out(task, "test", n, seed=run.identity()["seed"], stream="explore")
     batch = task.encode(examples)
     # A cache has about 15 vectors of a token, 3 of its MLP, and every score and weight of attention.
-    cfg = model.cfg
+    cfg: Any = model.cfg
     a_token = cfg.n_layers * (15 * cfg.d_model + 3 * (cfg.d_mlp or 0) + 2 * cfg.n_heads * task.n_ctx) + cfg.d_vocab
     what = f"activations of {len(examples):,} examples"
     require_memory(4 * len(examples) * task.n_ctx * a_token, available_bytes(device), what, "Take a smaller --n.")

@@ -33,10 +33,10 @@ from analyses.lenses.probe.data import part_name, probe_data, store_key
 from analyses.models_at import ModelAt
 from analyses.registered import lenses
 from qfl_interp.data.examples import held_out, held_out_pairs
+from qfl_interp.models.hugging_face import quiet
 from qfl_interp.plots.axes import STEPS as STEPS_AXIS
 from qfl_interp.probes import shuffle_labels
 from qfl_interp.probes.feature_data import labels_of
-from qfl_interp.runs.sources.hugging_face import quiet
 from qfl_interp.seeding import generator
 from tests.helpers_suite import D_MODEL, N_HEADS, neox_config, save_tiny_neox, tiny_text_task
 

@@ -22,8 +22,8 @@ from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
 from qfl_interp.models import plain_modules
 from qfl_interp.models.build import build_model, hooked_from_hf
+from qfl_interp.models.hugging_face import new_model, quiet
 from qfl_interp.models.metrics import evaluate
-from qfl_interp.runs.sources.hugging_face import new_model, quiet
 from tests.helpers_suite import D_VOCAB, neox_config, save_model, tiny_text_task
 
 STYLES = ["llama", "gpt2"]

@@ -24,7 +24,8 @@ from qfl_interp.models.hooks import (
     read_activations,
     write_activation,
 )
-from qfl_interp.runs.sources.hugging_face import HuggingFace, new_model, quiet
+from qfl_interp.models.hugging_face import new_model, quiet
+from qfl_interp.runs.sources.hugging_face import HuggingFace
 from qfl_interp.sites import SITES
 from tests.helpers_suite import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, llama_config, neox_config, save_model
 

@@ -12,8 +12,8 @@ from qfl_interp.curvature.hessian import Hessian
 from qfl_interp.curvature.token_gradients.project import project_gradients
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.models.build import hooked_from_hf
+from qfl_interp.models.hugging_face import new_model
 from qfl_interp.models.plain_modules import plain_modules
-from qfl_interp.runs.sources.hugging_face import new_model
 from tests.helpers_suite import D_MODEL, D_VOCAB, N_HEADS, N_LAYERS, llama_config, tiny_text_task
 
 CONFIGS = {

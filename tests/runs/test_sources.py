@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import analyses
 import qfl_interp as qfl
-from qfl_interp.runs.sources.hugging_face import quiet
+from qfl_interp.models.hugging_face import quiet
 from qfl_interp.runs.suite import Suite
 from tests.helpers_suite import D_VOCAB, N_CTX, neox_config, save_model, save_tiny_neox, tiny_text_task
 

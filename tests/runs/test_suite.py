@@ -20,8 +20,8 @@ from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.data.registry import load_task
 from qfl_interp.errors import QflError
 from qfl_interp.models.hooks import Site, read_activations
+from qfl_interp.models.hugging_face import quiet
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.runs.sources.hugging_face import quiet
 from qfl_interp.runs.suite import Suite
 from tests.helpers_suite import D_VOCAB, N_CTX, llama_config, neox_config, save_model, save_tiny_neox, tiny_text_task
 

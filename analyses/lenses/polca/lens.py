@@ -7,6 +7,7 @@ A call is planned once (`plan`); directions and losses along them come from `bas
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pandas as pd
 import torch
