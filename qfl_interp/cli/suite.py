@@ -42,11 +42,22 @@ def open_suite(
     task_option: TaskOptions = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression of a checkpoint's name; its group is the step.", show_default=False),
+        typer.Option(
+            help="Regular expression of a checkpoint's name; its groups are step and tokens.", show_default=False
+        ),
     ] = None,
-    steps: Annotated[str | None, typer.Option(help="Of a repository: which steps, as 0,512,1000.")] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Of a repository: a revision's name, as step{step}.", show_default=False)
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Of a folder of state dicts: JSON of a HookedTransformerConfig.", show_default=False),
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Of a repository: all, log:20 (the default), or 0,512,1000.", show_default=False)
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Of a repository with several: its stage or seed.", show_default=False)
+    ] = None,
+    history: Annotated[
+        str | None, typer.Option(help="Of a repository: a branch whose commits are the steps.", show_default=False)
     ] = None,
     tokens_per_step: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one training step, for FLOPs.", show_default=False)
@@ -68,25 +79,24 @@ def open_suite(
     if task is None and (length is not None or task_option):
         raise QflError("--length and --task-option are of a registered --task; a dataset has its own.")
     folder = Path(source) if Path(source).exists() or source.count("/") != 1 else None
-    if folder is not None and (steps is not None or revision is not None):
-        raise QflError(f"--steps and --revision are of a hub repository, and {source} is a folder. Use --pattern.")
+    if folder is not None and any(value is not None for value in (steps, stage, history)):
+        raise QflError(f"--steps, --stage and --history are of a hub repository, and {source} is a folder.")
+    if folder is None and config is not None:
+        raise QflError(f"--config is of a folder of state dicts, and {source} is a hub repository.")
+    from qfl_interp.runs.series import listed_steps
     from qfl_interp.runs.suite_file import write_suite_file
+
+    if steps is not None:
+        listed_steps(steps, [0])  # what is misspelt is said before the hub is asked
 
     registered = None if task is None else {"name": task, "length": length, "options": named_values(task_option)}
     place = {"folder": folder} if folder is not None else {"repo": source}
-    settings = {"pattern": pattern, "steps": _numbers(steps), "revision": revision, "tokens_per_step": tokens_per_step}
-    suite = write_suite_file(out, **place, dataset=dataset, task=registered, tables=tables, seed=seed, **settings)
+    settings = {"pattern": pattern, "steps": steps, "stage": stage, "history": history}
+    suite = write_suite_file(
+        out, **place, dataset=dataset, task=registered, tables=tables, config=config, seed=seed,
+        tokens_per_step=tokens_per_step, **settings,
+    )  # fmt: skip
     if as_json:
         print_json({"suite": out, "run_id": suite.run_id, "steps": suite.steps, "tables": suite.path})
         return
     print(_FIRST_LINES.format(out=out, suite=suite))
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    """The steps of an option."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--steps must be numbers with commas between them, got {text!r}. Try 0,512,1000.") from error

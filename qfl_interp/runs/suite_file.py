@@ -17,7 +17,10 @@ from qfl_interp.runs.suite import Suite
 FORMAT, VERSION = "qfl_interp suite", 1
 _ADVICE = "Write it again with `qfl suite open`."
 # What `Suite.open` and `Suite.from_hub` are called with, beside the place, the task and `out`.
-_SETTINGS = {"folder": {"pattern", "tokens_per_step", "seed"}, "repo": {"steps", "revision", "tokens_per_step", "seed"}}
+_SETTINGS = {
+    "folder": {"config", "pattern", "tokens_per_step", "seed"},
+    "repo": {"steps", "stage", "pattern", "history", "tokens_per_step", "seed"},
+}
 
 
 def write_suite_file(
@@ -28,11 +31,13 @@ def write_suite_file(
     dataset: str | Path | None = None,
     task: Mapping[str, Any] | None = None,
     tables: str | Path | None = None,
+    config: str | Path | None = None,
     **settings: Any,
 ) -> Suite:
     """Open a suite and write the file that opens it again.
 
-    Paths inside the folder of the file are kept relative to it, so that both can move together.
+    Paths inside the folder of the file are kept relative to it, so that both can move together. Of a repository the
+    steps are kept that there are now, so that the suite stays what it is when others are added.
 
     Args:
         path: The file.
@@ -41,6 +46,7 @@ def write_suite_file(
         dataset: A file of `FixedTask.save`.
         task: Or a registered task: "name", "length" (None: its usual one) and "options".
         tables: Where tables lie; by default `qfl_interp` in the folder, or beside the file for a repository.
+        config: The JSON file of a `HookedTransformer`'s configuration, where the folder holds its state dicts.
         **settings: Of `Suite.open` or `Suite.from_hub`; those that are None are left out.
 
     Raises:
@@ -60,8 +66,10 @@ def write_suite_file(
         assert task is not None
         values["task"] = {"length": None, "options": {}, **task}
     values |= {} if tables is None else {"tables": _kept(tables, home)}
+    values |= {} if config is None else {"config": _kept(config, home)}
     values |= {name: value for name, value in settings.items() if value is not None}
-    suite = _opened(values, file)
+    suite = _opened(values, file, progress=True)
+    values |= {} if repo is None else {"steps": suite.steps}
     write_atomic(file, json.dumps(values, indent=1).encode())
     return suite
 
@@ -79,7 +87,7 @@ def open_suite_file(path: str | Path) -> Suite:
         raise QflError(f"{file} does not exist. {_ADVICE}") from error
     if values.get("format") != FORMAT or values.get("version") != VERSION:
         raise QflError(f"{file} is no suite file of this version of qfl_interp (suite format {VERSION}). {_ADVICE}")
-    return _opened(values, file)
+    return _opened(values, file, progress=False)
 
 
 def _kept(path: str | Path, home: Path) -> str:
@@ -88,7 +96,7 @@ def _kept(path: str | Path, home: Path) -> str:
     return str(absolute.relative_to(home)) if absolute.is_relative_to(home) else str(absolute)
 
 
-def _opened(values: Mapping[str, Any], file: Path) -> Suite:
+def _opened(values: Mapping[str, Any], file: Path, *, progress: bool) -> Suite:
     """The suite of a file's values; whatever is wrong with them names the file."""
     home, kind = file.parent, "folder" if "folder" in values else "repo"
     known = {"format", "version", "folder", "repo", "dataset", "task", "tables"} | _SETTINGS[kind]
@@ -99,8 +107,10 @@ def _opened(values: Mapping[str, Any], file: Path) -> Suite:
     task = _task(values, file)
     try:
         if kind == "folder":
+            settings |= {"config": home / values["config"]} if "config" in values else {}
             return Suite.open(home / values["folder"], task, out=tables, **settings)
-        return Suite.from_hub(values["repo"], task, out=tables or home / "qfl_interp", **settings)
+        out = tables or home / "qfl_interp"
+        return Suite.from_hub(values["repo"], task, out=out, progress=progress, **settings)
     except (KeyError, TypeError, ValueError) as error:
         raise QflError(f"{file} does not name a suite: {error}. {_ADVICE}") from error
 

@@ -105,7 +105,7 @@ def test_what_is_wrong_with_a_suite_is_said(call, opened, place, tmp_path):
         "either --dataset FILE or --task NAME": [place / "checkpoints", "--out", tmp_path / "new.suite"],
         "a dataset has its own": [place / "checkpoints", *good, "--length", "4"],
         "are of a hub repository": [place / "checkpoints", *good, "--steps", "1,2"],
-        "steps must be numbers": ["owner/name", *good, "--steps", "a"],
+        "steps must be 'all'": ["owner/name", *good, "--steps", "a"],
         "has 10 tokens in a sequence, but the model": [
             save_model(neox_config(max_position_embeddings=8), tmp_path / "short" / "step1").parent, *good
         ],

@@ -18,7 +18,7 @@ def run_files(tmp_path_factory) -> RunFiles:
 
 
 @pytest.mark.parametrize(
-    ("n", "seed"), [pytest.param(4, 0, id="4"), pytest.param(500, 1, id="500", marks=pytest.mark.slow)]
+    ("n", "seed"), [pytest.param(4, 0, id="4"), pytest.param(150, 1, id="150", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_damage_is_read_as_something_else(run_files, name, n, seed):

@@ -20,6 +20,7 @@ from qfl_interp.plugins import warn
 from qfl_interp.runs.hub.client import HubFile
 from qfl_interp.runs.hub.sizes import wanted_files
 from qfl_interp.runs.suite import Suite
+from qfl_interp.runs.suite_file import open_suite_file, write_suite_file
 from tests.helpers_suite import D_VOCAB, N_CTX, llama_config, neox_config, save_model, tiny_text_task
 
 PYTHIA = {f"step{step}": noise for noise, step in enumerate((0, 1, 64, 512, 1000, 143_000))}
@@ -274,3 +275,15 @@ print(json.dumps([suite.steps, suite.run_id, float(suite.load_model("last")(torc
     assert (steps, run_id) == (suite.steps, suite.run_id)
     assert total == pytest.approx(float(suite.load_model("last")(torch.arange(8)[None]).detach().sum()), abs=1e-4)
     assert "lab/pythia: 2 of 6 revisions" in ran.stderr
+
+
+def test_a_suite_file_names_a_repository_and_the_steps_there_were(hub, folders, task, tmp_path, capsys):
+    dataset = task.save(tmp_path / "text.safetensors")
+    written = write_suite_file(
+        tmp_path / "olmo.suite", repo="lab/olmo2", dataset=dataset, steps="log:2", stage="stage1"
+    )
+    hub.repo("lab/olmo2").commit_folder("stage1-step5000-tokens10B", folders["llama"][5])
+    capsys.readouterr()
+    opened = open_suite_file(tmp_path / "olmo.suite")
+    assert (opened.run_id, opened.steps) == (written.run_id, written.steps) == (opened.run_id, [0, 1_907_359])
+    assert "to fetch" not in capsys.readouterr().err  # it was said when the file was written
