@@ -1,7 +1,7 @@
 # make demo       train 16-bit addition, find and test its quiet features, write runs/demo/report.html
 # make test       run the quick tests: one of every promise, under three minutes on two cores
 # make test-slow  run the others
-# make test-all   run both
+# make test-all   run both, and every family of models of docs/any_model.md
 # make bench      run every benchmark, write benchmarks/results/
 # make check      ruff, pyright, quick tests
 # make lock       remake requirements/constraints.txt
@@ -32,7 +32,7 @@ test-slow: .venv/.stamp-test
 	$(PYTEST) -m slow
 
 test-all: .venv/.stamp-test
-	$(PYTEST)
+	QFL_FAMILIES=all $(PYTEST)
 
 bench: .venv/.stamp-test
 	$(BIN)/python -m benchmarks
