@@ -66,7 +66,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3": ("Gemma3TextConfig", _SIZES | _GROUPED | {"head_dim": 8, "query_pre_attn_scalar": 8}),
     "Phi": ("PhiConfig", _SIZES),
     "Phi-3": ("Phi3Config", _SIZES),
-    "StableLM": ("StableLmConfig", _SIZES),
+    "StableLM": ("StableLmConfig", _SIZES | _GROUPED | {"partial_rotary_factor": 0.5}),
     "Granite": ("GraniteConfig", _SIZES | _GROUPED),
     "Cohere": ("CohereConfig", _SIZES),
     "Falcon": ("FalconConfig", _SIZES | {"alibi": False}),
@@ -179,20 +179,19 @@ def _why(error: Exception) -> str:
     return str(error).partition(". ")[0].rstrip(".")
 
 
-def table(families: Iterable[str]) -> tuple[str, list[str]]:
-    """The table as Markdown, its reasons numbered, and those reasons."""
-    reasons: list[str] = []
-    rows = []
-    for family in families:
-        found = row(family)
-        print(found, file=sys.stderr)
-        for lens, said in found.items():
-            if lens in LENSES and said not in ("yes", "–"):
-                if said not in reasons:
-                    reasons.append(said)
-                found[lens] = f"no ({reasons.index(said) + 1})"
-        rows.append(found)
-    return markdown(pd.DataFrame(rows)), [f"({number}) {reason}." for number, reason in enumerate(reasons, 1)]
+_WELL = ("yes", "–", "equal to 1e-6")
+
+
+def page(rows: Iterable[dict[str, str]]) -> str:
+    """The rows as a table of Markdown, the reasons why not below it by number."""
+    reasons: dict[str, int] = {}
+    shown = []
+    for found in rows:
+        why = {lens: said for lens, said in found.items() if lens != "family" and said not in _WELL}
+        numbers = {lens: f"no ({reasons.setdefault(said, len(reasons) + 1)})" for lens, said in why.items()}
+        shown.append(found | numbers)
+    listed = [f"- ({number}) {reason}." for reason, number in reasons.items()]
+    return "\n".join([markdown(pd.DataFrame(shown)), *listed])
 
 
 def main() -> None:
@@ -206,11 +205,14 @@ def main() -> None:
         raise SystemExit(f"no family is named {unknown[0]!r}. Known: {', '.join(FAMILIES)}.")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    text, reasons = table([by_name[name.lower()] for name in asked.families] or FAMILIES)
-    page = "\n".join([text, *reasons])
-    print(page)
+    rows = []
+    for name in [by_name[name.lower()] for name in asked.families] or FAMILIES:
+        rows.append(row(name))
+        print(rows[-1], file=sys.stderr)
+    text = page(rows)
+    print(text)
     if asked.write:
-        fill(DOCS / "any_model.md", {"families": page})
+        fill(DOCS / "any_model.md", {"families": text})
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from families import FAMILIES, LENSES, row
 
 _PAGE = Path(__file__).parents[2] / "docs" / "any_model.md"
 # One plain, and those that something was mended for or that lack something; `make test-all` takes all of them.
-_SOME = ("Llama, tied", "Bloom", "Mixtral", "Mamba")
+_SOME = ("Llama, tied", "Bloom", "Mixtral", "Mamba", "Cohere")
 _TAKEN = list(FAMILIES) if os.environ.get("QFL_FAMILIES") == "all" else _SOME
 
 
 def committed() -> dict[str, dict[str, str]]:
     """The rows of the page by family, with the reasons in the place of their numbers."""
     part = re.search(r"<!-- families -->\n(.*?)<!-- /families -->", _PAGE.read_text(), re.DOTALL)[1]
-    reasons = dict(re.findall(r"^\((\d+)\) (.*)\.$", part, re.MULTILINE))
+    reasons = dict(re.findall(r"^- \((\d+)\) (.*)\.$", part, re.MULTILINE))
     head, _, *lines = [
         [cell.strip() for cell in line.strip("| ").split(" | ")] for line in part.splitlines() if line.startswith("|")
     ]
@@ -34,7 +34,8 @@ def test_the_page_has_every_family_and_lens():
     found = committed()
     assert list(found) == list(FAMILIES)
     assert all(list(said) == ["family", "logits", *LENSES] for said in found.values())
-    assert all(said["logits"] == "equal to 1e-6" for said in found.values())
+    apart = {family: said["logits"] for family, said in found.items() if said["logits"] != "equal to 1e-6"}
+    assert apart.keys() == {"Cohere"}
 
 
 @pytest.mark.slow
