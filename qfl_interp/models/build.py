@@ -291,8 +291,8 @@ def _require_logits(bridge: TransformerBridge, wanted: Tensor, name: str) -> Non
     if apart > least:  # not of a NaN, which is the model's own
         raise QflError(
             f"TransformerLens's bridge for {name} must compute the model's own logits, but is off by {apart:.1%} of "
-            "the largest: its activations would be another model's. Take another version of transformer-lens or another "
-            "family of models."
+            "the largest: its activations would be another model's. Take another version of transformer-lens, or a "
+            "model of another family."
         )
 
 
