@@ -1,7 +1,7 @@
 # make demo       train 16-bit addition, find and test its quiet features, write runs/demo/report.html
 # make test       run the quick tests: one of every promise, under three minutes on two cores
 # make test-slow  run the others
-# make test-all   run both
+# make test-all   run both, and every family of models of docs/any_model.md
 # make test-tl4   run a slice of the quick tests under transformer-lens 4, in an environment of its own (.venv-tl4)
 # make bench      run every benchmark, write benchmarks/results/
 # make check      ruff, pyright, quick tests
@@ -38,7 +38,7 @@ test-slow: .venv/.stamp-test
 	$(PYTEST) -m slow
 
 test-all: .venv/.stamp-test
-	$(PYTEST)
+	QFL_FAMILIES=all $(PYTEST)
 
 test-tl4: .venv-tl4/.stamp-test
 	.venv-tl4/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not tl3" $(TL4_TESTS)

@@ -268,7 +268,8 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
         model: Loaded with `attn_implementation="eager"`; other implementations never form attention patterns.
 
     Raises:
-        QflError: Another attention implementation, or an architecture TransformerLens has no bridge for.
+        QflError: Another attention implementation, or an architecture TransformerLens has no bridge for, or one whose
+            logits are not the model's own (a few tokens are compared).
 
     Example:
         >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -292,6 +293,7 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
     # The bridge draws weights for projections that it overwrites at once.
     with torch.random.fork_rng(devices=[]):
         try:
+            own_logits = _few_logits(model.eval())
             bridge = build_bridge_from_module(model, name, hf_config=model.config, model_name=name)
         except Exception as error:  # adapters raise whatever their architecture makes them trip over
             raise QflError(
@@ -299,7 +301,30 @@ def hooked_from_hf(model: PreTrainedModel) -> TransformerBridge:
                 "it supports (GPT-NeoX, GPT-2, Llama, Mistral, Qwen, Gemma, OLMo, ...)."
             ) from error
     _freeze_untrained(bridge, own)
-    return bridge.eval()
+    _require_logits(bridge.eval(), own_logits, name)
+    return bridge
+
+
+@torch.no_grad()
+def _few_logits(model: Any) -> Tensor:
+    """The logits of a model of transformers, or of its bridge, on two short rows of tokens, in double precision."""
+    n_tokens = model.config.get_text_config().vocab_size if hasattr(model, "config") else model.cfg.d_vocab
+    tokens = torch.arange(12, device=next(model.parameters()).device).view(2, 6) * 5 % n_tokens
+    found = model(tokens)
+    return getattr(found, "logits", found).double()
+
+
+def _require_logits(bridge: TransformerBridge, wanted: Tensor, name: str) -> None:
+    """Raise `QflError` where a bridge computes something else than the model that it wraps."""
+    # A bridge's sums are in another order: 1e-6 in single precision, and much more in half.
+    least = 1e-4 if next(bridge.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+    apart = float((_few_logits(bridge) - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    if apart > least:  # not of a NaN, which is the model's own
+        raise QflError(
+            f"TransformerLens's bridge for {name} must compute the model's own logits, but is off by {apart:.1%} of "
+            "the largest: its activations would be another model's. Take another version of transformer-lens, or a "
+            "model of another family."
+        )
 
 
 def _freeze_untrained(bridge: TransformerBridge, own: Set[int]) -> None:

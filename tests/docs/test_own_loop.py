@@ -11,8 +11,8 @@ _PAGE = Path(__file__).parents[2] / "docs" / "any_model.md"
 
 
 def test_the_block_records_a_run(tmp_path, monkeypatch, capsys):
-    section = _PAGE.read_text().partition("## Your own loop")[2].partition("\n## ")[0]
-    (block,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "qfl.Recorder" in block)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "any_model.md, Your own loop", "exec"), {"__name__": "__main__"})
     run = qfl.Run.open("runs/own")

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from transformer_lens import HookedRootModule
-from transformers import AutoModelForCausalLM, CTRLConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CTRLConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Phi3Config,
+)
 
 from qfl_interp.data.task import Batch
 from qfl_interp.errors import QflError
@@ -388,3 +396,10 @@ def test_a_model_without_a_configuration_is_named():
     for ask in (layer_count, lambda model: score_units(model, batch)):
         with pytest.raises(QflError, match=r"NotSetUp has none. Wrap a Hugging Face model: qfl_interp.hooked_from_hf"):
             ask(NotSetUp())
+
+
+def test_a_bridge_with_other_logits_is_refused():
+    """That of transformer-lens 3.9 turns Cohere's queries and keys by halves; the model turns neighbours."""
+    config = CohereConfig(**llama_config().to_dict() | {"model_type": "cohere"})
+    with pytest.raises(QflError, match=r"bridge for CohereForCausalLM must compute the model's own logits, but is off"):
+        hooked_from_hf(new_model(config, 0))

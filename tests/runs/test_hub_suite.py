@@ -204,18 +204,19 @@ def test_repositories_that_cannot_be_read(hub, folders, task, tmp_path):
 
 def test_an_unreachable_hub_and_the_cache(hub, folders, task, tmp_path, monkeypatch):
     kept = Suite.from_hub("lab/olmo2", task, "all", out=tmp_path, progress=False)
-    loaded = kept.load_model(30_000)(tokens())
+    loaded = kept.load_model(0)(tokens())
     with monkeypatch.context() as patch:
         point_at(patch, "http://127.0.0.1:9", tmp_path / "cache")
         with pytest.raises(
             QflError, match=r"listing .* lab/olmo2 failed: the hub cannot be reached .*HF_HUB_OFFLINE=1"
         ):
             Suite.from_hub("lab/olmo2", task, out=tmp_path)
-        assert torch.equal(kept.load_model(30_000)(tokens()), loaded)
+        assert torch.equal(kept.load_model(0)(tokens()), loaded)
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         suite = Suite.from_hub("lab/olmo2", task, "all", out=tmp_path)
-        assert torch.equal(suite.load_model(30_000)(tokens()), loaded)
-        assert suite.run_id == kept.run_id  # its tokens are those of the whole listing
+        assert torch.equal(suite.load_model(0)(tokens()), loaded)
+        assert suite.steps == [0]
+        assert suite.run_id == kept.run_id  # its tokens are those of the whole listing, which `out` remembers
         with pytest.raises(QflError, match=r"step 1907359 of lab/olmo2 is not in the cache of this machine"):
             Suite.from_hub("lab/olmo2", task, [1_907_359], out=tmp_path)
         with pytest.raises(QflError, match=r"the cache of this machine holds no revision of lab/pythia"):

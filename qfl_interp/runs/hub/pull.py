@@ -41,7 +41,7 @@ def pull_run(repo: str, out: str | Path, steps: Steps = "all", *, progress: bool
     found = {said.step: Revision(name, commit, said) for name, commit, said in named if said is not None}
     if "main" not in branches or not found:
         raise QflError(f"{repo} holds no run of this library: it has no branch step0, step1, ...")
-    chosen = Listing(repo, "", dict(sorted(found.items())), {}, ()).choose(steps)
+    chosen = Listing(repo, "", dict(sorted(found.items())), {}).choose(steps)
     run = _run_directory(repo, branches["main"], local_path(out))
     with progress_bar(enabled=progress) as bar:
         work = bar.add_task("pulling", total=len(chosen), detail="")

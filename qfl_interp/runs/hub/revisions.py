@@ -38,19 +38,15 @@ class Listing:
         series: What tells this series from the repository's others; empty where names are step and tokens alone.
         revisions: By step, ascending.
         others: How many revisions each other series has.
-        unnamed: Names that say no step.
+        tokens_per_step: The tokens of one step as the names of the whole series have them, also of what a cache lacks;
+            None where they say none, or not in proportion to steps.
     """
 
     repo: str
     series: str
     revisions: Mapping[int, Revision]
     others: Mapping[str, int]
-    unnamed: tuple[str, ...]
-
-    @property
-    def tokens_per_step(self) -> int | None:
-        """The tokens of one step as the names have them; None where they say none, or not in proportion to steps."""
-        return tokens_per_step([revision.named for revision in self.revisions.values()])
+    tokens_per_step: int | None = None
 
     def choose(self, steps: Steps) -> list[Revision]:
         """The revisions that `steps` names, ascending.
@@ -110,9 +106,7 @@ def list_revisions(
     remembered = memory / f"{re.sub(r'[^-.@A-Za-z0-9]+', '_', repo.replace('/', '--') + branch)}.revisions.json"
     before = _remembered(remembered)
     if client.is_offline():
-        refs = {
-            name: commit for name, commit in (before or client.cached_refs(repo)).items() if is_cached(repo, commit)
-        }
+        refs = before or client.cached_refs(repo)
     else:
         refs = _asked(repo, history)
         _remember(remembered, refs)
@@ -138,12 +132,18 @@ def list_revisions(
                 "Give a pattern= that matches one of them."
             )
     others = {name: count for name, count in sizes.items() if name != series}
-    return Listing(repo, series, dict(sorted(by_step.items())), others, unnamed)
+    tokens = tokens_per_step([revision.named for revision in by_step.values()])
+    there = {
+        step: by_step[step] for step in sorted(by_step) if not client.is_offline() or _is_cached(repo, by_step[step])
+    }
+    if not there:
+        raise _no_revision(repo, unnamed, history)
+    return Listing(repo, series, there, others, tokens)
 
 
-def is_cached(repo: str, commit: str) -> bool:
+def _is_cached(repo: str, revision: Revision) -> bool:
     """Whether this machine's cache holds a configuration of that commit; its weights may be missing."""
-    return client.cached_file(repo, commit, "config.json") is not None
+    return client.cached_file(repo, revision.commit, "config.json") is not None
 
 
 def _default_series(sizes: Mapping[str, int]) -> str:
