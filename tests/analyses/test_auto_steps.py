@@ -10,6 +10,7 @@ import qfl_interp as qfl
 from analyses import emergence, report
 from analyses.lenses.emergence.auto import steps_at_onsets
 from qfl_interp.emergence.onset import find_onset
+from qfl_interp.plots.axes import FLOPS
 from qfl_interp.runs.series import Checkpoints
 
 CONFIG = qfl.ProbeConfig(n_train=300, n_test=60, shuffled_control=False)
@@ -49,7 +50,7 @@ def test_every_place_is_between_two_neighbouring_checkpoints(seed):
             rows.append({"onset_flops": onset, "transition_start_flops": start} | none | bounds)
         return pd.DataFrame(rows)
 
-    chosen = steps_at_onsets(Saved(), verdicts)
+    chosen = steps_at_onsets(Saved(), FLOPS, verdicts)
     assert len(chosen) < len(SAVED) / 2
     columns = ["onset_flops", "transition_start_flops", "bootstrap_low", "bootstrap_high"]
     found, wanted = verdicts(chosen, True), verdicts(SAVED, True)

@@ -10,6 +10,7 @@ import pytest
 import qfl_interp as qfl
 from analyses.sweeps.scaling import _chance
 from analyses.transition import base_rate, known
+from qfl_interp.recipes import loss_unit
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.records import shown_options
 from qfl_interp.sweep.storage import Storage
@@ -18,12 +19,12 @@ from qfl_interp.sweep.sweep import Sweep
 
 def test_a_loss_in_another_unit_has_no_chance_level(addition):
     """Half squared errors are far below a chance in nats from the start."""
-    assert base_rate(addition, "cross_entropy") == addition.baselines["base_rate"]
-    assert math.isnan(base_rate(addition, "squared_error"))
-    assert math.isnan(base_rate(addition, "here:half_square"))
+    assert base_rate(addition, loss_unit("cross_entropy")) == addition.baselines["base_rate"]
+    assert math.isnan(base_rate(addition, loss_unit("squared_error")))
+    assert math.isnan(base_rate(addition, loss_unit("here:half_square")))
     numbers = qfl.load_task("linear_regression", length=4, d=2)
-    assert base_rate(numbers, "squared_error") == numbers.baselines["base_rate"]
-    assert math.isnan(base_rate(numbers, "here:absolute_errors"))
+    assert base_rate(numbers, loss_unit("squared_error")) == numbers.baselines["base_rate"]
+    assert math.isnan(base_rate(numbers, loss_unit("here:absolute_errors")))
     assert known(math.nan) is None
     assert known(0.5) == 0.5
 

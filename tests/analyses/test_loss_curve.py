@@ -163,7 +163,7 @@ def test_a_checkpoint_that_comes_later_makes_another_verdict(probed, tmp_path, m
 
 def curve_of(losses, **columns) -> LossCurve:
     rows = pd.DataFrame({"step": range(len(losses)), "flops": math.nan, "val_loss_answer": losses} | columns)
-    return LossCurve(rows, logged=False, final=True)
+    return LossCurve(rows, logged=False, final=True, unit="nats")
 
 
 def test_too_few_checkpoints_and_no_random_baseline_are_said():

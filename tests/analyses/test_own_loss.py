@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformer_lens.hook_points import HookPoint
 
 import analyses
 import qfl_interp as qfl
+from qfl_interp.models.tl_version import HookPoint
 from tests.helpers_gpt import GPT, GPTConfig
 
 

@@ -14,13 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.hook_points import HookPoint
 from transformers import AutoModelForCausalLM
 
 import analyses
 import qfl_interp as qfl
 from qfl_interp.models.hugging_face import quiet
+from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig, HookPoint
 from qfl_interp.runs.suite import Suite
 from tests.helpers_suite import D_VOCAB, N_CTX, neox_config, save_model, save_tiny_neox, tiny_text_task
 

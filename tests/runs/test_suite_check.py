@@ -121,7 +121,8 @@ class TestPlantedFaults:
     GRID = LINEAR[::2]
 
     @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
+    @classmethod
+    def folder(cls, tmp_path_factory):
         """One for all: what is not replaced is not measured again."""
         return tmp_path_factory.mktemp("planted")
 

@@ -254,7 +254,7 @@ def test_a_fork_needs_updates_and_the_state_of_its_optimiser(parent, tiny_run, t
     with pytest.raises(qfl.QflError, match=r"a fork from step 9, the last .*, needs n_steps"):
         fork(parent, LAST, tmp_path / "none", progress=False)
     with pytest.raises(
-        qfl.QflError, match=r"step .* has no optimiser state\. Train the parent with save_optimizer=True"
+        qfl.QflError, match=r"step .* has no optimiser state\. Train or record the parent with save_opt"
     ):
         fork(tiny_run, tiny_run.steps[2], tmp_path / "bare", progress=False)
     other = fork(tiny_run, tiny_run.steps[-2], tmp_path / "sgd", optimizer="sgd", progress=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -94,7 +94,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix in SAFE:
             return safetensors.torch.load_file(file)
         held = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise QflError(
             f"{file} holds more than tensors, or is damaged, and is not read: a pickle can run code. Save "
