@@ -178,7 +178,7 @@ def test_a_planted_pickle_is_refused_unexecuted(tmp_path):
 
 
 def test_nothing_in_the_packages_can_unpickle():
-    """No module that unpickles but for its error, `torch.load` of tensors alone, no `allow_pickle`, no `read_pickle`."""
+    """No module that unpickles but for its error, `torch.load` of tensors alone, no `allow_pickle`."""
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     sources = [path for package in ("qfl_interp", "tasks", "analyses") for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 40
