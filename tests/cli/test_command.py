@@ -18,10 +18,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from qfl_interp import files
 from qfl_interp.cli import command, registered, signature
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES, SWEEP_ANALYSES, entry_points
-from qfl_interp.runs import checkpoint
 
 OURS = [(group, name) for group in (LENSES, ANALYSES, SWEEP_ANALYSES) for name in entry_points(group)]
 
@@ -203,7 +203,7 @@ def test_a_figure_is_written_whole_or_not_at_all(theirs, run_command, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_write_flushed", full)
+        patched.setattr(files, "write_flushed", full)
         with pytest.raises(QflError, match=r"the disk is full: writing .*page\.html"):
             run_command(read, doc, "somewhere", "--out", str(page))
     assert [(path.name, path.read_text()) for path in tmp_path.glob("*page*")] == [("page.html", "before")]

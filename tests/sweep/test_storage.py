@@ -25,6 +25,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 import qfl_interp as qfl
+from qfl_interp import files
 from qfl_interp.errors import StorageError
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs import folder_lock
@@ -143,7 +144,7 @@ def test_a_full_disk_stops_with_the_old_file_intact(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ckpt, "_write_flushed", full)
+    monkeypatch.setattr(files, "write_flushed", full)
     with pytest.raises(StorageError, match=r"the disk is full: writing .*sweep\.json"):
         storage.write_bytes("sweep.json", b"new")
     with pytest.raises(StorageError, match="the disk is full"):

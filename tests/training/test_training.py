@@ -331,7 +331,7 @@ def test_what_cannot_be_branched(tiny_run, train_tiny, tmp_path):
         qfl.branch(tiny_run, 40, 10, tmp_path / "x")
     parent = train_tiny("parent", tiny_train_config(schedule="wsd", n_steps=4))
     with pytest.raises(
-        qfl.QflError, match=r"step 1 of .* has no optimiser state. Train the parent with save_optimizer=True"
+        qfl.QflError, match=r"step 1 of .* has no optimiser state. Train or record the parent with save_optimizer=True"
     ):
         qfl.branch(parent, 1, 10, tmp_path / "x")
     with pytest.raises(qfl.QflError, match="was not saved"):
