@@ -13,6 +13,7 @@ from qfl_interp.data.training_stream import make_stream
 from qfl_interp.models.build import build_model, load_parameters, model_on, parameters_to_save
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.hooks import Intervention, interventions_on
+from qfl_interp.models.losses import token_losses_of
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.training.footprint import require_room
@@ -35,11 +36,12 @@ class Trainee:
         step: Updates made.
 
     Raises:
-        QflError: What it needs does not fit into memory, or the task has too few problems.
+        QflError: What it needs does not fit into memory, the task has too few problems, or the loss is not known here.
     """
 
     def __init__(self, task: Task, run: RunConfig, device: str | torch.device) -> None:
         self.run, self.device = run, torch.device(device)
+        token_losses_of(run.train.loss_name)  # one that is not known is refused before anything is written
         require_room(run, self.device)
         self.stream = make_stream(task, run.train)
         self.model = model_on(build_model(run.model, task, seed=run.train.seed), self.device)

@@ -197,16 +197,6 @@ def test_strength_layers_and_pooling(run):
     assert len({round(float(v), 7) for v in values}) == 6
 
 
-@pytest.mark.slow
-def test_ablation_in_processes_gives_the_same_rows(run):
-    steps = run.steps[-2:]
-    kwargs = {"config": CONFIG, "method": "resample", "n_trials": 2, **QUIET}
-    alone = ablate(run, "carry", steps, **kwargs).to_dataframe()
-    shutil.rmtree(run.table("ablate").folder)
-    several = ablate(run, "carry", steps, jobs=2, **kwargs).to_dataframe()
-    pd.testing.assert_frame_equal(several, alone, check_exact=True)
-
-
 def test_every_head_is_ablated_on_its_own(run):
     rows = ablate_units(run, "last", n=40, method="zero", **QUIET).to_dataframe()
     assert list(zip(rows["layer"], rows["unit"], strict=True)) == [(k, h) for k in range(2) for h in range(4)]

@@ -132,17 +132,6 @@ def test_stored_activations_serve_the_next_analysis(run, monkeypatch):
     pd.testing.assert_frame_equal(kept.drop(columns="settings"), plain.drop(columns="settings"), check_exact=True)
 
 
-@pytest.mark.slow
-def test_processes_give_the_same_rows(run):
-    """Bit for bit: tests compute on one thread, as workers do."""
-    config = qfl.ProbeConfig(n_train=150, n_test=40, c=2.0)
-    steps = run.steps[-3:]
-    alone = probe(run, "carry", steps, config=config, n_untrained=1, **QUIET).to_dataframe()
-    shutil.rmtree(run.table("probe").folder)
-    several = probe(run, "carry", steps, config=config, n_untrained=1, jobs=2, **QUIET).to_dataframe()
-    pd.testing.assert_frame_equal(several, alone, check_exact=True)
-
-
 @pytest.fixture(scope="module")
 def decimal(tmp_path_factory):
     """A run with categorical features."""

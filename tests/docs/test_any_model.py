@@ -41,6 +41,7 @@ def _check_folder(names, printed):
     suite = names["suite"]
     assert suite.steps == [0, 10, 100]
     lenses = {"probe", "transfer", "mdl", "patch", "interchange", "ablate", "ablate_units"}
+    lenses |= {"validate", "emergence", "emergence_curve"}
     assert {path.name for path in (suite.path / "analyses").iterdir()} == lenses
     shape, _, rest = printed.partition("\n")
     assert shape == "(4, 3)", "two layers of two heads, three tokens of the prompt"
