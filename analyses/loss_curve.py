@@ -10,6 +10,7 @@ from analyses.lenses.validate.lens import LENS, Validate, validate
 from analyses.models_at import models_at
 from analyses.part_lens import Piece
 from qfl_interp.digests import digest
+from qfl_interp.errors import QflError
 from qfl_interp.plots.axes import TrainingAxis, training_axis
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import column
@@ -63,7 +64,16 @@ def loss_curve(run: Checkpoints, **how: Any) -> LossCurve:
     Raises:
         QflError: As `validate`, or the log is not what was written.
     """
-    return _logged(run) or LossCurve(validate(run, "all", **how).rows, logged=False, final=True, unit=run.loss_unit)
+    if logged := _logged(run):
+        return logged
+    try:
+        rows = validate(run, "all", **how).rows
+    except QflError as error:
+        raise QflError(
+            f"{error}\nThe loss of every checkpoint is needed here: to go on without one that cannot be read, move it "
+            "out of the folder, or open the suite with the other steps."
+        ) from error
+    return LossCurve(rows, logged=False, final=True, unit=run.loss_unit)
 
 
 def known_loss_curve(run: Checkpoints) -> LossCurve | None:

@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +60,8 @@ class Suite(Checkpoints):
 
     Raises:
         QflError: The configuration cannot be read, or the task does not fit the model.
-        ValueError: There is no source, both `tokens_per_step` and `tokens_at` are given, or `tokens_at` lacks a step.
+        ValueError: There is no source, a step is negative, both `tokens_per_step` and `tokens_at` are given, or
+            `tokens_at` lacks a step.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class Suite(Checkpoints):
         self.tokens_per_step = tokens_per_step
         if not self.sources:
             raise ValueError("a suite must have a step, got none.")
+        if self.steps[0] < 0:
+            raise ValueError(f"a step is the number of updates done, at least 0, got {self.steps[0]}.")
         self.tokens_at = None if tokens_at is None else dict(sorted(tokens_at.items()))
         _require_tokens(self.steps, tokens_per_step, self.tokens_at)
         self._task = task
@@ -324,9 +328,9 @@ class Suite(Checkpoints):
         return {"run_id": self.run_id, "config_hash": self.config_hash, "seed": self.seed}
 
     def tokens(self, step: int) -> float:
-        """Tokens that training has seen at `step`; NaN where that is unknown."""
+        """Tokens that training has seen at `step`, in proportion between two of `tokens_at`; NaN where unknown."""
         if self.tokens_at is not None:
-            return float(self.tokens_at.get(step, math.nan))
+            return float(np.interp(step, [*self.tokens_at], [*self.tokens_at.values()], left=math.nan, right=math.nan))
         return math.nan if self.tokens_per_step is None else float(self.tokens_per_step * step)
 
     def flops(self, step: int) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from qfl_interp.errors import QflError
+from qfl_interp.plugins import TASKS, entry_points
 from qfl_interp.progress import weighted_bar
 from qfl_interp.runs.provenance import device_name
 from qfl_interp.sweep.calibration import CostModel, calibrate, run_bytes
@@ -162,7 +163,7 @@ def run_sweep(
 
     Raises:
         QflError: `out` holds something else or another definition; another sweep is running on it; the Ray address
-            cannot be reached.
+            cannot be reached, or its workers cannot know a task that `register_task` made known in this process alone.
         StorageError: The storage is full or cannot be written; what finished is kept, call again to go on.
     """
     execution = execution or Execution()
@@ -171,7 +172,9 @@ def run_sweep(
     storage = Storage(out)
     # Refused before anything is written: another folder's, and more workers than cores.
     _done(storage, config, extend=extend)
-    if execution.ray is None and pool is None:
+    if execution.ray is not None:
+        _require_installed(plan)
+    elif pool is None:
         LocalPool(JobSettings(out, execution.device, execution.threads), execution.workers)
     storage.require_writable()
     with storage.lock() as held:
@@ -193,6 +196,15 @@ def run_sweep(
                 claim()
                 _train(remaining, workers, storage, held, execution, settings, progress, done)
     return Sweep.open(out)
+
+
+def _require_installed(plan: SweepPlan) -> None:
+    """Raise `QflError` where workers on Ray, which start without this process, would not know a task."""
+    if own := sorted({run.config.task for run in plan.runs} - entry_points(TASKS).keys()):
+        raise QflError(
+            f"workers on Ray know only tasks that an installed package names, and {', '.join(own)} is registered in "
+            "this process alone. Name its class in the entry points of a package (docs/new_task.md), or leave Ray out."
+        )
 
 
 def _pool(execution: Execution) -> Callable[[JobSettings], Pool]:

@@ -26,7 +26,10 @@ def check_task(task: Task) -> None:
 
     Raises:
         QflError: It does not; every rule that is broken is listed with what was found.
+        TypeError: It is no task.
     """
+    if not isinstance(task, Task):
+        raise TypeError(f"check_task takes a task, as MyTask(length), got {task!r}.")
     faults: list[str] = []
     for check in CHECKS:
         try:

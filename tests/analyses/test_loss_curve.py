@@ -99,6 +99,22 @@ def test_a_curve_that_is_not_measured_yet_is_not_shaded(tiny_run, tmp_path):
     assert not measured.logged
 
 
+def test_a_checkpoint_that_cannot_be_read_is_named_with_what_to_do(tiny_run, tmp_path, monkeypatch):
+    series, bad = Unlogged(tiny_run, tmp_path), tiny_run.steps[2]
+    load = series.load_model
+
+    def damaged(step="last", *, device="cpu"):
+        if step == bad:
+            raise qfl.QflError(f"step {bad} cannot be read.")
+        return load(step, device=device)
+
+    monkeypatch.setattr(series, "load_model", damaged)
+    with pytest.raises(qfl.QflError, match=rf"step {bad} cannot be read\.\n.*move it out of the folder, or open"):
+        loss_curve(series, **QUIET)
+    others = [step for step in series.steps if step != bad]
+    assert validate(series, others, **QUIET).rows["val_loss"].notna().all()
+
+
 def planted(series: qfl.Checkpoints) -> pd.DataFrame:
     """A loss at each checkpoint that stands at chance, and falls between `LEAVES` and `ARRIVES`."""
     steps, chance = np.array(series.steps), series.task.baselines["base_rate"]

@@ -20,8 +20,11 @@ from qfl_interp.cli.main import main
 from qfl_interp.digests import digest
 from qfl_interp.models.build import load_parameters
 from qfl_interp.models.hugging_face import new_model
+from qfl_interp.runs.steps import checkpoint_steps
+from qfl_interp.runs.suite_check.check import _loss
 from qfl_interp.runs.suite_check.geometry import excesses, exchanged, off_the_path, place_of
 from qfl_interp.runs.suite_check.measure import SKETCH, measured
+from qfl_interp.runs.suite_check.rules import missing_steps
 from qfl_interp.seeding import generator
 
 TASK = qfl.load_task("addition", 4)
@@ -263,6 +266,32 @@ def test_a_folder_of_hugging_face_checkpoints(tmp_path):
     save_file({name: t.half() for name, t in load_file(path).items()}, path, metadata={"format": "pt"})
     found = qfl.check_suite(qfl.Suite.open(tmp_path / "suite", tiny_text_task()), progress=False)
     assert [(f.step, f.kind) for f in found.faults] == [(6, "dtype")]
+
+
+def test_steps_missing_from_a_regular_series_are_a_note():
+    pythia = [0, *(2**n for n in range(10)), *range(1000, 20_001, 1000)]
+    assert missing_steps(pythia) == []
+    found = missing_steps([step for step in pythia if step not in (5000, 9000, 10_000)])
+    assert [(f.step, f.kind, f.severity) for f in found] == [(6000, "gap", "note"), (11_000, "gap", "note")]
+    assert "steps go by 1000 from 1000 to 20000, but 2 of them (9000, 10000) are missing" in found[1].text
+    for regular in ([], [5], LOG, LINEAR, [0, 10, 20, 40, 80, 160], [0, 500, 1000, 2000, 4000], list(range(9))):
+        assert missing_steps(regular) == [], regular
+    for n in (10, 20, 40, 80):  # the schedule of this library, whatever is rounded
+        for last in (500, 3000, 20_000, 143_000):
+            assert missing_steps(checkpoint_steps(last, n)) == [], (n, last)
+
+
+def test_a_loss_that_falls_on_the_answers_alone_is_a_note():
+    """What a loop that scored answers only looks like where the dataset scores the prompt's last token too."""
+    noise = np.linspace(-0.1, 0.1, 40)
+    rising, falling = {0: 2.0 + noise, 9: 4.0 - noise}, {0: 2.0 + noise, 9: 0.5 - noise}
+    assert _loss(falling, falling) == []
+    (found,) = _loss(rising, falling)
+    assert (found.step, found.kind, found.severity) == (9, "loss", "note")
+    assert "That of the answers alone does, from 2 to 0.5" in found.text
+    assert "prompt_end=False" in found.text
+    (found,) = _loss(rising, rising)
+    assert (found.step, found.severity) == (9, "fault")
 
 
 @pytest.fixture

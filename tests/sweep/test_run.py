@@ -18,7 +18,8 @@ import pytest
 import torch
 from helpers_sweep import InlinePool
 
-from qfl_interp.data.registry import load_task
+from qfl_interp.data import registry
+from qfl_interp.data.registry import load_task, task_class
 from qfl_interp.errors import QflError, StorageError
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.steps import checkpoint_steps
@@ -438,3 +439,13 @@ def test_settings_that_would_do_nothing_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Execution(**changes).check()
     Execution(ray="local", gpus_per_run=0.5, cpus_per_run=3.0).check()
+
+
+def test_ray_is_refused_a_task_of_this_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its workers start by themselves: each run of it would fail there."""
+    own = type("Own", (task_class("addition"),), {"name": "own_addition"})
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    registry.register_task(own)
+    with pytest.raises(QflError, match=r"own_addition is registered in this process alone\. Name its class"):
+        run_sweep(config(task="own_addition"), str(tmp_path / "own"), Execution(ray="local"), progress=False)
+    assert not (tmp_path / "own").exists()

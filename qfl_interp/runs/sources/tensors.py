@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -95,10 +96,11 @@ def _read(file: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(file)
         held = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+        # Not torch's own words: they say how to run what is in there.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise QflError(
-            f"{file} holds more than tensors, or is damaged, and is not read: a pickle can run code. Save "
-            f"model.state_dict() alone, best as safetensors. ({reason})"
+            f"{file} holds more than tensors{f' ({asked.group(1)})' if asked else ', or is damaged'}, and is not read: "
+            "a pickle can run code. Save model.state_dict() alone, best as safetensors."
         ) from error
     except Exception as error:  # two formats' readers raise what they like
         raise QflError(f"{file} cannot be read, it may be truncated: {type(error).__name__}: {error}") from error

@@ -24,14 +24,14 @@ from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.suite_check.findings import Finding
 from qfl_interp.runs.suite_check.fresh import fresh_findings
 from qfl_interp.runs.suite_check.measure import measured
-from qfl_interp.runs.suite_check.rules import Geometry, Kept, alike, as_frame, out_of_place, repeated
+from qfl_interp.runs.suite_check.rules import Geometry, Kept, alike, as_frame, missing_steps, out_of_place, repeated
 from qfl_interp.runs.table import Table
 
 TABLE = "suite_check"
 # Examples that the loss is measured on; a small dataset has fewer.
 _N_EXAMPLES, _LEAST = 256, 8
-# Among the sketches of a checkpoint: the losses of the examples.
-_LOSSES = "losses of examples"
+# Among the sketches of a checkpoint: the losses of the examples, and those of their answers alone.
+_LOSSES, _ANSWERS = "losses of examples", "losses of answers"
 # Freshly drawn models that the first checkpoint is compared with.
 _N_DRAWN = 3
 # Standard errors by which the loss has to fall from the first checkpoint to the last.
@@ -80,7 +80,7 @@ def check_suite(series: Checkpoints, *, device: str | torch.device = "cpu", prog
     rules: it can be read and matches its checksum; tensors, shapes and types are the others'; every number is finite;
     no two are equal, in whole or in some tensors; none is off the path of the others or in the wrong order
     (`suite_check.geometry`); nothing separates one part of them from the rest; step 0 is freshly drawn; the loss on
-    the task falls.
+    the task falls; no step is missing from a regular series.
 
     What cannot be found: an exchange of neighbours between which training stood still but for noise; weights of few
     numbers; whether steps count what they say.
@@ -90,30 +90,32 @@ def check_suite(series: Checkpoints, *, device: str | torch.device = "cpu", prog
         device: Where the loss is measured.
         progress: Draw a bar on standard error.
     """
-    table, findings, kept, losses = series.table(TABLE), [], [], {}
+    table, findings, kept = series.table(TABLE), [], []
+    losses: dict[int, np.ndarray] = {}
+    answers: dict[int, np.ndarray] = {}
     batch = _examples(series.task)
     with progress_bar(enabled=progress) as bar:
         shown = bar.add_task("checking", total=len(series.steps), detail="")
         for step in series.steps:
             try:
                 _measure(series, table, step, batch, device)
-                one, own = _read(table, step)
+                one, losses[step], answers[step] = _read(table, step)
                 kept.append(one)
-                losses[step] = own
             except QflError as error:
                 findings.append(Finding(step, "unreadable", "fault", (), f"{error}"))
             bar.update(shown, advance=1, detail=f"step {step}")
+    findings += [*missing_steps(series.steps), *_loss(losses, answers)]
     return _judged(series, kept, losses, findings)
 
 
 def _judged(
     series: Checkpoints, kept: list[Kept], losses: Mapping[int, np.ndarray], findings: list[Finding]
 ) -> SuiteCheck:
-    """The rules over what was measured."""
+    """The rules over what was measured, beside what was found before."""
     unlike, good = alike(kept)
     points = Geometry(good)
     equal, wrong = repeated(points)
-    findings = [*findings, *unlike, *equal, *out_of_place(points, wrong), *_first(series), *_loss(losses)]
+    findings = [*findings, *unlike, *equal, *out_of_place(points, wrong), *_first(series)]
     findings.sort(key=lambda finding: (finding.step, finding.severity))
     return SuiteCheck(series.run_id, tuple(findings), _table(series, kept, points, losses))
 
@@ -125,22 +127,26 @@ def _measure(series: Checkpoints, table: Table, step: int, batch: Batch, device:
         return
     found = measured(series.stored(step))
     rows = pd.DataFrame(found.rows).assign(**series.identity(), step=step, load_fault="")
-    losses = np.full(len(batch.tokens), math.nan)
+    losses = answers = np.full(len(batch.tokens), math.nan)
     try:
         model = series.load_model(step, device=device)
-        losses = evaluate(lambda tokens, at, _: logits_at(model, tokens, at).cpu(), batch).loss
+        scores = evaluate(lambda tokens, at, _: logits_at(model, tokens, at).cpu(), batch)
+        losses, answers = scores.loss, scores.loss_answer
     except QflError as error:
         rows["load_fault"] = str(error)
-    sketches = found.sketches | {_LOSSES: torch.from_numpy(np.asarray(losses, dtype=np.float64))}
+    measures = {_LOSSES: losses, _ANSWERS: answers}
+    sketches = found.sketches | {
+        name: torch.from_numpy(np.array(values, dtype=np.float64)) for name, values in measures.items()
+    }
     table.write(step_name(step), rows, sketches, steps=[step], settings={"n_examples": len(batch.tokens)})
 
 
-def _read(table: Table, step: int) -> tuple[Kept, np.ndarray]:
-    """What was kept of a checkpoint, and the losses of the examples."""
+def _read(table: Table, step: int) -> tuple[Kept, np.ndarray, np.ndarray]:
+    """What was kept of a checkpoint, the losses of the examples, and those of their answers."""
     frame, sketches = table.read([step_name(step)]), table.read_tensors(step_name(step))
-    losses = sketches.pop(_LOSSES).numpy()
+    losses, answers = (sketches.pop(name).numpy() for name in (_LOSSES, _ANSWERS))
     rows = {str(row["tensor"]): {str(k): v for k, v in row.items()} for row in frame.to_dict("records")}
-    return Kept(step, rows, sketches), losses
+    return Kept(step, rows, sketches), losses, answers
 
 
 def _examples(task: Task) -> Batch:
@@ -169,22 +175,44 @@ def _first(series: Checkpoints) -> list[Finding]:
     return fresh_findings(0, first, drawn)
 
 
-def _loss(losses: Mapping[int, np.ndarray]) -> list[Finding]:
-    """Whether the loss of the same examples is lower at the last checkpoint than at the first."""
+def _loss(losses: Mapping[int, np.ndarray], answers: Mapping[int, np.ndarray]) -> list[Finding]:
+    """Whether the loss of the same examples is lower at the last checkpoint than at the first.
+
+    Where that of the answers alone is, the training may have scored nothing else: a note, for the models are as
+    they should be.
+    """
     known = [step for step, values in losses.items() if np.isfinite(values).all()]
     if len(known) < 2:
         return []
     first, last = known[0], known[-1]
-    change = losses[last] - losses[first]
-    error = change.std(ddof=1) / math.sqrt(len(change))
-    if change.mean() + _FALLS * error < 0:
+    if _falls(losses[first], losses[last]):
         return []
+    change = losses[last] - losses[first]
     text = (
         f"the loss on the task does not fall from step {first} ({losses[first].mean():.4g} nats) to step {last} "
-        f"({losses[last].mean():.4g}): change {change.mean():+.3g}, standard error {error:.2g} over {len(change)} "
-        "examples. Is this what the models were trained on, in their own tokens, and are the steps in order?"
+        f"({losses[last].mean():.4g}): change {change.mean():+.3g}, standard error {_error(change):.2g} over "
+        f"{len(change)} examples. "
     )
-    return [Finding(last, "loss", "fault", (), text)]
+    if not _falls(answers[first], answers[last]):
+        asked = "Is this what the models were trained on, in their own tokens, and are the steps in order?"
+        return [Finding(last, "loss", "fault", (), text + asked)]
+    text += (
+        f"That of the answers alone does, from {answers[first].mean():.4g} to {answers[last].mean():.4g}: where the "
+        "training scored answers only, say so with prompt_end=False in the dataset, or losses and curvatures are of "
+        "the prompt's last token too."
+    )
+    return [Finding(last, "loss", "note", (), text)]
+
+
+def _falls(first: np.ndarray, last: np.ndarray) -> bool:
+    """Whether the mean of the same examples' losses falls by more than chance."""
+    change = last - first
+    return bool(change.mean() + _FALLS * _error(change) < 0)
+
+
+def _error(change: np.ndarray) -> float:
+    """The standard error of a mean."""
+    return float(change.std(ddof=1) / math.sqrt(len(change)))
 
 
 def _table(series: Checkpoints, kept: list[Kept], points: Geometry, losses: Mapping[int, np.ndarray]) -> pd.DataFrame:

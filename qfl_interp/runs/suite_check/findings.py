@@ -15,7 +15,7 @@ class Finding(NamedTuple):
     Attributes:
         step: Which one.
         kind: "unreadable", "not finite", "dtype", "tensors", "identical", "shard", "jump", "order", "break",
-            "not fresh", "loss".
+            "not fresh", "loss", "gap".
         severity: "fault", or "note" where it may well be meant so.
         tensors: Their names; empty where it is the whole checkpoint.
         text: What was found, and what to do.

@@ -266,6 +266,33 @@ def _usual(values: Sequence[dict[str, str]]) -> dict[str, str]:
     return {name: value for name, value in counts.items() if value is not None}
 
 
+def missing_steps(steps: Sequence[int]) -> list[Finding]:
+    """Holes in a stretch of steps that are equally far apart but for them.
+
+    The distance is the most common one, found at least three times and more often than any other distance between its
+    first and its last place. A distance of 1 says nothing: log-spaced steps begin so.
+    """
+    apart = np.diff(steps)
+    counts = Counter(apart.tolist())
+    usual, n = counts.most_common(1)[0] if counts else (0, 0)
+    if n < 3 or usual < 2:
+        return []
+    at = np.flatnonzero(apart == usual)
+    stretch = apart[at[0] : at[-1] + 1]
+    if 2 * n <= len(stretch):
+        return []
+    found = []
+    for place in at[0] + np.flatnonzero((stretch > usual) & (stretch % usual == 0)):
+        before, after = steps[place], steps[place + 1]
+        left_out = range(before + usual, after, usual)
+        text = (
+            f"steps go by {usual} from {steps[at[0]]} to {steps[at[-1] + 1]}, but {len(left_out)} of them "
+            f"({named([*map(str, left_out)])}) are missing. Fetch them again, unless they were left out on purpose."
+        )
+        found.append(Finding(after, "gap", "note", (), text))
+    return found
+
+
 def as_frame(findings: Sequence[Finding]) -> pd.DataFrame:
     """One row a finding."""
     columns = ["step", "kind", "severity", "tensors", "text"]
