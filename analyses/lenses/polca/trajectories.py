@@ -115,6 +115,15 @@ def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
     return torch.stack([_tensors(plan, PathPoint("gradients", step, step))["gradients"] for step in plan.steps])
 
 
+def coordinates_at(plan: Plan) -> Float[Tensor, "time direction"]:
+    """Where the parameters are along each direction at the plan's steps, from where training began, in float64.
+
+    Raises:
+        QflError: They were not followed with this configuration.
+    """
+    return torch.stack([_tensors(plan, PathPoint("gradients", step, step))["coordinates"] for step in plan.steps])
+
+
 def missing_points(plan: Plan) -> list[PathPoint]:
     """The points that are not in the run's table, in the order of training, which a replay follows once."""
     table = plan.run.table(LENS)
