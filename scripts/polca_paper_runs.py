@@ -1,7 +1,7 @@
-"""Trainings at the size of the POLCA paper and at others: what is followed in them, and the small tables kept of it.
+"""Trainings at the size of the POLCA paper and at others: what is followed in them, and which small tables are kept.
 
-A table is a file of docs/polca_paper/RUN/. What a run's own tables hold (directions, slopes at every point) stays beside
-the run and may be deleted once the tables are kept.
+A table is a file of docs/polca_paper/RUN/. What a run's own tables hold (directions, slopes at every point) stays
+beside the run and may be deleted once the tables are kept.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ SIZES = {
 
 
 def train_config(size: Size, seed: int) -> qfl.TrainConfig:
-    """The paper's schedule: a linear warm-up over 100 steps, then constant. Weights are kept where directions come from."""
+    """The paper's schedule: a linear warm-up over 100 steps, then constant. Weights are kept at the basis steps."""
     return qfl.TrainConfig(
-        n_steps=size.n_steps, lr=size.lr, batch_size=size.batch_size, seed=seed, schedule="wsd",
-        warmup_fraction=min(100 / size.n_steps, 0.5), decay_fraction=0.0, eval_fraction=0.02, save_every=size.basis_every,
+        n_steps=size.n_steps, lr=size.lr, batch_size=size.batch_size, seed=seed, schedule="wsd", decay_fraction=0.0,
+        warmup_fraction=min(100 / size.n_steps, 0.5), eval_fraction=0.02, save_every=size.basis_every,
         save_optimizer=True,
     )  # fmt: skip
 
@@ -227,7 +227,7 @@ def _curves(plan: Plan, followed: Followed, way: Way) -> Iterator[tuple[str, str
 
 
 def labelled(plan: Plan, followed: Followed) -> pd.DataFrame:
-    """What is known of each token: `example`, `place` (0: thousands), `target`, `carry_in` and `carry_out` of its place."""
+    """What is known of each token: `example`, `place` (0: thousands), `target`, carries into and out of its place."""
     found = token_labels(plan.run.task, followed.examples, followed.scored)
     carry = found["carry"].fillna(False).to_numpy(dtype=bool).reshape(len(followed.examples), -1)
     out = np.zeros_like(carry)
@@ -337,7 +337,7 @@ def _slopes(plan: Plan, followed: Followed) -> pd.DataFrame:
 
 
 def compare_orders(size: Size, run: qfl.Run, folder: Path) -> None:
-    """Keep how far the orders agree along the sparse directions, over the whole and over the short stretch (Table 12)."""
+    """Keep how far the orders agree along the sparse directions, over all and over the short stretch (Table 12)."""
     if (folder / "orders.parquet").exists():
         return
     parts = []

@@ -23,7 +23,9 @@ from qfl_interp.tables import column, groups
 # Which clusters enter: as the paper writes, more than 85 % of their carries in the tens and hundreds; more than 85 % of
 # all their tokens there; or any.
 Entering = Literal["carries there", "tokens there", "all"]
-_FOLDS, _SHUFFLES = 5, 40
+_FOLDS = 5
+# Shuffles of the carries: of the clusters', and of a discriminant's, which is fitted for each.
+SHUFFLES = {"clusters": 200, "discriminant": 40}
 
 
 def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -39,13 +41,14 @@ def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
             shown = {**about, "scale": scale, **_hidden(rows), "captured": rows.iloc[0].get("captured", np.nan)}
             if orders is not None and about["trajectory"] == "the paper's second order":
                 shown |= _first_against_second(orders, about["stretch"])
+            n = SHUFFLES["clusters"]
             for carry, enter in itertools.product(("carry_in", "carry_out"), get_args(Entering)):
                 having = tokens[carry].to_numpy(dtype=bool)
                 seen = [entering(own, place, enter) for own in labels]
                 yield {
                     **shown, "carry": carry, "clusters_entering": enter, **_best(labels, having, seen),
-                    "chance_place": chance_homogeneity(labels, having, place, seen=seen),
-                    "chance_place_target": chance_homogeneity(labels, having, place, among=both, seen=seen),
+                    "chance_place": chance_homogeneity(labels, having, place, n, seen=seen),
+                    "chance_place_target": chance_homogeneity(labels, having, place, n, among=both, seen=seen),
                 }  # fmt: skip
 
 
@@ -127,7 +130,7 @@ def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
             carry, values = tokens["carry_in"].to_numpy(dtype=bool)[here], features[here]
             target = pd.factorize(tokens["target"][here])[0]
             rng, shuffled = np.random.default_rng(0), []
-            for _ in range(_SHUFFLES):
+            for _ in range(SHUFFLES["discriminant"]):
                 mixed = carry.copy()
                 for one in np.unique(target):
                     mixed[target == one] = rng.permutation(mixed[target == one])
@@ -185,9 +188,11 @@ def movement_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def movement(coordinates: Float[np.ndarray, "time direction"]) -> pd.DataFrame:
-    """One row a direction: `net`, from the first point to the last; `gone`, the way; `way_kept`, their ratio; and
-    `turns_back`, how often the next step goes against the last.
-    """  # fmt: skip
+    """How the parameters move, one row a direction.
+
+    `net` is from the first point to the last, `gone` the way, `way_kept` their ratio; `turns_back` is how often a step
+    goes against the last.
+    """
     steps = np.diff(coordinates, axis=0)
     net, gone = np.abs(steps.sum(axis=0)), np.abs(steps).sum(axis=0)
     turns = np.mean(np.sign(steps[1:]) != np.sign(steps[:-1]), axis=0)

@@ -121,7 +121,7 @@ def shown(rows: pd.DataFrame, scale: str = "raw") -> pd.DataFrame:
     """The paper's reading of all the rows, means over the seeds."""
     own = select(rows, scale=scale, carry="carry_in", clusters_entering="carries there")
     keys = ["d_model", "trajectory", "basis", "stretch"]
-    return pd.DataFrame(own[list(_SHOWN)].groupby(keys, sort=False).mean().reset_index())
+    return own[list(_SHOWN)].groupby(keys, sort=False, as_index=False).mean()
 
 
 def best_direction(rows: pd.DataFrame) -> int:
@@ -173,8 +173,9 @@ def _band(rows: pd.DataFrame, prefix: str, color: str, label: str, *, first: boo
     low, high = column(rows, f"{prefix}q25"), column(rows, f"{prefix}q75")
     look: dict[str, Any] = {"legendgroup": label, "mode": "lines", "line": {"color": color}}
     outline = {"x": np.concatenate([steps, steps[::-1]]), "y": np.concatenate([high, low[::-1]])}
+    area = look | {"line": {"width": 0}, "fillcolor": color, "fill": "toself", "opacity": 0.3, "showlegend": False}
     return [
-        go.Scatter(**outline, fill="toself", opacity=0.3, showlegend=False, **look | {"line": {"width": 0}, "fillcolor": color}),
+        go.Scatter(**outline, **area),
         go.Scatter(x=steps, y=column(rows, f"{prefix}mean"), name=label, showlegend=first, **look),
     ]  # fmt: skip
 
