@@ -57,6 +57,7 @@ class Size:
         stretch: First and last step that are followed closely.
         short: How many steps of the stretch get the exact second order.
         n_examples: Problems that are followed.
+        n_orders: Likewise, where orders are compared.
         n_hessian: Problems of the Hessian's sample.
         tol: Residual of an eigenvector.
         span: Steps over which a turn is measured (Eq. 9).
@@ -75,6 +76,7 @@ class Size:
     stretch: tuple[int, int] = (1_000, 1_400)
     short: int = 100
     n_examples: int = 500
+    n_orders: int = 200
     n_hessian: int = 300
     tol: float = 0.03
     span: int = 100
@@ -141,11 +143,12 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
     """What a stage follows, by its name."""
     how: dict[str, Any] = {"n_examples": size.n_examples, "n_hessian": size.n_hessian, "tol": size.tol}
     dense: dict[str, Any] = how | {"basis_steps": _multiples(size, size.basis_every)}
-    sparse: dict[str, Any] = how | {"basis_steps": _multiples(size, size.sparse_every)}
+    sparse: dict[str, Any] = how | {"basis_steps": _multiples(size, size.sparse_every), "n_examples": size.n_orders}
     n = size.n_steps // size.basis_every
     if stage == "follow":
-        yield Way("all", "hessian", PolcaConfig(accuracy="first", **dense), details=True, baselines=True)
+        # It has the points of the first order, too: one replay for both.
         yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense))
+        yield Way("all", "hessian", PolcaConfig(accuracy="first", **dense), details=True, baselines=True)
     elif stage == "bases":
         yield Way("all", "random", PolcaConfig(basis="random", n_directions=n, accuracy="first", **dense), details=True)
         yield Way("all", "shuffled", PolcaConfig(basis="shuffled", accuracy="first", **dense))
@@ -160,8 +163,8 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
         for accuracy in ("first", "paper", "path", "second"):
             yield Way("short", "sparse", PolcaConfig(accuracy=accuracy, **sparse))
     elif stage == "closely":
-        yield Way("closely", "hessian", PolcaConfig(accuracy="first", **dense), baselines=True)
         yield Way("closely", "hessian", PolcaConfig(accuracy="path", **dense))
+        yield Way("closely", "hessian", PolcaConfig(accuracy="first", **dense), baselines=True)
     elif stage == "readings":
         yield Way("all", "hessian-prompt", PolcaConfig(accuracy="first", hessian_prompt=True, **dense))
     else:
@@ -191,7 +194,7 @@ def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
     plan = plan_of(size, way, run)
     followed = follow(plan)
     tokens = labelled(plan, followed)
-    _keep(folder, "tokens", tokens)
+    _keep(folder, f"tokens-{len(tokens)}", tokens)
     for suffix, trajectory, curves in _curves(plan, followed, way):
         rows = _direction_rows(size, plan, followed, curves, tokens)
         about = {
@@ -399,7 +402,12 @@ def kept_folder(size: Size, seed: int, kept: Path) -> Path:
 
 def folders(kept: Path) -> Sequence[Path]:
     """Those that hold tables."""
-    return sorted(path.parent for path in kept.glob("*/tokens.parquet"))
+    return sorted({path.parent for path in kept.glob("*/tokens-*.parquet")})
+
+
+def tokens_of(folder: Path, n: int) -> pd.DataFrame:
+    """What is known of the tokens where so many were followed."""
+    return pd.read_parquet(folder / f"tokens-{n}.parquet")
 
 
 def tables(folder: Path) -> Iterable[tuple[str, pd.DataFrame]]:

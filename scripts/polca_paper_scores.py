@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from polca_paper_runs import PLACES, auc, folders, tables
+from polca_paper_runs import PLACES, auc, folders, tables, tokens_of
 from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
@@ -30,15 +30,21 @@ SHUFFLES = {"clusters": 200, "discriminant": 40}
 
 def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """One row a curve, scale and reading: the purest cluster in carries, beside chance, and what is hidden."""
-    tokens = pd.read_parquet(folder / "tokens.parquet")
-    place = column(tokens, "place").astype(np.int64)
-    both = pd.factorize(tokens["target"].astype(str) + " " + tokens["place"].astype(str))[0]
     orders = pd.read_parquet(folder / "orders.parquet") if (folder / "orders.parquet").exists() else None
     for _, table in tables(folder):
         for scale, rows in groups(table, "scale"):
             about = rows.iloc[0][["d_model", "lr", "seed", "stretch", "trajectory", "basis"]].to_dict()
             labels = [np.asarray(own, dtype=np.int64) for own in rows["labels"]]
-            shown = {**about, "scale": scale, **_hidden(rows), "captured": rows.iloc[0].get("captured", np.nan)}
+            tokens = tokens_of(folder, len(labels[0]))
+            place = column(tokens, "place").astype(np.int64)
+            both = tokens.groupby(["place", "target"]).ngroup().to_numpy()
+            shown = {
+                **about,
+                "n_tokens": len(tokens),
+                "scale": scale,
+                **_hidden(rows),
+                "captured": rows.iloc[0].get("captured", np.nan),
+            }
             if orders is not None and about["trajectory"] == "the paper's second order":
                 shown |= _first_against_second(orders, about["stretch"])
             n = SHUFFLES["clusters"]
@@ -123,8 +129,8 @@ def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
     Labels are shuffled among tokens of one target: what the target says of the carry remains.
     """
-    tokens = pd.read_parquet(folder / "tokens.parquet")
     for name, features in _features(folder):
+        tokens = tokens_of(folder, len(features))
         for at, place in PLACES.items():
             here = column(tokens, "place") == at
             carry, values = tokens["carry_in"].to_numpy(dtype=bool)[here], features[here]
@@ -150,10 +156,10 @@ def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
     for one, other in itertools.permutations(folders(kept), 2):
         if one.name.split("-")[0] != other.name.split("-")[0]:
             continue
-        labels = [pd.read_parquet(folder / "tokens.parquet") for folder in (one, other)]
         ours, theirs = dict(_features(one)), dict(_features(other))
         for name in (name for name in ours if name in theirs):
             first, second = ours[name], theirs[name]
+            labels = [tokens_of(one, len(first)), tokens_of(other, len(second))]
             for at, place in PLACES.items():
                 here = [column(tokens, "place") == at for tokens in labels]
                 carry = [tokens["carry_in"].to_numpy(dtype=bool)[own] for tokens, own in zip(labels, here, strict=True)]

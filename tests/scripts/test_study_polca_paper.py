@@ -21,7 +21,8 @@ from qfl_interp.polca.quality import restricted_homogeneity
 
 TINY = runs.Size(
     16, 3e-3, (0, 1), n_steps=16, basis_every=4, sparse_every=8, every=4, closely=2, stretch=(8, 14), short=4,
-    n_examples=40, n_hessian=20, tol=0.3, span=4, tau=8, batch_size=8, n_layers=1, n_heads=2, n_parameters=3,
+    n_examples=40, n_orders=15, n_hessian=20, tol=0.3, span=4, tau=8, batch_size=8, n_layers=1, n_heads=2,
+    n_parameters=3,
 )  # fmt: skip
 
 
@@ -166,6 +167,7 @@ def test_all_of_it_at_a_tiny_size(kept, capsys, monkeypatch):
     assert per.groupby("seed").size().to_dict() == {0: 5 + 4 + 7 + 5 + 1, 1: 5}
     names = set(rows["trajectory"])
     assert {"exact loss", "LCA, first order", "the paper's second order", "exact second order"} <= names
+    assert (rows["n_tokens"] == np.where(rows["basis"] == "sparse", 60, 160)).all()
     projected = ~rows["trajectory"].isin(["exact loss", "change in exact loss", "Fisher information"])
     assert rows.loc[projected, "captured"].notna().all()
     own = rows[rows["trajectory"] == "the paper's second order"]
@@ -184,7 +186,7 @@ def test_all_of_it_at_a_tiny_size(kept, capsys, monkeypatch):
 @pytest.mark.slow
 def test_tokens_carries_and_curves_that_are_kept(kept):
     folder = kept / "kept" / "d16-seed0"
-    tokens = pd.read_parquet(folder / "tokens.parquet")
+    tokens = pd.read_parquet(folder / "tokens-160.parquet")
     assert tokens["place"].tolist() == [0, 1, 2, 3] * 40
     carries = tokens[["carry_in", "carry_out"]].to_numpy().reshape(40, 4, 2)
     # Nothing carries into the ones nor out of the thousands; the thousands are their carry.
