@@ -45,21 +45,33 @@ def best_carry(found: PolcaResult, directions: int | None = None) -> dict[str, f
 
 
 def chance_homogeneity(
-    labels: Sequence[np.ndarray], carry: np.ndarray, place: np.ndarray, shuffles: int = SHUFFLES
+    labels: Sequence[np.ndarray],
+    carry: np.ndarray,
+    place: np.ndarray,
+    shuffles: int = SHUFFLES,
+    *,
+    among: np.ndarray | None = None,
+    seen: Sequence[np.ndarray] | None = None,
 ) -> float:
     """What 95 % of shuffled carries stay below as the best homogeneity of all these clusters.
 
-    Carries are shuffled among the tokens of one place, so that each place keeps its share of them. NaN where no cluster
-    counts in any shuffle.
+    Carries are shuffled among the tokens of one place, so that each place keeps its share of them; with `among`, a
+    number of each token, among those of one number. `seen` has, for each of `labels`, the place that decides which
+    cluster counts. NaN where no cluster counts in any shuffle.
     """
-    inside = np.array([own == cluster for own in labels for cluster in np.unique(own[own >= 0])], dtype=np.float64)
-    if len(inside) == 0:
+    places = [place] * len(labels) if seen is None else seen
+    pairs = [
+        (own == cluster, at) for own, at in zip(labels, places, strict=True) for cluster in np.unique(own[own >= 0])
+    ]
+    if not pairs:
         return float("nan")
+    inside = np.array([members for members, _ in pairs], dtype=np.float64)
+    wanted = np.array([members & np.isin(at, CARRY_PLACES) for members, at in pairs], dtype=np.float64)
     rng, shuffled = np.random.default_rng(0), np.tile(carry, (shuffles, 1))
-    for at in np.unique(place):
-        shuffled[:, place == at] = rng.permuted(shuffled[:, place == at], axis=1)
-    having = inside @ shuffled.T
-    within = inside @ (shuffled & np.isin(place, CARRY_PLACES)).T
+    groups = place if among is None else among
+    for at in np.unique(groups):
+        shuffled[:, groups == at] = rng.permuted(shuffled[:, groups == at], axis=1)
+    having, within = inside @ shuffled.T, wanted @ shuffled.T
     counts = within > PLACE_SHARE * having
     best = np.where(counts, having / inside.sum(axis=1, keepdims=True), np.nan)
     best = np.nanmax(best[:, counts.any(axis=0)], axis=0, initial=np.nan)

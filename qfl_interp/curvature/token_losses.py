@@ -55,17 +55,22 @@ class ScoredTokens:
         return ScoredTokens(*(field.to(device) for field in fields))
 
 
-def scored_tokens(batch: Batch, *, prompt_end: bool = False) -> ScoredTokens:
+def scored_tokens(batch: Batch, *, prompt_end: bool = False, prompt: bool = False) -> ScoredTokens:
     """The tokens of a batch that are scored.
 
     With `prompt_end` the last token of the prompt (`=`) is too where the batch scores it, as in the quiet-features
-    paper's loss. By default the answer alone.
+    paper's loss. With `prompt` every token of the prompt is as well, but the first, which nothing predicts. By default
+    the answer alone.
 
     Raises:
         ValueError: Nothing is scored.
     """
-    span = scored_span(batch.loss_mask)
-    target = targets(batch.wanted, batch.loss_mask if prompt_end else batch.answer_mask, span)
+    mask = batch.loss_mask if prompt_end else batch.answer_mask
+    if prompt:
+        mask = batch.loss_mask.flip(1).cummax(dim=1).values.flip(1)
+        mask[:, 0] = False
+    span = scored_span(mask | batch.loss_mask)
+    target = targets(batch.wanted, mask, span)
     example, place = torch.nonzero(is_scored(target), as_tuple=True)
     if len(example) == 0:
         raise ValueError("batch must score at least one token of an answer, got none: loss_mask keeps the prompt only.")

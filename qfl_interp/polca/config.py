@@ -39,6 +39,7 @@ class PolcaConfig(_Config):
         max_products: Hessian-vector products that a basis checkpoint may cost; at least `4 per_checkpoint + 6`.
         seed: Draws examples, random directions, the shuffled order and the eigensolver's start.
         double: Compute in float64.
+        hessian_prompt: Count the prompt's tokens too in the loss whose Hessian or gradient gives directions.
 
     Raises:
         ValueError: A value is out of its range, or "probe" has no feature.
@@ -62,6 +63,9 @@ class PolcaConfig(_Config):
     max_products: int = 300
     seed: int = 0
     double: bool = False
+    hessian_prompt: bool = False
+
+    _later = ("hessian_prompt",)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -488,7 +488,7 @@ def test_a_basis_is_named_by_what_decides_it_alone(run):
 
     for basis, others in (
         ("hessian", {"n_directions": 9, "n_probe": 7, "n_examples": 3, "accuracy": "first", "n_panels": 3}),
-        ("random", {"n_hessian": 9, "tol": 0.1, "max_products": 50, "basis_steps": "last"}),
+        ("random", {"n_hessian": 9, "hessian_prompt": True, "tol": 0.1, "max_products": 50, "basis_steps": "last"}),
         ("parameters", {"n_hessian": 9, "seed": 4, "tol": 0.1}),
     ):
         config = change(basis=basis, basis_steps="all")
@@ -497,7 +497,8 @@ def test_a_basis_is_named_by_what_decides_it_alone(run):
         assert digest(change(config, double=False)) != named
     for basis, decisive in (
         ("hessian", {"n_hessian": 9}), ("hessian", {"seed": 4}), ("hessian", {"tol": 0.1}),
-        ("hessian", {"per_checkpoint": 2}), ("hessian", {"basis_steps": "0,20"}), ("random", {"seed": 4}),
+        ("hessian", {"hessian_prompt": True}), ("hessian", {"per_checkpoint": 2}), ("hessian", {"basis_steps": "0,20"}), 
+        ("random", {"seed": 4}),
         ("random", {"n_directions": 4}), ("parameters", {"basis_steps": "0"}), ("gradient", {"n_hessian": 9}),
     ):  # fmt: skip
         config = change(basis=basis, basis_steps="all")

@@ -73,6 +73,17 @@ def test_scored_tokens_are_those_the_mask_keeps(built, prompt_end):
     assert torch.equal(scored.tokens, batch.tokens[:, : scored.tokens.shape[1]])
 
 
+def test_the_prompt_counts_where_it_is_asked_for(built):
+    """Every token up to the last scored one, but the first, which nothing predicts."""
+    _, batch = built
+    expected = []
+    for row, (tokens, mask) in enumerate(zip(batch.tokens.tolist(), batch.loss_mask.tolist(), strict=True)):
+        last = max(place for place, kept in enumerate(mask) if kept)
+        expected += [(row, place - 1, tokens[place]) for place in range(1, last + 1)]
+    scored = scored_tokens(batch, prompt=True)
+    assert list(zip(scored.example.tolist(), scored.position.tolist(), scored.target.tolist(), strict=True)) == expected
+
+
 def test_some_of_the_examples_are_those_rows_counted_anew(built):
     _, batch = built
     scored = scored_tokens(batch)

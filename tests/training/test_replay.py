@@ -116,6 +116,16 @@ def test_another_loss_than_the_logged_one_is_refused_at_the_first_step(sparse, u
     assert updates == [0]
 
 
+def test_a_replay_that_differs_is_refused_before_directions_are_found(sparse):
+    replayed, middle = replay(sparse), sparse.steps[1]
+    replayed._logged[1] += 1.0
+    config = qfl.PolcaConfig(basis_steps=str(middle), n_examples=20, n_hessian=20, tol=1e-2, seed=5)
+    before = sparse.table("polca_basis").parts()
+    with pytest.raises(qfl.QflError, match="at step 1 of"):
+        polca(replayed, config=config, progress=False, span=4)
+    assert sparse.table("polca_basis").parts() == before
+
+
 def test_other_weights_than_the_saved_ones_are_refused(sparse, monkeypatch):
     load, middle = qfl.Run.load_checkpoint, sparse.steps[1]
 

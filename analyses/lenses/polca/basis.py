@@ -115,10 +115,16 @@ class _Found(NamedTuple):
 
 def _prepare(plan: Plan) -> _Found:
     """The directions found before, and the examples."""
-    config, task, table = plan.config, plan.run.task, plan.run.table(LENS)
+    table = plan.run.table(LENS)
     there = (number for number in range(plan.n_directions) if table.has(_part(plan, number)))
+    return _Found(_read(plan, there, plan.device), *hessian_sample(plan))
+
+
+def hessian_sample(plan: Plan) -> tuple[Examples, ScoredTokens]:
+    """The training examples whose loss gives directions, and their tokens that count."""
+    config, task = plan.config, plan.run.task
     examples = held_out(task, fitted_split(task), config.n_hessian, seed=config.seed, stream="polca/hessian")
-    return _Found(_read(plan, there, plan.device), examples, scored_tokens(task.encode(examples)))
+    return examples, scored_tokens(task.encode(examples), prompt=config.hessian_prompt)
 
 
 def _find(plan: Plan, found: _Found, stage: Stage) -> None:

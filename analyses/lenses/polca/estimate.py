@@ -11,13 +11,12 @@ import torch
 
 from analyses.checkpoints import n_processes
 from analyses.lenses.polca.basis import LENS as BASIS
-from analyses.lenses.polca.basis import basis_rows, memory_needed
+from analyses.lenses.polca.basis import basis_rows, hessian_sample, memory_needed
 from analyses.lenses.polca.plan import Plan, direction_part
 from analyses.lenses.polca.trajectories import missing_points, quantities
 from analyses.result import Result
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
-from qfl_interp.data.examples import fitted_split, held_out
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, parameters_to_save
 from qfl_interp.runs.run import Run
@@ -82,9 +81,8 @@ def _trained_again(plan: Plan, run: Run, on_disk: list[int], basis: bool, points
 
 
 def _seconds_of_product(plan: Plan, model: HookedModel) -> float:
-    task, config = plan.run.task, plan.config
-    examples = held_out(task, fitted_split(task), config.n_hessian, seed=config.seed, stream="polca/hessian")
-    hessian = Hessian(TokenLoss(model, scored_tokens(task.encode(examples)), dtype=plan.dtype))
+    _, scored = hessian_sample(plan)
+    hessian = Hessian(TokenLoss(model, scored, dtype=plan.dtype))
     vector = torch.ones(len(plan.space), dtype=plan.dtype, device=plan.device)
     return _seconds(lambda: hessian.product(vector))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from analyses.checkpoints import over_checkpoints
-from analyses.lenses.polca.plan import Plan, direction_part
+from analyses.lenses.polca.plan import Plan, Settings, direction_part
 from analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, INTERVALS
 from analyses.lenses.polca.trajectories import Followed, gradients_at
 from qfl_interp.polca.breakthroughs import cluster_breakthroughs, flat, learned_step, plateau_after
@@ -127,24 +128,14 @@ def _cluster_rows(
     of: Grouping, direction: int, curves: Float[np.ndarray, "token time"], found: Clusters, composition: pd.DataFrame
 ) -> pd.DataFrame:
     """One row a cluster of a direction."""
-    settings, steps = of.plan.settings, of.curves.steps
-    tau = plateau_after(of.losses.mean(axis=1), steps) if settings.tau is None else settings.tau
+    settings = of.plan.settings
+    verdicts = cluster_verdicts(curves, found.labels, of.losses, of.curves.steps, settings)
     separate = silhouettes(curves, found.labels)
     eigenvalue = select(of.followed.directions, direction=direction)
     rows = []
     for cluster, medoid in found.medoids.items():
         members = found.labels == cluster
-        own = of.losses[:, members].mean(axis=1)
-        (broken,) = cluster_breakthroughs(
-            curves,
-            np.where(members, cluster, -1),
-            steps,
-            span=settings.span or 0,
-            tau=tau,
-            stretches=flat(own, steps),
-            learned=learned_step(own, steps),
-            rule=settings.rule,
-        ).to_dict("records")
+        broken = verdicts[cluster]
         mean = curves[members].mean(axis=0)
         rows.append(
             {
@@ -165,6 +156,36 @@ def _cluster_rows(
             }
         )
     return pd.DataFrame(rows, columns=None if rows else ["cluster", "name"])
+
+
+def cluster_verdicts(
+    curves: Float[np.ndarray, "token time"],
+    labels: Int[np.ndarray, " token"],
+    losses: Float[np.ndarray, "time token"],
+    steps: Sequence[int],
+    settings: Settings,
+) -> dict[int, dict[str, Any]]:
+    """When each cluster breaks, by its number; its own exact loss decides whether it is flat there.
+
+    The values of a cluster are the columns of `cluster_breakthroughs`.
+    """
+    tau = plateau_after(losses.mean(axis=1), steps) if settings.tau is None else settings.tau
+    verdicts = {}
+    for cluster in np.unique(labels[labels >= 0]):
+        members = labels == cluster
+        own = losses[:, members].mean(axis=1)
+        (broken,) = cluster_breakthroughs(
+            curves,
+            np.where(members, cluster, -1),
+            steps,
+            span=settings.span or 0,
+            tau=tau,
+            stretches=flat(own, steps),
+            learned=learned_step(own, steps),
+            rule=settings.rule,
+        ).to_dict("records")
+        verdicts[int(cluster)] = broken
+    return verdicts
 
 
 def _name(composition: pd.DataFrame, cluster: int) -> dict[str, Any]:

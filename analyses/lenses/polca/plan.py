@@ -152,7 +152,10 @@ class Plan:
     @property
     def basis_digest(self) -> str:
         """Names what decides the directions."""
-        named = {name: getattr(self.config, name) for name in ("basis", "double", *_DECIDES[self.config.basis])}
+        decides = _DECIDES[self.config.basis]
+        named = {name: getattr(self.config, name) for name in ("basis", "double", *decides)}
+        if self.config.hessian_prompt and "n_hessian" in decides:
+            named["hessian_prompt"] = True
         return digest(json.dumps(named | {"stages": self.stages, "steps": self.basis_steps}, sort_keys=True))
 
     @property

@@ -28,6 +28,7 @@ from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import Segment, captured_fraction, decompose
 from qfl_interp.polca.trajectories import Trajectories, TrajectoryKind
 from qfl_interp.shapes import Examples
+from qfl_interp.training.replay import Replay
 
 LENS = "polca_nodes"
 
@@ -100,10 +101,20 @@ def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
     remedy = "Take fewer steps, examples or directions, or float32."
     what = f"curves of {len(scored):,} tokens along {n} directions at {len(plan.steps)} steps"
     require_memory(held, available_bytes(), what, remedy)
+    _require_repeatable(plan)
     find_basis(plan, jobs=jobs, progress=progress)
     prepare, work = functools.partial(_prepare, plan), functools.partial(_compute, plan)
     over_checkpoints(missing_points(plan), prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
     return _collect(plan, scored)
+
+
+def _require_repeatable(plan: Plan) -> None:
+    """Of a replay train the first step that is not on disk: one that differs is refused before directions are found."""
+    run = plan.run
+    if isinstance(run, Replay) and missing_points(plan):
+        made = set(plan.steps).union(plan.basis_steps).difference(run.saved_steps)
+        if made:
+            run.load_checkpoint(min(made))
 
 
 def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
@@ -113,6 +124,15 @@ def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
         QflError: They were not followed with this configuration.
     """
     return torch.stack([_tensors(plan, PathPoint("gradients", step, step))["gradients"] for step in plan.steps])
+
+
+def coordinates_at(plan: Plan) -> Float[Tensor, "time direction"]:
+    """Where the parameters are along each direction at the plan's steps, from where training began, in float64.
+
+    Raises:
+        QflError: They were not followed with this configuration.
+    """
+    return torch.stack([_tensors(plan, PathPoint("gradients", step, step))["coordinates"] for step in plan.steps])
 
 
 def missing_points(plan: Plan) -> list[PathPoint]:

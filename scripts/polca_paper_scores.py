@@ -1,0 +1,205 @@
+"""From the kept tables of a training to rows: carries in clusters under each reading, and what a discriminant tells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from polca_paper_runs import PLACES, auc, folders, tables, tokens_of
+from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from qfl_interp.polca.quality import PLACE_SHARE, adjusted_rand, restricted_homogeneity
+from qfl_interp.tables import column, groups
+
+# Which clusters enter: as the paper writes, more than 85 % of their carries in the tens and hundreds; more than 85 % of
+# all their tokens there; or any.
+Entering = Literal["carries there", "tokens there", "all"]
+_FOLDS = 5
+# Shuffles of the carries: of the clusters', and of a discriminant's, which is fitted for each.
+SHUFFLES = {"clusters": 200, "discriminant": 40}
+
+
+def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """One row a curve, scale and reading: the purest cluster in carries, beside chance, and what is hidden."""
+    orders = pd.read_parquet(folder / "orders.parquet") if (folder / "orders.parquet").exists() else None
+    for _, table in tables(folder):
+        for scale, rows in groups(table, "scale"):
+            about = rows.iloc[0][["d_model", "lr", "seed", "stretch", "trajectory", "basis"]].to_dict()
+            labels = [np.asarray(own, dtype=np.int64) for own in rows["labels"]]
+            tokens = tokens_of(folder, len(labels[0]))
+            place = column(tokens, "place").astype(np.int64)
+            both = tokens.groupby(["place", "target"]).ngroup().to_numpy()
+            shown = {
+                **about,
+                "n_tokens": len(tokens),
+                "scale": scale,
+                **_hidden(rows),
+                "captured": rows.iloc[0].get("captured", np.nan),
+            }
+            if orders is not None and about["trajectory"] == "the paper's second order":
+                shown |= _first_against_second(orders, about["stretch"])
+            n = SHUFFLES["clusters"]
+            for carry, enter in itertools.product(("carry_in", "carry_out"), get_args(Entering)):
+                having = tokens[carry].to_numpy(dtype=bool)
+                seen = [entering(own, place, enter) for own in labels]
+                yield {
+                    **shown, "carry": carry, "clusters_entering": enter, **_best(labels, having, seen),
+                    "chance_place": chance_homogeneity(labels, having, place, n, seen=seen),
+                    "chance_place_target": chance_homogeneity(labels, having, place, n, among=both, seen=seen),
+                }  # fmt: skip
+
+
+def entering(labels: Int[np.ndarray, " token"], place: Int[np.ndarray, " token"], enter: Entering) -> np.ndarray:
+    """Each token's place as the rule of the paper is to see it, so that it lets the clusters of a reading in."""
+    if enter == "carries there":
+        return place
+    if enter == "all":
+        return np.full(len(place), CARRY_PLACES[0])
+    seen = np.full(len(place), -1)
+    for cluster in np.unique(labels[labels >= 0]):
+        if np.isin(place[labels == cluster], CARRY_PLACES).mean() > PLACE_SHARE:
+            seen[labels == cluster] = CARRY_PLACES[0]
+    return seen
+
+
+def _best(labels: list[np.ndarray], carry: np.ndarray, seen: list[np.ndarray]) -> dict[str, float]:
+    """The purest cluster over all directions, the next two directions', and the best adjusted Rand index."""
+    found = [restricted_homogeneity(own, carry, at, CARRY_PLACES) for own, at in zip(labels, seen, strict=True)]
+    tops = sorted(found, key=lambda one: -np.nan_to_num(one.homogeneity))
+    below = [top.homogeneity for top in tops[1:3]] + [np.nan] * 2
+    rand = pd.Series([adjusted_rand(own, carry.astype(np.int64)) for own in labels], dtype=float)
+    return {
+        "homogeneity": tops[0].homogeneity, "recall": tops[0].recall, "f1": tops[0].f1, "second": below[0],
+        "third": below[1], "adjusted_rand": float(rand.max()),
+    }  # fmt: skip
+
+
+def _hidden(rows: pd.DataFrame) -> dict[str, float]:
+    """The share of hidden breakthroughs by three rules: the paper's tau, a measured one, on a plateau of one's own."""
+    found = {rule: np.concatenate(rows[f"hidden_{rule}"].tolist()) for rule in ("paper", "tau", "flat")}
+    n = len(found["paper"])
+    return {
+        "clusters": n, "directions": len(rows), "directions_falling": int(rows["kept"].sum()),
+        **{f"hidden_{rule}": float(np.mean(own)) if n else np.nan for rule, own in found.items()},
+        "tau": int(rows["tau"].iloc[0]),
+    }  # fmt: skip
+
+
+def _first_against_second(orders: pd.DataFrame, stretch: str) -> dict[str, float]:
+    """Table 12 of the paper: means over tokens and directions."""
+    own = orders.query("one == 'first' and other == 'paper' and stretch == @stretch")
+    return {"cosine_first_second": float(own["cosine"].mean()), "l2_first_second": float(own["l2"].mean())}
+
+
+def told(features: Float[np.ndarray, "token feature"], carry: Bool[np.ndarray, " token"], seed: int = 0) -> float:
+    """How well a linear discriminant tells carries of tokens that it was not fitted on: mean AUC over the folds.
+
+    The covariance is shrunk (Ledoit and Wolf); features are scaled by the training tokens. NaN where a fold would lack
+    one of the two.
+    """
+    if min(carry.sum(), len(carry) - carry.sum()) < _FOLDS:
+        return float("nan")
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(features, carry)
+    return float(np.mean([told_elsewhere(features[a], carry[a], features[b], carry[b]) for a, b in folds]))
+
+
+def told_elsewhere(
+    features: Float[np.ndarray, "token feature"],
+    carry: Bool[np.ndarray, " token"],
+    other_features: Float[np.ndarray, "other feature"],
+    other_carry: Bool[np.ndarray, " other"],
+) -> float:
+    """The AUC on other tokens of a discriminant that was fitted on the first; features scaled by the first."""
+    scaler = StandardScaler().fit(features)
+    model = make_pipeline(scaler, LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")).fit(features, carry)
+    return auc(model.decision_function(other_features), other_carry)
+
+
+def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """One row a place and kind of features: what a discriminant tells of carries, and with labels shuffled.
+
+    Labels are shuffled among tokens of one target: what the target says of the carry remains.
+    """
+    for name, features in _features(folder):
+        tokens = tokens_of(folder, len(features))
+        for at, place in PLACES.items():
+            here = column(tokens, "place") == at
+            carry, values = tokens["carry_in"].to_numpy(dtype=bool)[here], features[here]
+            target = pd.factorize(tokens["target"][here])[0]
+            rng, shuffled = np.random.default_rng(0), []
+            for _ in range(SHUFFLES["discriminant"]):
+                mixed = carry.copy()
+                for one in np.unique(target):
+                    mixed[target == one] = rng.permutation(mixed[target == one])
+                shuffled.append(told(values, mixed))
+            yield {
+                "run": folder.name, "features": name, "n_features": values.shape[1], "place": place,
+                "fitted_on": folder.name, "auc": told(values, carry), "chance": float(np.quantile(shuffled, CHANCE)),
+            }  # fmt: skip
+
+
+def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
+    """The same, fitted on the tokens of one seed and tried on those of another of the same size; features standardised.
+
+    Directions of two seeds correspond by their number, that is by the step they come from, and by their sign (towards
+    where training ends).
+    """
+    for one, other in itertools.permutations(folders(kept), 2):
+        if one.name.split("-")[0] != other.name.split("-")[0]:
+            continue
+        ours, theirs = dict(_features(one)), dict(_features(other))
+        for name in (name for name in ours if name in theirs):
+            first, second = ours[name], theirs[name]
+            labels = [tokens_of(one, len(first)), tokens_of(other, len(second))]
+            for at, place in PLACES.items():
+                here = [column(tokens, "place") == at for tokens in labels]
+                carry = [tokens["carry_in"].to_numpy(dtype=bool)[own] for tokens, own in zip(labels, here, strict=True)]
+                found = [_standard(values[own]) for values, own in zip((first, second), here, strict=True)]
+                yield {
+                    "run": other.name, "features": name, "n_features": first.shape[1], "place": place,
+                    "fitted_on": one.name, "auc": told_elsewhere(found[0], carry[0], found[1], carry[1]),
+                    "chance": np.nan,
+                }  # fmt: skip
+
+
+def _standard(values: Float[np.ndarray, "token feature"]) -> Float[np.ndarray, "token feature"]:
+    return StandardScaler().fit_transform(values)
+
+
+def _features(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """What discriminants get: slopes along the directions of a basis, and the exact loss at the same times."""
+    for path in sorted(folder.glob("slopes-*.parquet")):
+        slopes = pd.read_parquet(path)
+        losses = [name for name in slopes if str(name).startswith("loss:")]
+        basis = path.stem.split("-")[2]
+        yield f"slopes, {basis}", slopes.drop(columns=losses).to_numpy(dtype=np.float64)
+        if basis == "hessian":
+            yield "exact loss", slopes[losses].to_numpy(dtype=np.float64)
+
+
+def movement_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """One row a basis: how the parameters move along its directions, medians."""
+    for path in sorted(folder.glob("moves-*.parquet")):
+        way = movement(pd.read_parquet(path).drop(columns="step").to_numpy(dtype=np.float64))
+        yield {"run": folder.name, "basis": path.stem.split("-")[2], **way.median().to_dict()}
+
+
+def movement(coordinates: Float[np.ndarray, "time direction"]) -> pd.DataFrame:
+    """How the parameters move, one row a direction.
+
+    `net` is from the first point to the last, `gone` the way, `way_kept` their ratio; `turns_back` is how often a step
+    goes against the last.
+    """
+    steps = np.diff(coordinates, axis=0)
+    net, gone = np.abs(steps.sum(axis=0)), np.abs(steps).sum(axis=0)
+    turns = np.mean(np.sign(steps[1:]) != np.sign(steps[:-1]), axis=0)
+    return pd.DataFrame({"net": net, "gone": gone, "way_kept": net / gone, "turns_back": turns})

@@ -1,0 +1,210 @@
+"""POLCA in the regime of its paper: trainings, tables and figures, stage by stage.
+
+    python scripts/study_polca_paper.py train                 # one run a seed, under --runs
+    python scripts/study_polca_paper.py follow --dry-run      # hours, memory and disk of what a stage has left to do
+    python scripts/study_polca_paper.py follow                # the Hessian's directions; first order, path integral
+    python scripts/study_polca_paper.py orders                # the paper's and the exact second order, few directions
+    python scripts/study_polca_paper.py closely               # every 5th step of one stretch
+    python scripts/study_polca_paper.py bases                 # random, shuffled, trajectory, largest parameters
+    python scripts/study_polca_paper.py readings              # the Hessian of a loss that counts the prompt's tokens
+    python scripts/study_polca_paper.py tables                # docs/polca_paper*.csv from what is kept; needs no run
+    python scripts/study_polca_paper.py figure                # docs/figures/polca-paper-RUN.png
+
+Every stage takes --size (paper, ladder, small) and --seeds, goes on where it was stopped, and keeps small tables under
+docs/polca_paper/. Whatever is trained again must repeat itself to the bit: stay on one machine and thread count from
+"train" to the last stage that follows, or train anew. Once a stage is done its tables are enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from pages import DOCS, markdown, save
+from plotly.subplots import make_subplots
+from polca_paper_runs import (
+    KEPT,
+    PLACES,
+    SIZES,
+    Size,
+    compare_orders,
+    folders,
+    kept_folder,
+    plan_of,
+    run_way,
+    train_config,
+    trained,
+    ways,
+)
+from polca_paper_scores import across_rows, carry_rows, discriminant_rows, movement_rows
+
+import qfl_interp as qfl
+from analyses.lenses.polca.estimate import estimate
+from qfl_interp.plots.theme import GREY, SERIES, template
+from qfl_interp.tables import column, select
+from qfl_interp.training.train import plan_run
+from qfl_interp.training.trainee import Trainee
+
+FOLLOWING = ("follow", "orders", "closely", "bases", "readings")
+# What the page's table shows of docs/polca_paper.csv: the paper's own reading.
+_SHOWN = ("d_model", "trajectory", "basis", "stretch", "homogeneity", "chance_place", "chance_place_target", "recall",
+          "f1", "adjusted_rand", "clusters", "hidden_paper", "hidden_flat", "captured")  # fmt: skip
+# Updates that are timed for an estimate of the training.
+_TIMED = 3
+
+
+def train(size: Size, seeds: Iterable[int], runs: Path, *, dry_run: bool) -> None:
+    """Train a run a seed, or say how long it takes."""
+    for seed in seeds:
+        if not dry_run:
+            print(trained(size, seed, runs), flush=True)
+            continue
+        task = qfl.load_task("decimal_addition", 3)
+        model = qfl.ModelConfig(d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, style="gpt2")
+        trainee = Trainee(task, plan_run(task, model, train_config(size, seed)), "cpu")
+        trainee.update()
+        started = time.perf_counter()
+        for _ in range(_TIMED):
+            trainee.update()
+        each = (time.perf_counter() - started) / _TIMED
+        print(
+            f"train {size.name(seed)}: {size.n_steps} updates of {each:.2f} s: {size.n_steps * each / 3600:.2f} hours"
+        )
+
+
+def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *, dry_run: bool) -> None:
+    """Follow what a stage follows, or say what is left of it and what that takes."""
+    for seed in seeds:
+        path = runs / size.name(seed)
+        if not (path / "config.json").exists():
+            raise SystemExit(f"{path} must be a run, and there is none. Train first: study_polca_paper.py train.")
+        run = trained(size, seed, runs)
+        if dry_run:
+            for way in ways(size, name):
+                print(f"{way.name}: {estimate(plan_of(size, way, run)).title}", flush=True)
+            continue
+        folder = kept_folder(size, seed, kept)
+        for way in ways(size, name):
+            run_way(size, way, run, folder)
+            print(f"{run.run_id}: {way.name} is kept", flush=True)
+        if name == "orders":
+            compare_orders(size, run, folder)
+
+
+def write_tables(kept: Path, docs: Path) -> dict[str, pd.DataFrame]:
+    """All rows from what is kept, one file a table; returned by their names."""
+    found = folders(kept)
+    if not found:
+        raise SystemExit(f"{kept} must hold tables of at least one training, got none. Run a stage that follows first.")
+    orders = [path for folder in found if (path := folder / "orders.parquet").exists()]
+    rows = {
+        "": pd.DataFrame([row for folder in found for row in carry_rows(folder)]),
+        "_orders": pd.concat([pd.read_parquet(path) for path in orders]) if orders else pd.DataFrame(),
+        "_discriminant": pd.DataFrame([
+            *(row for folder in found for row in discriminant_rows(folder)), *across_rows(kept)
+        ]),
+        "_movement": pd.DataFrame([row for folder in found for row in movement_rows(folder)]),
+    }  # fmt: skip
+    for name, table in rows.items():
+        if len(table):
+            table.to_csv(docs / f"polca_paper{name}.csv", index=False, float_format="%.6g")
+    return rows
+
+
+def shown(rows: pd.DataFrame, scale: str = "raw") -> pd.DataFrame:
+    """The paper's reading of all the rows, means over the seeds."""
+    own = select(rows, scale=scale, carry="carry_in", clusters_entering="carries there")
+    keys = ["d_model", "trajectory", "basis", "stretch"]
+    return own[list(_SHOWN)].groupby(keys, sort=False, as_index=False).mean()
+
+
+def best_direction(rows: pd.DataFrame) -> int:
+    """The direction whose final projected loss tells carries best, mean over the places: the best of many."""
+    own = select(rows, scale="raw")
+    away = np.mean([np.abs(column(own, f"auc_{place}") - 0.5) for place in PLACES.values()], axis=0)
+    return int(column(own, "direction")[int(np.nanargmax(away))])
+
+
+def why_figure(folder: Path) -> go.Figure:
+    """Carry against none along the direction that tells them best: projected loss, exact loss, and the way along it."""
+    name = "all-hessian-first"
+    direction = best_direction(pd.read_parquet(folder / f"{name}.parquet"))
+    means = select(pd.read_parquet(folder / f"means-{name}.parquet"), direction=direction)
+    titles = [f"{place}: {what}" for place in PLACES.values() for what in ("projected loss", "exact loss")]
+    figure = make_subplots(
+        3, 2, subplot_titles=[*titles, "movement along it, and along random directions"],
+        specs=[[{}, {}], [{}, {}], [{"colspan": 2}, None]], vertical_spacing=0.1,
+    )  # fmt: skip
+    for row, place in enumerate(PLACES.values(), start=1):
+        for carry, (color, _) in zip((False, True), SERIES, strict=False):
+            own = select(means, place=place, carry=carry)
+            label = f"{'' if carry else 'no '}carry"
+            for col, prefix in ((1, ""), (2, "exact_")):
+                for trace in _band(own, prefix, color, label, first=(row, col) == (1, 1)):
+                    figure.add_trace(trace, row, col)
+    for basis, color, width in (("random", GREY, 1), ("hessian", SERIES[4][0], 2)):
+        path = folder / f"moves-all-{basis}-first.parquet"
+        if not path.exists():
+            continue
+        moves = pd.read_parquet(path)
+        which = [str(direction)] if basis == "hessian" else [str(one) for one in moves if one != "step"]
+        for number, one in enumerate(which):
+            away = moves[one] - moves[one].iloc[0]
+            label = f"direction {direction}" if basis == "hessian" else "random directions"
+            line = {"color": color, "width": width}
+            figure.add_trace(
+                go.Scatter(x=moves["step"], y=away, line=line, name=label, mode="lines", showlegend=number == 0), 3, 1
+            )
+    figure.update_layout(
+        template=template(), width=950, height=900, title=f"{folder.name}, direction {direction}, first order (nats)"
+    )
+    return figure
+
+
+def _band(rows: pd.DataFrame, prefix: str, color: str, label: str, *, first: bool) -> list[go.Scatter]:
+    """A mean curve over its quartiles."""
+    steps = column(rows, "step")
+    low, high = column(rows, f"{prefix}q25"), column(rows, f"{prefix}q75")
+    look: dict[str, Any] = {"legendgroup": label, "mode": "lines", "line": {"color": color}}
+    outline = {"x": np.concatenate([steps, steps[::-1]]), "y": np.concatenate([high, low[::-1]])}
+    area = look | {"line": {"width": 0}, "fillcolor": color, "fill": "toself", "opacity": 0.3, "showlegend": False}
+    return [
+        go.Scatter(**outline, **area),
+        go.Scatter(x=steps, y=column(rows, f"{prefix}mean"), name=label, showlegend=first, **look),
+    ]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, draw: Callable[..., None] = save) -> None:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="study_polca_paper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("train", *FOLLOWING, "tables", "figure"))
+    parser.add_argument("--size", choices=tuple(sizes), default=next(iter(sizes)))
+    parser.add_argument("--seeds", help="comma-separated; the size's own by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs/polca_paper"))
+    parser.add_argument("--kept", type=Path, default=KEPT)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the CSVs go")
+    parser.add_argument("--dry-run", action="store_true", help="say what is left to do and what it takes")
+    asked = parser.parse_args(arguments)
+    size = sizes[asked.size]
+    seeds = tuple(int(seed) for seed in asked.seeds.split(",")) if asked.seeds else size.seeds
+    if asked.stage == "train":
+        train(size, seeds, asked.runs, dry_run=asked.dry_run)
+    elif asked.stage in FOLLOWING:
+        stage(asked.stage, size, seeds, asked.runs, asked.kept, dry_run=asked.dry_run)
+    elif asked.stage == "tables":
+        print(markdown(shown(write_tables(asked.kept, asked.docs)[""])))
+    else:
+        for seed in seeds:
+            draw(why_figure(asked.kept / size.name(seed)), f"polca-paper-{size.name(seed)}")
+
+
+if __name__ == "__main__":
+    main()
