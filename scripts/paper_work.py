@@ -30,6 +30,8 @@ MOST_LABELS: Final = 20
 N_GROUPS: Final = 8
 # Trials of every control: of whole features, and of single labels.
 TRIALS, TRIALS_BY_LABEL = 4, 1
+# With fewer right answers there is nothing to lose: no ablation.
+LEAST_RIGHT: Final = 0.1
 # Pairs of an interchange: shares are near 0 or 1.
 PAIRS: Final = 96
 _METRICS = ("step", "flops", "seconds", "train_loss")
@@ -76,7 +78,7 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePo
 
 
 def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, pd.DataFrame]:
-    """The tables of a finished run: probes, and where it was watched while it trained verdicts and ablations."""
+    """The tables of a finished run: probes, and where it was watched while it trained verdicts and ablations, too."""
     config = queue.probes
     quiet: dict[str, Any] = {"progress": False}
     if item.across:
@@ -87,6 +89,8 @@ def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, p
     steps = [int(step) for step in distinct(run.table("emergence_curve").read(), "step")]
     rows = probe(run, None, sorted(steps), config=config, **quiet).rows
     tables = {"probe": _probe_rows(rows), "emergence": found.rows}
+    if column(kept_metrics(run.metrics), "val_exact_answer")[-1] < LEAST_RIGHT:
+        return tables
     # At the layers of the best probes, as the paper does, and at every layer: what is read late may be used early.
     depth = run.config.model.n_layers
     ways = [("written", 1), ("project_out", 1), ("written", depth)]
