@@ -32,11 +32,11 @@ class Kept:
         self.folder = folder
 
     def has(self, item: str) -> bool:
-        """Whether the item is finished."""
-        return (self.folder / item / _ABOUT).exists()
+        """Whether the item is finished; a run whose ablations are missing is not, though its other tables are kept."""
+        return (self.folder / item / _ABOUT).exists() and self.about(item).get("complete", True)
 
     def names(self) -> list[str]:
-        """Finished items."""
+        """Items with tables."""
         return sorted(path.parent.name for path in self.folder.glob(f"*/{_ABOUT}"))
 
     def about(self, item: str) -> dict[str, Any]:

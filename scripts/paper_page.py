@@ -131,15 +131,15 @@ class Pages:
                 )  # fmt: skip
             for feature, drop in entry.drops.items():
                 claim = f"taking {feature} out costs {drop} points"
-                costs = [self._costs(row["item"], feature) for row in runs]
+                costs = [self._costs(row, feature) for row in runs]
                 rows.append(of | {"paper": claim, "ours": "; ".join(costs) or "not yet", "": "see below"} | far)
         return rows
 
-    def _costs(self, item: str, feature: str) -> str:
+    def _costs(self, run: Row, feature: str) -> str:
         """What taking a feature out costs, by every method."""
-        table = self.kept.table(item, "ablate")
+        table = self.kept.table(run["item"], "ablate")
         if table is None:
-            return "not yet"
+            return f"nothing to lose: {100 * run['exact_match']:.1f} % right"
         said = []
         for (method, top_k), part in ways(select(table, feature=feature)):
             right = {row["condition"]: row["exact_answer"] for row in records(part)}
@@ -222,6 +222,7 @@ class Pages:
     def _matched(self, entry: Entry) -> tuple[Matched, pd.DataFrame] | None:
         """Seed 0's runs of every budget with the probes of their final models; None with too few."""
         own = [row for row in self.all if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0)]
+        own = [row for row in own if row["d_model"] == own[-1]["d_model"]]
         if len(own) < _MIN_BUDGETS:
             return None
         table = pd.DataFrame(own).rename(columns={"final_loss": "val_loss_answer"})

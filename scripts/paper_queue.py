@@ -32,6 +32,7 @@ class Entry(NamedTuple):
         name: The task's.
         length: Its length.
         chosen: Width, batch size and learning rate, where no search has to find them.
+        search: FLOPs of a run of its first search, where not the common ones; the second's are three times that.
         first: The budget that stands for the first stage's.
         window: Where the paper draws the transition, FLOPs; empty where it draws none.
         paper: The paper's verdict on each feature it names.
@@ -43,6 +44,7 @@ class Entry(NamedTuple):
     name: str
     length: int
     chosen: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    search: float | None = None
     first: float | None = None
     window: tuple[float, ...] = ()
     paper: dict[str, str] = {}  # noqa: RUF012  # never changed
@@ -109,14 +111,19 @@ class Queue:
         """Everything there may be to do, in order; what waits for a condition is in it, too."""
         rows, found = self.kept.rows(), []
         for kind in SEARCHES:
-            budget = self.settings[kind]["budget_flops"]
-            found += [Item(entry, kind, budget) for entry in self.entries if not entry.chosen]
+            found += [Item(entry, kind, self._search_budget(entry, kind)) for entry in self.entries if not entry.chosen]
         for stage in self.settings["stage"]:
             for entry in self.entries:
                 for budget in stage["budgets"]:
                     found += self._runs(entry, stage, budget, _seen(rows, entry))
         once = {item.name: item for item in reversed(found)}
         return [item for item in found if once[item.name] is item]
+
+    def _search_budget(self, entry: Entry, kind: str) -> float:
+        """FLOPs of each run of a search."""
+        if entry.search is None:
+            return self.settings[kind]["budget_flops"]
+        return entry.search if kind == "rates" else 3 * entry.search
 
     def _runs(self, entry: Entry, stage: dict[str, Any], budget: float | str, seen: list[Seen]) -> list[Item]:
         """The runs of a stage at one budget, where its condition holds of what was `_seen`."""
@@ -160,7 +167,7 @@ class Queue:
 
     def sweep(self, item: Item) -> SweepConfig:
         """The search of an item."""
-        at = dict(self.settings[item.kind])
+        at = dict(self.settings[item.kind]) | {"budget_flops": item.budget}
         if item.kind == "widths":
             best = self.best(item.entry, "rates") or {"batch_size": 8, "lr": 3e-3}
             at |= {"batch_size": best["batch_size"], "lr": best["lr"]}

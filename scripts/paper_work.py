@@ -30,6 +30,8 @@ MOST_LABELS: Final = 20
 N_GROUPS: Final = 8
 # Trials of every control: of whole features, and of single labels.
 TRIALS, TRIALS_BY_LABEL = 4, 1
+# With fewer right answers there is nothing to lose: no ablation.
+LEAST_RIGHT: Final = 0.1
 # Pairs of an interchange: shares are near 0 or 1.
 PAIRS: Final = 96
 _METRICS = ("step", "flops", "seconds", "train_loss")
@@ -64,39 +66,44 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePo
     except DivergedError as error:
         raise QflError(f"{item.name} diverged: {error}") from error
     say(f"{item.name}: trained")
-    tables = {"metrics": kept_metrics(run.metrics)} | analyses_of(queue, item, run, say)
     about = {
         "kind": "run", "task": config.task, "length": config.length, "seed": item.seed, "across": item.across,
         "d_model": config.model.d_model, "n_layers": config.model.n_layers, "batch_size": config.batch_size,
         "lr": config.train.lr, "budget_flops": item.budget, "n_steps": config.n_steps, "run_id": run.run_id,
         "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters,
-        "train_seconds": float(column(run.metrics, "seconds")[-1]), **_made(start),
+        "train_seconds": float(column(run.metrics, "seconds")[-1]),
     }  # fmt: skip
-    kept.write(item.name, about, tables)
-
-
-def analyses_of(queue: Queue, item: Item, run: qfl.Run, say: Say) -> dict[str, pd.DataFrame]:
-    """The tables of a finished run: probes, and where it was watched while it trained verdicts and ablations."""
-    config = queue.probes
-    quiet: dict[str, Any] = {"progress": False}
-    if item.across:
-        return {"probe": _probe_rows(probe(run, None, "last", config=config, **quiet).rows)}
-    # The checkpoints that the verdicts rest on: the last one is among them.
-    found = emergence(run, steps="auto", config=config, **quiet)
+    tables = {"metrics": kept_metrics(run.metrics)} | probed(queue, item, run)
     say(f"{item.name}: probed")
+    if not item.across and column(tables["metrics"], "val_exact_answer")[-1] >= LEAST_RIGHT:
+        kept.write(item.name, about | {"complete": False, **_made(start)}, tables)
+        tables |= ablated(queue, item, run, tables["probe"], say)
+    kept.write(item.name, about | {"complete": True, **_made(start)}, tables)
+
+
+def probed(queue: Queue, item: Item, run: qfl.Run) -> dict[str, pd.DataFrame]:
+    """The probes of a finished run: of its end, or, where it was watched while it trained, with verdicts."""
+    how: dict[str, Any] = {"config": queue.probes, "progress": False}
+    if item.across:
+        return {"probe": _probe_rows(probe(run, None, "last", **how).rows)}
+    # The checkpoints that the verdicts rest on: the last one is among them.
+    found = emergence(run, steps="auto", **how)
     steps = [int(step) for step in distinct(run.table("emergence_curve").read(), "step")]
-    rows = probe(run, None, sorted(steps), config=config, **quiet).rows
-    tables = {"probe": _probe_rows(rows), "emergence": found.rows}
+    return {"probe": _probe_rows(probe(run, None, sorted(steps), **how).rows), "emergence": found.rows}
+
+
+def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: Say) -> dict[str, pd.DataFrame]:
+    """What taking features out at the run's end costs, whole and label by label, and what interchange does."""
+    how: dict[str, Any] = {"config": queue.probes, "progress": False}
     # At the layers of the best probes, as the paper does, and at every layer: what is read late may be used early.
     depth = run.config.model.n_layers
     ways = [("written", 1), ("project_out", 1), ("written", depth)]
-    how: dict[str, Any] = {"config": config, **quiet}
     whole = [ablate(run, method=m, top_k=k, n_trials=TRIALS, **how).rows for m, k in ways]
-    tables["ablate"] = pd.concat(whole, ignore_index=True)
+    tables = {"ablate": pd.concat(whole, ignore_index=True)}
     say(f"{item.name}: ablated")
     parts = [
         ablate(run, name, labels=labels, top_k=k, n_trials=TRIALS_BY_LABEL, **how).rows
-        for name, labels in label_groups(run, fitted_labels(rows))
+        for name, labels in label_groups(run, fitted_labels(probes))
         for k in ((1, depth) if name == item.entry.interchanged else (1,))
     ]
     tables["ablate_labels"] = pd.concat(parts, ignore_index=True)

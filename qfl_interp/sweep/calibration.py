@@ -22,6 +22,8 @@ _N_SIZES = 4
 _MOST_FLOPS = 1e11
 # A measurement goes on for at least this many seconds.
 _LEAST_SECONDS = 0.5
+# Examples of a measurement's two validations, at most: what a thousand take follows from the updates.
+_MOST_VALIDATED = 64
 # Bytes of a row of metrics, and of what else a run keeps beside its weights.
 _ROW_BYTES, _FIXED_BYTES = 230, 4_000
 
@@ -80,20 +82,26 @@ def _update_seconds(run: PlannedRun, device: str) -> tuple[float, float]:
             break
         n *= 4
     update = max((many - one) / (n - 1), 1e-6)
-    validations = 2 * update / 3 * run.config.n_val / run.config.batch_size
+    validations = 2 * update / 3 * _n_validated(run) / run.config.batch_size
     return update, max(one - update - validations, 0.0)
 
 
 def _seconds(run: PlannedRun, n_steps: int, device: str) -> float:
     """Seconds that so many updates of a run take in a directory that is thrown away."""
     config = run.config
-    train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0, n_val=config.n_val)
+    train = dataclasses.replace(config.train, budget_flops=None, n_steps=n_steps, eval_fraction=1.0)
+    train = dataclasses.replace(train, n_val=_n_validated(run))
     short = dataclasses.replace(config, train=train, last_step=n_steps)
     task = task_at(config.task, config.length, config.task_options)
     with scratch_folder("qfl-calibration-") as folder:
         start = time.perf_counter()
         train_planned(task, short, folder / "run", device=device)
         return time.perf_counter() - start
+
+
+def _n_validated(run: PlannedRun) -> int:
+    """Examples of a validation while the run is measured."""
+    return min(run.config.n_val, _MOST_VALIDATED)
 
 
 def run_bytes(run: PlannedRun, n_parameters: int, config: SweepConfig) -> int:
