@@ -497,7 +497,8 @@ def test_a_basis_is_named_by_what_decides_it_alone(run):
         assert digest(change(config, double=False)) != named
     for basis, decisive in (
         ("hessian", {"n_hessian": 9}), ("hessian", {"seed": 4}), ("hessian", {"tol": 0.1}),
-        ("hessian", {"hessian_prompt": True}), ("hessian", {"per_checkpoint": 2}), ("hessian", {"basis_steps": "0,20"}), 
+        ("hessian", {"hessian_prompt": True}), ("hessian", {"per_checkpoint": 2}),
+        ("hessian", {"basis_steps": "0,20"}),
         ("random", {"seed": 4}),
         ("random", {"n_directions": 4}), ("parameters", {"basis_steps": "0"}), ("gradient", {"n_hessian": 9}),
     ):  # fmt: skip
