@@ -322,9 +322,8 @@ def test_the_panel_is_the_figures_upper_one_and_fits_a_timeline(figure):
             lambda c, k: (c[c["cluster"] != 1], k),
             "every cluster of direction 1 must have a curve, got none of cluster 1",
         ),
-        (lambda c, k: (c.assign(flops=np.nan), k), "needs the FLOPs of every step"),
     ],
-    ids=["no cluster", "no curve", "a step twice", "a cluster twice", "a curve missing", "no flops"],
+    ids=["no cluster", "no curve", "a step twice", "a cluster twice", "a curve missing"],
 )
 def test_bad_tables_are_refused(change, message):
     given, of_clusters = change(curves(), clusters())
