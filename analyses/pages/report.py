@@ -109,7 +109,7 @@ def report(
     timeline = Section(
         "Timeline",
         figure=shown.timeline(panels),
-        note="The shaded band is the loss transition; open markers are where a feature became decodable. "
+        note="A shaded band is the loss transition; open markers are where a feature became decodable. "
         f"Drag sideways to zoom into a stretch of {axis.words}, double-click to go back. A legend entry hides its "
         "curves.",
         downloads={"validation": losses.rows.dropna(subset=["val_loss"])},

@@ -24,6 +24,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
 from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.hub.announce import announce, fetch_all
+from qfl_interp.runs.hub.names import tokens_at
 from qfl_interp.runs.hub.revisions import list_revisions
 from qfl_interp.runs.scratch import scratch_folder
 from qfl_interp.runs.series import Checkpoints, Steps
@@ -266,7 +267,8 @@ class Suite(Checkpoints):
             history: A branch whose commits are the checkpoints, their steps in the titles, as Pico and `Trainer` push.
             seed: Draws untrained models.
             tokens_per_step: Tokens of one training step, for `flops`. By default as the names have it, to three digits,
-                where they say tokens in proportion to steps (it is said); Pythia's do not, and it is 2_097_152.
+                where they say tokens in proportion to steps (it is said), and step by step where they say others;
+                Pythia's say none, and it is 2_097_152.
             fetch: Fetch all of them now, and not each when it is loaded. One that cannot be is named, the others stay
                 usable.
             progress: Say what is there and draw a bar on standard error.
@@ -282,7 +284,9 @@ class Suite(Checkpoints):
         announce(listing, revisions, tokens if tokens_per_step is None else None, progress=progress)
         sources = {r.named.step: HubRevision(repo, r.commit, r.name) for r in revisions}
         name = "--".join(filter(None, [*repo.split("/"), history, listing.series]))
-        suite = cls(name, sources, task, out=out, seed=seed, tokens_per_step=tokens)
+        # What the names say step by step, where that is not in proportion: a batch that grew.
+        by_step = tokens_at([r.named for r in revisions]) if tokens is None else None
+        suite = cls(name, sources, task, out=out, seed=seed, tokens_per_step=tokens, tokens_at=by_step)
         if fetch:
             fetch_all({step: source.fetched for step, source in sources.items()}, progress=progress)
         return suite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qfl_interp.runs.hub.names import TITLE, Named, Tokens, read_name, read_tokens, tokens_per_step
+from qfl_interp.runs.hub.names import TITLE, Named, Tokens, read_name, read_tokens, tokens_at, tokens_per_step
 
 B = 10**9
 
@@ -77,3 +77,12 @@ def test_tokens_of_a_step():
     assert tokens_per_step([read_name("step100"), *rounded(2_097_152, [100_000])]) is None
     assert tokens_per_step(rounded(2_097_152, [1_000, 5_000])) is None
     assert tokens_per_step([]) is None
+
+
+def test_tokens_step_by_step():
+    """A batch that grew; not where a name says none, or where rounding makes two steps one."""
+    grown = [read_name(f"step{step}-tokens{billions}B") for step, billions in ((3000, 20), (0, 0), (1000, 2))]
+    assert tokens_at(grown) == {0: 0, 1000: 2 * 10**9, 3000: 20 * 10**9}
+    assert tokens_at([*grown, read_name("step4000")]) is None
+    assert tokens_at([*grown, read_name("step1100-tokens2B")]) is None
+    assert tokens_at([read_name("step0")]) is None

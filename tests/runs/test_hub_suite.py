@@ -288,3 +288,12 @@ def test_a_suite_file_names_a_repository_and_the_steps_there_were(hub, folders, 
     opened = open_suite_file(tmp_path / "olmo.suite")
     assert (opened.run_id, opened.steps) == (written.run_id, written.steps) == (opened.run_id, [0, 1_907_359])
     assert "to fetch" not in capsys.readouterr().err  # it was said when the file was written
+
+
+def test_flops_of_a_batch_that_grew_are_those_of_the_names(hub, folders, task, tmp_path):
+    for number, name in enumerate(("step0-tokens0B", "step1000-tokens2B", "step3000-tokens20B")):
+        hub.repo("lab/grown").commit_folder(name, folders["neox"][number])
+    suite = Suite.from_hub("lab/grown", task, "all", out=tmp_path / "out", progress=False)
+    per_token = 6 * suite.n_parameters
+    assert [suite.flops(step) for step in suite.steps] == [0, per_token * 2e9, per_token * 20e9]
+    assert suite.flops(2000) == per_token * 11e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 # One expression for the names that published suites have. What stands before the step and after the tokens tells the
@@ -100,3 +101,15 @@ def tokens_per_step(named: list[Named]) -> int | None:
     if any(abs(rate * at - said.count) > said.unit + rate * at * tokens.unit / tokens.count for at, said in known):
         return None
     return int(float(f"{rate:.3g}"))
+
+
+def tokens_at(named: list[Named]) -> dict[int, int] | None:
+    """The tokens that names say of each step, rounded as they are.
+
+    None where a step but 0 says none, or where rounding leaves two steps with the same tokens: no curve could be drawn
+    over them.
+    """
+    if not any(one.step for one in named) or any(one.step and one.tokens is None for one in named):
+        return None
+    counts = {one.step: one.tokens.count if one.tokens else 0 for one in sorted(named, key=lambda one: one.step)}
+    return counts if all(a < b for a, b in pairwise(counts.values())) else None

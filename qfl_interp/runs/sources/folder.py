@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qfl_interp.errors import QflError
-from qfl_interp.runs.hub.names import REVISION, Named, read_name, tokens_per_step
+from qfl_interp.runs.hub.names import REVISION, Named, read_name, tokens_at, tokens_per_step
 from qfl_interp.runs.sources.builders import Builder
 from qfl_interp.runs.sources.hugging_face import HuggingFace, lacks
 from qfl_interp.runs.sources.source import Source
@@ -74,11 +74,8 @@ def find_checkpoints(folder: Path, pattern: str | None, builder: Builder | None)
     _require_whole(folder, by_step, builder)
     names = [named[path] for _, path in sorted(by_step.items())]
     rate = tokens_per_step(names)
-    said_all = all(said.tokens is not None for said in names if said.step)
-    counts = {said.step: said.tokens.count if said.tokens else 0 for said in names}
-    stated = rate is None and said_all and any(said.step for said in names)
     sources = {step: _source(path, builder) for step, path in sorted(by_step.items())}
-    return Found(sources, rate, counts if stated else None)
+    return Found(sources, rate, tokens_at(names) if rate is None else None)
 
 
 def _source(path: Path, builder: Builder | None) -> Source:
