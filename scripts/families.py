@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 import transformers
 from pages import DOCS, fill, markdown
@@ -109,10 +110,18 @@ LENSES = {
     "ablate neurons": Call(
         lambda s: analyses.ablate_units(s, "last", site="mlp_post", n=16, **_QUIET), "loss_increase"
     ),
+    "validate": Call(lambda s: analyses.validate(s, "all", **_QUIET), "val_loss"),
+    "emergence": Call(lambda s: analyses.emergence(s, "odd", config=_PROBES, **_QUIET), "best"),
+    "timeline": Call(lambda s: _drawn(analyses.timeline(s, "odd", config=_PROBES, **_QUIET)), "points"),
     "capture": Call(lambda s: analyses.capture(s, ["resid_post"], "last", n=16, n_test=8, **_QUIET), "mib"),
     "curvature": Call(lambda s: analyses.curvature(s, "last", config=_CURVATURE, **_QUIET), "sharpness"),
     "polca": Call(lambda s: analyses.polca(s, "all", config=_POLCA, **_QUIET).intervals, "captured"),
 }
+
+
+def _drawn(figure: go.Figure) -> pd.DataFrame:
+    """How many points each curve of a figure has."""
+    return pd.DataFrame({"points": [float(len(trace.x)) for trace in figure.data if trace.x is not None]})
 
 
 def task() -> qfl.FixedTask:
