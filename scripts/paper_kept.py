@@ -32,7 +32,7 @@ class Kept:
         self.folder = folder
 
     def has(self, item: str) -> bool:
-        """Whether the item is finished; a run whose ablations are missing is not, though its other tables are kept."""
+        """Whether the item is finished; a run not probed or ablated yet is not, though its metrics are kept."""
         return (self.folder / item / _ABOUT).exists() and self.about(item).get("complete", True)
 
     def names(self) -> list[str]:

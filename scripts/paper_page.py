@@ -222,6 +222,7 @@ class Pages:
     def _matched(self, entry: Entry) -> tuple[Matched, pd.DataFrame] | None:
         """Seed 0's runs of every budget with the probes of their final models; None with too few."""
         own = [row for row in self.all if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0)]
+        own = [row for row in own if self.kept.table(row["item"], "probe") is not None]
         own = [row for row in own if row["d_model"] == own[-1]["d_model"]]
         if len(own) < _MIN_BUDGETS:
             return None

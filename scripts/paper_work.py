@@ -73,7 +73,9 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePo
         "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters,
         "train_seconds": float(column(run.metrics, "seconds")[-1]),
     }  # fmt: skip
-    tables = {"metrics": kept_metrics(run.metrics)} | probed(queue, item, run)
+    tables = {"metrics": kept_metrics(run.metrics)}
+    kept.write(item.name, about | {"complete": False, **_made(start)}, tables)
+    tables |= probed(queue, item, run)
     say(f"{item.name}: probed")
     if not item.across and column(tables["metrics"], "val_exact_answer")[-1] >= LEAST_RIGHT:
         kept.write(item.name, about | {"complete": False, **_made(start)}, tables)
