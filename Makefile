@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # What depends on TransformerLens: models, hooks, bridges, and a lens of each kind on a run and on a suite.
 TL4 := 4.3.0
 TL4_TESTS := $(addprefix tests/models/test_,hooked_transformer.py bridge.py hooks.py model.py) \
-    tests/interventions/test_patching.py tests/runs/test_suite.py tests/analyses/test_suite_lenses.py \
+    tests/runs/test_suite.py tests/analyses/test_suite_lenses.py \
     tests/training/test_given_models.py
 
 # Without byte code, importing transformer-lens takes 15 s each time.
