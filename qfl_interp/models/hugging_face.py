@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,17 @@ from qfl_interp.hf_model_config import HFModelConfig
 from qfl_interp.models.given import weights_digest
 
 # What may differ between the configurations of one model's checkpoints.
-INCIDENTAL = {
+_INCIDENTAL = {
     "_attn_implementation", "attn_implementation", "_commit_hash", "_name_or_path", "dtype", "torch_dtype",
     "transformers_version", "use_cache",
 }  # fmt: skip
 # What float32 holds every number of.
 _HELD = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def named_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What names a model among the values of a configuration."""
+    return {key: value for key, value in values.items() if key not in _INCIDENTAL}
 
 
 @contextmanager
@@ -96,7 +101,7 @@ def described(model: Any) -> HFModelConfig:
     if odd:
         raise QflError(f"weights must be float32, bfloat16 or float16, got {', '.join(odd)} in {type(model).__name__}.")
     values = json.loads(model.config.to_json_string(use_diff=False))
-    settings = json.dumps({k: v for k, v in values.items() if k not in INCIDENTAL}, sort_keys=True)
+    settings = json.dumps(named_settings(values), sort_keys=True)
     text = model.config.get_text_config()
     n_heads, d_model = getattr(text, "num_attention_heads", None) or 0, int(text.hidden_size)
     parameters = sum(p.numel() for p in model.parameters())

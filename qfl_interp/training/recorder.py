@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qfl_interp.config import TrainConfig
-from qfl_interp.data.examples import held_out
+from qfl_interp.data.examples import validation_examples
 from qfl_interp.data.task import Task
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
@@ -118,7 +118,7 @@ class Recorder:
             d_vocab=task.d_vocab, task_options=task.options, d_out=task.d_out,
             recorded=Recorded(None if tokens_per_step is None else operator.index(tokens_per_step)),
         )  # fmt: skip
-        self._validation = task.encode(held_out(task, "val", n_val, seed=seed, stream="validation"))
+        self._validation = task.encode(validation_examples(task, n_val, seed))
         self._writer = RunWriter(path, self.config, task, resume=resume)
         self._session = RunSession(self.config, self._writer)
         self._pending: list[tuple[int, float | None, float | Tensor | None, float]] = []

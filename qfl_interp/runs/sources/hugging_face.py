@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import hooked_from_hf
-from qfl_interp.models.hugging_face import INCIDENTAL, new_model, quiet
+from qfl_interp.models.hugging_face import named_settings, new_model, quiet
 from qfl_interp.plugins import warn
 from qfl_interp.runs.file_digests import FileDigests
 from qfl_interp.runs.sources.source import Limits, Source
@@ -161,11 +161,6 @@ class HuggingFace(Source):
                 raise
             except Exception as error:  # readers of two file formats raise what they like
                 raise QflError(f"{path} cannot be read: {type(error).__name__}: {error}. Fetch or save it.") from error
-
-
-def named_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What names a model among the values of a configuration."""
-    return {key: value for key, value in values.items() if key not in INCIDENTAL}
 
 
 def limits_of(config: PretrainedConfig) -> Limits:

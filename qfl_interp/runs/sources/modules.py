@@ -14,7 +14,8 @@ from qfl_interp.digests import json_digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import hooked_from_hf, is_hooked_transformer, model_in_dtype
 from qfl_interp.models.given import lens_settings
-from qfl_interp.runs.sources.hugging_face import limits_of, named_settings
+from qfl_interp.models.hugging_face import named_settings
+from qfl_interp.runs.sources.hugging_face import limits_of
 from qfl_interp.runs.sources.source import Limits
 
 if TYPE_CHECKING:
