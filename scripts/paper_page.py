@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Final
 
 import pandas as pd
@@ -149,36 +150,38 @@ class Pages:
 
     def ablation(self) -> list[Row]:
         """One row a task, run, feature and method: exact match without the feature, beside the controls."""
-        rows = []
-        for entry in self.entries:
-            for run in self.verdict_runs(entry):
-                table = self.kept.table(run["item"], "ablate")
-                for way, of_way in ways(table) if table is not None else []:
-                    for feature, part in groups(of_way, "feature"):
-                        rows.append(ablation_row(entry, run, way, feature, part))
-        return rows
+        return [
+            ablation_row(entry, run, way, feature, part)
+            for entry, run, table in self._tables("ablate")
+            for way, of_way in ways(table)
+            for feature, part in groups(of_way, "feature")
+        ]
 
     def by_label(self) -> list[Row]:
         """One row a run and feature: the labels that cost most, each taken out alone."""
         rows = []
-        for entry in self.entries:
-            for run in self.verdict_runs(entry):
-                table = self.kept.table(run["item"], "ablate_labels")
-                for feature, of_feature in groups(table, "feature") if table is not None else []:
-                    given = set(next_token_labels(entry.task, feature))
-                    of = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "feature": feature}
-                    rows += [of | labels_row(way, part, given) for way, part in ways(of_feature)]
+        for entry, run, table in self._tables("ablate_labels"):
+            for feature, of_feature in groups(table, "feature"):
+                given = set(next_token_labels(entry.task, feature))
+                of = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "feature": feature}
+                rows += [of | labels_row(way, part, given) for way, part in ways(of_feature)]
         return rows
 
     def interchange(self) -> list[Row]:
         """One row a run and label: the largest share over layers of pairs whose answer follows the swap."""
-        rows = []
+        return [
+            interchange_row(entry, run, int(label), part)
+            for entry, run, table in self._tables("interchange")
+            for label, part in groups(table, "label")
+        ]
+
+    def _tables(self, name: str) -> Iterator[tuple[Entry, Row, pd.DataFrame]]:
+        """The kept tables of this name, each with its entry and run."""
         for entry in self.entries:
             for run in self.verdict_runs(entry):
-                table = self.kept.table(run["item"], "interchange")
-                for label, part in groups(table, "label") if table is not None else []:
-                    rows.append(interchange_row(entry, run, int(label), part))
-        return rows
+                table = self.kept.table(run["item"], name)
+                if table is not None:
+                    yield entry, run, table
 
     def searches(self) -> list[Row]:
         """One row a task whose search is kept: the runs' losses and what was chosen."""
