@@ -22,6 +22,7 @@ from analyses.choose import (
 from analyses.lens import Page
 from analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
+from analyses.lenses.ablate.findings import findings
 from analyses.lenses.probe.data import part_name, probe_data
 from analyses.lenses.probe.lens import probe
 from analyses.models_at import ModelAt, models_at
@@ -36,7 +37,7 @@ from qfl_interp.models.build import HookedModel
 from qfl_interp.models.metrics import ExampleScores
 from qfl_interp.plots.conditions import ABLATION
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
@@ -169,6 +170,14 @@ class Ablate(PartLens[Examples, HookedModel]):
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
         """Of one method where a feature was ablated by several."""
         return [ablation_panel(part, name) for name, part in groups(rows_of_one_call(rows, ["feature"]), "feature")]
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        """Of the test that the page computes."""
+        if page.n_trials is None:
+            return []
+        given = {name: next_token_labels(page.run.task, name) for name in page.features}
+        return findings(cls._tested(page, page.n_trials), given)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
