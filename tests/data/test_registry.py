@@ -16,7 +16,7 @@ from qfl_interp.data import registry
 ROOT = Path(__file__).parents[2]
 
 PLUGIN = """
-from tasks.addition import Addition
+from qfl_interp.tasks.addition import Addition
 
 class Doubled(Addition):
     name = "doubled"

@@ -40,6 +40,6 @@ def test_every_name_on_a_page_exists(page):
 
 def test_a_name_that_is_gone_is_found_out():
     assert exists("qfl_interp.Run.open")
-    assert exists("analyses.lenses.probe")
+    assert exists("qfl_interp.analyses.lenses.probe")
     assert not exists("qfl_interp.paths")
     assert not exists("qfl_interp.interventions.project_outs")

@@ -10,13 +10,13 @@ import re
 import numpy as np
 import pytest
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.data.examples import in_split
 from qfl_interp.data.identity import task_identity
 from qfl_interp.runs.config import TASK_FILE
-from tasks.modular_addition import ModularAddition
-from tasks.sparse_parity import SparseParity
+from qfl_interp.tasks.modular_addition import ModularAddition
+from qfl_interp.tasks.sparse_parity import SparseParity
 from tests.helpers_suite import tiny_text_task
 
 MODEL = qfl.ModelConfig(d_model=16, n_layers=1, n_heads=2)
