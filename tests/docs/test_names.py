@@ -11,7 +11,7 @@ import pytest
 from qfl_interp import plugins
 
 ROOT = Path(__file__).parents[2]
-NAME = re.compile(r"(?<![\w./\"-])(qfl|qfl_interp|analyses)((?:\.[A-Za-z_]\w*)+)")
+NAME = re.compile(r"(?<![\w./\"-])(qfl|qfl_interp)((?:\.[A-Za-z_]\w*)+)")
 # Groups of entry points, which look like modules.
 GROUPS = {value for value in vars(plugins).values() if isinstance(value, str) and value.startswith("qfl_interp.")}
 
