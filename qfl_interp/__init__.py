@@ -66,6 +66,6 @@ if TYPE_CHECKING:
     from qfl_interp.training.train import resume, train
     from qfl_interp.training.trainer_callback import RecorderCallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__ = lazy_names(__name__)
