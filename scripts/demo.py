@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 
 import qfl_interp as qfl
-from analyses import ablate, ablate_units, emergence, patch, report
-from analyses.lens import Page
-from analyses.pages.shown import Shown
+from qfl_interp.analyses import ablate, ablate_units, emergence, patch, report
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.pages.shown import Shown
 from qfl_interp.report.page import Finding
 
 MODEL = qfl.ModelConfig(d_model=64, n_layers=4, n_heads=4)
@@ -27,7 +27,7 @@ TRAIN = qfl.TrainConfig(budget_flops=3e12, lr=1e-3, batch_size=64, seed=0, n_che
 PROBE = qfl.ProbeConfig(n_train=4_000, n_test=1_000)
 # The same in seconds, to see that it runs.
 QUICK_LENGTH = 4
-QUICK_TRAIN = qfl.TrainConfig(n_steps=60, lr=1e-3, batch_size=64, seed=0, n_checkpoints=6, n_val=64)
+QUICK_TRAIN = qfl.TrainConfig(n_steps=40, lr=1e-3, batch_size=32, seed=0, n_checkpoints=4, n_val=64)
 QUICK_PROBE = qfl.ProbeConfig(n_train=400, n_test=100)
 # What is patched: the residual stream, place by place, says where; each head as a whole says which.
 COMPONENTS = ("resid_pre", "heads")

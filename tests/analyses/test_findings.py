@@ -6,13 +6,13 @@ import math
 
 import pandas as pd
 
-from analyses.lens import Page
-from analyses.lenses.ablate.findings import findings as of_ablation
-from analyses.lenses.ablate_units.findings import findings as of_units
-from analyses.lenses.ablate_units.lens import AblateUnits
-from analyses.lenses.patch.findings import findings as of_patches
-from analyses.lenses.probe.findings import findings as of_probes
-from analyses.part_lens import PartLens
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.findings import findings as of_ablation
+from qfl_interp.analyses.lenses.ablate_units.findings import findings as of_units
+from qfl_interp.analyses.lenses.ablate_units.lens import AblateUnits
+from qfl_interp.analyses.lenses.patch.findings import findings as of_patches
+from qfl_interp.analyses.lenses.probe.findings import findings as of_probes
+from qfl_interp.analyses.part_lens import PartLens
 
 
 def patched(best: dict[tuple[int, int], float], *, width: float = 0.05, component: str = "resid_pre") -> pd.DataFrame:
@@ -68,8 +68,8 @@ def test_a_head_stands_out_where_its_interval_does():
     assert "L1H9" in said
     assert "0.50 (0.45 to 0.55)" in said
     assert "0.10 (L0H4)" in said
-    assert one(of_patches(patched({(1, 9): 0.5, (0, 4): 0.45}, component="heads")))[0] == "several heads"
-    assert one(of_patches(patched({(1, 9): 0.04}, component="heads")))[0] == "several heads", "0 is in its interval"
+    assert one(of_patches(patched({(1, 9): 0.5, (0, 4): 0.45}, component="heads")))[0] == "no one head"
+    assert one(of_patches(patched({(1, 9): 0.2}, component="heads")))[0] == "no one head", "below a quarter"
 
 
 def units(*rows: tuple[float, float, float, float]) -> pd.DataFrame:

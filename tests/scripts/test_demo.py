@@ -31,10 +31,10 @@ def test_the_quick_demo_tells_what_its_tables_say(tmp_path, capsys, monkeypatch)
     assert set(patched["component"]) == {"resid_pre", "heads"}
     assert set(patched["label"]) == {2}
     assert "carry 2, patched:" in story
-    # 60 updates learn nothing: whatever is claimed of the heads is what the table says.
-    assert ("one at a time: needed. L" in story) == bool(
-        (heads["intact_exact_answer"] - heads["exact_answer"]).max() > 0.01
-    )
+    # Hardly anything is learned: whatever is claimed of the heads is what the table says.
+    cost = heads["intact_exact_answer"] - heads["exact_answer"] > 0.01
+    needed = cost & (heads["p_value_holm"] < 0.05) & (heads["loss_increase_low"] > 0)
+    assert ("one at a time: needed. L" in story) == needed.any()
     assert f"L{worst['layer']}H{worst['unit']}" in story
     assert "carry, taken out:" in story
     assert "The very next token gives label 3 away" in story

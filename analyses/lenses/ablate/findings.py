@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analyses.choose import WITHOUT_NEXT_TOKEN
+from qfl_interp.analyses.choose import WITHOUT_NEXT_TOKEN
 from qfl_interp.plots.conditions import ABLATION
 from qfl_interp.report.page import Finding
 from qfl_interp.tables import groups, records

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analyses.lenses.ablate_units.figure import UNITS
+from qfl_interp.analyses.lenses.ablate_units.figure import UNITS
 from qfl_interp.report.page import Finding
 from qfl_interp.tables import groups, records, select
 

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.patch.pairs import HEADS
+from qfl_interp.analyses.lenses.patch.pairs import HEADS
 from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, axis_title, choices, color_axis, place_words, require_rows

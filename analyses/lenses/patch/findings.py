@@ -7,13 +7,15 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from analyses.lenses.patch.pairs import HEADS
+from qfl_interp.analyses.lenses.patch.pairs import HEADS
 from qfl_interp.report.page import Finding
 from qfl_interp.tables import groups, records, select
 
 _VALUE: Final = "logit_diff_normalised"
 # A place holds what decides the answer where its patch restores more than this.
 _HALF: Final = 0.5
+# A head that stands out restores more than this.
+_QUARTER: Final = 0.25
 
 
 class _Held(NamedTuple):
@@ -41,7 +43,7 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
 
     Of the last step. A claim is made where intervals bear it: a position holds the answer where the patch's 95 %
     interval lies above half of what there is to restore and above that of any other position of the layer; a head
-    stands out where its interval lies above every other head's. Otherwise the numbers are told without the claim.
+    stands out where its interval lies above a quarter and above every other head's. Otherwise the numbers are told without the claim.
 
     Args:
         rows: Table "patch"; rows of the components "resid_pre" and "heads" are read.
@@ -95,9 +97,9 @@ def _head(best: dict[str, Any], second: dict[str, Any]) -> tuple[str, str]:
     one, other = (f"L{row['layer']}H{row['head']}" for row in (best, second))
     value = _interval(_Ends(best[_VALUE], best["logit_diff_low"], best["logit_diff_high"]))
     text = f"the clean output of head {one} alone, at every position, restores {value} of the answer"
-    if float(best["logit_diff_low"]) > max(0.0, float(second["logit_diff_high"])):
+    if float(best["logit_diff_low"]) > max(_QUARTER, float(second["logit_diff_high"])):
         return "one head", f"{text}, of any other head at most {second[_VALUE]:.2f} ({other})"
-    return "several heads", f"{text}, hardly more than that of {other}, {second[_VALUE]:.2f}"
+    return "no one head", f"{text}, that of {other} {second[_VALUE]:.2f}"
 
 
 class _Ends(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Final
 
 import pandas as pd
 
-from analyses.lenses.probe.views import SCORES
+from qfl_interp.analyses.lenses.probe.views import SCORES
 from qfl_interp.plots.maps import place_words
 from qfl_interp.report.page import Finding
 from qfl_interp.sites import site_words
