@@ -43,7 +43,8 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
 
     Of the last step. A claim is made where intervals bear it: a position holds the answer where the patch's 95 %
     interval lies above half of what there is to restore and above that of any other position of the layer; a head
-    stands out where its interval lies above a quarter and above every other head's. Otherwise the numbers are told without the claim.
+    stands out where its interval lies above a quarter and above every other head's. Otherwise the numbers are told
+    without the claim.
 
     Args:
         rows: Table "patch"; rows of the components "resid_pre" and "heads" are read.
