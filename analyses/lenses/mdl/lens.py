@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from analyses.choose import chosen_features
+from analyses.lenses.mdl.columns import RESULT, TABLES
 from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
 from analyses.models_at import ModelAt, models_at
@@ -35,6 +36,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
 
     name = "mdl"
     question = "How much do activations shorten a code for the labels?"
+    tables, result = TABLES, RESULT
     order = 40
     methods = """
     - **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
@@ -150,6 +152,7 @@ def mdl(
         _summary(rows),
         rows,
         mdl_figure,
+        columns=RESULT,
     )
 
 

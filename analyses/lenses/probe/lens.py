@@ -13,6 +13,7 @@ from torch import Tensor
 
 from analyses.choose import chosen_features, next_token_note
 from analyses.lens import Page
+from analyses.lenses.probe.columns import RESULT, TABLES
 from analyses.lenses.probe.data import TABLE, ProbeData, part_name, place_columns, probe_data, read_span, store_key
 from analyses.lenses.probe.figure import probe_heatmap
 from analyses.lenses.probe.fitting import fit_feature
@@ -47,6 +48,7 @@ class Probe(PartLens[ProbeData, _Spans]):
 
     name = TABLE
     question = "Which features can be read off the model, where, and when?"
+    tables, result = TABLES, RESULT
     order = 20
     of_probes = True
     methods = """
@@ -177,6 +179,7 @@ def probe(
         rows,
         probe_heatmap,
         one_of=("feature",),
+        columns=RESULT,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from analyses.choose import chosen_features
 from analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
 from analyses.lenses.probe.lens import probe
+from analyses.lenses.transfer.columns import RESULT, TABLES
 from analyses.lenses.transfer.figure import transfer_figure
 from analyses.models_at import ModelAt
 from analyses.part_lens import PartLens, Piece
@@ -37,6 +38,7 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     name = "transfer"
     question = "Does the probe of one checkpoint still work at another?"
+    tables, result = TABLES, RESULT
     order = 30
     methods = """
     - **Probes carried over** are fitted at one checkpoint and scored on the activations of another. A feature that
@@ -158,6 +160,7 @@ def transfer(
         rows,
         transfer_figure,
         one_of=("feature",),
+        columns=RESULT,
     )
 
 
