@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from analyses.registered import lenses
+from qfl_interp.analyses.registered import lenses
+
 from qfl_interp.columns import Columns
 from qfl_interp.runs.metric_columns import METRICS
 

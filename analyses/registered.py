@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from analyses.lens import Lens
+from qfl_interp.analyses.lens import Lens
+
 from qfl_interp.plugins import LENSES, load_all
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from qfl_interp.analyses import ablate, curvature, patch, polca, probe, timeline
+from qfl_interp.analyses.lenses.polca.plan import Plan
+from qfl_interp.analyses.lenses.polca.trajectories import follow
 
 import qfl_interp as qfl
-from analyses import ablate, curvature, patch, polca, probe, timeline
-from analyses.lenses.polca.plan import Plan
-from analyses.lenses.polca.trajectories import follow
 from benchmarks._measuring import wait
 from benchmarks._memory import held_mib, peak_mib
 

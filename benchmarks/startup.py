@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qfl_interp.analyses import report
+
 import qfl_interp as qfl
-from analyses import report
 
 CPU_ONLY = True
 TITLE = "Start-up: seconds, and processor seconds, of a fresh process"

@@ -7,10 +7,10 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from qfl_interp.analyses import curvature
+from qfl_interp.analyses.models_at import models_at
 
 import qfl_interp as qfl
-from analyses import curvature
-from analyses.models_at import models_at
 from qfl_interp.activations.spans import site_span
 from qfl_interp.config import TrainConfig
 from qfl_interp.curvature import SgldConfig, estimate_learning_coefficient

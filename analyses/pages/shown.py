@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from plotly.graph_objects import Figure
+from qfl_interp.analyses.lens import NO_SHADING, Lens, Page, Shading
+from qfl_interp.analyses.loss_curve import loss_curve
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.registered import registered
 
-from analyses.lens import NO_SHADING, Lens, Page, Shading
-from analyses.loss_curve import loss_curve
-from analyses.pages.timeline_figure import timeline_figure
-from analyses.registered import registered
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
 from qfl_interp.runs.series import Checkpoints

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_train_config
+from qfl_interp.analyses import emergence
+from qfl_interp.analyses.sweeps.across import across
+from qfl_interp.analyses.sweeps.across_figure import across_figure
+from qfl_interp.analyses.sweeps.across_verdicts import Transitions, verdict_across
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses import emergence
-from analyses.sweeps.across import across
-from analyses.sweeps.across_figure import across_figure
-from analyses.sweeps.across_verdicts import Transitions, verdict_across
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.emergence.transition import find_transition
 from qfl_interp.errors import QflError

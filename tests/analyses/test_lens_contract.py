@@ -10,11 +10,11 @@ import lens_contract as contract
 import pandas as pd
 import pytest
 import typer.main
+from qfl_interp.analyses.all_tables import all_tables
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.registered import lenses
 
 import qfl_interp as qfl
-from analyses.all_tables import all_tables
-from analyses.lens import Page
-from analyses.registered import lenses
 from qfl_interp.cli.main import build_app
 from qfl_interp.columns import Column
 from qfl_interp.plugins import LENSES, entry_points

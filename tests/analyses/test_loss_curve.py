@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from qfl_interp.analyses import emergence, timeline, validate
+from qfl_interp.analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
+from qfl_interp.analyses.transition import loss_transition, shaded_transition
 
 import qfl_interp as qfl
-from analyses import emergence, timeline, validate
-from analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
-from analyses.transition import loss_transition, shaded_transition
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.plots.axes import FLOPS, STEPS, TOKENS
 from tests.helpers_suite import tiny_text_task

@@ -11,24 +11,24 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pandas as pd
 import pytest
+from qfl_interp.analyses import ablate, ablate_units, patch, timeline, transfer
+from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.analyses.lenses.ablate.figure import ablation_panel
+from qfl_interp.analyses.lenses.ablate.lens import Ablate
+from qfl_interp.analyses.lenses.ablate_units.lens import AblateUnits
+from qfl_interp.analyses.lenses.interchange.lens import Interchange
+from qfl_interp.analyses.lenses.mdl.figure import mdl_panel
+from qfl_interp.analyses.lenses.mdl.lens import Mdl
+from qfl_interp.analyses.lenses.patch.lens import Patch
+from qfl_interp.analyses.lenses.transfer.lens import Transfer
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.pages import report as reporting
+from qfl_interp.analyses.pages import shown
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.registered import Registered, lenses, registered
+from qfl_interp.analyses.stored import rows_of_one_call, with_holm
 
 import qfl_interp as qfl
-from analyses import ablate, ablate_units, patch, timeline, transfer
-from analyses.lens import Lens, Page
-from analyses.lenses.ablate.figure import ablation_panel
-from analyses.lenses.ablate.lens import Ablate
-from analyses.lenses.ablate_units.lens import AblateUnits
-from analyses.lenses.interchange.lens import Interchange
-from analyses.lenses.mdl.figure import mdl_panel
-from analyses.lenses.mdl.lens import Mdl
-from analyses.lenses.patch.lens import Patch
-from analyses.lenses.transfer.lens import Transfer
-from analyses.models_at import ModelAt
-from analyses.pages import report as reporting
-from analyses.pages import shown
-from analyses.part_lens import PartLens, Piece
-from analyses.registered import Registered, lenses, registered
-from analyses.stored import rows_of_one_call, with_holm
 from qfl_interp import plugins
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError

@@ -19,7 +19,7 @@ MODULE, USE, OPEN = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 _AGAIN = """
 import sys
 import qfl_interp as qfl
-from analyses import probe
+from qfl_interp.analyses import probe
 from largest_digit import LargestDigit
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from qfl_interp.analyses import edge
+from qfl_interp.analyses.lenses.edge.lens import Edge
 
 import qfl_interp as qfl
-from analyses import edge
-from analyses.lenses.edge.lens import Edge
 from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous import updates

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from qfl_interp.analyses import capture, probe, report
 
 import qfl_interp as qfl
-from analyses import capture, probe, report
 from qfl_interp.activations.store import store_of
 from qfl_interp.errors import QflError
 from qfl_interp.runs import workplace

@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
+from qfl_interp.analyses.lenses.edge.columns import RESULT, TABLES
+from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
+from qfl_interp.analyses.models_at import models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.stored import rows_of_one_call
 
-from analyses.lenses.edge.columns import RESULT, TABLES
-from analyses.lenses.edge.figure import edge_figure, edge_panels
-from analyses.models_at import models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
-from analyses.stored import rows_of_one_call
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+from qfl_interp.analyses.choose import next_token_note
+from qfl_interp.analyses.lens import Lens, Page, Shading
+from qfl_interp.analyses.lenses.emergence.columns import RESULT, TABLES
+from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
+from qfl_interp.analyses.lenses.emergence.findings import findings
+from qfl_interp.analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
+from qfl_interp.analyses.loss_curve import loss_curve
+from qfl_interp.analyses.result import Result
 
-from analyses.choose import next_token_note
-from analyses.lens import Lens, Page, Shading
-from analyses.lenses.emergence.columns import RESULT, TABLES
-from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
-from analyses.lenses.emergence.findings import findings
-from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
-from analyses.loss_curve import loss_curve
-from analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
 from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, axis_of_columns

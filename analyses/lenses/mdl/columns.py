@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from analyses.lenses.probe.columns import MODEL, PLACE
+from qfl_interp.analyses.lenses.probe.columns import MODEL, PLACE
+
 from qfl_interp.columns import ANALYSIS, COUNT, PROBES, RUN, Column, Columns, how_far
 
 MDL: Final[Columns] = {

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from qfl_interp.analyses.models_at import ModelAt
 from torch import Tensor
 
-from analyses.models_at import ModelAt
 from qfl_interp.activations.spans import Place
 from qfl_interp.activations.store_entry import StoreKey
 from qfl_interp.config import ProbeConfig

@@ -9,17 +9,25 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from qfl_interp.analyses.choose import chosen_features, next_token_note
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.probe.columns import RESULT, TABLES
+from qfl_interp.analyses.lenses.probe.data import (
+    TABLE,
+    ProbeData,
+    part_name,
+    place_columns,
+    probe_data,
+    read_span,
+    store_key,
+)
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.probe.fitting import fit_feature
+from qfl_interp.analyses.models_at import ModelAt, models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
 from torch import Tensor
 
-from analyses.choose import chosen_features, next_token_note
-from analyses.lens import Page
-from analyses.lenses.probe.columns import RESULT, TABLES
-from analyses.lenses.probe.data import TABLE, ProbeData, part_name, place_columns, probe_data, read_span, store_key
-from analyses.lenses.probe.figure import probe_heatmap
-from analyses.lenses.probe.fitting import fit_feature
-from analyses.models_at import ModelAt, models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.config import ProbeConfig
