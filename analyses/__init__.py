@@ -1,7 +1,7 @@
 """The lenses on a run: each reads the run, writes a tidy table beside it, and returns a result to look at.
 
-    from qfl_interp.analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca, curvature
-    from qfl_interp.analyses import validate, timeline, report
+    from qfl_interp.analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca
+    from qfl_interp.analyses import curvature, validate, timeline, report, compare
 
 Each takes one model in memory too, with the task to look at it on: `probe(model, task=task)`. The functions load on
 first use. Each lens has a module of its own: what it computes, its figure, its table.
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from qfl_interp.analyses.pages.timeline import timeline
     from qfl_interp.analyses.sweeps.across import across
     from qfl_interp.analyses.sweeps.scaling import scaling
-
-# Lets qfl_interp tell this package from a user's own analyses.py that shadows it.
-QFL_INTERP_PACKAGE = True
 
 __all__ = [
     "ablate",
@@ -69,3 +66,9 @@ def __getattr__(name: str) -> Any:
 
     globals()[name] = takes_models(found)
     return globals()[name]
+
+
+if __name__ == "analyses":  # from a checkout
+    from qfl_interp.old_names import serve
+
+    serve(__name__)

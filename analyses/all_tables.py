@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qfl_interp.analyses.registered import lenses
-
 from qfl_interp.columns import Columns
 from qfl_interp.runs.metric_columns import METRICS
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 from plotly.graph_objects import Figure
-from qfl_interp.analyses.columns_help import ColumnsHelp, said
 
+from qfl_interp.analyses.columns_help import ColumnsHelp, said
 from qfl_interp.columns import Column, Columns
 from qfl_interp.errors import unknown_name
 from qfl_interp.tables import distinct, select

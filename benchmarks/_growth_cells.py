@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from qfl_interp.analyses import ablate, curvature, patch, polca, probe, timeline
-from qfl_interp.analyses.lenses.polca.plan import Plan
-from qfl_interp.analyses.lenses.polca.trajectories import follow
 
 import qfl_interp as qfl
 from benchmarks._measuring import wait
 from benchmarks._memory import held_mib, peak_mib
+from qfl_interp.analyses import ablate, curvature, patch, polca, probe, timeline
+from qfl_interp.analyses.lenses.polca.plan import Plan
+from qfl_interp.analyses.lenses.polca.trajectories import follow
 
 FEATURE = "relevant_bit"
 

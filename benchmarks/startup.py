@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qfl_interp.analyses import report
-
 import qfl_interp as qfl
+from qfl_interp.analyses import report
 
 CPU_ONLY = True
 TITLE = "Start-up: seconds, and processor seconds, of a fresh process"

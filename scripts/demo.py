@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qfl_interp.analyses import ablate, emergence, report
 from rich.console import Console
 
 import qfl_interp as qfl
+from qfl_interp.analyses import ablate, emergence, report
 
 MODEL = qfl.ModelConfig(d_model=64, n_layers=4, n_heads=4)
 TRAIN = qfl.TrainConfig(budget_flops=3e12, lr=1e-3, batch_size=64, seed=0, n_checkpoints=40)

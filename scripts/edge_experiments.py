@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from qfl_interp.analyses import edge
 
 import qfl_interp as qfl
+from qfl_interp.analyses import edge
 from qfl_interp.data.task import Task
 from qfl_interp.homogeneous.config import RULES
 from qfl_interp.homogeneous.depthwise import relative_updates

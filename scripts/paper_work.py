@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from paper_kept import Kept
 from paper_queue import Item, Queue
-from qfl_interp.analyses import ablate, emergence, interchange, probe
 
 import qfl_interp as qfl
+from qfl_interp.analyses import ablate, emergence, interchange, probe
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.errors import QflError
 from qfl_interp.runs.provenance import device_name

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from pages import DOCS
-from qfl_interp.analyses.lenses.polca.grouping import cluster_verdicts
-from qfl_interp.analyses.lenses.polca.plan import Plan, Settings
-from qfl_interp.analyses.lenses.polca.trajectories import Followed, coordinates_at, follow, gradients_at
 from sklearn.metrics import roc_auc_score
 
 import qfl_interp as qfl
+from qfl_interp.analyses.lenses.polca.grouping import cluster_verdicts
+from qfl_interp.analyses.lenses.polca.plan import Plan, Settings
+from qfl_interp.analyses.lenses.polca.trajectories import Followed, coordinates_at, follow, gradients_at
 from qfl_interp.files import write_atomic
 from qfl_interp.polca.breakthroughs import plateau_after
 from qfl_interp.polca.clustering import DROPPED, cluster_direction

@@ -22,10 +22,10 @@ import pandas as pd
 import torch
 from figures.small_multiples import small_multiples
 from pages import DOCS, fill, markdown, nearest_saved, save
-from qfl_interp.analyses import curvature, emergence, timeline
 from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
+from qfl_interp.analyses import curvature, emergence, timeline
 from qfl_interp.curvature import CurvatureConfig, SgldConfig
 from qfl_interp.shapes import Examples
 from qfl_interp.tables import column, records, select

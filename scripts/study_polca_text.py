@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 from pages import DOCS, fill, markdown, nearest_saved, save
-from qfl_interp.analyses import polca
-from qfl_interp.analyses.lenses.polca.result import PolcaResult
 
 import qfl_interp as qfl
+from qfl_interp.analyses import polca
+from qfl_interp.analyses.lenses.polca.result import PolcaResult
 from qfl_interp.data.dataset import FixedFeature
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.polca.clustering import cluster_direction, nearest_to_medoid

@@ -12,9 +12,9 @@ import argparse
 
 import pandas as pd
 from pages import DOCS, fill, markdown, save
-from qfl_interp.analyses import across, scaling
 
 import qfl_interp as qfl
+from qfl_interp.analyses import across, scaling
 from qfl_interp.tables import records
 
 # What a run's row says in docs/scaling.csv.

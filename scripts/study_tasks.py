@@ -24,12 +24,12 @@ import pandas as pd
 import torch
 from figures.overview import leads_figure, losses_figure
 from pages import DOCS, fill, markdown, save
-from qfl_interp.analyses import emergence, timeline
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
+from qfl_interp.analyses import emergence, timeline
 from qfl_interp.runs.provenance import device_name
 
 

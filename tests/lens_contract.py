@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from qfl_interp.analyses.lens import Lens, Page
 
 import qfl_interp as qfl
+from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.columns import Columns
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import LENSES, entry_points

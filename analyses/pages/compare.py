@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
+
 from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
 from qfl_interp.analyses.lenses.probe.data import TABLE
 from qfl_interp.analyses.loss_curve import known_loss_curve
@@ -19,7 +20,6 @@ from qfl_interp.analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, co
 from qfl_interp.analyses.pages.compare_groups import Group, grouped, task_of
 from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
 from qfl_interp.analyses.result import Result
-
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.axes import TRAINING_AXES, TrainingAxis, training_axis

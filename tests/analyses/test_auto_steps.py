@@ -6,11 +6,11 @@ import lens_contract as contract
 import numpy as np
 import pandas as pd
 import pytest
+
+import qfl_interp as qfl
 from qfl_interp.analyses import emergence, report
 from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
 from qfl_interp.analyses.lenses.emergence.lens import Emergence
-
-import qfl_interp as qfl
 from qfl_interp.emergence.onset import find_onset
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.runs.series import Checkpoints

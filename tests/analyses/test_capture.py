@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from qfl_interp.analyses import capture, probe
-from qfl_interp.analyses.lenses.probe import data as of_probes
 
 import qfl_interp as qfl
 from qfl_interp.activations.spans import site_span
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreKey
+from qfl_interp.analyses import capture, probe
+from qfl_interp.analyses.lenses.probe import data as of_probes
 
 N = 60
 QUICK = {"n": N, "progress": False}

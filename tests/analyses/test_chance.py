@@ -6,10 +6,10 @@ import math
 
 import pandas as pd
 import pytest
-from qfl_interp.analyses.sweeps.scaling import _chance
-from qfl_interp.analyses.transition import base_rate, known
 
 import qfl_interp as qfl
+from qfl_interp.analyses.sweeps.scaling import _chance
+from qfl_interp.analyses.transition import base_rate, known
 from qfl_interp.recipes import loss_unit
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.records import shown_options

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import tiny_train_config
+
+import qfl_interp as qfl
 from qfl_interp.analyses import compare, probe
 from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
 from qfl_interp.analyses.pages.compare_groups import grouped
 from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
-
-import qfl_interp as qfl
 from qfl_interp.tables import column, select
 from qfl_interp.training.fork import fork
 

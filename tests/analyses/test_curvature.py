@@ -12,6 +12,10 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from torch.func import functional_call
+from typer.testing import CliRunner
+
+import qfl_interp as qfl
 from qfl_interp.analyses import curvature
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.curvature import lens as curving
@@ -20,10 +24,6 @@ from qfl_interp.analyses.lenses.curvature.ranks import rank_rows
 from qfl_interp.analyses.lenses.curvature.tables import stored as stored_curvature
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import Piece
-from torch.func import functional_call
-from typer.testing import CliRunner
-
-import qfl_interp as qfl
 from qfl_interp.cli.main import build_app
 from qfl_interp.curvature import CurvatureConfig, SgldConfig
 from qfl_interp.data.examples import held_out, in_split

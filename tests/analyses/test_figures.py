@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from plotly import graph_objects as go
+
 from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
 from qfl_interp.analyses.lenses.ablate_units.figure import units_figure
 from qfl_interp.analyses.lenses.emergence.figure import feature_panels
@@ -19,7 +20,6 @@ from qfl_interp.analyses.lenses.patch.panel import patch_panel
 from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
 from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
-
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.tables import select

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from qfl_interp.analyses.checkpoints import over_checkpoints
 
+from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.errors import QflError
 from qfl_interp.runs import workplace
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from qfl_interp.analyses import ablate, probe
 
 import qfl_interp as qfl
+from qfl_interp.analyses import ablate, probe
 from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 from qfl_interp.runs.series import Checkpoints
 

@@ -9,6 +9,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import adjusted_rand_score
+
+import qfl_interp as qfl
 from qfl_interp.analyses import polca
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.polca import grouping, plan
@@ -16,9 +19,6 @@ from qfl_interp.analyses.lenses.polca import lens as decomposing
 from qfl_interp.analyses.lenses.polca.tables import stored
 from qfl_interp.analyses.lenses.polca.trajectories import gradients_at
 from qfl_interp.analyses.pages.report import report
-from sklearn.metrics import adjusted_rand_score
-
-import qfl_interp as qfl
 from qfl_interp.cli import main as cli
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from polca_recovery import recovery_panel
+
 from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
 from qfl_interp.analyses.lenses.polca.clusters import telling
 from qfl_interp.analyses.lenses.polca.composition_figure import composition_figure
@@ -16,7 +17,6 @@ from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
 from qfl_interp.analyses.lenses.polca.section import polca_sections
 from qfl_interp.analyses.lenses.polca.tables import Clustered
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
-
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Shade
 from qfl_interp.plots.theme import plain

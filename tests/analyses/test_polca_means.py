@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from qfl_interp.analyses import polca
-from qfl_interp.analyses.lenses.polca.means_figure import means_figure
 
 import qfl_interp as qfl
+from qfl_interp.analyses import polca
+from qfl_interp.analyses.lenses.polca.means_figure import means_figure
 from qfl_interp.polca.config import PolcaConfig
 from tests.conftest import tiny_train_config
 

@@ -7,10 +7,10 @@ import functools
 import pandas as pd
 import pytest
 from plotly.graph_objects import Figure
-from qfl_interp.analyses import ablate, emergence, interchange, mdl, patch, probe, transfer
-from qfl_interp.analyses.result import Result
 
 import qfl_interp as qfl
+from qfl_interp.analyses import ablate, emergence, interchange, mdl, patch, probe, transfer
+from qfl_interp.analyses.result import Result
 
 CONFIG = qfl.ProbeConfig(n_train=60, n_test=40)
 QUICK = {"config": CONFIG, "progress": False}

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from qfl_interp.analyses import scaling
-from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
+from qfl_interp.analyses import scaling
+from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.sweep import Sweep

@@ -10,6 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+import qfl_interp as qfl
 from qfl_interp.analyses import (
     ablate,
     ablate_units,
@@ -26,12 +32,6 @@ from qfl_interp.analyses import (
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_data, store_key
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.registered import lenses
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
-
-import qfl_interp as qfl
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.models.hugging_face import quiet
 from qfl_interp.plots.axes import STEPS as STEPS_AXIS

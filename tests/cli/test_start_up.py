@@ -9,9 +9,9 @@ import sys
 
 import import_layers
 import pytest
-from qfl_interp.analyses import report
 
 import qfl_interp as qfl
+from qfl_interp.analyses import report
 
 SLOW = {*import_layers.HEAVY, "transformers", "duckdb", "numba"}
 FILES = {"numpy", "pandas", "pyarrow", "safetensors"}

@@ -84,5 +84,5 @@ def test_registering(module):
     with pytest.raises(qfl.QflError, match=r"'largest_digit' of .*Other is taken by largest_digit:LargestDigit"):
         qfl.register_task(Other)
     taken = type("Mine", (LargestDigit,), {"name": "addition"})
-    with pytest.raises(qfl.QflError, match=r"'addition' of .*Mine is taken by tasks.addition:Addition"):
+    with pytest.raises(qfl.QflError, match=r"'addition' of .*Mine is taken by qfl_interp.tasks.addition:Addition"):
         qfl.register_task(taken)

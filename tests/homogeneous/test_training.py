@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from qfl_interp.analyses import edge
-from qfl_interp.analyses.lenses.edge.lens import Edge
 
 import qfl_interp as qfl
+from qfl_interp.analyses import edge
+from qfl_interp.analyses.lenses.edge.lens import Edge
 from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous import updates
@@ -224,7 +224,8 @@ def test_the_learning_rate_in_units_of_the_edge(task, trained):
     lr = 6 / top_sharpness(model, x, y, "cross_entropy", xi).value
     assert run.metrics["lr"].iloc[-1] == pytest.approx(lr, rel=1e-6)
     result = measured(run)
-    assert result.rows.iloc[0]["edge_ratio_p"] == pytest.approx(3, rel=1e-6)
+    first = result.rows.iloc[0]
+    assert first["edge_ratio_p"] == pytest.approx(3, rel=1e-6)
     contract.check_tables(run, Edge, result)
     plain = top_sharpness(model, x, y, "cross_entropy").value
     assert first["lambda_h"] == pytest.approx(plain, rel=1e-6)

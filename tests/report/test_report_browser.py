@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qfl_interp.analyses.lenses.emergence.findings import findings
 
+from qfl_interp.analyses.lenses.emergence.findings import findings
 from qfl_interp.report.page import write_report
 from tests import synthetic_tables as tables
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from qfl_interp.analyses import capture, probe, report
 
 import qfl_interp as qfl
 from qfl_interp.activations.store import store_of
+from qfl_interp.analyses import capture, probe, report
 from qfl_interp.errors import QflError
 from qfl_interp.runs import workplace
 from qfl_interp.runs.checkpoint import write_atomic

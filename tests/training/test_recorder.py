@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from qfl_interp.analyses import curvature, probe
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import qfl_interp as qfl
+from qfl_interp.analyses import curvature, probe
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.runs.config import Recorded
 from qfl_interp.seeding import generator

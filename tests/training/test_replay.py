@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import tiny_train_config
 from helpers import stopped_after
-from qfl_interp.analyses import polca
 
 import qfl_interp as qfl
+from qfl_interp.analyses import polca
 from qfl_interp.training.replay import Replay, replay
 from qfl_interp.training.trainee import Trainee
 

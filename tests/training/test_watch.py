@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import tiny_train_config
 from helpers import stopped_after
-from qfl_interp.analyses import probe
 
 import qfl_interp as qfl
+from qfl_interp.analyses import probe
 from qfl_interp.runs.run import Run
 from qfl_interp.training.watch import headline
 

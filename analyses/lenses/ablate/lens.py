@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
 from qfl_interp.analyses.choose import (
     WITHOUT_NEXT_TOKEN,
     chosen_features,
@@ -28,7 +29,6 @@ from qfl_interp.analyses.models_at import ModelAt, models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.stored import interval_columns, rows_of_one_call, with_holm
-
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.digests import digest

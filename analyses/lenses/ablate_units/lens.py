@@ -8,13 +8,13 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+
 from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.stored import interval_columns
-
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest

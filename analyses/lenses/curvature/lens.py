@@ -15,6 +15,8 @@ from typing import Any
 import pandas as pd
 import torch
 from plotly.graph_objects import Figure
+from torch import Tensor
+
 from qfl_interp.analyses.checkpoints import n_processes
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.curvature.columns import RESULT, TABLES
@@ -38,8 +40,6 @@ from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.transition import shaded_transition
-from torch import Tensor
-
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.curvature.eigenpairs import solver_vectors
 from qfl_interp.curvature.parameter_space import ParameterSpace

@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
+
 from qfl_interp.analyses.lenses.edge.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.stored import rows_of_one_call
-
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
@@ -60,13 +60,13 @@ class Edge(PartLens[Any, HookedModel]):
         return f"{piece.at}-{digest(repr((self.n_sharpness, self.soft_rank, piece.key['measured'])))}"
 
     def share(self) -> Any:
-        from analyses.lenses.edge.measure import shared_of  # with the networks, which pages do not need
+        from qfl_interp.analyses.lenses.edge.measure import shared_of  # with the networks, which pages do not need
 
         return shared_of(_homogeneous(self.run), self.n_sharpness)
 
     def rows(self, shared: Any, view: HookedModel, piece: Piece) -> pd.DataFrame:
         """The checkpoint's row; its layers have a table of their own."""
-        from analyses.lenses.edge.measure import measure
+        from qfl_interp.analyses.lenses.edge.measure import measure
 
         run = _homogeneous(self.run)
         row, layers = measure(run, shared, view, piece.at.step, piece.key["measured"], self.soft_rank)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
 from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
@@ -21,7 +22,6 @@ from qfl_interp.analyses.models_at import ModelAt, models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.stored import interval_columns, with_holm
-
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.digests import digest

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from qfl_interp.analyses.lenses.probe.columns import MODEL, PLACE
-
 from qfl_interp.columns import ANALYSIS, COUNT, PROBES, RUN, Column, Columns, how_far
 
 MDL: Final[Columns] = {

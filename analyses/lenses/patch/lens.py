@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
 from qfl_interp.analyses.choose import chosen_labels
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
 from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
@@ -19,7 +20,6 @@ from qfl_interp.analyses.lenses.patch.panel import patch_panel
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
-
 from qfl_interp.data.task import Task
 from qfl_interp.digests import digest
 from qfl_interp.interventions.attribution import attribution_error, attribution_patch

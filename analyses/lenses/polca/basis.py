@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
+
 from qfl_interp.analyses.checkpoints import n_processes, over_checkpoints
 from qfl_interp.analyses.lenses.polca.plan import LEAVE_OUT, Plan, Stage, direction_part
 from qfl_interp.analyses.lenses.probe.data import probe_tensors
 from qfl_interp.analyses.lenses.probe.lens import probe
-from torch import Tensor
-
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.eigenpairs import solver_vectors

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from plotly.graph_objects import Figure
+
 from qfl_interp.analyses.checkpoints import require_jobs
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.lenses.polca.clusters import telling
@@ -27,7 +28,6 @@ from qfl_interp.analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVE
 from qfl_interp.analyses.lenses.polca.trajectories import follow
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.transition import shaded_transition
-
 from qfl_interp.plots.panels import Panel
 from qfl_interp.polca.breakthroughs import BreakRule
 from qfl_interp.polca.config import PolcaConfig

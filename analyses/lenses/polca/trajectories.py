@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
+
 from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
 from qfl_interp.analyses.lenses.polca.plan import LEAVE_OUT, Plan
 from qfl_interp.analyses.models_at import ModelAt
-from torch import Tensor
-
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from qfl_interp.analyses.models_at import ModelAt
 from torch import Tensor
 
 from qfl_interp.activations.spans import Place
 from qfl_interp.activations.store_entry import StoreKey
+from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import NO_POSITION, Feature, Task
