@@ -22,7 +22,7 @@ from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import distinct, groups, select
 
@@ -168,6 +168,11 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         """Sections of such rows."""
         return []
 
+    @staticmethod
+    def findings_of(rows: pd.DataFrame) -> list[Finding]:
+        """What such rows say, for the report's head."""
+        return []
+
     @classmethod
     def parts_of(cls, rows: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
         """The rows of each figure, behind their values of `by`."""
@@ -226,6 +231,14 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return []
         rows = cls.stored(page)
         return [] if rows.empty else cls.sections_of(rows)
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        """Findings of what was computed before."""
+        if cls.findings_of is PartLens.findings_of:
+            return []
+        rows = cls.stored(page)
+        return [] if rows.empty else cls.findings_of(rows)
 
 
 def _say_why(lens: str, n: int, wanted: Mapping[str, Any], stored: Sequence[Mapping[str, Any]]) -> None:

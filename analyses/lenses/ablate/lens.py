@@ -23,6 +23,7 @@ from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.ablate.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
+from qfl_interp.analyses.lenses.ablate.findings import findings
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_data
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.models_at import ModelAt, models_at
@@ -37,7 +38,7 @@ from qfl_interp.models.build import HookedModel
 from qfl_interp.models.metrics import ExampleScores
 from qfl_interp.plots.conditions import ABLATION
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
@@ -171,6 +172,14 @@ class Ablate(PartLens[Examples, HookedModel]):
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
         """Of one method where a feature was ablated by several."""
         return [ablation_panel(part, name) for name, part in groups(rows_of_one_call(rows, ["feature"]), "feature")]
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        """Of the test that the page computes."""
+        if page.n_trials is None:
+            return []
+        given = {name: next_token_labels(page.run.task, name) for name in page.features}
+        return findings(cls._tested(page, page.n_trials), given)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:

@@ -15,7 +15,8 @@ from qfl_interp.analyses.choose import chosen_labels
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
 from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.patch.figure import patch_figure
-from qfl_interp.analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
+from qfl_interp.analyses.lenses.patch.findings import findings
+from qfl_interp.analyses.lenses.patch.pairs import HEADS, deciding_features, pairs_of, tokens_at
 from qfl_interp.analyses.lenses.patch.panel import patch_panel
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -27,7 +28,7 @@ from qfl_interp.interventions.pairs import PatchPairs
 from qfl_interp.interventions.patching import PatchScores, patch_sweep
 from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
@@ -60,6 +61,8 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     limits = """
     - A patch tells which places matter for the pairs it was made with, one place at a time; what several places
       hold in common may show in none.
+    - Late in the stack, at the token whose prediction is scored, a patch may bring the answer itself back rather than
+      what the answer is computed from.
     """
     by = ("feature", "label")
     apart = True
@@ -74,13 +77,16 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     def rows(self, shared: Callable[[str, int], PatchPairs], view: HookedModel, piece: Piece) -> pd.DataFrame:
         feature, label, component = piece.key.values()
-        pairs = shared(feature, label)
-        scores = patch_sweep(view, pairs, component=component)
+        pairs, heads = shared(feature, label), component == HEADS
+        site = "z" if heads else component
+        scores = patch_sweep(view, pairs, component=site, positions="all" if heads else None)
         rng = generator(self.seed, f"patch/bootstrap/{feature}/{label}/{component}", piece.at.step)
         rows = _rows(scores, pairs, self.run.task, rng)
         rows = rows.assign(attribution=np.nan, attribution_r=np.nan, attribution_n=0)
         if self.attribution:
-            found = attribution_patch(view, pairs, component=component, integrated=_GRADIENTS).normalised()
+            found = attribution_patch(view, pairs, component=site, integrated=_GRADIENTS).normalised()
+            # The gradient's estimate of several patches at once is the sum of theirs.
+            found = found.sum(axis=1, keepdims=True) if heads else found
             rows["attribution"] = found.ravel()
             error = attribution_error(scores.normalised(), found)
             rows = rows.assign(attribution_r=error.pearson_r, attribution_n=error.n)
@@ -99,6 +105,10 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
             shown = COMPONENTS[0] if COMPONENTS[0] in components else components[0]
             panels.append(patch_panel(part, feature, label, component=shown))
         return panels
+
+    @staticmethod
+    def findings_of(rows: pd.DataFrame) -> list[Finding]:
+        return findings(rows)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -149,13 +159,14 @@ def patch(
 
     Examples:
         `qfl patch runs/add16 carry`,
-        `qfl patch runs/add16 carry --label 3 --component z --steps log:8`
+        `qfl patch runs/add16 carry --label 3 --component heads --steps log:8`
 
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default` whose pairs change the answer.
         steps: As in `probe`; the last checkpoint by default.
-        components: Of "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", and by head "z", "q", "k", "v".
+        components: Of "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", and by head "z", "q", "k", "v", at
+            one position at a time; "heads" is the output z of one head at every position at once.
         labels: Which labels the pairs differ in; the middle one by default.
         n_pairs (--pairs): Pairs of a clean and a corrupted example.
         attribution: Compute the approximation by gradients too.
@@ -165,7 +176,8 @@ def patch(
         progress: Draw a bar on standard error.
 
     Returns:
-        One row a step, feature, label, component, layer, head and position. Intervals are 95 % bootstraps over pairs.
+        One row a step, feature, label, component, layer, head and position (-1: every one at once). Intervals are 95 %
+        bootstraps over pairs.
 
     Raises:
         QflError: Unknown feature or step, or the model has no such component.

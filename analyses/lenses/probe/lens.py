@@ -26,6 +26,7 @@ from qfl_interp.analyses.lenses.probe.data import (
     store_key,
 )
 from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.probe.findings import findings
 from qfl_interp.analyses.lenses.probe.fitting import fit_feature
 from qfl_interp.analyses.models_at import ModelAt, models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -34,7 +35,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel
 from qfl_interp.probes.feature_data import feature_data
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
 
@@ -118,8 +119,17 @@ class Probe(PartLens[ProbeData, _Spans]):
         return kept.spans(key, load, tokens, first, last, names=[site], progress=False)[site]
 
     @classmethod
+    def _rows(cls, page: Page) -> pd.DataFrame:
+        """Those of the page's features and steps."""
+        return page.once(cls.name, lambda: probe(page.run, page.features, page.steps, **page.how).rows)
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        return findings(cls._rows(page))
+
+    @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        rows = probe(page.run, page.features, page.steps, **page.how).rows
+        rows = cls._rows(page)
         note = (
             "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
             "every step. Move the slider or press play to go through training. A cross: no probe, the label "
