@@ -5,6 +5,7 @@
 # make test-tl4   run a slice of the quick tests under transformer-lens 4, in an environment of its own (.venv-tl4)
 # make bench      run every benchmark, write benchmarks/results/
 # make check      ruff, pyright, quick tests
+# make docs       build the documentation into site/, links checked, without a network
 # make lock       remake requirements/constraints.txt
 
 PYTHON ?= python3
@@ -22,7 +23,7 @@ TL4_TESTS := $(addprefix tests/models/test_,hooked_transformer.py bridge.py hook
 # Without byte code, importing transformer-lens takes 15 s each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all test-tl4 bench check lock clean
+.PHONY: demo test test-slow test-all test-tl4 bench check docs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -51,12 +52,19 @@ check: .venv/.stamp-dev
 	$(BIN)/pyright
 	$(PYTEST) -m "not slow"
 
+docs: .venv/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 .venv/.stamp-test: $(PINS)
 	$(PYTHON) scripts/bootstrap.py test
 	@touch $@
 
 .venv/.stamp-dev: $(PINS) .venv/.stamp-test
 	$(PYTHON) scripts/bootstrap.py test dev
+	@touch $@
+
+.venv/.stamp-docs: $(PINS) .venv/.stamp-test
+	$(PYTHON) scripts/bootstrap.py test docs
 	@touch $@
 
 .venv-tl4/.stamp-test: $(PINS) Makefile
