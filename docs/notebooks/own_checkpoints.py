@@ -64,7 +64,7 @@ suite.steps
 # labels and on untrained models.
 
 # %%
-from analyses import patch, probe, validate
+from qfl_interp.analyses import patch, probe, validate
 
 probes = probe(suite, config=qfl.ProbeConfig(n_train=40, n_test=20), progress=False)
 print(probes)

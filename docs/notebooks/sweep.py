@@ -54,7 +54,7 @@ sweep.query("select budget_flops, min(val_loss) as lowest from runs group by bud
 # The best configuration at every budget, the power law that is fitted to it, and whether the curve leaves that law.
 
 # %%
-from analyses import across, scaling
+from qfl_interp.analyses import across, scaling
 
 laws = scaling(sweep, n_resamples=99)
 print(laws)

@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
 
 def _listed(package: str) -> dict[str, str]:
     """The public names of a lazy package, each with where it is defined; submodules are left out."""
-    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
     tests = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for test in tests for node in test.body if isinstance(node, ast.ImportFrom)]
     found = {alias.name: node.module or "" for node in imports for alias in node.names if node.module != package}
@@ -72,7 +72,7 @@ def _defined(module: str, name: str) -> _Name:
 
 
 def _index() -> str:
-    own, lenses = _listed("qfl_interp"), _listed("analyses")
+    own, lenses = _listed("qfl_interp"), _listed("qfl_interp.analyses")
 
     def rows(names: dict[str, str]) -> list[tuple[str, str]]:
         found = {name: _defined(module, name) for name, module in names.items()}
@@ -85,8 +85,8 @@ def _index() -> str:
 
 
 def _lenses() -> str:
-    shown = "\n".join(f"::: {module}.{name}\n" for name, module in _listed("analyses").items())
-    kit = "\n".join(f"::: analyses.{name}\n" for name in ("result", "lens", "part_lens", "models_at", "checkpoints"))
+    shown = "\n".join(f"::: {module}.{name}\n" for name, module in _listed("qfl_interp.analyses").items())
+    kit = "\n".join(f"::: qfl_interp.analyses.{name}\n" for name in ("result", "lens", "part_lens", "models_at", "checkpoints"))
     return f"# Lenses\n\n{shown}\n## What a lens of your own is made of\n\n{kit}"
 
 
