@@ -12,7 +12,7 @@ from analyses.choose import next_token_note
 from analyses.lens import Lens, Page, Shading
 from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from analyses.lenses.emergence.findings import findings
-from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
+from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables, stored_tables
 from analyses.loss_curve import loss_curve
 from analyses.result import Result
 from qfl_interp.config import ProbeConfig
@@ -78,11 +78,14 @@ class Emergence(Lens):
     @classmethod
     def _tables(cls, page: Page) -> EmergenceTables:
         """Those of the page's features."""
+        if not page.compute:
+            return page.once(cls.name, lambda: stored_tables(page.run, page.features))
         return page.once(cls.name, lambda: emergence_tables(page.run, page.features, page.steps, **page.how))
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
-        return feature_panels(*cls._tables(page))
+        curves, verdicts = cls._tables(page)
+        return [] if curves.empty else feature_panels(curves, verdicts)
 
     @classmethod
     def shading(cls, page: Page) -> Shading:
@@ -90,11 +93,14 @@ class Emergence(Lens):
 
     @classmethod
     def findings(cls, page: Page) -> list[Finding]:
-        return findings(cls._tables(page).verdicts)
+        verdicts = cls._tables(page).verdicts
+        return [] if verdicts.empty else findings(verdicts)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
         curves, verdicts = cls._tables(page)
+        if curves.empty:
+            return []
         return [
             Section(
                 "Verdicts",
