@@ -16,6 +16,7 @@ from analyses.lenses.emergence.auto import steps_at_onsets
 from analyses.lenses.probe.data import probe_tensors
 from analyses.lenses.probe.lens import probe
 from analyses.loss_curve import LossCurve, loss_curve
+from analyses.stored import rows_of_one_call
 from analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -78,6 +79,15 @@ def emergence_tables(
     verdict_table.write(part, found.verdicts, steps=saved)
     curve_table.write(part, found.curves, steps=saved)
     return found
+
+
+def stored(run: Checkpoints) -> EmergenceTables:
+    """Both tables as they were computed before: of each feature, the call of most steps; empty without any."""
+    curves = rows_of_one_call(run.table(CURVES).read(), ["feature"])
+    verdicts = run.table(VERDICTS).read()
+    if len(curves) and len(verdicts):
+        verdicts = verdicts.merge(curves[["feature", "analysis"]].drop_duplicates())
+    return EmergenceTables(curves, verdicts)
 
 
 def _auto(
