@@ -38,6 +38,7 @@ class Page:
         device: Where to compute.
         progress: Draw bars on standard error.
         beside: Other runs whose loss and exact match are drawn too, as forks and their control.
+        compute: Whether what is missing is computed; if not, lenses show what was computed before, with any probes.
     """
 
     run: Checkpoints
@@ -49,6 +50,7 @@ class Page:
     device: str | torch.device = "cpu"
     progress: bool = True
     beside: tuple[Checkpoints, ...] = ()
+    compute: bool = True
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -109,7 +111,10 @@ class Lens:
 
     @classmethod
     def prepare(cls, page: Page) -> None:
-        """Compute what the page needs of it in any case; by default nothing. What fails here ends the page."""
+        """Compute what the page needs of it in any case; by default nothing. What fails here ends the page.
+
+        It is not asked where the page computes nothing (`page.compute`).
+        """
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:

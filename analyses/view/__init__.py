@@ -1,1 +1,1 @@
-"""What `qfl view` shows of a run at a step, and the lenses that it starts; free of the page itself."""
+"""A live page over all runs below a folder: `qfl view`. Plotly's Dash draws it; nothing leaves this machine."""

@@ -118,10 +118,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether the folder names a process of this machine that writes there and still runs; the lock is not touched."""
+    owner = _read(folder / OWNER)
+    return owner is not None and _runs(owner)
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process holds the folder's lock at this moment."""
-    owner = _read(folder / OWNER)
-    if owner is not None and _runs(owner):
+    if is_claimed(folder):
         return True
     if not (folder / LOCK).exists():
         return False

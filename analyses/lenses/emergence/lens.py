@@ -14,7 +14,7 @@ from analyses.choose import next_token_note
 from analyses.lens import Lens, Page, Shading
 from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from analyses.lenses.emergence.findings import findings
-from analyses.lenses.emergence.tables import CURVES, EmergenceTables, emergence_tables, stored
+from analyses.lenses.emergence.tables import CURVES, EmergenceTables, emergence_tables, stored_tables
 from analyses.loss_curve import known_loss_curve, loss_curve
 from analyses.result import Result
 from qfl_interp.config import ProbeConfig
@@ -80,11 +80,14 @@ class Emergence(Lens):
     @classmethod
     def _tables(cls, page: Page) -> EmergenceTables:
         """Those of the page's features."""
+        if not page.compute:
+            return page.once(cls.name, lambda: stored_tables(page.run, page.features))
         return page.once(cls.name, lambda: emergence_tables(page.run, page.features, page.steps, **page.how))
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
-        return feature_panels(*cls._tables(page))
+        curves, verdicts = cls._tables(page)
+        return [] if curves.empty else feature_panels(curves, verdicts)
 
     @classmethod
     def views(cls, run: Checkpoints) -> list[View]:
@@ -92,7 +95,7 @@ class Emergence(Lens):
             return []
 
         def draw(chosen: Mapping[str, Any]) -> Figure:
-            curves, verdicts = (select(table, **chosen) for table in stored(run))
+            curves, verdicts = (select(table, **chosen) for table in stored_tables(run))
             losses = known_loss_curve(run)
             if losses is None:
                 return stack_panels(feature_panels(curves, verdicts), shading(verdicts).band, filename=cls.name)
@@ -101,8 +104,8 @@ class Emergence(Lens):
         return [
             curves_view(
                 cls.name, cls.question, run, draw,
-                lambda chosen: select(stored(run).curves, **chosen),
-                lambda: (("feature",), [(name,) for name in distinct(stored(run).curves, "feature")]),
+                lambda chosen: select(stored_tables(run).curves, **chosen),
+                lambda: (("feature",), [(name,) for name in distinct(stored_tables(run).curves, "feature")]),
             )
         ]  # fmt: skip
 
@@ -112,11 +115,14 @@ class Emergence(Lens):
 
     @classmethod
     def findings(cls, page: Page) -> list[Finding]:
-        return findings(cls._tables(page).verdicts)
+        verdicts = cls._tables(page).verdicts
+        return [] if verdicts.empty else findings(verdicts)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
         curves, verdicts = cls._tables(page)
+        if curves.empty:
+            return []
         return [
             Section(
                 "Verdicts",

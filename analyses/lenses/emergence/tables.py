@@ -81,13 +81,19 @@ def emergence_tables(
     return found
 
 
-def stored(run: Checkpoints) -> EmergenceTables:
-    """Both tables as they were computed before: of each feature, the call of most steps; empty without any."""
-    curves = rows_of_one_call(run.table(CURVES).read(), ["feature"])
-    verdicts = run.table(VERDICTS).read()
-    if len(curves) and len(verdicts):
-        verdicts = verdicts.merge(curves[["feature", "analysis"]].drop_duplicates())
-    return EmergenceTables(curves, verdicts)
+def stored_tables(run: Checkpoints, features: Sequence[str] | None = None) -> EmergenceTables:
+    """What was computed before, of each feature the call with most steps; both empty where there is nothing.
+
+    Of these features; None for all.
+    """
+    verdicts, curves = run.table(VERDICTS).read(), run.table(CURVES).read()
+    if curves.empty or verdicts.empty:
+        return EmergenceTables(pd.DataFrame(), pd.DataFrame())
+    curves = rows_of_one_call(curves, ["feature"])
+    if features is not None:
+        curves = pd.DataFrame(curves.loc[curves["feature"].isin(features)])
+    shown = curves[["feature", "analysis"]].drop_duplicates()
+    return EmergenceTables(curves, verdicts.merge(shown))
 
 
 def _auto(
