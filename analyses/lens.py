@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import torch
+from plotly.graph_objects import Figure
 
+from analyses.at_step import View, curves_view
 from qfl_interp.config import ProbeConfig
-from qfl_interp.plots.panels import Panel, Shade
+from qfl_interp.plots.panels import Panel, Shade, stack_panels
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 
@@ -128,6 +130,21 @@ class Lens:
     def findings(cls, page: Page) -> list[Finding]:
         """Its verdicts for the report's head."""
         return []
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        """What it shows of a run at one step, of what was computed before: nothing is computed, and little read.
+
+        By default its panels with the step marked, where the table of its name has a part.
+        """
+        if cls.panels.__func__ is Lens.panels.__func__ or not run.table(cls.name).names():
+            return []
+
+        def draw(_: Any) -> Figure:
+            features = tuple(name for name, feature in run.task.features.items() if feature.by_default)
+            return stack_panels(cls.panels(Page(run, features, progress=False)), None, filename=cls.name)
+
+        return [curves_view(cls.name, cls.question, run, draw, lambda _: run.table(cls.name).read())]
 
     @classmethod
     def shading(cls, page: Page) -> Shading | None:

@@ -184,7 +184,9 @@ def _in_the_browser(app: Dash) -> None:
             State("address", "data"),
         )
     here("line", Output("drawn-line", "data"), Input("step", "data"), Input("timeline-graph", "figure"))
-    here("tabs", Output("drawn-tabs", "data"), Input("tabs", "data"), Input("open-view", "data"), Input("chosen", "data"))
+    here(
+        "tabs", Output("drawn-tabs", "data"), Input("tabs", "data"), Input("open-view", "data"), Input("chosen", "data")
+    )
 
 
 def _payload(make: Callable[[], dict[str, Any]], chosen: list[str]) -> str | None:

@@ -29,7 +29,9 @@ def of(chosen: Sequence[str], rows: Sequence[dict[str, Any]], folder: Path) -> A
         row = known.get(chosen[0])
         return _gone(chosen[0], folder) if row is None else _one(row)
     lines = [
-        html.Li([_open(key), *([_badge(known[key])] if key in known else [html.Span("gone", className="badge damaged")])])
+        html.Li(
+            [_open(key), *([_badge(known[key])] if key in known else [html.Span("gone", className="badge damaged")])]
+        )
         for key in chosen
     ]
     return [html.H1(f"{len(chosen)} runs over each other"), html.Ul(lines, className="chosen")]

@@ -136,7 +136,11 @@ def key_of(path: Path, folder: Path) -> str:
 
 def stamp_of(place: Place) -> Stamp:
     """What changes when an entry does."""
-    names = {"run": (CONFIG_FILE, METRICS_FILE, CHECKPOINTS, OWNER), "suite": ("",), "sweep": ("sweep.json", "state.json")}
+    names = {
+        "run": (CONFIG_FILE, METRICS_FILE, CHECKPOINTS, OWNER),
+        "suite": ("",),
+        "sweep": ("sweep.json", "state.json"),
+    }
     return stamps(place.path / name for name in names[place.kind])
 
 

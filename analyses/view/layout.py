@@ -63,7 +63,9 @@ def _aside() -> Any:
                 html.Label(
                     [
                         html.Span("Search runs", className="unseen"),
-                        dcc.Input(id="search", type="search", placeholder="Search task, path, seed …", autoComplete="off"),
+                        dcc.Input(
+                            id="search", type="search", placeholder="Search task, path, seed …", autoComplete="off"
+                        ),
                     ]
                 ),
                 className="search",
@@ -81,7 +83,9 @@ def _main() -> Any:
         [
             html.Div(id="head", children=html.P("Looking for runs …", className="hint")),
             html.Div(id="step-bar", className="step-bar", hidden=True),
-            html.Section([html.H2("Over training"), *_figure("timeline")], id="timeline-card", className="card", hidden=True),
+            html.Section(
+                [html.H2("Over training"), *_figure("timeline")], id="timeline-card", className="card", hidden=True
+            ),
             html.Section(
                 [html.Div(id="view-tabs", className="tabs", role="tablist"), *_figure("view")],
                 id="view-card",

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from analyses.lenses.ablate_units.figure import UNITS, units_figure
 from analyses.models_at import models_at
@@ -58,6 +59,10 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"name": self.site, "method": self.method, **super().columns(piece)}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return units_figure(rows, step=step, slider=False)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
+from plotly.graph_objects import Figure
 
+from analyses.at_step import View, curves_view
 from analyses.choose import next_token_note
 from analyses.lens import Lens, Page, Shading
 from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from analyses.lenses.emergence.findings import findings
-from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables, stored_tables
-from analyses.loss_curve import loss_curve
+from analyses.lenses.emergence.tables import CURVES, EmergenceTables, emergence_tables, stored_tables
+from analyses.loss_curve import known_loss_curve, loss_curve
 from analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
 from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, axis_of_columns
-from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.panels import Panel, stack_panels
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import distinct, titled
+from qfl_interp.tables import distinct, select, titled
 
 _COLUMNS: Final = {
     "feature": "feature",
@@ -86,6 +88,26 @@ class Emergence(Lens):
     def panels(cls, page: Page) -> list[Panel]:
         curves, verdicts = cls._tables(page)
         return [] if curves.empty else feature_panels(curves, verdicts)
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        if not run.table(CURVES).names():
+            return []
+
+        def draw(chosen: Mapping[str, Any]) -> Figure:
+            curves, verdicts = (select(table, **chosen) for table in stored_tables(run))
+            losses = known_loss_curve(run)
+            if losses is None:
+                return stack_panels(feature_panels(curves, verdicts), shading(verdicts).band, filename=cls.name)
+            return emergence_figure(losses.rows, curves, verdicts, unit=losses.unit)
+
+        return [
+            curves_view(
+                cls.name, cls.question, run, draw,
+                lambda chosen: select(stored_tables(run).curves, **chosen),
+                lambda: (("feature",), [(name,) for name in distinct(stored_tables(run).curves, "feature")]),
+            )
+        ]  # fmt: skip
 
     @classmethod
     def shading(cls, page: Page) -> Shading:

@@ -81,13 +81,17 @@ def emergence_tables(
     return found
 
 
-def stored_tables(run: Checkpoints, features: Sequence[str]) -> EmergenceTables:
-    """What was computed before, of each feature the call with most steps; both empty where there is nothing."""
+def stored_tables(run: Checkpoints, features: Sequence[str] | None = None) -> EmergenceTables:
+    """What was computed before, of each feature the call with most steps; both empty where there is nothing.
+
+    Of these features; None for all.
+    """
     verdicts, curves = run.table(VERDICTS).read(), run.table(CURVES).read()
     if curves.empty or verdicts.empty:
         return EmergenceTables(pd.DataFrame(), pd.DataFrame())
     curves = rows_of_one_call(curves, ["feature"])
-    curves = curves.loc[curves["feature"].isin(features)]
+    if features is not None:
+        curves = pd.DataFrame(curves.loc[curves["feature"].isin(features)])
     shown = curves[["feature", "analysis"]].drop_duplicates()
     return EmergenceTables(curves, verdicts.merge(shown))
 

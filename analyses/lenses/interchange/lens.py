@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from analyses.choose import chosen_labels, require_one_a_token
 from analyses.lenses.interchange.figure import interchange_figure, interchange_panel
@@ -64,6 +65,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
       of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
     """
     by = ("feature", "label")
+    together = ("label",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -123,6 +125,10 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         probes = {"site": self.config.site, "settings": self.config.digest()}
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return interchange_figure(with_holm(rows), step=step, slider=False)
 
     @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:

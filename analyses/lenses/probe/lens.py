@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from analyses.choose import chosen_features, next_token_note
@@ -49,6 +50,7 @@ class Probe(PartLens[ProbeData, _Spans]):
     name = TABLE
     question = "Which features can be read off the model, where, and when?"
     order = 20
+    by = ("feature", "site")
     of_probes = True
     methods = """
     - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
@@ -66,6 +68,10 @@ class Probe(PartLens[ProbeData, _Spans]):
     - A probe's direction is one that the label can be read along; it need not be the one that the model itself
       writes or reads. Removing or swapping it may then do little although the model uses the feature.
     """
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return probe_heatmap(rows, str(rows["feature"].iloc[0]), step=step, slider=False)
 
     def part(self, piece: Piece) -> str:
         return part_name(piece.at, piece.key["feature"], self.config)
