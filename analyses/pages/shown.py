@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from plotly.graph_objects import Figure
 
@@ -121,6 +121,12 @@ class Shown:
             self.faults.append(f"lens {lens.name!r} ({lens.__module__}:{lens.__name__}) cannot be shown: {text}")
             self._lenses = [other for other in self._lenses if other is not lens]
             return None
+
+
+def is_curve(panel: Panel) -> bool:
+    """Whether a panel has more than one step."""
+    columns: list[Any] = [trace["x"] for trace in panel.traces]
+    return len({float(x) for column in columns for x in column}) > 1
 
 
 def _named(run: Checkpoints, shown: Checkpoints) -> str:

@@ -1,4 +1,4 @@
-"""The page as a Dash app: which callback fills what. Nothing is kept on the server but what its files can give again."""
+"""The page as a Dash app: which callback fills what. The server keeps nothing but what files can give it again."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@
     const now = names.includes(open) ? open : names[0];
     place.replaceChildren(
       ...found.tabs.map((one) => {
-        const tab = make("button", one.name === now ? "tab on" : "tab", one.title);
+        const tab = make("button", one.name === now ? "view-tab on" : "view-tab", one.title);
         tab.setAttribute("role", "tab");
         tab.setAttribute("aria-selected", one.name === now);
         tab.dataset.view = one.name;
