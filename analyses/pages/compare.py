@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.lenses.emergence.tables import emergence_curve
-from analyses.lenses.probe.data import TABLE
-from analyses.loss_curve import known_loss_curve
-from analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, compare_figure
-from analyses.pages.compare_groups import Group, grouped, task_of
-from analyses.pages.seed_band import SeedCurve, over_seeds
-from analyses.result import Result
+from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
+from qfl_interp.analyses.lenses.probe.data import TABLE
+from qfl_interp.analyses.loss_curve import known_loss_curve
+from qfl_interp.analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, compare_figure
+from qfl_interp.analyses.pages.compare_groups import Group, grouped, task_of
+from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.axes import TRAINING_AXES, TrainingAxis, training_axis

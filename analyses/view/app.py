@@ -13,9 +13,9 @@ from dash import Dash, Input, Output, State, no_update
 from dash.dependencies import ClientsideFunction
 from flask import Response, abort, request
 
-from analyses.view import head, layout
-from analyses.view.address import Address, read_address
-from analyses.view.index import Index, as_json
+from qfl_interp.analyses.view import head, layout
+from qfl_interp.analyses.view.address import Address, read_address
+from qfl_interp.analyses.view.index import Index, as_json
 from qfl_interp.cli.faults import sentence
 from qfl_interp.errors import QflError
 
@@ -69,8 +69,8 @@ class _Work:
         """The module `drawn`, and the runs of the index."""
         with self._lock:
             if self._loaded is None:
-                from analyses.view import drawn
-                from analyses.view.opened import Opened
+                from qfl_interp.analyses.view import drawn
+                from qfl_interp.analyses.view.opened import Opened
 
                 self._loaded = drawn, Opened(self._index)
             return self._loaded

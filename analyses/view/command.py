@@ -19,6 +19,6 @@ def view(
 
     Example: `qfl view runs/`
     """
-    from analyses.view.serve import view as serve
+    from qfl_interp.analyses.view.serve import view as serve
 
     serve(folder, port=port, open_browser=browser)

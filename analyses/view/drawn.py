@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.pages.compare import Comparison, compare
-from analyses.view.address import Address
-from analyses.view.index import Stamp
-from analyses.view.opened import Opened
-from analyses.view.panels import view, views
+from qfl_interp.analyses.pages.compare import Comparison, compare
+from qfl_interp.analyses.view.address import Address
+from qfl_interp.analyses.view.index import Stamp
+from qfl_interp.analyses.view.opened import Opened
+from qfl_interp.analyses.view.panels import view, views
 from qfl_interp.errors import QflError
 from qfl_interp.plots.theme import figure_json
 from qfl_interp.runs.series import Checkpoints

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dash import dcc, html
 
-from analyses.view.index import STATES
+from qfl_interp.analyses.view.index import STATES
 from qfl_interp.plots.theme import template_json
 
 # Milliseconds between two looks at what has changed.

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.lens import Page
-from analyses.pages.shown import Shown, is_curve
-from analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.pages.shown import Shown, is_curve
+from qfl_interp.analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE

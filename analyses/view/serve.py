@@ -113,7 +113,7 @@ def _served(folder: Path, port: int) -> tuple[Any, str]:
     """A server on the first free port from this one, and what to say where that is another."""
     from werkzeug.serving import make_server
 
-    from analyses.view.app import create_app
+    from qfl_interp.analyses.view.app import create_app
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for each request
     app = create_app(folder).server
