@@ -86,7 +86,8 @@ def _guard(app: Dash) -> None:
 
     @app.server.before_request
     def own_host() -> None:
-        if request.host.rpartition(":")[0] not in _HOSTS:
+        origin = request.headers.get("Origin")
+        if request.host.rpartition(":")[0] not in _HOSTS or (origin and origin != f"http://{request.host}"):
             abort(403)
 
     @app.server.after_request
@@ -143,6 +144,31 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
     def of_view(chosen: list[str], name: str, step: int | None, choices: dict[str, str], _pulse: str) -> str | None:
         address = Address(tuple(chosen), name or "", step, choices=choices or {})
         return _payload(lambda: work.draw("at_step", address), chosen if len(chosen) == 1 else [])
+
+    @app.callback(Output("startable", "data"), Input("chosen", "data"))
+    def of_startable(chosen: list[str]) -> str | None:
+        return _payload(lambda: {"lenses": work.draw("startable", chosen[0])}, chosen if len(chosen) == 1 else [])
+
+    @app.callback(
+        Output("jobs", "data"),
+        Input("chosen", "data"),
+        Input("asked", "data"),
+        Input("tick", "n_intervals"),
+        State("jobs", "data"),
+    )
+    def of_jobs(chosen: list[str], _asked: str | None, _n: int | None, shown: str | None) -> Any:
+        if not work.ready and shown is None:
+            return no_update
+        now = _payload(lambda: {"jobs": work.draw("working", chosen[0])}, chosen if len(chosen) == 1 else [])
+        return no_update if now == shown else now
+
+    @app.callback(Output("asked", "data"), Input("ask", "data"), prevent_initial_call=True)
+    def of_ask(asked: dict[str, Any] | None) -> Any:
+        return (
+            no_update
+            if not asked
+            else json.dumps(_said_of(lambda: {"said": work.draw("ask", asked)}) | {"lens": asked.get("lens")})
+        )
 
     @app.server.route("/table.csv")
     def table() -> Response:

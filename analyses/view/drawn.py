@@ -9,6 +9,8 @@ import pandas as pd
 from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.pages.compare import Comparison, compare
+from qfl_interp.analyses.registered import lenses
+from qfl_interp.analyses.view import jobs
 from qfl_interp.analyses.view.address import Address
 from qfl_interp.analyses.view.index import Stamp
 from qfl_interp.analyses.view.opened import Opened
@@ -78,6 +80,35 @@ def compared(opened: Opened, keys: Sequence[str]) -> Comparison:
     """Runs over each other."""
     stamp = tuple(opened.stamp(key) for key in keys)
     return opened.kept.get(("compare", *keys), stamp, lambda: compare([opened.run(key) for key in keys]))
+
+
+def startable(opened: Opened, key: str) -> list[dict[str, Any]]:
+    """The lenses that can be started on a run: name, question and options of each, those of other packages too."""
+    questions = {lens.name: lens.question for lens in lenses()}
+    return [
+        {"name": name, "question": questions.get(name, ""), "options": [one._asdict() for one in options]}
+        for name, options in jobs.startable(opened.run(key)).items()
+    ]
+
+
+def working(opened: Opened, key: str) -> list[dict[str, Any]]:
+    """The last job of each lens on a run."""
+    found = []
+    for job in jobs.jobs(opened.run(key)):
+        progress = None if job.progress is None else job.progress._asdict()
+        found.append(job._asdict() | {"progress": progress, "command": " ".join(["qfl", *job.command])})
+    return found
+
+
+def ask(opened: Opened, asked: dict[str, Any]) -> str:
+    """Start or stop a lens as a button asks; what was done, in words. Raises `QflError` where it cannot be."""
+    key, lens = str(asked.get("run")), str(asked.get("lens"))
+    run = opened.run(key)
+    if asked.get("what") == "stop":
+        jobs.stop(run, lens)
+        return f"{lens} is asked to stop."
+    jobs.start(run, lens, dict(asked.get("options") or {}), path=opened.path(key))
+    return f"{lens} is started."
 
 
 def _views(opened: Opened, key: str) -> list[Any]:

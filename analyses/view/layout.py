@@ -31,7 +31,8 @@ def page(folder: Path) -> Any:
             dcc.Store(id="rows"),  # the list, as JSON
             dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does
             dcc.Store(id="tabs"),
-            *(dcc.Store(id=f"drawn-{what}") for what in ("list", "line", "tabs", "search")),
+            *(dcc.Store(id=name) for name in ("startable", "jobs", "ask", "asked")),  # lenses in the background
+            *(dcc.Store(id=f"drawn-{what}") for what in ("list", "line", "tabs", "search", "lenses")),
             dcc.Store(id="templates", data={name: json.loads(template_json(dark)) for name, dark in _THEMES}),
             dcc.Interval(id="tick", interval=LOOK_EVERY),
             _header(folder),
@@ -92,7 +93,16 @@ def _main() -> Any:
                 className="card",
                 hidden=True,
             ),
-            html.Section([html.H2("Lenses"), html.Div(id="lenses")], id="lenses-card", className="card", hidden=True),
+            html.Section(
+                [
+                    html.H2("Lenses"),
+                    html.P("Each runs in a process of its own, also when this page is closed.", className="hint small"),
+                    html.Div(id="lenses"),
+                ],
+                id="lenses-card",
+                className="card",
+                hidden=True,
+            ),
         ]
     )
 

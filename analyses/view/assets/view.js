@@ -316,6 +316,90 @@
     return names.length;
   };
 
+  // Lenses in the background: a line each, which stays while what it says changes, so that open options stay open.
+  const lensLines = new Map();
+  const field = (option) => {
+    const label = make("label", "field");
+    label.title = option.help;
+    const shown = option.default === null ? "" : String(option.default);
+    let input;
+    if (option.kind === "flag" || option.kind === "choice") {
+      input = make("select");
+      const values = option.kind === "flag" ? ["", "yes", "no"] : ["", ...option.values];
+      values.forEach((value) => input.append(Object.assign(make("option", "", value || `${shown || "default"}`), { value })));
+    } else {
+      input = make("input");
+      input.placeholder = shown || (option.kind === "list" ? "several, with blanks" : "default");
+    }
+    input.dataset.option = option.name;
+    label.append(make("span", "", option.name.replaceAll("_", " ")), input);
+    return label;
+  };
+  const lensLine = (lens) => {
+    const element = make("div", "lens");
+    const text = make("div", "lens-text");
+    text.append(make("strong", "", lens.name.replaceAll("_", " ")), make("span", "question", lens.question));
+    const button = make("button", "start", "Start");
+    button.dataset.start = lens.name;
+    const state = make("div", "lens-state");
+    const options = make("details", "lens-options");
+    options.append(make("summary", "", "Options"));
+    options.addEventListener("toggle", () => {
+      if (options.open && options.children.length === 1) {
+        const fields = make("div", "fields");
+        fields.append(...lens.options.map(field));
+        options.append(fields);
+      }
+    });
+    element.append(text, button, options, state);
+    return { element, button, state, said: "" };
+  };
+  const progress = (job) => {
+    const parts = [make("span", `badge ${job.state}`, job.state)];
+    if (job.progress && (job.state === "running" || job.state === "queued")) {
+      const bar = make("progress");
+      if (job.progress.total) Object.assign(bar, { max: job.progress.total, value: job.progress.done });
+      const count = job.progress.total ? `${job.progress.done} of ${job.progress.total}` : `${job.progress.done}`;
+      parts.push(bar, make("span", "", `${job.progress.what} ${count} ${job.progress.detail}`));
+    }
+    if (job.state === "failed") parts.push(make("pre", "", job.lines || "It ended without a word."));
+    return parts;
+  };
+  const lenses = (json, jobsJson, askedJson) => {
+    const found = json ? JSON.parse(json) : null;
+    byId("lenses-card").hidden = !found || !!found.error;
+    if (!found || found.error) return 0;
+    const working = jobsJson ? JSON.parse(jobsJson).jobs || [] : [];
+    const asked = askedJson ? JSON.parse(askedJson) : {};
+    const elements = found.lenses.map((lens) => {
+      if (!lensLines.has(lens.name)) lensLines.set(lens.name, lensLine(lens));
+      const line = lensLines.get(lens.name);
+      const job = working.find((one) => one.lens === lens.name);
+      const busy = !!job && (job.state === "running" || job.state === "queued");
+      line.button.textContent = busy ? "Stop" : "Start";
+      line.button.classList.toggle("busy", busy);
+      const wrong = asked.lens === lens.name && asked.error ? asked.error : "";
+      const said = JSON.stringify([job || null, wrong]);
+      if (said !== line.said) {
+        line.said = said;
+        line.state.replaceChildren(...(job ? progress(job) : []), ...(wrong ? [make("p", "fault", wrong)] : []));
+      }
+      return line.element;
+    });
+    const place = byId("lenses");
+    if (elements.some((element, at) => place.children[at] !== element)) place.replaceChildren(...elements);
+    return working.length;
+  };
+  const askFor = (button) => {
+    const line = button.closest(".lens");
+    const options = {};
+    line.querySelectorAll("[data-option]").forEach((one) => {
+      if (one.value.trim()) options[one.dataset.option] = one.value.trim();
+    });
+    const what = button.classList.contains("busy") ? "stop" : "start";
+    set("ask", { data: { what, run: params().getAll("run")[0], lens: button.dataset.start, options, at: Date.now() } });
+  };
+
   // A saved image is a page of a paper: always light, at its size, without what only works on a screen.
   const save = (name, format) => {
     const { data, layout } = figures[name];
@@ -353,7 +437,7 @@
     });
     prefers.addEventListener("change", () => set("theme", { data: themed(wantedTheme()) }));
     document.addEventListener("click", (event) => {
-      const target = event.target.closest("[data-run],[data-view],[data-state],[data-search],[data-save],#toggle-theme,#toggle-list,.saves a");
+      const target = event.target.closest("[data-run],[data-view],[data-state],[data-search],[data-save],[data-start],#toggle-theme,#toggle-list,.saves a");
       if (!target) return;
       const { run, view: name, state, search, save: format, of } = target.dataset;
       if (run !== undefined) {
@@ -374,6 +458,8 @@
         set("search", { value: search });
       } else if (format !== undefined) {
         if (figures[of]) save(of, format);
+      } else if (target.dataset.start !== undefined) {
+        askFor(target);
       } else if (target.id === "toggle-theme") {
         const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
         try {
@@ -427,7 +513,7 @@
 
   window.dash_clientside = window.dash_clientside || {};
   window.dash_clientside.view = {
-    start, list, search, split, line, tabs,
+    start, list, search, split, line, tabs, lenses,
     timeline: (json, theme, templates) => {
       window.qflTemplates = templates;
       return timeline(json, theme, templates);
