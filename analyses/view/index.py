@@ -227,11 +227,10 @@ def losses(path: Path) -> list[tuple[int, float]]:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             if size <= _WHOLE_BYTES:
-                file.seek(0)
-                parts = [file.read()]
+                parts = [_sample(file, 0, size)]
             else:  # a row is shorter than a sample, and the last one counts
                 at = [round(k * (size - _SAMPLE_BYTES) / (_POINTS - 1)) for k in range(_POINTS)]
-                parts = [_sample(file, place) for place in at]
+                parts = [_sample(file, place, _SAMPLE_BYTES) for place in at]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -257,9 +256,11 @@ def _logged(part: bytes, name: bytes) -> Iterator[tuple[int, float]]:
             yield int(step[0]), float(value[0])
 
 
-def _sample(file: Any, place: int) -> bytes:
+def _sample(file: Any, place: int, n_bytes: int) -> bytes:
+    """Whole rows, but for the first one: half a number would be another one."""
     file.seek(place)
-    return file.read(_SAMPLE_BYTES)
+    part = file.read(n_bytes)
+    return part[: part.rfind(b"\n") + 1]
 
 
 def spark(curve: Sequence[tuple[int, float]]) -> tuple[tuple[float, float], ...]:
