@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from plotly.graph_objects import Figure
 
-from analyses.lens import NO_SHADING, Lens, Page, Shading
-from analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
-from analyses.pages.timeline_figure import timeline_figure
-from analyses.registered import registered
+from qfl_interp.analyses.lens import NO_SHADING, Lens, Page, Shading
+from qfl_interp.analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.registered import registered
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
@@ -110,7 +110,7 @@ class Shown:
 
     def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; where it raises, a lens of ours ends the page."""
-        return call(lens) if lens.__module__.startswith("analyses.") else self._tried(lens, call)
+        return call(lens) if lens.__module__.startswith("qfl_interp.analyses.") else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""
@@ -121,6 +121,12 @@ class Shown:
             self.faults.append(f"lens {lens.name!r} ({lens.__module__}:{lens.__name__}) cannot be shown: {text}")
             self._lenses = [other for other in self._lenses if other is not lens]
             return None
+
+
+def is_curve(panel: Panel) -> bool:
+    """Whether a panel has more than one step."""
+    columns: list[Any] = [trace["x"] for trace in panel.traces]
+    return len({float(x) for column in columns for x in column}) > 1
 
 
 def _named(run: Checkpoints, shown: Checkpoints) -> str:

@@ -50,6 +50,7 @@ class Entry(NamedTuple):
         n_steps: Last step of the training.
         loss: Last loss that was validated, in the run's unit; None where there is none.
         seed: Of the run.
+        run_id: Of the run.
         spark: Losses over the logarithm of the step, both from 0 to 1, loss downwards.
         fault: Why it is damaged; empty of others.
         changed: When it last changed, in seconds since 1970.
@@ -65,6 +66,7 @@ class Entry(NamedTuple):
     n_steps: int | None = None
     loss: float | None = None
     seed: int | None = None
+    run_id: str = ""
     spark: tuple[tuple[float, float], ...] = ()
     fault: str = ""
     changed: float = 0.0
@@ -80,17 +82,29 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        self._places: list[Place] = []
+        self._places: dict[str, Place] = {}
         self._looked = -math.inf
         self._entries: dict[str, tuple[Stamp, Entry]] = {}
 
-    def entries(self, *, anew: bool = False) -> list[Entry]:
-        """Every entry, by path; places are looked for again every few seconds, or `anew` at once."""
+    def entries(self, *, watch: Sequence[str] = (), anew: bool = False) -> list[Entry]:
+        """Every entry, by path.
+
+        Args:
+            watch: Keys of which each call looks whether they changed, as it does of what is being trained.
+            anew: Look at everything now, not only every few seconds.
+        """
         with self._lock:
-            if anew or time.monotonic() - self._looked > _LOOK_AGAIN:
-                self._places, self._looked = places(self.folder), time.monotonic()
-            found = {key_of(place.path, self.folder): place for place in self._places}
-            self._entries = {key: kept for key, place in found.items() if (kept := self._fresh(key, place)) is not None}
+            everything = anew or time.monotonic() - self._looked > _LOOK_AGAIN
+            if everything:
+                found, self._looked = places(self.folder), time.monotonic()
+                self._places = {key_of(place.path, self.folder): place for place in found}
+            kept = self._entries
+            self._entries = {}
+            for key, place in self._places.items():
+                old = kept.get(key)
+                due = everything or old is None or key in watch or old[1].state == "training"
+                if (new := _fresh(key, place, self.folder, old) if due else old) is not None:
+                    self._entries[key] = new
             return [entry for _, entry in self._entries.values()]
 
     def path(self, key: str) -> Path | None:
@@ -103,15 +117,16 @@ class Index:
                 known = key in self._entries
         return self.folder / key if known else None
 
-    def _fresh(self, key: str, place: Place) -> tuple[Stamp, Entry] | None:
-        """The entry as its files are now; None where it is gone."""
-        if not place.path.exists():
-            return None
-        stamp = stamp_of(place)
-        kept = self._entries.get(key)
-        if kept is not None and kept[0] == stamp and kept[1].state != "training":
-            return kept
-        return stamp, _READ[place.kind](key, place.path, self.folder)
+
+def _fresh(key: str, place: Place, folder: Path, old: tuple[Stamp, Entry] | None) -> tuple[Stamp, Entry] | None:
+    """The entry as its files are now; None where it is gone."""
+    if not place.path.exists():
+        return None
+    stamp = stamp_of(place)
+    # A process that was killed says nothing: what is being trained is read again each time.
+    if old is not None and old[0] == stamp and old[1].state != "training":
+        return old
+    return stamp, _READ[place.kind](key, place.path, folder)
 
 
 def key_of(path: Path, folder: Path) -> str:
@@ -164,6 +179,7 @@ def _run(key: str, path: Path, folder: Path) -> Entry:
         n_steps=config.last_step,
         loss=curve[-1][1] if curve else None,
         seed=config.train.seed,
+        run_id=config.run_id,
         spark=spark(curve),
         changed=changed,
     )

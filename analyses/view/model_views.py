@@ -11,9 +11,9 @@ from typing import Any, Final
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.at_step import View
-from analyses.view.attention import attention_figure
-from analyses.view.predictions import predictions_figure, predictions_table, summary
+from qfl_interp.analyses.at_step import View
+from qfl_interp.analyses.view.attention import attention_figure
+from qfl_interp.analyses.view.predictions import predictions_figure, predictions_table, summary
 from qfl_interp.errors import QflError
 from qfl_interp.plots.theme import words
 from qfl_interp.runs.run import Run
@@ -68,7 +68,7 @@ def predictions(run: Checkpoints, step: int, example: int) -> pd.DataFrame:
     `probability_true`, `loss` (nats), `scored`, `answer` (whether it is a scored token of the answer). Places behind
     the last scored one are left out.
     """
-    from analyses.view.models import predict
+    from qfl_interp.analyses.view.models import predict
 
     found, task = predict(run, step, example), run.task
     n = scored_end(run, example)
@@ -120,7 +120,7 @@ def _draw_attention(run: Checkpoints, step: int, example: int, layer: str, head:
 
 def _patterns(run: Checkpoints, step: int, example: int) -> tuple[Any, list[str], int]:
     """The patterns of an example's last places up to the last scored one, their tokens, and the first one's number."""
-    from analyses.view.models import examples_of, patterns
+    from qfl_interp.analyses.view.models import examples_of, patterns
 
     tokens = examples_of(run).tokens[example, : scored_end(run, example)]
     first = max(len(tokens) - _MOST_PLACES, 0)
@@ -130,14 +130,14 @@ def _patterns(run: Checkpoints, step: int, example: int) -> tuple[Any, list[str]
 
 def scored_end(run: Checkpoints, example: int) -> int:
     """How many places an example has up to the last scored one: the rest is padding, or of no concern."""
-    from analyses.view.models import examples_of
+    from qfl_interp.analyses.view.models import examples_of
 
     scored = examples_of(run).loss_mask[example].nonzero()
     return int(scored.max()) + 1
 
 
 def _n_examples(run: Checkpoints) -> int:
-    from analyses.view.models import examples_of
+    from qfl_interp.analyses.view.models import examples_of
 
     return len(examples_of(run).tokens)
 
@@ -147,7 +147,7 @@ def _heads(run: Checkpoints) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     if isinstance(run, Run) and hasattr(run.config.model, "n_heads"):
         n_layers, n_heads = run.config.model.n_layers, run.config.model.n_heads  # pyright: ignore
     else:
-        from analyses.view.models import n_layers_and_heads
+        from qfl_interp.analyses.view.models import n_layers_and_heads
 
         n_layers, n_heads = n_layers_and_heads(run)
     places = [(ALL, ALL)] if n_layers * n_heads <= _MOST_MAPS else []

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.lens import Page
-from analyses.pages.shown import Shown
-from analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.pages.shown import Shown, is_curve
+from qfl_interp.analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE
@@ -116,7 +116,10 @@ def _timeline(run: Checkpoints) -> Timeline:
         faults.append(str(error))
     page = Page(run, features, progress=False, compute=False)
     shown = Shown(page)
-    figure = shown.timeline(shown.ask_each(lambda lens: lens.panels(page), Panel))
+    # A panel of a single step is no curve: a view shows it.
+    figure = shown.timeline(
+        shown.ask_each(lambda lens: [panel for panel in lens.panels(page) if is_curve(panel)], Panel)
+    )
     axis, steps = shown.losses.axis, run.steps
     places = [{"step": float(step), **run.how_far(step)}[axis.column] for step in steps]
     texts = ["" if axis.column == "step" else axis.text(place) for place in places]

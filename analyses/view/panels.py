@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.at_step import View
-from analyses.lens import Lens
-from analyses.registered import lenses
-from analyses.view.model_views import model_views
+from qfl_interp.analyses.at_step import View
+from qfl_interp.analyses.lens import Lens
+from qfl_interp.analyses.registered import lenses
+from qfl_interp.analyses.view.model_views import model_views
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plugins import warn
 from qfl_interp.runs.series import Checkpoints

@@ -77,7 +77,8 @@ def _function(point: EntryPoint) -> Any:
     source = _source(point)
     if opens(source.use(signature)):
         return source.use(imported)
-    return getattr(importlib.import_module(point.module.split(".")[0]), point.name.replace("-", "_"), None)
+    found = getattr(importlib.import_module(point.module.split(".")[0]), point.name.replace("-", "_"), None)
+    return found if callable(found) else None  # a room of the command's name is none
 
 
 def _maker(source: _Source) -> Callable[[], Callable[..., Any]]:

@@ -16,7 +16,7 @@ Kind = Literal["run", "suite", "sweep"]
 SUITE_SUFFIX: Final = ".suite"
 _SWEEP_FILE: Final = "sweep.json"
 # What lies in a run's folder and holds no run: thousands of files that need no look.
-_INSIDE: Final = {"checkpoints", "resume", "analyses", "activations"}
+_INSIDE: Final = {"checkpoints", "resume", "analyses", "activations", "jobs"}
 # Enough of a metrics file's end to hold its last line.
 _TAIL_BYTES: Final = 4096
 

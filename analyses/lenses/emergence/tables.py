@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analyses.choose import chosen_features
-from analyses.lenses.emergence.auto import steps_at_onsets
-from analyses.lenses.probe.data import probe_tensors
-from analyses.lenses.probe.lens import probe
-from analyses.loss_curve import LossCurve, loss_curve
-from analyses.stored import rows_of_one_call
-from analyses.transition import loss_transition
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
+from qfl_interp.analyses.lenses.probe.data import probe_tensors
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.loss_curve import LossCurve, loss_curve
+from qfl_interp.analyses.stored import rows_of_one_call
+from qfl_interp.analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import THIRDS, label_groups, summarise
@@ -157,6 +157,11 @@ def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     return summarise(by_site(rows, "train_loss"), by_site(rows, metric))
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of none."""
+    return float(np.mean(values)) if values else math.nan
+
+
 def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a third and step: the probes' test loss with the untrained and the shuffled control.
 
@@ -192,8 +197,8 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
                     **{name: column(part, name)[0] for name in ("flops", "tokens") if name in part},
                     "geometric": summary.geometric_mean,
                     "arithmetic": summary.arithmetic_mean,
-                    "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
-                    "baseline_arithmetic": float(np.mean([b.arithmetic_mean for b in baselines])),
+                    "baseline_geometric": _mean([b.geometric_mean for b in baselines]),
+                    "baseline_arithmetic": _mean([b.arithmetic_mean for b in baselines]),
                     "shuffled_geometric": control[third].geometric_mean if shuffled else math.nan,
                     "n_labels": summary.n,
                 }
