@@ -77,7 +77,8 @@ def _function(point: EntryPoint) -> Any:
     source = _source(point)
     if opens(source.use(signature)):
         return source.use(imported)
-    return getattr(importlib.import_module(point.module.split(".")[0]), point.name.replace("-", "_"), None)
+    found = getattr(importlib.import_module(point.module.split(".")[0]), point.name.replace("-", "_"), None)
+    return found if callable(found) else None  # a room of the command's name is none
 
 
 def _maker(source: _Source) -> Callable[[], Callable[..., Any]]:
@@ -110,12 +111,12 @@ class _OnDemand(typer.core.TyperCommand):
     def __init__(self, name: str | None, *, callback: Callable[[], Callable[..., Any]], **settings: Any) -> None:
         super().__init__(name, **settings)
         del self.params, self.callback  # found below
-        self._make = callback
+        self.make = callback
 
     @functools.cached_property
     def _made(self) -> Any:
         app = typer.Typer(add_completion=False)
-        app.command(self.name)(self._make())
+        app.command(self.name)(self.make())
         return typer.main.get_command(app)
 
     @functools.cached_property

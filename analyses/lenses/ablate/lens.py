@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import (
     WITHOUT_NEXT_TOKEN,
@@ -43,7 +44,7 @@ from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
-from qfl_interp.tables import column, distinct, groups, titled
+from qfl_interp.tables import column, distinct, groups, select, titled
 
 # What each method takes out, in words.
 _TAKEN = {
@@ -105,6 +106,7 @@ class Ablate(PartLens[Examples, HookedModel]):
       control for the same examples (sign flips), corrected for the number of features (Holm).
     """
     by = ("feature", "method")
+    together = ("feature",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -156,6 +158,10 @@ class Ablate(PartLens[Examples, HookedModel]):
             "settings": self.config.digest(),
             "analysis": self.analysis(piece),
         }
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return ablation_figure(with_holm(select(rows, step=step)))
 
     @classmethod
     def prepare(cls, page: Page) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
@@ -65,6 +66,10 @@ class AblateUnits(PartLens[Batch, HookedModel]):
     @staticmethod
     def findings_of(rows: pd.DataFrame) -> list[Finding]:
         return findings(rows)
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return units_figure(rows, step=step, slider=False)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
 from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
@@ -66,6 +67,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
       of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
     """
     by = ("feature", "label")
+    together = ("label",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -125,6 +127,10 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         probes = {"site": self.config.site, "settings": self.config.digest()}
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return interchange_figure(with_holm(rows), step=step, slider=False)
 
     @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:

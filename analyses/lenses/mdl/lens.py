@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
@@ -76,6 +77,10 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         settings = self.config.digest()
         return {"site": self.config.site, "settings": settings, "analysis": settings}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mdl_figure(rows, step=step)
 
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
@@ -97,6 +98,10 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return transfer_figure(rows, step=step)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.analyses.lenses.validate.columns import RESULT, TABLES
@@ -21,8 +22,9 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.metrics import validation_scores
+from qfl_interp.plots.panels import mark_step
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column
+from qfl_interp.tables import column, records, select
 
 LENS = "validate"
 
@@ -49,6 +51,10 @@ class Validate(PartLens[Batch, HookedModel]):
     n_examples: int = 0
     seed: int = 0
     loss: str = "cross_entropy"
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mark_step(timeline_figure(rows), step, records(select(rows, step=step))[0])
 
     @classmethod
     def of(cls, run: Checkpoints, n: int | None, device: str | torch.device) -> Validate:
