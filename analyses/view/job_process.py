@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import filelock
 
-from analyses.view.jobs import FAILED, FINISHED, RUNNING, STATE, STOPPED
+from qfl_interp.analyses.view.jobs import FAILED, FINISHED, RUNNING, STATE, STOPPED
 from qfl_interp.errors import QflError
 from qfl_interp.files import write_atomic
 
