@@ -131,7 +131,7 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
 
     @app.callback(Output("tabs", "data"), Input("chosen", "data"), Input("pulse", "data"))
     def of_tabs(chosen: list[str], _pulse: str) -> str | None:
-        return _payload(lambda: {"tabs": work.draw("tabs", chosen[0])}, chosen if len(chosen) == 1 else [])
+        return _payload(lambda: work.draw("tabs", chosen[0]), chosen if len(chosen) == 1 else [])
 
     @app.callback(
         Output("view-data", "data"),

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.pages.compare import Comparison, compare
 from qfl_interp.analyses.registered import lenses
 from qfl_interp.analyses.view import jobs
@@ -42,9 +43,11 @@ def over_training(opened: Opened, address: Address) -> dict[str, Any]:
     return _payload(shown.figure) | steps | {"choices": {}, "faults": list(shown.faults)}
 
 
-def tabs(opened: Opened, key: str) -> list[dict[str, str]]:
-    """The views of a run: name, title and question of each."""
-    return [{"name": one.name, "title": one.title, "question": one.question} for one in _views(opened, key)]
+def tabs(opened: Opened, key: str) -> dict[str, Any]:
+    """The views of a run, name, title and question of each, and the one that is open where the address names none."""
+    found = _views(opened, key)
+    listed = [{"name": one.name, "title": one.title, "question": one.question} for one in found]
+    return {"tabs": listed, "first": _first(found) if found else ""}
 
 
 def at_step(opened: Opened, address: Address) -> dict[str, Any]:
@@ -111,16 +114,22 @@ def ask(opened: Opened, asked: dict[str, Any]) -> str:
     return f"{lens} is started."
 
 
-def _views(opened: Opened, key: str) -> list[Any]:
+def _views(opened: Opened, key: str) -> list[View]:
     return opened.kept.get(("views", key), opened.stamp(key), lambda: views(opened.run(key)))
 
 
 def _open_view(opened: Opened, address: Address) -> str:
     """The view of the address, or the first one. Raises `QflError` where the run has none."""
-    known = [one.name for one in _views(opened, address.runs[0])]
+    found = _views(opened, address.runs[0])
+    known = [one.name for one in found]
     if not known:
         raise QflError("nothing of this run was computed yet. Start a lens below.")
-    return address.view if address.view in known else known[0]
+    return address.view if address.view in known else _first(found)
+
+
+def _first(found: Sequence[View]) -> str:
+    """The first view of a step: what shows the whole training is like the figure above it."""
+    return next((one for one in found if not one.over_training), found[0]).name
 
 
 def _drawn(shown: Any, step: int, choices: dict[str, str]) -> Figure:

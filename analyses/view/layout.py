@@ -83,6 +83,7 @@ def _main() -> Any:
     return html.Main(
         [
             html.Div(id="head", children=html.P("Looking for runs …", className="hint")),
+            html.P("Reading the run …", id="busy", className="hint", hidden=True),
             html.Div(id="step-bar", className="step-bar", hidden=True),
             html.Section(
                 [html.H2("Over training"), *_figure("timeline")], id="timeline-card", className="card", hidden=True
