@@ -18,7 +18,7 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.panels import mark_step
-from qfl_interp.plots.theme import FONT_SIZE, plain, text_at
+from qfl_interp.plots.theme import FONT_SIZE, VERMILLION, grow, plain, text_at
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.runs.table import Table
 from qfl_interp.tables import select
@@ -30,6 +30,8 @@ _OF_UNTRAINED: Final = re.compile(r"untrained_\d+-(.*)", re.DOTALL)
 _MOST_STEPS: Final = 48
 # Parts whose rows stay in memory, by their checksum.
 _MOST_KEPT: Final = 1024
+# Pixels of a line of text below a figure.
+_LINE: Final = 20
 _KEPT: dict[str, pd.DataFrame] = {}
 
 
@@ -130,21 +132,17 @@ def _nearest(steps: Sequence[int], step: int) -> int:
 def _instead(step: int, shown: int) -> str:
     """That another step is shown."""
     which = "nearest before it" if shown < step else "first"
-    return f"nothing of step {step:,}: this is the {which} that there is, step {shown:,}"
+    return f"Nothing of step {step:,}: this is step {shown:,}, the {which} that there is."
 
 
 def _said(figure: Figure, text: str) -> Figure:
-    """The figure with a line at its upper edge, for which it grows."""
+    """The figure with a line at its lower edge, for which it grows: legends stand at the upper one."""
     layout: Any = figure.layout
-    margin = dict(layout.margin.to_plotly_json())
-    above = 18
-    figure.update_layout(margin=margin | {"t": margin.get("t", 60) + above}, height=(layout.height or 400) + above)
-    meta = layout.meta
-    if isinstance(meta, dict) and "height" in meta:
-        figure.update_layout(meta=meta | {"height": meta["height"] + above})
-    place = {"yref": "paper", "y": 1, "yanchor": "top", "yshift": margin.get("t", 60) + above - 2}
-    look = {"font": {"size": FONT_SIZE - 1}, "name": "instead"}
-    figure.add_annotation(text_at(f"<i>{plain(text)}</i>", **{**place, **look}))
+    if layout.margin.b is None or layout.height is None:  # of a figure in another style
+        figure.update_layout(margin={"b": 80}, height=450)
+    grow(figure, _LINE)
+    look = {"font": {"size": FONT_SIZE, "color": VERMILLION}, "name": "instead"}
+    figure.add_annotation(text_at(f"<b>{plain(text)}</b>", y=0, yshift=-layout.margin.b + 2, **look))
     return figure
 
 

@@ -20,7 +20,8 @@ _MOST_COLUMNS: Final = 8
 # Pixels between two small maps, and above each.
 _GAP: Final = 12
 _HEAD: Final = 24
-# Tokens that an axis of the large map can name.
+# Letters of a token on an axis of the large map, and how many tokens it can name.
+_LONGEST: Final = 8
 _MOST_NAMED: Final = 64
 _HOVER: Final = "“%{y}” looks at “%{x}”<br><b>%{z:.3f}</b><extra>%{fullData.name}</extra>"
 
@@ -57,14 +58,14 @@ def attention_figure(
     columns = min(len(heads), _MOST_COLUMNS)
     # Of a square map, as wide as there is room.
     side = _LARGE if large else max(min((PAPER_WIDTH - 40) // columns - _GAP, 190), 60)
-    margin = {"l": 74, "r": 12, "t": 96, "b": 74} if large else {"l": 20, "r": 12, "t": 96, "b": 20}
+    margin = {"l": 74, "r": 12, "t": 112, "b": 74} if large else {"l": 20, "r": 12, "t": 112, "b": 20}
     gap = _GAP / (PAPER_WIDTH - margin["l"] - margin["r"])
     grid = Grid([side], len(chosen), columns, gap=gap, foot=_HEAD)
     figure = new_figure("attention", grid.height, margin)
     what, low, scale = ("attention", 0.0, "Blues") if shares else ("score (no softmax)", -end, DIVERGING)
     figure.update_layout(
-        coloraxis=color_axis(what, low, end, scale=scale, span=(0.55, 1.0), nticks=5),
-        annotations=[heading(f"<b>{title}</b>", 62)],
+        coloraxis=color_axis(what, low, end, scale=scale, span=(0.55, 1.0), nticks=5, ypad=26),
+        annotations=[heading(f"<b>{title}</b>", 82)],
     )
     # Each place has a name of its own, so that a hover text needs no texts cell by cell.
     names = [f"{first + place}: {visible(token)}" for place, token in enumerate(tokens)]
@@ -79,6 +80,11 @@ def attention_figure(
     return figure
 
 
+def _cut(token: str) -> str:
+    """A token as an axis has room for it."""
+    return token if len(token) <= _LONGEST else f"{token[: _LONGEST - 1]}…"
+
+
 def _axes(names: Sequence[str], tokens: Sequence[str], *, large: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both axes of a map; the large one names the tokens."""
     shared = {**BARE, "type": "category"}
@@ -86,10 +92,11 @@ def _axes(names: Sequence[str], tokens: Sequence[str], *, large: bool) -> tuple[
         bare = shared | {"showticklabels": False, "ticks": "", "title": {"text": ""}}
         return bare, bare | {"autorange": "reversed"}
     stride = math.ceil(len(names) / _MOST_NAMED)
-    texts = [visible(token) for token in tokens[::stride]]
+    texts = [visible(_cut(token)) for token in tokens[::stride]]
     size = FONT_SIZE - 3 if len(texts) > 40 else FONT_SIZE
     look = shared | {"tickvals": list(names[::stride]), "ticktext": texts, "tickfont": {"size": size}, "tickangle": 0}
-    upright = {} if max(map(len, texts)) <= 2 else {"tickangle": -60}
+    lengths = sorted(min(len(token), _LONGEST) for token in tokens[::stride])
+    upright = {} if lengths[len(lengths) // 2] <= 2 else {"tickangle": -60}
     return (
         look | upright | {"title": {"text": "token that is looked at"}},
         look | {"title": {"text": "token that looks"}, "autorange": "reversed"},

@@ -13,7 +13,7 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.view.attention import attention_figure
-from qfl_interp.analyses.view.predictions import predictions_figure, predictions_table, summary
+from qfl_interp.analyses.view.predictions import predictions_figure, predictions_table
 from qfl_interp.errors import QflError
 from qfl_interp.plots.theme import words
 from qfl_interp.runs.run import Run
@@ -105,9 +105,7 @@ def attention(run: Checkpoints, step: int, example: int, layer: str, head: str) 
 def _draw_predictions(run: Checkpoints, step: int, example: int) -> Figure:
     rows = predictions(run, step, example)
     title = f"{words(run.task.name)}, test example {example}, step {step:,}"
-    return predictions_figure(
-        rows, title, f"teacher-forced: each token is predicted from the true ones before it · {summary(rows)}"
-    )
+    return predictions_figure(rows, title)
 
 
 def _draw_attention(run: Checkpoints, step: int, example: int, layer: str, head: str) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -11,18 +11,19 @@ import plotly.graph_objects as go
 
 from qfl_interp.plots.slider import heading
 from qfl_interp.plots.theme import FONT_SIZE, GREY, PAPER_WIDTH, new_figure, visible
-from qfl_interp.tables import records, select
+from qfl_interp.tables import column, records, select
 
 _COLUMN: Final = 26
 _LETTER: Final = 7.2
 _ROW: Final = 92
+_FORCED: Final = "teacher-forced: each token is predicted from the true ones before it; below it, its loss in nats"
 _PLAIN: Final = "rgba(138, 143, 152, 0.10)"
 _RIGHT: Final = "rgba(2, 158, 115, {:.2f})"
 _WRONG: Final = "rgba(213, 94, 0, {:.2f})"
 
 
 def predictions_table(
-    tokens: Sequence[str], predicted: Sequence[str], numbers: dict[str, Sequence[Any]]
+    tokens: Sequence[str], predicted: Sequence[str], numbers: Mapping[str, Sequence[Any]]
 ) -> pd.DataFrame:
     """One row a place: `position`, `token`, `part` ("prompt", "=" where it is scored, "answer"), `predicted` and so on.
 
@@ -36,7 +37,7 @@ def predictions_table(
     )
 
 
-def predictions_figure(rows: pd.DataFrame, title: str, subtitle: str) -> go.Figure:
+def predictions_figure(rows: pd.DataFrame, title: str) -> go.Figure:
     """The example as it is read, place by place in lines: the true token, and below it the one that is predicted.
 
     The colour of a place says whether a scored token is predicted, green or orange, and how sure the model is of it:
@@ -45,16 +46,15 @@ def predictions_figure(rows: pd.DataFrame, title: str, subtitle: str) -> go.Figu
     Args:
         rows: As `predictions_table` makes them, without the padding.
         title: In bold above it; made safe before.
-        subtitle: Below that.
     """
     longest = max((len(str(token)) for name in ("token", "predicted") for token in rows[name]), default=1)
     width = max(_COLUMN, min(_LETTER * longest + 10, 150))
     per_line = max(int((PAPER_WIDTH - 90) // width), 1)
     lines = math.ceil(len(rows) / per_line)
-    figure = new_figure("predictions", _ROW * lines, {"l": 78, "r": 12, "t": 84, "b": 14})
+    figure = new_figure("predictions", _ROW * lines, {"l": 78, "r": 12, "t": 92, "b": 14})
     cells = [(row, index % per_line, 3 * (index // per_line)) for index, row in enumerate(records(rows))]
     figure.update_layout(
-        annotations=[heading(f"<b>{title}</b>", 54), heading(subtitle, 34)],
+        annotations=[heading(f"<b>{title}</b>", 62), heading(summary(rows), 42), heading(_FORCED, 24)],
         xaxis={"range": [-0.5, max(min(per_line, len(rows)), 12) - 0.5], "visible": False, "fixedrange": True},
         yaxis={
             "range": [3 * lines - 0.4, -0.9],
@@ -101,9 +101,9 @@ def summary(rows: pd.DataFrame) -> str:
     answer = select(rows, answer=True)
     if answer.empty:
         return ""
-    n, right = len(answer), int(answer["right"].sum())
+    n, right = len(answer), int(column(answer, "right").sum())
     said = "all of the answer right" if right == n else f"{right} of {n} answer tokens right"
-    return f"{said}, mean loss over it {answer['loss'].mean():.3f} nats"
+    return f"{said}, mean loss over it {column(answer, 'loss').mean():.3f} nats"
 
 
 def _box(x: float, y: float, color: str) -> dict[str, Any]:

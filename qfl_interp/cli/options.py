@@ -103,9 +103,10 @@ def words_of(name: str, opened: Path, values: Mapping[str, Any]) -> list[str]:
     try:
         command.make_context(str(command.name), list(words))
     except Exception as error:  # Typer has taken in the library whose errors these are: they have no public name
-        if not hasattr(error, "format_message"):
+        said = getattr(error, "format_message", None)
+        if said is None:
             raise
-        raise QflError(f"{name}: {error.format_message()}") from error
+        raise QflError(f"{name}: {said()}") from error
     return [str(command.name), *words]
 
 

@@ -71,8 +71,9 @@ class Polca(Lens):
 
         def directions() -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
             found = stored(run)
-            empty = found is None or found.clusters.empty
-            return ((), [()]) if empty else (("direction",), [(one,) for one in telling(found.clusters)])
+            if found is None or found.clusters.empty:
+                return (), [()]
+            return ("direction",), [(one,) for one in telling(found.clusters)]
 
         return [curves_view(cls.name, cls.question, run, draw, rows, directions, title="POLCA")]
 
