@@ -13,7 +13,6 @@ from qfl_interp.analyses.pages.compare import Comparison, compare
 from qfl_interp.analyses.registered import lenses
 from qfl_interp.analyses.view import jobs
 from qfl_interp.analyses.view.address import Address
-from qfl_interp.analyses.view.index import Stamp
 from qfl_interp.analyses.view.opened import Opened
 from qfl_interp.analyses.view.panels import view, views
 from qfl_interp.errors import QflError
@@ -21,9 +20,13 @@ from qfl_interp.plots.theme import figure_json
 from qfl_interp.runs.series import Checkpoints
 
 
-def stamp(opened: Opened, key: str) -> Stamp:
-    """What changes when anything of a run does. Raises `QflError` where it is not there any more, or damaged."""
-    return opened.stamp(key)
+def stamps(opened: Opened, key: str) -> list[Any]:
+    """What changes when training logs a row of a run, and when a checkpoint or a table of it changes.
+
+    Raises:
+        QflError: It is not there any more, or damaged.
+    """
+    return [opened.stamp(key, rows=True), opened.stamp(key)]
 
 
 def over_training(opened: Opened, address: Address) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:
 
 def compared(opened: Opened, keys: Sequence[str]) -> Comparison:
     """Runs over each other."""
-    stamp = tuple(opened.stamp(key) for key in keys)
+    stamp = tuple(opened.stamp(key, rows=True) for key in keys)
     return opened.kept.get(("compare", *keys), stamp, lambda: compare([opened.run(key) for key in keys]))
 
 

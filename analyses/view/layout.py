@@ -29,7 +29,8 @@ def page(folder: Path) -> Any:
             dcc.Store(id="feature", data=""),
             dcc.Store(id="theme", data="light"),
             dcc.Store(id="rows"),  # the list, as JSON
-            dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does
+            dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does ...
+            dcc.Store(id="tables-pulse", data=""),  # ... that is not the log of its training
             dcc.Store(id="tabs"),
             *(dcc.Store(id=name) for name in ("startable", "jobs", "ask", "asked")),  # lenses in the background
             *(dcc.Store(id=f"drawn-{what}") for what in ("list", "line", "tabs", "search", "lenses")),
