@@ -215,6 +215,13 @@ def _in_the_browser(app: Dash) -> None:
         )
     here("line", Output("drawn-line", "data"), Input("step", "data"), Input("timeline-graph", "figure"))
     here(
+        "lenses",
+        Output("drawn-lenses", "data"),
+        Input("startable", "data"),
+        Input("jobs", "data"),
+        Input("asked", "data"),
+    )
+    here(
         "tabs", Output("drawn-tabs", "data"), Input("tabs", "data"), Input("open-view", "data"), Input("chosen", "data")
     )
 
