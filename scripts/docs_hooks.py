@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from docsite import reference
+from docsite import notebooks, reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fill the reference's part of the navigation."""
+    """Fill their parts of the navigation."""
     assert config.nav is not None
     next(part for part in config.nav if "Reference" in part)["Reference"] = reference.navigation()
+    tutorials = next(part for part in config.nav if "Tutorials" in part)["Tutorials"]
+    next(part for part in tutorials if "Notebooks" in part)["Notebooks"] = list(notebooks.pages())
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
-    """Add the pages of the reference."""
+    """Add the pages, and the pictures of the notebooks."""
     for path, text in reference.pages().items():
         files.append(File.generated(config, path, content=text))
+    for path, page in notebooks.pages().items():
+        files.append(File.generated(config, path, content=page.text))
+        for name, content in page.pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
