@@ -25,13 +25,12 @@ config = qfl.SweepConfig.from_dict(
         ],
     }
 )
-if __name__ == "__main__":  # workers are processes that import this script
-    sweep = qfl.run_sweep(config, "runs/sweeps/small", qfl.Execution(workers=1))
-    print(sweep)
+sweep = qfl.run_sweep(config, "runs/sweeps/small", qfl.Execution(workers=1))
+print(sweep)
 
 # %% [markdown]
 # Call it again and it trains nothing: runs are named by the hash of their configuration, and finished ones are skipped.
-# A sweep that was stopped goes on.
+# A sweep that was stopped goes on. (In a script, put the call under `if __name__ == "__main__":`, for it starts processes.)
 #
 # ## One table of all runs
 
