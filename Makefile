@@ -8,6 +8,7 @@
 # make docs       build the documentation into site/, links checked, without a network
 # make notebooks  run the tutorials as notebooks, docs/notebooks/*.ipynb (needs a Chromium for the figures)
 # make lock       remake requirements/constraints.txt
+# make dist       build wheel and sdist into dist/ (docs/releasing.md)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,7 +25,7 @@ TL4_TESTS := $(addprefix tests/models/test_,hooked_transformer.py bridge.py hook
 # Without byte code, importing transformer-lens takes 15 s each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all test-tl4 bench check docs notebooks lock clean
+.PHONY: demo test test-slow test-all test-tl4 bench check docs notebooks lock dist clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -77,5 +78,9 @@ lock: .venv/.stamp-dev
 	    $$($(BIN)/python -m pip config get global.find-links 2>/dev/null | sed 's/^/--find-links /') \
 	    | sed 's/+cpu$$//' > requirements/constraints.txt
 
+dist: .venv/.stamp-test
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+
 clean:
-	rm -rf .venv .venv-tl4 .pytest_cache .ruff_cache
+	rm -rf dist .venv .venv-tl4 .pytest_cache .ruff_cache
