@@ -12,7 +12,6 @@ import argparse
 import os
 import re
 import tempfile
-from pathlib import Path
 
 import jupytext
 import nbclient
@@ -37,7 +36,9 @@ def unrun(name: str) -> nbformat.NotebookNode:
         text = BLOCK.sub(_cell, text)
         text = _LINK.sub(r"](../\1)", text)
     book = jupytext.reads(text, fmt="md" if source.suffix == ".md" else "py:percent")
-    book.metadata = nbformat.from_dict({"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}})
+    book.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    )
     for number, cell in enumerate(book.cells):
         cell.id = f"cell-{number}"
         cell.metadata = nbformat.from_dict({})
@@ -55,7 +56,9 @@ def run(book: nbformat.NotebookNode) -> None:
         before = {key: os.environ.get(key) for key in _RENDERER}
         os.environ.update(_RENDERER)
         try:
-            nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": folder}}, record_timing=False).execute()
+            nbclient.NotebookClient(
+                book, timeout=600, resources={"metadata": {"path": folder}}, record_timing=False
+            ).execute()
         finally:
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
@@ -63,7 +66,7 @@ def run(book: nbformat.NotebookNode) -> None:
         cell.pop("execution_count", None)
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [_kept(output) for output in cell.outputs]
+            cell.outputs = [_kept(output) for output in cell.outputs if output.get("name") != "stderr"]
 
 
 def _kept(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Your own checkpoints
 #
-# Any folder of Hugging Face checkpoints of a causal model is a suite, and every lens takes a suite. Here a loop of a few
-# lines trains a small GPT-NeoX on sums modulo 8 and saves it as it goes. Nothing in the loop knows this library.
+# Any folder of Hugging Face checkpoints of a causal model is a suite, and every lens takes a suite. Here a loop of a
+# few lines trains a small GPT-NeoX to say the larger of two numbers, and saves it as it goes. Nothing in the loop knows
+# this library.
 
 # %%
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 config = GPTNeoXConfig(
-    vocab_size=9,
+    vocab_size=17,
     hidden_size=32,
     intermediate_size=64,
     num_hidden_layers=2,
@@ -18,9 +19,9 @@ config = GPTNeoXConfig(
     max_position_embeddings=8,
     attn_implementation="eager",
 )
-a, b = np.divmod(np.arange(64), 8)
-rows = np.stack([a, b, np.full(64, 8), (a + b) % 8], axis=1)  # `a b = sum`; `=` is token 8
-trained_on = np.random.default_rng(0).permutation(64)[:48]
+a, b = np.divmod(np.arange(256), 16)
+rows = np.stack([a, b, np.full(256, 16), np.maximum(a, b)], axis=1)  # `a b = larger`; `=` is token 16
+trained_on = np.random.default_rng(0).permutation(256)[:160]
 
 torch.manual_seed(0)
 model = GPTNeoXForCausalLM(config)
@@ -39,42 +40,44 @@ print(f"training loss {loss.item():.3f} nats")
 # %% [markdown]
 # ## Say what the data is
 #
-# A `FixedTask` is arrays: the rows, which tokens are scored, and for each feature its labels and where they are read. `split`
-# says what the model was trained on, so that probes never see it.
+# A `FixedTask` is arrays: the rows, which tokens are scored, and for each feature its labels and where they are read.
+# `split` says what the model was trained on, so that probes never see it.
 
 # %%
 import qfl_interp as qfl
 
 scored = np.zeros(rows.shape, dtype=bool)
 scored[:, 3:] = True
+larger = np.maximum(a, b)[:, None]
 features = {
-    "odd": qfl.FixedFeature("binary", (b % 2)[:, None], np.full((64, 1), 1), "Whether the second number is odd."),
-    "sum": qfl.FixedFeature("categorical", ((a + b) % 8)[:, None], np.full((64, 1), 2), "The sum, read at `=`."),
+    "larger": qfl.FixedFeature("categorical", larger, np.full((256, 1), 2), "The answer, read at `=`."),
+    "upper_half": qfl.FixedFeature("binary", (larger > 7).astype(int), np.full((256, 1), 2), "Whether it is above 7."),
 }
 task = qfl.FixedTask(
-    "sums", rows, scored, features, str_tokens=[*map(str, range(8)), "="], split=trained_on, prompt_end=False
+    "larger", rows, scored, features, str_tokens=[*map(str, range(16)), "="], split=trained_on, prompt_end=False
 )
-suite = qfl.Suite.open("checkpoints", task, tokens_per_step=48 * 4)
-suite.steps
+suite = qfl.Suite.open("checkpoints", task, tokens_per_step=160 * 4)
+print(suite.steps)
 
 # %% [markdown]
 # ## Look
 #
-# Can `odd` be read at the second number, at every checkpoint and layer? Beside each probe stand the same probes on shuffled
-# labels and on untrained models.
+# When can a probe read at `=` whether the answer is above 7? Beside each probe stand the same probes on shuffled labels
+# and on untrained models.
 
 # %%
 from qfl_interp.analyses import patch, probe, validate
 
-probes = probe(suite, config=qfl.ProbeConfig(n_train=40, n_test=20), progress=False)
+probes = probe(suite, "upper_half", config=qfl.ProbeConfig(n_train=40, n_test=40), progress=False)
 print(probes)
-probes.plot("odd")
+probes.plot()
 
 # %% [markdown]
-# Where is the sum? Two prompts differ in it; one clean activation is written into the other run. 1 is the clean answer.
+# Where does the answer come from? Two prompts differ in it; one clean activation is written into the other run. 1 is
+# the clean answer.
 
 # %%
-patched = patch(suite, "sum", "last", components=("resid_pre", "z"), n_pairs=16, progress=False)
+patched = patch(suite, "larger", "last", components=("resid_pre", "z"), n_pairs=16, progress=False)
 print(patched)
 patched.plot()
 
@@ -82,4 +85,6 @@ patched.plot()
 # The loop logged no validations. `validate` measures them at every checkpoint, on rows that the model never saw.
 
 # %%
-print(validate(suite, progress=False))
+losses = validate(suite, progress=False)
+print(losses)
+losses.plot()

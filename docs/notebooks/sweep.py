@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A sweep
 #
-# One run says when one model of one size learned. A sweep trains a grid of runs over compute budgets and looks at all of
-# them at once. This one has four budgets, two learning rates and two seeds of 4-bit addition: small enough for a minute.
+# One run says when one model of one size learned. A sweep trains a grid of runs over compute budgets and looks at all
+# of them at once. This one has four budgets and two seeds of 4-bit addition: small enough for a minute.
 
 # %%
 import qfl_interp as qfl
@@ -14,24 +14,23 @@ config = qfl.SweepConfig.from_dict(
             {
                 "task": "addition",
                 "length": 4,
-                "budget_flops": [1e9, 3e9, 1e10, 3e10],
+                "budget_flops": [3e8, 1e9, 3e9, 1e10],
                 "d_model": 16,
                 "n_layers": 2,
                 "batch_size": 64,
-                "lr": [3e-3, 1e-2],
+                "lr": 1e-2,
                 "seed": [0, 1],
                 "n_val": 200,
             }
         ],
     }
 )
-if __name__ == "__main__":  # workers are processes that import this script
-    sweep = qfl.run_sweep(config, "runs/sweeps/small", qfl.Execution(workers=1))
-    print(sweep)
+sweep = qfl.run_sweep(config, "runs/sweeps/small", qfl.Execution(workers=1))
+print(sweep)
 
 # %% [markdown]
-# Call it again and it trains nothing: runs are named by the hash of their configuration, and finished ones are skipped. A
-# sweep that was stopped goes on.
+# Call it again and it trains nothing: runs are named by the hash of their configuration, and finished ones are skipped.
+# A sweep that was stopped goes on. (In a script, put the call under `if __name__ == "__main__":`, for it starts processes.)
 #
 # ## One table of all runs
 
@@ -43,7 +42,7 @@ sweep.table()[columns].sort_values(columns[:3]).reset_index(drop=True)
 # `best` takes the configuration with the lowest mean loss over seeds. SQL over the table answers the rest.
 
 # %%
-sweep.best(3e10)[columns]
+sweep.best(1e10)[columns]
 
 # %%
 sweep.query("select budget_flops, min(val_loss) as lowest from runs group by budget_flops order by budget_flops")
@@ -63,8 +62,9 @@ laws.plot()
 # %% [markdown]
 # ## Features against compute
 #
-# The paper's protocol: the final model of each budget is probed. Is the carry learned at a smaller budget than the one at
-# which the loss falls? With four budgets and two seeds the answer is coarse; a verdict says so where it is not certain.
+# The paper's protocol: the final model of each budget is probed. Is the carry learned at a smaller budget than the one
+# at which the loss falls? With four budgets and two seeds the answer is coarse; a verdict says so where it is not
+# certain.
 
 # %%
 found = across(sweep, "carry", config=qfl.ProbeConfig(n_train=400, n_test=200), progress=False)
@@ -75,5 +75,4 @@ found.plot()
 # Any run of the sweep is an ordinary run, for every lens:
 
 # %%
-run = sweep.run(sweep.table()["run_id"].iloc[0])
-run
+print(sweep.run(sweep.table()["run_id"].iloc[0]))

@@ -86,7 +86,9 @@ def _index() -> str:
 
 def _lenses() -> str:
     shown = "\n".join(f"::: {module}.{name}\n" for name, module in _listed("qfl_interp.analyses").items())
-    kit = "\n".join(f"::: qfl_interp.analyses.{name}\n" for name in ("result", "lens", "part_lens", "models_at", "checkpoints"))
+    kit = "\n".join(
+        f"::: qfl_interp.analyses.{name}\n" for name in ("result", "lens", "part_lens", "models_at", "checkpoints")
+    )
     return f"# Lenses\n\n{shown}\n## What a lens of your own is made of\n\n{kit}"
 
 

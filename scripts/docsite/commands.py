@@ -61,7 +61,8 @@ def _values(parameter: Any) -> str:
     if parameter.is_flag:
         return ""
     annotation = parameter.type_descriptor.annotation
-    several = " (may be repeated)" if getattr(parameter, "multiple", False) else ""
+    said = "repeated" in (parameter.help or "")
+    several = " (may be repeated)" if getattr(parameter, "multiple", False) and not said else ""
     inner = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(code(word) for word in inner)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from docsite import api, commands, configurations
+from docsite import api, columns, commands, configurations
 
 ENTRY = """# Reference
 
 Made of the code when the site is built, so that it says what this version does.
 
 - [Commands](commands/index.md): every `qfl` command with its options and their defaults.
+- [Columns](columns.md): every column of every table, with its unit.
 - [Configurations](configurations.md): every field of every configuration, with its default.
 - [Names](api/index.md): the public names of `qfl_interp` and of the lenses; below them each room of the library.
 """
@@ -18,6 +19,7 @@ def pages() -> dict[str, str]:
     """Path below docs/ to Markdown."""
     return {
         "reference/index.md": ENTRY,
+        "reference/columns.md": columns.page(),
         "reference/configurations.md": configurations.page(),
         **{f"reference/commands/{name}": text for name, text in commands.pages().items()},
         **{f"reference/api/{name}": text for name, text in api.pages().items()},
@@ -34,6 +36,7 @@ def navigation() -> list[object]:
     return [
         "reference/index.md",
         {"Commands": below("commands")},
+        "reference/columns.md",
         "reference/configurations.md",
         {"API": below("api")},
     ]
