@@ -264,7 +264,8 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     known = rows.dropna(subset=["logit_diff_normalised"])
     best = known.loc[known.groupby(keys, sort=False)["logit_diff_normalised"].idxmax()]
     columns = ["layer", "head", "position", "token", "logit_diff_normalised", "exact_normalised"]
-    columns += ["attribution_r", "attribution_n"]
+    if known["attribution"].notna().any():
+        columns += ["attribution_r", "attribution_n"]
     return best.filter([*keys, *columns])  # a table of before lacks the last one
 
 
