@@ -59,7 +59,7 @@ def test_report_holds_every_section_and_figure(full):
         "Probes: carry",
         "Ablation",
         "Limits",
-        "Run card",
+        "Configuration and environment",
     ):
         assert title in page.text
     figures = {name: json.loads(text) for name, text in page.scripts.items() if name.startswith("figure-")}
@@ -165,7 +165,7 @@ def test_prose_marks():
 def test_table_cells():
     table = pd.DataFrame({"x": [0.123456, 2.5e11, float("nan")], "ok": [True, False, True]})
     page = render_report({}, [Section("t", table=table)])
-    cells = re.findall(r'<td class="(\w+)">([^<]*)</td>', page)
+    cells = re.findall(r'<td class="(\w+)"[^>]*>([^<]*)</td>', page)
     assert cells == [
         ("number", "0.1235"),
         ("word", "yes"),
