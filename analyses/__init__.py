@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from analyses.lenses.transfer.lens import transfer
     from analyses.lenses.validate.lens import validate
     from analyses.pages.report import report
+    from analyses.pages.site import site
     from analyses.pages.timeline import timeline
     from analyses.sweeps.across import across
     from analyses.sweeps.scaling import scaling
@@ -50,6 +51,7 @@ __all__ = [
     "probe",
     "report",
     "scaling",
+    "site",
     "timeline",
     "transfer",
     "validate",

@@ -36,6 +36,7 @@ class Page:
         device: Where to compute.
         progress: Draw bars on standard error.
         beside: Other runs whose loss and exact match are drawn too, as forks and their control.
+        compute: Whether what is missing is computed; if not, what tables of these probes hold is shown, at their steps.
     """
 
     run: Checkpoints
@@ -47,6 +48,7 @@ class Page:
     device: str | torch.device = "cpu"
     progress: bool = True
     beside: tuple[Checkpoints, ...] = ()
+    compute: bool = True
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

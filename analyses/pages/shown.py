@@ -9,9 +9,10 @@ from typing import TypeVar
 from plotly.graph_objects import Figure
 
 from analyses.lens import NO_SHADING, Lens, Page, Shading
-from analyses.loss_curve import loss_curve
+from analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
 from analyses.pages.timeline_figure import timeline_figure
 from analyses.registered import registered
+from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
 from qfl_interp.runs.series import Checkpoints
@@ -24,7 +25,8 @@ class Shown:
     """The lenses of a page, asked one after the other; one that failed is not asked again.
 
     Args:
-        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised.
+        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised. A
+            page that computes nothing raises where its loss is not known, and names a lens that fails.
 
     Attributes:
         faults: A line on each that could not be loaded or asked.
@@ -35,13 +37,14 @@ class Shown:
         found = registered()
         self.faults = list(found.faults)
         self._lenses = list(found.lenses)
+        self._strict = page.compute
         if page.steps == "auto":
             needed = {
                 step for lens in found.lenses for step in self._must(lens, lambda lens: lens.auto_steps(page)) or []
             }
             page = dataclasses.replace(page, steps=sorted(needed) or "all")
         self.page = page
-        self.losses = loss_curve(page.run, **page.way)
+        self.losses = _losses(page.run, page)
         for lens in found.lenses:
             self._must(lens, lambda lens: lens.prepare(page))
 
@@ -72,7 +75,7 @@ class Shown:
     def timeline(self, panels: dict[type[Lens], list[Panel]]) -> Figure:
         """The figure of these panels, below loss and exact match."""
         shading = self._shading()
-        beside = {_named(run, self.page.run): loss_curve(run, **self.page.way).rows for run in self.page.beside}
+        beside = {_named(run, self.page.run): _losses(run, self.page).rows for run in self.page.beside}
 
         def drawn(shown: Sequence[Panel]) -> Figure:
             unit = self.page.run.loss_unit
@@ -99,8 +102,9 @@ class Shown:
         return NO_SHADING
 
     def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
-        """What a call gives; where it raises, a lens of ours ends the page."""
-        return call(lens) if lens.__module__.startswith("analyses.") else self._tried(lens, call)
+        """What a call gives; where it raises, a lens of ours ends a page that computes."""
+        must = self._strict and lens.__module__.startswith("analyses.")
+        return call(lens) if must else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""
@@ -111,6 +115,14 @@ class Shown:
             self.faults.append(f"lens {lens.name!r} ({lens.__module__}:{lens.__name__}) cannot be shown: {text}")
             self._lenses = [other for other in self._lenses if other is not lens]
             return None
+
+
+def _losses(run: Checkpoints, page: Page) -> LossCurve:
+    """The loss of a run over its training; measured where it is not known and the page computes."""
+    found = loss_curve(run, **page.way) if page.compute else known_loss_curve(run)
+    if found is None:
+        raise QflError(f"the loss of {run.path} is not known: measure it with `qfl validate {run.path}`.")
+    return found
 
 
 def _named(run: Checkpoints, shown: Checkpoints) -> str:

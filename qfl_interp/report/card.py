@@ -62,7 +62,9 @@ def configuration(card: Mapping[str, Any]) -> str:
     tables = {"run": plain, "environment": made, **groups}
     listed = "".join(_table(title, values) for title, values in tables.items() if values)
     title = "Configuration and environment"
-    return f'<section id="configuration" data-title="{title}"><h2>{title}</h2><div class="card">{listed}</div></section>'
+    return (
+        f'<section id="configuration" data-title="{title}"><h2>{title}</h2><div class="card">{listed}</div></section>'
+    )
 
 
 def _made(key: str, value: Any) -> Any:

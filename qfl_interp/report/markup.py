@@ -75,14 +75,19 @@ def table(rows: pd.DataFrame) -> str:
 
 def _cell(value: Any, side: str) -> str:
     """One cell; a number that is shown rounded keeps its value for sorting."""
-    if isinstance(value, Link):
-        return f'<td class="{side}">{link(value.to, value.text)}</td>'
-    if isinstance(value, Verdict):
-        return f'<td class="{side}">{badge(value.verdict)}{escape(value.more)}</td>'
-    if isinstance(value, Sparkline):
-        return f'<td class="{side}">{_sparkline(value)}</td>'
     exact = f' data-value="{float(value)!r}"' if isinstance(value, float) and math.isfinite(value) else ""
-    return f'<td class="{side}"{exact}>{escape(shown(value))}</td>'
+    return f'<td class="{side}"{exact}>{_inner(value)}</td>'
+
+
+def _inner(value: Any) -> str:
+    """What stands in a cell."""
+    if isinstance(value, Link):
+        return link(value.to, value.text)
+    if isinstance(value, Verdict):
+        return f'<div class="verdict">{badge(value.verdict)}{escape(value.more)}</div>'
+    if isinstance(value, Sparkline):
+        return _sparkline(value)
+    return "".join(map(_inner, value)) if isinstance(value, tuple) else escape(shown(value))
 
 
 def shown(value: Any) -> str:

@@ -6,15 +6,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
+from qfl_interp.digests import digest
 from qfl_interp.plots.theme import PAPER_WIDTH, figure_json, template_json
 from qfl_interp.report.card import configuration, tiles
-from qfl_interp.report.markup import badge, downloads, escape, prose, table
+from qfl_interp.report.markup import badge, downloads, escape, link, prose, table
 from qfl_interp.report.section import Finding as Finding
 from qfl_interp.report.section import Section as Section
 from qfl_interp.report.writing import write_page
@@ -24,6 +26,8 @@ _POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'{scripts}; style-src 'unsafe-inline'; img-src data: blob:; "
     "worker-src blob:; base-uri 'none'; form-action 'none'"
 )
+# What tells a page of ours from others'.
+GENERATOR: Final = '<meta name="generator" content="qfl_interp">'
 # Of a page that shares plotly.js with others: files beside it, read from a disk or from the page's own host.
 _OWN_SCRIPTS: Final = " 'self' file:"
 # The reader's choice of light or dark counts before anything is painted.
@@ -40,6 +44,7 @@ def render_report(
     findings: Sequence[Finding] = (),
     title: str = "",
     plotly: str = "",
+    home: str = "",
 ) -> str:
     """The page's HTML, with plotly.js inlined once if any section has a figure.
 
@@ -49,6 +54,7 @@ def render_report(
         findings: Verdicts for the page's head.
         title: Heading; "<task>, length <length>" from the card by default.
         plotly: The relative path of a file of plotly.js that pages share; by default it is part of the page.
+        home: The relative path of the index that the page belongs to.
     """
     heading = title or _default_title(card)
     anchors = _anchors([section.title for section in sections])
@@ -70,6 +76,7 @@ def render_report(
 <meta http-equiv="Content-Security-Policy" content="{_POLICY.format(scripts=_OWN_SCRIPTS if plotly else "")}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
+{GENERATOR}
 <link rel="icon" href="data:,">
 <title>{escape(heading)}</title>
 <script>{_EARLY}</script>
@@ -89,7 +96,7 @@ def render_report(
 </nav>
 <div class="page">
 <header>
-<p class="kicker">{escape(_kicker(card))}</p>
+<p class="kicker">{_kicker(card, home)}</p>
 <h1>{escape(heading)}</h1>
 {_findings(findings)}
 {tiles(card)}
@@ -113,13 +120,14 @@ def write_report(
     findings: Sequence[Finding] = (),
     title: str = "",
     plotly: str = "",
+    home: str = "",
 ) -> Path:
     """Writes `render_report` to a file, whole or not at all, and returns its path.
 
     Raises:
         QflError: The file cannot be written; one that was there before is as it was.
     """
-    return write_page(path, render_report(card, sections, findings=findings, title=title, plotly=plotly))
+    return write_page(path, render_report(card, sections, findings=findings, title=title, plotly=plotly, home=home))
 
 
 def anchor_of(title: str) -> str:
@@ -141,6 +149,11 @@ def _anchors(titles: Sequence[str]) -> list[str]:
         taken.add(anchor)
         found.append(anchor)
     return found
+
+
+def page_look() -> str:
+    """A digest of what pages look like and do, which changes with this package."""
+    return digest(*map(_asset, ("page.css", "controls.js", "figures.js")), version("qfl-interp"))
 
 
 def _asset(name: str) -> str:
@@ -177,10 +190,11 @@ def _default_title(card: Mapping[str, Any]) -> str:
     return f"{card['task']}, length {card['length']}" if "length" in card else str(card["task"])
 
 
-def _kicker(card: Mapping[str, Any]) -> str:
-    """What the page is, and of which run."""
+def _kicker(card: Mapping[str, Any], home: str) -> str:
+    """What the page is, and of which run; a link to the index."""
     seed = f"seed {card['seed']}" if "seed" in card else ""
-    return " · ".join(filter(None, ["qfl_interp report", str(card.get("run_id", "")), seed]))
+    said = [link(home, "All runs") if home else "qfl_interp report", escape(card.get("run_id", "")), escape(seed)]
+    return " · ".join(filter(None, said))
 
 
 def _findings(findings: Sequence[Finding]) -> str:

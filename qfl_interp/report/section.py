@@ -81,7 +81,8 @@ class Section:
             and arXiv links are marked up, all else is escaped.
         figure: Drawn by the page's plotly.js.
         note: Caption, marked up like `text`.
-        table: Shown as it is; floats with four digits. A cell may be a `Link`, a `Verdict` or a `Sparkline`.
+        table: Shown as it is; floats with four digits. A cell may be a `Link`, a `Verdict`, a
+            `Sparkline`, or a tuple of these.
         downloads: Tables offered as CSV files, by name.
     """
 

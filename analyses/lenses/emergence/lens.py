@@ -12,7 +12,7 @@ from analyses.choose import next_token_note
 from analyses.lens import Lens, Page, Shading
 from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from analyses.lenses.emergence.findings import findings
-from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
+from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables, known_tables
 from analyses.loss_curve import loss_curve
 from analyses.result import Result
 from qfl_interp.config import ProbeConfig
@@ -76,25 +76,37 @@ class Emergence(Lens):
         cls._tables(page)
 
     @classmethod
-    def _tables(cls, page: Page) -> EmergenceTables:
-        """Those of the page's features."""
-        return page.once(cls.name, lambda: emergence_tables(page.run, page.features, page.steps, **page.how))
+    def _tables(cls, page: Page) -> EmergenceTables | None:
+        """Those of the page's features; None where it computes nothing and there are none."""
+
+        def read() -> EmergenceTables | None:
+            if page.compute:
+                return emergence_tables(page.run, page.features, page.steps, **page.how)
+            return known_tables(page.run, page.features, page.config)
+
+        return page.once(cls.name, read)
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
-        return feature_panels(*cls._tables(page))
+        tables = cls._tables(page)
+        return [] if tables is None else feature_panels(*tables)
 
     @classmethod
-    def shading(cls, page: Page) -> Shading:
-        return shading(cls._tables(page).verdicts)
+    def shading(cls, page: Page) -> Shading | None:
+        tables = cls._tables(page)
+        return None if tables is None else shading(tables.verdicts)
 
     @classmethod
     def findings(cls, page: Page) -> list[Finding]:
-        return findings(cls._tables(page).verdicts)
+        tables = cls._tables(page)
+        return [] if tables is None else findings(tables.verdicts)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        curves, verdicts = cls._tables(page)
+        tables = cls._tables(page)
+        if tables is None:
+            return []
+        curves, verdicts = tables
         return [
             Section(
                 "Verdicts",

@@ -80,6 +80,25 @@ def emergence_tables(
     return found
 
 
+def known_tables(run: Checkpoints, features: Sequence[str], config: ProbeConfig) -> EmergenceTables | None:
+    """The tables of a call that was made before with these probes; None where there is none.
+
+    Of several it is the one about most of the features, and of those the one with most steps.
+    """
+    verdicts, curves = (run.table(name).read() for name in (VERDICTS, CURVES))
+    if verdicts.empty or curves.empty:
+        return None
+
+    def rows_of(table: pd.DataFrame, call: str) -> pd.DataFrame:
+        return table[(table["analysis"] == call) & table["feature"].isin(list(features))]
+
+    calls = distinct(select(verdicts, settings=config.digest()), "analysis")
+    found = [EmergenceTables(rows_of(curves, call), rows_of(verdicts, call)) for call in calls]
+    found = [one for one in found if not one.curves.empty and not one.verdicts.empty]
+    size = lambda one: (one.verdicts["feature"].nunique(), one.curves["step"].nunique())  # noqa: E731
+    return max(found, key=size, default=None)
+
+
 def _auto(
     run: Checkpoints, losses: LossCurve, settings: str, measured: Callable[..., EmergenceTables], n_resamples: int
 ) -> list[int]:
