@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from analyses.lenses.probe.lens import probe
     from analyses.lenses.transfer.lens import transfer
     from analyses.lenses.validate.lens import validate
+    from analyses.pages.compare import compare
     from analyses.pages.report import report
     from analyses.pages.site import site
     from analyses.pages.timeline import timeline
@@ -41,6 +42,7 @@ __all__ = [
     "ablate_units",
     "across",
     "capture",
+    "compare",
     "curvature",
     "edge",
     "emergence",

@@ -160,6 +160,11 @@ def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     return summarise(by_site(rows, "train_loss"), by_site(rows, metric))
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of none."""
+    return float(np.mean(values)) if values else math.nan
+
+
 def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a third and step: the probes' test loss with the untrained and the shuffled control.
 
@@ -195,8 +200,8 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
                     **{name: column(part, name)[0] for name in ("flops", "tokens") if name in part},
                     "geometric": summary.geometric_mean,
                     "arithmetic": summary.arithmetic_mean,
-                    "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
-                    "baseline_arithmetic": float(np.mean([b.arithmetic_mean for b in baselines])),
+                    "baseline_geometric": _mean([b.geometric_mean for b in baselines]),
+                    "baseline_arithmetic": _mean([b.arithmetic_mean for b in baselines]),
                     "shuffled_geometric": control[third].geometric_mean if shuffled else math.nan,
                     "n_labels": summary.n,
                 }
