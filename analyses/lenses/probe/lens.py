@@ -28,7 +28,7 @@ from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
-from qfl_interp.tables import distinct
+from qfl_interp.tables import distinct, select
 
 
 class _Spans(NamedTuple):
@@ -110,7 +110,10 @@ class Probe(PartLens[ProbeData, _Spans]):
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        rows = probe(page.run, page.features, page.steps, **page.how).rows if page.compute else cls.stored(page)
+        if page.compute:
+            rows = probe(page.run, page.features, page.steps, **page.how).rows
+        else:
+            rows = select(page.run.table(cls.name).read(), settings=page.config.digest())
         note = (
             "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
             "every step. Move the slider or press play to go through training. A cross: no probe, the label "
