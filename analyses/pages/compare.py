@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from analyses.lenses.emergence.tables import emergence_curve
-from analyses.lenses.probe.data import TABLE
-from analyses.loss_curve import known_loss_curve
-from analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, compare_figure
-from analyses.pages.compare_groups import Group, grouped, task_of
-from analyses.pages.seed_band import SeedCurve, over_seeds
-from analyses.result import Result
+from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
+from qfl_interp.analyses.lenses.probe.data import TABLE
+from qfl_interp.analyses.loss_curve import known_loss_curve
+from qfl_interp.analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, compare_figure
+from qfl_interp.analyses.pages.compare_groups import Group, grouped, task_of
+from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.axes import TRAINING_AXES, TrainingAxis, training_axis
@@ -95,7 +95,7 @@ def compare(
     Runs whose configuration differs by the seed alone are one group, drawn as the mean over seeds with a band from the
     lowest to the highest seed, over the stretch of training that all of them have. A seed that was not measured at a
     place of the mean is interpolated, linearly over the logarithm of the place; nothing is extrapolated
-    (`analyses.pages.seed_band`). The band is a range, no interval of confidence.
+    (`qfl_interp.analyses.pages.seed_band`). The band is a range, no interval of confidence.
 
     Probe losses are those of `emergence`: the test loss of each label's best layer, geometric mean over the labels.
 

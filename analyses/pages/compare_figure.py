@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from analyses.lenses.probe.views import SCORES
-from analyses.pages.timeline_figure import loss_range
+from qfl_interp.analyses.lenses.probe.views import SCORES
+from qfl_interp.analyses.pages.timeline_figure import loss_range
 from qfl_interp.plots.axes import TrainingAxis
 from qfl_interp.plots.lines import STEP, curve, level
 from qfl_interp.plots.panels import Legend, Panel, stack_panels

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analyses.pages.compare import compare
-from analyses.pages.known import known_page
-from analyses.pages.shown import Shown
+from qfl_interp.analyses.pages.compare import compare
+from qfl_interp.analyses.pages.known import known_page
+from qfl_interp.analyses.pages.shown import Shown
 from qfl_interp.report.markup import shown as shown_value
 from qfl_interp.report.page import anchor_of, write_report
 from qfl_interp.report.section import Finding, Link, Section, Verdict

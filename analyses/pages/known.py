@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from analyses.choose import chosen_features
-from analyses.lens import Page
-from analyses.registered import lenses
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
 from qfl_interp.runs.series import Checkpoints
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from analyses.choose import chosen_features
-from analyses.lens import Page
-from analyses.pages.comparison import comparison
-from analyses.pages.known import known_page
-from analyses.pages.run_page import run_page
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.pages.comparison import comparison
+from qfl_interp.analyses.pages.known import known_page
+from qfl_interp.analyses.pages.run_page import run_page
 from qfl_interp.config import ProbeConfig
 from qfl_interp.report.page import write_report
 from qfl_interp.runs.series import Checkpoints, Steps

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
-from analyses.lens import Lens, Page
-from analyses.loss_curve import LossCurve
-from analyses.pages.shown import Shown
-from analyses.registered import lenses
+from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.analyses.loss_curve import LossCurve
+from qfl_interp.analyses.pages.shown import Shown
+from qfl_interp.analyses.registered import lenses
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.section import Finding, Section

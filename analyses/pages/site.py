@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 
 import plotly.offline
 
-from analyses.pages.known import known_page
-from analyses.pages.run_page import run_page
-from analyses.pages.site_index import index_row, index_section
+from qfl_interp.analyses.pages.known import known_page
+from qfl_interp.analyses.pages.run_page import run_page
+from qfl_interp.analyses.pages.site_index import index_row, index_section
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path, read_json

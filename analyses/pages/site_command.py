@@ -25,7 +25,7 @@ def site(
 
     Example: `qfl site runs/ --out public/`
     """
-    from analyses.pages.site import site as write
+    from qfl_interp.analyses.pages.site import site as write
 
     written = write(folder, out, progress=not quiet)
     if as_json:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from analyses.loss_curve import LOSS
-from analyses.pages.run_page import RunPage
+from qfl_interp.analyses.loss_curve import LOSS
+from qfl_interp.analyses.pages.run_page import RunPage
 from qfl_interp.plots.lines import LOSS_FLOOR
 from qfl_interp.report.section import Link, Section, Sparkline, Verdict
 from qfl_interp.runs.run import Run
