@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.columns_help import ColumnsHelp, said
+from qfl_interp.columns import Column, Columns
 from qfl_interp.errors import unknown_name
 from qfl_interp.tables import distinct, select
 
@@ -24,6 +27,8 @@ class Result:
         rows: The tidy table.
         draw: Draws rows of the table; its further parameters, but for those that are bound, are options of `plot`.
         one_of: Columns of which a figure shows one value.
+        columns: What the columns of `rows` and of its other tables mean, by the attribute; under "summary" those that
+            the summary has beside.
     """
 
     title: str
@@ -31,10 +36,31 @@ class Result:
     rows: pd.DataFrame = field(repr=False)
     draw: Callable[..., Figure] = field(repr=False)
     one_of: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    columns: Mapping[str, Columns] = field(default_factory=dict, repr=False, kw_only=True)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of the tidy table."""
         return self.rows.copy()
+
+    def columns_help(self, table: str = "rows") -> ColumnsHelp:
+        """What each column of a table means, with its unit.
+
+        Args:
+            table: "rows", "summary", or another table that the result has as an attribute, as "ranks".
+
+        Raises:
+            QflError: The result has no such table; lists those it has.
+        """
+        frame = getattr(self, table, None)
+        if not isinstance(frame, pd.DataFrame):
+            known = [name for name, value in vars(self).items() if isinstance(value, pd.DataFrame)]
+            raise unknown_name("table of this result", table, known)
+        return ColumnsHelp.of([str(name) for name in frame], self._defined(table))
+
+    def _defined(self, table: str) -> dict[str, Column]:
+        """The columns of a table that are defined; those of a summary are the rows' where it does not say."""
+        own = self.columns.get(table, {})
+        return {**self.columns.get("rows", {}), **own} if table == "summary" else dict(own)
 
     def plot(self, feature: str | None = None, **options: Any) -> Figure:
         """The figure.
@@ -94,6 +120,13 @@ class Result:
         return "\n".join(part for part in (self.title, text, self._not_drawn()) if part)
 
     def _repr_html_(self) -> str:
-        """The same, as notebooks show it."""
+        """The same, as notebooks show it; a pointer over the head of a column shows what it means."""
         table = self.summary.to_html(index=False, max_rows=20, float_format=lambda v: f"{v:.4g}")
-        return f"<b>{self.title}</b>{table}{self._not_drawn()}"
+        defined = self._defined("summary")
+        head, rest = table.split("</thead>", 1)
+        for name in map(str, self.summary):
+            if name in defined:
+                title = html.escape(said(defined[name]), quote=True)
+                head = head.replace(f"<th>{html.escape(name)}</th>", f'<th title="{title}">{html.escape(name)}</th>', 1)
+        below = "<br>".join(html.escape(line) for line in self._not_drawn().splitlines())
+        return f"<b>{html.escape(self.title)}</b>{head}</thead>{rest}{below}"

@@ -7,10 +7,10 @@ import pytest
 from conftest import tiny_train_config
 
 import qfl_interp as qfl
-from analyses import compare, probe
-from analyses.lenses.emergence.tables import emergence_curve
-from analyses.pages.compare_groups import grouped
-from analyses.pages.seed_band import SeedCurve, over_seeds
+from qfl_interp.analyses import compare, probe
+from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
+from qfl_interp.analyses.pages.compare_groups import grouped
+from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
 from qfl_interp.tables import column, select
 from qfl_interp.training.fork import fork
 

@@ -20,6 +20,7 @@ from qfl_interp.analyses.choose import (
     require_one_a_token,
 )
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_data
@@ -92,6 +93,7 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     name = "ablate"
     question = "Does the model use the feature?"
+    tables, result = TABLES, RESULT
     order = 50
     methods = """
     - **Ablation** takes a feature out of the activation at the layer of its best probe, where it is read. By default
@@ -297,6 +299,7 @@ def ablate(
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
+        columns=RESULT,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -36,6 +37,7 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     name = "ablate_units"
     question = "Which heads or neurons does the answer need?"
+    tables, result = TABLES, RESULT
     order = 80
     methods = """
     - **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
@@ -122,6 +124,7 @@ def ablate_units(
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
         units_figure,
+        columns=RESULT,
     )
 
 

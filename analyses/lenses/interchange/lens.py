@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
@@ -55,6 +56,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "interchange"
     question = "Does the answer follow a feature's value when its directions are swapped?"
+    tables, result = TABLES, RESULT
     order = 60
     methods = """
     - **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
@@ -207,6 +209,7 @@ def interchange(
         rows,
         interchange_figure,
         one_of=("feature",),
+        columns=RESULT,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lenses.mdl.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
 from qfl_interp.analyses.models_at import ModelAt, models_at
@@ -35,6 +36,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
 
     name = "mdl"
     question = "How much do activations shorten a code for the labels?"
+    tables, result = TABLES, RESULT
     order = 40
     methods = """
     - **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
@@ -150,6 +152,7 @@ def mdl(
         _summary(rows),
         rows,
         mdl_figure,
+        columns=RESULT,
     )
 
 

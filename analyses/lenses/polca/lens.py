@@ -16,6 +16,7 @@ from plotly.graph_objects import Figure
 from qfl_interp.analyses.checkpoints import require_jobs
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.lenses.polca.clusters import telling
+from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
 from qfl_interp.analyses.lenses.polca.grouping import Grouping
@@ -45,6 +46,7 @@ class Polca(Lens):
 
     name = "polca"
     question = "Which tokens learn together along one direction of weight space, and does their own loss show it?"
+    tables, result = TABLES, RESULT
     order = 90
 
     @classmethod
@@ -164,6 +166,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         tokens,
         data,
         grouping.curves,
+        columns=RESULT,
     )
 
 
