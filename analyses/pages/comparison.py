@@ -10,6 +10,7 @@ from typing import Any, Final
 import pandas as pd
 
 from qfl_interp.analyses.pages.compare import compare
+from qfl_interp.analyses.pages.compare_figure import LOSS
 from qfl_interp.analyses.pages.known import known_page
 from qfl_interp.analyses.pages.shown import Shown
 from qfl_interp.report.markup import shown as shown_value
@@ -17,6 +18,7 @@ from qfl_interp.report.page import anchor_of, write_report
 from qfl_interp.report.section import Finding, Link, Section, Verdict
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.tables import distinct, select
 
 # What differs between any two runs, or follows from other settings.
 _NAMES: Final = ("run_id", "format", "version", "start.run_id")
@@ -42,10 +44,10 @@ def comparison(
     target = Path(out) if out else runs[0].page("comparison.html")
     found = compare(runs, features)
     names = _names(runs)
-    verdicts, missing = {}, list(found.missing)
+    verdicts, missing = {}, []
     for name, run in zip(names, runs, strict=True):
         verdicts[name], faults = _verdicts(run, features)
-        missing += [f"{run.path}: {fault}" for fault in faults]
+        missing += [*_lacking(run, found.rows), *(f"{run.path}: {fault}" for fault in faults)]
         if not verdicts[name]:
             missing.append(f"{run.path} has no verdicts: `qfl emergence {run.path}` computes them.")
     sections = [
@@ -91,6 +93,16 @@ def _verdicts(run: Checkpoints, features: str | Sequence[str] | None) -> tuple[l
     page = known_page(run, features)
     found = Shown(page)
     return found.ask(lambda lens: lens.findings(found.page), Finding), found.faults
+
+
+def _lacking(run: Checkpoints, rows: pd.DataFrame) -> Iterator[str]:
+    """What of the curves a run has not, and the command that computes it."""
+    own = select(rows, path=str(run.path))
+    if own.empty or LOSS not in distinct(own, "quantity"):
+        yield f"{run.path} has no validation loss: `qfl validate {run.path}` measures it."
+    for feature in distinct(rows, "feature"):
+        if feature and feature not in distinct(own, "feature"):
+            yield f"{run.path} has no probes of {feature}: `qfl probe {run.path} {feature}` fits them."
 
 
 def _overview(runs: Sequence[Checkpoints], names: Sequence[str], target: Path) -> pd.DataFrame:
@@ -158,4 +170,7 @@ def _run_section(run: Checkpoints, name: str, findings: Sequence[Finding]) -> Se
     """One run: where it is, and its verdicts as sentences."""
     said = [f"**{one.feature.replace('_', ' ')}**: {one.verdict}, {one.sentence}" for one in findings]
     where = f"`{run.path}`, {run.run_id}" + (f", {run.does_otherwise}" if run.does_otherwise else "")
-    return Section(_anchor(name), text="\n\n".join([where, "\n".join(f"- {line}" for line in said)]))
+    card = run.card()
+    session = {"started": "Started {}", "device": "on {}", "git_commit": "at commit {}"}
+    made = ", ".join(text.format(card[key]) for key, text in session.items() if card.get(key))
+    return Section(_anchor(name), text="\n\n".join([where, made, "\n".join(f"- {line}" for line in said)]))

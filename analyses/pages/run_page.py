@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
+from qfl_interp.analyses.columns_help import said
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.loss_curve import LossCurve
 from qfl_interp.analyses.pages.shown import Shown
@@ -94,13 +96,24 @@ def run_page(page: Page) -> RunPage:
     )
     shown.warn()
     used = [lens for lens in lenses() if any(given.get(lens) for given in (found, panels, findings))]
-    sections = [timeline, *_joined(found), *_closing(shown.faults, losses, used)]
+    explained = [_explained(section, lens) for lens, own in found.items() for section in own]
+    sections = [timeline, *explained, *_closing(shown.faults, losses, used)]
     return RunPage(card(page.run, losses), sections, _joined(findings), losses, shown.faults)
 
 
 def _joined(given: Mapping[type[Lens], Sequence[ItemT]]) -> list[ItemT]:
     """What lenses give, one after the other."""
     return [item for own in given.values() for item in own]
+
+
+def _explained(section: Section, lens: type[Lens]) -> Section:
+    """A section whose table says what its columns mean, as far as the lens says it."""
+    if section.table is None or section.columns:
+        return section
+    known = {name: of for table in (*lens.tables.values(), *lens.result.values()) for name, of in table.items()}
+    names: Mapping[str, str] = section.table.attrs.get("names", {})
+    shown = {str(title): known.get(names.get(title, title)) for title in section.table}
+    return dataclasses.replace(section, columns={title: said(of) for title, of in shown.items() if of is not None})
 
 
 def _closing(faults: Sequence[str], losses: LossCurve, used: Sequence[type[Lens]]) -> list[Section]:

@@ -92,7 +92,7 @@ def site(folder: str | Path, out: str | Path, *, progress: bool = True) -> Site:
             bar.advance(task)
     index = target / _INDEX
     _require_own(index)
-    write_report(index, {}, [index_section(rows)], title=f"Runs below {root.resolve().name}")
+    write_report(index, {}, [index_section(rows)], title=f"Runs in {root.resolve().name}")
     return Site(index, len(found) - len(damaged), n_kept, damaged)
 
 

@@ -78,7 +78,7 @@
       head.addEventListener("click", () => sort(column));
       head.addEventListener("keydown", (event) => event.key === "Enter" && sort(column));
     });
-    if (body.rows.length < 9) continue;
+    if (body.rows.length < 7) continue;
     const filter = made("input", "", { type: "search", className: "filter", placeholder: "Filter rows" });
     filter.setAttribute("aria-label", "Filter the rows of this table");
     filter.addEventListener("input", () => {
@@ -97,11 +97,11 @@
   const items = [];
   for (const section of sections) {
     const title = section.dataset.title || section.querySelector("h2").textContent;
-    const text = [...section.querySelectorAll("p:not(.downloads, .export), li, caption, .card th")];
+    const text = [...section.querySelectorAll("p:not(.downloads, .export), ul:not(.files) li, caption, .card th")];
     items.push({ kind: "section", name: title, more: text.map((part) => part.textContent).join(" "), at: section });
     for (const table of section.querySelectorAll("table:has(thead)")) {
       for (const head of table.tHead.rows[0].cells) {
-        items.push({ kind: "column", name: head.textContent, more: title, at: table });
+        items.push({ kind: "column", name: head.textContent, more: title, hidden: head.title, at: table });
       }
     }
   }
@@ -114,7 +114,7 @@
   for (const item of items) {
     item.name = item.name.trim();
     item.low = item.name.toLowerCase();
-    item.all = `${item.low} ${item.more.toLowerCase()}`.replaceAll("_", " ");
+    item.all = `${item.low} ${item.more} ${item.hidden || ""}`.toLowerCase().replaceAll("_", " ");
   }
   const RANKS = { feature: 0, section: 1, table: 2, column: 3 };
   const show = (item) => {

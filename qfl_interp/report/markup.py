@@ -60,17 +60,23 @@ def link(to: str, text: str) -> str:
     return f'<a href="{escape(to if to.startswith("#") else "./" + quote(to))}">{escape(text)}</a>'
 
 
-def table(rows: pd.DataFrame) -> str:
-    """A table in a box of its own that scrolls sideways."""
+def table(rows: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """A table in a box of its own that scrolls sideways; over a column's head stands what it means."""
     sides = ["number" if kind.kind in "iuf" else "word" for kind in rows.dtypes]
     head = "".join(
-        f'<th class="{side}" scope="col">{escape(name)}</th>' for name, side in zip(rows.columns, sides, strict=True)
+        f'<th class="{side}" scope="col"{_meaning(columns.get(str(name), ""))}>{escape(name)}</th>'
+        for name, side in zip(rows.columns, sides, strict=True)
     )
     body = "".join(
         "<tr>" + "".join(_cell(value, side) for value, side in zip(row, sides, strict=True)) + "</tr>"
         for row in rows.itertuples(index=False, name=None)
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _meaning(text: str) -> str:
+    """What a column means, as an attribute of its head."""
+    return f' title="{escape(text)}"' if text else ""
 
 
 def _cell(value: Any, side: str) -> str:
@@ -103,7 +109,7 @@ def decimal(value: float) -> str:
     """A number with four digits, of large ones all before the point; powers of ten beyond a million and below 1e-4."""
     if value and not 1e-4 <= abs(value) < 1e6:
         return format_power(value)
-    return f"{value:.4g}" if abs(value) < 9_999.5 else f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def _sparkline(of: Sparkline) -> str:

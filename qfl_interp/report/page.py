@@ -216,7 +216,7 @@ def _section(section: Section, anchor: str, numbers: Iterator[int]) -> str:
     elif section.note:
         parts.append(f'<div class="note">{prose(section.note)}</div>')
     if section.table is not None:
-        parts.append(table(section.table))
+        parts.append(table(section.table, section.columns))
     parts.append(downloads(section.downloads))
     return f'<section id="{anchor}" data-title="{escape(section.title)}">{"".join(parts)}</section>'
 

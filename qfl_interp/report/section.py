@@ -84,6 +84,7 @@ class Section:
         table: Shown as it is; floats with four digits. A cell may be a `Link`, a `Verdict`, a
             `Sparkline`, or a tuple of these.
         downloads: Tables offered as CSV files, by name.
+        columns: What columns of `table` mean, by their names there; shown over their heads.
     """
 
     title: str
@@ -92,3 +93,4 @@ class Section:
     note: str = ""
     table: pd.DataFrame | None = None
     downloads: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)

@@ -59,7 +59,9 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def text_of(page: Path) -> str:
-    return html.unescape(re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8").split("<header>")[1].split("<script")[0]))
+    return html.unescape(
+        re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8").split("<header>")[1].split("<script")[0])
+    )
 
 
 def test_a_site_has_a_page_a_run_and_plotly_once(public):
