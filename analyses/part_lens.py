@@ -240,7 +240,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return rows
         if lacking := cls._lacking(rows):
             raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
-        if cls.of_probes and page.compute:  # else whatever probes there are
+        if cls.of_probes and page.config is not None:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:
             more = [

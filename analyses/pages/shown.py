@@ -25,7 +25,8 @@ class Shown:
     """The lenses of a page, asked one after the other; one that failed is not asked again.
 
     Args:
-        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised.
+        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised. A
+            page that computes nothing raises where its loss is not known, and names a lens that fails.
 
     Attributes:
         faults: A line on each that could not be loaded or asked.
@@ -109,8 +110,9 @@ class Shown:
         return NO_SHADING
 
     def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
-        """What a call gives; where it raises, a lens of ours ends the page."""
-        return call(lens) if lens.__module__.startswith("qfl_interp.analyses.") else self._tried(lens, call)
+        """What a call gives; where it raises, a lens of ours ends a page that computes."""
+        must = self._strict and lens.__module__.startswith("qfl_interp.analyses.")
+        return call(lens) if must else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""

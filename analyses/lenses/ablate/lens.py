@@ -189,8 +189,17 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        of_last = [] if page.n_trials is None else [_of_one_step(cls._tested(page, page.n_trials))]
+        if page.n_trials is not None:
+            of_last = [_of_one_step(cls._tested(page, page.n_trials))]
+        else:
+            of_last = [] if page.compute else cls._of_last(page)
         return of_last + super().sections(page)
+
+    @classmethod
+    def _of_last(cls, page: Page) -> list[Section]:
+        """A section a method, of the last checkpoint at which it was tried before."""
+        by_method = groups(cls.stored(page), "method")
+        return [_of_one_step(with_holm(select(rows, step=rows["step"].max()))) for _, rows in by_method]
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:

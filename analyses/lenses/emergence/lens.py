@@ -83,7 +83,7 @@ class Emergence(Lens):
     def _tables(cls, page: Page) -> EmergenceTables:
         """Those of the page's features."""
         if not page.compute:
-            return page.once(cls.name, lambda: stored_tables(page.run, page.features))
+            return page.once(cls.name, lambda: stored_tables(page.run, page.features, page.config))
         return page.once(cls.name, lambda: emergence_tables(page.run, page.features, page.steps, **page.how))
 
     @classmethod
