@@ -64,6 +64,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         together: Those of them that one figure at a step shows all values of.
         of_probes: Whether its column `settings` names the configuration of probes: a page shows those of its own.
         step_column: The column that counts a call's steps.
+        call_column: The column that tells calls apart.
         apart: Whether several processes may compute pieces of one model; each then has its own view.
         run: What is looked at.
         device: Where to compute.
@@ -73,6 +74,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     together: ClassVar[tuple[str, ...]] = ()
     of_probes: ClassVar[bool] = False
     step_column: ClassVar[str] = "step"
+    call_column: ClassVar[str] = "analysis"
     apart: ClassVar[bool] = False
 
     run: Checkpoints
@@ -154,7 +156,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     @classmethod
     def _lacking(cls, rows: pd.DataFrame) -> list[str]:
         """The columns by which calls are told apart that rows do not have."""
-        return [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
+        return [name for name in (*cls.by, cls.step_column, cls.call_column) if name not in rows]
 
     def _require_columns(self, rows: pd.DataFrame) -> None:
         """Raise `QflError` where rows lack what pages tell calls apart by; of a lens that draws some itself."""
@@ -247,7 +249,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
                 n for n in distinct(rows, "feature") if n not in page.features and features_in(n) <= {*page.features}
             ]
             rows = pd.concat([select(rows, feature=n) for n in (*page.features, *more)], ignore_index=True)
-        return rows_of_one_call(rows, cls.by, step=cls.step_column)
+        return rows_of_one_call(rows, cls.by, step=cls.step_column, call=cls.call_column)
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:

@@ -110,9 +110,8 @@ class Shown:
         return NO_SHADING
 
     def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
-        """What a call gives; where it raises, a lens of ours ends a page that computes."""
-        must = self._strict and lens.__module__.startswith("qfl_interp.analyses.")
-        return call(lens) if must else self._tried(lens, call)
+        """What a call gives; where it raises, a lens of ours ends the page."""
+        return call(lens) if lens.__module__.startswith("qfl_interp.analyses.") else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""

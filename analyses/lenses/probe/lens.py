@@ -62,6 +62,7 @@ class Probe(PartLens[ProbeData, _Spans]):
     tables, result = TABLES, RESULT
     order = 20
     by = ("feature", "site")
+    call_column = "settings"
     of_probes = True
     methods = """
     - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
