@@ -115,8 +115,8 @@ def test_public_names_are_pinned_and_import():
         "ActivationStore", "Batch", "Checkpoints", "CurvatureConfig", "DivergedError", "ExampleStream", "Execution",
         "Feature", "FixedFeature", "FixedTask", "Intervene", "Intervention", "ModelConfig", "Pairs", "PolcaConfig",
         "ProbeConfig", "QflError", "Recorder", "RecorderCallback", "Run", "SgldConfig", "Site", "Suite", "Sweep",
-        "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "check_suite", "estimate_sweep",
-        "fast_logits", "fork", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task",
+        "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "check_suite", "compare",
+        "estimate_sweep", "fast_logits", "fork", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task",
         "mean", "patch", "project_out", "read_activations", "register_loss", "register_task", "replay", "resample",
         "resume", "run_sweep", "sweep_status", "task_names", "train", "write_activation", "zero",
     ]  # fmt: skip
