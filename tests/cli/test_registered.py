@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from qfl_interp import plugins
 from qfl_interp.cli import signature
 from qfl_interp.cli.main import build_app
+from qfl_interp.plugins import LENSES
 from qfl_interp.runs.analyses import loaded_analyses
 
 ENTRIES = """

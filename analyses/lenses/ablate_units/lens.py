@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
 from qfl_interp.analyses.models_at import models_at
@@ -125,6 +126,7 @@ def ablate_units(
         rows,
         units_figure,
         columns=RESULT,
+        cube=Cube(("step", "layer", "unit")),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from qfl_interp.analyses.choose import next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Lens, Page, Shading
 from qfl_interp.analyses.lenses.emergence.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
@@ -167,4 +168,5 @@ def emergence(
         found.verdicts,
         functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
         columns=RESULT,
+        cube=Cube(("feature", "third")),
     )

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from qfl_interp.analyses.choose import chosen_labels
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
 from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.patch.figure import patch_figure
@@ -195,6 +196,7 @@ def patch(
         patch_figure,
         one_of=("feature", "label"),
         columns=RESULT,
+        cube=Cube(("step", "component", "layer", "head", "position")),
     )
 
 
