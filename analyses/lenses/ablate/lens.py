@@ -20,6 +20,7 @@ from qfl_interp.analyses.choose import (
     next_token_note,
     require_one_a_token,
 )
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.ablate.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
@@ -315,6 +316,7 @@ def ablate(
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
         columns=RESULT,
+        cube=Cube(("step", "feature", "condition")),
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
 from qfl_interp.analyses.lenses.ablate_units.findings import findings
@@ -135,6 +136,7 @@ def ablate_units(
         rows,
         units_figure,
         columns=RESULT,
+        cube=Cube(("step", "layer", "unit")),
     )
 
 

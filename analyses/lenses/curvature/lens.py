@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qfl_interp.analyses.at_step import StepTable, View
 from qfl_interp.analyses.checkpoints import n_processes
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.curvature.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.curvature.figure import curvature_figure, curvature_panels
@@ -277,6 +278,7 @@ def curvature(
         functools.partial(curvature_figure, ranks=ranks, transition=shaded_transition(run)),
         ranks,
         columns=RESULT,
+        cube=Cube(("step",)),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.edge.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
 from qfl_interp.analyses.models_at import models_at
@@ -145,7 +146,9 @@ def edge(
     beyond = finite(rows["edge_ratio"]) if "edge_ratio" in rows else []
     n_beyond = int((np.asarray(beyond) > 1).sum())
     title = f"Edge of stability in {run.run_id}: {n_beyond} of {len(beyond)} steps beyond it along themselves"
-    return EdgeResult(title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, columns=RESULT)
+    return EdgeResult(
+        title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, columns=RESULT, cube=Cube(("step",))
+    )
 
 
 def _homogeneous(run: Checkpoints) -> Run:

@@ -11,6 +11,7 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.at_step import View, curves_view
 from qfl_interp.analyses.choose import next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Lens, Page, Shading
 from qfl_interp.analyses.lenses.emergence.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
@@ -195,4 +196,5 @@ def emergence(
         found.verdicts,
         functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
         columns=RESULT,
+        cube=Cube(("feature", "third")),
     )

@@ -14,6 +14,7 @@ import torch
 from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features
@@ -216,6 +217,7 @@ def interchange(
         interchange_figure,
         one_of=("feature",),
         columns=RESULT,
+        cube=Cube(("step", "label", "layer", "condition")),
     )
 
 

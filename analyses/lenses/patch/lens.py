@@ -14,6 +14,7 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.choose import chosen_labels
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
 from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.patch.figure import patch_figure
@@ -223,6 +224,7 @@ def patch(
         patch_figure,
         one_of=("feature", "label"),
         columns=RESULT,
+        cube=Cube(("step", "component", "layer", "head", "position")),
     )
 
 

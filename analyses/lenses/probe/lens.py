@@ -15,6 +15,7 @@ from torch import Tensor
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.analyses.choose import chosen_features, next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.probe.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.probe.data import (
@@ -211,6 +212,7 @@ def probe(
         probe_heatmap,
         one_of=("feature",),
         columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.lenses.transfer.columns import RESULT, TABLES
@@ -166,6 +167,7 @@ def transfer(
         transfer_figure,
         one_of=("feature",),
         columns=RESULT,
+        cube=Cube(("fit_step", "eval_step")),
     )
 
 

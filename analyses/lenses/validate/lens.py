@@ -10,6 +10,7 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.validate.columns import RESULT, TABLES
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
@@ -130,4 +131,4 @@ def validate(
     count = int(column(rows, "n_val")[0])
     summary = rows.filter(["step", "val_loss", "val_exact", "val_loss_answer", "val_exact_answer"])
     title = f"validation of {run.run_id} on {count:,} held-out examples, {run.loss_unit} a token"
-    return Result(title, summary, rows, timeline_figure, columns=RESULT)
+    return Result(title, summary, rows, timeline_figure, columns=RESULT, cube=Cube(("step",)))
