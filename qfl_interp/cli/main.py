@@ -51,7 +51,7 @@ again. Set QFL_TRACEBACK=1 to see where an error comes from.
 
 
 def _say_version(wanted: bool) -> bool:
-    """Print the version, and those of what numbers depend on; end."""
+    """Print the version, and those of what numbers depend on; end. What a callback returns is the option's value."""
     if wanted:
         others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformer-lens"))
         print(f"qfl-interp {__version__} ({others}, Python {platform.python_version()})")

@@ -16,7 +16,7 @@ import qfl_interp as qfl
 from qfl_interp.analyses import emergence, report
 from qfl_interp.analyses.pages import site as sites
 from qfl_interp.analyses.pages.site import site
-from qfl_interp.cli.main import build_app
+from qfl_interp.cli.main import main
 from qfl_interp.errors import QflError
 from qfl_interp.report.page import Section, render_report
 from qfl_interp.report.section import Link, Sparkline, Verdict
@@ -153,7 +153,7 @@ def test_runs_beside_each_other(runs, tmp_path):
     assert settings is not None
     rows = re.findall(r"<tr>(.*?)</tr>", settings[1])
     assert [re.findall(r">([^<]*)</td>", row) for row in rows] == [["train.lr", "0.001", "0.01"]]
-    for said in (f"qfl emergence {runs / 'b'}", f"qfl report {runs / 'a'}", "has no probes of 'carry'", "Run b"):
+    for said in (f"qfl emergence {runs / 'b'}", f"qfl report {runs / 'a'}", "has no probes of carry", "Run b"):
         assert said in text
     links = re.findall(r'href="(#run-\w+)"', page.read_text(encoding="utf-8"))
     assert {"#run-a", "#run-b"} <= {*links}
@@ -161,13 +161,20 @@ def test_runs_beside_each_other(runs, tmp_path):
 
 def test_the_command_takes_runs_and_features(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(runs)
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr("sys.argv", ["qfl", *map(str, words)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        assert not leaving.value.code
+        return capsys.readouterr().out
+
     # A folder with a feature's name is the feature; with a path it is the run.
     shutil.copytree(runs / "b", tmp_path / "carry")
     for words, title in ((["a", "b", "carry"], "2 runs"), (["a", "carry", "--no-compute"], "addition")):
-        build_app()(["report", *words, "--out", str(tmp_path / "page.html")], standalone_mode=False)
+        call("report", *words, "--out", tmp_path / "page.html")
         assert title in text_of(tmp_path / "page.html")
-    build_app()(["site", str(runs), "--out", str(tmp_path / "public"), "--json"], standalone_mode=False)
-    assert json.loads(capsys.readouterr().out.split("page.html")[-1])["n_pages"] == 2
+    assert json.loads(call("site", runs, "--out", tmp_path / "public", "--json", "--quiet"))["n_pages"] == 2
     assert os.listdir(tmp_path / "public" / "runs")
 
 
