@@ -49,6 +49,7 @@ class View:
         found: The names of its choices, and the values of each that exist together; read on demand.
         steps_of: Those of `steps` at which there is something of the chosen values; None for all.
         needs_model: Whether a checkpoint is loaded for it, which takes seconds.
+        over_training: Whether it shows the whole training, with the step marked.
     """
 
     name: str
@@ -60,6 +61,7 @@ class View:
     found: Callable[[], tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]] = lambda: ((), [()])
     steps_of: Callable[[Mapping[str, Any]], Sequence[int]] | None = None
     needs_model: bool = False
+    over_training: bool = False
 
     @cached_property
     def _found(self) -> tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]:
@@ -171,7 +173,7 @@ def curves_view(
         every = rows(chosen)
         return select(every, step=step) if "step" in every else every
 
-    return View(name, title or titled(name), question, tuple(run.steps), drawn, of_step, found)
+    return View(name, title or titled(name), question, tuple(run.steps), drawn, of_step, found, over_training=True)
 
 
 class StepTable:

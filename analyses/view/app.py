@@ -104,15 +104,19 @@ def _listing(app: Dash, index: Index, work: _Work) -> None:
     @app.callback(
         Output("rows", "data"),
         Output("pulse", "data"),
+        Output("tables-pulse", "data"),
         Input("tick", "n_intervals"),
         Input("chosen", "data"),
         State("rows", "data"),
         State("pulse", "data"),
+        State("tables-pulse", "data"),
     )
-    def look(_n: int | None, chosen: list[str], shown: str | None, pulse: str) -> tuple[Any, Any]:
-        rows = as_json(index.entries(watch=chosen))
-        now = json.dumps([_said_of(lambda key=key: work.draw("stamp", key)) for key in chosen] if work.ready else None)
-        return (no_update if rows == shown else rows, no_update if now == pulse else now)
+    def look(_n: int | None, chosen: list[str], shown: str | None, pulse: str, tables_pulse: str) -> tuple[Any, ...]:
+        found = as_json(index.entries(watch=chosen))
+        now = [_said_of(lambda key=key: work.draw("stamps", key)) for key in chosen] if work.ready else []
+        both = json.dumps(now), json.dumps([one if isinstance(one, dict) else one[1] for one in now])
+        fresh = zip((found, *both), (shown, pulse, tables_pulse), strict=True)
+        return tuple(no_update if new == old else new for new, old in fresh)
 
 
 def _figures(app: Dash, index: Index, work: _Work) -> None:
@@ -129,9 +133,9 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
         address = Address(tuple(chosen), feature=feature or "")
         return _payload(lambda: work.draw("over_training", address), chosen)
 
-    @app.callback(Output("tabs", "data"), Input("chosen", "data"), Input("pulse", "data"))
+    @app.callback(Output("tabs", "data"), Input("chosen", "data"), Input("tables-pulse", "data"))
     def of_tabs(chosen: list[str], _pulse: str) -> str | None:
-        return _payload(lambda: {"tabs": work.draw("tabs", chosen[0])}, chosen if len(chosen) == 1 else [])
+        return _payload(lambda: work.draw("tabs", chosen[0]), chosen if len(chosen) == 1 else [])
 
     @app.callback(
         Output("view-data", "data"),
@@ -139,7 +143,7 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
         Input("open-view", "data"),
         Input("step", "data"),
         Input("choices", "data"),
-        Input("pulse", "data"),
+        Input("tables-pulse", "data"),
     )
     def of_view(chosen: list[str], name: str, step: int | None, choices: dict[str, str], _pulse: str) -> str | None:
         address = Address(tuple(chosen), name or "", step, choices=choices or {})
@@ -210,6 +214,13 @@ def _in_the_browser(app: Dash) -> None:
             State("address", "data"),
         )
     here("line", Output("drawn-line", "data"), Input("step", "data"), Input("timeline-graph", "figure"))
+    here(
+        "lenses",
+        Output("drawn-lenses", "data"),
+        Input("startable", "data"),
+        Input("jobs", "data"),
+        Input("asked", "data"),
+    )
     here(
         "tabs", Output("drawn-tabs", "data"), Input("tabs", "data"), Input("open-view", "data"), Input("chosen", "data")
     )

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.pages.compare import Comparison, compare
 from qfl_interp.analyses.registered import lenses
 from qfl_interp.analyses.view import jobs
 from qfl_interp.analyses.view.address import Address
-from qfl_interp.analyses.view.index import Stamp
 from qfl_interp.analyses.view.opened import Opened
 from qfl_interp.analyses.view.panels import view, views
 from qfl_interp.errors import QflError
@@ -20,9 +20,13 @@ from qfl_interp.plots.theme import figure_json
 from qfl_interp.runs.series import Checkpoints
 
 
-def stamp(opened: Opened, key: str) -> Stamp:
-    """What changes when anything of a run does. Raises `QflError` where it is not there any more, or damaged."""
-    return opened.stamp(key)
+def stamps(opened: Opened, key: str) -> list[Any]:
+    """What changes when training logs a row of a run, and when a checkpoint or a table of it changes.
+
+    Raises:
+        QflError: It is not there any more, or damaged.
+    """
+    return [opened.stamp(key, rows=True), opened.stamp(key)]
 
 
 def over_training(opened: Opened, address: Address) -> dict[str, Any]:
@@ -42,9 +46,11 @@ def over_training(opened: Opened, address: Address) -> dict[str, Any]:
     return _payload(shown.figure) | steps | {"choices": {}, "faults": list(shown.faults)}
 
 
-def tabs(opened: Opened, key: str) -> list[dict[str, str]]:
-    """The views of a run: name, title and question of each."""
-    return [{"name": one.name, "title": one.title, "question": one.question} for one in _views(opened, key)]
+def tabs(opened: Opened, key: str) -> dict[str, Any]:
+    """The views of a run, name, title and question of each, and the one that is open where the address names none."""
+    found = _views(opened, key)
+    listed = [{"name": one.name, "title": one.title, "question": one.question} for one in found]
+    return {"tabs": listed, "first": _first(found) if found else ""}
 
 
 def at_step(opened: Opened, address: Address) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:
 
 def compared(opened: Opened, keys: Sequence[str]) -> Comparison:
     """Runs over each other."""
-    stamp = tuple(opened.stamp(key) for key in keys)
+    stamp = tuple(opened.stamp(key, rows=True) for key in keys)
     return opened.kept.get(("compare", *keys), stamp, lambda: compare([opened.run(key) for key in keys]))
 
 
@@ -111,16 +117,22 @@ def ask(opened: Opened, asked: dict[str, Any]) -> str:
     return f"{lens} is started."
 
 
-def _views(opened: Opened, key: str) -> list[Any]:
+def _views(opened: Opened, key: str) -> list[View]:
     return opened.kept.get(("views", key), opened.stamp(key), lambda: views(opened.run(key)))
 
 
 def _open_view(opened: Opened, address: Address) -> str:
     """The view of the address, or the first one. Raises `QflError` where the run has none."""
-    known = [one.name for one in _views(opened, address.runs[0])]
+    found = _views(opened, address.runs[0])
+    known = [one.name for one in found]
     if not known:
         raise QflError("nothing of this run was computed yet. Start a lens below.")
-    return address.view if address.view in known else known[0]
+    return address.view if address.view in known else _first(found)
+
+
+def _first(found: Sequence[View]) -> str:
+    """The first view of a step: what shows the whole training is like the figure above it."""
+    return next((one for one in found if not one.over_training), found[0]).name
 
 
 def _drawn(shown: Any, step: int, choices: dict[str, str]) -> Figure:

@@ -166,7 +166,7 @@ def _run(key: str, path: Path, folder: Path) -> Entry:
         curve = losses(path / METRICS_FILE)
         size = f"{config.n_parameters:,} parameters"
     except (QflError, RecursionError, ArithmeticError) as error:
-        return Entry(key, "run", name, state="damaged", fault=str(error), changed=changed)
+        return Entry(key, "run", name, state="damaged", fault=_said(error, folder), changed=changed)
     done = (path / CHECKPOINTS / ckpt.step_name(config.last_step)).is_dir()
     return Entry(
         key,
@@ -185,13 +185,13 @@ def _run(key: str, path: Path, folder: Path) -> Entry:
     )
 
 
-def _suite(key: str, path: Path, _folder: Path) -> Entry:
+def _suite(key: str, path: Path, folder: Path) -> Entry:
     """The entry of a suite file."""
     changed = _changed(path)
     try:
         values = read_json(path, dict, "Write it again with `qfl suite open`.")
     except (QflError, FileNotFoundError) as error:
-        return Entry(key, "suite", key, state="damaged", fault=str(error), changed=changed)
+        return Entry(key, "suite", key, state="damaged", fault=_said(error, folder), changed=changed)
     place = str(values.get("folder", values.get("repo", "nothing")))
     return Entry(key, "suite", key, task=f"checkpoints of {place}", state="suite", changed=changed)
 
@@ -204,9 +204,14 @@ def _sweep(key: str, path: Path, folder: Path) -> Entry:
         values = read_json(path / "sweep.json", dict, f"`qfl sweep verify {path}` says more.")
         state = read_json(path / "state.json", dict, "") if (path / "state.json").exists() else {}
     except (QflError, FileNotFoundError) as error:
-        return Entry(key, "sweep", name, state="damaged", fault=str(error), changed=changed)
+        return Entry(key, "sweep", name, state="damaged", fault=_said(error, folder), changed=changed)
     size = f"{state['done']} of {state['total']} runs" if {"done", "total"} <= state.keys() else ""
     return Entry(key, "sweep", name, task=str(values.get("name", "")), size=size, state="sweep", changed=changed)
+
+
+def _said(error: Exception, folder: Path) -> str:
+    """An error with paths below the folder, which the page names once."""
+    return str(error).replace(f"{folder}{os.sep}", "")
 
 
 _READ: Final[dict[Kind, Callable[[str, Path, Path], Entry]]] = {"run": _run, "suite": _suite, "sweep": _sweep}
@@ -227,11 +232,10 @@ def losses(path: Path) -> list[tuple[int, float]]:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             if size <= _WHOLE_BYTES:
-                file.seek(0)
-                parts = [file.read()]
+                parts = [_sample(file, 0, size)]
             else:  # a row is shorter than a sample, and the last one counts
                 at = [round(k * (size - _SAMPLE_BYTES) / (_POINTS - 1)) for k in range(_POINTS)]
-                parts = [_sample(file, place) for place in at]
+                parts = [_sample(file, place, _SAMPLE_BYTES) for place in at]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -257,9 +261,11 @@ def _logged(part: bytes, name: bytes) -> Iterator[tuple[int, float]]:
             yield int(step[0]), float(value[0])
 
 
-def _sample(file: Any, place: int) -> bytes:
+def _sample(file: Any, place: int, n_bytes: int) -> bytes:
+    """Whole rows, but for the first one: half a number would be another one."""
     file.seek(place)
-    return file.read(_SAMPLE_BYTES)
+    part = file.read(n_bytes)
+    return part[: part.rfind(b"\n") + 1]
 
 
 def spark(curve: Sequence[tuple[int, float]]) -> tuple[tuple[float, float], ...]:

@@ -29,7 +29,8 @@ def page(folder: Path) -> Any:
             dcc.Store(id="feature", data=""),
             dcc.Store(id="theme", data="light"),
             dcc.Store(id="rows"),  # the list, as JSON
-            dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does
+            dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does ...
+            dcc.Store(id="tables-pulse", data=""),  # ... that is not the log of its training
             dcc.Store(id="tabs"),
             *(dcc.Store(id=name) for name in ("startable", "jobs", "ask", "asked")),  # lenses in the background
             *(dcc.Store(id=f"drawn-{what}") for what in ("list", "line", "tabs", "search", "lenses")),
@@ -83,6 +84,7 @@ def _main() -> Any:
     return html.Main(
         [
             html.Div(id="head", children=html.P("Looking for runs …", className="hint")),
+            html.P("Reading the run …", id="busy", className="hint", hidden=True),
             html.Div(id="step-bar", className="step-bar", hidden=True),
             html.Section(
                 [html.H2("Over training"), *_figure("timeline")], id="timeline-card", className="card", hidden=True

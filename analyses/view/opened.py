@@ -45,24 +45,37 @@ class Timeline(NamedTuple):
     texts: list[str]
 
 
+class _Slot:
+    """A value, what it was made for, and who makes it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.stamp: Any = None
+        self.value: Any = None
+
+
 class Kept:
     """Values by key, made again once their stamp differs; the least used go first. Safe to ask from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # one at a time: a second viewer of the same run waits for the first one's
-        self._values: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()
 
     def get(self, key: Hashable, stamp: Any, make: Callable[[], FoundT]) -> FoundT:
-        """The value that was made for this key and stamp, or what `make` returns."""
+        """The value that was made for this key and stamp, or what `make` returns.
+
+        A second viewer of the same waits for the first one's; what others ask for is not held up.
+        """
         with self._lock:
-            kept = self._values.get(key)
-            if kept is None or kept[0] != stamp:
-                kept = (stamp, make())
-                self._values[key] = kept
-                while len(self._values) > _MOST:
-                    self._values.popitem(last=False)
-            self._values.move_to_end(key)
-            return kept[1]
+            slot = self._slots.setdefault(key, _Slot())
+            self._slots.move_to_end(key)
+            while len(self._slots) > _MOST:
+                self._slots.popitem(last=False)
+        with slot.lock:
+            if slot.stamp is None or slot.stamp != stamp:
+                slot.value = make()
+                slot.stamp = stamp
+            return slot.value
 
 
 class Opened:
@@ -83,7 +96,8 @@ class Opened:
             QflError: It is not there any more, is damaged, or is a sweep.
         """
         path = self.path(key)
-        return self.kept.get(("run", key), stamps([path, path / CONFIG_FILE])[-1:], lambda: open_checkpoints(path))
+        named_by = path if path.is_file() else path / CONFIG_FILE
+        return self.kept.get(("run", key), stamps([named_by]), lambda: open_checkpoints(path))
 
     def path(self, key: str) -> Path:
         """Where the run of a key is. Raises `QflError` where it is not there any more."""
@@ -94,17 +108,21 @@ class Opened:
             )
         return path
 
-    def stamp(self, key: str) -> Stamp:
-        """What changes when anything of a run does: a row, a checkpoint, a table."""
-        path = self.path(key)
-        run = self.run(key)
+    def stamp(self, key: str, *, rows: bool = False) -> Stamp:
+        """What changes when a checkpoint or a table of a run does; with `rows` also when training logs a row.
+
+        Raises:
+            QflError: It is not there any more, or damaged.
+        """
+        path, run = self.path(key), self.run(key)
         tables = run.table("timeline").folder.parent
         folders = sorted(one for one in tables.glob("*") if one.is_dir()) if tables.is_dir() else []
-        return stamps([path / CONFIG_FILE, path / METRICS_FILE, path / CHECKPOINTS, tables, *folders])
+        logged = [path / METRICS_FILE] if rows else []
+        return stamps([path / CONFIG_FILE, path / CHECKPOINTS, tables, *folders, *logged])
 
     def timeline(self, key: str) -> Timeline:
         """A run over its training. Raises `QflError` where it cannot be opened or its loss is not known."""
-        return self.kept.get(("timeline", key), self.stamp(key), lambda: _timeline(self.run(key)))
+        return self.kept.get(("timeline", key), self.stamp(key, rows=True), lambda: _timeline(self.run(key)))
 
 
 def _timeline(run: Checkpoints) -> Timeline:

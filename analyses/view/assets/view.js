@@ -246,6 +246,7 @@
     const shown = received("timeline", json, theme, templates, (_, value) => go(put("feature", value)));
     const data = json ? JSON.parse(json) : null;
     byId("timeline-card").hidden = !data;
+    if (data) byId("busy").hidden = true;
     training = data && data.steps ? data : null;
     stepBar();
     if (shown === emptyFigure) return shown;
@@ -302,7 +303,7 @@
       return 0;
     }
     const names = found.tabs.map((one) => one.name);
-    const now = names.includes(open) ? open : names[0];
+    const now = names.includes(open) ? open : found.first;
     place.replaceChildren(
       ...found.tabs.map((one) => {
         const tab = make("button", one.name === now ? "view-tab on" : "view-tab", one.title);
@@ -504,6 +505,8 @@
       picked,
       now.get("feature") || "",
     ];
+    // Until the first figure of other runs is there: the first of all waits for PyTorch.
+    if (!same(parts[0], shown[0])) byId("busy").hidden = !parts[0].length;
     return parts.map((part, at) => (same(part, shown[at]) ? keep() : part));
   };
   const line = () => {
