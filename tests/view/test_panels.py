@@ -172,7 +172,7 @@ def test_choices_depend_on_those_before_and_a_wrong_one_is_named(run):
         shown.draw(716, feature="carri")
     with pytest.raises(qfl.QflError, match="choice of the view 'patch'"):
         shown.draw(716, layer=1)
-    with pytest.raises(qfl.QflError, match="view of .* 'ptch'"):
+    with pytest.raises(qfl.QflError, match=r"'ptch'"):
         panels.draw(run, "ptch", 716)
 
 
@@ -195,11 +195,8 @@ def test_nothing_is_read_for_the_list_and_little_for_a_figure(tmp_path, monkeypa
     for step in range(1, 999):  # names are all that is looked at
         (folder / f"_step_{step:08d}-z-0123abcd.json").write_text("{}")
     made.table("ablate_units").write("step_00000500-z-0123abcd", part.assign(step=500))
-    read = []
-    for name in ("_manifest", "read_part"):
-        monkeypatch.setattr(
-            Table, name, lambda self, one, _of=getattr(Table, name): (read.append(one), _of(self, one))[1]
-        )
+    read, manifest = [], Table._manifest
+    monkeypatch.setattr(Table, "_manifest", lambda self, part: read.append(part) or manifest(self, part))
     (view,) = panels.views(made)
     assert len(view.steps) == 1000
     assert read == []
