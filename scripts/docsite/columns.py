@@ -8,8 +8,8 @@ from qfl_interp.analyses.all_tables import DefinedTable, all_tables
 _ENTRY = """# Columns
 
 Every column of every table, with its unit. Tables are tidy: a row is one measurement, and its first columns say of
-what. The same text is `result.columns_help()` in Python. Accuracies and shares are fractions from 0 to 1. "loss unit" is
-the unit of the loss that the run was trained on, nats unless it says otherwise.
+what. The same text is `result.columns_help()` in Python. Accuracies and shares are fractions from 0 to 1. "loss unit"
+is the unit of the loss that the run was trained on, nats unless it says otherwise.
 """
 
 

@@ -23,6 +23,7 @@ OWN = {
     "README.md": "docs/test_readme.py",
     "docs/any_model.md": "docs/test_any_model.py",
     "docs/edge_of_stability.md": "docs/test_edge.py",
+    "docs/howto/own_loop.md": "docs/test_own_loop.py",
     "docs/new_lens.md": "docs/test_new_lens.py",
     "docs/new_task.md": "docs/test_new_task.py",
     "docs/sweeps.md": "cli/test_sweep.py",
