@@ -35,7 +35,7 @@ _INTERRUPTED = 130
 
 _HELP = """Watch small transformers learn algorithms.
 
-Train a run, then look at it through several lenses on one compute axis. A first session:
+Train a run, then look at it through many lenses on one compute axis. A first session:
 
     qfl train addition --length 16 --budget 3e12 --out runs/add16
     qfl probe runs/add16
@@ -45,7 +45,7 @@ Train a run, then look at it through several lenses on one compute axis. A first
     qfl ablate runs/add16
     qfl report runs/add16
 
-Every command has --help; every analysis has --json, skips what is already computed, and can be stopped and called
+Every command has --help, every analysis --json. An analysis skips what it computed before: stop it and call it
 again. Set QFL_TRACEBACK=1 to see where an error comes from.
 """
 

@@ -234,19 +234,19 @@ def ablate(
 ) -> Result:
     """Take features out of the model: does it need them?
 
-    Directions of each label are taken out of the activations; loss and greedy exact match are scored. By default they
-    are those along which the model *writes* the label, `Cov(x, t) / Var(t)`: the differences of the class means (the
-    slope, for a number). The activation keeps its mean along them, and no linear function of what is left follows the
-    label. A probe's directions say how to read a label; they may be nearly orthogonal to what is written, and the
-    model does without them (Haufe et al. 2014). What goes along with a label in the data is in its class means too, and
-    is taken out with it.
+    The ablation takes directions of each label out of the activations and scores loss and greedy exact match. By
+    default it takes those along which the model *writes* the label, `Cov(x, t) / Var(t)`: the differences of the class
+    means (the slope, for a number). The activation keeps its mean along them, and no linear function of what is left
+    follows the label. A probe's directions say how to read a label; they may be nearly orthogonal to what the model
+    writes, and the model does without them (Haufe et al. 2014). Class means also hold what goes along with a label in
+    the data, so that goes too.
 
-    For each label the layers of the probes with the lowest training loss are taken; the ablation acts there (at the
-    probes' site) at the token where the label is read, in every example. Controls disturb the same places, `n_trials`
-    times each: "random" takes out as many random directions, through the mean activation; "random_feature" as many
-    directions of the call's other features (left out where they have too few); "same_norm" adds random vectors exactly
-    as long as the ablation's changes, example by example. Examples are the probes' test set, which neither the model
-    nor the probes were fitted on. Probes that are missing are fitted first.
+    The ablation acts on every example, at the token where the label is read and at the probes' site, in the layers
+    whose probes have the lowest training loss. Controls disturb the same places, `n_trials` times each: "random" takes
+    out as many random directions, through the mean activation; "random_feature" as many directions of the call's other
+    features (left out where they have too few); "same_norm" adds random vectors exactly as long as the ablation's
+    changes, example by example. Examples are the probes' test set, which neither the model nor the probes saw. The
+    call fits missing probes first.
 
     Examples:
         `qfl ablate runs/add16 carry`,

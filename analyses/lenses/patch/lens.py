@@ -165,14 +165,14 @@ def patch(
 ) -> Result:
     """Patch clean activations into corrupted runs: where does the model hold what decides its answer?
 
-    Every layer (and head) is patched at every position. A pair's examples differ in one label of the feature. The
-    corrupted run gets one activation of the clean run, and three metrics say how far that moves it from the corrupted
-    run (0) to the clean one (1): `logit_diff`, the clean token's logit less the corrupted one's at the first token from
-    the label on in which the two answers differ; `loss` of the clean answer from there on, behind the corrupted prompt;
-    `exact`, the share of pairs in which all of that comes out. `attribution` is the first one's approximation by
-    gradients (the mean of 5 between the runs; one alone can have every sign wrong), `attribution_r` its correlation
-    with it over the `attribution_n` entries of the map in which a patch changes something. Where a checkpoint gives
-    both runs the same values, as an unembedding of zeros does, there is nothing to bring back: NaN.
+    A pair's examples differ in one label of the feature. The corrupted run gets one activation of the clean run, at
+    each layer (and head) and position in turn. Three metrics say how far that moves it from the corrupted run (0) to
+    the clean one (1): `logit_diff`, the clean token's logit less the corrupted one's at the first token from the label
+    on in which the two answers differ; `loss` of the clean answer from there on, behind the corrupted prompt; `exact`,
+    the share of pairs in which all of that comes out. `attribution` approximates the first by gradients (the mean of 5
+    between the runs; one alone can have every sign wrong). `attribution_r` is its correlation with the exact value,
+    over the `attribution_n` entries of the map in which a patch changes something. Where a checkpoint gives both runs
+    the same values, as an unembedding of zeros does, there is nothing to bring back: NaN.
 
     Examples:
         `qfl patch runs/add16 carry`,

@@ -1,4 +1,4 @@
-"""Which features can be read off the model, at which step, layer and position; with the controls."""
+"""Which features probes read in the model, at which step, layer and position; with the controls."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Probe(PartLens[ProbeData, _Spans]):
     store: bool = False
 
     name = TABLE
-    question = "Which features can be read off the model, where, and when?"
+    question = "Which features do probes read in the model, where, and when?"
     tables, result = TABLES, RESULT
     order = 20
     by = ("feature", "site")
@@ -167,9 +167,9 @@ def probe(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Fit linear probes: which features can be read off the model, where, and when.
+    """Fit linear probes: which features do they read, where, and when?
 
-    What is in the run's table already is not fitted again. Binary and multilabel features get logistic probes,
+    A call skips what the run's table has already. Binary and multilabel features get logistic probes,
     categorical ones softmax probes (loss: log loss in nats; score: accuracy), scalar ones least squares (loss: mean
     squared error; score: R2); column `metric` says which. One probe a layer (and head, where the site has heads) and
     label, at the token where the feature says its label is read; several outputs of a label enter the table by their
