@@ -25,7 +25,7 @@ from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
-from qfl_interp.plugins import ANALYSES, LENSES
+from qfl_interp.plugins import ANALYSES, COMMANDS, LENSES
 
 # Objects made between two looks for unreachable ones. Python's 700 costs a sixth of a report's time: what imports make
 # stays, and is looked through again and again.
@@ -75,7 +75,7 @@ def build_app() -> typer.Typer:
     app.callback()(_options)
     app.add_typer(build_suite_app(), name="suite")
     app.add_typer(build_sweep_app(), name="sweep")
-    add_commands(app, LENSES, ANALYSES)
+    add_commands(app, LENSES, ANALYSES, COMMANDS)
     return app
 
 
