@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import (
     WITHOUT_NEXT_TOKEN,
@@ -19,7 +20,9 @@ from qfl_interp.analyses.choose import (
     next_token_note,
     require_one_a_token,
 )
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
 from qfl_interp.analyses.lenses.ablate.findings import findings
@@ -42,7 +45,7 @@ from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
-from qfl_interp.tables import column, distinct, groups, titled
+from qfl_interp.tables import column, distinct, groups, select, titled
 
 # What each method takes out, in words.
 _TAKEN = {
@@ -93,6 +96,7 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     name = "ablate"
     question = "Does the model use the feature?"
+    tables, result = TABLES, RESULT
     order = 50
     methods = """
     - **Ablation** takes a feature out of the activation at the layer of its best probe, where it is read. By default
@@ -103,6 +107,7 @@ class Ablate(PartLens[Examples, HookedModel]):
       control for the same examples (sign flips), corrected for the number of features (Holm).
     """
     by = ("feature", "method")
+    together = ("feature",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -156,6 +161,10 @@ class Ablate(PartLens[Examples, HookedModel]):
         }
 
     @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return ablation_figure(with_holm(select(rows, step=step)))
+
+    @classmethod
     def prepare(cls, page: Page) -> None:
         if page.n_trials is not None:
             cls._tested(page, page.n_trials)
@@ -181,8 +190,17 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        of_last = [] if page.n_trials is None else [_of_one_step(cls._tested(page, page.n_trials))]
+        if page.n_trials is not None:
+            of_last = [_of_one_step(cls._tested(page, page.n_trials))]
+        else:
+            of_last = [] if page.compute else cls._of_last(page)
         return of_last + super().sections(page)
+
+    @classmethod
+    def _of_last(cls, page: Page) -> list[Section]:
+        """A section a method, of the last checkpoint at which it was tried before."""
+        by_method = groups(cls.stored(page), "method")
+        return [_of_one_step(with_holm(select(rows, step=rows["step"].max()))) for _, rows in by_method]
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -297,6 +315,8 @@ def ablate(
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
+        columns=RESULT,
+        cube=Cube(("step", "feature", "condition")),
     )
 
 

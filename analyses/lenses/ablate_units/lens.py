@@ -8,7 +8,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
 from qfl_interp.analyses.lenses.ablate_units.findings import findings
 from qfl_interp.analyses.models_at import models_at
@@ -37,6 +40,7 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     name = "ablate_units"
     question = "Which heads or neurons does the answer need?"
+    tables, result = TABLES, RESULT
     order = 80
     methods = """
     - **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
@@ -63,6 +67,10 @@ class AblateUnits(PartLens[Batch, HookedModel]):
     @staticmethod
     def findings_of(rows: pd.DataFrame) -> list[Finding]:
         return findings(rows)
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return units_figure(rows, step=step, slider=False)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -127,6 +135,8 @@ def ablate_units(
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
         units_figure,
+        columns=RESULT,
+        cube=Cube(("step", "layer", "unit")),
     )
 
 

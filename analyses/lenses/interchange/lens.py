@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
@@ -55,6 +58,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "interchange"
     question = "Does the answer follow a feature's value when its directions are swapped?"
+    tables, result = TABLES, RESULT
     order = 60
     methods = """
     - **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
@@ -64,6 +68,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
       of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
     """
     by = ("feature", "label")
+    together = ("label",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -123,6 +128,10 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         probes = {"site": self.config.site, "settings": self.config.digest()}
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return interchange_figure(with_holm(rows), step=step, slider=False)
 
     @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
@@ -209,6 +218,8 @@ def interchange(
         rows,
         interchange_figure,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("step", "label", "layer", "condition")),
     )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.mdl.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
 from qfl_interp.analyses.models_at import ModelAt, models_at
@@ -35,6 +38,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
 
     name = "mdl"
     question = "How much do activations shorten a code for the labels?"
+    tables, result = TABLES, RESULT
     order = 40
     methods = """
     - **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
@@ -74,6 +78,10 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         settings = self.config.digest()
         return {"site": self.config.site, "settings": settings, "analysis": settings}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mdl_figure(rows, step=step)
 
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
@@ -153,6 +161,8 @@ def mdl(
         _summary(rows),
         rows,
         mdl_figure,
+        columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
     )
 
 

@@ -132,7 +132,9 @@ class _PatchMap(NamedTuple):
         return self.cells.layout(cell, **x_axis)
 
 
-def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", step: int | None = None) -> go.Figure:
+def patch_figure(
+    rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", step: int | None = None, slider: bool = True
+) -> go.Figure:
     """How much of the clean run's answer each patch restores, by layer and position, a panel a component.
 
     0 is the corrupted run, 1 the clean one; below 0 a patch makes things worse. Colours are the same at every step.
@@ -143,6 +145,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
         rows: Table "patch", of one feature and label.
         metric: The one shown first: "logit_diff_normalised", "loss_normalised" or "exact_normalised".
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: No row, several features, labels or rows of a cell, an unknown metric or step.
@@ -175,7 +178,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
         ]  # fmt: skip
 
     figure.update_layout(coloraxis=_color_axis(rows, metric), updatemenus=[_buttons(len(maps))])
-    return over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step)
+    return over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step, slider=slider)
 
 
 def _title(rows: pd.DataFrame) -> str:

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.choose import chosen_labels
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
+from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.patch.figure import patch_figure
 from qfl_interp.analyses.lenses.patch.findings import findings
 from qfl_interp.analyses.lenses.patch.pairs import HEADS, deciding_features, pairs_of, tokens_at
@@ -49,6 +53,7 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "patch"
     question = "Where does the model hold what decides its answer?"
+    tables, result = TABLES, RESULT
     order = 70
     methods = """
     - **Patching** writes one activation of the clean run, at one layer and position, into the corrupted run of such a
@@ -93,6 +98,20 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     def columns(self, piece: Piece) -> dict[str, Any]:
         where = self.where(piece)
         return {"step": where.pop("step"), **piece.key, **where, "analysis": self.analysis(piece)}
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        question = "Does the gradient's estimate of a patch agree with the patch?"
+        maps = super().views(run)
+        return maps + [cls.kept(run).view("patch/attribution", question, cls._attribution_at) for _ in maps]
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return patch_figure(rows, step=step, slider=False)
+
+    @classmethod
+    def _attribution_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return attribution_figure(rows, step=step, slider=False)
 
     @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
@@ -204,6 +223,8 @@ def patch(
         rows,
         patch_figure,
         one_of=("feature", "label"),
+        columns=RESULT,
+        cube=Cube(("step", "component", "layer", "head", "position")),
     )
 
 

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.analyses.choose import chosen_features, next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.probe.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.probe.data import (
     TABLE,
     ProbeData,
@@ -37,6 +40,7 @@ from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
+from qfl_interp.tables import distinct
 
 
 class _Spans(NamedTuple):
@@ -56,7 +60,10 @@ class Probe(PartLens[ProbeData, _Spans]):
 
     name = TABLE
     question = "Which features do probes read in the model, where, and when?"
+    tables, result = TABLES, RESULT
     order = 20
+    by = ("feature", "site")
+    call_column = "settings"
     of_probes = True
     methods = """
     - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
@@ -74,6 +81,10 @@ class Probe(PartLens[ProbeData, _Spans]):
     - A probe's direction is one that the label can be read along; it need not be the one that the model itself
       writes or reads. Removing or swapping it may then do little although the model uses the feature.
     """
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return probe_heatmap(rows, str(rows["feature"].iloc[0]), step=step, slider=False)
 
     def part(self, piece: Piece) -> str:
         return part_name(piece.at, piece.key["feature"], self.config)
@@ -118,16 +129,21 @@ class Probe(PartLens[ProbeData, _Spans]):
 
     @classmethod
     def _rows(cls, page: Page) -> pd.DataFrame:
-        """Those of the page's features and steps."""
+        """Those of the page's features and steps; on a page that computes nothing, those that are there."""
+        if not page.compute:
+            return cls.stored(page)
         return page.once(cls.name, lambda: probe(page.run, page.features, page.steps, **page.how).rows)
 
     @classmethod
     def findings(cls, page: Page) -> list[Finding]:
-        return findings(cls._rows(page))
+        rows = cls._rows(page)
+        return [] if rows.empty else findings(rows)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
         rows = cls._rows(page)
+        if rows.empty:
+            return []
         note = (
             "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
             "every step. Move the slider or press play to go through training. A cross: no probe, the label "
@@ -135,7 +151,7 @@ class Probe(PartLens[ProbeData, _Spans]):
         )
         return [
             Section(f"Probes: {feature.replace('_', ' ')}", figure=probe_heatmap(rows, feature), note=note)
-            for feature in page.features
+            for feature in distinct(rows, "feature")
         ]
 
 
@@ -195,6 +211,8 @@ def probe(
         rows,
         probe_heatmap,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
     )
 
 

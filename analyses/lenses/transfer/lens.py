@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
 from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.lenses.transfer.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -37,6 +40,7 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     name = "transfer"
     question = "Does the probe of one checkpoint still work at another?"
+    tables, result = TABLES, RESULT
     order = 30
     methods = """
     - **Probes carried over** are fitted at one checkpoint and scored on the activations of another. A feature that
@@ -95,6 +99,10 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return transfer_figure(rows, step=step)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -158,6 +166,8 @@ def transfer(
         rows,
         transfer_figure,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("fit_step", "eval_step")),
     )
 
 
