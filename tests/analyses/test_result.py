@@ -16,6 +16,7 @@ from qfl_interp.analyses import ablate, emergence, interchange, mdl, patch, prob
 from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.result import Result
 from qfl_interp.columns import Column
+from qfl_interp.plots.theme import new_figure
 
 CONFIG = qfl.ProbeConfig(n_train=60, n_test=40)
 QUICK = {"config": CONFIG, "progress": False}
@@ -154,9 +155,9 @@ def test_in_a_notebook_the_table_and_the_figure_are_shown(monkeypatch):
     cubic()._ipython_display_()
     assert [sorted(data) for data in shown] == [["text/html", "text/plain"]]  # of a terminal
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: SimpleNamespace(kernel=object()))
-    Result("Drawn", table(), table(), functools.partial(draw, levels=[1.0]))._ipython_display_()
+    Result("Drawn", table(), table(), lambda rows: new_figure("drawn", len(rows)))._ipython_display_()
     figure = shown[2][notebook.PLOTLY]
-    assert figure["layout"]["meta"][1] == [1.0]
+    assert figure["layout"]["height"] == 5
     assert figure["config"]["showSendToCloud"] is False
     none = Result("An estimate", table(), table(), not_drawn)
     none._ipython_display_()
