@@ -23,7 +23,8 @@ from qfl_interp.cli import command, registered, signature
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES, SWEEP_ANALYSES, entry_points
 
-OURS = [(group, name) for group in (LENSES, ANALYSES, SWEEP_ANALYSES) for name in entry_points(group)]
+# All of ours that commands are made of: `site`, of a folder and not of a run, is one already.
+OURS = [(group, name) for group in (LENSES, ANALYSES, SWEEP_ANALYSES) for name in entry_points(group) if name != "site"]
 
 CONFIG = '''
 from dataclasses import dataclass, field
