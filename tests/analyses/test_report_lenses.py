@@ -26,8 +26,7 @@ from qfl_interp.analyses.lenses.patch.lens import Patch
 from qfl_interp.analyses.lenses.transfer.lens import Transfer
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.pages import report as reporting
-from qfl_interp.analyses.pages import run_page
-from qfl_interp.analyses.pages import shown
+from qfl_interp.analyses.pages import run_page, shown
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.registered import Registered, lenses, registered
 from qfl_interp.analyses.stored import rows_of_one_call, with_holm
