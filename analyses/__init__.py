@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     found = _load(name)
     if not callable(found):
         return found
-    from qfl_interp.analyses.in_memory import takes_models
+    from qfl_interp.runs.takes_models import takes_models
 
     globals()[name] = takes_models(found)
     return globals()[name]

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from qfl_interp.analyses.columns_help import said
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.loss_curve import LossCurve
-from qfl_interp.analyses.pages.shown import Shown
+from qfl_interp.analyses.pages.shown import Shown, is_curve
 from qfl_interp.analyses.registered import lenses
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.plots.panels import Panel
@@ -83,7 +83,7 @@ def run_page(page: Page) -> RunPage:
     found = shown.ask_each(lambda lens: lens.sections(page), Section)
     drawn = {lens for lens, own in found.items() if any(section.figure is not None for section in own)}
     # A panel of a single step is no curve, and left to the lens' own figure.
-    panels = shown.ask_each(lambda lens: [p for p in lens.panels(page) if lens not in drawn or _is_curve(p)], Panel)
+    panels = shown.ask_each(lambda lens: [p for p in lens.panels(page) if lens not in drawn or is_curve(p)], Panel)
     findings = shown.ask_each(lambda lens: lens.findings(page), Finding)
     losses, axis = shown.losses, shown.losses.axis
     timeline = Section(
@@ -139,12 +139,6 @@ def _counted(losses: LossCurve) -> tuple[str, str]:
 def _one_list(parts: Iterable[str]) -> str:
     """Lists of items, each as a lens or this module has them, as one list."""
     return "\n".join(inspect.cleandoc(part) for part in parts if part)
-
-
-def _is_curve(panel: Panel) -> bool:
-    """Whether a panel has more than one step."""
-    columns: list[Any] = [trace["x"] for trace in panel.traces]
-    return len({float(x) for column in columns for x in column}) > 1
 
 
 def card(run: Checkpoints, losses: LossCurve) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from plotly.graph_objects import Figure
 
@@ -37,15 +37,14 @@ class Shown:
         found = registered()
         self.faults = list(found.faults)
         self._lenses = list(found.lenses)
-        self._strict = page.compute
-        if page.steps == "auto":
+        if page.steps == "auto" and page.compute:
             needed = {
                 step for lens in found.lenses for step in self._must(lens, lambda lens: lens.auto_steps(page)) or []
             }
             page = dataclasses.replace(page, steps=sorted(needed) or "all")
         self.page = page
-        self.losses = _losses(page.run, page)
-        for lens in found.lenses:
+        self.losses = self._losses(page.run)
+        for lens in found.lenses if page.compute else ():
             self._must(lens, lambda lens: lens.prepare(page))
 
     def ask(self, what: Callable[[type[Lens]], Sequence[ItemT]], kind: type[ItemT]) -> list[ItemT]:
@@ -75,7 +74,7 @@ class Shown:
     def timeline(self, panels: dict[type[Lens], list[Panel]]) -> Figure:
         """The figure of these panels, below loss and exact match."""
         shading = self._shading()
-        beside = {_named(run, self.page.run): _losses(run, self.page).rows for run in self.page.beside}
+        beside = {_named(run, self.page.run): self._losses(run).rows for run in self.page.beside}
 
         def drawn(shown: Sequence[Panel]) -> Figure:
             unit = self.page.run.loss_unit
@@ -87,6 +86,15 @@ class Shown:
             # Whose panel it is that cannot be stacked.
             good = [own for lens, own in panels.items() if self._tried(lens, lambda _, own=own: drawn(own)) is not None]
             return drawn([panel for own in good for panel in own])
+
+    def _losses(self, run: Checkpoints) -> LossCurve:
+        """The loss of a run; `QflError` where it is not known and the page computes nothing."""
+        if self.page.compute:
+            return loss_curve(run, **self.page.way)
+        known = known_loss_curve(run)
+        if known is None:
+            raise QflError(f"the loss of {run.path} is not known yet. `qfl validate` measures its checkpoints.")
+        return known
 
     def warn(self) -> None:
         """Say on standard error what is not shown."""
@@ -102,9 +110,8 @@ class Shown:
         return NO_SHADING
 
     def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
-        """What a call gives; where it raises, a lens of ours ends a page that computes."""
-        must = self._strict and lens.__module__.startswith("qfl_interp.analyses.")
-        return call(lens) if must else self._tried(lens, call)
+        """What a call gives; where it raises, a lens of ours ends the page."""
+        return call(lens) if lens.__module__.startswith("qfl_interp.analyses.") else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""
@@ -117,12 +124,10 @@ class Shown:
             return None
 
 
-def _losses(run: Checkpoints, page: Page) -> LossCurve:
-    """The loss of a run over its training; measured where it is not known and the page computes."""
-    found = loss_curve(run, **page.way) if page.compute else known_loss_curve(run)
-    if found is None:
-        raise QflError(f"the loss of {run.path} is not known: measure it with `qfl validate {run.path}`.")
-    return found
+def is_curve(panel: Panel) -> bool:
+    """Whether a panel has more than one step."""
+    columns: list[Any] = [trace["x"] for trace in panel.traces]
+    return len({float(x) for column in columns for x in column}) > 1
 
 
 def _named(run: Checkpoints, shown: Checkpoints) -> str:

@@ -35,7 +35,7 @@ _COMMON: dict[str, Any] = {
         typer.Option(
             "--steps",
             "--step",
-            help="all, last, log:20, every:100, 130, or 1000,2000; auto, where verdicts are asked for.",
+            help="all, last, log:20, every:100, 130, or 1000,2000; for verdicts also auto.",
         ),
     ],
     "jobs": Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")],
@@ -51,7 +51,7 @@ _RUNS_AND_FEATURES = Annotated[
 _REPLAY = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Look at every so many steps: those that were not saved are trained again, to the same bits."
+        min=1, help="Look at every so many steps; training repeats those that it did not save, to the same bits."
     ),
 ]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]

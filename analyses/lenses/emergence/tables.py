@@ -16,6 +16,7 @@ from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
 from qfl_interp.analyses.lenses.probe.data import probe_tensors
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.loss_curve import LossCurve, loss_curve
+from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -80,23 +81,27 @@ def emergence_tables(
     return found
 
 
-def known_tables(run: Checkpoints, features: Sequence[str], config: ProbeConfig) -> EmergenceTables | None:
-    """The tables of a call that was made before with these probes; None where there is none.
+def stored_tables(
+    run: Checkpoints, features: Sequence[str] | None = None, config: ProbeConfig | None = None
+) -> EmergenceTables:
+    """What was computed before, of each feature the call with most steps; both empty where there is nothing.
 
-    Of several it is the one about most of the features, and of those the one with most steps.
+    Args:
+        run: What to look at.
+        features: Of which; None for all.
+        config: With which probes; None for any.
     """
-    verdicts, curves = (run.table(name).read() for name in (VERDICTS, CURVES))
-    if verdicts.empty or curves.empty:
-        return None
-
-    def rows_of(table: pd.DataFrame, call: str) -> pd.DataFrame:
-        return table[(table["analysis"] == call) & table["feature"].isin(list(features))]
-
-    calls = distinct(select(verdicts, settings=config.digest()), "analysis")
-    found = [EmergenceTables(rows_of(curves, call), rows_of(verdicts, call)) for call in calls]
-    found = [one for one in found if not one.curves.empty and not one.verdicts.empty]
-    size = lambda one: (one.verdicts["feature"].nunique(), one.curves["step"].nunique())  # noqa: E731
-    return max(found, key=size, default=None)
+    verdicts, curves = run.table(VERDICTS).read(), run.table(CURVES).read()
+    if config is not None and not verdicts.empty and not curves.empty:
+        verdicts = select(verdicts, settings=config.digest())
+        curves = pd.DataFrame(curves.loc[curves["analysis"].isin(verdicts["analysis"])])
+    if curves.empty or verdicts.empty:
+        return EmergenceTables(pd.DataFrame(), pd.DataFrame())
+    curves = rows_of_one_call(curves, ["feature"])
+    if features is not None:
+        curves = pd.DataFrame(curves.loc[curves["feature"].isin(features)])
+    shown = curves[["feature", "analysis"]].drop_duplicates()
+    return EmergenceTables(curves, verdicts.merge(shown))
 
 
 def _auto(
