@@ -128,9 +128,9 @@ def test_list_search_and_states(visit):
     assert broken.locator(".badge").text_content() == "damaged"
     assert "config.json" in broken.locator(".sub").text_content()
     assert page.locator(".run svg polyline").count() >= 4
-    page.fill("#search", "SEED 4 addition")
+    page.fill("#search", "Seeds/B addition")
     eventually(page, "document.querySelectorAll('.run').length === 1")
-    assert "q=SEED+4+addition" in page.url
+    assert "q=Seeds%2FB+addition" in page.url
     page.fill("#search", "")
     page.click("[data-state=damaged]")
     eventually(page, "document.querySelectorAll('.run').length === 1")
