@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from qfl_interp.plots.grid import Grid
-from qfl_interp.plots.maps import BARE, color_axis
+from qfl_interp.plots.maps import BARE, axis_title, color_axis
 from qfl_interp.plots.slider import heading
 from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, PAPER_WIDTH, new_figure, short, visible
 
@@ -77,6 +77,8 @@ def attention_figure(
         figure.add_heatmap(x=names, y=names, z=values, name=f"layer {at}, head {number}", **look)
         figure.update_layout(cell.layout(*_axes(names, tokens, large=large)))
         figure.add_annotation(cell.title(f"layer {at}, head {number}" if large else f"<b>{at}.{number}</b>", 0))
+    if large:
+        figure.add_annotation(axis_title("token that is looked at", 0, 44))
     return figure
 
 
@@ -94,10 +96,16 @@ def _axes(names: Sequence[str], tokens: Sequence[str], *, large: bool) -> tuple[
     stride = math.ceil(len(names) / _MOST_NAMED)
     texts = [visible(_cut(token)) for token in tokens[::stride]]
     size = FONT_SIZE - 3 if len(texts) > 40 else FONT_SIZE
-    look = shared | {"tickvals": list(names[::stride]), "ticktext": texts, "tickfont": {"size": size}, "tickangle": 0}
+    look = shared | {
+        "title": {"text": ""},
+        "tickvals": list(names[::stride]),
+        "ticktext": texts,
+        "tickfont": {"size": size},
+        "tickangle": 0,
+    }
     lengths = sorted(min(len(token), _LONGEST) for token in tokens[::stride])
     upright = {} if lengths[len(lengths) // 2] <= 2 else {"tickangle": -60}
     return (
-        look | upright | {"title": {"text": "token that is looked at"}},
+        look | upright,
         look | {"title": {"text": "token that looks"}, "autorange": "reversed"},
     )

@@ -31,6 +31,8 @@ from qfl_interp.runs.series import Checkpoints
 JOBS: Final = "jobs"
 # Of a job: what was started, by the viewer; how far it is, by its process; what it printed.
 STARTED, STATE, PROGRESS, LOG = "started.json", "state.json", "progress.json", "log.txt"
+# There once somebody asked it to end.
+STOP: Final = "stop"
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 _LINES: Final = 20
 _TAIL_BYTES: Final = 16_384
@@ -110,7 +112,7 @@ def start(run: Checkpoints, lens: str, options: Mapping[str, Any] | None = None,
             before = _read(folder, lens)
             if before is not None and not before.is_over:
                 raise QflError(f"{lens} of {run.path} is {before.state} already. Stop it first, or wait for its end.")
-            for name in (STATE, PROGRESS, STARTED):
+            for name in (STATE, PROGRESS, STOP, STARTED):
                 (folder / name).unlink(missing_ok=True)
             process = _spawn(folder, opened, command)
             said = {"command": command, "at": time.time(), "process": process_mark(process.pid)}
@@ -123,9 +125,16 @@ def start(run: Checkpoints, lens: str, options: Mapping[str, Any] | None = None,
 
 
 def stop(run: Checkpoints, lens: str) -> None:
-    """Ask a job to end, as Ctrl-C does; what it finished is kept. Nothing happens where none runs."""
-    process = _load(_folder(run, lens) / STARTED).get("process")
+    """Ask a job to end, as Ctrl-C does; what it finished is kept. Nothing happens where none runs.
+
+    Raises:
+        QflError: The run's folder cannot be written.
+    """
+    folder = _folder(run, lens)
+    process = _load(folder / STARTED).get("process")
     if isinstance(process, dict) and runs(process):
+        # First: a process that has hardly begun ends without a word.
+        write_atomic(folder / STOP, b"")
         os.kill(int(process["pid"]), signal.SIGTERM)
 
 
@@ -174,7 +183,9 @@ def _read(folder: Path, lens: str) -> Job | None:
         # Once more: it may have ended, and said how, since its state was read.
         said = _load(folder / STATE)
         state, ended = said.get("state", QUEUED), said.get("ended")
-        if state in (QUEUED, RUNNING):
+        if state in (QUEUED, RUNNING) and (folder / STOP).exists():
+            state, lines = STOPPED, f"{lines}\nstopped"
+        elif state in (QUEUED, RUNNING):
             state, ended = FAILED, None
             lines += "\nIts process is gone: it was killed, or the machine was. Start it again to go on."
     return Job(lens, str(state), command, at, ended, _progress(folder), lines.strip())

@@ -103,7 +103,7 @@ def summary(rows: pd.DataFrame) -> str:
         return ""
     n, right = len(answer), int(column(answer, "right").sum())
     said = "all of the answer right" if right == n else f"{right} of {n} answer tokens right"
-    return f"{said}, mean loss over it {column(answer, 'loss').mean():.3f} nats"
+    return f"{said}, mean loss of the answer {column(answer, 'loss').mean():.3f} nats"
 
 
 def _box(x: float, y: float, color: str) -> dict[str, Any]:
