@@ -379,7 +379,7 @@
       const busy = !!job && (job.state === "running" || job.state === "queued");
       line.button.textContent = busy ? "Stop" : "Start";
       line.button.classList.toggle("busy", busy);
-      const wrong = asked.lens === lens.name && asked.error ? asked.error : "";
+      const wrong = asked.error && asked.lens === lens.name && asked.run === params().get("run") ? asked.error : "";
       const said = JSON.stringify([job || null, wrong]);
       if (said !== line.said) {
         line.said = said;
