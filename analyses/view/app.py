@@ -212,7 +212,7 @@ def _in_the_browser(app: Dash) -> None:
             State("templates", "data"),
             State("address", "data"),
         )
-    here("line", Output("drawn-line", "data"), Input("step", "data"), Input("timeline-graph", "figure"))
+    here("line", Output("drawn-line", "data"), Input("step", "data"))
     here(
         "lenses",
         Output("drawn-lenses", "data"),

@@ -154,13 +154,14 @@ def test_one_slider_moves_every_view(visit, tiny_run):
     eventually(page, f"document.querySelector('#view-graph').textContent.includes('step {before}')")
     assert page.evaluate(LINE) == tiny_run.flops(before) < last == tiny_run.flops(40)
     assert f"step {before}" in page.locator("#step-text").text_content()
-    # A click at the left end of the timeline, where the first validation is: at the nearest checkpoint.
+    # A click in the timeline goes to the checkpoint that is nearest on its logarithmic axis.
     box = page.locator("#timeline-graph .xy .nsewdrag").bounding_box()
-    page.mouse.click(box["x"] + 2, box["y"] + 20)
-    start = tiny_run.metrics.dropna(subset=["val_loss"])["step"].iloc[1]
-    first = min(tiny_run.steps[1:], key=lambda step: abs(math.log(step / start)))
-    eventually(page, f"location.search.includes('step={first}')")
-    assert page.evaluate(LINE) == tiny_run.flops(first)
+    page.mouse.click(box["x"] + box["width"] / 3, box["y"] + 20)
+    eventually(page, f"!location.search.includes('step={before}')")
+    clicked = page.evaluate(f"{PLOT}._fullLayout.xaxis.p2d({box['width'] / 3})")
+    nearest = min(tiny_run.steps[1:], key=lambda step: abs(math.log(tiny_run.flops(step) / clicked)))
+    assert page.url.endswith(f"step={nearest}")
+    assert page.evaluate(LINE) == tiny_run.flops(nearest) < tiny_run.flops(before)
 
 
 def test_an_address_restores_the_page_and_back_goes_back(visit, tiny_run):
