@@ -8,14 +8,16 @@ lens and know none by name. `part_lens` has the base of those that compute a tab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import torch
 from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.at_step import View, curves_view
+from qfl_interp.columns import Columns
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel, Shade, stack_panels
 from qfl_interp.report.page import Finding, Section
@@ -96,6 +98,9 @@ class Lens:
         methods: How its numbers come about, for the report: items of a list, "- **Word** ...".
         limits: What they do not show, likewise.
         order: Where it stands among the lenses of a page.
+        tables: The columns of each table that it writes beside a run, by the table's name.
+        result: Those of what a call gives, by attribute of its result: "rows", its other tables, and under "summary"
+            what the printed summary has beside.
     """
 
     name: ClassVar[str]
@@ -103,6 +108,8 @@ class Lens:
     methods: ClassVar[str] = ""
     limits: ClassVar[str] = ""
     order: ClassVar[int] = 200
+    tables: ClassVar[Mapping[str, Columns]] = MappingProxyType({})
+    result: ClassVar[Mapping[str, Columns]] = MappingProxyType({})
 
     @classmethod
     def auto_steps(cls, page: Page) -> Sequence[int]:

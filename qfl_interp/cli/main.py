@@ -50,12 +50,13 @@ again. Set QFL_TRACEBACK=1 to see where an error comes from.
 """
 
 
-def _say_version(wanted: bool) -> None:
+def _say_version(wanted: bool) -> bool:
     """Print the version, and those of what numbers depend on; end."""
     if wanted:
         others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformer-lens"))
         print(f"qfl-interp {__version__} ({others}, Python {platform.python_version()})")
         raise typer.Exit
+    return wanted
 
 
 def _options(

@@ -20,7 +20,9 @@ from qfl_interp.analyses.choose import (
     next_token_note,
     require_one_a_token,
 )
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_data
@@ -93,6 +95,7 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     name = "ablate"
     question = "Does the model use the feature?"
+    tables, result = TABLES, RESULT
     order = 50
     methods = """
     - **Ablation** takes a feature out of the activation at the layer of its best probe, where it is read. By default
@@ -294,6 +297,8 @@ def ablate(
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
+        columns=RESULT,
+        cube=Cube(("step", "feature", "condition")),
     )
 
 

@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -37,6 +39,7 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     name = "ablate_units"
     question = "Which heads or neurons does the answer need?"
+    tables, result = TABLES, RESULT
     order = 80
     methods = """
     - **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
@@ -127,6 +130,8 @@ def ablate_units(
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
         units_figure,
+        columns=RESULT,
+        cube=Cube(("step", "layer", "unit")),
     )
 
 

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from qfl_interp.analyses.at_step import StepTable, View
 from qfl_interp.analyses.checkpoints import n_processes
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.curvature.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from qfl_interp.analyses.lenses.curvature.measure import (
     NOT_ADAM,
@@ -89,6 +91,7 @@ class Curvature(PartLens[Shared, HookedModel]):
 
     name = LENS
     question = "How sharply does the loss bend, and how do the steps that were taken lie in it?"
+    tables, result = TABLES, RESULT
     order = 100
 
     config: CurvatureConfig = field(default_factory=CurvatureConfig)
@@ -274,6 +277,8 @@ def curvature(
         rows,
         functools.partial(curvature_figure, ranks=ranks, transition=shaded_transition(run)),
         ranks,
+        columns=RESULT,
+        cube=Cube(("step",)),
     )
 
 

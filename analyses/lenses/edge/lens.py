@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.edge.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -49,6 +51,7 @@ class Edge(PartLens[Any, HookedModel]):
 
     name = "edge"
     question = "Is a step beyond the edge of stability, and what do the features do meanwhile?"
+    tables, result = TABLES, RESULT
     order = 110
 
     n_sharpness: int = 128
@@ -143,7 +146,9 @@ def edge(
     beyond = finite(rows["edge_ratio"]) if "edge_ratio" in rows else []
     n_beyond = int((np.asarray(beyond) > 1).sum())
     title = f"Edge of stability in {run.run_id}: {n_beyond} of {len(beyond)} steps beyond it along themselves"
-    return EdgeResult(title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers)
+    return EdgeResult(
+        title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, columns=RESULT, cube=Cube(("step",))
+    )
 
 
 def _homogeneous(run: Checkpoints) -> Run:

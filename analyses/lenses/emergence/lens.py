@@ -11,7 +11,9 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.at_step import View, curves_view
 from qfl_interp.analyses.choose import next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Lens, Page, Shading
+from qfl_interp.analyses.lenses.emergence.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from qfl_interp.analyses.lenses.emergence.findings import findings
 from qfl_interp.analyses.lenses.emergence.tables import CURVES, EmergenceTables, emergence_tables, stored_tables
@@ -48,6 +50,7 @@ class Emergence(Lens):
 
     name = "emergence"
     question = "Is each feature learned before the loss moves, after it, or not at all?"
+    tables, result = TABLES, RESULT
     order = 10
     methods = """
     - **Thirds**: labels, which mostly follow the tokens, are split into a beginning, a middle and an end; a third's
@@ -184,12 +187,14 @@ def emergence(
     losses = loss_curve(run, jobs=jobs, device=device, progress=progress)
     along = axis_of_columns(found.verdicts, "onset")
     said = "" if along is FLOPS else f"; leads in decades of {along.words}, FLOPs are not known"
-    columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
+    shown = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}"
         + said
         + next_token_note(run, distinct(found.verdicts, "feature")),
-        found.verdicts.filter(columns),
+        found.verdicts.filter(shown),
         found.verdicts,
         functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
+        columns=RESULT,
+        cube=Cube(("feature", "third")),
     )

@@ -14,6 +14,8 @@ import torch
 from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
@@ -56,6 +58,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "interchange"
     question = "Does the answer follow a feature's value when its directions are swapped?"
+    tables, result = TABLES, RESULT
     order = 60
     methods = """
     - **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
@@ -213,6 +216,8 @@ def interchange(
         rows,
         interchange_figure,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("step", "label", "layer", "condition")),
     )
 
 

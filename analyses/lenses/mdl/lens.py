@@ -13,6 +13,8 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.mdl.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
 from qfl_interp.analyses.models_at import ModelAt, models_at
@@ -36,6 +38,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
 
     name = "mdl"
     question = "How much do activations shorten a code for the labels?"
+    tables, result = TABLES, RESULT
     order = 40
     methods = """
     - **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
@@ -155,6 +158,8 @@ def mdl(
         _summary(rows),
         rows,
         mdl_figure,
+        columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
     )
 
 

@@ -14,7 +14,9 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.choose import chosen_labels
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
+from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.patch.figure import patch_figure
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
 from qfl_interp.analyses.lenses.patch.panel import patch_panel
@@ -50,6 +52,7 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "patch"
     question = "Where does the model hold what decides its answer?"
+    tables, result = TABLES, RESULT
     order = 70
     methods = """
     - **Patching** writes one activation of the clean run, at one layer and position, into the corrupted run of such a
@@ -208,6 +211,8 @@ def patch(
         rows,
         patch_figure,
         one_of=("feature", "label"),
+        columns=RESULT,
+        cube=Cube(("step", "component", "layer", "head", "position")),
     )
 
 

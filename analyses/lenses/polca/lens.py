@@ -19,6 +19,7 @@ from qfl_interp.analyses.checkpoints import require_jobs
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
 from qfl_interp.analyses.lenses.polca.clusters import telling
+from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
 from qfl_interp.analyses.lenses.polca.grouping import Grouping
@@ -49,6 +50,7 @@ class Polca(Lens):
 
     name = "polca"
     question = "Which tokens learn together along one direction of weight space, and does their own loss show it?"
+    tables, result = TABLES, RESULT
     order = 90
 
     @classmethod
@@ -194,6 +196,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         tokens,
         data,
         grouping.curves,
+        columns=RESULT,
     )
 
 

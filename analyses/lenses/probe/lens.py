@@ -15,7 +15,9 @@ from torch import Tensor
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.analyses.choose import chosen_features, next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.probe.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.probe.data import (
     TABLE,
     ProbeData,
@@ -57,6 +59,7 @@ class Probe(PartLens[ProbeData, _Spans]):
 
     name = TABLE
     question = "Which features can be read off the model, where, and when?"
+    tables, result = TABLES, RESULT
     order = 20
     by = ("feature", "site")
     of_probes = True
@@ -195,6 +198,8 @@ def probe(
         rows,
         probe_heatmap,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
     )
 
 

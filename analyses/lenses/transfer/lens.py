@@ -14,8 +14,10 @@ from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
 from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.lenses.transfer.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -38,6 +40,7 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     name = "transfer"
     question = "Does the probe of one checkpoint still work at another?"
+    tables, result = TABLES, RESULT
     order = 30
     methods = """
     - **Probes carried over** are fitted at one checkpoint and scored on the activations of another. A feature that
@@ -163,6 +166,8 @@ def transfer(
         rows,
         transfer_figure,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("fit_step", "eval_step")),
     )
 
 

@@ -10,6 +10,8 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.validate.columns import RESULT, TABLES
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -40,6 +42,7 @@ class Validate(PartLens[Batch, HookedModel]):
 
     name = LENS
     question = "How well does the model do on held-out examples?"
+    tables, result = TABLES, RESULT
     order = 5
     methods = """
     - **Validation** of checkpoints whose training kept no log is what a training of this library logs: the same
@@ -128,4 +131,4 @@ def validate(
     count = int(column(rows, "n_val")[0])
     summary = rows.filter(["step", "val_loss", "val_exact", "val_loss_answer", "val_exact_answer"])
     title = f"validation of {run.run_id} on {count:,} held-out examples, {run.loss_unit} a token"
-    return Result(title, summary, rows, timeline_figure)
+    return Result(title, summary, rows, timeline_figure, columns=RESULT, cube=Cube(("step",)))
