@@ -112,9 +112,8 @@ def eventually(page: Any, expression: str, timeout_ms: int = WAIT_MS) -> Any:
 
 
 def drawn(page: Any, name: str) -> None:
-    eventually(
-        page, f"!!document.querySelector('#{name}-graph .main-svg') && !document.querySelector('#{name}-card.without')"
-    )
+    """Wait for the figure of a card."""
+    eventually(page, f"((document.querySelector('#{name}-graph .js-plotly-plot') || {{}}).data || []).length > 0")
 
 
 PLOT = "document.querySelector('#timeline-graph .js-plotly-plot')"
