@@ -34,19 +34,19 @@ class Page:
         run: Of what.
         features: Names.
         steps: The checkpoints of what the page computes where it is missing.
-        config: The probes'.
+        config: The probes'; None of a page that computes nothing: any, of each lens the call with most steps.
         n_trials: Random controls of the tests that the page computes; None: it computes no test.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw bars on standard error.
         beside: Other runs whose loss and exact match are drawn too, as forks and their control.
-        compute: Whether what is missing is computed; if not, lenses show what was computed before, with any probes.
+        compute: Whether what is missing is computed; if not, lenses show what was computed before.
     """
 
     run: Checkpoints
     features: tuple[str, ...]
     steps: Steps = "all"
-    config: ProbeConfig = field(default_factory=ProbeConfig)
+    config: ProbeConfig | None = field(default_factory=ProbeConfig)
     n_trials: int | None = None
     jobs: int = 1
     device: str | torch.device = "cpu"

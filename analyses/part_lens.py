@@ -25,7 +25,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.plots.axes import TRAINING_AXES
 from qfl_interp.plots.panels import Panel, mark_step, stack_panels
 from qfl_interp.plots.rows import rows_figure
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import distinct, groups, select
 
@@ -64,6 +64,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         together: Those of them that one figure at a step shows all values of.
         of_probes: Whether its column `settings` names the configuration of probes: a page shows those of its own.
         step_column: The column that counts a call's steps.
+        call_column: The column that tells calls apart.
         apart: Whether several processes may compute pieces of one model; each then has its own view.
         run: What is looked at.
         device: Where to compute.
@@ -73,6 +74,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     together: ClassVar[tuple[str, ...]] = ()
     of_probes: ClassVar[bool] = False
     step_column: ClassVar[str] = "step"
+    call_column: ClassVar[str] = "analysis"
     apart: ClassVar[bool] = False
 
     run: Checkpoints
@@ -154,7 +156,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     @classmethod
     def _lacking(cls, rows: pd.DataFrame) -> list[str]:
         """The columns by which calls are told apart that rows do not have."""
-        return [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
+        return [name for name in (*cls.by, cls.step_column, cls.call_column) if name not in rows]
 
     def _require_columns(self, rows: pd.DataFrame) -> None:
         """Raise `QflError` where rows lack what pages tell calls apart by; of a lens that draws some itself."""
@@ -171,6 +173,11 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     @staticmethod
     def sections_of(rows: pd.DataFrame) -> list[Section]:
         """Sections of such rows."""
+        return []
+
+    @staticmethod
+    def findings_of(rows: pd.DataFrame) -> list[Finding]:
+        """What such rows say, for the report's head."""
         return []
 
     @classmethod
@@ -235,14 +242,14 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return rows
         if lacking := cls._lacking(rows):
             raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
-        if cls.of_probes and page.compute:  # else whatever probes there are
+        if cls.of_probes and page.config is not None:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:
             more = [
                 n for n in distinct(rows, "feature") if n not in page.features and features_in(n) <= {*page.features}
             ]
             rows = pd.concat([select(rows, feature=n) for n in (*page.features, *more)], ignore_index=True)
-        return rows_of_one_call(rows, cls.by, step=cls.step_column)
+        return rows_of_one_call(rows, cls.by, step=cls.step_column, call=cls.call_column)
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
@@ -259,6 +266,14 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return []
         rows = cls.stored(page)
         return [] if rows.empty else cls.sections_of(rows)
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        """Findings of what was computed before."""
+        if cls.findings_of is PartLens.findings_of:
+            return []
+        rows = cls.stored(page)
+        return [] if rows.empty else cls.findings_of(rows)
 
 
 def _say_why(lens: str, n: int, wanted: Mapping[str, Any], stored: Sequence[Mapping[str, Any]]) -> None:

@@ -122,7 +122,7 @@ def test_public_names_are_pinned_and_import():
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
         "ablate", "ablate_units", "across", "capture", "compare", "curvature", "edge", "emergence", "interchange",
-        "mdl", "patch", "polca", "probe", "report", "scaling", "timeline", "transfer", "validate",
+        "mdl", "patch", "polca", "probe", "report", "scaling", "site", "timeline", "transfer", "validate",
     ]  # fmt: skip
     for package in (qfl, analyses):
         for name in package.__all__:

@@ -25,7 +25,8 @@ class Shown:
     """The lenses of a page, asked one after the other; one that failed is not asked again.
 
     Args:
-        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised.
+        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised. A
+            page that computes nothing raises where its loss is not known, and names a lens that fails.
 
     Attributes:
         faults: A line on each that could not be loaded or asked.

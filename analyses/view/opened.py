@@ -132,7 +132,7 @@ def _timeline(run: Checkpoints) -> Timeline:
     except QflError as error:  # its task is not registered here: the loss is known all the same
         features = ()
         faults.append(str(error))
-    page = Page(run, features, progress=False, compute=False)
+    page = Page(run, features, config=None, progress=False, compute=False)
     shown = Shown(page)
     # A panel of a single step is no curve: a view shows it.
     figure = shown.timeline(

@@ -23,7 +23,13 @@ from qfl_interp.cli import command, registered, signature
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES, SWEEP_ANALYSES, entry_points
 
-OURS = [(group, name) for group in (LENSES, ANALYSES, SWEEP_ANALYSES) for name in entry_points(group)]
+# `view` is a command of a folder; a run's method of that name is the package's function.
+OURS = [
+    (group, name)
+    for group in (LENSES, ANALYSES, SWEEP_ANALYSES)
+    for name in entry_points(group)
+    if (group, name) != (ANALYSES, "view")
+]
 
 CONFIG = '''
 from dataclasses import dataclass, field

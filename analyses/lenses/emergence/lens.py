@@ -84,7 +84,7 @@ class Emergence(Lens):
     def _tables(cls, page: Page) -> EmergenceTables:
         """Those of the page's features."""
         if not page.compute:
-            return page.once(cls.name, lambda: stored_tables(page.run, page.features))
+            return page.once(cls.name, lambda: stored_tables(page.run, page.features, page.config))
         return page.once(cls.name, lambda: emergence_tables(page.run, page.features, page.steps, **page.how))
 
     @classmethod
@@ -152,10 +152,10 @@ def emergence(
 ) -> Result:
     """Say whether each feature is quiet (learned before the loss moved), loud, or not learned.
 
-    What is not probed yet is probed first; so is the loss of a suite's checkpoints measured (`validate`). The axis is
-    the run's own compute; where its FLOPs are not known, tokens or steps, which the title and the endings of columns
-    say (`onset_flops`, `onset_step`). The transition is found in the validation loss over the answer alone
-    (`qfl_interp.emergence.transition`), a feature's onset in the geometric mean over each third of its labels
+    The call first fits the probes that are missing, and measures the loss of a suite's checkpoints (`validate`). The
+    axis is the run's own compute; where its FLOPs are not known, tokens or steps. The title and the endings of columns
+    say which (`onset_flops`, `onset_step`). The validation loss over the answer alone dates the transition
+    (`qfl_interp.emergence.transition`), the geometric mean over each third of its labels a feature's onset
     (`qfl_interp.emergence.onset`). The baseline is the mean over the untrained models. A verdict's lead is in decades
     of that axis. Its range `lead_low` to `lead_high` is what the spacing of checkpoints and validations leaves open,
     widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the probes' test

@@ -81,12 +81,20 @@ def emergence_tables(
     return found
 
 
-def stored_tables(run: Checkpoints, features: Sequence[str] | None = None) -> EmergenceTables:
+def stored_tables(
+    run: Checkpoints, features: Sequence[str] | None = None, config: ProbeConfig | None = None
+) -> EmergenceTables:
     """What was computed before, of each feature the call with most steps; both empty where there is nothing.
 
-    Of these features; None for all.
+    Args:
+        run: What to look at.
+        features: Of which; None for all.
+        config: With which probes; None for any.
     """
     verdicts, curves = run.table(VERDICTS).read(), run.table(CURVES).read()
+    if config is not None and not verdicts.empty and not curves.empty:
+        verdicts = select(verdicts, settings=config.digest())
+        curves = pd.DataFrame(curves.loc[curves["analysis"].isin(verdicts["analysis"])])
     if curves.empty or verdicts.empty:
         return EmergenceTables(pd.DataFrame(), pd.DataFrame())
     curves = rows_of_one_call(curves, ["feature"])

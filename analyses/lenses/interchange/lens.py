@@ -171,7 +171,7 @@ def interchange(
     whose next differing token of the answer becomes the clean one. Beside it: no swap ("none"), random subspaces of the
     probe's dimension ("random"), the whole activation ("whole"; no upper bound, as effects can cancel), and the
     directions in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which
-    need not be how the model writes it. Probes that are missing are fitted first.
+    need not be how the model writes it. The call fits missing probes first.
 
     Example:
         `qfl interchange runs/add16 carry`

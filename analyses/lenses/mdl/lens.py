@@ -114,9 +114,9 @@ def mdl(
 ) -> Result:
     """Measure description lengths: how much do activations shorten a code for the labels?
 
-    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether a feature can be read; the
-    code length says also how easily: from how few examples the probe learns it. The compression is the uniform code's
-    length over the online code's: 1 says nothing is gained.
+    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether the probe reads a feature;
+    the code length also says how easily: from how few examples the probe learns it. The compression is the uniform
+    code's length over the online code's: 1 says that nothing is gained.
 
     Example:
         `qfl mdl runs/add16 carry --steps log:10`

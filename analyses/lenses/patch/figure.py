@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.analyses.lenses.patch.pairs import HEADS
 from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, axis_title, choices, color_axis, place_words, require_rows
@@ -159,7 +160,7 @@ def patch_figure(
     for one, space, cell in zip(maps, below, panels, strict=True):
         named = space > _GAP
         figure.update_layout(one.layout(cell, named))
-        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {site_words(one.component)}"))
+        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {_what(one.component)}"))
         if named:
             title = "head" if one.across_heads else "token and its position (·: differs between pairs)"
             figure.add_annotation(axis_title(title, cell.y_domain[0], 22 + one.token_height))
@@ -194,6 +195,11 @@ def _hover(metric: _Metric, attributed: bool) -> str:
     text += "<br>by gradient (attribution): %{customdata[5]:.3f}" if of_all and attributed else ""
     text += f"<br>patched run: %{{customdata[0]{metric.number}}}"
     return text + (" (clean %{customdata[1]:.3f}, corrupted %{customdata[2]:.3f})" if of_all else "")
+
+
+def _what(component: str) -> str:
+    """A component as a person reads it."""
+    return "one head's output, at every position at once" if component == HEADS else site_words(component)
 
 
 def _color_axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:

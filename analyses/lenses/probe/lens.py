@@ -1,4 +1,4 @@
-"""Which features can be read off the model, at which step, layer and position; with the controls."""
+"""Which features probes read in the model, at which step, layer and position; with the controls."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from qfl_interp.analyses.lenses.probe.data import (
     store_key,
 )
 from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.probe.findings import findings
 from qfl_interp.analyses.lenses.probe.fitting import fit_feature
 from qfl_interp.analyses.models_at import ModelAt, models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -36,7 +37,7 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel
 from qfl_interp.probes.feature_data import feature_data
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
 from qfl_interp.tables import distinct
@@ -58,10 +59,11 @@ class Probe(PartLens[ProbeData, _Spans]):
     store: bool = False
 
     name = TABLE
-    question = "Which features can be read off the model, where, and when?"
+    question = "Which features do probes read in the model, where, and when?"
     tables, result = TABLES, RESULT
     order = 20
     by = ("feature", "site")
+    call_column = "settings"
     of_probes = True
     methods = """
     - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
@@ -126,10 +128,21 @@ class Probe(PartLens[ProbeData, _Spans]):
         return kept.spans(key, load, tokens, first, last, names=[site], progress=False)[site]
 
     @classmethod
+    def _rows(cls, page: Page) -> pd.DataFrame:
+        """Those of the page's features and steps; on a page that computes nothing, those that are there."""
+        if not page.compute:
+            return cls.stored(page)
+        return page.once(cls.name, lambda: probe(page.run, page.features, page.steps, **page.how).rows)
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        rows = cls._rows(page)
+        return [] if rows.empty else findings(rows)
+
+    @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        if page.compute:
-            rows = probe(page.run, page.features, page.steps, **page.how).rows
-        elif (rows := cls.stored(page)).empty:
+        rows = cls._rows(page)
+        if rows.empty:
             return []
         note = (
             "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
@@ -154,9 +167,9 @@ def probe(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Fit linear probes: which features can be read off the model, where, and when.
+    """Fit linear probes: which features do they read, where, and when?
 
-    What is in the run's table already is not fitted again. Binary and multilabel features get logistic probes,
+    A call skips what the run's table has already. Binary and multilabel features get logistic probes,
     categorical ones softmax probes (loss: log loss in nats; score: accuracy), scalar ones least squares (loss: mean
     squared error; score: R2); column `metric` says which. One probe a layer (and head, where the site has heads) and
     label, at the token where the feature says its label is read; several outputs of a label enter the table by their
