@@ -6,15 +6,20 @@ import html
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.columns_help import ColumnsHelp, said
+from qfl_interp.analyses.cube import Cube, to_xarray
+from qfl_interp.analyses.notebook import show
 from qfl_interp.columns import Column, Columns
-from qfl_interp.errors import unknown_name
+from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.tables import distinct, select
+
+if TYPE_CHECKING:
+    import xarray
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Result:
         one_of: Columns of which a figure shows one value.
         columns: What the columns of `rows` and of its other tables mean, by the attribute; under "summary" those that
             the summary has beside.
+        cube: The columns that are axes of `to_xarray`; None where the rows are no cube.
     """
 
     title: str
@@ -37,10 +43,30 @@ class Result:
     draw: Callable[..., Figure] = field(repr=False)
     one_of: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
     columns: Mapping[str, Columns] = field(default_factory=dict, repr=False, kw_only=True)
+    cube: Cube | None = field(default=None, repr=False, kw_only=True)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of the tidy table."""
         return self.rows.copy()
+
+    def to_xarray(self, **chosen: Any) -> xarray.Dataset:
+        """The table as a labelled array (package xarray): a variable a column, over the columns that tell rows apart.
+
+        Of probes the axes are step, layer, head (-1 where the site has none) and label; `found.cube.dims` says those of
+        a result. Numbers ascend along an axis. FLOPs and tokens are coordinates of the steps, whose run it is stands in
+        the attributes, definitions and units in those of the variables.
+
+        Args:
+            **chosen: Which value of a column that is no axis, where there are several: `feature="carry"`. Of probes
+                `source` is "trained" unless it is given.
+
+        Raises:
+            QflError: xarray is not installed, no row has a value, or the rows are no cube: several rows of one cell
+                (says which column tells them apart), cells without a row, or a result whose rows never are one.
+        """
+        if self.cube is None:
+            raise QflError(f"the rows of this result are no cube: {self.title}. Take to_dataframe().")
+        return to_xarray(self.rows, self.cube, chosen, self.columns.get("rows", {}))
 
     def columns_help(self, table: str = "rows") -> ColumnsHelp:
         """What each column of a table means, with its unit.
@@ -114,6 +140,10 @@ class Result:
                 lines.append(f"plot() draws {name} {first}; plot({name}={others[0]!r}) another of {listed}.")
         return "\n".join(lines)
 
+    def _ipython_display_(self) -> None:
+        """In a notebook the table and below it the figure, in a terminal the text."""
+        show(repr(self), self._repr_html_(), self.plot)
+
     def __repr__(self) -> str:
         """The title, at most twenty lines of the summary, its first and last ones, and what `plot()` leaves out."""
         text = self.summary.to_string(index=False, max_rows=20, float_format=lambda v: f"{v:.4g}")
@@ -128,5 +158,5 @@ class Result:
             if name in defined:
                 title = html.escape(said(defined[name]), quote=True)
                 head = head.replace(f"<th>{html.escape(name)}</th>", f'<th title="{title}">{html.escape(name)}</th>', 1)
-        below = "<br>".join(html.escape(line) for line in self._not_drawn().splitlines())
+        below = "<br>".join(html.escape(line, quote=False) for line in self._not_drawn().splitlines())
         return f"<b>{html.escape(self.title)}</b>{head}</thead>{rest}{below}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+from types import MethodType
 from typing import Annotated, Any
 
 import typer
 
 from qfl_interp.cli.output import Device, RunPath
-from qfl_interp.cli.registered import functions
 
 _BANNER = """qfl explore: {run!r}
   run, task, model (step {step})      the open run, its task, its HookedTransformer
@@ -47,7 +46,7 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
 
     import qfl_interp as qfl
     from qfl_interp.memory import available_bytes, require_memory
-    from qfl_interp.plugins import ANALYSES, LENSES
+    from qfl_interp.runs.analyses import loaded_analyses
     from qfl_interp.runs.opening import open_checkpoints
 
     run = open_checkpoints(path)
@@ -62,7 +61,8 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     require_memory(4 * len(examples) * task.n_ctx * a_token, available_bytes(device), what, "Take a smaller --n.")
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.tokens.to(device))
-    found = {name: functools.partial(function, run) for name, function in functions(LENSES, ANALYSES).items()}
+    # Bound as methods are: what IPython shows of `probe?` is the function's own.
+    found = {name: MethodType(function, run) for name, function in loaded_analyses().items()}
     banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(found))
     return {
         "qfl": qfl, "torch": torch, "run": run, "task": task, "model": model, "examples": examples, "batch": batch,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.edge.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
 from qfl_interp.analyses.models_at import models_at
@@ -102,9 +103,9 @@ def edge(
 ) -> EdgeResult:
     """Measure a homogeneous network's training against the edge of stability, checkpoint by checkpoint.
 
-    The step is the one that training takes from the checkpoint: its batch is drawn again, scales and learning rate
-    follow. Exact Taylor coefficients of the loss along it, the sharpness of the Hessian and of the one that the rule
-    sees, relative updates, alignments and soft ranks.
+    The lens takes the step that training took from the checkpoint: it draws the batch again, scales and learning rate
+    follow. It measures exact Taylor coefficients of the loss along that step, the sharpness of the Hessian and of the
+    one that the rule sees, relative updates, alignments and soft ranks.
 
     Example:
         `qfl edge runs/digits --out edge.html`
@@ -145,7 +146,9 @@ def edge(
     beyond = finite(rows["edge_ratio"]) if "edge_ratio" in rows else []
     n_beyond = int((np.asarray(beyond) > 1).sum())
     title = f"Edge of stability in {run.run_id}: {n_beyond} of {len(beyond)} steps beyond it along themselves"
-    return EdgeResult(title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, columns=RESULT)
+    return EdgeResult(
+        title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, columns=RESULT, cube=Cube(("step",))
+    )
 
 
 def _homogeneous(run: Checkpoints) -> Run:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features
@@ -66,6 +68,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
       of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
     """
     by = ("feature", "label")
+    together = ("label",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -127,6 +130,10 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
 
     @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return interchange_figure(with_holm(rows), step=step, slider=False)
+
+    @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
         return [interchange_panel(part, *values) for values, part in cls.parts_of(rows)]
 
@@ -164,7 +171,7 @@ def interchange(
     whose next differing token of the answer becomes the clean one. Beside it: no swap ("none"), random subspaces of the
     probe's dimension ("random"), the whole activation ("whole"; no upper bound, as effects can cancel), and the
     directions in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which
-    need not be how the model writes it. Probes that are missing are fitted first.
+    need not be how the model writes it. The call fits missing probes first.
 
     Example:
         `qfl interchange runs/add16 carry`
@@ -210,6 +217,7 @@ def interchange(
         interchange_figure,
         one_of=("feature",),
         columns=RESULT,
+        cube=Cube(("step", "label", "layer", "condition")),
     )
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.mdl.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
@@ -77,6 +79,10 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
         settings = self.config.digest()
         return {"site": self.config.site, "settings": settings, "analysis": settings}
 
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mdl_figure(rows, step=step)
+
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
         return [mdl_panel(part, feature) for feature, part in groups(rows, "feature")]
@@ -108,9 +114,9 @@ def mdl(
 ) -> Result:
     """Measure description lengths: how much do activations shorten a code for the labels?
 
-    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether a feature can be read; the
-    code length says also how easily: from how few examples the probe learns it. The compression is the uniform code's
-    length over the online code's: 1 says nothing is gained.
+    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether the probe reads a feature;
+    the code length also says how easily: from how few examples the probe learns it. The compression is the uniform
+    code's length over the online code's: 1 says that nothing is gained.
 
     Example:
         `qfl mdl runs/add16 carry --steps log:10`
@@ -153,6 +159,7 @@ def mdl(
         rows,
         mdl_figure,
         columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
     )
 
 

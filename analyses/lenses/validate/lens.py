@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.validate.columns import RESULT, TABLES
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
@@ -21,8 +23,9 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.metrics import validation_scores
+from qfl_interp.plots.panels import mark_step
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column
+from qfl_interp.tables import column, records, select
 
 LENS = "validate"
 
@@ -49,6 +52,10 @@ class Validate(PartLens[Batch, HookedModel]):
     n_examples: int = 0
     seed: int = 0
     loss: str = "cross_entropy"
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mark_step(timeline_figure(rows), step, records(select(rows, step=step))[0])
 
     @classmethod
     def of(cls, run: Checkpoints, n: int | None, device: str | torch.device) -> Validate:
@@ -124,4 +131,4 @@ def validate(
     count = int(column(rows, "n_val")[0])
     summary = rows.filter(["step", "val_loss", "val_exact", "val_loss_answer", "val_exact_answer"])
     title = f"validation of {run.run_id} on {count:,} held-out examples, {run.loss_unit} a token"
-    return Result(title, summary, rows, timeline_figure, columns=RESULT)
+    return Result(title, summary, rows, timeline_figure, columns=RESULT, cube=Cube(("step",)))
