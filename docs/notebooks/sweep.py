@@ -30,7 +30,7 @@ print(sweep)
 
 # %% [markdown]
 # Call it again and it trains nothing: runs are named by the hash of their configuration, and finished ones are skipped.
-# A sweep that was stopped goes on. (In a script, put the call under `if __name__ == "__main__":`, for it starts processes.)
+# A sweep that was stopped goes on. (In a script, put the call under `if __name__ == "__main__":`: it starts processes.)
 #
 # ## One table of all runs
 

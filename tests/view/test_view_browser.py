@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import subprocess
 import sys
@@ -128,9 +129,9 @@ def test_list_search_and_states(visit):
     assert broken.locator(".badge").text_content() == "damaged"
     assert "config.json" in broken.locator(".sub").text_content()
     assert page.locator(".run svg polyline").count() >= 4
-    page.fill("#search", "SEED 4 addition")
+    page.fill("#search", "Seeds/B addition")
     eventually(page, "document.querySelectorAll('.run').length === 1")
-    assert "q=SEED+4+addition" in page.url
+    assert "q=Seeds%2FB+addition" in page.url
     page.fill("#search", "")
     page.click("[data-state=damaged]")
     eventually(page, "document.querySelectorAll('.run').length === 1")
@@ -153,12 +154,14 @@ def test_one_slider_moves_every_view(visit, tiny_run):
     eventually(page, f"document.querySelector('#view-graph').textContent.includes('step {before}')")
     assert page.evaluate(LINE) == tiny_run.flops(before) < last == tiny_run.flops(40)
     assert f"step {before}" in page.locator("#step-text").text_content()
-    # A click in the timeline: into the middle of the axis, at the nearest checkpoint.
+    # A click in the timeline goes to the checkpoint that is nearest on its logarithmic axis.
     box = page.locator("#timeline-graph .xy .nsewdrag").bounding_box()
-    page.mouse.click(box["x"] + 2, box["y"] + 20)
-    first = tiny_run.steps[1]
-    eventually(page, f"location.search.includes('step={first}')")
-    assert page.evaluate(LINE) == tiny_run.flops(first)
+    page.mouse.click(box["x"] + box["width"] / 3, box["y"] + 20)
+    eventually(page, f"!location.search.includes('step={before}')")
+    clicked = page.evaluate(f"{PLOT}._fullLayout.xaxis.p2d({box['width'] / 3})")
+    nearest = min(tiny_run.steps[1:], key=lambda step: abs(math.log(tiny_run.flops(step) / clicked)))
+    assert page.url.endswith(f"step={nearest}")
+    assert page.evaluate(LINE) == tiny_run.flops(nearest) < tiny_run.flops(before)
 
 
 def test_an_address_restores_the_page_and_back_goes_back(visit, tiny_run):
