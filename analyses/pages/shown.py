@@ -21,6 +21,10 @@ ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
 
 
+class LossUnknown(QflError):
+    """A page that computes nothing is of a run whose loss was not measured, as one that has just begun."""
+
+
 class Shown:
     """The lenses of a page, asked one after the other; one that failed is not asked again.
 
@@ -88,12 +92,14 @@ class Shown:
             return drawn([panel for own in good for panel in own])
 
     def _losses(self, run: Checkpoints) -> LossCurve:
-        """The loss of a run; `QflError` where it is not known and the page computes nothing."""
+        """The loss of a run; `LossUnknown` where it is not known and the page computes nothing."""
         if self.page.compute:
             return loss_curve(run, **self.page.way)
-        known = known_loss_curve(run)
+        known = known_loss_curve(run) if run.steps else None
         if known is None:
-            raise QflError(f"the loss of {run.path} is not known yet. `qfl validate` measures its checkpoints.")
+            raise LossUnknown(
+                f"the loss of {run.path} is not known yet: `qfl validate {run.path}` measures its checkpoints."
+            )
         return known
 
     def warn(self) -> None:

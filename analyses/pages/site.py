@@ -13,6 +13,7 @@ import plotly.offline
 
 from qfl_interp.analyses.pages.known import known_page
 from qfl_interp.analyses.pages.run_page import run_page
+from qfl_interp.analyses.pages.shown import LossUnknown
 from qfl_interp.analyses.pages.site_index import index_row, index_section
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
@@ -40,13 +41,13 @@ class Site(NamedTuple):
         index: The page to open.
         n_pages: Pages of runs that are there now.
         n_kept: Of these, as they were: their run has not changed.
-        damaged: What is listed without a page, and why.
+        missing: What is listed without a page, damaged or not measured yet, and why.
     """
 
     index: Path
     n_pages: int
     n_kept: int
-    damaged: dict[str, str]
+    missing: dict[str, str]
 
 
 def site(folder: str | Path, out: str | Path, *, progress: bool = True) -> Site:
@@ -74,7 +75,7 @@ def site(folder: str | Path, out: str | Path, *, progress: bool = True) -> Site:
     _claim(target)
     library = _shared_plotly(target)
     _forget(target / _PAGES, {_name(path.relative_to(root)) for path in found})
-    rows, damaged, n_kept = [], {}, 0
+    rows, missing, n_kept = [], {}, 0
     with progress_bar(enabled=progress) as bar:
         task = bar.add_task("pages", total=len(found), detail="")
         for path in found:
@@ -87,14 +88,15 @@ def site(folder: str | Path, out: str | Path, *, progress: bool = True) -> Site:
             try:
                 row = row or _write(path, root, page, record, sources, library)
             except (QflError, OSError, RecursionError) as error:
-                damaged[str(path)] = " ".join(str(error).split())
-                row = {"damaged": _from_here(damaged[str(path)], root)}
+                missing[str(path)] = " ".join(str(error).split())
+                state = "not measured" if isinstance(error, LossUnknown) else "damaged"
+                row = {"why": _from_here(missing[str(path)], root), "state": state}
             rows.append(row | {"path": path.relative_to(root).as_posix(), "page": f"{_PAGES}/{name}.html"})
             bar.advance(task)
     index = target / _INDEX
     _require_own(index)
     write_report(index, {}, [index_section(rows)], title=f"Runs in {root.resolve().name}")
-    return Site(index, len(found) - len(damaged), n_kept, damaged)
+    return Site(index, len(found) - len(missing), n_kept, missing)
 
 
 def _found(root: Path, target: Path) -> list[Path]:

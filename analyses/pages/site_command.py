@@ -33,5 +33,5 @@ def site(
         return
     kept = f", {written.n_kept} kept" if written.n_kept else ""
     print(f"wrote {written.index}: {written.n_pages} pages{kept}")
-    for path, why in written.damaged.items():
+    for path, why in written.missing.items():
         print(f"not shown: {path}: {why}")

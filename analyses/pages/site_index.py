@@ -45,15 +45,15 @@ def index_row(run: Checkpoints, page: RunPage) -> dict[str, Any]:
 
 def index_section(rows: Sequence[Mapping[str, Any]]) -> Section:
     """The table over all runs; of one that cannot be read, the reason."""
-    damaged = [f"- `{row['path']}`: {row['damaged']}" for row in rows if "damaged" in row]
-    text = "\n\n".join(filter(None, [f"{len(rows)} runs. A click on a header sorts.", "\n".join(damaged)]))
+    missing = [f"- `{row['path']}`: {row['why']}" for row in rows if "why" in row]
+    text = "\n\n".join(filter(None, [f"{len(rows)} runs. A click on a header sorts.", "\n".join(missing)]))
     return Section("Runs", text=text, table=pd.DataFrame([_shown(row) for row in rows]))
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """One row as the table has it."""
-    if "damaged" in row:
-        return {"run": row["path"], **dict.fromkeys(_COLUMNS), "state": Verdict("damaged")}
+    if "why" in row:
+        return {"run": row["path"], **dict.fromkeys(_COLUMNS), "state": Verdict(row["state"])}
     return {
         "run": Link(row["path"], row["page"]),
         "loss curve": Sparkline(row["curve"], "validation loss, logarithmic, over training"),

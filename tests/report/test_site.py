@@ -39,11 +39,14 @@ def runs(addition, model_config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def public(runs, tmp_path_factory) -> Path:
-    """A site of these, of a run with a hostile name, and of one whose log is damaged."""
+    """A site of these, of runs with a hostile name, a damaged log, a torn table, and of one that has just begun."""
     folder = tmp_path_factory.mktemp("shown") / "runs"
     shutil.copytree(runs, folder)
     shutil.copytree(runs / "b", folder / EVIL)
     shutil.copytree(runs / "b", folder / "damaged")
+    (folder / "begun").mkdir()
+    for name in ("config.json", "task.json"):
+        shutil.copy(runs / "b" / name, folder / "begun" / name)
     log = folder / "damaged" / "metrics.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"step": 1', b'"step": 7', 1))
     table = next((folder / "a" / "analyses" / "emergence_curve").glob("*.parquet"))
@@ -81,6 +84,8 @@ def test_a_site_has_a_page_a_run_and_plotly_once(public):
     assert "damaged" in index
     assert "is not what was written" in index
     assert "finished, 1 not shown" in index
+    assert "not measured" in index
+    assert "qfl validate begun" in index
     assert "torn/analyses/emergence_curve" in text_of(public / "runs" / "torn.html")
     # Where the runs lie is not published.
     assert not any(str(public.parent) in page.read_text(encoding="utf-8") for page in public.rglob("*.html"))
@@ -133,7 +138,7 @@ def test_foreign_files_are_not_overwritten(runs, tmp_path):
     (out / "runs" / "a.json").unlink()
     (out / "runs" / "a.html").write_text("<p>not ours")
     found = site(runs, out, progress=False)
-    assert list(found.damaged) == [str(runs / "a")]
+    assert list(found.missing) == [str(runs / "a")]
     assert (out / "runs" / "a.html").read_text() == "<p>not ours"
     with pytest.raises(QflError, match="no run and no suite file lies below"):
         site(tmp_path / "none", tmp_path / "other", progress=False)
@@ -202,11 +207,11 @@ def test_cells_with_links_verdicts_and_curves():
 def test_the_index_sorts_filters_and_leads_to_runs(browser, public):
     with opened(browser, public / "index.html") as page:
         names = "[...document.querySelectorAll('tbody tr:not([hidden])')].map(row => row.cells[0].textContent)"
-        assert page.evaluate(names) == [EVIL, "a", "b", "damaged", "torn"]
+        assert page.evaluate(names) == [EVIL, "a", "b", "begun", "damaged", "torn"]
         head = page.locator("thead th", has_text="run")
         head.click()
         head.click()
-        assert page.evaluate(names) == ["torn", "damaged", "b", "a", EVIL]
+        assert page.evaluate(names) == ["torn", "damaged", "begun", "b", "a", EVIL]
         assert page.locator("svg.spark polyline").count() == 4
         page.set_viewport_size({"width": 400, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
