@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qfl_interp.analyses.lenses.validate.lens import validate
     from qfl_interp.analyses.pages.compare import compare
     from qfl_interp.analyses.pages.report import report
+    from qfl_interp.analyses.pages.site import site
     from qfl_interp.analyses.pages.timeline import timeline
     from qfl_interp.analyses.sweeps.across import across
     from qfl_interp.analyses.sweeps.scaling import scaling
@@ -49,6 +50,7 @@ __all__ = [
     "probe",
     "report",
     "scaling",
+    "site",
     "timeline",
     "transfer",
     "validate",

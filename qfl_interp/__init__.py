@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qfl_interp import training as training
     from qfl_interp.activations.store import ActivationStore
     from qfl_interp.analyses.pages.compare import compare
+    from qfl_interp.analyses.view.serve import view
     from qfl_interp.config import Intervene, ModelConfig, ProbeConfig, TrainConfig
     from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
     from qfl_interp.data.examples import ExampleStream, held_out

@@ -96,7 +96,7 @@ def compare(
     Runs whose configuration differs by the seed alone are one group, drawn as the mean over seeds with a band from the
     lowest to the highest seed, over the stretch of training that all of them have. A seed that was not measured at a
     place of the mean is interpolated, linearly over the logarithm of the place; nothing is extrapolated
-    (`analyses.pages.seed_band`). The band is a range, no interval of confidence.
+    (`qfl_interp.analyses.pages.seed_band`). The band is a range, no interval of confidence.
 
     Probe losses are those of `emergence`: the test loss of each label's best layer, geometric mean over the labels.
 

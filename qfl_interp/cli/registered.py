@@ -95,12 +95,12 @@ class _OnDemand(typer.core.TyperCommand):
     def __init__(self, name: str | None, *, callback: Callable[[], Callable[..., Any]], **settings: Any) -> None:
         super().__init__(name, **settings)
         del self.params, self.callback  # found below
-        self._make = callback
+        self.make = callback
 
     @functools.cached_property
     def _made(self) -> Any:
         app = typer.Typer(add_completion=False)
-        app.command(self.name)(self._make())
+        app.command(self.name)(self.make())
         return typer.main.get_command(app)
 
     @functools.cached_property

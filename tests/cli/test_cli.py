@@ -169,7 +169,7 @@ def test_runs_names_a_file_that_may_not_be_read(call, run_copy, monkeypatch):
     def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("qfl_interp.cli.runs.open", refused, raising=False)
+    monkeypatch.setattr("qfl_interp.runs.listing.open", refused, raising=False)
     status, out, _ = call("runs", run_copy.path.parent, "--json")
     assert status == 0
     assert "metrics.jsonl is damaged: [Errno 13] Permission denied" in json.loads(out)[0]["run"]

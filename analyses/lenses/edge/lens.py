@@ -103,9 +103,9 @@ def edge(
 ) -> EdgeResult:
     """Measure a homogeneous network's training against the edge of stability, checkpoint by checkpoint.
 
-    The step is the one that training takes from the checkpoint: its batch is drawn again, scales and learning rate
-    follow. Exact Taylor coefficients of the loss along it, the sharpness of the Hessian and of the one that the rule
-    sees, relative updates, alignments and soft ranks.
+    The lens takes the step that training took from the checkpoint: it draws the batch again, scales and learning rate
+    follow. It measures exact Taylor coefficients of the loss along that step, the sharpness of the Hessian and of the
+    one that the rule sees, relative updates, alignments and soft ranks.
 
     Example:
         `qfl edge runs/digits --out edge.html`

@@ -16,6 +16,7 @@ from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
 from qfl_interp.analyses.lenses.probe.data import probe_tensors
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.loss_curve import LossCurve, loss_curve
+from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -78,6 +79,29 @@ def emergence_tables(
     verdict_table.write(part, found.verdicts, steps=saved)
     curve_table.write(part, found.curves, steps=saved)
     return found
+
+
+def stored_tables(
+    run: Checkpoints, features: Sequence[str] | None = None, config: ProbeConfig | None = None
+) -> EmergenceTables:
+    """What was computed before, of each feature the call with most steps; both empty where there is nothing.
+
+    Args:
+        run: What to look at.
+        features: Of which; None for all.
+        config: With which probes; None for any.
+    """
+    verdicts, curves = run.table(VERDICTS).read(), run.table(CURVES).read()
+    if config is not None and not verdicts.empty and not curves.empty:
+        verdicts = select(verdicts, settings=config.digest())
+        curves = pd.DataFrame(curves.loc[curves["analysis"].isin(verdicts["analysis"])])
+    if curves.empty or verdicts.empty:
+        return EmergenceTables(pd.DataFrame(), pd.DataFrame())
+    curves = rows_of_one_call(curves, ["feature"])
+    if features is not None:
+        curves = pd.DataFrame(curves.loc[curves["feature"].isin(features)])
+    shown = curves[["feature", "analysis"]].drop_duplicates()
+    return EmergenceTables(curves, verdicts.merge(shown))
 
 
 def _auto(

@@ -17,7 +17,7 @@ from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, ove
 from qfl_interp.plots.maps import CellMap, color_axis, place_words, places_of, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
-from qfl_interp.plots.theme import GREY, PURPLE, SERIES, new_figure, text_at, words
+from qfl_interp.plots.theme import GREY, PURPLE, SERIES, VERMILLION, new_figure, stretch, text_at, words
 from qfl_interp.tables import column, distinct, groups, select
 
 _CURVE_HEIGHT: Final = 190
@@ -32,17 +32,18 @@ _HOVER: Final = (
 )
 
 
-def mdl_figure(rows: pd.DataFrame) -> go.Figure:
-    """Compression of each feature's labels over compute, and by layer and label at the last step.
+def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
+    """Compression of each feature's labels over compute, and by layer and label at one step.
 
     Compression is the uniform code's length over the online code's: 1 says that the activations tell nothing. The
     curve is the mean over labels of each label's best layer; the dotted line is the same of untrained models.
 
     Args:
         rows: Table "mdl"; labels that were not coded are left out of the means.
+        step: The step of the maps, marked on the curve; None for the last.
 
     Raises:
-        ValueError: No row, several rows of one label, or no trained model after step 0.
+        ValueError: No row, several rows of one label, no trained model after step 0, or none at the step.
     """
     require_rows(rows, "mdl", (), _KEY)
     features = [str(name) for name in distinct(rows, "feature")]
@@ -54,8 +55,12 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         )
     every = pd.concat(drawn)
     over = places(every)
-    last = max(int(step) for step in distinct(select(rows, source="trained"), "step"))
-    shown = select(rows, source="trained", step=last)
+    steps = sorted(int(at) for at in distinct(select(rows, source="trained"), "step"))
+    if step is not None and step not in steps:
+        raise ValueError(f"the step of the maps must be in the mdl table, got {step}, which is not among {steps}.")
+    shown = select(rows, source="trained", step=steps[-1] if step is None else step)
+    # Of one step among others, the colours are those of all.
+    high = float(finite((shown if step is None else select(rows, source="trained"))["compression"]).max(initial=1.2))
     above = _CURVE_HEIGHT + _BETWEEN
     height = max(24 * len(places_of(shown)), 80)
     grid = Grid([height], len(features), _MAP_COLUMNS, gap=0.07, foot=_MAP_GAP, above=above, first=2)
@@ -71,6 +76,10 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         xaxis=axis_layout(training_axis(every), *ends) | {"anchor": "y"},
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
+    if step:
+        x = float(places(shown)[0])
+        look = {"width": 1.6, "dash": "dash", "color": VERMILLION}
+        figure.add_shape(stretch(x, x, line=look, xref="x", yref="y domain", name="step"))
     for index, feature in enumerate(features):
         rows, cell = select(shown, feature=feature), grid.cell(index)
         cells = CellMap.by_place(rows, "label").within(cell)
@@ -80,7 +89,6 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         figure.update_layout(cells.layout(cell, "label"))
         figure.add_annotation(cell.title(words(feature)))
     y = 1 - above / grid.height
-    high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=(0.6, 1.0), y=y, ypad=28)
     figure.update_layout(coloraxis=bar)
     figure.add_annotation(text_at(step_title(shown, "By layer and label"), y=y, yshift=38))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.analyses.cube import Cube
@@ -22,8 +23,9 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.metrics import validation_scores
+from qfl_interp.plots.panels import mark_step
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column
+from qfl_interp.tables import column, records, select
 
 LENS = "validate"
 
@@ -50,6 +52,10 @@ class Validate(PartLens[Batch, HookedModel]):
     n_examples: int = 0
     seed: int = 0
     loss: str = "cross_entropy"
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mark_step(timeline_figure(rows), step, records(select(rows, step=step))[0])
 
     @classmethod
     def of(cls, run: Checkpoints, n: int | None, device: str | torch.device) -> Validate:
@@ -118,7 +124,9 @@ def validate(
         ValueError: `n` is below 1.
     """
     if n is not None and n < 1:
-        raise ValueError(f"n, the number of validation examples, must be at least 1, got {n}.")
+        raise ValueError(
+            f"n, the number of validation examples, must be at least 1, got {n}. More examples give a sharper loss."
+        )
     lens = Validate.of(run, n, device)
     pieces = [Piece(at) for at in models_at(run, steps)]
     rows = lens.compute(pieces, label="validating", jobs=jobs, progress=progress)
