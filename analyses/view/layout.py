@@ -28,7 +28,8 @@ def page(folder: Path) -> Any:
             dcc.Store(id="choices", data={}),
             dcc.Store(id="feature", data=""),
             dcc.Store(id="theme", data="light"),
-            dcc.Store(id="rows"),  # the list, as JSON
+            dcc.Store(id="rows"),  # the list, as JSON ...
+            dcc.Store(id="rows-seen"),  # ... and which one: it is long, and goes to the page alone
             dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does ...
             dcc.Store(id="tables-pulse", data=""),  # ... that is not the log of its training
             dcc.Store(id="tabs"),
