@@ -9,6 +9,7 @@ from typing import Any
 from dash import html
 
 from qfl_interp.analyses.view.index import Entry
+from qfl_interp.analyses.view.layout import button
 
 
 def of(chosen: Sequence[str], entries: Sequence[Entry], folder: Path) -> Any:
@@ -62,13 +63,13 @@ def _one(entry: Entry) -> Any:
     if entry.fault:
         return [*title, html.P(entry.fault, className="fault")]
     if entry.kind == "sweep":
-        show = html.Button("Show its runs", className="link", **{"data-search": f"{entry.key}/"})
+        show = button("Show its runs", look="link", search=f"{entry.key}/")
         return [*title, *line, html.P(["A sweep is a folder of runs. ", show], className="hint")]
     return [*title, *line]
 
 
 def _open(key: str) -> Any:
-    return html.Button(key, className="link", title="Show this run alone", **{"data-run": key})
+    return button(key, look="link", title="Show this run alone", run=key)
 
 
 def _badge(entry: Entry) -> Any:
