@@ -27,7 +27,7 @@ def _train(folder: Path, n_steps: int, **settings: Any) -> qfl.Run:
 def run(*, quick: bool = False) -> list[dict[str, Any]]:
     """Seconds of each, the system's file cache warm, PyTorch loaded.
 
-    A run in the list has 200 logged steps and 20 checkpoints. Opening a run is its curves over training, the list of
+    A run in the list has 200 logged steps and few checkpoints. Opening a run is its curves over training, the list of
     its views, and what the page asks for when nothing changed.
 
     Args:
@@ -42,7 +42,7 @@ def run(*, quick: bool = False) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "runs")
-        first = _train(folder / "run", 200, n_checkpoints=20)
+        first = _train(folder / "run", 200, n_checkpoints=4)
         for number in range(1, n):
             shutil.copytree(first.path, folder / f"run{number}")
         index = Index(folder)

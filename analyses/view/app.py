@@ -103,28 +103,30 @@ def _listing(app: Dash, index: Index, work: _Work) -> None:
 
     @app.callback(
         Output("rows", "data"),
+        Output("rows-seen", "data"),
         Output("pulse", "data"),
         Output("tables-pulse", "data"),
         Input("tick", "n_intervals"),
         Input("chosen", "data"),
-        State("rows", "data"),
+        State("rows-seen", "data"),
         State("pulse", "data"),
         State("tables-pulse", "data"),
     )
-    def look(_n: int | None, chosen: list[str], shown: str | None, pulse: str, tables_pulse: str) -> tuple[Any, ...]:
-        found = as_json(index.entries(watch=chosen))
+    def look(_n: int | None, chosen: list[str], seen: str | None, pulse: str, tables_pulse: str) -> tuple[Any, ...]:
+        entries, now_seen = index.look(watch=chosen)
+        rows = (no_update, no_update) if now_seen == seen else (as_json(entries), now_seen)
         now = [_said_of(lambda key=key: work.draw("stamps", key)) for key in chosen] if work.ready else []
         both = json.dumps(now), json.dumps([one if isinstance(one, dict) else one[1] for one in now])
-        fresh = zip((found, *both), (shown, pulse, tables_pulse), strict=True)
-        return tuple(no_update if new == old else new for new, old in fresh)
+        fresh = zip(both, (pulse, tables_pulse), strict=True)
+        return (*rows, *(no_update if new == old else new for new, old in fresh))
 
 
 def _figures(app: Dash, index: Index, work: _Work) -> None:
     """What is shown of the chosen runs: again whenever their files change."""
 
-    @app.callback(Output("head", "children"), Input("chosen", "data"), Input("rows", "data"))
-    def of_head(chosen: list[str], rows: str | None) -> Any:
-        return head.of(chosen, json.loads(rows or "[]"), index.folder) if rows is not None else no_update
+    @app.callback(Output("head", "children"), Input("chosen", "data"), Input("rows-seen", "data"))
+    def of_head(chosen: list[str], seen: str | None) -> Any:
+        return no_update if seen is None else head.of(chosen, index.entries(), index.folder)
 
     @app.callback(
         Output("timeline-data", "data"), Input("chosen", "data"), Input("feature", "data"), Input("pulse", "data")

@@ -36,11 +36,11 @@ def over_training(opened: Opened, address: Address) -> dict[str, Any]:
         QflError: A run cannot be opened, or nothing is known of it yet.
     """
     if len(address.runs) != 1:
-        found = compared(opened, address.runs)
+        found, faults = compared(opened, address.runs)
         features = list(dict.fromkeys(name for name in found.rows["feature"] if name))
         feature = address.feature if address.feature in features else ""
         choices = {"feature": _choice(feature, ["", *features], {"": "loss and every feature"})} if features else {}
-        return _payload(found.plot(feature or None)) | {"choices": choices, "faults": list(found.missing)}
+        return _payload(found.plot(feature or None)) | {"choices": choices, "faults": faults}
     shown = opened.timeline(address.runs[0])
     steps = {"steps": shown.steps, "places": shown.places, "texts": shown.texts}
     return _payload(shown.figure) | steps | {"choices": {}, "faults": list(shown.faults)}
@@ -79,13 +79,25 @@ def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:
         return shown.table(_step(run, address.step), **_known_choices(shown.choices, address))
     if len(address.runs) == 1:
         return opened.timeline(address.runs[0]).table
-    return compared(opened, address.runs).rows
+    return compared(opened, address.runs)[0].rows
 
 
-def compared(opened: Opened, keys: Sequence[str]) -> Comparison:
-    """Runs over each other."""
-    stamp = tuple(opened.stamp(key, rows=True) for key in keys)
-    return opened.kept.get(("compare", *keys), stamp, lambda: compare([opened.run(key) for key in keys]))
+def compared(opened: Opened, keys: Sequence[str]) -> tuple[Comparison, list[str]]:
+    """Runs over each other, and a line on each that cannot be opened or lacks something.
+
+    Raises:
+        QflError: None of them can be opened, or there is nothing to compare.
+    """
+    stamps, faults = {}, []
+    for key in keys:
+        try:
+            stamps[key] = opened.stamp(key, rows=True)
+        except QflError as error:  # it was deleted meanwhile, or is damaged: the others are shown
+            faults.append(str(error))
+    if not stamps:
+        raise QflError(" ".join(faults))
+    found = opened.kept.get(("compare", *keys), tuple(stamps.items()), lambda: compare([*map(opened.run, stamps)]))
+    return found, [*faults, *found.missing]
 
 
 def startable(opened: Opened, key: str) -> list[dict[str, Any]]:

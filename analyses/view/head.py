@@ -8,17 +8,20 @@ from typing import Any
 
 from dash import html
 
+from qfl_interp.analyses.view.index import Entry
+from qfl_interp.analyses.view.layout import button
 
-def of(chosen: Sequence[str], rows: Sequence[dict[str, Any]], folder: Path) -> Any:
+
+def of(chosen: Sequence[str], entries: Sequence[Entry], folder: Path) -> Any:
     """The head of the page.
 
     Args:
         chosen: Keys of what is shown.
-        rows: The list, as the page has it.
+        entries: The list.
         folder: What it is of.
     """
-    known = {row["key"]: row for row in rows}
-    if not rows and not chosen:
+    known = {entry.key: entry for entry in entries}
+    if not entries and not chosen:
         return _empty(folder)
     if not chosen:
         return [
@@ -26,8 +29,8 @@ def of(chosen: Sequence[str], rows: Sequence[dict[str, Any]], folder: Path) -> A
             html.P("A click on a run shows it; check boxes lay several over each other.", className="hint"),
         ]
     if len(chosen) == 1:
-        row = known.get(chosen[0])
-        return _gone(chosen[0], folder) if row is None else _one(row)
+        entry = known.get(chosen[0])
+        return _gone(chosen[0], folder) if entry is None else _one(entry)
     lines = [
         html.Li(
             [_open(key), *([_badge(known[key])] if key in known else [html.Span("gone", className="badge damaged")])]
@@ -53,21 +56,21 @@ def _gone(key: str, folder: Path) -> Any:
     ]
 
 
-def _one(row: dict[str, Any]) -> Any:
-    facts = [row["task"], row["size"], "" if row["seed"] is None else f"seed {row['seed']}", row["run_id"]]
-    title = [html.H1([row["name"], " ", _badge(row)])]
+def _one(entry: Entry) -> Any:
+    facts = [entry.task, entry.size, "" if entry.seed is None else f"seed {entry.seed}", entry.run_id]
+    title = [html.H1([entry.name, " ", _badge(entry)])]
     line = [html.P(" · ".join(fact for fact in facts if fact), className="facts")]
-    if row["fault"]:
-        return [*title, html.P(row["fault"], className="fault")]
-    if row["kind"] == "sweep":
-        show = html.Button("Show its runs", className="link", **{"data-search": f"{row['key']}/"})
+    if entry.fault:
+        return [*title, html.P(entry.fault, className="fault")]
+    if entry.kind == "sweep":
+        show = button("Show its runs", look="link", search=f"{entry.key}/")
         return [*title, *line, html.P(["A sweep is a folder of runs. ", show], className="hint")]
     return [*title, *line]
 
 
 def _open(key: str) -> Any:
-    return html.Button(key, className="link", title="Show this run alone", **{"data-run": key})
+    return button(key, look="link", title="Show this run alone", run=key)
 
 
-def _badge(row: dict[str, Any]) -> Any:
-    return html.Span(row["state"], className=f"badge {row['state']}")
+def _badge(entry: Entry) -> Any:
+    return html.Span(entry.state, className=f"badge {entry.state}")

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -85,9 +86,14 @@ class Index:
         self._places: dict[str, Place] = {}
         self._looked = -math.inf
         self._entries: dict[str, tuple[Stamp, Entry]] = {}
+        self._seen = uuid.uuid4().hex
 
     def entries(self, *, watch: Sequence[str] = (), anew: bool = False) -> list[Entry]:
-        """Every entry, by path.
+        """Every entry, by path; arguments as of `look`."""
+        return self.look(watch=watch, anew=anew)[0]
+
+    def look(self, *, watch: Sequence[str] = (), anew: bool = False) -> tuple[list[Entry], str]:
+        """Every entry, by path, and a text that is another one whenever they are others than before.
 
         Args:
             watch: Keys of which each call looks whether they changed, as it does of what is being trained.
@@ -105,7 +111,9 @@ class Index:
                 due = everything or old is None or key in watch or old[1].state == "training"
                 if (new := _fresh(key, place, self.folder, old) if due else old) is not None:
                     self._entries[key] = new
-            return [entry for _, entry in self._entries.values()]
+            if self._entries != kept:
+                self._seen = uuid.uuid4().hex  # of no other process either
+            return [entry for _, entry in self._entries.values()], self._seen
 
     def path(self, key: str) -> Path | None:
         """The place that a key names, if it was listed: no address reads anything else."""

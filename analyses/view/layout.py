@@ -14,7 +14,12 @@ from qfl_interp.plots.theme import template_json
 # Milliseconds between two looks at what has changed.
 LOOK_EVERY: Final = 1_000
 # plotly's toolbar would cover legends: what it does is in the card's buttons, a drag or a double click.
-GRAPH_CONFIG: Final = {"displayModeBar": False, "displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
+GRAPH_CONFIG: Final[Any] = {
+    "displayModeBar": False,
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+}
 
 
 def page(folder: Path) -> Any:
@@ -28,7 +33,8 @@ def page(folder: Path) -> Any:
             dcc.Store(id="choices", data={}),
             dcc.Store(id="feature", data=""),
             dcc.Store(id="theme", data="light"),
-            dcc.Store(id="rows"),  # the list, as JSON
+            dcc.Store(id="rows"),  # the list, as JSON ...
+            dcc.Store(id="rows-seen"),  # ... and which one: it is long, and goes to the page alone
             dcc.Store(id="pulse", data=""),  # changes when a file of a chosen run does ...
             dcc.Store(id="tables-pulse", data=""),  # ... that is not the log of its training
             dcc.Store(id="tabs"),
@@ -57,8 +63,14 @@ def _header(folder: Path) -> Any:
     )
 
 
+def button(text: str, *, title: str = "", look: str = "", **says: str) -> Any:
+    """A button that the page's script finds by what it says: `run="a"` is its attribute `data-run`."""
+    data: dict[str, Any] = {f"data-{name}": value for name, value in says.items()}
+    return html.Button(text, title=title, className=look, **data)
+
+
 def _aside() -> Any:
-    chips = [html.Button(state, className="chip", **{"data-state": state}) for state in STATES]
+    chips = [button(state, look="chip", state=state) for state in STATES]
     return html.Aside(
         [
             html.Div(
@@ -113,7 +125,7 @@ def _figure(name: str) -> list[Any]:
     """A figure, what is said of it, what can be chosen, and what it can be saved as."""
     graph = dcc.Graph(id=f"{name}-graph", figure={"data": [], "layout": {}}, config=GRAPH_CONFIG)
     saves = [
-        html.Button(kind.upper(), title=f"Save as {kind.upper()} at paper size", **{"data-save": kind, "data-of": name})
+        button(kind.upper(), title=f"Save as {kind.upper()} at paper size", save=kind, of=name)
         for kind in ("svg", "png")
     ]
     table = html.A("CSV", id=f"{name}-csv", href="#", title="Save the rows behind the figure")

@@ -128,7 +128,7 @@ def _served(folder: Path, port: int) -> tuple[Any, str]:
     for tried in range(port, min(port + _TRIED, 65_536)) if port else (0,):
         if not _is_free(tried):
             continue
-        server = make_server("127.0.0.1", tried, app, threaded=True)
+        server: Any = make_server("127.0.0.1", tried, app, threaded=True)
         server.daemon_threads = True
         return server, "" if tried == port else f"port {port} is in use: this is {tried}."
     raise QflError(f"no port from {port} to {port + _TRIED - 1} is free. Name another: --port N, 0 for any.")

@@ -82,7 +82,8 @@ def test_what_lies_inside_a_run_is_not_searched(folder, tiny_run):
 
 def test_entries_follow_their_files(folder, monkeypatch):
     index = Index(folder)
-    index.entries()
+    _, seen = index.look()
+    assert index.look(anew=True)[1] == seen
     read = []
     monkeypatch.setattr("qfl_interp.analyses.view.index.last_metrics", lambda path: read.append(path) or {"step": 7})
     index.entries(anew=True)
@@ -91,6 +92,7 @@ def test_entries_follow_their_files(folder, monkeypatch):
     os.utime(metrics, ns=(1, 1))
     assert {e.key: e.step for e in index.entries(watch=["seeds/done"])}["seeds/done"] == 7
     assert read == [metrics]
+    assert index.look()[1] != seen
     shutil.rmtree(folder / "seeds")
     assert "seeds/done" not in {entry.key for entry in index.entries(anew=True)}
     assert index.path("seeds/done") is None

@@ -68,6 +68,15 @@ def test_a_run_that_is_gone_is_said_to_be(opened, run_copy):
         opened.run("../other")
 
 
+def test_runs_over_each_other_lack_none_but_the_one_that_is_gone(opened, run_copy):
+    found, faults = drawn.compared(opened, [KEY, "gone"])
+    assert set(found.rows["path"]) == {str(run_copy.path)}
+    (fault,) = (fault for fault in faults if "gone" in fault)
+    assert "moved or deleted" in fault
+    with pytest.raises(qfl.QflError, match="moved or deleted"):
+        drawn.compared(opened, ["gone"])
+
+
 def test_views_and_tables_follow_the_address(opened, run_copy):
     tabs = drawn.tabs(opened, KEY)
     names = [tab["name"] for tab in tabs["tabs"]]
