@@ -24,6 +24,8 @@ PAGES = {"tutorial": DOCS / "tutorial.md", "new_task": DOCS / "new_task.md"}
 SOURCES = PAGES | {path.stem: path for path in FOLDER.glob("*.py")}
 # GitHub shows PNG; links on pages are relative to docs/.
 _RENDERER = {"PLOTLY_RENDERER": "png"}
+# What a page says of itself alone.
+_OF_THE_PAGE = re.compile(r"<!-- page -->\n.*?<!-- /page -->\n\n", re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
 
 
@@ -33,7 +35,7 @@ def unrun(name: str) -> nbformat.NotebookNode:
     text = source.read_text()
     if source.suffix == ".md":
         # The outputs are the notebook's own; a file of the reader's is written by its cell.
-        text = BLOCK.sub(_cell, text)
+        text = _OF_THE_PAGE.sub("", BLOCK.sub(_cell, text))
         text = _LINK.sub(r"](../\1)", text)
     book = jupytext.reads(text, fmt="md" if source.suffix == ".md" else "py:percent")
     book.metadata = nbformat.from_dict(
