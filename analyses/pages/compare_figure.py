@@ -72,13 +72,13 @@ def _panel(
     """The panel of one quantity."""
     look: dict[str, Any] = {"traces": tuple(traces), "legend": Legend("groups")}
     if quantity == EXACT:
-        subtitle = "validation examples with every token of the answer right"
+        subtitle = "every token of the answer right"
         return Panel("Exact match", subtitle=subtitle, y_title="fraction", y_range=(-0.04, 1.04), height=110, **look)
     look |= {"log_y": log_loss, "y_range": loss_range(*traces, log_y=log_loss)}
     if quantity == LOSS:
         y_title = "nats per token" if unit == "nats" else unit
         return Panel("Validation loss", subtitle="over the answer alone", y_title=y_title, **look)
-    subtitle = "probe loss on held-out examples, geometric mean over labels; dotted: untrained model"
+    subtitle = "geometric mean over labels; dotted: untrained"
     return Panel(words(feature), subtitle=subtitle, y_title=SCORES[distinct(rows, "metric")[0]].loss_title, **look)
 
 

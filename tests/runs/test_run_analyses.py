@@ -35,7 +35,7 @@ def test_its_signature_and_words_are_the_functions(tiny_run, name):
 
 
 def test_all_are_listed_and_none_hides_an_attribute(tiny_run):
-    names = {name.replace("-", "_") for name in entry_points(LENSES)} | {"timeline", "report"}
+    names = {name.replace("-", "_") for name in entry_points(LENSES)} | {"timeline", "report", "view"}
     assert names <= set(registered())
     assert set(registered()) <= set(dir(tiny_run))
     assert set(registered()) <= set(dir(qfl))
