@@ -15,11 +15,12 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from qfl_interp.analyses.at_step import StepTable, View
+from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.analyses.choose import features_in
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.step_table import StepTable
 from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.errors import QflError
 from qfl_interp.plots.axes import TRAINING_AXES

@@ -83,8 +83,16 @@ class Job(NamedTuple):
 
 
 def startable(run: Checkpoints) -> dict[str, list[Option]]:
-    """The lenses that can be started, with their options, as the command line has them."""
-    return {name.replace("-", "_"): options_of(name) for name in entry_points(LENSES)}
+    """The lenses that can be started, with their options, as the command line has them; features with their names."""
+    try:
+        features = tuple(run.task.features)
+    except QflError:  # its task is not registered here: a lens will say so
+        features = ()
+
+    def options(name: str) -> list[Option]:
+        return [one._replace(values=features) if one.name == "features" else one for one in options_of(name)]
+
+    return {name.replace("-", "_"): options(name) for name in entry_points(LENSES)}
 
 
 def start(run: Checkpoints, lens: str, options: Mapping[str, Any] | None = None, *, path: Path | None = None) -> Job:
@@ -151,7 +159,7 @@ def jobs(run: Checkpoints) -> list[Job]:
 def _folder(run: Checkpoints, lens: str) -> Path:
     """Where a lens' job has its files. Raises `QflError` where there is no such lens: names come from a browser."""
     if lens.replace("_", "-") not in entry_points(LENSES):
-        raise unknown_name("lens", lens, startable(run))
+        raise unknown_name("lens", lens, entry_points(LENSES))
     return run.workplace / JOBS / lens.replace("-", "_")
 
 

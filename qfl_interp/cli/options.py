@@ -25,7 +25,7 @@ class Option(NamedTuple):
         kind: "flag", "int", "float", "text", "choice", or "list" of texts.
         default: What is meant where it is not given; None where the function decides.
         help: What the docstring says of it.
-        values: Of a choice.
+        values: Of a choice; of a list, those that are known.
         words: On the command line: the option, and of a flag that can be refused its opposite; empty of an argument.
     """
 

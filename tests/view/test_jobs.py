@@ -90,7 +90,10 @@ def test_words_are_those_of_the_command_line(run_copy):
 
 
 def test_every_registered_lens_can_be_started_with_its_defaults(run_copy):
-    for lens in jobs.startable(run_copy):
+    known = jobs.startable(run_copy)
+    (features,) = [one for one in known["probe"] if one.name == "features"]
+    assert features.values == tuple(run_copy.task.features)
+    for lens in known:
         assert words_of(lens, run_copy.path, {})[-2:] == ["--", str(run_copy.path)]
 
 

@@ -11,11 +11,11 @@ import pytest
 import synthetic_tables as synthetic
 
 import qfl_interp as qfl
-from qfl_interp.analyses import at_step
-from qfl_interp.analyses.at_step import StepTable, _spread
+from qfl_interp.analyses import step_table
 from qfl_interp.analyses.lens import Lens
 from qfl_interp.analyses.lenses.ablate_units.lens import AblateUnits
 from qfl_interp.analyses.part_lens import PartLens
+from qfl_interp.analyses.step_table import StepTable, _spread
 from qfl_interp.analyses.view import panels
 from qfl_interp.plots.panels import line_panel
 from qfl_interp.runs.series import Checkpoints
@@ -63,7 +63,7 @@ def store(run: Checkpoints, lens: str, rows: pd.DataFrame, by: list[str], *, cal
 def quick(monkeypatch):
     """Nothing waits for the disk, and nothing that an earlier test read is remembered."""
     monkeypatch.setattr("os.fsync", lambda _: None)
-    monkeypatch.setattr(at_step, "_KEPT", {})
+    monkeypatch.setattr(step_table, "_KEPT", {})
 
 
 def probed(feature: str = "carry") -> pd.DataFrame:

@@ -17,7 +17,7 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from qfl_interp.analyses.at_step import StepTable, View
+from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.checkpoints import n_processes
 from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
@@ -41,6 +41,7 @@ from qfl_interp.analyses.lenses.curvature.tables import COEFFICIENTS, LENS, RANK
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.step_table import StepTable
 from qfl_interp.analyses.transition import shaded_transition
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.curvature.eigenpairs import solver_vectors
