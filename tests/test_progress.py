@@ -103,9 +103,14 @@ def test_nothing_where_it_is_not_wanted(monkeypatch):
 
 def test_a_stopped_piece_of_work_ends_with_how_far_it_was(monkeypatch):
     console = on_a_console(monkeypatch, 80, terminal=False)
-    with pytest.raises(KeyboardInterrupt), progress.weighted_bar(enabled=True) as bar:
-        task = bar.add_task("sweep", total=1.0, detail="0/8 runs, 2 running")
-        bar.update(task, completed=0.25, detail="2/8 runs, 2 running")
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with progress.weighted_bar(enabled=True) as bar:
+            task = bar.add_task("sweep", total=1.0, detail="0/8 runs, 2 running")
+            bar.update(task, completed=0.25, detail="2/8 runs, 2 running")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     file: Any = console.file
     assert file.getvalue().splitlines() == ["sweep 0 % 0/8 runs, 2 running", "sweep 25 % 2/8 runs, 2 running"]

@@ -18,6 +18,7 @@ from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, ove
 from qfl_interp.plots.maps import CellMap, bar_span, color_axis, place_words, places_of, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
+from qfl_interp.plots.text import room, wrapped
 from qfl_interp.plots.theme import GREY, PURPLE, SERIES, is_narrow, new_figure, page_width, text_at, words
 from qfl_interp.tables import column, distinct, groups, select
 
@@ -94,7 +95,7 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=bar_span(0.6, 1.0), y=y, ypad=28)
     figure.update_layout(coloraxis=bar)
-    figure.add_annotation(text_at(step_title(shown, "By layer and label"), y=y, yshift=38 + raised))
+    figure.add_annotation(text_at(wrapped(step_title(shown, "By layer and label"), room()), align="left", y=y, yshift=38 + raised))
     return figure
 
 

@@ -47,7 +47,8 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     rows_of = in_rows([f"{name}, r = −0.000 over 10,000" for name in components], page_width() - 80)
     listed, above = legends_of(rows_of), ROW_HEIGHT * len(rows_of)
     margin = {"l": 62, "r": 18, "t": 44 + above, "b": AXIS_HEIGHT}
-    figure = new_figure(f"attribution_{feature}", _SIDE, margin)
+    side = min(_SIDE, page_width() - margin["l"] - margin["r"])
+    figure = new_figure(f"attribution_{feature}", side, margin)
     ends = value_range(rows[["attribution", "logit_diff_normalised"]], include=(0.0, 1.0), below=0.05, above=0.05)
     line = {"color": GREY, "width": 1.2, "dash": "dot"}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False, name="y = x")
@@ -55,7 +56,7 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     spacing = 0.2 if span < 2 else 0.5 if span < 5 else float(f"{span / 8:.1g}")
     axis = {"range": ends, "constrain": "domain", "dtick": spacing}
     figure.update_layout(
-        legend_layout(listed, _SIDE, traceorder="normal"),
+        legend_layout(listed, side, traceorder="normal"),
         xaxis=axis | {"constraintoward": "left", "title": {"text": "exact patch, logit difference (normalised)"}},
         yaxis=axis | {"title": {"text": "by gradient (attribution patching)"}, "scaleanchor": "x"},
     )
