@@ -64,7 +64,7 @@ check: .venv/.stamp-dev
 	@touch $@
 
 lock: .venv/.stamp-dev
-	$(BIN)/python -m uv pip compile pyproject.toml requirements/pinned.in --extra test --extra dev --extra loggers --extra figures --extra s3 \
+	$(BIN)/python -m uv pip compile pyproject.toml requirements/pinned.in --extra test --extra dev --extra loggers --extra s3 \
 	    --python-version 3.11 --no-annotate --no-header --quiet \
 	    $$($(BIN)/python -m pip config get global.find-links 2>/dev/null | sed 's/^/--find-links /') \
 	    | sed 's/+cpu$$//' > requirements/constraints.txt

@@ -2,7 +2,7 @@
 
 A lens is a subclass of `Lens` and an entry point of the group `qfl_interp.lenses` whose value is `module:Class`; the
 function of the lens' name in that module is its call and its command. The timeline and the report ask every registered
-lens and know none by name. `analyses.part_lens` has the base of those that compute a table part by part.
+lens and know none by name. `part_lens` has the base of those that compute a table part by part.
 """
 
 from __future__ import annotations

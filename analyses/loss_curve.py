@@ -6,9 +6,9 @@ from typing import Any, Final, NamedTuple
 
 import pandas as pd
 
-from analyses.lenses.validate.lens import LENS, Validate, validate
-from analyses.models_at import models_at
-from analyses.part_lens import Piece
+from qfl_interp.analyses.lenses.validate.lens import LENS, Validate, validate
+from qfl_interp.analyses.models_at import models_at
+from qfl_interp.analyses.part_lens import Piece
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.plots.axes import TrainingAxis, training_axis

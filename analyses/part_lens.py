@@ -15,11 +15,11 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
-from analyses.choose import features_in
-from analyses.lens import Lens, Page
-from analyses.models_at import ModelAt
-from analyses.stored import rows_of_one_call
+from qfl_interp.analyses.checkpoints import over_checkpoints
+from qfl_interp.analyses.choose import features_in
+from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.page import Section

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from analyses.lens import Lens
+from qfl_interp.analyses.lens import Lens
 from qfl_interp.plugins import LENSES, load_all
 
 
@@ -38,7 +38,7 @@ def registered() -> Registered:
 def _wrong(name: str, lens: Any) -> str:
     """Why an entry point's object is no lens of this name; "" for a good one."""
     if not (isinstance(lens, type) and issubclass(lens, Lens)):
-        return f"it must name a subclass of analyses.lens.Lens, got {lens!r}."
+        return f"it must name a subclass of qfl_interp.analyses.lens.Lens, got {lens!r}."
     called = getattr(lens, "name", None)
     return "" if called == name else f"it must have the name of its lens, and {lens.__name__} has {called!r}."
 

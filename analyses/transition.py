@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from analyses.loss_curve import LOSS, LossCurve, known_loss_curve
+from qfl_interp.analyses.loss_curve import LOSS, LossCurve, known_loss_curve
 from qfl_interp.data.task import Task
 from qfl_interp.emergence.transition import Transition, find_transition, no_transition
 from qfl_interp.plots.panels import Shade

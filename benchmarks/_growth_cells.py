@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 import qfl_interp as qfl
-from analyses import ablate, curvature, patch, polca, probe, timeline
-from analyses.lenses.polca.plan import Plan
-from analyses.lenses.polca.trajectories import follow
 from benchmarks._measuring import wait
 from benchmarks._memory import held_mib, peak_mib
+from qfl_interp.analyses import ablate, curvature, patch, polca, probe, timeline
+from qfl_interp.analyses.lenses.polca.plan import Plan
+from qfl_interp.analyses.lenses.polca.trajectories import follow
 
 FEATURE = "relevant_bit"
 

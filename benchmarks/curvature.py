@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.lenses.curvature.measure import Shared, load, measure, shared_of, trained_loss
-from analyses.lenses.curvature.ranks import rank_rows
 from benchmarks._eigensolvers import Found, arpack, lanczos_from, power_iteration, random_start
+from qfl_interp.analyses.lenses.curvature.measure import Shared, load, measure, shared_of, trained_loss
+from qfl_interp.analyses.lenses.curvature.ranks import rank_rows
 from qfl_interp.config import ModelConfig, TrainConfig
 from qfl_interp.curvature import CurvatureConfig, Hessian, SymmetricOperator, top_eigenpairs
 from qfl_interp.data.registry import load_task

@@ -25,7 +25,7 @@ _WORK = """
 import dataclasses, json, os, sys, time
 sys.path.insert(0, "scripts")
 import demo, qfl_interp as qfl
-from analyses import ablate, probe
+from qfl_interp.analyses import ablate, probe
 stage, folder, probed, device = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4]
 run = None if stage.startswith("train") else qfl.Run.open(folder)
 wall, before = time.perf_counter(), os.times()

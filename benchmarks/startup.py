@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import qfl_interp as qfl
-from analyses import report
+from qfl_interp.analyses import report
 
 CPU_ONLY = True
 TITLE = "Start-up: seconds, and processor seconds, of a fresh process"

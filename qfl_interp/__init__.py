@@ -12,6 +12,7 @@ from qfl_interp.lazy import lazy_names
 if TYPE_CHECKING:
     # Reached as attributes (`qfl.probes`), but no part of `from qfl_interp import *`.
     from qfl_interp import activations as activations
+    from qfl_interp import analyses as analyses
     from qfl_interp import cli as cli
     from qfl_interp import curvature as curvature
     from qfl_interp import data as data
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from qfl_interp import runs as runs
     from qfl_interp import scaling as scaling
     from qfl_interp import sweep as sweep
+    from qfl_interp import tasks as tasks
     from qfl_interp import testing as testing
     from qfl_interp import training as training
     from qfl_interp.activations.store import ActivationStore
@@ -64,6 +66,6 @@ if TYPE_CHECKING:
     from qfl_interp.training.train import resume, train
     from qfl_interp.training.trainer_callback import RecorderCallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__ = lazy_names(__name__)

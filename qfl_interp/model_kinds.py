@@ -103,6 +103,8 @@ class LensModelConfig:
             experts', so that its FLOPs are an upper bound.
         weights: A digest of the initial weights of a model that was given; None where the run's seed decides them.
         frozen: Names of parameters that are not trained.
+        drawn_as: The JSON of the `ModelConfig` whose model it is, where `build_model` made it: fresh models are drawn
+            as that one was, not as TransformerLens draws.
     """
 
     kind: ClassVar[str] = "transformer_lens"
@@ -112,6 +114,7 @@ class LensModelConfig:
     multiplied: int
     weights: str | None = None
     frozen: tuple[str, ...] = ()
+    drawn_as: str | None = None
 
     @property
     def cfg(self) -> dict[str, Any]:
@@ -179,24 +182,28 @@ class LensModelConfig:
         return self.n_heads * self.cfg["d_head"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; those of a model that `build_model` did not make are as they were before it was noted."""
+        drawn_as = {} if self.drawn_as is None else {"drawn_as": json.loads(self.drawn_as)}
         return {
             "kind": self.kind, "config": self.cfg, "parameters": self.parameters, "multiplied": self.multiplied,
-            "weights": self.weights, "frozen": list(self.frozen),
+            "weights": self.weights, "frozen": list(self.frozen), **drawn_as,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LensModelConfig:
         """The configuration that `to_dict` wrote. Raises `QflError` where a field is unknown or missing."""
         known = {"config", "parameters", "multiplied", "weights", "frozen"}
-        if values.keys() != known:
+        found = values.keys() - {"drawn_as"}
+        if found != known:
             raise QflError(
-                f"{cls.__name__} does not fit: unknown fields {sorted(values.keys() - known)}, missing fields "
-                f"{sorted(known - values.keys())}. The file was written by another version of qfl_interp or by another "
+                f"{cls.__name__} does not fit: unknown fields {sorted(found - known)}, missing fields "
+                f"{sorted(known - found)}. The file was written by another version of qfl_interp or by another "
                 "program."
             )
         settings = json.dumps(values["config"], sort_keys=True)
-        return cls(settings, values["parameters"], values["multiplied"], values["weights"], tuple(values["frozen"]))
+        drawn_as = json.dumps(values["drawn_as"], sort_keys=True) if "drawn_as" in values else None
+        numbers = values["parameters"], values["multiplied"]
+        return cls(settings, *numbers, values["weights"], tuple(values["frozen"]), drawn_as)
 
     def digest(self) -> str:
         """Twelve hexadecimal digits that name it: the SHA-256 of its sorted JSON."""

@@ -7,7 +7,6 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -19,13 +18,11 @@ TASKS = "qfl_interp.tasks"
 LENSES = "qfl_interp.lenses"
 ANALYSES = "qfl_interp.analyses"
 SWEEP_ANALYSES = "qfl_interp.sweep_analyses"
-# Top-level packages of ours with common names, which a user's own files can shadow.
-_OWN_PACKAGES = ("tasks", "analyses")
 
 
 def is_own(point: EntryPoint) -> bool:
     """Whether an entry point is one of this package's."""
-    return point.module.split(".")[0] in _OWN_PACKAGES
+    return point.module.split(".")[0] == "qfl_interp"
 
 
 @functools.cache
@@ -48,22 +45,12 @@ def load_entry_point(group: str, name: str, load: Callable[[EntryPoint], LoadedT
     """What an entry point of one of the groups above names; by default `load` imports its module.
 
     Raises:
-        QflError: It cannot be loaded, whatever its module raised, even SystemExit; says what shadows it where that is
-            the cause.
+        QflError: It cannot be loaded, whatever its module raised, even SystemExit.
     """
     point = entry_points(group)[name]
     try:
         return load(point)
     except (Exception, SystemExit) as error:
-        package = point.module.split(".")[0]
-        if isinstance(error, (ImportError, AttributeError)) and package in _OWN_PACKAGES:
-            module = __import__(package)
-            where = Path(getattr(module, "__file__", None) or ".").resolve()
-            if not getattr(module, "QFL_INTERP_PACKAGE", False):
-                raise QflError(
-                    f"the package {package!r} of qfl_interp is shadowed by {where}. "
-                    "Rename that file or folder, or run from another directory."
-                ) from error
         said = isinstance(error, (ImportError, AttributeError, QflError))
         why = str(error) if said else f"{type(error).__name__}: {error}"
         message = f"entry point {name!r} of {group} ({point.value}) cannot be loaded: {why}"

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 import qfl_interp as qfl
-from analyses import ablate, emergence, report
+from qfl_interp.analyses import ablate, emergence, report
 
 MODEL = qfl.ModelConfig(d_model=64, n_layers=4, n_heads=4)
 TRAIN = qfl.TrainConfig(budget_flops=3e12, lr=1e-3, batch_size=64, seed=0, n_checkpoints=40)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 import qfl_interp as qfl
-from analyses import edge
+from qfl_interp.analyses import edge
 from qfl_interp.data.task import Task
 from qfl_interp.homogeneous.config import RULES
 from qfl_interp.homogeneous.depthwise import relative_updates

@@ -23,8 +23,8 @@ import transformers
 from pages import DOCS, fill, markdown
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.runs.sources.hugging_face import HuggingFace, quiet
 
 STEPS = (0, 10, 100)

@@ -27,7 +27,7 @@ from paper_words import (
     window_verdict,
 )
 
-from analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across
+from qfl_interp.analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.emergence.aggregation import THIRDS
 from qfl_interp.tables import column, distinct, groups, records, select

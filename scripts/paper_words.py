@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from paper_queue import Entry, budget_name
 
-from analyses.choose import WITHOUT_NEXT_TOKEN
+from qfl_interp.analyses.choose import WITHOUT_NEXT_TOKEN
 from qfl_interp.emergence.transition import Transition
 from qfl_interp.emergence.verdict import lead_interval_seeds
 from qfl_interp.tables import column, groups, records, select

@@ -14,7 +14,7 @@ from paper_kept import Kept
 from paper_queue import Item, Queue
 
 import qfl_interp as qfl
-from analyses import ablate, emergence, interchange, probe
+from qfl_interp.analyses import ablate, emergence, interchange, probe
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.errors import QflError
 from qfl_interp.runs.provenance import device_name

@@ -21,9 +21,9 @@ from pages import DOCS
 from sklearn.metrics import roc_auc_score
 
 import qfl_interp as qfl
-from analyses.lenses.polca.grouping import cluster_verdicts
-from analyses.lenses.polca.plan import Plan, Settings
-from analyses.lenses.polca.trajectories import Followed, coordinates_at, follow, gradients_at
+from qfl_interp.analyses.lenses.polca.grouping import cluster_verdicts
+from qfl_interp.analyses.lenses.polca.plan import Plan, Settings
+from qfl_interp.analyses.lenses.polca.trajectories import Followed, coordinates_at, follow, gradients_at
 from qfl_interp.files import write_atomic
 from qfl_interp.polca.breakthroughs import plateau_after
 from qfl_interp.polca.clustering import DROPPED, cluster_direction

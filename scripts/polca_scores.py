@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 import qfl_interp as qfl
-from analyses.lenses.polca.result import PolcaResult
+from qfl_interp.analyses.lenses.polca.result import PolcaResult
 from qfl_interp.polca.breakthroughs import plateau_after
 from qfl_interp.polca.quality import PLACE_SHARE, adjusted_rand, restricted_homogeneity, skill_scores
 from qfl_interp.polca.trajectories import POINTWISE

@@ -25,7 +25,7 @@ from pages import DOCS, fill, markdown, nearest_saved, save
 from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
-from analyses import curvature, emergence, timeline
+from qfl_interp.analyses import curvature, emergence, timeline
 from qfl_interp.curvature import CurvatureConfig, SgldConfig
 from qfl_interp.shapes import Examples
 from qfl_interp.tables import column, records, select

@@ -27,12 +27,12 @@ from polca_recovery import recovery, recovery_panel
 from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
 
 import qfl_interp as qfl
-from analyses import polca
-from analyses.lenses.emergence.figure import feature_panels, shading
-from analyses.lenses.emergence.tables import emergence_tables
-from analyses.lenses.polca.basis import find_basis, read_basis
-from analyses.lenses.polca.plan import CurveKind, Plan
-from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses import polca
+from qfl_interp.analyses.lenses.emergence.figure import feature_panels, shading
+from qfl_interp.analyses.lenses.emergence.tables import emergence_tables
+from qfl_interp.analyses.lenses.polca.basis import find_basis, read_basis
+from qfl_interp.analyses.lenses.polca.plan import CurveKind, Plan
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens

@@ -45,7 +45,7 @@ from polca_paper_runs import (
 from polca_paper_scores import across_rows, carry_rows, discriminant_rows, movement_rows
 
 import qfl_interp as qfl
-from analyses.lenses.polca.estimate import estimate
+from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.plots.theme import GREY, SERIES, template
 from qfl_interp.tables import column, select
 from qfl_interp.training.train import plan_run

@@ -25,8 +25,8 @@ from jaxtyping import Bool, Int
 from pages import DOCS, fill, markdown, nearest_saved, save
 
 import qfl_interp as qfl
-from analyses import polca
-from analyses.lenses.polca.result import PolcaResult
+from qfl_interp.analyses import polca
+from qfl_interp.analyses.lenses.polca.result import PolcaResult
 from qfl_interp.data.dataset import FixedFeature
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.polca.clustering import cluster_direction, nearest_to_medoid

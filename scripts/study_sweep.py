@@ -14,7 +14,7 @@ import pandas as pd
 from pages import DOCS, fill, markdown, save
 
 import qfl_interp as qfl
-from analyses import across, scaling
+from qfl_interp.analyses import across, scaling
 from qfl_interp.tables import records
 
 # What a run's row says in docs/scaling.csv.

@@ -29,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tasks_toml import read_settings, train_as
 
 import qfl_interp as qfl
-from analyses import emergence, timeline
+from qfl_interp.analyses import emergence, timeline
 from qfl_interp.runs.provenance import device_name
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Integer, UInt8, UInt64
 
 from qfl_interp.data.task import MOST_PROBLEMS, Batch, Feature, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
+from qfl_interp.tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
 
 # The vocabulary of every bit task.
 BIT_TOKENS = ("0", "1", "+", "=", "<EOS>")

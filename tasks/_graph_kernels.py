@@ -9,7 +9,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from tasks._kernels import kernel
+from qfl_interp.tasks._kernels import kernel
 
 EQUALS, EOS = 26, 27
 

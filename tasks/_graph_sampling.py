@@ -35,7 +35,7 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import UInt16, UInt32, UInt64
 
-from tasks._kernels import kernel
+from qfl_interp.tasks._kernels import kernel
 
 MIN_NODES, MAX_NODES = 2, 26
 

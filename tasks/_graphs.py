@@ -15,7 +15,7 @@ from jaxtyping import Int64, Integer, UInt8, UInt32, UInt64
 from qfl_interp.data.baselines import measured_base_rate
 from qfl_interp.data.task import NO_POSITION, Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._graph_kernels import (
+from qfl_interp.tasks._graph_kernels import (
     BAD_EDGE,
     BAD_ORDER,
     BAD_PROMPT,
@@ -31,9 +31,9 @@ from tasks._graph_kernels import (
     unpack,
     write_tokens,
 )
-from tasks._graph_sampling import canonical_words, sample_connected
-from tasks._layout import check_rows, scored_between
-from tasks._pairs import pairs_by_edit
+from qfl_interp.tasks._graph_sampling import canonical_words, sample_connected
+from qfl_interp.tasks._layout import check_rows, scored_between
+from qfl_interp.tasks._pairs import pairs_by_edit
 
 # Of each fault the kernels report.
 _RULES = {

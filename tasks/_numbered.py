@@ -11,8 +11,8 @@ from torch import Tensor
 
 from qfl_interp.data.task import Batch, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import FREE, check_rows, checked_prompt
-from tasks._pairs import pairs_by_edit
+from qfl_interp.tasks._layout import FREE, check_rows, checked_prompt
+from qfl_interp.tasks._pairs import pairs_by_edit
 
 
 class NumberedSamples(Task):

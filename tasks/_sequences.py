@@ -14,8 +14,8 @@ from jaxtyping import Int, Int8, Int64, Integer, UInt64
 from qfl_interp.data.baselines import measured_base_rate
 from qfl_interp.data.task import Batch, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._kernels import kernel
-from tasks._layout import check_array, scored_between
+from qfl_interp.tasks._kernels import kernel
+from qfl_interp.tasks._layout import check_array, scored_between
 
 # The vocabulary of every sequence task: 19 letters for 19 small integers.
 SEQUENCE_TOKENS = (*"ABCDEFGHIJKLMNOPQRS", "=", "<EOS>")

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 
 from qfl_interp.data.task import Feature, Pairs
 from qfl_interp.shapes import Examples
-from tasks._bits import TwoOperandTask, operands
-from tasks._pairs import check_label
+from qfl_interp.tasks._bits import TwoOperandTask, operands
+from qfl_interp.tasks._pairs import check_label
 
 
 class _Sum(NamedTuple):

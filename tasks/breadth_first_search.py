@@ -9,8 +9,8 @@ from typing import no_type_check
 import numpy as np
 
 from qfl_interp.data.task import Feature
-from tasks._graphs import Answer, Graphs, GraphTask
-from tasks._kernels import kernel
+from qfl_interp.tasks._graphs import Answer, Graphs, GraphTask
+from qfl_interp.tasks._kernels import kernel
 
 
 @kernel

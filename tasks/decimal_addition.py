@@ -11,8 +11,8 @@ from jaxtyping import UInt8, UInt64
 
 from qfl_interp.data.task import MOST_PROBLEMS, Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
-from tasks._pairs import check_label, pairs_by_edit
+from qfl_interp.tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
+from qfl_interp.tasks._pairs import check_label, pairs_by_edit
 
 _TOKENS = (*"0123456789", "+", "=")
 _PLUS, _EQUALS = 10, 11

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from qfl_interp.data.task import Feature
-from tasks._graph_kernels import depth_first
-from tasks._graphs import Answer, Graphs, GraphTask
+from qfl_interp.tasks._graph_kernels import depth_first
+from qfl_interp.tasks._graphs import Answer, Graphs, GraphTask
 
 
 class DepthFirstSearch(GraphTask):

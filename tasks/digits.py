@@ -14,9 +14,9 @@ from qfl_interp.data.task import Feature
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.digests import digest
 from qfl_interp.shapes import Examples
-from tasks._images import Labelled, digits, mnist
-from tasks._layout import feature_at
-from tasks._numbered import NumberedSamples
+from qfl_interp.tasks._images import Labelled, digits, mnist
+from qfl_interp.tasks._layout import feature_at
+from qfl_interp.tasks._numbered import NumberedSamples
 
 
 class Digits(NumberedSamples):
@@ -34,7 +34,7 @@ class Digits(NumberedSamples):
         below_five: whether it is below 5.
 
     Attributes:
-        path: A folder of IDX files or an .npz file (`tasks._images.mnist`); "": scikit-learn's digits.
+        path: A folder of IDX files or an .npz file (`_images.mnist`); "": scikit-learn's digits.
         n_train: Training samples, from the first on; 0: all. The other ones are then in no split.
 
     Raises:

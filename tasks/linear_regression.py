@@ -12,9 +12,9 @@ from jaxtyping import Float64, Int, UInt64
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import check_array, feature_at
-from tasks._pairs import pairs_by_edit
-from tasks._regression import best_rate, gradient_step, gradient_step_error, least_squares, ridge
+from qfl_interp.tasks._layout import check_array, feature_at
+from qfl_interp.tasks._pairs import pairs_by_edit
+from qfl_interp.tasks._regression import best_rate, gradient_step, gradient_step_error, least_squares, ridge
 
 # A raw example holds multiples of this: float32 has all of them below 256, so that tokens are exact.
 UNIT = 2.0**-16

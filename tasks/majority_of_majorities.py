@@ -10,9 +10,18 @@ from jaxtyping import Bool, Int, UInt64
 
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import BIT_TOKENS, EOS, EQUALS, checked_bits, every_row, packed, uniform_bits, unordered_pair
-from tasks._layout import FREE, checked_prompt, feature_at, scored_from
-from tasks._pairs import check_label
+from qfl_interp.tasks._bits import (
+    BIT_TOKENS,
+    EOS,
+    EQUALS,
+    checked_bits,
+    every_row,
+    packed,
+    uniform_bits,
+    unordered_pair,
+)
+from qfl_interp.tasks._layout import FREE, checked_prompt, feature_at, scored_from
+from qfl_interp.tasks._pairs import check_label
 
 _N_GROUPS = 4
 

@@ -10,10 +10,10 @@ from jaxtyping import Int16, Integer
 
 from qfl_interp.data.task import Batch, Feature, Pairs
 from qfl_interp.shapes import Examples, Tokens
-from tasks._kernels import kernel
-from tasks._layout import feature_at
-from tasks._pairs import pairs_by_edit
-from tasks._sequences import EOS, EQUALS, SequenceTask, as_batch, prompt_letters
+from qfl_interp.tasks._kernels import kernel
+from qfl_interp.tasks._layout import feature_at
+from qfl_interp.tasks._pairs import pairs_by_edit
+from qfl_interp.tasks._sequences import EOS, EQUALS, SequenceTask, as_batch, prompt_letters
 
 
 def _ending_here(examples: Examples) -> Int16[np.ndarray, "batch value"]:

@@ -11,8 +11,8 @@ from jaxtyping import Int64
 
 from qfl_interp.data.task import NO_POSITION, Feature
 from qfl_interp.shapes import Examples
-from tasks._graphs import Answer, Graphs, GraphTask
-from tasks._kernels import kernel
+from qfl_interp.tasks._graphs import Answer, Graphs, GraphTask
+from qfl_interp.tasks._kernels import kernel
 
 
 @kernel

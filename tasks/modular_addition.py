@@ -13,8 +13,8 @@ from jaxtyping import Float64, Int64, UInt64
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
-from tasks._pairs import check_label, pairs_by_edit
+from qfl_interp.tasks._layout import FREE, check_rows, checked_prompt, feature_at, scored_from
+from qfl_interp.tasks._pairs import check_label, pairs_by_edit
 
 # Token indices of a, `+`, b, `=`, c.
 _A, _PLUS, _B, _EQUALS, _C = range(5)

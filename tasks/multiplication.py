@@ -14,8 +14,8 @@ from jaxtyping import Integer, UInt8, UInt64
 from qfl_interp.data.baselines import measured_base_rate
 from qfl_interp.data.task import Feature, Pairs
 from qfl_interp.shapes import Examples
-from tasks._bits import TwoOperandTask, packed
-from tasks._pairs import check_label, pairs_by_edit
+from qfl_interp.tasks._bits import TwoOperandTask, packed
+from qfl_interp.tasks._pairs import check_label, pairs_by_edit
 
 # Base 2^16: a word holds the sum of as many products of two digits as a product of 256-bit numbers adds up.
 _DIGIT_BITS = 16

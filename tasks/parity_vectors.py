@@ -12,9 +12,9 @@ from jaxtyping import UInt8
 from qfl_interp.data.task import Feature
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.seeding import generator
-from tasks._layout import feature_at
-from tasks._numbered import NumberedSamples
-from tasks.sparse_parity import SparseParity
+from qfl_interp.tasks._layout import feature_at
+from qfl_interp.tasks._numbered import NumberedSamples
+from qfl_interp.tasks.sparse_parity import SparseParity
 
 
 class ParityVectors(NumberedSamples):

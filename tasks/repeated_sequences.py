@@ -12,8 +12,8 @@ from jaxtyping import Int32, Int64, UInt64
 from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.shapes import Examples, Tokens
-from tasks._layout import check_array, feature_at, scored_from
-from tasks._pairs import pairs_by_edit
+from qfl_interp.tasks._layout import check_array, feature_at, scored_from
+from qfl_interp.tasks._pairs import pairs_by_edit
 
 
 class RepeatedSequences(Task):

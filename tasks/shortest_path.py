@@ -11,9 +11,9 @@ from jaxtyping import UInt8
 
 from qfl_interp.data.task import Feature, Pairs
 from qfl_interp.shapes import Examples
-from tasks._graphs import Answer, Graphs, GraphTask
-from tasks._kernels import kernel
-from tasks._pairs import pairs_by_edit
+from qfl_interp.tasks._graphs import Answer, Graphs, GraphTask
+from qfl_interp.tasks._kernels import kernel
+from qfl_interp.tasks._pairs import pairs_by_edit
 
 # Paths of more nodes are so rare in sampled graphs that pairs with one are drawn from graphs made for it.
 _COMMON_NODES = 3

@@ -13,9 +13,9 @@ from qfl_interp.data.task import Batch, Feature, Pairs, Task
 from qfl_interp.data.task_options import TaskOption
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples, Tokens
-from tasks._bits import checked_bits, every_row, packed, uniform_bits
-from tasks._layout import FREE, checked_prompt, feature_at, scored_from
-from tasks._pairs import check_label
+from qfl_interp.tasks._bits import checked_bits, every_row, packed, uniform_bits
+from qfl_interp.tasks._layout import FREE, checked_prompt, feature_at, scored_from
+from qfl_interp.tasks._pairs import check_label
 
 _TOKENS = ("0", "1", "=")
 _EQUALS = 2

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from qfl_interp.data.task import Feature
-from tasks._graph_kernels import depth_first
-from tasks._graphs import Answer, Graphs, GraphTask
+from qfl_interp.tasks._graph_kernels import depth_first
+from qfl_interp.tasks._graphs import Answer, Graphs, GraphTask
 
 
 class TopologicalSort(GraphTask):

@@ -15,7 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import qfl_interp as qfl
-from analyses.lens import Lens, Page
+from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import LENSES, entry_points
 from qfl_interp.report.page import Section

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.lenses.ablate.figure import ablation_figure
-from analyses.lenses.emergence.figure import emergence_figure
-from analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.ablate.figure import ablation_figure
+from qfl_interp.analyses.lenses.emergence.figure import emergence_figure
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
 from qfl_interp.report.page import Section
 from qfl_interp.tables import select
 

@@ -9,8 +9,8 @@ import torch
 import qfl_interp as qfl
 from qfl_interp.config import ModelConfig, ProbeConfig, TrainConfig
 from qfl_interp.digests import digest, json_digest
-from tasks._images import Labelled
-from tasks.digits import data_digest
+from qfl_interp.tasks._images import Labelled
+from qfl_interp.tasks.digits import data_digest
 
 
 def test_a_digest_is_the_start_of_the_sha_256_of_all_parts():

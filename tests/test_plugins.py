@@ -74,7 +74,7 @@ def test_entries_load_as_the_caller_says(theirs):
 
 def test_ours_keeps_its_name(theirs, tmp_path):
     (tmp_path / "b-1.0.dist-info" / "entry_points.txt").write_text("[qfl_interp.tasks]\naddition = a_first:T\n")
-    assert plugins.entry_points(plugins.TASKS)["addition"].value == "tasks.addition:Addition"
+    assert plugins.entry_points(plugins.TASKS)["addition"].value == "qfl_interp.tasks.addition:Addition"
 
 
 def test_an_empty_group_is_fine():

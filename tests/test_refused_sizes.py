@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import curvature
-from analyses.models_at import models_at
 from qfl_interp.activations.spans import site_span
+from qfl_interp.analyses import curvature
+from qfl_interp.analyses.models_at import models_at
 from qfl_interp.config import TrainConfig
 from qfl_interp.curvature import SgldConfig, estimate_learning_coefficient
 from qfl_interp.data.examples import ExampleStream, held_out, held_out_pairs
@@ -92,7 +92,7 @@ def test_a_failure_before_the_first_checkpoint_leaves_no_folder(addition, model_
 
 
 def test_vectors_of_curvature_have_room_or_are_refused(tiny_run, free):
-    free("analyses.lenses.curvature.lens", 8 * 30 * 1000)
+    free("qfl_interp.analyses.lenses.curvature.lens", 8 * 30 * 1000)
     with pytest.raises(QflError, match=r"vectors of 6,[0-9]* parameters in each of 1 processes need .* fewer jobs"):
         curvature(tiny_run, "last", progress=False)
 
@@ -131,7 +131,7 @@ def test_scores_of_trials_have_room_or_are_refused(tiny_run, free):
 
 
 def test_untrained_models_have_room_or_are_refused(tiny_run, free):
-    free("analyses.models_at", 3 * 2**10)
+    free("qfl_interp.analyses.models_at", 3 * 2**10)
     assert len(models_at(tiny_run, "last", 3)) == 4
     with pytest.raises(QflError, match=r"results of 4 untrained models need .* Take fewer"):
         models_at(tiny_run, "last", 4)

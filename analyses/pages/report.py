@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import torch
 
-from analyses.choose import chosen_features
-from analyses.lens import Page
-from analyses.loss_curve import LossCurve
-from analyses.pages.shown import Shown
-from analyses.registered import lenses
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.loss_curve import LossCurve
+from qfl_interp.analyses.pages.shown import Shown
+from qfl_interp.analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.plots.panels import Panel

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from plotly.graph_objects import Figure
 
-from analyses.lens import NO_SHADING, Lens, Page, Shading
-from analyses.loss_curve import loss_curve
-from analyses.pages.timeline_figure import timeline_figure
-from analyses.registered import registered
+from qfl_interp.analyses.lens import NO_SHADING, Lens, Page, Shading
+from qfl_interp.analyses.loss_curve import loss_curve
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.registered import registered
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
 from qfl_interp.runs.series import Checkpoints
@@ -100,7 +100,7 @@ class Shown:
 
     def _must(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; where it raises, a lens of ours ends the page."""
-        return call(lens) if lens.__module__.startswith("analyses.") else self._tried(lens, call)
+        return call(lens) if lens.__module__.startswith("qfl_interp.analyses.") else self._tried(lens, call)
 
     def _tried(self, lens: type[Lens], call: Callable[[type[Lens]], FoundT]) -> FoundT | None:
         """What a call gives; None, and a fault, where it raises."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from plotly.graph_objects import Figure
 
-from analyses.choose import chosen_features
-from analyses.lens import Page
-from analyses.pages.shown import Shown
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.pages.shown import Shown
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.runs.series import Checkpoints, Steps

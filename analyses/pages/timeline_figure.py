@@ -10,7 +10,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lens import NO_SHADING, Shading
+from qfl_interp.analyses.lens import NO_SHADING, Shading
 from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, finite, level, log_range, over_training, places
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.plots.theme import FONT_SIZE, PURPLE, STEEL, VERMILLION, ordered_colors

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from analyses.checkpoints import over_checkpoints
-from analyses.choose import chosen_features
-from analyses.lenses.probe.lens import probe
-from analyses.result import Result
-from analyses.sweeps.across_figure import across_figure
-from analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across, with_within
-from analyses.sweeps.scaling import finished
-from analyses.transition import base_rate
+from qfl_interp.analyses.checkpoints import over_checkpoints
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.sweeps.across_figure import across_figure
+from qfl_interp.analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across, with_within
+from qfl_interp.analyses.sweeps.scaling import finished
+from qfl_interp.analyses.transition import base_rate
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
 from qfl_interp.errors import QflError

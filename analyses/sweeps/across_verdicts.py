@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analyses.lenses.emergence.tables import by_site, emergence_curve, emergence_tables
-from analyses.transition import known
+from qfl_interp.analyses.lenses.emergence.tables import by_site, emergence_curve, emergence_tables
+from qfl_interp.analyses.transition import known
 from qfl_interp.emergence.aggregation import reference_baseline
 from qfl_interp.emergence.onset import RATIO, find_onset
 from qfl_interp.emergence.transition import Bracket, Transition, find_transition

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analyses.result import Result
-from analyses.stored import interval_columns
-from analyses.sweeps.scaling_figure import scaling_figure
-from analyses.transition import base_rate, known
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.stored import interval_columns
+from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
+from qfl_interp.analyses.transition import base_rate, known
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.theme import format_p, format_power
 from qfl_interp.recipes import loss_unit

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from qfl_interp import __version__
 from qfl_interp.cli.explore import explore
 from qfl_interp.cli.faults import sentence
 from qfl_interp.cli.fork import fork
@@ -46,11 +50,28 @@ again. Set QFL_TRACEBACK=1 to see where an error comes from.
 """
 
 
+def _say_version(wanted: bool) -> None:
+    """Print the version, and those of what numbers depend on; end."""
+    if wanted:
+        others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformer-lens"))
+        print(f"qfl-interp {__version__} ({others}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and end.")
+    ] = False,
+) -> None:
+    """What `qfl` takes without a command."""
+
+
 def build_app() -> typer.Typer:
     """The command line with every registered analysis."""
     app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
     for command in (train, resume, fork, runs, tasks, verify, explore, push, pull):
         app.command()(command)
+    app.callback()(_options)
     app.add_typer(build_suite_app(), name="suite")
     app.add_typer(build_sweep_app(), name="sweep")
     add_commands(app, LENSES, ANALYSES)

@@ -20,7 +20,7 @@ _SECTION = re.compile(r"^(Args|Attributes|Examples?|Raises|References|Returns|Yi
 _ENTRY = re.compile(r"^(\w+)(?: \((-.*?)\))?: (.*?)(?=^\S|\Z)", re.DOTALL | re.MULTILINE)
 _SENTENCE = re.compile(r"(?<=\.) (?=[A-Z\"'`(])")
 # Packages whose source is read for the values of names; a lens' own package is another.
-_READ = ("qfl_interp", "analyses")
+_READ = ("qfl_interp",)
 # What a command opens: known by name, wherever it is imported from.
 OPENED = ("Checkpoints", "Run", "Sweep")
 

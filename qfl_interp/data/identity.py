@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _N_EXAMPLES = 64
 # Of the checksum in a file.
 _SEAL_DIGITS = 12
+# 2: the library's own tasks are modules of `qfl_interp.tasks`; they were of `tasks` in a file without a format.
+_FORMAT = 2
 
 
 def task_identity(task: Task, *, labels: bool = True) -> dict[str, Any]:
@@ -51,13 +53,18 @@ def task_identity(task: Task, *, labels: bool = True) -> dict[str, Any]:
 
 def identity_json(task: Task) -> bytes:
     """The text of a file that holds a task's identity and its checksum."""
-    return sealed_json(task_identity(task), _SEAL_DIGITS)
+    return sealed_json({"format": _FORMAT} | task_identity(task), _SEAL_DIGITS)
 
 
 def identity_in(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The identity that such a file holds; None where that is not what was written."""
     found = unsealed(record, _SEAL_DIGITS)
-    return found.values if found is not None and found.checked else None
+    if found is None or not found.checked:
+        return None
+    values = dict(found.values)
+    if values.pop("format", 1) == 1 and str(values.get("class")).startswith("tasks."):
+        values["class"] = f"qfl_interp.{values['class']}"
+    return values
 
 
 def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

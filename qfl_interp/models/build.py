@@ -21,7 +21,7 @@ from qfl_interp.hf_model_config import HFModelConfig
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.mlp_config import MLPConfig
 from qfl_interp.model_kinds import AnyModelConfig, LensModelConfig
-from qfl_interp.models.given import build_given, without_deprecation
+from qfl_interp.models.given import MADE_FROM, build_given, without_deprecation
 from qfl_interp.models.mup import initial_multiplier
 from qfl_interp.seeding import torch_generator
 
@@ -130,6 +130,7 @@ def _build_transformer(
         tie(model, scale=1 / config.width_ratio)
     _freeze_absent(model, config)
     _initialise(model, config, torch_generator(seed, "init"))
+    setattr(model, MADE_FROM, config)
     return model
 
 

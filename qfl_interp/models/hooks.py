@@ -273,13 +273,13 @@ def write_activation(site: Site, activation: Float[Tensor, "batch place *rest"])
 
 def capture(model: HookedModel, tokens: Tokens, sites: Sequence[Site], **forward_kwargs: Any) -> dict[Site, Tensor]:
     """Old name of `read_activations`; a lens is called `capture` too."""
-    _renamed("qfl.capture", "qfl.read_activations", "analyses.capture")
+    _renamed("qfl.capture", "qfl.read_activations", "qfl_interp.analyses.capture")
     return read_activations(model, tokens, sites, **forward_kwargs)
 
 
 def patch(site: Site, activation: Tensor) -> Intervention:
     """Old name of `write_activation`; a lens is called `patch` too."""
-    _renamed("qfl.patch", "qfl.write_activation", "analyses.patch")
+    _renamed("qfl.patch", "qfl.write_activation", "qfl_interp.analyses.patch")
     return write_activation(site, activation)
 
 

@@ -1,1 +1,1 @@
-"""The kit that figures are made of; each lens' own figure lies in its folder of `analyses.lenses`."""
+"""The kit that figures are made of; each lens' own figure lies in its folder of `qfl_interp.analyses.lenses`."""

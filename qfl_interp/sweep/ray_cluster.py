@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import math
 import os
 import socket
@@ -80,7 +81,7 @@ def connect(ray: ModuleType, address: str, stack: contextlib.ExitStack, n_cpus: 
 
 @contextlib.contextmanager
 def _elsewhere(stack: contextlib.ExitStack) -> Iterator[None]:
-    """Work from an empty folder: workers look for modules where Ray was started, and a user's tasks.py may lie here."""
+    """Work from an empty folder: workers look for modules where Ray was started, and a user's files may lie here."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qfl-ray-", ignore_cleanup_errors=True))
     with contextlib.chdir(folder):
         yield
@@ -152,7 +153,8 @@ def code_fingerprint() -> str:
     """Versions and a hash of this package's source, equal where runs come out the same."""
     assert qfl_interp.__file__ is not None
     root = Path(qfl_interp.__file__).parent
-    files = sorted(root.rglob("*.py"))
+    # `glob` goes into the links to tasks and analyses that a checkout has, `rglob` does not.
+    files = sorted(map(Path, glob.glob(f"{glob.escape(str(root))}/**/*.py", recursive=True)))
     source = digest(*(part for f in files for part in (f"{f.relative_to(root).as_posix()}\0", f.read_bytes())))
     return f"qfl-interp {version('qfl-interp')} (source {source}), torch {version('torch')}"
 

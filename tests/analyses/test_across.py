@@ -13,10 +13,10 @@ from conftest import tiny_train_config
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses import emergence
-from analyses.sweeps.across import across
-from analyses.sweeps.across_figure import across_figure
-from analyses.sweeps.across_verdicts import Transitions, verdict_across
+from qfl_interp.analyses import emergence
+from qfl_interp.analyses.sweeps.across import across
+from qfl_interp.analyses.sweeps.across_figure import across_figure
+from qfl_interp.analyses.sweeps.across_verdicts import Transitions, verdict_across
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.emergence.transition import find_transition
 from qfl_interp.errors import QflError
@@ -147,7 +147,9 @@ def test_budgets_without_a_finished_run_are_named(sweep):
 
 
 def test_a_second_call_fits_nothing(sweep, found, monkeypatch):
-    monkeypatch.setattr("analyses.lenses.probe.fitting.fit_probes", lambda *a, **k: pytest.fail("fitted again"))
+    monkeypatch.setattr(
+        "qfl_interp.analyses.lenses.probe.fitting.fit_probes", lambda *a, **k: pytest.fail("fitted again")
+    )
     again = across(sweep, "carry", d_model=8, n_layers=2, **OPTIONS)
     pd.testing.assert_frame_equal(again.rows, found.rows)
 
@@ -177,7 +179,7 @@ def test_what_goes_to_other_processes_survives_the_journey(sweep, monkeypatch):
             there(prepare(), what)
             done.append(what.run.run_id)
 
-    monkeypatch.setattr("analyses.sweeps.across.over_checkpoints", elsewhere)
+    monkeypatch.setattr("qfl_interp.analyses.sweeps.across.over_checkpoints", elsewhere)
     found = across(sweep, "first_operand", d_model=8, n_layers=2, jobs=2, **OPTIONS)
     assert done == found.runs["run_id"].tolist()
     assert np.isfinite(found.curves["geometric"]).all()

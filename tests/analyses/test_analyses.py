@@ -12,18 +12,18 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import qfl_interp as qfl
-from analyses import ablate, emergence, probe, report, timeline
-from analyses.lenses.ablate import lens as ablation
-from analyses.lenses.emergence import tables as emerging
-from analyses.lenses.probe import data as of_probes
-from analyses.lenses.probe import fitting
-from analyses.models_at import ModelAt
-from analyses.stored import with_holm
+from qfl_interp.analyses import ablate, emergence, probe, report, timeline
+from qfl_interp.analyses.lenses.ablate import lens as ablation
+from qfl_interp.analyses.lenses.emergence import tables as emerging
+from qfl_interp.analyses.lenses.probe import data as of_probes
+from qfl_interp.analyses.lenses.probe import fitting
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.stored import with_holm
 from qfl_interp.data.examples import in_split
 from qfl_interp.emergence.onset import Bracket
 from qfl_interp.emergence.transition import Transition
 from qfl_interp.models.metrics import ExampleScores, evaluate
-from tasks.addition import Addition
+from qfl_interp.tasks.addition import Addition
 
 CONFIG = qfl.ProbeConfig(n_train=150, n_test=50)
 QUICK = {"config": CONFIG, "progress": False}

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import qfl_interp as qfl
-from analyses import emergence, report
-from analyses.lenses.emergence.auto import steps_at_onsets
+from qfl_interp.analyses import emergence, report
+from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
 from qfl_interp.emergence.onset import find_onset
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.runs.series import Checkpoints

@@ -8,8 +8,8 @@ from conftest import tiny_train_config
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses.pages.shown import _named
-from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.pages.shown import _named
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.cli.main import build_app
 from qfl_interp.training.fork import fork
 

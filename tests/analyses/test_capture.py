@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import capture, probe
-from analyses.lenses.probe import data as of_probes
 from qfl_interp.activations.spans import site_span
 from qfl_interp.activations.store import ActivationStore
 from qfl_interp.activations.store_entry import StoreKey
+from qfl_interp.analyses import capture, probe
+from qfl_interp.analyses.lenses.probe import data as of_probes
 
 N = 60
 QUICK = {"n": N, "progress": False}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import qfl_interp as qfl
-from analyses.sweeps.scaling import _chance
-from analyses.transition import base_rate, known
+from qfl_interp.analyses.sweeps.scaling import _chance
+from qfl_interp.analyses.transition import base_rate, known
 from qfl_interp.recipes import loss_unit
 from qfl_interp.sweep.definition import SweepConfig
 from qfl_interp.sweep.records import shown_options

@@ -16,14 +16,14 @@ from torch.func import functional_call
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses import curvature
-from analyses.lens import Page
-from analyses.lenses.curvature import lens as curving
-from analyses.lenses.curvature.lens import Chains, Curvature
-from analyses.lenses.curvature.ranks import rank_rows
-from analyses.lenses.curvature.tables import stored as stored_curvature
-from analyses.models_at import ModelAt
-from analyses.part_lens import Piece
+from qfl_interp.analyses import curvature
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.curvature import lens as curving
+from qfl_interp.analyses.lenses.curvature.lens import Chains, Curvature
+from qfl_interp.analyses.lenses.curvature.ranks import rank_rows
+from qfl_interp.analyses.lenses.curvature.tables import stored as stored_curvature
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.part_lens import Piece
 from qfl_interp.cli.main import build_app
 from qfl_interp.curvature import CurvatureConfig, SgldConfig
 from qfl_interp.data.examples import held_out, in_split

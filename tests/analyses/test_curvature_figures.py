@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
-from analyses.lenses.curvature.ranks_figure import soft_rank_figure
-from analyses.lenses.curvature.section import curvature_sections
+from qfl_interp.analyses.lenses.curvature.figure import curvature_figure, curvature_panels
+from qfl_interp.analyses.lenses.curvature.ranks_figure import soft_rank_figure
+from qfl_interp.analyses.lenses.curvature.section import curvature_sections
 from qfl_interp.plots.panels import Shade
 
 STEPS = [0, 1, 10, 100, 1000]

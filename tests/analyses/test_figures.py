@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 from plotly import graph_objects as go
 
-from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
-from analyses.lenses.ablate_units.figure import units_figure
-from analyses.lenses.emergence.figure import feature_panels
-from analyses.lenses.interchange.figure import interchange_figure, interchange_panel
-from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
-from analyses.lenses.patch.attribution_figure import attribution_figure
-from analyses.lenses.patch.figure import patch_figure
-from analyses.lenses.patch.panel import patch_panel
-from analyses.lenses.probe.figure import probe_heatmap
-from analyses.lenses.transfer.figure import transfer_figure
-from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
+from qfl_interp.analyses.lenses.ablate_units.figure import units_figure
+from qfl_interp.analyses.lenses.emergence.figure import feature_panels
+from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
+from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
+from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
+from qfl_interp.analyses.lenses.patch.figure import patch_figure
+from qfl_interp.analyses.lenses.patch.panel import patch_panel
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.tables import select

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.activations.spans import site_span
 from qfl_interp.interventions.controls import plane_means, random_planes
 from qfl_interp.interventions.planes import Planes, cut_to

@@ -12,8 +12,8 @@ import pytest
 import typer.main
 
 import qfl_interp as qfl
-from analyses.lens import Page
-from analyses.registered import lenses
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.registered import lenses
 from qfl_interp.cli.main import build_app
 from qfl_interp.plugins import LENSES, entry_points
 
@@ -102,7 +102,7 @@ def test_what_is_missing_alone_is_computed(name, looked, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-# Lenses of parts (`analyses.part_lens`) go to other processes in one way: two of them stand for all.
+# Lenses of parts (`qfl_interp.analyses.part_lens`) go to other processes in one way: two of them stand for all.
 OF_PARTS = {"transfer", "mdl", "interchange", "ablate-units", "validate", "patch", "curvature"}
 
 

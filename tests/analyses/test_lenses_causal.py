@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import ablate, ablate_units, interchange, patch, timeline
-from analyses.lens import Page
-from analyses.lenses.ablate.lens import Ablate
-from analyses.lenses.patch.pairs import VARIES
-from analyses.lenses.probe import data as of_probes
-from analyses.lenses.probe.lens import probe
-from analyses.models_at import ModelAt
+from qfl_interp.analyses import ablate, ablate_units, interchange, patch, timeline
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.lens import Ablate
+from qfl_interp.analyses.lenses.patch.pairs import VARIES
+from qfl_interp.analyses.lenses.probe import data as of_probes
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.interventions.interchange import interchange_scores
 from qfl_interp.interventions.pairs import patch_pairs

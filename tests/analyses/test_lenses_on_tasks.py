@@ -10,10 +10,10 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import log_loss
 
 import qfl_interp as qfl
-from analyses import ablate, emergence, probe, report
-from analyses.lenses.probe import data as of_probes
-from analyses.lenses.probe import fitting
 from qfl_interp.activations.spans import site_span
+from qfl_interp.analyses import ablate, emergence, probe, report
+from qfl_interp.analyses.lenses.probe import data as of_probes
+from qfl_interp.analyses.lenses.probe import fitting
 from qfl_interp.data.task import NO_POSITION
 from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.tables import select

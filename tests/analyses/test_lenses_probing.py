@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss
 
 import qfl_interp as qfl
-from analyses import ablate, capture, mdl, probe, transfer
-from analyses.lenses.probe import data as of_probes
-from analyses.models_at import ModelAt
 from qfl_interp.activations.spans import site_span
+from qfl_interp.analyses import ablate, capture, mdl, probe, transfer
+from qfl_interp.analyses.lenses.probe import data as of_probes
+from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.probes import load_probes, online_code
 
 SIZES = {"n_train": 200, "n_test": 80}

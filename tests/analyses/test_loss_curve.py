@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import qfl_interp as qfl
-from analyses import emergence, timeline, validate
-from analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
-from analyses.transition import loss_transition, shaded_transition
+from qfl_interp.analyses import emergence, timeline, validate
+from qfl_interp.analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
+from qfl_interp.analyses.transition import loss_transition, shaded_transition
 from qfl_interp.data.fixed_task import FixedTask
 from qfl_interp.plots.axes import FLOPS, STEPS, TOKENS
 from tests.helpers_suite import tiny_text_task
@@ -138,7 +138,7 @@ def test_verdicts_on_a_suite_are_the_runs_own_on_any_axis(probed, tmp_path, monk
     if axis is FLOPS:
         shutil.copytree(probed.path / "analyses" / "probe", series.path / "analyses" / "probe")
     measured = type("Measured", (), {"rows": planted(series)})
-    monkeypatch.setattr("analyses.loss_curve.validate", lambda *_, **__: measured)
+    monkeypatch.setattr("qfl_interp.analyses.loss_curve.validate", lambda *_, **__: measured)
     result = emergence(series, "carry", **how)
     rows = result.rows
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_comes_later_makes_another_verdict(probed, tmp_path, m
         last = rows.index == rows.index[-1]
         measured = rows.assign(val_loss_answer=rows["val_loss_answer"] + change * last)
         monkeypatch.setattr(
-            "analyses.loss_curve.validate", lambda *_, found=measured, **__: type("R", (), {"rows": found})
+            "qfl_interp.analyses.loss_curve.validate", lambda *_, found=measured, **__: type("R", (), {"rows": found})
         )
         how = {"config": PROBES, "n_resamples": 5, **QUIET}
         digests.append(set(emergence(series, "carry", "log:4", **how).rows["analysis"]))
@@ -197,7 +197,7 @@ def test_too_few_checkpoints_and_no_random_baseline_are_said():
 def test_a_diverged_checkpoint_is_named(run_copy, tmp_path, monkeypatch):
     series = Unlogged(run_copy, tmp_path)
     scores = {"loss": math.nan, "loss_answer": math.nan}
-    monkeypatch.setattr("analyses.lenses.validate.lens.validation_scores", lambda *_: scores)
+    monkeypatch.setattr("qfl_interp.analyses.lenses.validate.lens.validation_scores", lambda *_: scores)
     with pytest.raises(qfl.QflError, match=r"val_loss of .* at step 40 is nan.*Leave this step out"):
         validate(series, "last", **QUIET)
     with pytest.raises(ValueError, match="n, the number of validation examples, must be at least 1, got 0"):

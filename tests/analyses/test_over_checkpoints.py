@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses.checkpoints import over_checkpoints
+from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.errors import QflError
 from qfl_interp.runs import workplace
 
@@ -85,7 +85,7 @@ def test_a_killed_worker_is_one_clear_error_and_finished_work_stays(tmp_path):
 _LONG = """
 import functools, os, sys, time
 from pathlib import Path
-from analyses.checkpoints import over_checkpoints
+from qfl_interp.analyses.checkpoints import over_checkpoints
 
 def nothing():
     return None

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.models.tl_version import HookPoint
 from tests.helpers_gpt import GPT, GPTConfig
 

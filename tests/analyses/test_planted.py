@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import ablate, probe
+from qfl_interp.analyses import ablate, probe
 from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig
 from qfl_interp.runs.series import Checkpoints
 

@@ -12,13 +12,13 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 import qfl_interp as qfl
-from analyses import polca
-from analyses.lens import Page
-from analyses.lenses.polca import grouping, plan
-from analyses.lenses.polca import lens as decomposing
-from analyses.lenses.polca.tables import stored
-from analyses.lenses.polca.trajectories import gradients_at
-from analyses.pages.report import report
+from qfl_interp.analyses import polca
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.polca import grouping, plan
+from qfl_interp.analyses.lenses.polca import lens as decomposing
+from qfl_interp.analyses.lenses.polca.tables import stored
+from qfl_interp.analyses.lenses.polca.trajectories import gradients_at
+from qfl_interp.analyses.pages.report import report
 from qfl_interp.cli import main as cli
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError

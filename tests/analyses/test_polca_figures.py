@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from polca_recovery import recovery_panel
 
-from analyses.lenses.polca.captured_figure import captured_figure
-from analyses.lenses.polca.clusters import telling
-from analyses.lenses.polca.composition_figure import composition_figure
-from analyses.lenses.polca.figure import polca_figure, polca_panel
-from analyses.lenses.polca.section import polca_sections
-from analyses.lenses.polca.tables import Clustered
-from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
+from qfl_interp.analyses.lenses.polca.clusters import telling
+from qfl_interp.analyses.lenses.polca.composition_figure import composition_figure
+from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
+from qfl_interp.analyses.lenses.polca.section import polca_sections
+from qfl_interp.analyses.lenses.polca.tables import Clustered
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
 from qfl_interp.plots.panels import Shade
 from qfl_interp.plots.theme import plain

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 import qfl_interp as qfl
-from analyses import polca
-from analyses.lenses.polca.means_figure import means_figure
+from qfl_interp.analyses import polca
+from qfl_interp.analyses.lenses.polca.means_figure import means_figure
 from qfl_interp.polca.config import PolcaConfig
 from tests.conftest import tiny_train_config
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses.lenses.polca import basis as polca_basis
-from analyses.lenses.polca import trajectories as polca_trajectories
-from analyses.lenses.polca.basis import read_basis
-from analyses.lenses.polca.plan import Plan
-from analyses.lenses.polca.trajectories import gradients_at
 from qfl_interp import QflError
+from qfl_interp.analyses.lenses.polca import basis as polca_basis
+from qfl_interp.analyses.lenses.polca import trajectories as polca_trajectories
+from qfl_interp.analyses.lenses.polca.basis import read_basis
+from qfl_interp.analyses.lenses.polca.plan import Plan
+from qfl_interp.analyses.lenses.polca.trajectories import gradients_at
 from qfl_interp.curvature.parameter_space import ParameterSpace
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.data.examples import held_out, in_split

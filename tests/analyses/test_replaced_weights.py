@@ -8,8 +8,8 @@ import shutil
 import pandas as pd
 import pytest
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.runs.table import Table
 from tests.helpers_suite import neox_config, save_model, save_tiny_neox, tiny_text_task
 

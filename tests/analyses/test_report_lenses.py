@@ -13,23 +13,23 @@ import pandas as pd
 import pytest
 
 import qfl_interp as qfl
-from analyses import ablate, ablate_units, patch, timeline, transfer
-from analyses.lens import Lens, Page
-from analyses.lenses.ablate.figure import ablation_panel
-from analyses.lenses.ablate.lens import Ablate
-from analyses.lenses.ablate_units.lens import AblateUnits
-from analyses.lenses.interchange.lens import Interchange
-from analyses.lenses.mdl.figure import mdl_panel
-from analyses.lenses.mdl.lens import Mdl
-from analyses.lenses.patch.lens import Patch
-from analyses.lenses.transfer.lens import Transfer
-from analyses.models_at import ModelAt
-from analyses.pages import report as reporting
-from analyses.pages import shown
-from analyses.part_lens import PartLens, Piece
-from analyses.registered import Registered, lenses, registered
-from analyses.stored import rows_of_one_call, with_holm
 from qfl_interp import plugins
+from qfl_interp.analyses import ablate, ablate_units, patch, timeline, transfer
+from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.analyses.lenses.ablate.figure import ablation_panel
+from qfl_interp.analyses.lenses.ablate.lens import Ablate
+from qfl_interp.analyses.lenses.ablate_units.lens import AblateUnits
+from qfl_interp.analyses.lenses.interchange.lens import Interchange
+from qfl_interp.analyses.lenses.mdl.figure import mdl_panel
+from qfl_interp.analyses.lenses.mdl.lens import Mdl
+from qfl_interp.analyses.lenses.patch.lens import Patch
+from qfl_interp.analyses.lenses.transfer.lens import Transfer
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.pages import report as reporting
+from qfl_interp.analyses.pages import shown
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.registered import Registered, lenses, registered
+from qfl_interp.analyses.stored import rows_of_one_call, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
@@ -56,7 +56,7 @@ def named(lens, title: str, rows) -> Section:
 
 
 def test_lenses_have_one_order():
-    ours = [lens.name for lens in lenses() if lens.__module__.startswith("analyses.")]
+    ours = [lens.name for lens in lenses() if lens.__module__.startswith("qfl_interp.analyses.")]
     assert ours == [
         "capture", "validate", "emergence", "probe", "transfer", "mdl", "ablate", "interchange", "patch",
         "ablate_units", "polca", "curvature", "edge",
@@ -388,13 +388,13 @@ def test_what_a_lens_must_compute_fails_loudly(run_copy, monkeypatch):
     monkeypatch.setattr(shown, "registered", lambda: Registered((Broken,), ()))
     found = shown.Shown(Page(run_copy, ("carry",), config=CONFIG, progress=False))
     assert [fault for fault in found.faults if "cannot be shown: QflError: no probe" in fault], "another package's"
-    Broken.__module__ = "analyses.lenses.broken"
+    Broken.__module__ = "qfl_interp.analyses.lenses.broken"
     with pytest.raises(qfl.QflError, match="no probe"):
         timeline(run_copy, "carry", config=CONFIG, progress=False)
 
 
 def test_entry_points_that_are_no_lens_of_their_name_are_left_out(monkeypatch):
-    here = "analyses.lenses.mdl.lens"
+    here = "qfl_interp.analyses.lenses.mdl.lens"
     points = [("mdl", f"{here}:Mdl"), ("described", f"{here}:Mdl"), ("no_class", f"{here}:mdl"), ("gone", "nowhere:X")]
     found = tuple(EntryPoint(name, value, plugins.LENSES) for name, value in points)
     monkeypatch.setattr(plugins, "_installed", lambda group: found)
@@ -408,7 +408,7 @@ def test_entry_points_that_are_no_lens_of_their_name_are_left_out(monkeypatch):
     assert good == (Mdl,)
     assert [fault.split("'")[1] for fault in faults] == ["gone", "described", "no_class"]
     assert "it must have the name of its lens, and Mdl has 'mdl'." in faults[1]
-    assert "it must name a subclass of analyses.lens.Lens" in faults[2]
+    assert "it must name a subclass of qfl_interp.analyses.lens.Lens" in faults[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 from plotly.graph_objects import Figure
 
 import qfl_interp as qfl
-from analyses import ablate, emergence, interchange, mdl, patch, probe, transfer
-from analyses.result import Result
+from qfl_interp.analyses import ablate, emergence, interchange, mdl, patch, probe, transfer
+from qfl_interp.analyses.result import Result
 
 CONFIG = qfl.ProbeConfig(n_train=60, n_test=40)
 QUICK = {"config": CONFIG, "progress": False}

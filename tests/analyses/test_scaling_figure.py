@@ -12,8 +12,8 @@ import scipy.stats
 from typer.testing import CliRunner
 
 import qfl_interp as qfl
-from analyses import scaling
-from analyses.sweeps.scaling_figure import scaling_figure
+from qfl_interp.analyses import scaling
+from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.errors import QflError
 from qfl_interp.sweep.sweep import Sweep

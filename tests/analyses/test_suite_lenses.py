@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import qfl_interp as qfl
-from analyses import (
+from qfl_interp.analyses import (
     ablate,
     ablate_units,
     capture,
@@ -29,9 +29,9 @@ from analyses import (
     transfer,
     validate,
 )
-from analyses.lenses.probe.data import part_name, probe_data, store_key
-from analyses.models_at import ModelAt
-from analyses.registered import lenses
+from qfl_interp.analyses.lenses.probe.data import part_name, probe_data, store_key
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.registered import lenses
 from qfl_interp.data.examples import held_out, held_out_pairs
 from qfl_interp.models.hugging_face import quiet
 from qfl_interp.plots.axes import STEPS as STEPS_AXIS

@@ -254,7 +254,7 @@ def test_what_no_command_can_be_made_of(tmp_path, monkeypatch, source, message):
 
 def test_a_function_that_is_not_in_the_source_is_imported():
     assert signature.signature("analyses", "probe") == inspect.signature(
-        importlib.import_module("analyses.lenses.probe.lens").probe, eval_str=True
+        importlib.import_module("qfl_interp.analyses.lenses.probe.lens").probe, eval_str=True
     )
     assert signature.docstring("analyses", "probe").startswith("Fit linear probes")
     with pytest.raises(ImportError, match="No module named 'analyses_not'"):

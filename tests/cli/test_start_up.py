@@ -11,7 +11,7 @@ import import_layers
 import pytest
 
 import qfl_interp as qfl
-from analyses import report
+from qfl_interp.analyses import report
 
 SLOW = {*import_layers.HEAVY, "transformers", "duckdb", "numba"}
 FILES = {"numpy", "pandas", "pyarrow", "safetensors"}

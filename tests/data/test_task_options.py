@@ -13,10 +13,10 @@ import qfl_interp as qfl
 from qfl_interp.data import registry
 from qfl_interp.data.examples import in_split
 from qfl_interp.data.task_options import TaskOption
+from qfl_interp.tasks.modular_addition import ModularAddition
+from qfl_interp.tasks.sparse_parity import SparseParity
 from qfl_interp.testing import task_contract as contract
 from qfl_interp.training.train import plan_run
-from tasks.modular_addition import ModularAddition
-from tasks.sparse_parity import SparseParity
 
 MODEL = qfl.ModelConfig(d_model=16, n_layers=1, n_heads=2)
 

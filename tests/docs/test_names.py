@@ -11,7 +11,7 @@ import pytest
 from qfl_interp import plugins
 
 ROOT = Path(__file__).parents[2]
-NAME = re.compile(r"(?<![\w./\"-])(qfl|qfl_interp|analyses)((?:\.[A-Za-z_]\w*)+)")
+NAME = re.compile(r"(?<![\w./\"-])(qfl|qfl_interp)((?:\.[A-Za-z_]\w*)+)")
 # Groups of entry points, which look like modules.
 GROUPS = {value for value in vars(plugins).values() if isinstance(value, str) and value.startswith("qfl_interp.")}
 
@@ -40,6 +40,6 @@ def test_every_name_on_a_page_exists(page):
 
 def test_a_name_that_is_gone_is_found_out():
     assert exists("qfl_interp.Run.open")
-    assert exists("analyses.lenses.probe")
+    assert exists("qfl_interp.analyses.lenses.probe")
     assert not exists("qfl_interp.paths")
     assert not exists("qfl_interp.interventions.project_outs")

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "new_lens.md").read_text()
 _ALL = """
 import json, sys
 import qfl_interp as qfl
-from analyses import report, timeline
+from qfl_interp.analyses import report, timeline
 run = qfl.Run.open(sys.argv[1])
 how = {"config": qfl.ProbeConfig(n_train=64, n_test=64), "progress": False}
 figure = timeline(run, "carry", "log:3", **how)

@@ -19,7 +19,7 @@ MODULE, USE, OPEN = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 _AGAIN = """
 import sys
 import qfl_interp as qfl
-from analyses import probe
+from qfl_interp.analyses import probe
 from largest_digit import LargestDigit
 
 if __name__ == "__main__":
@@ -84,5 +84,5 @@ def test_registering(module):
     with pytest.raises(qfl.QflError, match=r"'largest_digit' of .*Other is taken by largest_digit:LargestDigit"):
         qfl.register_task(Other)
     taken = type("Mine", (LargestDigit,), {"name": "addition"})
-    with pytest.raises(qfl.QflError, match=r"'addition' of .*Mine is taken by tasks.addition:Addition"):
+    with pytest.raises(qfl.QflError, match=r"'addition' of .*Mine is taken by qfl_interp.tasks.addition:Addition"):
         qfl.register_task(taken)

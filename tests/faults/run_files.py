@@ -13,9 +13,9 @@ from faults import workloads
 from faults.driver import VERDICTS, Verdict
 from faults.mutations import Makers, mutate, of_text, put
 
-import analyses
 import qfl_interp as qfl
-from analyses.lenses.probe.data import probe_data, read_span, store_key
+from qfl_interp import analyses
+from qfl_interp.analyses.lenses.probe.data import probe_data, read_span, store_key
 from qfl_interp.data.identity import task_identity
 
 _STEP = 12

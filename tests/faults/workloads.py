@@ -9,8 +9,8 @@ from typing import Any
 
 from faults.driver import Work
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 
 PROBES = qfl.ProbeConfig(n_train=64, n_test=32)
 CURVATURE = qfl.CurvatureConfig(n_examples=4, n_rank_examples=8, tol=0.5, max_products=12)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import edge
+from qfl_interp.analyses import edge
 from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous import updates

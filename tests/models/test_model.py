@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from qfl_interp.config import ModelConfig
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import build_hooked, build_model, load_parameters, model_device, parameters_to_save
-from tasks.addition import Addition
+from qfl_interp.tasks.addition import Addition
 from tests.helpers_golden import GOLDEN, golden_forward, hooked_from_golden
 
 SMALL = ModelConfig(d_model=16, n_layers=2)

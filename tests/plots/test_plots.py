@@ -10,10 +10,10 @@ import pytest
 from figures.overview import leads_figure, losses_figure
 from plotly import graph_objects as go
 
-from analyses.lenses.ablate.figure import ablation_figure
-from analyses.lenses.emergence.figure import emergence_figure, feature_panel, feature_panels, shading
-from analyses.lenses.probe.figure import probe_heatmap
-from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.lenses.ablate.figure import ablation_figure
+from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panel, feature_panels, shading
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
 from qfl_interp.plots.axes import log_ticks
 from qfl_interp.plots.panels import Panel

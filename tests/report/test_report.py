@@ -9,9 +9,9 @@ import re
 import pandas as pd
 import pytest
 
-from analyses.lenses.ablate.figure import ablation_figure
-from analyses.lenses.emergence.findings import findings
-from analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.lenses.ablate.figure import ablation_figure
+from qfl_interp.analyses.lenses.emergence.findings import findings
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.errors import QflError
 from qfl_interp.report.page import Finding, Section, render_report, write_report
 from tests import synthetic_tables as tables

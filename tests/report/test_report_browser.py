@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analyses.lenses.emergence.findings import findings
+from qfl_interp.analyses.lenses.emergence.findings import findings
 from qfl_interp.report.page import write_report
 from tests import synthetic_tables as tables
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.models.hugging_face import quiet
 from qfl_interp.models.tl_version import HookedTransformer, HookedTransformerConfig, HookPoint
 from qfl_interp.runs.suite import Suite

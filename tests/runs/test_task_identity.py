@@ -10,13 +10,14 @@ import re
 import numpy as np
 import pytest
 
-import analyses
 import qfl_interp as qfl
+from qfl_interp import analyses
 from qfl_interp.data.examples import in_split
 from qfl_interp.data.identity import task_identity
 from qfl_interp.runs.config import TASK_FILE
-from tasks.modular_addition import ModularAddition
-from tasks.sparse_parity import SparseParity
+from qfl_interp.sealed import sealed_json
+from qfl_interp.tasks.modular_addition import ModularAddition
+from qfl_interp.tasks.sparse_parity import SparseParity
 from tests.helpers_suite import tiny_text_task
 
 MODEL = qfl.ModelConfig(d_model=16, n_layers=1, n_heads=2)
@@ -155,6 +156,21 @@ def test_a_run_of_before_opens_as_it_did(run_copy):
     assert qfl.Run.open(run_copy.path).task.name == "addition"
     assert qfl.resume(run_copy.path, progress=False).finished
     assert not (run_copy.path / TASK_FILE).exists(), "nobody knows what it was trained on"
+
+
+def test_a_record_of_before_calls_our_tasks_as_they_were_called(run_copy):
+    """`tasks.addition:Addition` in a file without a format is `qfl_interp.tasks.addition:Addition`; later, a user's."""
+    path = run_copy.path / TASK_FILE
+    record = json.loads(path.read_bytes())
+    values = {key: value for key, value in record.items() if key not in ("format", "sha256")}
+    assert values["class"] == "qfl_interp.tasks.addition:Addition"
+    values["class"] = "tasks.addition:Addition"
+    path.write_bytes(sealed_json(values, 12))
+    assert qfl.Run.open(run_copy.path).task.name == "addition"
+    assert qfl.resume(run_copy.path, progress=False).finished
+    path.write_bytes(sealed_json({"format": 2} | values, 12))
+    with pytest.raises(qfl.QflError, match=r"class is 'tasks\.addition:Addition' there and 'qfl_interp\.tasks\."):
+        _ = qfl.Run.open(run_copy.path).task
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff", b'{"class": 3}'])

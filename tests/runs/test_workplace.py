@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import capture, probe, report
 from qfl_interp.activations.store import store_of
+from qfl_interp.analyses import capture, probe, report
 from qfl_interp.errors import QflError
 from qfl_interp.runs import workplace
 from qfl_interp.runs.checkpoint import write_atomic

@@ -15,7 +15,7 @@ import qfl_interp as qfl
 from qfl_interp.data.examples import in_split
 from qfl_interp.data.training_stream import training_problems
 from qfl_interp.errors import QflError
-from tasks._images import _digits_table, digits, mnist, prepare
+from qfl_interp.tasks._images import _digits_table, digits, mnist, prepare
 
 
 def test_the_digits_are_scikit_learns():

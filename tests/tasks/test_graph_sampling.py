@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, chi2
 
-from tasks._graph_sampling import (
+from qfl_interp.tasks._graph_sampling import (
     _cycle_types,
     _fill,
     _lay_out,

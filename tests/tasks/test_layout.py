@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from tasks._layout import check_array, feature_at, scored_between, scored_from
+from qfl_interp.tasks._layout import check_array, feature_at, scored_between, scored_from
 
 
 @pytest.mark.parametrize(

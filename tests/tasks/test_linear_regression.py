@@ -10,8 +10,8 @@ import torch
 
 import qfl_interp as qfl
 from qfl_interp.seeding import generator
-from tasks._regression import best_rate, gradient_step, least_squares, ridge
-from tasks.linear_regression import UNIT
+from qfl_interp.tasks._regression import best_rate, gradient_step, least_squares, ridge
+from qfl_interp.tasks.linear_regression import UNIT
 
 
 def _task(**options) -> qfl.Task:

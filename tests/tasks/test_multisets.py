@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tasks._sequences import other_integers, packed_counts, shuffled_multisets
+from qfl_interp.tasks._sequences import other_integers, packed_counts, shuffled_multisets
 
 
 def rejected(observed, probability) -> bool:

@@ -137,6 +137,11 @@ def test_a_model_of_this_library_is_given_as_well(addition, tmp_path):
     trained, wanted = run.load_checkpoint(8).model, plain.load_checkpoint(8).model
     for name, w in wanted.items():
         torch.testing.assert_close(trained[name], w, rtol=1e-4, atol=1e-5)  # two passes' rounding, eight updates
+    assert run.config == type(run.config).read(run.path)
+    fresh, seed = run.untrained_model(0)
+    drawn = dict(qfl.build_model(config, addition, seed=seed).named_parameters())
+    for name, w in fresh.named_parameters():
+        assert torch.equal(w, drawn[name]) if name in drawn else not w.any(), name
 
 
 def test_the_file_says_the_kind_and_old_ones_say_none(tmp_path, addition, tiny_run):

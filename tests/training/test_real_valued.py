@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qfl_interp as qfl
-from analyses import ablate, curvature, emergence, interchange, patch, probe, timeline
+from qfl_interp.analyses import ablate, curvature, emergence, interchange, patch, probe, timeline
 from qfl_interp.data.examples import held_out
 from qfl_interp.interventions.pairs import contrast_logit_diff, patch_pairs
 from qfl_interp.models.losses import token_losses_of

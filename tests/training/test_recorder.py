@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import qfl_interp as qfl
-from analyses import curvature, probe
+from qfl_interp.analyses import curvature, probe
 from qfl_interp.models.metrics import evaluate
 from qfl_interp.runs.config import Recorded
 from qfl_interp.seeding import generator

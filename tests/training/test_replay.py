@@ -11,7 +11,7 @@ from conftest import tiny_train_config
 from helpers import stopped_after
 
 import qfl_interp as qfl
-from analyses import polca
+from qfl_interp.analyses import polca
 from qfl_interp.training.replay import Replay, replay
 from qfl_interp.training.trainee import Trainee
 

@@ -120,14 +120,6 @@ def test_killed_and_resumed_runs_end_in_the_same_bits(tmp_path):
     assert found["metrics_identical"]
 
 
-@pytest.mark.slow
-def test_the_benchmark_of_kills_gives_its_row():
-    (row,) = kill_resume.run(quick=True)
-    assert row["value"] == 3
-    assert row["checkpoints_identical"]
-    assert row["metrics_identical"]
-
-
 @pytest.mark.parametrize("step", [0, 17, 28, 40], ids=lambda s: f"step{s}")
 def test_ctrl_c_leaves_a_resume_point(tiny_run, train_tiny, tmp_path, step):
     """A real SIGINT: whatever was due at that step is done, and resuming gives the same bits."""

@@ -9,7 +9,7 @@ from conftest import tiny_train_config
 from helpers import stopped_after
 
 import qfl_interp as qfl
-from analyses import probe
+from qfl_interp.analyses import probe
 from qfl_interp.runs.run import Run
 from qfl_interp.training.watch import headline
 

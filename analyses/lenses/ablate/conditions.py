@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.lenses.probe.data import StoredProbes, probe_tensors, stored_probes
+from qfl_interp.analyses.lenses.probe.data import StoredProbes, probe_tensors, stored_probes
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.task import Batch, Feature
 from qfl_interp.errors import QflError

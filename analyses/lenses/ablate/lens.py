@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.choose import (
+from qfl_interp.analyses.choose import (
     WITHOUT_NEXT_TOKEN,
     chosen_features,
     chosen_labels,
@@ -19,15 +19,15 @@ from analyses.choose import (
     next_token_note,
     require_one_a_token,
 )
-from analyses.lens import Page
-from analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
-from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
-from analyses.lenses.probe.data import part_name, probe_data
-from analyses.lenses.probe.lens import probe
-from analyses.models_at import ModelAt, models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
-from analyses.stored import interval_columns, rows_of_one_call, with_holm
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
+from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
+from qfl_interp.analyses.lenses.probe.data import part_name, probe_data
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.models_at import ModelAt, models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.stored import interval_columns, rows_of_one_call, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.digests import digest

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.lenses.ablate_units.figure import UNITS, units_figure
-from analyses.models_at import models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
-from analyses.stored import interval_columns
+from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
+from qfl_interp.analyses.models_at import models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.stored import interval_columns
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest

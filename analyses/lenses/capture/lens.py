@@ -9,11 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from analyses.lens import Lens
-from analyses.lenses.probe.data import probe_data, read_span, store_key
-from analyses.result import Result
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.activations.store_entry import StoreDtype, StoreKey
+from qfl_interp.analyses.lens import Lens
+from qfl_interp.analyses.lenses.probe.data import probe_data, read_span, store_key
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.theme import new_figure
 from qfl_interp.progress import progress_bar

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.curvature.ranks import ALL_SCORED
+from qfl_interp.analyses.lenses.curvature.ranks import ALL_SCORED
 from qfl_interp.plots.lines import curve, finite, level, log_range, over_training, places, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels

@@ -17,10 +17,10 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
-from analyses.checkpoints import n_processes
-from analyses.lens import Page
-from analyses.lenses.curvature.figure import curvature_figure, curvature_panels
-from analyses.lenses.curvature.measure import (
+from qfl_interp.analyses.checkpoints import n_processes
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.curvature.figure import curvature_figure, curvature_panels
+from qfl_interp.analyses.lenses.curvature.measure import (
     NOT_ADAM,
     NOT_SAVED,
     UNKNOWN,
@@ -31,14 +31,14 @@ from analyses.lenses.curvature.measure import (
     shared_of,
     trained_loss,
 )
-from analyses.lenses.curvature.ranks import rank_rows
-from analyses.lenses.curvature.ranks_figure import soft_rank_figure
-from analyses.lenses.curvature.section import curvature_sections
-from analyses.lenses.curvature.tables import COEFFICIENTS, LENS, RANKS, stored, with_coefficients
-from analyses.models_at import ModelAt
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
-from analyses.transition import shaded_transition
+from qfl_interp.analyses.lenses.curvature.ranks import rank_rows
+from qfl_interp.analyses.lenses.curvature.ranks_figure import soft_rank_figure
+from qfl_interp.analyses.lenses.curvature.section import curvature_sections
+from qfl_interp.analyses.lenses.curvature.tables import COEFFICIENTS, LENS, RANKS, stored, with_coefficients
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.transition import shaded_transition
 from qfl_interp.curvature import CurvatureConfig, SgldConfig, estimate_learning_coefficient
 from qfl_interp.curvature.eigenpairs import solver_vectors
 from qfl_interp.curvature.parameter_space import ParameterSpace

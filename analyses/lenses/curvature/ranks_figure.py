@@ -7,7 +7,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.curvature.ranks import ALL_SCORED
+from qfl_interp.analyses.lenses.curvature.ranks import ALL_SCORED
 from qfl_interp.plots.grid import Cell
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, axis_title, bar_span, color_axis, require_rows

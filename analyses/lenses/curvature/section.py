@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analyses.lenses.curvature.figure import curvature_figure
-from analyses.lenses.curvature.measure import NOT_SAVED
-from analyses.lenses.curvature.ranks_figure import soft_rank_figure
+from qfl_interp.analyses.lenses.curvature.figure import curvature_figure
+from qfl_interp.analyses.lenses.curvature.measure import NOT_SAVED
+from qfl_interp.analyses.lenses.curvature.ranks_figure import soft_rank_figure
 from qfl_interp.plots.panels import Shade
 from qfl_interp.report.page import Section
 from qfl_interp.tables import column, distinct

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import pandas as pd
 
-from analyses.stored import rows_of_one_call
+from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import column, select
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.lenses.edge.figure import edge_figure, edge_panels
-from analyses.models_at import models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
-from analyses.stored import rows_of_one_call
+from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
+from qfl_interp.analyses.models_at import models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
@@ -58,13 +58,13 @@ class Edge(PartLens[Any, HookedModel]):
         return f"{piece.at}-{digest(repr((self.n_sharpness, self.soft_rank, piece.key['measured'])))}"
 
     def share(self) -> Any:
-        from analyses.lenses.edge.measure import shared_of  # with the networks, which pages do not need
+        from qfl_interp.analyses.lenses.edge.measure import shared_of  # with the networks, which pages do not need
 
         return shared_of(_homogeneous(self.run), self.n_sharpness)
 
     def rows(self, shared: Any, view: HookedModel, piece: Piece) -> pd.DataFrame:
         """The checkpoint's row; its layers have a table of their own."""
-        from analyses.lenses.edge.measure import measure
+        from qfl_interp.analyses.lenses.edge.measure import measure
 
         run = _homogeneous(self.run)
         row, layers = measure(run, shared, view, piece.at.step, piece.key["measured"], self.soft_rank)

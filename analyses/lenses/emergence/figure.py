@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lens import NO_SHADING, Shading
-from analyses.lenses.probe.views import SCORES
-from analyses.pages.timeline_figure import loss_range, timeline_figure
+from qfl_interp.analyses.lens import NO_SHADING, Shading
+from qfl_interp.analyses.lenses.probe.views import SCORES
+from qfl_interp.analyses.pages.timeline_figure import loss_range, timeline_figure
 from qfl_interp.plots.axes import axis_of_columns, training_axis
 from qfl_interp.plots.lines import LOSS_FLOOR, STEP, curve, legend_entry, over_training, places, stem
 from qfl_interp.plots.panels import Legend, Panel, Shade

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import torch
 
-from analyses.choose import next_token_note
-from analyses.lens import Lens, Page, Shading
-from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
-from analyses.lenses.emergence.findings import findings
-from analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
-from analyses.loss_curve import loss_curve
-from analyses.result import Result
+from qfl_interp.analyses.choose import next_token_note
+from qfl_interp.analyses.lens import Lens, Page, Shading
+from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
+from qfl_interp.analyses.lenses.emergence.findings import findings
+from qfl_interp.analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
+from qfl_interp.analyses.loss_curve import loss_curve
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
 from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, axis_of_columns
@@ -137,7 +137,7 @@ def emergence(
         run: What to look at.
         features: Names; by default those of the task with `by_default`.
         steps: The checkpoints of the curves. "auto": only those that the verdicts need, found by bisection; verdicts
-            and ranges are those of "all" (`analyses.lenses.emergence.auto`) for less than half of the work.
+            and ranges are those of "all" (`auto`) for less than half of the work.
         config: The probes'.
         ratio: A feature is learned once its metric stays below this fraction of the baseline.
         n_resamples: Bootstrap resamples.

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analyses.choose import chosen_features
-from analyses.lenses.emergence.auto import steps_at_onsets
-from analyses.lenses.probe.data import probe_tensors
-from analyses.lenses.probe.lens import probe
-from analyses.loss_curve import LossCurve, loss_curve
-from analyses.transition import loss_transition
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
+from qfl_interp.analyses.lenses.probe.data import probe_tensors
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.loss_curve import LossCurve, loss_curve
+from qfl_interp.analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import THIRDS, label_groups, summarise

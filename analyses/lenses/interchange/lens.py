@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.choose import chosen_labels, require_one_a_token
-from analyses.lenses.interchange.figure import interchange_figure, interchange_panel
-from analyses.lenses.patch.pairs import deciding_features
-from analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
-from analyses.lenses.probe.lens import probe
-from analyses.models_at import ModelAt, models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
-from analyses.stored import interval_columns, with_holm
+from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
+from qfl_interp.analyses.lenses.patch.pairs import deciding_features
+from qfl_interp.analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.models_at import ModelAt, models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.stored import interval_columns, with_holm
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.digests import digest

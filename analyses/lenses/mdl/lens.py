@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.choose import chosen_features
-from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
-from analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
-from analyses.models_at import ModelAt, models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
+from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
+from qfl_interp.analyses.models_at import ModelAt, models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel

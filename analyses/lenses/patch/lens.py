@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.choose import chosen_labels
-from analyses.lenses.patch.attribution_figure import attribution_figure
-from analyses.lenses.patch.figure import patch_figure
-from analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
-from analyses.lenses.patch.panel import patch_panel
-from analyses.models_at import models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
+from qfl_interp.analyses.choose import chosen_labels
+from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
+from qfl_interp.analyses.lenses.patch.figure import patch_figure
+from qfl_interp.analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
+from qfl_interp.analyses.lenses.patch.panel import patch_panel
+from qfl_interp.analyses.models_at import models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
 from qfl_interp.data.task import Task
 from qfl_interp.digests import digest
 from qfl_interp.interventions.attribution import attribution_error, attribution_patch

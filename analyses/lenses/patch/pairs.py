@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from analyses.choose import chosen_features, chosen_labels
+from qfl_interp.analyses.choose import chosen_features, chosen_labels
 from qfl_interp.data.examples import held_out_pairs
 from qfl_interp.data.task import Feature, Task
 from qfl_interp.errors import QflError

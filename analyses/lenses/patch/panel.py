@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from analyses.lenses.patch.figure import WIDEST
+from qfl_interp.analyses.lenses.patch.figure import WIDEST
 from qfl_interp.plots.lines import curve, finite, over_training
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.theme import ordered_colors, visible, words

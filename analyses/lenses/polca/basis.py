@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.checkpoints import n_processes, over_checkpoints
-from analyses.lenses.polca.plan import LEAVE_OUT, Plan, Stage, direction_part
-from analyses.lenses.probe.data import probe_tensors
-from analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.checkpoints import n_processes, over_checkpoints
+from qfl_interp.analyses.lenses.polca.plan import LEAVE_OUT, Plan, Stage, direction_part
+from qfl_interp.analyses.lenses.probe.data import probe_tensors
+from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.config import ProbeConfig
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.eigenpairs import solver_vectors

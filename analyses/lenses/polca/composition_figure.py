@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.polca.clusters import Cluster, cut, drawn_clusters, telling
+from qfl_interp.analyses.lenses.polca.clusters import Cluster, cut, drawn_clusters, telling
 from qfl_interp.plots.grid import Cell, Grid
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import require_rows

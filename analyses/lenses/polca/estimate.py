@@ -9,12 +9,12 @@ from typing import NoReturn
 import pandas as pd
 import torch
 
-from analyses.checkpoints import n_processes
-from analyses.lenses.polca.basis import LENS as BASIS
-from analyses.lenses.polca.basis import basis_rows, hessian_sample, memory_needed
-from analyses.lenses.polca.plan import Plan, direction_part
-from analyses.lenses.polca.trajectories import missing_points, quantities
-from analyses.result import Result
+from qfl_interp.analyses.checkpoints import n_processes
+from qfl_interp.analyses.lenses.polca.basis import LENS as BASIS
+from qfl_interp.analyses.lenses.polca.basis import basis_rows, hessian_sample, memory_needed
+from qfl_interp.analyses.lenses.polca.plan import Plan, direction_part
+from qfl_interp.analyses.lenses.polca.trajectories import missing_points, quantities
+from qfl_interp.analyses.result import Result
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.errors import QflError

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from analyses.lenses.polca.clusters import Cluster, drawn_curves, telling
+from qfl_interp.analyses.lenses.polca.clusters import Cluster, drawn_curves, telling
 from qfl_interp.plots.axes import training_axis
 from qfl_interp.plots.lines import curve, places, stem, value_range
 from qfl_interp.plots.maps import require_rows

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from analyses.checkpoints import over_checkpoints
-from analyses.lenses.polca.plan import Plan, Settings, direction_part
-from analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, INTERVALS
-from analyses.lenses.polca.trajectories import Followed, gradients_at
+from qfl_interp.analyses.checkpoints import over_checkpoints
+from qfl_interp.analyses.lenses.polca.plan import Plan, Settings, direction_part
+from qfl_interp.analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, INTERVALS
+from qfl_interp.analyses.lenses.polca.trajectories import Followed, gradients_at
 from qfl_interp.polca.breakthroughs import cluster_breakthroughs, flat, learned_step, plateau_after
 from qfl_interp.polca.clustering import Clusters, cluster_direction
 from qfl_interp.polca.naming import UNNAMED, cluster_name, enrichment, token_labels

@@ -13,20 +13,20 @@ import pandas as pd
 import torch
 from plotly.graph_objects import Figure
 
-from analyses.checkpoints import require_jobs
-from analyses.lens import Lens, Page
-from analyses.lenses.polca.clusters import telling
-from analyses.lenses.polca.estimate import estimate
-from analyses.lenses.polca.figure import polca_figure, polca_panel
-from analyses.lenses.polca.grouping import Grouping
-from analyses.lenses.polca.means_figure import means_figure
-from analyses.lenses.polca.plan import CurveKind, Plan, Settings
-from analyses.lenses.polca.result import PolcaResult
-from analyses.lenses.polca.section import polca_sections
-from analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, stored
-from analyses.lenses.polca.trajectories import follow
-from analyses.result import Result
-from analyses.transition import shaded_transition
+from qfl_interp.analyses.checkpoints import require_jobs
+from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.analyses.lenses.polca.clusters import telling
+from qfl_interp.analyses.lenses.polca.estimate import estimate
+from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
+from qfl_interp.analyses.lenses.polca.grouping import Grouping
+from qfl_interp.analyses.lenses.polca.means_figure import means_figure
+from qfl_interp.analyses.lenses.polca.plan import CurveKind, Plan, Settings
+from qfl_interp.analyses.lenses.polca.result import PolcaResult
+from qfl_interp.analyses.lenses.polca.section import polca_sections
+from qfl_interp.analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, stored
+from qfl_interp.analyses.lenses.polca.trajectories import follow
+from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.transition import shaded_transition
 from qfl_interp.plots.panels import Panel
 from qfl_interp.polca.breakthroughs import BreakRule
 from qfl_interp.polca.config import PolcaConfig

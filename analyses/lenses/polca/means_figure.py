@@ -7,7 +7,7 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.polca.clusters import quantity_of
+from qfl_interp.analyses.lenses.polca.clusters import quantity_of
 from qfl_interp.plots.lines import STEP, curve, over_training, value_range
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels

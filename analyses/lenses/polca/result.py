@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from analyses.lenses.polca.trajectories import Followed
-from analyses.result import Result
+from qfl_interp.analyses.lenses.polca.trajectories import Followed
+from qfl_interp.analyses.result import Result
 from qfl_interp.polca.clustering import Clusters, nearest_to_medoid
 from qfl_interp.polca.quality import adjusted_rand, skill_scores
 from qfl_interp.polca.trajectories import Trajectories

@@ -7,11 +7,11 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from analyses.lenses.polca.captured_figure import captured_figure
-from analyses.lenses.polca.clusters import ending, on_plateau, telling
-from analyses.lenses.polca.composition_figure import composition_figure
-from analyses.lenses.polca.figure import polca_figure
-from analyses.lenses.polca.tables import Clustered
+from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
+from qfl_interp.analyses.lenses.polca.clusters import ending, on_plateau, telling
+from qfl_interp.analyses.lenses.polca.composition_figure import composition_figure
+from qfl_interp.analyses.lenses.polca.figure import polca_figure
+from qfl_interp.analyses.lenses.polca.tables import Clustered
 from qfl_interp.plots.panels import Shade
 from qfl_interp.polca.naming import UNNAMED
 from qfl_interp.report.page import Section

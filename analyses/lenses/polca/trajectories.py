@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.checkpoints import over_checkpoints
-from analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
-from analyses.lenses.polca.plan import LEAVE_OUT, Plan
-from analyses.models_at import ModelAt
+from qfl_interp.analyses.checkpoints import over_checkpoints
+from qfl_interp.analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
+from qfl_interp.analyses.lenses.polca.plan import LEAVE_OUT, Plan
+from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from analyses.models_at import ModelAt
 from qfl_interp.activations.spans import Place
 from qfl_interp.activations.store_entry import StoreKey
+from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.examples import held_out
 from qfl_interp.data.task import NO_POSITION, Feature, Task

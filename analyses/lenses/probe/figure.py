@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.probe.views import SCORES, View
+from qfl_interp.analyses.lenses.probe.views import SCORES, View
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, require_rows

@@ -11,16 +11,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.choose import chosen_features, next_token_note
-from analyses.lens import Page
-from analyses.lenses.probe.data import TABLE, ProbeData, part_name, place_columns, probe_data, read_span, store_key
-from analyses.lenses.probe.figure import probe_heatmap
-from analyses.lenses.probe.fitting import fit_feature
-from analyses.models_at import ModelAt, models_at
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore, store_of
+from qfl_interp.analyses.choose import chosen_features, next_token_note
+from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.probe.data import (
+    TABLE,
+    ProbeData,
+    part_name,
+    place_columns,
+    probe_data,
+    read_span,
+    store_key,
+)
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.probe.fitting import fit_feature
+from qfl_interp.analyses.models_at import ModelAt, models_at
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel

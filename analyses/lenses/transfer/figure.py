@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.lenses.probe.views import SCORES, View
+from qfl_interp.analyses.lenses.probe.views import SCORES, View
 from qfl_interp.plots.maps import BARE, CellMap, axis_title, choices, require_rows
 from qfl_interp.plots.slider import heading, heading_height
 from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, page_width, words

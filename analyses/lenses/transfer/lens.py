@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.choose import chosen_features
-from analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
-from analyses.lenses.probe.lens import probe
-from analyses.lenses.transfer.figure import transfer_figure
-from analyses.models_at import ModelAt
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
 from qfl_interp.activations.spans import SiteSpan, site_span
+from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
+from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
+from qfl_interp.analyses.models_at import ModelAt
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
 from qfl_interp.emergence.aggregation import NOT_FITTED

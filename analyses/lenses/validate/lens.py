@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.models_at import models_at
-from analyses.pages.timeline_figure import timeline_figure
-from analyses.part_lens import PartLens, Piece
-from analyses.result import Result
+from qfl_interp.analyses.models_at import models_at
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.part_lens import PartLens, Piece
+from qfl_interp.analyses.result import Result
 from qfl_interp.data.examples import validation_examples
 from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
