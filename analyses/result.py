@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import pandas as pd
 from plotly.graph_objects import Figure
 
 from qfl_interp.errors import unknown_name
+from qfl_interp.report.drawing import Drawing
 from qfl_interp.tables import distinct, select
 
 
@@ -24,6 +26,7 @@ class Result:
         rows: The tidy table.
         draw: Draws rows of the table; its further parameters, but for those that are bound, are options of `plot`.
         one_of: Columns of which a figure shows one value.
+        of: Whose it is, as its figures say (`Checkpoints.label`).
     """
 
     title: str
@@ -31,13 +34,14 @@ class Result:
     rows: pd.DataFrame = field(repr=False)
     draw: Callable[..., Figure] = field(repr=False)
     one_of: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    of: str = field(default="", repr=False, kw_only=True)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A copy of the tidy table."""
         return self.rows.copy()
 
     def plot(self, feature: str | None = None, **options: Any) -> Figure:
-        """The figure.
+        """The figure: plotly's, which `qfl.save_figure` writes at any width and a terminal shows in a line.
 
         Args:
             feature: Whose. By default all features; where a figure shows one, the first, and the result's text names
@@ -61,7 +65,7 @@ class Result:
             rows = self._of(rows, name, options.pop(name, chosen[name]))
         if "feature" in inspect.signature(self.draw).parameters:
             options["feature"] = distinct(rows, "feature")[0]
-        return self.draw(rows, **options)
+        return Drawing.of(functools.partial(self.draw, rows, **options), self.of)
 
     def _options(self) -> list[str]:
         """The parameters of the figure that `plot` hands on."""

@@ -17,6 +17,8 @@ from qfl_interp.analyses.registered import lenses
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.paper import name_figure
+from qfl_interp.plots.theme import plain
 from qfl_interp.report.page import Finding, Section, write_report
 from qfl_interp.runs.series import Checkpoints, Steps
 
@@ -120,6 +122,9 @@ def report(
         *(section for own in found.values() for section in own),
         *_closing(shown.faults, losses),
     ]
+    for section in sections:
+        if section.figure is not None:
+            name_figure(section.figure, plain(run.label))
     return write_report(out or run.page("report.html"), card(run, losses), sections, findings=findings)
 
 

@@ -8,26 +8,26 @@ import numpy as np
 import pandas as pd
 from plotly import graph_objects as go
 
-from analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure
-from analyses.lenses.ablate_units.figure import units_figure
-from analyses.lenses.curvature.figure import curvature_figure
-from analyses.lenses.curvature.ranks_figure import soft_rank_figure
-from analyses.lenses.edge.figure import edge_figure
-from analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
-from analyses.lenses.interchange.figure import interchange_figure, interchange_panel
-from analyses.lenses.mdl.figure import mdl_figure, mdl_panel
-from analyses.lenses.patch.attribution_figure import attribution_figure
-from analyses.lenses.patch.figure import patch_figure
-from analyses.lenses.patch.panel import patch_panel
-from analyses.lenses.polca.captured_figure import captured_figure
-from analyses.lenses.polca.composition_figure import composition_figure
-from analyses.lenses.polca.figure import polca_figure, polca_panel
-from analyses.lenses.polca.means_figure import means_figure
-from analyses.lenses.probe.figure import probe_heatmap
-from analyses.lenses.transfer.figure import transfer_figure
-from analyses.pages.timeline_figure import timeline_figure
-from analyses.sweeps.across_figure import across_figure
-from analyses.sweeps.scaling_figure import scaling_figure
+from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure
+from qfl_interp.analyses.lenses.ablate_units.figure import units_figure
+from qfl_interp.analyses.lenses.curvature.figure import curvature_figure
+from qfl_interp.analyses.lenses.curvature.ranks_figure import soft_rank_figure
+from qfl_interp.analyses.lenses.edge.figure import edge_figure
+from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
+from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
+from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
+from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
+from qfl_interp.analyses.lenses.patch.figure import patch_figure
+from qfl_interp.analyses.lenses.patch.panel import patch_panel
+from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
+from qfl_interp.analyses.lenses.polca.composition_figure import composition_figure
+from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
+from qfl_interp.analyses.lenses.polca.means_figure import means_figure
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
+from qfl_interp.analyses.pages.timeline_figure import timeline_figure
+from qfl_interp.analyses.sweeps.across_figure import across_figure
+from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.plots.panels import Shade
 from tests import synthetic_tables as tables
 from tests.analyses import test_across, test_curvature_figures, test_polca_figures, test_polca_means
@@ -91,7 +91,7 @@ def edge() -> go.Figure:
     steps = np.array([0, 1, 10, 100, 1000])
     names = ("edge_multiple", "lr_over_edge", "soft_rank", "soft_rank_chosen")
     rows = pd.DataFrame({"step": steps, "flops": steps * 1e8})
-    from analyses.lenses.edge import figure
+    from qfl_interp.analyses.lenses.edge import figure
 
     for names in (figure._RATIOS, figure._RANKS):
         for name, _, _ in names:

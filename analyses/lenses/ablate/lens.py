@@ -288,6 +288,7 @@ def ablate(
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
+        of=run.label,
     )
 
 

@@ -122,6 +122,7 @@ def ablate_units(
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
         units_figure,
+        of=run.label,
     )
 
 

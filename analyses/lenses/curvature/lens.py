@@ -251,6 +251,7 @@ def curvature(
         rows,
         functools.partial(curvature_figure, ranks=ranks, transition=shaded_transition(run)),
         ranks,
+        of=run.label,
     )
 
 

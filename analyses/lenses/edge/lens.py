@@ -143,7 +143,7 @@ def edge(
     beyond = finite(rows["edge_ratio"]) if "edge_ratio" in rows else []
     n_beyond = int((np.asarray(beyond) > 1).sum())
     title = f"Edge of stability in {run.run_id}: {n_beyond} of {len(beyond)} steps beyond it along themselves"
-    return EdgeResult(title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers)
+    return EdgeResult(title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, of=run.label)
 
 
 def _homogeneous(run: Checkpoints) -> Run:

@@ -164,4 +164,5 @@ def emergence(
         found.verdicts.filter(columns),
         found.verdicts,
         functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
+        of=run.label,
     )

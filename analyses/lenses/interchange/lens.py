@@ -207,6 +207,7 @@ def interchange(
         rows,
         interchange_figure,
         one_of=("feature",),
+        of=run.label,
     )
 
 

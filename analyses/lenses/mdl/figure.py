@@ -95,7 +95,9 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=bar_span(0.6, 1.0), y=y, ypad=28)
     figure.update_layout(coloraxis=bar)
-    figure.add_annotation(text_at(wrapped(step_title(shown, "By layer and label"), room()), align="left", y=y, yshift=38 + raised))
+    figure.add_annotation(
+        text_at(wrapped(step_title(shown, "By layer and label"), room()), align="left", y=y, yshift=38 + raised)
+    )
     return figure
 
 

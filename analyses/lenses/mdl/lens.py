@@ -150,6 +150,7 @@ def mdl(
         _summary(rows),
         rows,
         mdl_figure,
+        of=run.label,
     )
 
 

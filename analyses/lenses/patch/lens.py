@@ -192,6 +192,7 @@ def patch(
         rows,
         patch_figure,
         one_of=("feature", "label"),
+        of=run.label,
     )
 
 

@@ -164,6 +164,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         tokens,
         data,
         grouping.curves,
+        of=run.label,
     )
 
 

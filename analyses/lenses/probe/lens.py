@@ -185,6 +185,7 @@ def probe(
         rows,
         probe_heatmap,
         one_of=("feature",),
+        of=run.label,
     )
 
 

@@ -158,6 +158,7 @@ def transfer(
         rows,
         transfer_figure,
         one_of=("feature",),
+        of=run.label,
     )
 
 
