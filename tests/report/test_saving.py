@@ -57,7 +57,7 @@ def test_the_ending_says_what_is_written(figure, tmp_path):
         qfl.save_figure(figure, tmp_path / "a.gif")
     with pytest.raises(qfl.QflError, match="is a folder"):
         qfl.save_figure(figure, _folder(tmp_path / "b.html"))
-    with pytest.raises(ValueError, match="width_inches must be from 2 to 20, got 0.3"):
+    with pytest.raises(ValueError, match=r"width_inches must be from 2 to 20, got 0\.3"):
         qfl.save_figure(figure, tmp_path / "a.html", width_inches=0.3)
 
 
