@@ -6,6 +6,7 @@
 # make bench      run every benchmark, write benchmarks/results/
 # make check      ruff, pyright, quick tests
 # make lock       remake requirements/constraints.txt
+# make dist       build wheel and sdist into dist/ (docs/releasing.md)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +23,7 @@ TL4_TESTS := $(addprefix tests/models/test_,hooked_transformer.py bridge.py hook
 # Without byte code, importing transformer-lens takes 15 s each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all test-tl4 bench check lock clean
+.PHONY: demo test test-slow test-all test-tl4 bench check lock dist clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -69,5 +70,9 @@ lock: .venv/.stamp-dev
 	    $$($(BIN)/python -m pip config get global.find-links 2>/dev/null | sed 's/^/--find-links /') \
 	    | sed 's/+cpu$$//' > requirements/constraints.txt
 
+dist: .venv/.stamp-test
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+
 clean:
-	rm -rf .venv .venv-tl4 .pytest_cache .ruff_cache
+	rm -rf dist .venv .venv-tl4 .pytest_cache .ruff_cache

@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 class _Today(Loader):
@@ -37,9 +37,7 @@ class _Below(MetaPathFinder):
     def __init__(self, package: str) -> None:
         self.package = package
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Of a module below the package."""
         if not fullname.startswith(f"{self.package}."):
             return None

@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-CODE = """
-import importlib, sys
-{first}
-import analyses.lenses.probe.lens, analyses.lens as lens
-import tasks
-from analyses import probe
-from tasks.addition import Addition
-import qfl_interp as qfl
-import qfl_interp.analyses.lenses.probe.lens
-import qfl_interp.tasks.addition
+from qfl_interp import old_names
 
-assert analyses is qfl.analyses and tasks is qfl.tasks and lens is qfl.analyses.lens
-assert analyses.lenses.probe.lens is sys.modules["qfl_interp.analyses.lenses.probe.lens"]
+ROOT = Path(__file__).parents[1]
+# Some modules first under the old name, others first under that of today.
+CODE = """
+import importlib.util, sys
+import analyses.lenses.probe, analyses.result as result
+import qfl_interp.tasks
+import tasks
+import qfl_interp as qfl
+from qfl_interp.tasks.addition import Addition as today
+from tasks.addition import Addition
+from analyses import probe
+
+assert analyses is qfl.analyses and tasks is qfl.tasks and result is qfl.analyses.result
 assert probe is qfl.analyses.probe
-assert Addition is qfl.tasks.addition.Addition is type(qfl.load_task("addition", 3))
+assert Addition is today is type(qfl.load_task("addition", 3))
 assert Addition.__module__ == "qfl_interp.tasks.addition"
-for name, module in list(sys.modules.items()):
-    if name.split(".")[0] in ("tasks", "analyses"):
-        assert module is sys.modules["qfl_interp." + name], name
-        assert module.__spec__.name == module.__name__ == "qfl_interp." + name, name
-        assert importlib.util.find_spec("qfl_interp." + name) is module.__spec__, name
+old = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("tasks", "analyses")}
+assert {"analyses.lenses.probe", "tasks.addition"} <= {*old}
+for name, module in old.items():
+    assert module is sys.modules["qfl_interp." + name], name
+    assert module.__spec__.name == module.__name__ == "qfl_interp." + name, name
+    assert importlib.util.find_spec("qfl_interp." + name) is module.__spec__, name
 try:
     import tasks.adition
 except ModuleNotFoundError as error:
     assert error.name == "tasks.adition", error
 else:
     raise AssertionError
-assert importlib.reload(qfl.tasks.addition).Addition is not Addition
 """
 
 
 def test_each_is_the_module_of_today():
-    for first in ("", "import qfl_interp.tasks.addition, qfl_interp.analyses.lens", "from tasks import addition"):
-        code = CODE.format(first=first)
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.stderr == "", first
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+
+
+def test_other_modules_are_left_to_others():
+    below = old_names._Below("tasks")
+    assert below.find_spec("tasksets.x") is None
+    folder = importlib.util.find_spec("scripts").submodule_search_locations  # of a package without __init__.py
+    assert below.find_spec("scripts.demo", folder) is None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import hatch_build
 import qfl_interp as qfl
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,19 @@ def test_each_entry_point_is_of_the_package():
     points = [value for group in project["entry-points"].values() for value in group.values()]
     assert len(points) > 30
     assert all(value.startswith(("qfl_interp.tasks.", "qfl_interp.analyses.")) for value in points)
+
+
+def test_the_readmes_links_lead_to_the_release():
+    text = "[docs/x.md](docs/x.md#a) ![p](p.png) [up](#up) [them](https://a.b/c)"
+    found = hatch_build.readme(text, "https://github.com/o/r/", "1.2")
+    home = "https://github.com/o/r"
+    assert found.startswith(
+        f"[docs/x.md]({home}/blob/v1.2/docs/x.md#a) ![p]({home}/raw/v1.2/p.png) [up](#up) [them](ht"
+    )
+    assert hatch_build.readme(text, "", "1.2").startswith("docs/x.md  [up](#up) [them](https://a.b/c)")
+    shown = hatch_build.readme((ROOT / "README.md").read_text(), "", qfl.__version__)
+    assert "](docs/" not in shown
+    assert "](https://" in shown
 
 
 def _python(*arguments: str | Path, cwd: Path, python: str | Path = sys.executable) -> str:
@@ -106,6 +120,7 @@ def test_wheel_and_sdist_hold_every_file_of_the_package_once(built, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # five processes that import torch
 def test_the_wheel_works_where_a_user_has_files_of_our_old_names(built, tmp_path):
     _python("-m", "venv", "--without-pip", "env", cwd=tmp_path)
     python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

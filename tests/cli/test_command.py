@@ -253,14 +253,14 @@ def test_what_no_command_can_be_made_of(tmp_path, monkeypatch, source, message):
 
 
 def test_a_function_that_is_not_in_the_source_is_imported():
-    assert signature.signature("analyses", "probe") == inspect.signature(
+    assert signature.signature("qfl_interp.analyses", "probe") == inspect.signature(
         importlib.import_module("qfl_interp.analyses.lenses.probe.lens").probe, eval_str=True
     )
-    assert signature.docstring("analyses", "probe").startswith("Fit linear probes")
+    assert signature.docstring("qfl_interp.analyses", "probe").startswith("Fit linear probes")
     with pytest.raises(ImportError, match="No module named 'analyses_not'"):
         signature.docstring("analyses_not", "probe")
     with pytest.raises(AttributeError, match="probes"):
-        signature.docstring("analyses", "probes")
+        signature.docstring("qfl_interp.analyses", "probes")
 
 
 def read_of(group: str, name: str) -> tuple[registered._Source, inspect.Signature]:
