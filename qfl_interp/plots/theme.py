@@ -68,7 +68,8 @@ SERIES: Final = (
     ("#1B7FBF", "circle"),
     ("#DE8F05", "square"),
     ("#029E73", "triangle-up"),
-    (PURPLE, "diamond"),
+    # Darker than PURPLE, which the red-green blind cannot tell from the blue.
+    ("#6A3D9A", "diamond"),
     (VERMILLION, "cross"),
     (STEEL, "triangle-down"),
     (GREY, "x"),

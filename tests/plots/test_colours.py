@@ -68,7 +68,10 @@ def test_no_two_are_told_apart_by_colour_alone(group):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_layers_are_told_apart_in_their_order(vision):
-    light = [lab("#" + "".join(f"{int(v):02x}" for v in color[4:-1].split(",")), vision)[0] for color in theme.ordered_colors(6)]
+    light = [
+        lab("#" + "".join(f"{int(v):02x}" for v in color[4:-1].split(",")), vision)[0]
+        for color in theme.ordered_colors(6)
+    ]
     assert np.diff(light).min() > 4
 
 

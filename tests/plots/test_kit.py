@@ -9,11 +9,11 @@ from plotly import graph_objects as go
 
 from qfl_interp.plots.axes import log_axis, names_axis
 from qfl_interp.plots.grid import Cell, Grid, LegendRow, PaperGrid, stack_cells
+from qfl_interp.plots.legend import ROW_HEIGHT
 from qfl_interp.plots.lines import curve, finite, legend_entry, level, log_range, over_training, value_range
 from qfl_interp.plots.maps import CellMap, color_axis
 from qfl_interp.plots.panels import Shade, line_panel, stack_panels
 from qfl_interp.plots.slider import AXIS_HEIGHT, SLIDER_HEIGHT, over_steps
-from qfl_interp.plots.legend import ROW_HEIGHT
 from qfl_interp.plots.theme import PAPER_WIDTH, new_figure
 
 MARGIN = {"l": 50, "r": 20, "t": 90, "b": AXIS_HEIGHT}

@@ -26,6 +26,7 @@ _CURVE_HEIGHT: Final = 190
 _BETWEEN: Final = 140
 _MAP_GAP: Final = 60
 _RAISED: Final = 44
+_TITLE: Final = "mean over labels of each label's best layer"
 _UNTRAINED: Final = "untrained models"
 _MAP_COLUMNS: Final = 2
 _KEY: Final = ("source", "model_seed", "step", "feature", "layer", "head", "label")
@@ -66,7 +67,7 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     height = max(24 * len(places_of(shown)), 80)
     columns = 1 if is_narrow() else _MAP_COLUMNS
     grid = Grid([height], len(features), columns, gap=0.07, foot=_MAP_GAP, above=above, first=2)
-    margin = {"l": 62, "r": 18, "t": 24, "b": 56}
+    margin = {"l": 62, "r": 18, "t": 30, "b": 56}
     names = [words(feature) for feature in features]
     rows_of = in_rows([*names, _UNTRAINED], page_width() - margin["l"] - margin["r"])
     listed = legends_of(rows_of)
@@ -91,6 +92,8 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=feature))
         figure.update_layout(cells.layout(cell, "label"))
         figure.add_annotation(cell.title(words(feature)))
+    title = f"<b>Description length</b>  {_TITLE}" if not is_narrow() else "<b>Description length</b>"
+    figure.add_annotation(text_at(title, yshift=ROW_HEIGHT * len(rows_of) + 6))
     y = 1 - above / grid.height
     high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=bar_span(0.6, 1.0), y=y, ypad=28)
@@ -158,7 +161,7 @@ def mdl_panel(rows: pd.DataFrame, feature: str) -> Panel:
     untrained.update(name="untrained models", line={"color": GREY}, showlegend=True, legendgroup="mdl: untrained")
     return Panel(
         title=f"Description length of {words(feature)}",
-        subtitle="mean over labels of each label's best layer",
+        subtitle=_TITLE,
         traces=(untrained, trained),
         y_title="compression",
         y_range=value_range(untrained, trained, include=(0.0, 1.0), below=0.0),
