@@ -145,12 +145,12 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
             figure.update_layout(legend_layout(of, inner, y=domain[1]))
             n_legends += len(head.rows)
             shown = [trace for trace in (*panel.traces, *panel.legend.entries) if trace["name"] in of]
-            listed[panel.legend.name] = {_group(trace): of[trace["name"]] for trace in shown}
+            listed[panel.legend.name] = {_group(trace): of[str(trace["name"])] for trace in shown}
         entries = panel.legend.entries if panel.legend and on else ()
         for trace in (*panel.traces, *entries):
             # Where it is listed itself, or else with its group, so that a click takes all of them.
             groups_of = listed.get(panel.legend.name, {}) if panel.legend else {}
-            at = of.get(trace["name"]) or groups_of.get(_group(trace))
+            at = of.get(str(trace["name"])) or groups_of.get(_group(trace))
             figure.add_trace(go.Scatter({**trace.to_plotly_json(), **added, **({"legend": at} if at else {})}))
     spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
     figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis={**axis, "showspikes": True, **spike})

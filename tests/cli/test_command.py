@@ -324,5 +324,11 @@ def test_what_a_function_returns_is_shown(tmp_path, run_command):
 class Run:
     """A run by its name alone."""
 
+    file = tmp_path / "column.json"
+    run_command(read, "", where, "--out", str(file), "--width", "3.3")
+    assert json.loads(file.read_text())["layout"]["width"] == 317
+    with pytest.raises(QflError, match=r"End it in \.html, \.png, \.svg, \.pdf, \.json"):
+        run_command(read, "", where, "--out", str(tmp_path / "column.bmp"))
+
 
 def _plain(run: Run) -> Any: ...

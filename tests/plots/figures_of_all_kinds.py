@@ -12,6 +12,7 @@ from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_o
 from qfl_interp.analyses.lenses.ablate_units.figure import units_figure
 from qfl_interp.analyses.lenses.curvature.figure import curvature_figure
 from qfl_interp.analyses.lenses.curvature.ranks_figure import soft_rank_figure
+from qfl_interp.analyses.lenses.edge import figure as edge_looks
 from qfl_interp.analyses.lenses.edge.figure import edge_figure
 from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
@@ -89,13 +90,9 @@ def scaling() -> go.Figure:
 def edge() -> go.Figure:
     """Every column that its figure draws."""
     steps = np.array([0, 1, 10, 100, 1000])
-    names = ("edge_multiple", "lr_over_edge", "soft_rank", "soft_rank_chosen")
     rows = pd.DataFrame({"step": steps, "flops": steps * 1e8})
-    from qfl_interp.analyses.lenses.edge import figure
-
-    for names in (figure._RATIOS, figure._RANKS):
-        for name, _, _ in names:
-            rows[name] = 1.0 + steps / 500
+    for name, _, _ in (*edge_looks._RATIOS, *edge_looks._RANKS):
+        rows[name] = 1.0 + steps / 500
     return edge_figure(rows)
 
 
@@ -109,7 +106,6 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "timeline": timeline,
     "emergence": lambda: emergence_figure(tables.metrics(), tables.emergence_curve(), tables.emergence()),
     "probe": lambda: probe_heatmap(tables.probe(), "carry"),
-    "shuffled": lambda: probe_heatmap(tables.probe(), "carry", beside="shuffled"),
     "patch": lambda: patch_figure(tables.patch()),
     "patch heads": lambda: patch_figure(tables.patch(("z",), (LAST,))),
     "attribution": lambda: attribution_figure(tables.patch()),

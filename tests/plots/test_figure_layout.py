@@ -13,7 +13,7 @@ from plotly import graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from qfl_interp.plots.paper import name_figure, printed
-from qfl_interp.plots.theme import drawn_at, figure_config
+from qfl_interp.plots.theme import PAPER_WIDTH, drawn_at, figure_config
 from tests.plots.figures_of_all_kinds import FIGURES
 from tests.report.test_report_browser import ARGUMENTS, CHROMIUM
 
@@ -26,8 +26,6 @@ MEASURE = (Path(__file__).parent / "measure.js").read_text()
 PT = 96 / 72
 # Boxes may touch: those of texts have room for accents and descenders.
 TOLERANCE = 1.5
-# Of the screen: the narrowest that a figure is drawn for there.
-SCREEN = 672
 RUN = "addition length 16, seed 0 · run add16-1ea2"
 
 
@@ -123,14 +121,14 @@ def test_boxes_that_overlap_are_found():
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_overlaps_on_paper_or_on_a_screen(page, name):
     wrong = {}
-    for inches, width in ((3.3, 317), (7, 672)):
-        with drawn_at(width):
-            figure = printed(name_figure(FIGURES[name](), RUN))
-        found = boxes(page, figure, {"staticPlot": True}, width)
+    with drawn_at(317):
+        narrow = name_figure(FIGURES[name](), RUN)
+    figure = name_figure(FIGURES[name](), RUN)
+    for inches, width, drawn in ((3.3, 317, narrow), (7, PAPER_WIDTH, figure)):
+        found = boxes(page, printed(drawn), {"staticPlot": True}, width)
         if lines := troubles(found, (7, 9)):
             wrong[f"{inches} inches"] = lines
-    figure = name_figure(FIGURES[name](), RUN)
     config = figure_config(figure) | {"displayModeBar": True, "responsive": False}
-    if lines := troubles(boxes(page, figure, config, SCREEN)):
+    if lines := troubles(boxes(page, figure, config, PAPER_WIDTH)):
         wrong["on a screen"] = lines
     assert wrong == {}

@@ -96,12 +96,12 @@ def ablation_figure(
         ticks = {"range": _EXACT_RANGE, "tickvals": [0, 0.25, 0.5, 0.75, 1], "title": {"text": "fraction of examples"}}
         shown = [(exact, ticks), (_Quantity(f"loss{ending}", f"Loss {title}", log, right), y_axis)]
         if not len(finite(ablate[exact.name])):  # a real-valued task has no exact match
-            whole = Cell(2 * row + 1, (0.0, 1.0), y_domain)
+            whole = Cell(2 * row + 1, (0.0, 1.0), (right.y_domain[0], left.y_domain[1]))
             axis = y_axis | {"title": {"text": "half squared error"}}
             shown = [(_Quantity(f"loss{ending}", f"Loss {title}", log, whole), axis)]
         for quantity, axis in shown:
             for trace in _traces(ablate, features, quantity, offsets, _BAR_SHARE * width):
-                figure.add_trace(trace.update(legend=listed[trace["name"]]))
+                figure.add_trace(trace.update(legend=listed[str(trace["name"])]))
             figure.update_layout(quantity.cell.layout(x_axis, axis))
             figure.add_annotation(quantity.cell.title(f"<b>{quantity.title}</b>", 0))
         if count == "answer" and shown[0][0] is exact:
