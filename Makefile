@@ -5,6 +5,8 @@
 # make test-tl4   run a slice of the quick tests under transformer-lens 4, in an environment of its own (.venv-tl4)
 # make bench      run every benchmark, write benchmarks/results/
 # make check      ruff, pyright, quick tests
+# make docs       build the documentation into site/, links checked, without a network
+# make notebooks  run the tutorials as notebooks, docs/notebooks/*.ipynb (needs a Chromium for the figures)
 # make lock       remake requirements/constraints.txt
 # make dist       build wheel and sdist into dist/ (docs/releasing.md)
 
@@ -23,7 +25,7 @@ TL4_TESTS := $(addprefix tests/models/test_,hooked_transformer.py bridge.py hook
 # Without byte code, importing transformer-lens takes 15 s each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all test-tl4 bench check lock dist clean
+.PHONY: demo test test-slow test-all test-tl4 bench check docs notebooks lock dist clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/report.html
@@ -51,6 +53,12 @@ check: .venv/.stamp-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(PYTEST) -m "not slow"
+
+docs: .venv/.stamp-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+notebooks: .venv/.stamp-test
+	$(BIN)/python scripts/notebooks.py
 
 .venv/.stamp-test: $(PINS)
 	$(PYTHON) scripts/bootstrap.py test

@@ -1,7 +1,7 @@
 """The lenses on a run: each reads the run, writes a tidy table beside it, and returns a result to look at.
 
     from qfl_interp.analyses import probe, transfer, mdl, emergence, patch, interchange, ablate, ablate_units, polca
-    from qfl_interp.analyses import curvature, validate, timeline, report
+    from qfl_interp.analyses import curvature, validate, timeline, report, compare
 
 Each takes one model in memory too, with the task to look at it on: `probe(model, task=task)`. The functions load on
 first use. Each lens has a module of its own: what it computes, its figure, its table.
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from qfl_interp.analyses.lenses.probe.lens import probe
     from qfl_interp.analyses.lenses.transfer.lens import transfer
     from qfl_interp.analyses.lenses.validate.lens import validate
+    from qfl_interp.analyses.pages.compare import compare
     from qfl_interp.analyses.pages.report import report
+    from qfl_interp.analyses.pages.site import site
     from qfl_interp.analyses.pages.timeline import timeline
     from qfl_interp.analyses.sweeps.across import across
     from qfl_interp.analyses.sweeps.scaling import scaling
@@ -37,6 +39,7 @@ __all__ = [
     "ablate_units",
     "across",
     "capture",
+    "compare",
     "curvature",
     "edge",
     "emergence",
@@ -47,6 +50,7 @@ __all__ = [
     "probe",
     "report",
     "scaling",
+    "site",
     "timeline",
     "transfer",
     "validate",
@@ -60,7 +64,7 @@ def __getattr__(name: str) -> Any:
     found = _load(name)
     if not callable(found):
         return found
-    from qfl_interp.analyses.in_memory import takes_models
+    from qfl_interp.runs.takes_models import takes_models
 
     globals()[name] = takes_models(found)
     return globals()[name]

@@ -8,14 +8,18 @@ lens and know none by name. `part_lens` has the base of those that compute a tab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import torch
+from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View, curves_view
+from qfl_interp.columns import Columns
 from qfl_interp.config import ProbeConfig
-from qfl_interp.plots.panels import Panel, Shade
+from qfl_interp.plots.panels import Panel, Shade, stack_panels
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 
@@ -30,23 +34,25 @@ class Page:
         run: Of what.
         features: Names.
         steps: The checkpoints of what the page computes where it is missing.
-        config: The probes'.
+        config: The probes'; None of a page that computes nothing: any, of each lens the call with most steps.
         n_trials: Random controls of the tests that the page computes; None: it computes no test.
         jobs: Checkpoints at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw bars on standard error.
         beside: Other runs whose loss and exact match are drawn too, as forks and their control.
+        compute: Whether what is missing is computed; if not, lenses show what was computed before.
     """
 
     run: Checkpoints
     features: tuple[str, ...]
     steps: Steps = "all"
-    config: ProbeConfig = field(default_factory=ProbeConfig)
+    config: ProbeConfig | None = field(default_factory=ProbeConfig)
     n_trials: int | None = None
     jobs: int = 1
     device: str | torch.device = "cpu"
     progress: bool = True
     beside: tuple[Checkpoints, ...] = ()
+    compute: bool = True
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -92,6 +98,9 @@ class Lens:
         methods: How its numbers come about, for the report: items of a list, "- **Word** ...".
         limits: What they do not show, likewise.
         order: Where it stands among the lenses of a page.
+        tables: The columns of each table that it writes beside a run, by the table's name.
+        result: Those of what a call gives, by attribute of its result: "rows", its other tables, and under "summary"
+            what the printed summary has beside.
     """
 
     name: ClassVar[str]
@@ -99,6 +108,8 @@ class Lens:
     methods: ClassVar[str] = ""
     limits: ClassVar[str] = ""
     order: ClassVar[int] = 200
+    tables: ClassVar[Mapping[str, Columns]] = MappingProxyType({})
+    result: ClassVar[Mapping[str, Columns]] = MappingProxyType({})
 
     @classmethod
     def auto_steps(cls, page: Page) -> Sequence[int]:
@@ -107,7 +118,10 @@ class Lens:
 
     @classmethod
     def prepare(cls, page: Page) -> None:
-        """Compute what the page needs of it in any case; by default nothing. What fails here ends the page."""
+        """Compute what the page needs of it in any case; by default nothing. What fails here ends the page.
+
+        It is not asked where the page computes nothing (`page.compute`).
+        """
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
@@ -123,6 +137,21 @@ class Lens:
     def findings(cls, page: Page) -> list[Finding]:
         """Its verdicts for the report's head."""
         return []
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        """What it shows of a run at one step, of what was computed before: nothing is computed, and little read.
+
+        By default its panels with the step marked, where the table of its name has a part.
+        """
+        if cls.panels.__func__ is Lens.panels.__func__ or not run.table(cls.name).names():
+            return []
+
+        def draw(_: Any) -> Figure:
+            features = tuple(name for name, feature in run.task.features.items() if feature.by_default)
+            return stack_panels(cls.panels(Page(run, features, progress=False)), None, filename=cls.name)
+
+        return [curves_view(cls.name, cls.question, run, draw, lambda _: run.table(cls.name).read())]
 
     @classmethod
     def shading(cls, page: Page) -> Shading | None:

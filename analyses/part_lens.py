@@ -15,14 +15,17 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
+from qfl_interp.analyses.at_step import StepTable, View
 from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.analyses.choose import features_in
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.errors import QflError
-from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.plots.axes import TRAINING_AXES
+from qfl_interp.plots.panels import Panel, mark_step, stack_panels
+from qfl_interp.plots.rows import rows_figure
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import distinct, groups, select
 
@@ -58,16 +61,20 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
 
     Attributes:
         by: Columns that tell apart what one figure shows.
+        together: Those of them that one figure at a step shows all values of.
         of_probes: Whether its column `settings` names the configuration of probes: a page shows those of its own.
         step_column: The column that counts a call's steps.
+        call_column: The column that tells calls apart.
         apart: Whether several processes may compute pieces of one model; each then has its own view.
         run: What is looked at.
         device: Where to compute.
     """
 
     by: ClassVar[tuple[str, ...]] = ("run_id",)
+    together: ClassVar[tuple[str, ...]] = ()
     of_probes: ClassVar[bool] = False
     step_column: ClassVar[str] = "step"
+    call_column: ClassVar[str] = "analysis"
     apart: ClassVar[bool] = False
 
     run: Checkpoints
@@ -149,7 +156,7 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     @classmethod
     def _lacking(cls, rows: pd.DataFrame) -> list[str]:
         """The columns by which calls are told apart that rows do not have."""
-        return [name for name in (*cls.by, cls.step_column, "analysis") if name not in rows]
+        return [name for name in (*cls.by, cls.step_column, cls.call_column) if name not in rows]
 
     def _require_columns(self, rows: pd.DataFrame) -> None:
         """Raise `QflError` where rows lack what pages tell calls apart by; of a lens that draws some itself."""
@@ -167,6 +174,39 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
     def sections_of(rows: pd.DataFrame) -> list[Section]:
         """Sections of such rows."""
         return []
+
+    @staticmethod
+    def findings_of(rows: pd.DataFrame) -> list[Finding]:
+        """What such rows say, for the report's head."""
+        return []
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        """Its table at a step, one value of each of the columns `by` not drawn together, as `draw_at` draws it."""
+        kept = cls.kept(run)
+        return [kept.view(cls.name, cls.question, cls.draw_at)] if kept.steps else []
+
+    @classmethod
+    def kept(cls, run: Checkpoints) -> StepTable:
+        """Its table by step."""
+        return StepTable(run.table(cls.name), [name for name in cls.by if name != "run_id"], cls.together)
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        """The figure at a step; by default its panels with the step marked, else its first section, else the rows.
+
+        Args:
+            rows: Of one call for each value of `by`: of the step, of others, and of controls, so that colours and
+                ranges can be the same at every step.
+            step: Which one.
+        """
+        of_step = select(rows, **{cls.step_column: step})
+        if cls.panels_of is not PartLens.panels_of:
+            figure = stack_panels(cls.panels_of(rows), None, filename=cls.name)
+            known = [axis.column for axis in TRAINING_AXES if axis.column in of_step]
+            return mark_step(figure, step, {"step": step, **of_step[known].iloc[0].to_dict()})
+        drawn = [] if cls.sections_of is PartLens.sections_of else cls.sections_of(of_step)
+        return next((section.figure for section in drawn if section.figure is not None), None) or rows_figure(of_step)
 
     @classmethod
     def parts_of(cls, rows: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -202,14 +242,14 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return rows
         if lacking := cls._lacking(rows):
             raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
-        if cls.of_probes:
+        if cls.of_probes and page.config is not None:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:
             more = [
                 n for n in distinct(rows, "feature") if n not in page.features and features_in(n) <= {*page.features}
             ]
             rows = pd.concat([select(rows, feature=n) for n in (*page.features, *more)], ignore_index=True)
-        return rows_of_one_call(rows, cls.by, step=cls.step_column)
+        return rows_of_one_call(rows, cls.by, step=cls.step_column, call=cls.call_column)
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
@@ -226,6 +266,14 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
             return []
         rows = cls.stored(page)
         return [] if rows.empty else cls.sections_of(rows)
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        """Findings of what was computed before."""
+        if cls.findings_of is PartLens.findings_of:
+            return []
+        rows = cls.stored(page)
+        return [] if rows.empty else cls.findings_of(rows)
 
 
 def _say_why(lens: str, n: int, wanted: Mapping[str, Any], stored: Sequence[Mapping[str, Any]]) -> None:

@@ -11,22 +11,25 @@ from qfl_interp.stats import Interval, holm
 from qfl_interp.tables import column, groups
 
 
-def rows_of_one_call(rows: pd.DataFrame, by: Sequence[str], *, step: str = "step") -> pd.DataFrame:
+def rows_of_one_call(
+    rows: pd.DataFrame, by: Sequence[str], *, step: str = "step", call: str = "analysis"
+) -> pd.DataFrame:
     """For each value of the columns `by`, the rows of one call.
 
     Of several calls with other settings, it is the one with most steps, and of those the one with most rows: a curve
     never mixes settings.
 
     Args:
-        rows: Of any number of calls, which the column "analysis" tells apart.
+        rows: Of any number of calls.
         by: Columns that tell apart what is shown, such as feature and label.
         step: The column that counts a call's steps.
+        call: The column that tells calls apart.
     """
     if rows.empty:
         return rows
-    calls = rows.groupby([*by, "analysis"], as_index=False).agg(n_steps=(step, "nunique"), n_rows=(step, "size"))
+    calls = rows.groupby([*by, call], as_index=False).agg(n_steps=(step, "nunique"), n_rows=(step, "size"))
     largest = calls.sort_values(["n_steps", "n_rows"], ascending=False, kind="stable").drop_duplicates(list(by))
-    return rows.merge(largest[[*by, "analysis"]])
+    return rows.merge(largest[[*by, call]])
 
 
 def interval_columns(name: str, interval: Interval | None) -> dict[str, float]:

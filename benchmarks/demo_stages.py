@@ -19,6 +19,8 @@ TITLE = "Stages of the demo: seconds, and processor seconds, without imports"
 _HERE = Path(__file__).parents[1]
 # Checkpoints that are probed: early, on the plateau, in the fall, last.
 _PROBED = (0, 64, 151, 179, 264, 716)
+# Stages that the demo of before did not have.
+_NEW = ("patch", "ablate_units")
 
 # What runs in a checkout: its own demo's settings.
 _WORK = """
@@ -34,8 +36,15 @@ if stage.startswith("train"):
     qfl.train(qfl.load_task("addition", length=16), demo.MODEL, config, folder, device=device, progress=False)
 elif stage == "probe":
     probe(run, steps=probed, config=demo.PROBE, n_untrained=0, device=device, progress=False)
-else:
+elif stage == "ablate":
     ablate(run, config=demo.PROBE, device=device, progress=False)
+elif stage == "patch":
+    from qfl_interp.analyses import patch
+    how = {"components": demo.COMPONENTS, "n_pairs": demo.N_PAIRS, "attribution": False}
+    patch(run, "carry", **how, device=device, progress=False)
+else:
+    from qfl_interp.analyses import ablate_units
+    ablate_units(run, device=device, progress=False)
 after = os.times()
 print(json.dumps([time.perf_counter() - wall, after.user + after.system - before.user - before.system]))
 """
@@ -64,13 +73,15 @@ def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
     before = os.environ.get("QFL_BEFORE")
     checkouts = {"now": _HERE} | ({"before": Path(before).resolve()} if before else {})
     stages = {"train, validations first and last": (1, 1), "train": (1, 1)}
-    stages |= {} if quick else {"probe": (2, len(_PROBED)), "ablate": (2, 1)}
+    stages |= {} if quick else {"probe": (2, len(_PROBED)), "ablate": (2, 1), **dict.fromkeys(_NEW, (2, 1))}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for stage, (rounds, parts) in stages.items():
             best: dict[str, tuple[float, float]] = {}
             for _ in range(rounds):
                 for name, checkout in checkouts.items():
+                    if name == "before" and stage in _NEW:
+                        continue
                     folder = Path(scratch) / (name if "," not in stage else f"{name}-bare")
                     # What the round before has written would be taken as it is.
                     shutil.rmtree(folder / "analyses" / stage, ignore_errors=True)

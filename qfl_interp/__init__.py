@@ -1,11 +1,14 @@
 """qfl_interp: watch small transformers learn algorithms.
 
-The names below load on first use, so that importing the package costs nothing.
+The names below load on first use, so that importing the package costs nothing. So do the registered analyses,
+`qfl_interp.probe(run)`, which are methods of a run too, `run.probe()`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from qfl_interp.lazy import lazy_names
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from qfl_interp import testing as testing
     from qfl_interp import training as training
     from qfl_interp.activations.store import ActivationStore
+    from qfl_interp.analyses.pages.compare import compare
+    from qfl_interp.analyses.view.serve import view
     from qfl_interp.config import Intervene, ModelConfig, ProbeConfig, TrainConfig
     from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
     from qfl_interp.data.examples import ExampleStream, held_out
@@ -69,4 +74,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__getattr__, __dir__ = lazy_names(__name__)
+
+def _analyses() -> dict[str, Callable[[], Any]]:
+    """The registered analyses as functions of a run; a room or a name above goes before one of its name."""
+    from qfl_interp.runs.analyses import analyses, analysis
+
+    return {name: functools.partial(analysis, name) for name in analyses()}
+
+
+__getattr__, __dir__ = lazy_names(__name__, _analyses)

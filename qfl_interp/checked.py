@@ -31,7 +31,8 @@ def _require(ok: bool, rule: str, value: object, advice: str) -> None:
 def _require_word(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise ValueError with the words there are, and the nearest, unless `value` is one of them."""
     listed = " or ".join((", ".join(map(repr, known[:-1])), repr(known[-1])))
-    _require(value in known, f"{name} must be {listed}", value, nearest(value, known).strip())
+    if value not in known:  # the nearest is looked for where it is said: it takes longer than all other checks
+        _require(False, f"{name} must be {listed}", value, nearest(value, known).strip())
 
 
 def _shown(value: object) -> str:

@@ -6,13 +6,15 @@ import ast
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qfl_interp.errors import nearest
 
 
-def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(
+    package: str, others: Callable[[], Mapping[str, Callable[[], Any]]] = dict
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package that loads each of its public names when it is first asked for.
 
     The public names are those that the package imports under `if TYPE_CHECKING`: type checkers and this function read
@@ -24,6 +26,11 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         __getattr__, __dir__ = lazy_names(__name__)
 
     A name must differ from the submodules of the package: importing a submodule sets it as an attribute.
+
+    Args:
+        package: Its name.
+        others: What finds further names, which are no part of `__all__`, and what each is made by; asked when none of
+            the public names is meant.
 
     Returns:
         The two functions; an unknown name raises AttributeError, which suggests the nearest and lists the public ones.
@@ -43,8 +50,11 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         where = modules()
         if name == "__all__":
             return [known for known, module in where.items() if module != package]
+        if name not in where and not name.startswith("_") and (make := others().get(name)):
+            setattr(sys.modules[package], name, make())
+            return getattr(sys.modules[package], name)
         if name not in where:
-            known = f"{nearest(name, where)} Public names: {', '.join(where)}."
+            known = f"{nearest(name, [*where, *others()])} Public names: {', '.join(where)}."
             raise AttributeError(f"module {package!r} has no attribute {name!r}.{known}")
         submodule = where[name] == package
         found = importlib.import_module(f"{package}.{name}" if submodule else where[name])
@@ -53,6 +63,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
         return value
 
     def listed() -> list[str]:
-        return [*modules(), "__all__", *(name for name in vars(sys.modules[package]) if name.startswith("__"))]
+        own = (name for name in vars(sys.modules[package]) if name.startswith("__"))
+        return list(dict.fromkeys([*modules(), *others(), "__all__", *own]))
 
     return load, listed

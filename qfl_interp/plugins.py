@@ -18,6 +18,7 @@ TASKS = "qfl_interp.tasks"
 LENSES = "qfl_interp.lenses"
 ANALYSES = "qfl_interp.analyses"
 SWEEP_ANALYSES = "qfl_interp.sweep_analyses"
+COMMANDS = "qfl_interp.commands"
 
 
 def is_own(point: EntryPoint) -> bool:

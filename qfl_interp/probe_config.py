@@ -25,8 +25,8 @@ class ProbeConfig(_Config):
         n_test: Examples they are scored on, from another such split.
         seed: Draws those examples and the shuffled labels.
         shuffled_control: Fit every probe once more on shuffled labels.
-        max_iter: Newton iterations at most; one that has not converged by then is reported, not hidden.
-        site: What is read: a name of `qfl_interp.models.hooks.Site` such as "resid_post", "resid_mid", "attn_out",
+        max_iter: Newton iterations at most; the result reports a probe that has not converged by then.
+        site: What probes read: a name of `qfl_interp.models.hooks.Site` such as "resid_post", "resid_mid", "attn_out",
             "mlp_out", or "z" for every head on its own.
         pooled: One probe for all labels of a feature instead of one for each: the paper's option.
 

@@ -7,7 +7,13 @@ most one a minute, and one at the end.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import multiprocessing
+import os
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from rich.cells import cell_len
@@ -21,6 +27,11 @@ from rich.text import Text
 FIELDS: Final = "  "
 _BAR: Final = (8, 24)
 _EVERY_SECONDS: Final = 60.0
+
+# Names the file that bars write how far they are into, for whoever watches from another process.
+PROGRESS_FILE: Final = "QFL_PROGRESS_FILE"
+# At most so often.
+_SECONDS: Final = 0.2
 
 
 def progress_bar(*, enabled: bool) -> Progress:
@@ -42,8 +53,32 @@ def _shown(position: Callable[[Task], str], speed_seconds: float, enabled: bool)
     return kind(position, console=console, disable=not enabled, speed_estimate_period=speed_seconds)
 
 
-class _Bar(Progress):
-    """A live line for each task, never longer than the terminal is wide.
+class _Told:
+    """A file of how far a bar is, whether it is shown or not: `{"what", "done", "total", "detail"}`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._last = file, 0.0
+
+    def tell(self, task: Task) -> None:
+        """Write the file, unless that was done just now."""
+        if task.finished or not task.completed or time.monotonic() - self._last >= _SECONDS:
+            self._last = time.monotonic()
+            said = {"what": task.description, "done": task.completed, "total": task.total}
+            data = json.dumps(said | {"detail": str(task.fields.get("detail", ""))})
+            with contextlib.suppress(OSError):  # what is watched goes on without a watcher
+                beside = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+                beside.write_text(data)
+                os.replace(beside, self._file)
+
+
+def _told() -> _Told | None:
+    """The file that a watcher asked for; of the process that was asked to, not of its workers."""
+    file = os.environ.get(PROGRESS_FILE)
+    return _Told(Path(file)) if file and multiprocessing.parent_process() is None else None
+
+
+class _Work(Progress):
+    """What both kinds of bars do: they hand on how far each task is.
 
     Args:
         position: How far a task is, in a few letters.
@@ -51,8 +86,33 @@ class _Bar(Progress):
     """
 
     def __init__(self, position: Callable[[Task], str], **options: Any) -> None:
-        self._position = position
+        self._position, self._told = position, _told()
         super().__init__(**options)
+
+    def add_task(self, description: str, *more: Any, **fields: Any) -> TaskID:
+        """As rich's, handed on."""
+        task_id = super().add_task(description, *more, **fields)
+        self.moved(self._tasks[task_id])
+        return task_id
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """As rich's, handed on."""
+        super().update(task_id, **changes)
+        self.moved(self._tasks[task_id])
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As rich's, handed on."""
+        super().advance(task_id, advance)
+        self.moved(self._tasks[task_id])
+
+    def moved(self, task: Task) -> None:
+        """Called whenever a task is farther."""
+        if self._told:
+            self._told.tell(task)
+
+
+class _Bar(_Work):
+    """A live line for each task, never longer than the terminal is wide."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The lines of the tasks that are visible."""
@@ -74,35 +134,19 @@ class _Bar(Progress):
         return line
 
 
-class _Lines(Progress):
-    """The same as plain lines: at the start, at most once a minute, and at the end.
+class _Lines(_Work):
+    """The same as plain lines: at the start, at most once a minute, and at the end; rich itself prints nothing."""
 
-    Args:
-        position: How far a task is, in a few letters.
-        disable: Whatever is given, nothing moves.
-        **options: Of rich's `Progress`.
-    """
-
-    def __init__(self, position: Callable[[Task], str], *, disable: bool = False, **options: Any) -> None:
-        self._position = position
+    def __init__(self, position: Callable[[Task], str], **options: Any) -> None:
         self._said: dict[TaskID, tuple[float, str]] = {}
-        super().__init__(disable=True, **options)
+        super().__init__(position, **options | {"disable": True})
 
-    def update(self, task_id: TaskID, **changes: Any) -> None:
-        """As rich's, and a line where the last one is a minute old or nothing was said yet."""
-        super().update(task_id, **changes)
-        self._may_say(task_id)
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """As rich's, likewise."""
-        super().advance(task_id, advance)
-        self._may_say(task_id)
-
-    def add_task(self, description: str, *more: Any, **fields: Any) -> TaskID:
-        """As rich's, with the first line."""
-        task_id = super().add_task(description, *more, **fields)
-        self._may_say(task_id)
-        return task_id
+    def moved(self, task: Task) -> None:
+        """A line where the last one is a minute old, or nothing was said yet."""
+        super().moved(task)
+        at, _ = self._said.get(task.id, (-_EVERY_SECONDS, ""))
+        if task.visible and self.get_time() - at >= _EVERY_SECONDS:
+            self._say(task)
 
     def stop(self) -> None:
         """The last line of each task, where it says something new."""
@@ -110,12 +154,6 @@ class _Lines(Progress):
             if task.visible:
                 self._say(task)
         super().stop()
-
-    def _may_say(self, task_id: TaskID) -> None:
-        task = self._tasks[task_id]
-        at, _ = self._said.get(task_id, (-_EVERY_SECONDS, ""))
-        if task.visible and self.get_time() - at >= _EVERY_SECONDS:
-            self._say(task)
 
     def _say(self, task: Task) -> None:
         text = " ".join(filter(None, [task.description, _fitting(self._position(task), task, 10_000)]))

@@ -45,5 +45,10 @@ def groups(table: pd.DataFrame, name: str) -> list[tuple[Any, pd.DataFrame]]:
 
 
 def titled(table: pd.DataFrame, titles: Mapping[str, str]) -> pd.DataFrame:
-    """Some columns under the names that a reader sees; those that the table lacks are left out."""
-    return table.filter(list(titles)).rename(columns=dict(titles))
+    """Some columns under the names that a reader sees; those that the table lacks are left out.
+
+    Its `attrs["names"]` has the columns' own names by those, by which their definitions are found.
+    """
+    shown = table.filter(list(titles)).rename(columns=dict(titles))
+    shown.attrs["names"] = {title: name for name, title in titles.items() if title in shown}
+    return shown

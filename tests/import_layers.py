@@ -28,6 +28,7 @@ GROUND = (
     "plugins",
     "seeding",
     "tables",
+    "columns",
     "stats",
     "progress",
     "threads",

@@ -7,15 +7,18 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import xarray
 
 import qfl_interp as qfl
 from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.columns import Columns
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import LENSES, entry_points
 from qfl_interp.report.page import Section
@@ -39,7 +42,10 @@ CONFIGS: dict[type, Any] = {
     qfl.ProbeConfig: qfl.ProbeConfig(n_train=64, n_test=64),
     qfl.PolcaConfig: qfl.PolcaConfig(basis="random", n_directions=3, n_examples=80, n_hessian=40, seed=1),
     qfl.CurvatureConfig: qfl.CurvatureConfig(n_examples=4, n_rank_examples=8, tol=0.5, max_products=12),
+    qfl.SgldConfig: qfl.SgldConfig(n_chains=2, n_draws=2, n_burn_in=1, batch_size=2),
 }
+# Whose summary has a column a step.
+OPEN_SUMMARIES = {"transfer"}
 KEYS = {"run_id", "config_hash", "seed"}
 
 
@@ -88,6 +94,49 @@ def check_rows(rows: pd.DataFrame) -> None:
         assert len(set(rows[column].dropna().map(type))) <= 1, f"{column} has values of several types"
     assert not rows.duplicated().any()
     json.loads(rows.to_json(orient="records"))
+
+
+def check_columns(names: Iterable[str], defined: Columns) -> None:
+    """A table's columns are those that are defined: none without a definition, none defined that is never there."""
+    names = set(names)
+    assert names <= set(defined), f"without a definition: {sorted(names - set(defined))}"
+    unused = {name for name, column in defined.items() if not column.only} - names
+    assert not unused, f"defined, but not there: {sorted(unused)}"
+    for name, column in defined.items():
+        assert column.text, name
+        assert not column.text.endswith("."), name
+
+
+def check_tables(run: qfl.Run, lens: type[Lens], result: Any) -> None:
+    """The tables that it wrote, and those of its result, have the columns that it defines."""
+    written = {path.name for path in (run.path / "analyses").glob("*")}
+    for name, defined in lens.tables.items():
+        if name in written:
+            check_columns(run.table(name).read().columns, defined)
+    for name, defined in lens.result.items():
+        if name != "summary":
+            check_columns(getattr(result, name).columns, defined)
+    assert "not defined" not in repr(result.columns_help())
+    named = {name for table in lens.result.values() for name in table}
+    known = lens.name in OPEN_SUMMARIES or set(map(str, result.summary)) <= named
+    assert known, f"summary without a definition: {sorted(set(map(str, result.summary)) - named)}"
+
+
+def check_cube(result: Any) -> None:
+    """Every number of the labelled array is that of the row with the values of its axes."""
+    rows, dims = result.rows, result.cube.dims
+    names = [name for name in ("feature", "label") if name in rows and name not in dims]
+    chosen = {name: rows[name].iloc[0] for name in names if rows[name].nunique() > 1}
+    found = result.to_xarray(**chosen)
+    assert tuple(found.sizes) == dims
+    for name, value in (dict(result.cube.chosen) | chosen).items():
+        rows = rows[rows[name] == value]
+    numbers = [name for name in found.data_vars if found[name].dtype.kind == "f"]
+    assert numbers
+    places = {dim: xarray.DataArray(rows[dim].to_numpy(), dims="row") for dim in dims}
+    for name in numbers:
+        assert found[name].dims == dims
+        np.testing.assert_array_equal(found[name].sel(places).to_numpy(), rows[name].to_numpy(), err_msg=name)
 
 
 def files_of(run: qfl.Run) -> dict[Path, bytes]:

@@ -115,20 +115,21 @@ def test_public_names_are_pinned_and_import():
         "ActivationStore", "Batch", "Checkpoints", "CurvatureConfig", "DivergedError", "ExampleStream", "Execution",
         "Feature", "FixedFeature", "FixedTask", "Intervene", "Intervention", "ModelConfig", "Pairs", "PolcaConfig",
         "ProbeConfig", "QflError", "Recorder", "RecorderCallback", "Run", "SgldConfig", "Site", "Suite", "Sweep",
-        "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "check_suite", "estimate_sweep",
-        "fast_logits", "fork", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on", "load_task",
-        "mean", "patch", "project_out", "read_activations", "register_loss", "register_task", "replay", "resample",
-        "resume", "run_sweep", "save_figure", "sweep_status", "task_names", "train", "write_activation", "zero",
+        "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "check_suite", "compare",
+        "estimate_sweep", "fast_logits", "fork", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on",
+        "load_task", "mean", "patch", "project_out", "read_activations", "register_loss", "register_task", "replay",
+        "resample", "resume", "run_sweep", "save_figure", "sweep_status", "task_names", "train", "view",
+        "write_activation", "zero",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
-        "ablate", "ablate_units", "across", "capture", "curvature", "edge", "emergence", "interchange", "mdl", "patch",
-        "polca", "probe", "report", "scaling", "timeline", "transfer", "validate",
+        "ablate", "ablate_units", "across", "capture", "compare", "curvature", "edge", "emergence", "interchange",
+        "mdl", "patch", "polca", "probe", "report", "scaling", "site", "timeline", "transfer", "validate",
     ]  # fmt: skip
     for package in (qfl, analyses):
         for name in package.__all__:
             assert callable(getattr(package, name)), name
     assert set(qfl.__all__) <= set(dir(qfl))
-    with pytest.raises(AttributeError, match=r"'Trainer'. Did you mean 'train'.*\? Public names: ActivationStore, "):
+    with pytest.raises(AttributeError, match=r"'Trainer'. Did you mean .*'train'.*\? Public names: ActivationStore, "):
         _ = qfl.Trainer
     with pytest.raises(AttributeError, match=r"no attribute 'xyzzy'. Public names: "):
         _ = qfl.xyzzy

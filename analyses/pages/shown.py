@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.lens import NO_SHADING, Lens, Page, Shading
-from qfl_interp.analyses.loss_curve import loss_curve
+from qfl_interp.analyses.loss_curve import LossCurve, known_loss_curve, loss_curve
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.analyses.registered import registered
+from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.plugins import warn
 from qfl_interp.runs.series import Checkpoints
@@ -24,7 +25,8 @@ class Shown:
     """The lenses of a page, asked one after the other; one that failed is not asked again.
 
     Args:
-        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised.
+        page: What each is asked about; it first computes what it must. What fails there of our lenses is raised. A
+            page that computes nothing raises where its loss is not known, and names a lens that fails.
 
     Attributes:
         faults: A line on each that could not be loaded or asked.
@@ -35,14 +37,14 @@ class Shown:
         found = registered()
         self.faults = list(found.faults)
         self._lenses = list(found.lenses)
-        if page.steps == "auto":
+        if page.steps == "auto" and page.compute:
             needed = {
                 step for lens in found.lenses for step in self._must(lens, lambda lens: lens.auto_steps(page)) or []
             }
             page = dataclasses.replace(page, steps=sorted(needed) or "all")
         self.page = page
-        self.losses = loss_curve(page.run, **page.way)
-        for lens in found.lenses:
+        self.losses = self._losses(page.run)
+        for lens in found.lenses if page.compute else ():
             self._must(lens, lambda lens: lens.prepare(page))
 
     def ask(self, what: Callable[[type[Lens]], Sequence[ItemT]], kind: type[ItemT]) -> list[ItemT]:
@@ -72,7 +74,7 @@ class Shown:
     def timeline(self, panels: dict[type[Lens], list[Panel]]) -> Figure:
         """The figure of these panels, below loss and exact match."""
         shading = self._shading()
-        beside = {_named(run, self.page.run): loss_curve(run, **self.page.way).rows for run in self.page.beside}
+        beside = {_named(run, self.page.run): self._losses(run).rows for run in self.page.beside}
 
         def drawn(shown: Sequence[Panel]) -> Figure:
             unit = self.page.run.loss_unit
@@ -84,6 +86,15 @@ class Shown:
             # Whose panel it is that cannot be stacked.
             good = [own for lens, own in panels.items() if self._tried(lens, lambda _, own=own: drawn(own)) is not None]
             return drawn([panel for own in good for panel in own])
+
+    def _losses(self, run: Checkpoints) -> LossCurve:
+        """The loss of a run; `QflError` where it is not known and the page computes nothing."""
+        if self.page.compute:
+            return loss_curve(run, **self.page.way)
+        known = known_loss_curve(run)
+        if known is None:
+            raise QflError(f"the loss of {run.path} is not known yet. `qfl validate` measures its checkpoints.")
+        return known
 
     def warn(self) -> None:
         """Say on standard error what is not shown."""
@@ -111,6 +122,12 @@ class Shown:
             self.faults.append(f"lens {lens.name!r} ({lens.__module__}:{lens.__name__}) cannot be shown: {text}")
             self._lenses = [other for other in self._lenses if other is not lens]
             return None
+
+
+def is_curve(panel: Panel) -> bool:
+    """Whether a panel has more than one step."""
+    columns: list[Any] = [trace["x"] for trace in panel.traces]
+    return len({float(x) for column in columns for x in column}) > 1
 
 
 def _named(run: Checkpoints, shown: Checkpoints) -> str:

@@ -35,16 +35,23 @@ _COMMON: dict[str, Any] = {
         typer.Option(
             "--steps",
             "--step",
-            help="all, last, log:20, every:100, 130, or 1000,2000; auto, where verdicts are asked for.",
+            help="all, last, log:20, every:100, 130, or 1000,2000; for verdicts also auto.",
         ),
     ],
     "jobs": Annotated[int, typer.Option("--jobs", "-j", help="Checkpoints at a time, each in a process of its own.")],
     "device": Device,
 }
+_RUNS_AND_FEATURES = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]... [FEATURE]...",
+        help="More runs, which are compared with the first; and features, the task's usual ones by default.",
+    ),
+]
 _REPLAY = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Look at every so many steps: those that were not saved are trained again, to the same bits."
+        min=1, help="Look at every so many steps; training repeats those that it did not save, to the same bits."
     ),
 ]
 _ENDINGS = "A page (.html), a picture (.png, .svg, .pdf), or plotly's .json."
@@ -57,7 +64,7 @@ _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 def opens(read: Signature) -> bool:
     """Whether a command can open the function's first parameter: a run or a sweep."""
     first = next(iter(read.parameters.values()), None)
-    return first is not None and bool(_opened(first.annotation))
+    return first is not None and bool(_first_opened(first))
 
 
 def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str, name: str) -> Callable[..., None]:
@@ -81,20 +88,26 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
         text = f"The page; {name}.html in the run by default." if is_figure else "Also draw the figure into this file."
         options["--out"] = _keyword("out", Annotated[Path | None, typer.Option(help=f"{text} {_ENDINGS}")], None)
         options["--width"] = _keyword("width", _WIDTH, None)
-    kind = _opened(first.annotation)
+    kind, several = _first_opened(first), any(get_origin(kind) is Sequence for kind in _kinds(first.annotation))
+    if several:
+        options["features"] = _keyword("features", _RUNS_AND_FEATURES, None)
     subject = _keyword(first.name, SweepFolder if kind == "Sweep" else RunPath, Parameter.empty)
     if kind == "Checkpoints":
         options["--replay"] = _keyword("replay", _REPLAY, None)
     parameters = [subject, *options.values(), _keyword("as_json", AsJson, False)]
 
     def command(**given: Any) -> None:
-        values = {parameter: take(given) for parameter, take in takes.items() if take is not None}
         opened = _open(kind, given[first.name])
+        others: list[str] = []
+        if several:
+            given["features"], others = _runs_among(given["features"] or [], opened)
+        values = {parameter: take(given) for parameter, take in takes.items() if take is not None}
         if given.get("replay") is not None:
             from qfl_interp.training.replay import replay
 
             opened = replay(opened, given["replay"])
-        found = load()(opened, **{parameter: value for parameter, value in values.items() if value is not None})
+        looked_at = [opened, *(_open(kind, path) for path in others)] if others else opened
+        found = load()(looked_at, **{parameter: value for parameter, value in values.items() if value is not None})
         page = None if "out" in takes else given["out"]
         beside = functools.partial(_beside, opened, given[first.name], f"{name}.html")
         _show(found, page, beside, width=given.get("width"), as_json=given["as_json"])
@@ -112,6 +125,19 @@ def _opened(kind: Any) -> str:
     """The name of a class that a command opens by its path; empty for another type."""
     name = getattr(kind, "__name__", "")
     return name if name in OPENED else ""
+
+
+def _first_opened(first: Parameter) -> str:
+    """The name of the class that a command opens for a function's first parameter, or for each of several of it."""
+    return next(filter(None, map(_opened, _kinds(first.annotation))), "")
+
+
+def _runs_among(words: Sequence[str], opened: Any) -> tuple[list[str] | None, list[str]]:
+    """Words that name features, None where there are none, and words that name other runs, which have a path."""
+    from qfl_interp.runs.opening import is_checkpoints
+
+    paths = [w for w in words if "/" in w or (is_checkpoints(w) and w not in opened.task.features)]
+    return [word for word in words if word not in paths] or None, paths
 
 
 def _kinds(annotation: Any) -> list[Any]:

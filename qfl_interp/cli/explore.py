@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import functools
+import textwrap
+from types import MethodType
 from typing import Annotated, Any
 
 import typer
 
 from qfl_interp.cli.output import Device, RunPath
-from qfl_interp.cli.registered import functions
 
 _BANNER = """qfl explore: {run!r}
   run, task, model (step {step})      the open run, its task, its HookedTransformer
   examples, batch, tokens, logits     {n} test examples: raw, encoded, the model's answers
   cache                               every activation on them: cache["resid_post", 2]
-  {analyses:<36}analyses of this run: probe("carry")
   qfl                                 the library: qfl.interventions_on, qfl.project_out, ...
+Analyses of this run, as probe("carry"); probe? says what one does:
+{analyses}
 """
 
 
@@ -47,7 +48,7 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
 
     import qfl_interp as qfl
     from qfl_interp.memory import available_bytes, require_memory
-    from qfl_interp.plugins import ANALYSES, LENSES
+    from qfl_interp.runs.analyses import loaded_analyses
     from qfl_interp.runs.opening import open_checkpoints
 
     run = open_checkpoints(path)
@@ -62,8 +63,10 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
     require_memory(4 * len(examples) * task.n_ctx * a_token, available_bytes(device), what, "Take a smaller --n.")
     with torch.no_grad():
         logits, cache = model.run_with_cache(batch.tokens.to(device))
-    found = {name: functools.partial(function, run) for name, function in functions(LENSES, ANALYSES).items()}
-    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(found))
+    # Bound as methods are: what IPython shows of `probe?` is the function's own.
+    found = {name: MethodType(function, run) for name, function in loaded_analyses().items()}
+    listed = textwrap.fill(", ".join(found), 78, initial_indent="  ", subsequent_indent="  ")
+    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=listed)
     return {
         "qfl": qfl, "torch": torch, "run": run, "task": task, "model": model, "examples": examples, "batch": batch,
         "tokens": batch.tokens, "logits": logits, "cache": cache, "banner": banner, **found,

@@ -35,7 +35,7 @@ def fork(
         list[str] | None, typer.Option(metavar="MODULE=STEP", help="A module that starts from an older step.")
     ] = None,
     project_out: Annotated[
-        str | None, typer.Option(metavar="FEATURE", help="Take its directions out.", rich_help_panel=_ACTS)
+        str | None, typer.Option(metavar="FEATURE", help="Take this feature's directions out.", rich_help_panel=_ACTS)
     ] = None,
     random: Annotated[
         str | None,
@@ -53,17 +53,22 @@ def fork(
         str, typer.Option(help="Blocks, as 0,1; by default all.", rich_help_panel=_ACTS, show_default=False)
     ] = "",
     labels: Annotated[
-        str, typer.Option(help="Its labels, as 0,1; by default all.", rich_help_panel=_ACTS, show_default=False)
+        str,
+        typer.Option(help="Labels of the feature, as 0,1; by default all.", rich_help_panel=_ACTS, show_default=False),
     ] = "",
     site: Annotated[str, typer.Option(help="What is changed in a block.", rich_help_panel=_ACTS)] = "resid_post",
     directions: Annotated[
         Literal["probe", "written"],
-        typer.Option(help="Of probes, or along which the mean activation moves.", rich_help_panel=_ACTS),
+        typer.Option(
+            help="Those of its probes, or those along which its mean activation moves.", rich_help_panel=_ACTS
+        ),
     ] = "probe",
     refit_every: Annotated[
         int, typer.Option(help="Fit directions again every so many steps; 0 for once.", rich_help_panel=_ACTS)
     ] = 0,
-    n_fit: Annotated[int, typer.Option(help="Examples they are fitted on.", rich_help_panel=_ACTS)] = 2000,
+    n_fit: Annotated[
+        int, typer.Option(help="Examples that the directions are fitted on.", rich_help_panel=_ACTS)
+    ] = 2000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the fork in --out if there is one.")] = False,
     device: Device = "cpu",
     quiet: Quiet = False,

@@ -25,7 +25,7 @@ from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.cli.tasks import tasks
 from qfl_interp.cli.train import resume, train
 from qfl_interp.cli.verify import verify
-from qfl_interp.plugins import ANALYSES, LENSES
+from qfl_interp.plugins import ANALYSES, COMMANDS, LENSES
 
 # Objects made between two looks for unreachable ones. Python's 700 costs a sixth of a report's time: what imports make
 # stays, and is looked through again and again.
@@ -35,7 +35,7 @@ _INTERRUPTED = 130
 
 _HELP = """Watch small transformers learn algorithms.
 
-Train a run, then look at it through several lenses on one compute axis. A first session:
+Train a run, then look at it through many lenses on one compute axis. A first session:
 
     qfl train addition --length 16 --budget 3e12 --out runs/add16
     qfl probe runs/add16
@@ -45,17 +45,18 @@ Train a run, then look at it through several lenses on one compute axis. A first
     qfl ablate runs/add16
     qfl report runs/add16
 
-Every command has --help; every analysis has --json, skips what is already computed, and can be stopped and called
+Every command has --help, every analysis --json. An analysis skips what it computed before: stop it and call it
 again. Set QFL_TRACEBACK=1 to see where an error comes from.
 """
 
 
-def _say_version(wanted: bool) -> None:
-    """Print the version, and those of what numbers depend on; end."""
+def _say_version(wanted: bool) -> bool:
+    """Print the version, and those of what numbers depend on; end. What a callback returns is the option's value."""
     if wanted:
         others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformer-lens"))
         print(f"qfl-interp {__version__} ({others}, Python {platform.python_version()})")
         raise typer.Exit
+    return wanted
 
 
 def _options(
@@ -74,7 +75,7 @@ def build_app() -> typer.Typer:
     app.callback()(_options)
     app.add_typer(build_suite_app(), name="suite")
     app.add_typer(build_sweep_app(), name="sweep")
-    add_commands(app, LENSES, ANALYSES)
+    add_commands(app, LENSES, ANALYSES, COMMANDS)
     return app
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -52,12 +51,6 @@ def add_commands(app: typer.Typer, *groups: str) -> None:
         app.command(name, cls=_OnDemand, help=_help(source), rich_help_panel="Analyses")(_maker(source))
 
 
-def functions(*groups: str) -> dict[str, Callable[..., Any]]:
-    """The functions behind these groups' entry points by name; a bad one is named on standard error and left out."""
-    found = {name: function for group in groups for name, function in _loaded(group, _function).items()}
-    return {name.replace("-", "_"): function for name, function in found.items() if function is not None}
-
-
 def _loaded(group: str, load: Callable[[EntryPoint], LoadedT]) -> dict[str, LoadedT]:
     """The good entries of a group; the bad ones are named."""
     loaded, faults = load_all(group, load)
@@ -70,14 +63,6 @@ def _source(point: EntryPoint) -> _Source:
     """An entry point of lenses names the module of the function of its own name, any other one a function."""
     function = point.name.replace("-", "_") if point.group == LENSES else point.attr
     return _Source(point, function, docstring(point.module, function))
-
-
-def _function(point: EntryPoint) -> Any:
-    """The function of a run behind an entry point: its own, or of its name in the package of a command."""
-    source = _source(point)
-    if opens(source.use(signature)):
-        return source.use(imported)
-    return getattr(importlib.import_module(point.module.split(".")[0]), point.name.replace("-", "_"), None)
 
 
 def _maker(source: _Source) -> Callable[[], Callable[..., Any]]:
@@ -110,12 +95,12 @@ class _OnDemand(typer.core.TyperCommand):
     def __init__(self, name: str | None, *, callback: Callable[[], Callable[..., Any]], **settings: Any) -> None:
         super().__init__(name, **settings)
         del self.params, self.callback  # found below
-        self._make = callback
+        self.make = callback
 
     @functools.cached_property
     def _made(self) -> Any:
         app = typer.Typer(add_completion=False)
-        app.command(self.name)(self._make())
+        app.command(self.name)(self.make())
         return typer.main.get_command(app)
 
     @functools.cached_property

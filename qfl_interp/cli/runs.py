@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +10,8 @@ import typer
 from qfl_interp.cli.output import AsJson, print_rows
 from qfl_interp.errors import QflError
 from qfl_interp.files import read_json
-from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE, RunConfig, is_foreign_config
-
-# Enough of a metrics file's end to hold its last line.
-_TAIL_BYTES = 4096
-# Of suite files that are listed.
-SUITE_SUFFIX = ".suite"
+from qfl_interp.runs.config import METRICS_FILE, RunConfig
+from qfl_interp.runs.listing import last_metrics, places
 
 
 def runs(
@@ -27,9 +22,9 @@ def runs(
 
     Example: `qfl runs runs/`
     """
-    found = [path for path in folder.rglob(CONFIG_FILE) if not is_foreign_config(path)]
-    rows = [_row(path.parent) for path in sorted(found)]
-    rows += [_suite_row(path) for path in sorted(folder.rglob(f"*{SUITE_SUFFIX}")) if path.is_file()]
+    found = places(folder)
+    rows = [_row(place.path) for place in found if place.kind == "run"]
+    rows += [_suite_row(place.path) for place in found if place.kind == "suite"]
     print_rows(rows, title=f"runs below {folder}", as_json=as_json)
 
 
@@ -37,7 +32,7 @@ def _row(path: Path) -> dict[str, Any]:
     """One run's line, also where a file of it is damaged: that is named."""
     try:
         config = RunConfig.read(path)
-        last = _last_metrics(path / METRICS_FILE)
+        last = last_metrics(path / METRICS_FILE)
     except (QflError, RecursionError) as error:
         return {"path": str(path), "run": f"unreadable: {error}", **dict.fromkeys(_COLUMNS, "")}
     return {
@@ -63,25 +58,3 @@ def _suite_row(path: Path) -> dict[str, Any]:
 
 
 _COLUMNS = ("model", "seed", "step", "FLOPs", "val_loss", "val_exact")
-
-
-def _last_metrics(path: Path) -> dict[str, Any]:
-    """The last whole row of a metrics file, without reading the rest.
-
-    Raises:
-        QflError: The file or the row cannot be read; names the file.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-        row = json.loads(lines[-2]) if len(lines) > 1 else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise QflError(f"{path} is damaged: {error}. `qfl verify {path.parent}` says more.") from error
-    shown = ("step", "flops", "val_loss", "val_exact")
-    if not isinstance(row, dict) or any(type(row[name]) not in (int, float) for name in shown if name in row):
-        raise QflError(f"{path} is damaged: its last row is none. `qfl verify {path.parent}` says more.")
-    return row

@@ -140,7 +140,7 @@ class Grid:
         left = self._span[0] + place * (width + self._gap)
         top = self._above + block * self._block + self._head + sum(self._heights[:row]) + self._between * row
         y_domain = (max(1 - (top + self._heights[row]) / self.height, 0.0), 1 - top / self.height)
-        return Cell(index * len(self._heights) + row + self._first, (left, left + width), y_domain)
+        return Cell(index * len(self._heights) + row + self._first, (left, min(left + width, 1.0)), y_domain)
 
 
 class PaperGrid(Grid):

@@ -20,6 +20,7 @@ from qfl_interp.plots.theme import (
     FONT_SIZE,
     GREY,
     PURPLE,
+    VERMILLION,
     is_narrow,
     new_figure,
     ordered_colors,
@@ -155,6 +156,34 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
     spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
     figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis={**axis, "showspikes": True, **spike})
     _add_shade(figure, shade, label, axis["range"])
+    return figure
+
+
+def mark_step(figure: go.Figure, step: int, where: Mapping[str, float]) -> go.Figure:
+    """A figure of stacked panels with a vertical line across all of them at a step.
+
+    Args:
+        figure: As `stack_panels` makes it; it is changed.
+        step: Which one.
+        where: How far training was there, by column: `flops`, `tokens`, `step`. A logarithmic axis does not have 0,
+            which the figure says.
+    """
+    traces: Any = figure.data
+    metas = [trace["meta"] for trace in traces]
+    x = float(where[next((meta["over"] for meta in metas if isinstance(meta, dict)), FLOPS.column)])
+    look: dict[str, Any] = {"yanchor": "bottom", "showarrow": False, "yshift": 24, "name": "step"}
+    font = {"size": FONT_SIZE - 1, "color": VERMILLION}
+    layout: Any = figure.layout
+    low, high = layout["xaxis"]["range"]
+    if not x > 0:
+        figure.add_annotation(text_at(f"◂ <b>step {step:,}</b>, before the axis begins", **look, font=font))
+        return figure
+    at = math.log10(x)
+    figure.update_layout(xaxis={"range": [min(low, at - 0.02 * (high - low)), max(high, at + 0.02 * (high - low))]})
+    line = {"width": 1.6, "dash": "dash", "color": VERMILLION}
+    figure.add_shape(stretch(x, x, line=line, xref="x", yref="paper", name="step"))
+    anchor = "left" if at < low + 0.15 * (high - low) else "right" if at > high - 0.15 * (high - low) else "center"
+    figure.add_annotation(text_at(f"<b>step {step:,}</b>", at, **look, xref="x", xanchor=anchor, font=font))
     return figure
 
 

@@ -46,6 +46,7 @@ def over_steps(
     above: int,
     step: int | None = None,
     layout: Callable[[pd.DataFrame], dict[str, Any]] | None = None,
+    slider: bool = True,
 ) -> go.Figure:
     """The figure with one step of a table, under a heading with step and compute; of several steps, with a slider.
 
@@ -60,6 +61,7 @@ def over_steps(
         above: Pixels from the plot area to the heading.
         step: The step shown first; None for the last.
         layout: Further changes of the layout that a step's rows bring.
+        slider: Whether the other steps are drawn too; without it they only have their part in scales and ranges.
 
     Raises:
         ValueError: The rows do not have the step.
@@ -75,6 +77,8 @@ def over_steps(
     drawn: dict[int, list[dict[str, Any]]] = {}
     layouts: dict[int, dict[str, Any]] = {}
     more = 0
+    if not slider:
+        steps = [first]
     for at in steps:
         part = select(rows, step=at)
         text = step_title(part, title) if isinstance(title, str) else title(part)

@@ -167,7 +167,7 @@ def figure_config(figure: go.Figure) -> dict[str, Any]:
         "showSendToCloud": False,
         "plotlyServerURL": "",
         "responsive": True,
-        "toImageButtonOptions": {"format": "svg", **meta},
+        "toImageButtonOptions": {"format": "svg"} | (meta if isinstance(meta, dict) else {}),
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     }
 

@@ -27,7 +27,7 @@ class PolcaConfig(_Config):
         per_checkpoint: Eigenvectors taken at each of them ("hessian" and "shuffled"); the paper takes 1.
         n_directions (--directions): Directions of "random", "parameters" and "trajectory" (the last has one less than
             basis checkpoints at most). The others have as many as their checkpoints give.
-        feature: Whose probes ("probe" only).
+        feature: The feature whose probes give directions ("probe" only).
         accuracy: How a token's loss change along a direction is computed: along the "path" between checkpoints, to
             "second" order, to second order as in the "paper", or to "first" order. See
             `qfl_interp.polca.decomposition`.

@@ -145,8 +145,8 @@ def simpson_weights(n_nodes: int) -> list[float]:
         ValueError: The number of nodes is not odd and at least 3.
 
     Example:
-        >>> [6 * weight for weight in simpson_weights(3)]
-        [1.0, 4.0, 1.0]
+        >>> simpson_weights(3) == [1 / 6, 4 / 6, 1 / 6]
+        True
     """
     if n_nodes < 3 or n_nodes % 2 == 0:
         raise ValueError(

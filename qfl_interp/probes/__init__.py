@@ -1,4 +1,4 @@
-"""Linear probes: what can be read off a model's activations, solved in batches, with their controls."""
+"""Linear probes: what they read in a model's activations, solved in batches, with their controls."""
 
 from qfl_interp.probes.controls import ConstantScores, majority_scores, shuffle_labels
 from qfl_interp.probes.kinds import PROBE_LOSS, Validation, fit_probes, load_probes

@@ -32,7 +32,7 @@ class FolderLock:
     def __init__(self, folder: Path, busy: str) -> None:
         self._folder, self._busy = folder, busy
         self._lock = filelock.FileLock(folder / LOCK, timeout=0)
-        self._owner = {"id": uuid.uuid4().hex, **_this_process()}
+        self._owner = {"id": uuid.uuid4().hex, **process_mark(os.getpid())}
         self._file: tuple[int, int] | None = None
 
     def __enter__(self) -> FolderLock:
@@ -70,7 +70,7 @@ class FolderLock:
     def _claim(self) -> None:
         """Say who holds the lock, unless that is another process that runs."""
         other = _read(self._folder / OWNER)
-        if other is not None and _runs(other):
+        if other is not None and runs(other):
             raise QflError(
                 f"{self._busy} {self._folder}: process {other['pid']} of this machine, though its file {LOCK} was "
                 f"deleted. {_ADVICE}"
@@ -79,12 +79,13 @@ class FolderLock:
         self._file = _identity(self._folder / LOCK)
 
 
-def _this_process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+def process_mark(pid: int) -> dict[str, Any]:
+    """What names a process of this machine among all that it ever has: `pid`, `host`, `started`."""
+    return {"pid": pid, "host": socket.gethostname(), "started": _started(pid)}
 
 
-def _runs(owner: dict[str, Any]) -> bool:
-    """Whether the process that a file names is known to run on this machine."""
+def runs(owner: dict[str, Any]) -> bool:
+    """Whether the process of a mark is known to run on this machine."""
     pid, started = owner.get("pid"), owner.get("started")
     if owner.get("host") != socket.gethostname() or type(pid) is not int or started is None:
         return False
@@ -92,10 +93,12 @@ def _runs(owner: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since the machine did; None where the system does not say, or has none."""
+    """When a process started, in ticks since the machine did; None where the system does not say, or it has ended."""
     try:
-        # The name, in parentheses, may hold spaces; of the fields after it the twentieth is the start.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        # The name, in parentheses, may hold spaces; of the fields after it the first is the state, the twentieth the
+        # start.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # ended, only that nobody has asked how
     except (OSError, IndexError):
         return None
 
@@ -118,10 +121,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether the folder names a process of this machine that writes there and still runs; the lock is not touched."""
+    owner = _read(folder / OWNER)
+    return owner is not None and runs(owner)
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process holds the folder's lock at this moment."""
-    owner = _read(folder / OWNER)
-    if owner is not None and _runs(owner):
+    if is_claimed(folder):
         return True
     if not (folder / LOCK).exists():
         return False

@@ -35,6 +35,12 @@ def open_checkpoints(path: str | Path) -> Checkpoints:
     return Run.open(place)
 
 
+def is_checkpoints(path: str | Path) -> bool:
+    """Whether a path names what `open_checkpoints` opens, as far as a look at it tells."""
+    place = Path(path)
+    return place.is_file() or ((place / CONFIG_FILE).is_file() and not is_foreign_config(place / CONFIG_FILE))
+
+
 def foreign_checkpoints(folder: Path) -> str:
     """Some checkpoints of another training in a folder that is no run, in words; empty where there are none."""
     if is_foreign_config(folder / CONFIG_FILE):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import abc
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from qfl_interp.errors import QflError
+from qfl_interp.errors import QflError, nearest
 from qfl_interp.recipes import loss_unit
+from qfl_interp.runs.analyses import analyses, analysis
 from qfl_interp.runs.table import Table
 from qfl_interp.runs.workplace import TableElsewhere, enter, workplace
 from qfl_interp.seeding import generator
@@ -49,11 +51,28 @@ class Validation(NamedTuple):
 class Checkpoints(abc.ABC):
     """Models of one training, by step, with the task they are examined on and a place for tables.
 
+    Every registered analysis is a method, other packages' too: `run.probe("carry")` is `probe(run, "carry")`.
+
     Attributes:
         path: Its own folder, which messages name; what is computed lies here where it can be written.
     """
 
     path: Path
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """The analysis of this name that an entry point registers, bound to these checkpoints."""
+        if hasattr(type(self), name):  # a property that failed: say why
+            return object.__getattribute__(self, name)
+        known = () if name.startswith("_") else analyses()
+        if name not in known:
+            kind, near = type(self).__name__, nearest(name, dir(self)) if known else ""
+            said = f" Registered analyses: {', '.join(sorted(known))}." if known else ""
+            raise AttributeError(f"{kind} has no attribute {name!r}.{near}{said}", name=name, obj=self)
+        return MethodType(analysis(name), self)
+
+    def __dir__(self) -> list[str]:
+        """The attributes, and the registered analyses, of which none is imported."""
+        return sorted({*super().__dir__(), *analyses()})
 
     @property
     @abc.abstractmethod
@@ -200,7 +219,7 @@ class Checkpoints(abc.ABC):
         """
         saved = self.steps
         if not saved:
-            raise QflError(f"{self.path} has no checkpoint yet.")
+            raise QflError(f"{self.path} has no checkpoint yet. Train it first.")
         listed, known = listed_steps(steps, saved), set(saved)
         for step in listed:
             if step not in known:

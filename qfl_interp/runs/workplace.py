@@ -111,6 +111,14 @@ class TableElsewhere(Table):
         super().__init__(folder, own.run_id, own.weights)
         self._own = own
 
+    def names(self) -> list[str]:
+        """As `Table.names`, of both places."""
+        return sorted({*self._own.names(), *super().names()})
+
+    def checksum(self, part: str) -> str:
+        """As `Table.checksum`, in the run's folder where it is there."""
+        return self._own.checksum(part) if self._own.has(part) else super().checksum(part)
+
     def parts(self) -> list[str]:
         """Names of the parts that are in one of the two places, sorted."""
         return sorted({*self._own.parts(), *super().parts()})

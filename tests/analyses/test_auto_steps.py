@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lens_contract as contract
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import qfl_interp as qfl
 from qfl_interp.analyses import emergence, report
 from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
+from qfl_interp.analyses.lenses.emergence.lens import Emergence
 from qfl_interp.emergence.onset import find_onset
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.runs.series import Checkpoints
@@ -67,6 +69,8 @@ def test_the_verdicts_are_those_of_all_checkpoints(run_copy):
     auto = emergence(run_copy, steps="auto", config=CONFIG, progress=False).rows
     # The best of the checkpoints that were probed is another number; the name of the call too.
     pd.testing.assert_frame_equal(*(rows.drop(columns=["best", "analysis"]) for rows in (auto, everything)))
+    contract.check_tables(run_copy, Emergence, emergence(run_copy, steps="auto", config=CONFIG, progress=False))
+    assert run_copy.table("emergence_steps").parts()
     parts = len(run_copy.table("emergence").parts())
     again = emergence(run_copy, steps="auto", config=CONFIG, progress=False).rows
     pd.testing.assert_frame_equal(again, auto)

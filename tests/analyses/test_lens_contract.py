@@ -12,9 +12,11 @@ import pytest
 import typer.main
 
 import qfl_interp as qfl
+from qfl_interp.analyses.all_tables import all_tables
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.registered import lenses
 from qfl_interp.cli.main import build_app
+from qfl_interp.columns import Column
 from qfl_interp.plugins import LENSES, entry_points
 
 NAMES = sorted(entry_points(LENSES))
@@ -71,6 +73,37 @@ def test_rows_are_tidy_and_drawn(name, looked):
 
 
 @pytest.mark.parametrize("name", OF_TRANSFORMERS)
+def test_every_column_is_defined(name, looked):
+    run, result = looked(name)
+    contract.check_tables(run, LENS[name], result)
+
+
+# Of the others rows are no cube.
+CUBES = sorted({*OF_TRANSFORMERS} - {"capture", "polca"})
+
+
+@pytest.mark.parametrize("name", CUBES)
+def test_a_labelled_array_has_the_rows_numbers(name, looked):
+    contract.check_cube(looked(name)[1])
+
+
+def test_every_table_is_some_lens_table(looked):
+    """None is written without a definition; of those defined all are written by the calls here, but two."""
+    written = {path.name for name in OF_TRANSFORMERS for path in (looked(name)[0].path / "analyses").glob("*")}
+    defined = {table.name for table in all_tables()}
+    assert written <= defined
+    # With steps="auto", and of homogeneous networks: their own tests look at these.
+    assert defined - written == {"metrics", "emergence_steps", "edge", "edge_layers"}
+
+
+def test_columns_of_metrics_are_defined(tiny_run):
+    (metrics,) = (table.columns for table in all_tables() if table.name == "metrics")
+    contract.check_columns(tiny_run.metrics.columns, metrics)
+    tokens = {name for name, column in metrics.items() if not column.only.startswith("of forks")}
+    assert set(tiny_run.metrics) == tokens
+
+
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
 def test_a_second_call_computes_nothing(name, looked, monkeypatch):
     run, result = looked(name)
     before = contract.files_of(run)
@@ -113,6 +146,15 @@ def test_two_processes_give_the_same_rows(name, looked, tiny_run, tmp_path):
     function = contract.function_of(name)
     rows = function(run, **contract.small_call(function, jobs=2)).to_dataframe()
     pd.testing.assert_frame_equal(rows, looked(name)[1].to_dataframe())
+
+
+def test_a_column_without_its_definition_is_caught():
+    defined = {"step": Column("updates"), "tokens": Column("tokens", only="of suites")}
+    contract.check_columns(["step"], defined)
+    with pytest.raises(AssertionError, match=r"without a definition: \['loss'\]"):
+        contract.check_columns(["step", "loss"], defined)
+    with pytest.raises(AssertionError, match=r"not there: \['step'\]"):
+        contract.check_columns(["tokens"], defined)
 
 
 def test_a_lens_that_breaks_its_word_is_caught(looked):

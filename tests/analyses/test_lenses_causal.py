@@ -13,11 +13,13 @@ import qfl_interp as qfl
 from qfl_interp.analyses import ablate, ablate_units, interchange, patch, timeline
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.ablate.lens import Ablate
+from qfl_interp.analyses.lenses.patch.figure import patch_figure
 from qfl_interp.analyses.lenses.patch.pairs import VARIES
 from qfl_interp.analyses.lenses.probe import data as of_probes
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.data.examples import held_out, held_out_pairs
+from qfl_interp.interventions.attribution import attribution_patch
 from qfl_interp.interventions.interchange import interchange_scores
 from qfl_interp.interventions.pairs import patch_pairs
 from qfl_interp.interventions.patching import patch_sweep
@@ -69,6 +71,20 @@ def test_patch_rows_are_those_of_the_sweep(run):
         assert part["attribution"].notna().all()
         assert part["attribution_r"].nunique() == 1
     assert (rows["n_pairs"] == 12).all()
+
+
+def test_heads_are_patched_at_every_position_at_once(run):
+    rows = patch(run, "carry", "last", components="heads", labels=LABEL, n_pairs=12, **QUIET).to_dataframe()
+    drawn, positions = carry_pairs(run, 12, "patch")
+    pairs = patch_pairs(run.task, drawn, positions)
+    scores = patch_sweep(run.load_model(), pairs, component="z", positions="all")
+    np.testing.assert_allclose(rows["logit_diff"], scores.logit_diff.mean(axis=2).ravel(), rtol=1e-6)
+    assert set(rows["position"]) == {-1}
+    assert list(zip(rows["layer"], rows["head"], strict=True)) == [(p.layer, p.head) for p in scores.places]
+    assert set(rows["token"]) == {VARIES}
+    by_position = attribution_patch(run.load_model(), pairs, component="z", integrated=5).normalised()
+    np.testing.assert_allclose(rows["attribution"], by_position.sum(axis=1), rtol=1e-6)
+    assert "head" in {note.text for note in patch_figure(rows).layout.annotations}
 
 
 def test_tokens_are_named_where_all_runs_agree(run):

@@ -246,11 +246,11 @@ def test_a_panel_of_one_step_is_left_to_its_section():
     rows = tables.ablate_over_steps()
     for steps, is_curve in [((716,), False), ((0, 716), False), ((210, 716), True)]:
         panel = ablation_panel(pd.DataFrame(rows[rows["step"].isin(steps)]), "carry")
-        assert reporting._is_curve(panel) == is_curve
+        assert shown.is_curve(panel) == is_curve
     described = tables.mdl()
     last = (described["step"] == 716) | (described["source"] == "untrained")
-    assert not reporting._is_curve(mdl_panel(pd.DataFrame(described[last]), "carry"))
-    assert reporting._is_curve(mdl_panel(described, "carry"))
+    assert not shown.is_curve(mdl_panel(pd.DataFrame(described[last]), "carry"))
+    assert shown.is_curve(mdl_panel(described, "carry"))
 
 
 @pytest.mark.slow

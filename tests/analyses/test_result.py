@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from plotly.graph_objects import Figure
 
 import qfl_interp as qfl
+import qfl_interp.analyses.notebook as notebook
 from qfl_interp.analyses import ablate, emergence, interchange, mdl, patch, probe, transfer
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.result import Result
+from qfl_interp.columns import Column
+from qfl_interp.plots.theme import new_figure
 
 CONFIG = qfl.ProbeConfig(n_train=60, n_test=40)
 QUICK = {"config": CONFIG, "progress": False}
@@ -82,6 +88,93 @@ def test_options_reach_the_figure_and_an_unknown_one_is_answered_with_those_ther
         Result("Bare", table(), table(), lambda rows: Figure()).plot(steps=3)
     with pytest.raises(TypeError, match="no option 'levels'"):  # the lens has chosen it
         drawn("feature", levels=[1.0])
+
+
+def cubic(**changes) -> Result:
+    """Two steps by three labels, of two features; the value says which cell it is."""
+    cells = [(f, s, label) for f in ("xor", "carry") for s in (0, 10) for label in range(3)]
+    rows = pd.DataFrame(cells, columns=["feature", "step", "label"])
+    rows = rows.assign(value=100 * rows["step"] + rows["label"] + 0.5, flops=3.0 * rows["step"], site="resid", seed=7)
+    rows.loc[rows["feature"] == "carry", "value"] *= -1
+    defined = {"value": Column("what is measured", "nats"), "label": Column("which label")}
+    options = {"columns": {"rows": defined}, "cube": Cube(("step", "label"))} | changes
+    return Result("Cubic", rows, rows, draw, **options)
+
+
+def test_a_cube_has_the_tables_values_at_their_places():
+    rows, found = cubic().rows, cubic().to_xarray(feature="carry")
+    assert found["value"].dims == ("step", "label")
+    for row in rows[rows["feature"] == "carry"].to_dict("records"):
+        assert float(found["value"].sel(step=row["step"], label=row["label"])) == row["value"]
+    back = found["value"].to_dataframe().reset_index()
+    assert sorted(back["value"]) == sorted(rows[rows["feature"] == "carry"]["value"])
+    assert found["value"].attrs == {"long_name": "what is measured", "units": "nats"}
+    assert found["flops"].dims == ("step",)
+    assert found["flops"].values.tolist() == [0.0, 30.0]
+    assert found.attrs == {"feature": "carry", "site": "resid", "seed": 7}
+    assert float(cubic().to_xarray(feature="xor")["value"].sum()) == float(rows["value"][:6].sum())
+
+
+def test_a_cube_keeps_its_axes_whatever_the_values_are():
+    one = cubic()
+    flat = dataclasses.replace(one, rows=one.rows.assign(value=1.0))
+    assert flat.to_xarray(feature="carry")["value"].shape == (2, 3)
+    shuffled = dataclasses.replace(one, rows=one.rows.sample(frac=1, random_state=0))
+    assert shuffled.to_xarray(feature="xor").equals(one.to_xarray(feature="xor"))
+
+
+def test_a_cube_of_one_axis():
+    rows = pd.DataFrame({"step": [10, 0, 5], "value": [1.0, 2.0, 3.0]})
+    found = Result("Along steps", rows, rows, draw, cube=Cube(("step",))).to_xarray()
+    assert found["step"].values.tolist() == [0, 5, 10]
+    assert found["value"].values.tolist() == [2.0, 3.0, 1.0]
+
+
+def test_what_is_no_cube_says_why():
+    with pytest.raises(qfl.QflError, match=r"2 rows of one cell, step 0, label 0\. .* to_xarray\(feature='xor'\)"):
+        cubic().to_xarray()
+    with pytest.raises(qfl.QflError, match=r"no row has feature 'cary'\. Known: 'xor', 'carry'"):
+        cubic().to_xarray(feature="cary")
+    one = cubic()
+    with pytest.raises(qfl.QflError, match=r"1 of 6 cells have no row, such as step 10, label 2"):
+        dataclasses.replace(one, rows=one.rows[:5]).to_xarray()
+    with pytest.raises(qfl.QflError, match="rows of this result are no cube: Cubic"):
+        cubic(cube=None).to_xarray(feature="xor")
+
+
+def test_columns_help_defines_and_heads_of_a_notebooks_table_say_it():
+    found = cubic()
+    said = repr(found.columns_help())
+    assert "value    what is measured [nats]" in said
+    assert "step     not defined by the lens" in said
+    assert found.columns_help().to_dataframe()["column"].tolist() == list(found.rows)
+    assert '<th title="what is measured [nats]">value</th>' in found._repr_html_()
+    assert "<th>step</th>" in found._repr_html_()
+    hostile = cubic(columns={"rows": {"value": Column('"><script>')}})
+    assert "<script>" not in hostile._repr_html_() + hostile.columns_help()._repr_html_()
+    with pytest.raises(qfl.QflError, match=r"no table of this result is named 'row'. Did you mean 'rows'"):
+        found.columns_help("row")
+
+
+def test_in_a_notebook_the_table_and_the_figure_are_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.core.display_functions.display", lambda data, raw: shown.append(data))
+    cubic()._ipython_display_()
+    assert [sorted(data) for data in shown] == [["text/html", "text/plain"]]  # of a terminal
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: SimpleNamespace(kernel=object()))
+    Result("Drawn", table(), table(), lambda rows: new_figure("drawn", 10 * len(rows)))._ipython_display_()
+    figure = shown[2][notebook.PLOTLY]
+    assert figure["layout"]["height"] == 50
+    assert figure["config"]["showSendToCloud"] is False
+    none = Result("An estimate", table(), table(), not_drawn)
+    none._ipython_display_()
+    assert shown[4] == {"text/plain": "no figure here."}
+    monkeypatch.setattr(notebook, "_MOST_BYTES", 10)
+    assert "MB: .plot() shows it" in notebook.figure_bundle(result().plot)["text/plain"]
+
+
+def not_drawn(_: pd.DataFrame) -> Figure:
+    raise qfl.QflError("no figure here.")
 
 
 def heading(figure: Figure) -> str:

@@ -169,7 +169,7 @@ def test_runs_names_a_file_that_may_not_be_read(call, run_copy, monkeypatch):
     def refused(path, *_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("qfl_interp.cli.runs.open", refused, raising=False)
+    monkeypatch.setattr("qfl_interp.runs.listing.open", refused, raising=False)
     status, out, _ = call("runs", run_copy.path.parent, "--json")
     assert status == 0
     assert "metrics.jsonl is damaged: [Errno 13] Permission denied" in json.loads(out)[0]["run"]
@@ -218,12 +218,12 @@ def test_timeline_and_report_write_a_page(call, probed, tmp_path):
 def test_explore_runs_a_command_with_everything_ready(call, probed):
     code = (
         "print(run.run_id, task.name, tuple(logits.shape), cache['resid_post', 1].shape[-1],"
-        " len(batch.tokens), callable(probe), qfl.Site.__name__, type(model).__name__)"
+        " len(batch.tokens), probe.__doc__.splitlines()[0].split()[:3], qfl.Site.__name__, type(model).__name__)"
     )
     status, out, error = call("explore", probed, "--n", 5, "-c", code)
     assert status == 0, error
     run = qfl.Run.open(probed)
-    assert out.strip() == f"{run.run_id} addition (5, 22, 5) 16 5 True Site HookedTransformer"
+    assert out.strip() == f"{run.run_id} addition (5, 22, 5) 16 5 ['Fit', 'linear', 'probes:'] Site HookedTransformer"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,13 @@ from qfl_interp.cli import command, registered, signature
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES, SWEEP_ANALYSES, entry_points
 
-OURS = [(group, name) for group in (LENSES, ANALYSES, SWEEP_ANALYSES) for name in entry_points(group)]
+# `site` and `view` are commands of a folder, written as such.
+OURS = [
+    (group, name)
+    for group in (LENSES, ANALYSES, SWEEP_ANALYSES)
+    for name in entry_points(group)
+    if (group, name) not in ((ANALYSES, "site"), (ANALYSES, "view"))
+]
 
 CONFIG = '''
 from dataclasses import dataclass, field

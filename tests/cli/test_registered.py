@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from qfl_interp import plugins
-from qfl_interp.cli import registered, signature
+from qfl_interp.cli import signature
 from qfl_interp.cli.main import build_app
-from qfl_interp.plugins import ANALYSES, LENSES
+from qfl_interp.plugins import LENSES
+from qfl_interp.runs.analyses import loaded_analyses
 
 ENTRIES = """
 [qfl_interp.lenses]
@@ -150,11 +151,18 @@ def test_a_fault_that_only_running_the_module_shows_is_told_by_its_command(call,
 
 def test_functions_of_a_run_for_the_shell(theirs, capsys):
     (theirs / "theirs_ready.py").write_text(READY.replace("def ready", "def far_sighted(run): ...\ndef ready"))
-    found = registered.functions(LENSES, ANALYSES)
+    found = loaded_analyses()
     assert {"probe", "ablate_units", "timeline", "report", "write", "far_sighted"} <= set(found)
     assert "raises" not in found
     assert "ready" in found, "of the package of a command, the function of the command's name"
     assert "'raises' of qfl_interp.lenses" in capsys.readouterr().err
+
+
+def test_their_lens_is_a_method_of_a_run(theirs, tiny_run):
+    assert "far_sighted" in dir(tiny_run)
+    assert tiny_run.far_sighted(n=5).rows == [{"run": tiny_run.run_id, "n": 5}]
+    with pytest.raises(AttributeError, match=r"no attribute 'far_sited'. Did you mean 'far_sighted'\? Registered anal"):
+        tiny_run.far_sited()
 
 
 LINES = ("--help", "probe --help", "polca --help", "curvature --help", "timeline --help", "report --help",

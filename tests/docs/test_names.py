@@ -31,7 +31,9 @@ def exists(name: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+)
 def test_every_name_on_a_page_exists(page):
     found = NAME.findall((ROOT / page).read_text())
     names = {("qfl_interp" if root == "qfl" else root) + rest for root, rest in found}

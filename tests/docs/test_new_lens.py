@@ -19,10 +19,14 @@ _ALL = """
 import json, sys
 import qfl_interp as qfl
 from qfl_interp.analyses import report, timeline
+from qfl_interp.analyses.view.jobs import startable
+from qfl_interp.analyses.view.panels import draw
 run = qfl.Run.open(sys.argv[1])
 how = {"config": qfl.ProbeConfig(n_train=64, n_test=64), "progress": False}
 figure = timeline(run, "carry", "log:3", **how)
-print(json.dumps([note.text for note in figure.layout.annotations]))
+shown = draw(run, "weight_norms", run.steps[2])
+print(json.dumps([note.text for drawn in (figure, shown) for note in drawn.layout.annotations]))
+assert "weight_norms" in startable(run)
 report(run, "carry", "log:3", n_trials=2, out=sys.argv[2], **how)
 """
 
@@ -68,5 +72,6 @@ def test_the_smallest_lens(package, run_copy, tmp_path):
     assert "Weight norm by layer" in page.read_text()
     report = tmp_path / "report.html"
     notes = json.loads(python("-c", _ALL, str(run_copy.path), str(report)).splitlines()[-1])
-    assert any("Weight norm by layer" in note for note in notes)
+    assert sum("Weight norm by layer" in note for note in notes) == 2  # on the timeline, and in the page's view
+    assert f"<b>step {run_copy.steps[2]}</b>" in notes
     assert "<h2>Weight norms</h2>" in report.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import lens_contract as contract
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import qfl_interp as qfl
 from qfl_interp.analyses import edge
+from qfl_interp.analyses.lenses.edge.lens import Edge
 from qfl_interp.curvature.soft_rank import gradient_weighted, soft_ranks
 from qfl_interp.errors import QflError
 from qfl_interp.homogeneous import updates
@@ -221,8 +223,10 @@ def test_the_learning_rate_in_units_of_the_edge(task, trained):
     xi = scales(DepthwiseRule(), run_minibatch(model, x, y, "cross_entropy"))
     lr = 6 / top_sharpness(model, x, y, "cross_entropy", xi).value
     assert run.metrics["lr"].iloc[-1] == pytest.approx(lr, rel=1e-6)
-    first = measured(run).rows.iloc[0]
+    result = measured(run)
+    first = result.rows.iloc[0]
     assert first["edge_ratio_p"] == pytest.approx(3, rel=1e-6)
+    contract.check_tables(run, Edge, result)
     plain = top_sharpness(model, x, y, "cross_entropy").value
     assert first["lambda_h"] == pytest.approx(plain, rel=1e-6)
     assert first["edge_ratio_h"] == pytest.approx(lr * plain / 2, rel=1e-6)

@@ -59,14 +59,16 @@ def test_report_holds_every_section_and_figure(full):
         "Probes: carry",
         "Ablation",
         "Limits",
-        "Run card",
+        "Configuration and environment",
     ):
         assert title in page.text
     figures = {name: json.loads(text) for name, text in page.scripts.items() if name.startswith("figure-")}
     assert set(figures) == {"figure-0", "figure-1", "figure-2"}
     assert len(figures["figure-1"]["frames"]) == len(tables.checkpoint_steps())
     assert sum(attrs.get("class") == "plot" for _, attrs in page.elements) == 3
-    assert page.count("table") == 2
+    # Those of the sections; what the run is stands in tables of its own.
+    assert page.count("thead") == 2
+    assert page.count("table") == 2 + len(("run", "environment", "model", "train"))
     assert "arXiv 2505.03997" in page.text
 
 
@@ -165,7 +167,7 @@ def test_prose_marks():
 def test_table_cells():
     table = pd.DataFrame({"x": [0.123456, 2.5e11, float("nan")], "ok": [True, False, True]})
     page = render_report({}, [Section("t", table=table)])
-    cells = re.findall(r'<td class="(\w+)">([^<]*)</td>', page)
+    cells = re.findall(r'<td class="(\w+)"[^>]*>([^<]*)</td>', page)
     assert cells == [
         ("number", "0.1235"),
         ("word", "yes"),

@@ -1,75 +1,45 @@
-"""Opens a report in the system's Chromium as a reader would, from a file."""
+"""Opens a report in the system's Chromium as a reader would, from a file; one page for all tests."""
 
 from __future__ import annotations
 
 import base64
-import shutil
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from qfl_interp.analyses.lenses.emergence.findings import findings
-from qfl_interp.report.page import write_report
+from qfl_interp.report.page import Finding, Section, write_report
 from tests import synthetic_tables as tables
+from tests.report.conftest import eventually, opened, wait_drawn
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH, found none")
-
-# The first for containers that run as root; the rest keep the browser from calling home.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
 N_FIGURES = 3
+EVIL = "<img src=x onerror=alert(1)></script>"
+LIGHT, DARK = "rgb(255, 255, 255)", "rgb(24, 27, 32)"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The drawn page, with a section of hostile names; nothing but the file may have been asked for."""
     path = tmp_path_factory.mktemp("report") / "report.html"
-    return write_report(path, tables.card(), tables.sections(), findings=findings(tables.emergence()))
+    evil = Section(EVIL, text=EVIL, table=pd.DataFrame({EVIL: [EVIL]}), downloads={EVIL: pd.DataFrame({EVIL: [1]})})
+    sections = [*tables.sections(), evil]
+    found = [*findings(tables.emergence()), Finding(EVIL, EVIL, EVIL)]
+    write_report(path, tables.card() | {"run_id": EVIL}, sections, findings=found)
+    with opened(browser, path) as page:
+        wait_drawn(page, N_FIGURES)
+        yield page
+        assert [url for url in page.asked if not url.startswith(("data:", "blob:"))] == [path.as_uri()]
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
-def page(request: pytest.FixtureRequest, browser: Any, report_file: Path) -> Iterator[Any]:
-    """The drawn page; at the end, nothing may have failed and only the file may have been asked for."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=request.param)
-    troubles: list[str] = []
-    page.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url[:200]}"))
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(report_file.as_uri())
-    page.wait_for_selector(f"html[data-drawn='{N_FIGURES}']", state="attached", timeout=60_000)
-    yield page
-    page.close()
-    assert troubles == []
-    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [report_file.as_uri()]
-
-
-def eventually(page: Any, expression: str) -> Any:
-    """The first truthy value of an expression within 20 s; the page forbids wait_for_function its eval."""
-    for _ in range(400):
-        if value := page.evaluate(expression):
-            return value
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{expression} did not come true within 20 s")
+@pytest.fixture(autouse=True)
+def _as_opened(page: Any) -> None:
+    """Every test starts at the top of a wide page."""
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.evaluate("document.activeElement.blur(); window.scrollTo({top: 0, behavior: 'instant'})")
 
 
 def colours(page: Any, image: bytes) -> int:
@@ -86,6 +56,13 @@ def colours(page: Any, image: bytes) -> int:
         return new Set(new Uint32Array(pixels.buffer)).size;
     }"""
     return page.evaluate(script, base64.b64encode(image).decode())
+
+
+def ground(page: Any) -> list[str]:
+    """The colours behind a section and behind its figure."""
+    section = "getComputedStyle(document.querySelector('section')).backgroundColor"
+    figure = "getComputedStyle(document.querySelector('#plot-0 .main-svg')).backgroundColor"
+    return [page.evaluate(section), page.evaluate(figure)]
 
 
 def test_every_figure_is_drawn(page):
@@ -133,23 +110,116 @@ def test_legend_hides_a_third_in_all_panels(page):
     assert page.evaluate(hidden) == ["beginning", "beginning"]
 
 
-def test_no_button_uploads_the_figure(page):
-    titles = page.locator(".modebar-btn").evaluate_all("all => all.map(b => b.dataset.title || b.ariaLabel || '')")
-    assert any("SVG" in title for title in titles)
-    assert not any("share" in title.lower() or "cloud" in title.lower() for title in titles)
+def test_nothing_lies_over_a_figure(page):
+    assert page.locator(".modebar-btn").count() == 0
 
 
-def test_image_is_saved_at_paper_size_on_white(page):
+def test_light_and_dark_by_the_system_and_by_choice(page):
+    page.emulate_media(color_scheme="dark")
+    eventually(page, f"getComputedStyle(document.querySelector('#plot-0 .main-svg')).backgroundColor === '{DARK}'")
+    assert ground(page) == [DARK, DARK]
+    page.locator("#theme").click()
+    eventually(page, f"getComputedStyle(document.querySelector('#plot-0 .main-svg')).backgroundColor === '{LIGHT}'")
+    assert ground(page) == [LIGHT, LIGHT]
+    page.emulate_media(color_scheme="light")
+    page.locator("#theme").click()
+    eventually(page, f"getComputedStyle(document.querySelector('#plot-0 .main-svg')).backgroundColor === '{DARK}'")
+    # An image is a page of a paper: light, from a dark page too.
     with page.expect_download() as download:
         page.locator("button[data-format=svg]").first.click()
     svg = Path(download.value.path()).read_text(encoding="utf-8")
     assert download.value.suggested_filename == "timeline.svg"
     assert 'width="672"' in svg
-    # The light template's ink, in a dark page too.
     assert "fill: rgb(34, 38, 43)" in svg
     assert "fill: rgb(228, 231, 235)" not in svg
+    assert page.evaluate("localStorage.getItem('qfl-theme')") == "dark"
+    page.locator("#theme").click()
 
 
-def test_narrow_page_does_not_scroll_sideways(page):
-    page.set_viewport_size({"width": 420, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+def test_contents_stay_beside_the_page_and_mark_what_is_read(page):
+    assert page.locator("#contents").is_visible()
+    assert not page.locator("#menu").is_visible()
+    page.locator("#contents a", has_text="Ablation").click()
+    eventually(page, "Math.abs(document.querySelector('#ablation').getBoundingClientRect().top) < 20")
+    eventually(page, "document.querySelector('#contents .current').textContent === 'Ablation'")
+    assert page.locator("nav").bounding_box()["y"] == 0
+    assert page.url.endswith("#ablation")
+
+
+def test_search_finds_features_sections_tables_and_columns(page):
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "search"
+    page.keyboard.type("carry")
+    kinds = page.locator("#found span").all_text_contents()
+    assert page.locator("#found li").first.text_content() == "carryfeature"
+    assert "section" in kinds
+    page.locator("#search").fill("ablate.csv")
+    assert page.locator("#found button").all_text_contents() == ["ablate.csvtable, Ablation"]
+    page.locator("#search").fill("p_value holm")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    eventually(page, "document.querySelector('#ablation table.hit').getBoundingClientRect().top < window.innerHeight")
+    page.locator("#search").fill("no such thing")
+    assert page.locator("#found").text_content() == "Nothing found"
+    page.keyboard.press("Escape")
+    assert not page.locator("#found").is_visible()
+
+
+def test_hostile_names_stay_text(page):
+    page.locator("#search").fill("onerror")
+    assert page.locator("#found button").count() >= 4
+    assert EVIL in page.locator("#found").text_content()
+    page.keyboard.press("Escape")
+    assert page.locator("img").count() == 0
+    assert EVIL in page.locator(".kicker").text_content()
+
+
+def test_every_table_is_in_the_list_of_data(page):
+    items = page.locator("#data li")
+    assert items.count() == page.locator("section:not(#data) a[download]").count() == 5
+    assert f"6 rows, {len(tables.ablate().columns)} columns, Ablation" in items.nth(3).text_content()
+    with page.expect_download() as download:
+        items.nth(3).locator("a").click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(text)), tables.ablate())
+
+
+def test_a_table_sorts_and_filters(page):
+    losses = "[...document.querySelectorAll('#verdicts tbody tr:not([hidden])')].map(r => r.cells[%d].textContent)"
+    names = page.locator("#verdicts thead th").all_text_contents()
+    lead = names.index("lead_log10")
+    head = page.locator("#verdicts thead th").nth(lead)
+    before = page.evaluate(losses % lead)
+    head.click()
+    rising = page.evaluate(losses % lead)
+    head.press("Enter")
+    falling = page.evaluate(losses % lead)
+    values = [float(text.replace("−", "-")) for text in rising if text != "–"]
+    assert values == sorted(values)
+    assert len(values) > 3
+    assert falling[: len(values)] == rising[: len(values)][::-1]
+    assert falling[len(values) :] == rising[len(values) :] == ["–"] * (len(before) - len(values))
+
+
+def test_a_phone_shows_the_whole_page(page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.evaluate("window.dispatchEvent(new Event('resize'))")
+    eventually(page, "document.querySelector('#plot-0').getBoundingClientRect().width < 400")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    for number in range(N_FIGURES):
+        box = page.locator(f"#plot-{number}").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 400
+    box = "document.querySelector('#ablation .scroll')"
+    inner, outer = page.evaluate(f"[{box}.scrollWidth, {box}.clientWidth]")
+    assert inner > outer
+    assert outer < 400
+    assert not page.locator("#contents").is_visible()
+    page.locator("#menu").click()
+    page.locator("#contents a", has_text="Limits").click()
+    assert not page.locator("#contents").is_visible()
+    page.locator("#plot-0 ~ figcaption, #timeline figcaption").first.locator(".enlarge").click()
+    assert page.evaluate("document.querySelector('#timeline .frame').scrollWidth") > 400
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.locator("#timeline .enlarge").click()

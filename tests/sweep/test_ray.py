@@ -405,3 +405,17 @@ def test_a_full_storage_stops_the_sweep(started, monkeypatch, tmp_path):
     table = run_sweep(config, str(tmp_path), Execution(ray="auto", workers=2), progress=False).table()
     assert table["status"].tolist() == ["finished"]
     assert len(qfl.Run.open(tmp_path / planned.path).provenance) == 1
+
+
+def test_the_code_compared_is_that_of_tasks_too(tmp_path, monkeypatch):
+    """In a checkout they are behind a link."""
+    package, outside = tmp_path / "qfl_interp", tmp_path / "tasks"
+    package.mkdir()
+    outside.mkdir()
+    (package / "tasks").symlink_to("../tasks")
+    (outside / "addition.py").write_text("x = 1\n")
+    monkeypatch.setattr(qfl, "__file__", str(package / "__init__.py"))
+    before = ray_cluster.code_fingerprint()
+    assert before == ray_cluster.code_fingerprint()
+    (outside / "addition.py").write_text("x = 2\n")
+    assert before != ray_cluster.code_fingerprint()

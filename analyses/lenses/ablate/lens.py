@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import (
     WITHOUT_NEXT_TOKEN,
@@ -19,9 +20,12 @@ from qfl_interp.analyses.choose import (
     next_token_note,
     require_one_a_token,
 )
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.ablate.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate.conditions import AblationSettings, ablated_planes, conditions
 from qfl_interp.analyses.lenses.ablate.figure import ablation_figure, ablation_over_steps_figure, ablation_panel
+from qfl_interp.analyses.lenses.ablate.findings import findings
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_data
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.models_at import ModelAt, models_at
@@ -36,12 +40,12 @@ from qfl_interp.models.build import HookedModel
 from qfl_interp.models.metrics import ExampleScores
 from qfl_interp.plots.conditions import ABLATION
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Examples
 from qfl_interp.stats import bootstrap_mean, paired_sign_flip, rank_p_value
-from qfl_interp.tables import column, distinct, groups, titled
+from qfl_interp.tables import column, distinct, groups, select, titled
 
 # What each method takes out, in words.
 _TAKEN = {
@@ -92,6 +96,7 @@ class Ablate(PartLens[Examples, HookedModel]):
 
     name = "ablate"
     question = "Does the model use the feature?"
+    tables, result = TABLES, RESULT
     order = 50
     methods = """
     - **Ablation** takes a feature out of the activation at the layer of its best probe, where it is read. By default
@@ -102,6 +107,7 @@ class Ablate(PartLens[Examples, HookedModel]):
       control for the same examples (sign flips), corrected for the number of features (Holm).
     """
     by = ("feature", "method")
+    together = ("feature",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -155,6 +161,10 @@ class Ablate(PartLens[Examples, HookedModel]):
         }
 
     @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return ablation_figure(with_holm(select(rows, step=step)))
+
+    @classmethod
     def prepare(cls, page: Page) -> None:
         if page.n_trials is not None:
             cls._tested(page, page.n_trials)
@@ -171,9 +181,26 @@ class Ablate(PartLens[Examples, HookedModel]):
         return [ablation_panel(part, name) for name, part in groups(rows_of_one_call(rows, ["feature"]), "feature")]
 
     @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        """Of the test that the page computes."""
+        if page.n_trials is None:
+            return []
+        given = {name: next_token_labels(page.run.task, name) for name in page.features}
+        return findings(cls._tested(page, page.n_trials), given)
+
+    @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        of_last = [] if page.n_trials is None else [_of_one_step(cls._tested(page, page.n_trials))]
+        if page.n_trials is not None:
+            of_last = [_of_one_step(cls._tested(page, page.n_trials))]
+        else:
+            of_last = [] if page.compute else cls._of_last(page)
         return of_last + super().sections(page)
+
+    @classmethod
+    def _of_last(cls, page: Page) -> list[Section]:
+        """A section a method, of the last checkpoint at which it was tried before."""
+        by_method = groups(cls.stored(page), "method")
+        return [_of_one_step(with_holm(select(rows, step=rows["step"].max()))) for _, rows in by_method]
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -207,19 +234,19 @@ def ablate(
 ) -> Result:
     """Take features out of the model: does it need them?
 
-    Directions of each label are taken out of the activations; loss and greedy exact match are scored. By default they
-    are those along which the model *writes* the label, `Cov(x, t) / Var(t)`: the differences of the class means (the
-    slope, for a number). The activation keeps its mean along them, and no linear function of what is left follows the
-    label. A probe's directions say how to read a label; they may be nearly orthogonal to what is written, and the
-    model does without them (Haufe et al. 2014). What goes along with a label in the data is in its class means too, and
-    is taken out with it.
+    The ablation takes directions of each label out of the activations and scores loss and greedy exact match. By
+    default it takes those along which the model *writes* the label, `Cov(x, t) / Var(t)`: the differences of the class
+    means (the slope, for a number). The activation keeps its mean along them, and no linear function of what is left
+    follows the label. A probe's directions say how to read a label; they may be nearly orthogonal to what the model
+    writes, and the model does without them (Haufe et al. 2014). Class means also hold what goes along with a label in
+    the data, so that goes too.
 
-    For each label the layers of the probes with the lowest training loss are taken; the ablation acts there (at the
-    probes' site) at the token where the label is read, in every example. Controls disturb the same places, `n_trials`
-    times each: "random" takes out as many random directions, through the mean activation; "random_feature" as many
-    directions of the call's other features (left out where they have too few); "same_norm" adds random vectors exactly
-    as long as the ablation's changes, example by example. Examples are the probes' test set, which neither the model
-    nor the probes were fitted on. Probes that are missing are fitted first.
+    The ablation acts on every example, at the token where the label is read and at the probes' site, in the layers
+    whose probes have the lowest training loss. Controls disturb the same places, `n_trials` times each: "random" takes
+    out as many random directions, through the mean activation; "random_feature" as many directions of the call's other
+    features (left out where they have too few); "same_norm" adds random vectors exactly as long as the ablation's
+    changes, example by example. Examples are the probes' test set, which neither the model nor the probes saw. The
+    call fits missing probes first.
 
     Examples:
         `qfl ablate runs/add16 carry`,
@@ -288,6 +315,8 @@ def ablate(
         _own_tests(rows).filter([*columns, "difference", "p_value_holm"]),
         rows,
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
+        columns=RESULT,
+        cube=Cube(("step", "feature", "condition")),
         of=run.label,
     )
 
@@ -308,7 +337,7 @@ def _own_tests(rows: pd.DataFrame) -> pd.DataFrame:
 def _check(settings: AblationSettings, config: ProbeConfig) -> None:
     """Refuse settings that name nothing that can be done."""
     if settings.method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {settings.method!r}.")
+        raise ValueError(f"method must be one of {METHODS}, got {settings.method!r}. The first is the default.")
     if settings.n_trials < 1:
         raise ValueError(f"n_trials must be at least 1, got {settings.n_trials}. The paper uses 32.")
     if not 0 <= settings.epsilon <= 1:

@@ -25,7 +25,7 @@ _NUMBERS: Final = "(95 % %{customdata[0]:.4f} to %{customdata[1]:.4f})<br>loss %
 _EXACT: Final = ", exact match %{customdata[3]:.1%}"
 
 
-def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
+def units_figure(rows: pd.DataFrame, *, step: int | None = None, slider: bool = True) -> go.Figure:
     """Rise of the answer's loss when one head or neuron is ablated: a layer x head map, or the 30 largest rises.
 
     An asterisk marks a rise or fall with p < 0.05 after Holm's correction. A slider changes the step.
@@ -33,6 +33,7 @@ def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     Args:
         rows: Table "ablate_units" of one `name` ("z": heads, "mlp_post": neurons) and method.
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: No row, several names or methods, several rows of one unit, or an unknown step.
@@ -45,10 +46,11 @@ def units_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     rows = rows.assign(mark=np.where(column(rows, "p_value_holm") < _SIGNIFICANT, "*", ""))
     bar = f"rise of the loss ({'nats' if scored else 'half squared error'}); *: p < 0.05, Holm"
     numbers = _NUMBERS + (_EXACT if scored else "")
-    return _map(rows, step, what, bar, numbers) if name == "z" else _bars(rows, step, what, name, bar, numbers)
+    how: dict[str, Any] = {"table": "ablate_units", "title": what, "step": step, "slider": slider}
+    return _map(rows, bar, numbers, how) if name == "z" else _bars(rows, name, bar, numbers, how)
 
 
-def _map(rows: pd.DataFrame, step: int | None, what: str, bar: str, numbers: str) -> go.Figure:
+def _map(rows: pd.DataFrame, bar: str, numbers: str, how: dict[str, Any]) -> go.Figure:
     """Layers x heads, one colour scale for all steps."""
     layers, heads = (sorted(int(v) for v in distinct(rows, name)) for name in ("layer", "unit"))
     cells = CellMap(("layer", "unit"), [(layer,) for layer in layers], heads, layers)
@@ -72,7 +74,7 @@ def _map(rows: pd.DataFrame, step: int | None, what: str, bar: str, numbers: str
         text = cells.grid(np.array(texts, dtype=object)).tolist()
         return [cells.heat(part, "loss_increase", hover, beside=_HOVER, text=text, name="loss_increase", **look)]
 
-    return over_steps(figure, rows, draw, table="ablate_units", title=what, above=60, step=step)
+    return over_steps(figure, rows, draw, above=60, **how)
 
 
 def _written(rise: float, mark: str) -> str:
@@ -83,7 +85,7 @@ def _written(rise: float, mark: str) -> str:
     return ("<.01" if rise > 0 else ">-.01") + mark if small else f"{rise:.2f}{mark}"
 
 
-def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str, bar: str, numbers: str) -> go.Figure:
+def _bars(rows: pd.DataFrame, name: str, bar: str, numbers: str, how: dict[str, Any]) -> go.Figure:
     """The units whose ablation raises the loss most, from the top; other units at other steps."""
     n_bars = max(len(_largest(part)) for _, part in groups(rows, "step"))
     ends = finite(rows[[f"loss_increase{end}" for end in ("", "_low", "_high")]])
@@ -116,7 +118,7 @@ def _bars(rows: pd.DataFrame, step: int | None, what: str, name: str, bar: str, 
         texts = [f"{row['layer']}.{row['unit']}{row['mark']}" for row in records(_largest(part))]
         return {"yaxis": names_axis(texts) | {"range": [n_bars - 0.4, -0.6]}}
 
-    return over_steps(figure, rows, draw, table="ablate_units", title=what, above=14, step=step, layout=names)
+    return over_steps(figure, rows, draw, above=14, layout=names, **how)
 
 
 def _largest(rows: pd.DataFrame) -> pd.DataFrame:

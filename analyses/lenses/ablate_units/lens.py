@@ -8,8 +8,12 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.ablate_units.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.ablate_units.figure import UNITS, units_figure
+from qfl_interp.analyses.lenses.ablate_units.findings import findings
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
@@ -19,7 +23,7 @@ from qfl_interp.data.task import Batch
 from qfl_interp.digests import digest
 from qfl_interp.interventions.scoring import Method, UnitScores, score_units
 from qfl_interp.models.build import HookedModel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
 from qfl_interp.stats import bootstrap_mean, holm, paired_sign_flip
@@ -36,6 +40,7 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     name = "ablate_units"
     question = "Which heads or neurons does the answer need?"
+    tables, result = TABLES, RESULT
     order = 80
     methods = """
     - **Single heads and neurons** are replaced one at a time, at every token, by zero, by their mean over examples or
@@ -58,6 +63,14 @@ class AblateUnits(PartLens[Batch, HookedModel]):
 
     def columns(self, piece: Piece) -> dict[str, Any]:
         return {"name": self.site, "method": self.method, **super().columns(piece)}
+
+    @staticmethod
+    def findings_of(rows: pd.DataFrame) -> list[Finding]:
+        return findings(rows)
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return units_figure(rows, step=step, slider=False)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -112,7 +125,7 @@ def ablate_units(
         ValueError: An unknown method.
     """
     if n < 2:
-        raise ValueError(f"n must be at least 2 examples, got {n}.")
+        raise ValueError(f"n must be at least 2 examples, got {n}. 256 is the default.")
     lens, pieces = AblateUnits(run, device, site, method, n, seed), [Piece(at) for at in models_at(run, steps)]
     rows = lens.compute(pieces, label="ablating units", jobs=jobs, progress=progress)
     columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]
@@ -122,6 +135,8 @@ def ablate_units(
         rows.nlargest(12, "loss_increase").filter([*columns, "p_value_holm"]),
         rows,
         units_figure,
+        columns=RESULT,
+        cube=Cube(("step", "layer", "unit")),
         of=run.label,
     )
 

@@ -12,6 +12,7 @@ import torch
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.activations.store_entry import StoreDtype, StoreKey
 from qfl_interp.analyses.lens import Lens
+from qfl_interp.analyses.lenses.capture.columns import RESULT
 from qfl_interp.analyses.lenses.probe.data import probe_data, read_span, store_key
 from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
@@ -26,6 +27,7 @@ class Capture(Lens):
 
     name = "capture"
     question = "Which activations are kept on disk, for every later look at them?"
+    result = RESULT
     order = 5
 
 
@@ -106,7 +108,14 @@ def capture(
                 before += len(examples)
         bar.update(shown, completed=before)
     rows = _rows(store, keys, names, dtype).assign(**run.identity())
-    return Result(f"Activations of {run.run_id} in {store.folder}", _summary(rows), rows, _figure, of=run.label)
+    return Result(
+        f"Activations of {run.run_id} in {store.folder}",
+        _summary(rows),
+        rows,
+        _figure,
+        columns=RESULT,
+        of=run.label,
+    )
 
 
 def _rows(store: ActivationStore, keys: Sequence[StoreKey], names: Sequence[str], dtype: str) -> pd.DataFrame:

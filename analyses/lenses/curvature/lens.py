@@ -17,8 +17,11 @@ import torch
 from plotly.graph_objects import Figure
 from torch import Tensor
 
+from qfl_interp.analyses.at_step import StepTable, View
 from qfl_interp.analyses.checkpoints import n_processes
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.curvature.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.curvature.figure import curvature_figure, curvature_panels
 from qfl_interp.analyses.lenses.curvature.measure import (
     NOT_ADAM,
@@ -34,7 +37,7 @@ from qfl_interp.analyses.lenses.curvature.measure import (
 from qfl_interp.analyses.lenses.curvature.ranks import rank_rows
 from qfl_interp.analyses.lenses.curvature.ranks_figure import soft_rank_figure
 from qfl_interp.analyses.lenses.curvature.section import curvature_sections
-from qfl_interp.analyses.lenses.curvature.tables import COEFFICIENTS, LENS, RANKS, stored, with_coefficients
+from qfl_interp.analyses.lenses.curvature.tables import COEFFICIENTS, LENS, RANKS, stored, stored_at, with_coefficients
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import PartLens, Piece
 from qfl_interp.analyses.result import Result
@@ -47,7 +50,7 @@ from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel
-from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.panels import Panel, mark_step
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.tables import distinct, records, select
@@ -88,6 +91,7 @@ class Curvature(PartLens[Shared, HookedModel]):
 
     name = LENS
     question = "How sharply does the loss bend, and how do the steps that were taken lie in it?"
+    tables, result = TABLES, RESULT
     order = 100
 
     config: CurvatureConfig = field(default_factory=CurvatureConfig)
@@ -145,6 +149,28 @@ class Curvature(PartLens[Shared, HookedModel]):
                 f"curvature of {self.run.path} stopped at step {step}: {error} Checkpoints measured before are kept; "
                 "leave out steps at which the run diverged."
             ) from error
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        """The curves with the step marked, and the soft ranks of every layer and position at it."""
+        curves, ranks = StepTable(run.table(LENS)), StepTable(run.table(RANKS))
+        if not curves.steps:
+            return []
+
+        def draw(_: pd.DataFrame, step: int) -> Figure:
+            found = stored_at(run, step)
+            if found is None:
+                raise QflError(f"the curvature of {run.path} is measured at step 0 alone, which no axis has.")
+            return mark_step(curvature_figure(*found), step, {"step": step, **run.how_far(step)})
+
+        def draw_ranks(rows: pd.DataFrame, step: int) -> Figure:
+            return soft_rank_figure(rows, step=step, slider=False)
+
+        about = "Over how many directions does the residual stream spread at each layer and position?"
+        found = [curves.view(cls.name, cls.question, draw)]
+        if ranks.steps:
+            found.append(ranks.view("curvature/soft_ranks", about, draw_ranks, title="Soft ranks"))
+        return found
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
@@ -251,6 +277,8 @@ def curvature(
         rows,
         functools.partial(curvature_figure, ranks=ranks, transition=shaded_transition(run)),
         ranks,
+        columns=RESULT,
+        cube=Cube(("step",)),
         of=run.label,
     )
 

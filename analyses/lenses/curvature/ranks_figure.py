@@ -21,7 +21,9 @@ _HOVER: Final = (
 )
 
 
-def soft_rank_figure(ranks: pd.DataFrame, *, centred: bool = True, step: int | None = None) -> go.Figure:
+def soft_rank_figure(
+    ranks: pd.DataFrame, *, centred: bool = True, step: int | None = None, slider: bool = True
+) -> go.Figure:
     """The stable rank at every layer and position, with a slider over steps; the same colours at every step.
 
     A cross: fewer than 2 examples reach the position, or (centred) all of them have the same tokens up to it.
@@ -30,6 +32,7 @@ def soft_rank_figure(ranks: pd.DataFrame, *, centred: bool = True, step: int | N
         ranks: Table "soft_ranks".
         centred: Of the features less their mean over examples, or as they are.
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: The table has no row of a single position, several in a cell, or none at the step.
@@ -50,4 +53,4 @@ def soft_rank_figure(ranks: pd.DataFrame, *, centred: bool = True, step: int | N
     def draw(part: pd.DataFrame) -> list[dict[str, Any]]:
         return [cells.heat(part, name, _HOVER, beside=_BESIDE)]
 
-    return over_steps(figure, rows, draw, table="soft_ranks", title=title, above=62, step=step)
+    return over_steps(figure, rows, draw, table="soft_ranks", title=title, above=62, step=step, slider=slider)

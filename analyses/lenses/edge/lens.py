@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.edge.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.edge.figure import edge_figure, edge_panels
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -49,6 +51,7 @@ class Edge(PartLens[Any, HookedModel]):
 
     name = "edge"
     question = "Is a step beyond the edge of stability, and what do the features do meanwhile?"
+    tables, result = TABLES, RESULT
     order = 110
 
     n_sharpness: int = 128
@@ -100,9 +103,9 @@ def edge(
 ) -> EdgeResult:
     """Measure a homogeneous network's training against the edge of stability, checkpoint by checkpoint.
 
-    The step is the one that training takes from the checkpoint: its batch is drawn again, scales and learning rate
-    follow. Exact Taylor coefficients of the loss along it, the sharpness of the Hessian and of the one that the rule
-    sees, relative updates, alignments and soft ranks.
+    The lens takes the step that training took from the checkpoint: it draws the batch again, scales and learning rate
+    follow. It measures exact Taylor coefficients of the loss along that step, the sharpness of the Hessian and of the
+    one that the rule sees, relative updates, alignments and soft ranks.
 
     Example:
         `qfl edge runs/digits --out edge.html`
@@ -143,7 +146,16 @@ def edge(
     beyond = finite(rows["edge_ratio"]) if "edge_ratio" in rows else []
     n_beyond = int((np.asarray(beyond) > 1).sum())
     title = f"Edge of stability in {run.run_id}: {n_beyond} of {len(beyond)} steps beyond it along themselves"
-    return EdgeResult(title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, of=run.label)
+    return EdgeResult(
+        title,
+        rows.filter(list(_SUMMARY)),
+        rows,
+        edge_figure,
+        layers,
+        columns=RESULT,
+        cube=Cube(("step",)),
+        of=run.label,
+    )
 
 
 def _homogeneous(run: Checkpoints) -> Run:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
+from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View, curves_view
 from qfl_interp.analyses.choose import next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Lens, Page, Shading
+from qfl_interp.analyses.lenses.emergence.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.emergence.figure import emergence_figure, feature_panels, shading
 from qfl_interp.analyses.lenses.emergence.findings import findings
-from qfl_interp.analyses.lenses.emergence.tables import EmergenceTables, emergence_tables
-from qfl_interp.analyses.loss_curve import loss_curve
+from qfl_interp.analyses.lenses.emergence.tables import CURVES, EmergenceTables, emergence_tables, stored_tables
+from qfl_interp.analyses.loss_curve import known_loss_curve, loss_curve
 from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.emergence.onset import RATIO
 from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, axis_of_columns
-from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.panels import Panel, stack_panels
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import distinct, titled
+from qfl_interp.tables import distinct, select, titled
 
 _COLUMNS: Final = {
     "feature": "feature",
@@ -46,6 +50,7 @@ class Emergence(Lens):
 
     name = "emergence"
     question = "Is each feature learned before the loss moves, after it, or not at all?"
+    tables, result = TABLES, RESULT
     order = 10
     methods = """
     - **Thirds**: labels, which mostly follow the tokens, are split into a beginning, a middle and an end; a third's
@@ -78,11 +83,34 @@ class Emergence(Lens):
     @classmethod
     def _tables(cls, page: Page) -> EmergenceTables:
         """Those of the page's features."""
+        if not page.compute:
+            return page.once(cls.name, lambda: stored_tables(page.run, page.features, page.config))
         return page.once(cls.name, lambda: emergence_tables(page.run, page.features, page.steps, **page.how))
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
-        return feature_panels(*cls._tables(page))
+        curves, verdicts = cls._tables(page)
+        return [] if curves.empty else feature_panels(curves, verdicts)
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        if not run.table(CURVES).names():
+            return []
+
+        def draw(chosen: Mapping[str, Any]) -> Figure:
+            curves, verdicts = (select(table, **chosen) for table in stored_tables(run))
+            losses = known_loss_curve(run)
+            if losses is None:
+                return stack_panels(feature_panels(curves, verdicts), shading(verdicts).band, filename=cls.name)
+            return emergence_figure(losses.rows, curves, verdicts, unit=losses.unit)
+
+        return [
+            curves_view(
+                cls.name, cls.question, run, draw,
+                lambda chosen: select(stored_tables(run).curves, **chosen),
+                lambda: (("feature",), [(name,) for name in distinct(stored_tables(run).curves, "feature")]),
+            )
+        ]  # fmt: skip
 
     @classmethod
     def shading(cls, page: Page) -> Shading:
@@ -90,11 +118,14 @@ class Emergence(Lens):
 
     @classmethod
     def findings(cls, page: Page) -> list[Finding]:
-        return findings(cls._tables(page).verdicts)
+        verdicts = cls._tables(page).verdicts
+        return [] if verdicts.empty else findings(verdicts)
 
     @classmethod
     def sections(cls, page: Page) -> list[Section]:
         curves, verdicts = cls._tables(page)
+        if curves.empty:
+            return []
         return [
             Section(
                 "Verdicts",
@@ -121,10 +152,10 @@ def emergence(
 ) -> Result:
     """Say whether each feature is quiet (learned before the loss moved), loud, or not learned.
 
-    What is not probed yet is probed first; so is the loss of a suite's checkpoints measured (`validate`). The axis is
-    the run's own compute; where its FLOPs are not known, tokens or steps, which the title and the endings of columns
-    say (`onset_flops`, `onset_step`). The transition is found in the validation loss over the answer alone
-    (`qfl_interp.emergence.transition`), a feature's onset in the geometric mean over each third of its labels
+    The call first fits the probes that are missing, and measures the loss of a suite's checkpoints (`validate`). The
+    axis is the run's own compute; where its FLOPs are not known, tokens or steps. The title and the endings of columns
+    say which (`onset_flops`, `onset_step`). The validation loss over the answer alone dates the transition
+    (`qfl_interp.emergence.transition`), the geometric mean over each third of its labels a feature's onset
     (`qfl_interp.emergence.onset`). The baseline is the mean over the untrained models. A verdict's lead is in decades
     of that axis. Its range `lead_low` to `lead_high` is what the spacing of checkpoints and validations leaves open,
     widened by `bootstrap_low` to `bootstrap_high`, the 95 % bootstrap over the probes' test
@@ -156,13 +187,15 @@ def emergence(
     losses = loss_curve(run, jobs=jobs, device=device, progress=progress)
     along = axis_of_columns(found.verdicts, "onset")
     said = "" if along is FLOPS else f"; leads in decades of {along.words}, FLOPs are not known"
-    columns = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
+    shown = ["feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high", "fraction_at_start"]
     return Result(
         f"Emergence in {run.run_id}: {found.verdicts['transition_reason'].iloc[0]}"
         + said
         + next_token_note(run, distinct(found.verdicts, "feature")),
-        found.verdicts.filter(columns),
+        found.verdicts.filter(shown),
         found.verdicts,
         functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
+        columns=RESULT,
+        cube=Cube(("feature", "third")),
         of=run.label,
     )

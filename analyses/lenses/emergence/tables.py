@@ -16,6 +16,7 @@ from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
 from qfl_interp.analyses.lenses.probe.data import probe_tensors
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.loss_curve import LossCurve, loss_curve
+from qfl_interp.analyses.stored import rows_of_one_call
 from qfl_interp.analyses.transition import loss_transition
 from qfl_interp.config import ProbeConfig
 from qfl_interp.digests import digest
@@ -80,6 +81,29 @@ def emergence_tables(
     return found
 
 
+def stored_tables(
+    run: Checkpoints, features: Sequence[str] | None = None, config: ProbeConfig | None = None
+) -> EmergenceTables:
+    """What was computed before, of each feature the call with most steps; both empty where there is nothing.
+
+    Args:
+        run: What to look at.
+        features: Of which; None for all.
+        config: With which probes; None for any.
+    """
+    verdicts, curves = run.table(VERDICTS).read(), run.table(CURVES).read()
+    if config is not None and not verdicts.empty and not curves.empty:
+        verdicts = select(verdicts, settings=config.digest())
+        curves = pd.DataFrame(curves.loc[curves["analysis"].isin(verdicts["analysis"])])
+    if curves.empty or verdicts.empty:
+        return EmergenceTables(pd.DataFrame(), pd.DataFrame())
+    curves = rows_of_one_call(curves, ["feature"])
+    if features is not None:
+        curves = pd.DataFrame(curves.loc[curves["feature"].isin(features)])
+    shown = curves[["feature", "analysis"]].drop_duplicates()
+    return EmergenceTables(curves, verdicts.merge(shown))
+
+
 def _auto(
     run: Checkpoints, losses: LossCurve, settings: str, measured: Callable[..., EmergenceTables], n_resamples: int
 ) -> list[int]:
@@ -141,6 +165,11 @@ def _summaries(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     return summarise(by_site(rows, "train_loss"), by_site(rows, metric))
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of none."""
+    return float(np.mean(values)) if values else math.nan
+
+
 def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a third and step: the probes' test loss with the untrained and the shuffled control.
 
@@ -176,8 +205,8 @@ def emergence_curve(rows: pd.DataFrame) -> pd.DataFrame:
                     **{name: column(part, name)[0] for name in ("flops", "tokens") if name in part},
                     "geometric": summary.geometric_mean,
                     "arithmetic": summary.arithmetic_mean,
-                    "baseline_geometric": float(np.mean([b.geometric_mean for b in baselines])),
-                    "baseline_arithmetic": float(np.mean([b.arithmetic_mean for b in baselines])),
+                    "baseline_geometric": _mean([b.geometric_mean for b in baselines]),
+                    "baseline_arithmetic": _mean([b.arithmetic_mean for b in baselines]),
                     "shuffled_geometric": control[third].geometric_mean if shuffled else math.nan,
                     "n_labels": summary.n,
                 }

@@ -32,7 +32,7 @@ _HOVER: Final = (
 )
 
 
-def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
+def interchange_figure(rows: pd.DataFrame, *, step: int | None = None, slider: bool = True) -> go.Figure:
     """By layer, the fraction of pairs whose answer becomes the clean one, under each swap; a panel a label.
 
     Whiskers are the table's 95 % intervals. A slider changes the step.
@@ -40,6 +40,7 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     Args:
         rows: Table "interchange" of one feature.
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: No row, several features, several rows of one point, or an unknown step or condition.
@@ -84,7 +85,7 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
         return traces
 
     title = words(rows["feature"].iloc[0])
-    return over_steps(figure, rows, draw, table="interchange", title=title, above=54 + above, step=step)
+    return over_steps(figure, rows, draw, table="interchange", title=title, above=54 + above, step=step, slider=slider)
 
 
 def interchange_panel(rows: pd.DataFrame, feature: str, label: int) -> Panel:

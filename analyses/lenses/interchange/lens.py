@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_labels, require_one_a_token
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.interchange.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.interchange.figure import interchange_figure, interchange_panel
 from qfl_interp.analyses.lenses.patch.pairs import deciding_features
 from qfl_interp.analyses.lenses.probe.data import part_name, probe_tensors, stored_probes
@@ -55,6 +58,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "interchange"
     question = "Does the answer follow a feature's value when its directions are swapped?"
+    tables, result = TABLES, RESULT
     order = 60
     methods = """
     - **Interchange** takes pairs of examples that differ in one label of a feature. At the token where the label is
@@ -64,6 +68,7 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
       of the probe's number and the whole activation (Geiger et al., https://arxiv.org/abs/2106.02997).
     """
     by = ("feature", "label")
+    together = ("label",)
     of_probes = True
 
     def part(self, piece: Piece) -> str:
@@ -125,6 +130,10 @@ class Interchange(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         return {**self.where(piece), **piece.key, **probes, "analysis": self.analysis(piece)}
 
     @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return interchange_figure(with_holm(rows), step=step, slider=False)
+
+    @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
         return [interchange_panel(part, *values) for values, part in cls.parts_of(rows)]
 
@@ -162,7 +171,7 @@ def interchange(
     whose next differing token of the answer becomes the clean one. Beside it: no swap ("none"), random subspaces of the
     probe's dimension ("random"), the whole activation ("whole"; no upper bound, as effects can cancel), and the
     directions in which the classes' mean activations differ ("mean_shift"): a probe says how to read a label, which
-    need not be how the model writes it. Probes that are missing are fitted first.
+    need not be how the model writes it. The call fits missing probes first.
 
     Example:
         `qfl interchange runs/add16 carry`
@@ -195,7 +204,9 @@ def interchange(
     config = config or ProbeConfig()
     require_one_a_token(config.site, "an interchange", "Use resid_post, attn_out or mlp_out.")
     if n_pairs < 1 or n_random < 1:
-        raise ValueError(f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}.")
+        raise ValueError(
+            f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}. The defaults are 256 and 32."
+        )
     chosen, left_out = deciding_features(run, features, labels, config.seed)
     targets = [{"feature": f.name, "label": label} for f in chosen for label in chosen_labels(f, labels)]
     pieces = [Piece(at, target) for at in models_at(run, steps) for target in targets]
@@ -207,6 +218,8 @@ def interchange(
         rows,
         interchange_figure,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("step", "label", "layer", "condition")),
         of=run.label,
     )
 

@@ -19,7 +19,18 @@ from qfl_interp.plots.maps import CellMap, bar_span, color_axis, place_words, pl
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
 from qfl_interp.plots.text import room, wrapped
-from qfl_interp.plots.theme import GREY, PURPLE, SERIES, is_narrow, new_figure, page_width, text_at, words
+from qfl_interp.plots.theme import (
+    GREY,
+    PURPLE,
+    SERIES,
+    VERMILLION,
+    is_narrow,
+    new_figure,
+    page_width,
+    stretch,
+    text_at,
+    words,
+)
 from qfl_interp.tables import column, distinct, groups, select
 
 _CURVE_HEIGHT: Final = 190
@@ -37,17 +48,18 @@ _HOVER: Final = (
 )
 
 
-def mdl_figure(rows: pd.DataFrame) -> go.Figure:
-    """Compression of each feature's labels over compute, and by layer and label at the last step.
+def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
+    """Compression of each feature's labels over compute, and by layer and label at one step.
 
     Compression is the uniform code's length over the online code's: 1 says that the activations tell nothing. The
     curve is the mean over labels of each label's best layer; the dotted line is the same of untrained models.
 
     Args:
         rows: Table "mdl"; labels that were not coded are left out of the means.
+        step: The step of the maps, marked on the curve; None for the last.
 
     Raises:
-        ValueError: No row, several rows of one label, or no trained model after step 0.
+        ValueError: No row, several rows of one label, no trained model after step 0, or none at the step.
     """
     require_rows(rows, "mdl", (), _KEY)
     features = [str(name) for name in distinct(rows, "feature")]
@@ -59,8 +71,12 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         )
     every = pd.concat(drawn)
     over = places(every)
-    last = max(int(step) for step in distinct(select(rows, source="trained"), "step"))
-    shown = select(rows, source="trained", step=last)
+    steps = sorted(int(at) for at in distinct(select(rows, source="trained"), "step"))
+    if step is not None and step not in steps:
+        raise ValueError(f"the step of the maps must be in the mdl table, got {step}, which is not among {steps}.")
+    shown = select(rows, source="trained", step=steps[-1] if step is None else step)
+    # Of one step among others, the colours are those of all.
+    high = float(finite((shown if step is None else select(rows, source="trained"))["compression"]).max(initial=1.2))
     # On narrow paper the maps' heading stands above the colour bar, not beside it.
     raised = _RAISED if is_narrow() else 0
     above = _CURVE_HEIGHT + _BETWEEN + raised
@@ -84,6 +100,10 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
         xaxis=axis_layout(training_axis(every), *ends) | {"anchor": "y"},
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
+    if step:
+        x = float(places(shown)[0])
+        look = {"width": 1.6, "dash": "dash", "color": VERMILLION}
+        figure.add_shape(stretch(x, x, line=look, xref="x", yref="y domain", name="step"))
     for index, feature in enumerate(features):
         rows, cell = select(shown, feature=feature), grid.cell(index)
         cells = CellMap.by_place(rows, "label").within(cell)
@@ -95,7 +115,6 @@ def mdl_figure(rows: pd.DataFrame) -> go.Figure:
     title = f"<b>Description length</b>  {_TITLE}" if not is_narrow() else "<b>Description length</b>"
     figure.add_annotation(text_at(title, yshift=ROW_HEIGHT * len(rows_of) + 6))
     y = 1 - above / grid.height
-    high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=bar_span(0.6, 1.0), y=y, ypad=28)
     figure.update_layout(coloraxis=bar)
     figure.add_annotation(

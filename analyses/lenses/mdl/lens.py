@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.mdl.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.mdl.figure import mdl_figure, mdl_panel
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, place_columns, probe_data, read_span
 from qfl_interp.analyses.models_at import ModelAt, models_at
@@ -35,6 +38,7 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
 
     name = "mdl"
     question = "How much do activations shorten a code for the labels?"
+    tables, result = TABLES, RESULT
     order = 40
     methods = """
     - **Description length** is that of a label's values in the online code: a probe fitted on what was sent so far
@@ -75,6 +79,10 @@ class Mdl(PartLens[ProbeData, SiteSpan]):
         settings = self.config.digest()
         return {"site": self.config.site, "settings": settings, "analysis": settings}
 
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mdl_figure(rows, step=step)
+
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
         return [mdl_panel(part, feature) for feature, part in groups(rows, "feature")]
@@ -106,9 +114,9 @@ def mdl(
 ) -> Result:
     """Measure description lengths: how much do activations shorten a code for the labels?
 
-    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether a feature can be read; the
-    code length says also how easily: from how few examples the probe learns it. The compression is the uniform code's
-    length over the online code's: 1 says nothing is gained.
+    The code is the online code of Voita and Titov (2020). A probe's accuracy says whether the probe reads a feature;
+    the code length also says how easily: from how few examples the probe learns it. The compression is the uniform
+    code's length over the online code's: 1 says that nothing is gained.
 
     Example:
         `qfl mdl runs/add16 carry --steps log:10`
@@ -142,7 +150,10 @@ def mdl(
         )
     names = [f.name for f in chosen if f.name not in scalar]
     if not names:
-        raise QflError(f"task {run.task.name!r} has no feature of classes; description length needs one.")
+        raise QflError(
+            f"task {run.task.name!r} has no feature of classes; description length needs one. "
+            "`probe` takes features of numbers too."
+        )
     pieces = [Piece(at, {"feature": name}) for at in models_at(run, steps, n_untrained) for name in names]
     rows = Mdl(run, device, config).compute(pieces, label="coding", jobs=jobs, progress=progress)
     return Result(
@@ -150,6 +161,8 @@ def mdl(
         _summary(rows),
         rows,
         mdl_figure,
+        columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
         of=run.label,
     )
 

@@ -20,7 +20,7 @@ from qfl_interp.tables import column, distinct, records, select
 _SIDE: Final = 360
 
 
-def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
+def attribution_figure(rows: pd.DataFrame, *, step: int | None = None, slider: bool = True) -> go.Figure:
     """Each patch's effect on the logit difference by the gradient against its exact one, a point a place and position.
 
     On the dotted line both agree. Pearson's r of each component, column `attribution_r`, stands in the legend, with the
@@ -29,6 +29,7 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
     Args:
         rows: Table "patch" of one feature and label; rows without an attribution are left out.
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: No row with an attribution, several features or labels, or an unknown step.
@@ -67,8 +68,8 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Fig
             for index, (name, legend) in enumerate(zip(components, listed.values(), strict=True))
         ]
 
-    title = f"{words(feature)}, label {label}"
-    return over_steps(figure, rows, draw, table="patch", title=title, above=above + 8, step=step)
+    title, how = f"{words(feature)}, label {label}", {"step": step, "slider": slider}
+    return over_steps(figure, rows, draw, table="patch", title=title, above=above + 8, **how)
 
 
 def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.analyses.lenses.patch.pairs import HEADS
 from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, axis_title, bar_span, choices, color_axis, place_words, require_rows
@@ -131,7 +132,9 @@ class _PatchMap(NamedTuple):
         return self.cells.layout(cell, **x_axis)
 
 
-def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", step: int | None = None) -> go.Figure:
+def patch_figure(
+    rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", step: int | None = None, slider: bool = True
+) -> go.Figure:
     """How much of the clean run's answer each patch restores, by layer and position, a panel a component.
 
     0 is the corrupted run, 1 the clean one; below 0 a patch makes things worse. Colours are the same at every step.
@@ -142,6 +145,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
         rows: Table "patch", of one feature and label.
         metric: The one shown first: "logit_diff_normalised", "loss_normalised" or "exact_normalised".
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: No row, several features, labels or rows of a cell, an unknown metric or step.
@@ -158,7 +162,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
     for one, space, cell in zip(maps, below, panels, strict=True):
         named = space > _GAP
         figure.update_layout(one.layout(cell, named))
-        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {site_words(one.component)}"))
+        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {_what(one.component)}"))
         if named:
             title = "head" if one.across_heads else "token and its position (·: differs between pairs)"
             figure.add_annotation(axis_title(title, cell.y_domain[0], 22 + one.token_height))
@@ -176,7 +180,7 @@ def patch_figure(rows: pd.DataFrame, *, metric: str = "logit_diff_normalised", s
         ]  # fmt: skip
 
     figure.update_layout(coloraxis=_color_axis(rows, metric), updatemenus=[_buttons(len(maps))])
-    return over_steps(figure, rows, draw, table="patch", title=_title, above=66 + _raised(), step=step)
+    return over_steps(figure, rows, draw, table="patch", title=_title, above=66 + _raised(), step=step, slider=slider)
 
 
 def _raised() -> int:
@@ -198,6 +202,11 @@ def _hover(metric: _Metric, attributed: bool) -> str:
     text += "<br>by gradient (attribution): %{customdata[5]:.3f}" if of_all and attributed else ""
     text += f"<br>patched run: %{{customdata[0]{metric.number}}}"
     return text + (" (clean %{customdata[1]:.3f}, corrupted %{customdata[2]:.3f})" if of_all else "")
+
+
+def _what(component: str) -> str:
+    """A component as a person reads it."""
+    return "one head's output, at every position at once" if component == HEADS else site_words(component)
 
 
 def _color_axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:

@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View
 from qfl_interp.analyses.choose import chosen_labels
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.patch.attribution_figure import attribution_figure
+from qfl_interp.analyses.lenses.patch.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.patch.figure import patch_figure
-from qfl_interp.analyses.lenses.patch.pairs import deciding_features, pairs_of, tokens_at
+from qfl_interp.analyses.lenses.patch.findings import findings
+from qfl_interp.analyses.lenses.patch.pairs import HEADS, deciding_features, pairs_of, tokens_at
 from qfl_interp.analyses.lenses.patch.panel import patch_panel
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -26,7 +31,7 @@ from qfl_interp.interventions.pairs import PatchPairs
 from qfl_interp.interventions.patching import PatchScores, patch_sweep
 from qfl_interp.models.build import HookedModel
 from qfl_interp.plots.panels import Panel
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.run import Run
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.seeding import generator
@@ -48,6 +53,7 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     name = "patch"
     question = "Where does the model hold what decides its answer?"
+    tables, result = TABLES, RESULT
     order = 70
     methods = """
     - **Patching** writes one activation of the clean run, at one layer and position, into the corrupted run of such a
@@ -58,6 +64,8 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
     limits = """
     - A patch tells which places matter for the pairs it was made with, one place at a time; what several places
       hold in common may show in none.
+    - Late in the stack, at the token whose prediction is scored, a patch may bring the answer itself back rather than
+      what the answer is computed from.
     """
     by = ("feature", "label")
     apart = True
@@ -72,13 +80,16 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     def rows(self, shared: Callable[[str, int], PatchPairs], view: HookedModel, piece: Piece) -> pd.DataFrame:
         feature, label, component = piece.key.values()
-        pairs = shared(feature, label)
-        scores = patch_sweep(view, pairs, component=component)
+        pairs, heads = shared(feature, label), component == HEADS
+        site = "z" if heads else component
+        scores = patch_sweep(view, pairs, component=site, positions="all" if heads else None)
         rng = generator(self.seed, f"patch/bootstrap/{feature}/{label}/{component}", piece.at.step)
         rows = _rows(scores, pairs, self.run.task, rng)
         rows = rows.assign(attribution=np.nan, attribution_r=np.nan, attribution_n=0)
         if self.attribution:
-            found = attribution_patch(view, pairs, component=component, integrated=_GRADIENTS).normalised()
+            found = attribution_patch(view, pairs, component=site, integrated=_GRADIENTS).normalised()
+            # The gradient's estimate of several patches at once is the sum of theirs.
+            found = found.sum(axis=1, keepdims=True) if heads else found
             rows["attribution"] = found.ravel()
             error = attribution_error(scores.normalised(), found)
             rows = rows.assign(attribution_r=error.pearson_r, attribution_n=error.n)
@@ -89,6 +100,20 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         return {"step": where.pop("step"), **piece.key, **where, "analysis": self.analysis(piece)}
 
     @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        question = "Does the gradient's estimate of a patch agree with the patch?"
+        maps = super().views(run)
+        return maps + [cls.kept(run).view("patch/attribution", question, cls._attribution_at) for _ in maps]
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return patch_figure(rows, step=step, slider=False)
+
+    @classmethod
+    def _attribution_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return attribution_figure(rows, step=step, slider=False)
+
+    @classmethod
     def panels_of(cls, rows: pd.DataFrame) -> list[Panel]:
         """Of one component where several were patched: the residual stream, if it was."""
         panels = []
@@ -97,6 +122,10 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
             shown = COMPONENTS[0] if COMPONENTS[0] in components else components[0]
             panels.append(patch_panel(part, feature, label, component=shown))
         return panels
+
+    @staticmethod
+    def findings_of(rows: pd.DataFrame) -> list[Finding]:
+        return findings(rows)
 
     @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
@@ -136,24 +165,25 @@ def patch(
 ) -> Result:
     """Patch clean activations into corrupted runs: where does the model hold what decides its answer?
 
-    Every layer (and head) is patched at every position. A pair's examples differ in one label of the feature. The
-    corrupted run gets one activation of the clean run, and three metrics say how far that moves it from the corrupted
-    run (0) to the clean one (1): `logit_diff`, the clean token's logit less the corrupted one's at the first token from
-    the label on in which the two answers differ; `loss` of the clean answer from there on, behind the corrupted prompt;
-    `exact`, the share of pairs in which all of that comes out. `attribution` is the first one's approximation by
-    gradients (the mean of 5 between the runs; one alone can have every sign wrong), `attribution_r` its correlation
-    with it over the `attribution_n` entries of the map in which a patch changes something. Where a checkpoint gives
-    both runs the same values, as an unembedding of zeros does, there is nothing to bring back: NaN.
+    A pair's examples differ in one label of the feature. The corrupted run gets one activation of the clean run, at
+    each layer (and head) and position in turn. Three metrics say how far that moves it from the corrupted run (0) to
+    the clean one (1): `logit_diff`, the clean token's logit less the corrupted one's at the first token from the label
+    on in which the two answers differ; `loss` of the clean answer from there on, behind the corrupted prompt; `exact`,
+    the share of pairs in which all of that comes out. `attribution` approximates the first by gradients (the mean of 5
+    between the runs; one alone can have every sign wrong). `attribution_r` is its correlation with the exact value,
+    over the `attribution_n` entries of the map in which a patch changes something. Where a checkpoint gives both runs
+    the same values, as an unembedding of zeros does, there is nothing to bring back: NaN.
 
     Examples:
         `qfl patch runs/add16 carry`,
-        `qfl patch runs/add16 carry --label 3 --component z --steps log:8`
+        `qfl patch runs/add16 carry --label 3 --component heads --steps log:8`
 
     Args:
         run: What to look at.
         features: Names; by default those of the task with `by_default` whose pairs change the answer.
         steps: As in `probe`; the last checkpoint by default.
-        components: Of "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", and by head "z", "q", "k", "v".
+        components: Of "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", and by head "z", "q", "k", "v", at
+            one position at a time; "heads" is the output z of one head at every position at once.
         labels: Which labels the pairs differ in; the middle one by default.
         n_pairs (--pairs): Pairs of a clean and a corrupted example.
         attribution: Compute the approximation by gradients too.
@@ -163,7 +193,8 @@ def patch(
         progress: Draw a bar on standard error.
 
     Returns:
-        One row a step, feature, label, component, layer, head and position. Intervals are 95 % bootstraps over pairs.
+        One row a step, feature, label, component, layer, head and position (-1: every one at once). Intervals are 95 %
+        bootstraps over pairs.
 
     Raises:
         QflError: Unknown feature or step, or the model has no such component.
@@ -171,7 +202,7 @@ def patch(
             pairs leave the answer alone.
     """
     if n_pairs < 1:
-        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}.")
+        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}. 64 is the default.")
     if components == COMPONENTS:
         components = _there(run)
     chosen, left_out = deciding_features(run, features, labels, seed)
@@ -192,6 +223,8 @@ def patch(
         rows,
         patch_figure,
         one_of=("feature", "label"),
+        columns=RESULT,
+        cube=Cube(("step", "component", "layer", "head", "position")),
         of=run.label,
     )
 
@@ -234,7 +267,8 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     known = rows.dropna(subset=["logit_diff_normalised"])
     best = known.loc[known.groupby(keys, sort=False)["logit_diff_normalised"].idxmax()]
     columns = ["layer", "head", "position", "token", "logit_diff_normalised", "exact_normalised"]
-    columns += ["attribution_r", "attribution_n"]
+    if known["attribution"].notna().any():
+        columns += ["attribution_r", "attribution_n"]
     return best.filter([*keys, *columns])  # a table of before lacks the last one
 
 

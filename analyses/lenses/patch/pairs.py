@@ -15,6 +15,8 @@ from qfl_interp.runs.series import Checkpoints
 
 # What stands for a token that differs between examples.
 VARIES = "·"
+# As a component: the output of one head, at every position at once.
+HEADS = "heads"
 # Pairs that are drawn to see whether they change the answer.
 _N_TRIED = 16
 
@@ -39,7 +41,10 @@ def deciding_features(
         return chosen, ""
     kept = [feature for feature in chosen if _decides(run, feature, chosen_labels(feature, labels), seed)]
     if not kept:
-        raise QflError(f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch.")
+        raise QflError(
+            f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch. "
+            "`probe` and `ablate` need no pairs."
+        )
     left_out = [feature.name for feature in chosen if feature not in kept]
     return kept, f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""
 
@@ -55,8 +60,8 @@ def _decides(run: Checkpoints, feature: Feature, labels: Sequence[int], seed: in
 
 
 def tokens_at(task: Task, pairs: PatchPairs, positions: Sequence[int]) -> list[str]:
-    """What a person reads at each position; `VARIES` where it is not the same in all runs."""
+    """What a person reads at each position; `VARIES` where it is not the same in all runs, and for all at once."""
     both = torch.cat([pairs.clean, pairs.corrupted])
     same = (both == both[:1]).all(dim=0).view(both.shape[1], -1).all(dim=1)
     first = task.str_tokens(both[0])
-    return [first[position] if same[position] else VARIES for position in positions]
+    return [first[position] if position >= 0 and same[position] else VARIES for position in positions]

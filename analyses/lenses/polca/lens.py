@@ -7,15 +7,19 @@ A call is planned once (`plan`); directions and losses along them come from `bas
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import torch
 from plotly.graph_objects import Figure
 
+from qfl_interp.analyses.at_step import View, curves_view
 from qfl_interp.analyses.checkpoints import require_jobs
 from qfl_interp.analyses.lens import Lens, Page
+from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
 from qfl_interp.analyses.lenses.polca.clusters import telling
+from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
 from qfl_interp.analyses.lenses.polca.grouping import Grouping
@@ -23,16 +27,17 @@ from qfl_interp.analyses.lenses.polca.means_figure import means_figure
 from qfl_interp.analyses.lenses.polca.plan import CurveKind, Plan, Settings
 from qfl_interp.analyses.lenses.polca.result import PolcaResult
 from qfl_interp.analyses.lenses.polca.section import polca_sections
-from qfl_interp.analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, stored
+from qfl_interp.analyses.lenses.polca.tables import CLUSTERS, COMPOSITION, CURVES, INTERVALS, stored
 from qfl_interp.analyses.lenses.polca.trajectories import follow
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.transition import shaded_transition
+from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
 from qfl_interp.polca.breakthroughs import BreakRule
 from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.report.page import Section
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column
+from qfl_interp.tables import column, select
 
 _SUMMARY = (
     "direction", "basis_step", "cluster", "n_tokens", "name", "f1", "fall", "break_step", "hidden", "in_flat",
@@ -45,7 +50,36 @@ class Polca(Lens):
 
     name = "polca"
     question = "Which tokens learn together along one direction of weight space, and does their own loss show it?"
+    tables, result = TABLES, RESULT
     order = 90
+
+    @classmethod
+    def views(cls, run: Checkpoints) -> list[View]:
+        """The clusters of one direction over the training; without any, what the directions capture."""
+        if not run.table(INTERVALS).names():
+            return []
+
+        def draw(chosen: Mapping[str, Any]) -> Figure:
+            found, how = stored(run), {"transition": shaded_transition(run), "unit": run.task.loss_unit}
+            if found is None:
+                raise QflError(f"the tables of POLCA in {run.workplace} hold no finished call on projected losses.")
+            if found.clusters.empty:
+                return captured_figure(found.intervals, **how)
+            return polca_figure(found.curves, found.clusters, chosen["direction"], **how)
+
+        def rows(chosen: Mapping[str, Any]) -> pd.DataFrame:
+            found = stored(run)
+            if found is None:
+                return pd.DataFrame()
+            return found.intervals if found.clusters.empty else select(found.curves, **chosen)
+
+        def directions() -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+            found = stored(run)
+            if found is None or found.clusters.empty:
+                return (), [()]
+            return ("direction",), [(one,) for one in telling(found.clusters)]
+
+        return [curves_view(cls.name, cls.question, run, draw, rows, directions, title="POLCA")]
 
     @classmethod
     def panels(cls, page: Page) -> list[Panel]:
@@ -164,6 +198,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         tokens,
         data,
         grouping.curves,
+        columns=RESULT,
         of=run.label,
     )
 

@@ -1,1 +1,1 @@
-"""Which features can be read off, where and when?"""
+"""Which features do probes read, where and when?"""

@@ -30,7 +30,9 @@ _HOVER_COLUMNS: Final = (
 _LOSS_FLOOR: Final = 1e-4
 
 
-def probe_heatmap(probe: pd.DataFrame, feature: str, *, beside: Beside = "score", step: int | None = None) -> go.Figure:
+def probe_heatmap(
+    probe: pd.DataFrame, feature: str, *, beside: Beside = "score", step: int | None = None, slider: bool = True
+) -> go.Figure:
     """Test loss by layer and label at one step, a second map beside it, and a slider over all steps.
 
     Colours are the same at every step, and brighter is better in both maps. The loss's colour is logarithmic.
@@ -41,6 +43,7 @@ def probe_heatmap(probe: pd.DataFrame, feature: str, *, beside: Beside = "score"
         feature: Which feature's probes.
         beside: The second map: the test score (accuracy or R2), or the test loss of probes trained on shuffled labels.
         step: The step shown first; None for the last.
+        slider: Whether the figure goes through all steps; without it, it shows this one, in the colours of all.
 
     Raises:
         ValueError: The table has no row of this feature and source, none at the step, or several in a cell.
@@ -87,7 +90,8 @@ def probe_heatmap(probe: pd.DataFrame, feature: str, *, beside: Beside = "score"
             for view, axis, at in maps
         ]
 
-    return over_steps(figure, rows, draw, table="probe", title=words(feature) + _given_away(rows), above=60, step=step)
+    title, how = words(feature) + _given_away(rows), {"step": step, "slider": slider}
+    return over_steps(figure, rows, draw, table="probe", title=title, above=60, **how)
 
 
 def _given_away(rows: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Which features can be read off the model, at which step, layer and position; with the controls."""
+"""Which features probes read in the model, at which step, layer and position; with the controls."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.activations.store import ActivationStore, store_of
 from qfl_interp.analyses.choose import chosen_features, next_token_note
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lens import Page
+from qfl_interp.analyses.lenses.probe.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.probe.data import (
     TABLE,
     ProbeData,
@@ -25,6 +28,7 @@ from qfl_interp.analyses.lenses.probe.data import (
     store_key,
 )
 from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
+from qfl_interp.analyses.lenses.probe.findings import findings
 from qfl_interp.analyses.lenses.probe.fitting import fit_feature
 from qfl_interp.analyses.models_at import ModelAt, models_at
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -33,9 +37,10 @@ from qfl_interp.config import ProbeConfig
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.models.build import HookedModel
 from qfl_interp.probes.feature_data import feature_data
-from qfl_interp.report.page import Section
+from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
+from qfl_interp.tables import distinct
 
 
 class _Spans(NamedTuple):
@@ -54,8 +59,11 @@ class Probe(PartLens[ProbeData, _Spans]):
     store: bool = False
 
     name = TABLE
-    question = "Which features can be read off the model, where, and when?"
+    question = "Which features do probes read in the model, where, and when?"
+    tables, result = TABLES, RESULT
     order = 20
+    by = ("feature", "site")
+    call_column = "settings"
     of_probes = True
     methods = """
     - **Probes** are linear read-outs of the residual stream after each layer, at the position the feature
@@ -73,6 +81,10 @@ class Probe(PartLens[ProbeData, _Spans]):
     - A probe's direction is one that the label can be read along; it need not be the one that the model itself
       writes or reads. Removing or swapping it may then do little although the model uses the feature.
     """
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return probe_heatmap(rows, str(rows["feature"].iloc[0]), step=step, slider=False)
 
     def part(self, piece: Piece) -> str:
         return part_name(piece.at, piece.key["feature"], self.config)
@@ -116,8 +128,22 @@ class Probe(PartLens[ProbeData, _Spans]):
         return kept.spans(key, load, tokens, first, last, names=[site], progress=False)[site]
 
     @classmethod
+    def _rows(cls, page: Page) -> pd.DataFrame:
+        """Those of the page's features and steps; on a page that computes nothing, those that are there."""
+        if not page.compute:
+            return cls.stored(page)
+        return page.once(cls.name, lambda: probe(page.run, page.features, page.steps, **page.how).rows)
+
+    @classmethod
+    def findings(cls, page: Page) -> list[Finding]:
+        rows = cls._rows(page)
+        return [] if rows.empty else findings(rows)
+
+    @classmethod
     def sections(cls, page: Page) -> list[Section]:
-        rows = probe(page.run, page.features, page.steps, **page.how).rows
+        rows = cls._rows(page)
+        if rows.empty:
+            return []
         note = (
             "Probes on the residual stream after each layer; brighter is better, and colours mean the same at "
             "every step. Move the slider or press play to go through training. A cross: no probe, the label "
@@ -125,7 +151,7 @@ class Probe(PartLens[ProbeData, _Spans]):
         )
         return [
             Section(f"Probes: {feature.replace('_', ' ')}", figure=probe_heatmap(rows, feature), note=note)
-            for feature in page.features
+            for feature in distinct(rows, "feature")
         ]
 
 
@@ -141,9 +167,9 @@ def probe(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Result:
-    """Fit linear probes: which features can be read off the model, where, and when.
+    """Fit linear probes: which features do they read, where, and when?
 
-    What is in the run's table already is not fitted again. Binary and multilabel features get logistic probes,
+    A call skips what the run's table has already. Binary and multilabel features get logistic probes,
     categorical ones softmax probes (loss: log loss in nats; score: accuracy), scalar ones least squares (loss: mean
     squared error; score: R2); column `metric` says which. One probe a layer (and head, where the site has heads) and
     label, at the token where the feature says its label is read; several outputs of a label enter the table by their
@@ -185,6 +211,8 @@ def probe(
         rows,
         probe_heatmap,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
         of=run.label,
     )
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from qfl_interp.analyses.lenses.probe.views import SCORES, View
 from qfl_interp.plots.maps import BARE, CellMap, axis_title, choices, require_rows
 from qfl_interp.plots.slider import heading, heading_height
-from qfl_interp.plots.theme import FONT_SIZE, GREY, new_figure, page_width, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION, new_figure, page_width, words
 from qfl_interp.tables import column, distinct
 
 _SIDE: Final = 510
@@ -25,7 +25,7 @@ _HOVER: Final = (
 )
 
 
-def transfer_figure(rows: pd.DataFrame) -> go.Figure:
+def transfer_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     """Loss, score and cosine of probes fitted at one step (rows) and evaluated at another (columns).
 
     The diagonal is outlined: probes at the step they were fitted at. Brighter is better in every view; the loss's
@@ -33,6 +33,7 @@ def transfer_figure(rows: pd.DataFrame) -> go.Figure:
 
     Args:
         rows: Table "transfer" of one feature.
+        step: A step whose row and column are marked; None for none.
 
     Raises:
         ValueError: No row, several features or metrics, or several rows of one pair of steps.
@@ -70,7 +71,7 @@ def transfer_figure(rows: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         annotations=[heading(title, 70), axis_title("evaluated at step", 0)],
         coloraxis=axes[0],
-        shapes=_outline(fitted, evaluated),
+        shapes=_outline(fitted, evaluated) + _marked(fitted, evaluated, step),
         updatemenus=[choices(["loss", "score", "cosine"], updates, 62)],
         xaxis=_step_axis(evaluated, "") | {"constrain": "domain", "constraintoward": "left"},
         yaxis=_step_axis(fitted, "fitted at step") | {"constrain": "domain", "scaleanchor": "x"},
@@ -83,6 +84,19 @@ def _step_axis(steps: list[int], title: str) -> dict[str, Any]:
     shown = list(range(0, len(steps), math.ceil(len(steps) / _MOST_TICKS)))
     ticks = {"tickvals": shown, "ticktext": [f"{steps[at]:,}" for at in shown], "tickfont": {"size": FONT_SIZE - 2}}
     return {"range": [-0.5, len(steps) - 0.5], "title": {"text": title}, **ticks, **BARE}
+
+
+def _marked(fitted: list[int], evaluated: list[int], step: int | None) -> list[dict[str, Any]]:
+    """Frames around the row and the column of a step."""
+    look = {"type": "rect", "name": "step", "line": {"color": VERMILLION, "width": 2}}
+    wide, high = (-0.5, len(evaluated) - 0.5), (-0.5, len(fitted) - 0.5)
+    shapes = []
+    for steps, along in ((fitted, "y"), (evaluated, "x")):
+        if step in steps:
+            own = steps.index(step) - 0.5, steps.index(step) + 0.5
+            (x0, x1), (y0, y1) = (own, high) if along == "x" else (wide, own)
+            shapes.append({**look, "x0": x0, "x1": x1, "y0": y0, "y1": y1})
+    return shapes
 
 
 def _outline(fitted: list[int], evaluated: list[int]) -> list[dict[str, Any]]:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from qfl_interp.activations.spans import SiteSpan, site_span
 from qfl_interp.analyses.choose import chosen_features
+from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.lenses.probe.data import ProbeData, part_name, probe_data, probe_tensors, read_span
 from qfl_interp.analyses.lenses.probe.lens import probe
+from qfl_interp.analyses.lenses.transfer.columns import RESULT, TABLES
 from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -37,6 +40,7 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
 
     name = "transfer"
     question = "Does the probe of one checkpoint still work at another?"
+    tables, result = TABLES, RESULT
     order = 30
     methods = """
     - **Probes carried over** are fitted at one checkpoint and scored on the activations of another. A feature that
@@ -97,6 +101,10 @@ class Transfer(PartLens[ProbeData, SiteSpan]):
         return {"settings": self.config.digest(), "analysis": self.analysis(piece)}
 
     @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return transfer_figure(rows, step=step)
+
+    @classmethod
     def sections_of(cls, rows: pd.DataFrame) -> list[Section]:
         note = (
             "Probes fitted at one step (rows) read the activations of another (columns); the outlined diagonal is each "
@@ -121,10 +129,10 @@ def transfer(
 ) -> Result:
     """Carry probes forward: does the probe of one checkpoint still work at another?
 
-    The probes of every checkpoint are scored on the activations of every other. A feature whose representation only
-    grows keeps its old probes; one that is built anew, or whose direction turns, loses them, although a probe fitted
-    afresh reads it as well as ever. For each label the layer is the one with the lowest training loss at the step the
-    probe was fitted at. Probes that are missing are fitted first.
+    The lens scores the probes of every checkpoint on the activations of every other. A feature whose representation
+    only grows keeps its old probes. One that is built anew, or whose direction turns, loses them, although a fresh
+    probe reads it as well as ever. Each label has the layer with the lowest training loss at the step its probe was
+    fitted at. The call fits missing probes first.
 
     Example:
         `qfl transfer runs/add16 carry --steps log:12`
@@ -158,6 +166,8 @@ def transfer(
         rows,
         transfer_figure,
         one_of=("feature",),
+        columns=RESULT,
+        cube=Cube(("fit_step", "eval_step")),
         of=run.label,
     )
 

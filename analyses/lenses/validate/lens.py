@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
+from qfl_interp.analyses.cube import Cube
+from qfl_interp.analyses.lenses.validate.columns import RESULT, TABLES
 from qfl_interp.analyses.models_at import models_at
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.analyses.part_lens import PartLens, Piece
@@ -20,8 +23,9 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.metrics import validation_scores
+from qfl_interp.plots.panels import mark_step
 from qfl_interp.runs.series import Checkpoints, Steps
-from qfl_interp.tables import column
+from qfl_interp.tables import column, records, select
 
 LENS = "validate"
 
@@ -38,6 +42,7 @@ class Validate(PartLens[Batch, HookedModel]):
 
     name = LENS
     question = "How well does the model do on held-out examples?"
+    tables, result = TABLES, RESULT
     order = 5
     methods = """
     - **Validation** of checkpoints whose training kept no log is what a training of this library logs: the same
@@ -47,6 +52,10 @@ class Validate(PartLens[Batch, HookedModel]):
     n_examples: int = 0
     seed: int = 0
     loss: str = "cross_entropy"
+
+    @classmethod
+    def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
+        return mark_step(timeline_figure(rows), step, records(select(rows, step=step))[0])
 
     @classmethod
     def of(cls, run: Checkpoints, n: int | None, device: str | torch.device) -> Validate:
@@ -115,11 +124,13 @@ def validate(
         ValueError: `n` is below 1.
     """
     if n is not None and n < 1:
-        raise ValueError(f"n, the number of validation examples, must be at least 1, got {n}.")
+        raise ValueError(
+            f"n, the number of validation examples, must be at least 1, got {n}. More examples give a sharper loss."
+        )
     lens = Validate.of(run, n, device)
     pieces = [Piece(at) for at in models_at(run, steps)]
     rows = lens.compute(pieces, label="validating", jobs=jobs, progress=progress)
     count = int(column(rows, "n_val")[0])
     summary = rows.filter(["step", "val_loss", "val_exact", "val_loss_answer", "val_exact_answer"])
     title = f"validation of {run.run_id} on {count:,} held-out examples, {run.loss_unit} a token"
-    return Result(title, summary, rows, timeline_figure, of=run.label)
+    return Result(title, summary, rows, timeline_figure, columns=RESULT, cube=Cube(("step",)))

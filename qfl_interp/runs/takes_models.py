@@ -15,8 +15,10 @@ def takes_models(analysis: Callable[..., Any]) -> Callable[..., Any]:
     """The analysis, which takes a model and a task in place of a series of checkpoints.
 
     The model is looked at as the one step of `Suite.from_models`, in a temporary folder. Whatever else the analysis
-    takes is given by name.
+    takes is given by name. A function that takes models already is returned as it is.
     """
+    if getattr(analysis, "takes_models", False):
+        return analysis
 
     @functools.wraps(analysis)
     def called(*arguments: Any, **options: Any) -> Any:
@@ -33,4 +35,5 @@ def takes_models(analysis: Callable[..., Any]) -> Callable[..., Any]:
         suite = Suite.from_models({0: model}, task, name=type(model).__name__)
         return analysis(suite, *others, **options)
 
+    called.takes_models = True  # type: ignore[attr-defined]  # so that it is wrapped once
     return called

@@ -1,0 +1,314 @@
+"""What there is to see of a run at one step: a `View`, and the tables that views of lenses are drawn from.
+
+A table's parts are named after the checkpoint that each is of, so that what there is at which step is known from the
+names alone; rows are read when a view is drawn, of the steps that it shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from plotly.graph_objects import Figure
+
+from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.plots.panels import mark_step
+from qfl_interp.plots.theme import FONT_SIZE, VERMILLION, grow, plain, text_at
+from qfl_interp.runs.series import Checkpoints
+from qfl_interp.runs.table import Table
+from qfl_interp.tables import select
+
+# How a part's name begins: the checkpoint it is of (and the one after it, where it is of the way between them).
+_OF_STEP: Final = re.compile(r"step_(\d+)(?:_to_\d+)?-(.*)", re.DOTALL)
+_OF_UNTRAINED: Final = re.compile(r"untrained_\d+-(.*)", re.DOTALL)
+# Steps beside the one that is shown whose rows are read: a curve needs no more, nor the ends of a colour scale.
+_MOST_STEPS: Final = 48
+# Parts whose rows stay in memory, by their checksum.
+_MOST_KEPT: Final = 1024
+# Pixels of a line of text below a figure.
+_LINE: Final = 20
+_KEPT: dict[str, pd.DataFrame] = {}
+
+
+@dataclass(frozen=True)
+class View:
+    """Something to see of a run at a step.
+
+    Attributes:
+        name: Of the view among those of a run: the lens', or behind it a slash and what else it shows.
+        title: What a person reads.
+        question: What it answers, in one line.
+        steps: Where it exists, ascending.
+        drawn: The figure at one of these steps, with a value for each choice.
+        rows: The table behind it, likewise.
+        found: The names of its choices, and the values of each that exist together; read on demand.
+        steps_of: Those of `steps` at which there is something of the chosen values; None for all.
+        needs_model: Whether a checkpoint is loaded for it, which takes seconds.
+        over_training: Whether it shows the whole training, with the step marked.
+    """
+
+    name: str
+    title: str
+    question: str
+    steps: tuple[int, ...]
+    drawn: Callable[[int, Mapping[str, Any]], Figure]
+    rows: Callable[[int, Mapping[str, Any]], pd.DataFrame]
+    found: Callable[[], tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]] = lambda: ((), [()])
+    steps_of: Callable[[Mapping[str, Any]], Sequence[int]] | None = None
+    needs_model: bool = False
+    over_training: bool = False
+
+    @cached_property
+    def _found(self) -> tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]:
+        return self.found()
+
+    @property
+    def choices(self) -> dict[str, list[Any]]:
+        """What can be chosen: the values of each name, the default first. Reads a part of the table for each kind."""
+        names, together = self._found
+        return {name: list(dict.fromkeys(one[at] for one in together)) for at, name in enumerate(names)}
+
+    def options(self, **chosen: Any) -> dict[str, list[Any]]:
+        """As `choices`, of each name only the values that exist with what is chosen of the names before it."""
+        return self._narrowed(chosen)[1]
+
+    def chosen(self, **chosen: Any) -> dict[str, Any]:
+        """A value for each choice: the one given where it exists with those before it, else the first that does.
+
+        Values may be given as text, as a URL has them.
+
+        Raises:
+            QflError: There is no such choice, or no such value of one; names those there are.
+        """
+        known = self.choices
+        for name, value in chosen.items():
+            if name not in known:
+                raise unknown_name(f"choice of the view {self.name!r}", name, known)
+            if value is not None and str(value) not in map(str, known[name]):
+                raise unknown_name(f"{name} of the view {self.name!r}", str(value), map(str, known[name]))
+        return self._narrowed(chosen)[0]
+
+    def _narrowed(self, chosen: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """A value for each choice, and the values there are of each beside those before it."""
+        names, together = self._found
+        values, options = {}, {}
+        for at, name in enumerate(names):
+            options[name] = list(dict.fromkeys(one[at] for one in together))
+            wanted = str(chosen.get(name))
+            values[name] = next((value for value in options[name] if str(value) == wanted), options[name][0])
+            together = [one for one in together if one[at] == values[name]]
+        return values, options
+
+    def at(self, step: int, **chosen: Any) -> int:
+        """The step that is shown for one: itself, else the nearest before it that there is, else the first."""
+        steps = self.steps if self.steps_of is None else self.steps_of(self.chosen(**chosen))
+        return _nearest(steps, step)
+
+    def draw(self, step: int, **chosen: Any) -> Figure:
+        """The figure; of a step that the view does not have, that of the nearest one before it, which it says.
+
+        Raises:
+            QflError: As `chosen`; or what it is drawn from is damaged.
+        """
+        shown = self.at(step, **chosen)
+        figure = self.drawn(shown, self.chosen(**chosen))
+        return figure if shown == step else _said(figure, _instead(step, shown))
+
+    def table(self, step: int, **chosen: Any) -> pd.DataFrame:
+        """The rows behind the figure, with their own step. Raises as `draw` does."""
+        return self.rows(self.at(step, **chosen), self.chosen(**chosen))
+
+
+def _nearest(steps: Sequence[int], step: int) -> int:
+    """The last of ascending steps that is not after one; the first where all are."""
+    return int(steps[max(int(np.searchsorted(steps, step, side="right")) - 1, 0)])
+
+
+def _instead(step: int, shown: int) -> str:
+    """That another step is shown."""
+    which = "nearest before it" if shown < step else "first"
+    return f"Nothing of step {step:,}: this is step {shown:,}, the {which} that there is."
+
+
+def _said(figure: Figure, text: str) -> Figure:
+    """The figure with a line at its lower edge, for which it grows: legends stand at the upper one."""
+    layout: Any = figure.layout
+    # Plotly's own, of a figure in another style.
+    below = 80 if layout.margin.b is None else layout.margin.b
+    figure.update_layout(margin={"b": below}, height=layout.height or 450)
+    if isinstance(layout.meta, Mapping) and "height" in layout.meta:
+        grow(figure, _LINE)
+    else:
+        figure.update_layout(margin={"b": below + _LINE}, height=layout.height + _LINE)
+    look = {"font": {"size": FONT_SIZE, "color": VERMILLION}, "name": "instead"}
+    figure.add_annotation(text_at(f"<b>{plain(text)}</b>", y=0, yshift=-below - _LINE + 2, **look))
+    return figure
+
+
+def titled(name: str) -> str:
+    """A view's name as a person reads it: "ablate_units" becomes "Ablate units"."""
+    return name.replace("_", " ").capitalize()
+
+
+def curves_view(
+    name: str,
+    question: str,
+    run: Checkpoints,
+    draw: Callable[[Mapping[str, Any]], Figure],
+    rows: Callable[[Mapping[str, Any]], pd.DataFrame],
+    found: Callable[[], tuple[tuple[str, ...], Sequence[tuple[Any, ...]]]] = lambda: ((), [()]),
+    *,
+    title: str = "",
+) -> View:
+    """A view of curves over the whole training, which `draw` makes of panels, with the step marked; it has every step.
+
+    The table behind it is what `rows` gives, of the step where it has a column of steps.
+    """
+
+    def drawn(step: int, chosen: Mapping[str, Any]) -> Figure:
+        return mark_step(draw(chosen), step, {"step": step, "tokens": run.tokens(step), "flops": run.flops(step)})
+
+    def of_step(step: int, chosen: Mapping[str, Any]) -> pd.DataFrame:
+        every = rows(chosen)
+        return select(every, step=step) if "step" in every else every
+
+    return View(name, title or titled(name), question, tuple(run.steps), drawn, of_step, found, over_training=True)
+
+
+class StepTable:
+    """A table whose parts are of one checkpoint each: what there is of it, and rows of some steps.
+
+    Args:
+        table: Its parts are named `<checkpoint>-<what>-<digest of the settings>`; others are passed over.
+        by: Columns for each of whose values one call is shown: of several, that of most steps.
+        together: Those of them whose values are all shown at once; of the others, one is chosen.
+    """
+
+    def __init__(self, table: Table, by: Sequence[str] = (), together: Sequence[str] = ()) -> None:
+        self.table, self.by = table, tuple(by)
+        self.chosen = tuple(name for name in self.by if name not in together)
+        # By what a part is of: its name at each step, and those of untrained models.
+        self._at: dict[str, dict[int, list[str]]] = {}
+        self._untrained: dict[str, list[str]] = {}
+        for part in table.names():
+            if found := _OF_STEP.fullmatch(part):
+                self._at.setdefault(found[2], {}).setdefault(int(found[1]), []).append(part)
+            elif found := _OF_UNTRAINED.fullmatch(part):
+                self._untrained.setdefault(found[1], []).append(part)
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that have a part, ascending."""
+        return tuple(sorted({step for parts in self._at.values() for step in parts}))
+
+    def view(self, name: str, question: str, draw: Callable[[pd.DataFrame, int], Figure], *, title: str = "") -> View:
+        """A view of the table: `draw` is given rows of several steps, and the step that is shown."""
+
+        def drawn(step: int, chosen: Mapping[str, Any]) -> Figure:
+            return draw(self.rows(step, chosen), step)
+
+        def rows(step: int, chosen: Mapping[str, Any]) -> pd.DataFrame:
+            return self.rows(step, chosen, alone=True)
+
+        return View(name, title or titled(name), question, self.steps, drawn, rows, self.found, self.steps_of)
+
+    def found(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """The columns of which one value each is shown, and their values that exist together."""
+        at = [self.by.index(name) for name in self.chosen]
+        return self.chosen, list(dict.fromkeys(tuple(values[place] for place in at) for values in self._kinds))
+
+    @cached_property
+    def _kinds(self) -> dict[tuple[Any, ...], list[str]]:
+        """By the values of `by`, what parts of them are of."""
+        calls: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+        for what in self._at:
+            one = self._first_readable(what)
+            if one is None:
+                continue
+            for values in dict.fromkeys(zip(*(one[name].tolist() for name in self.by), strict=True)) or [()]:
+                calls.setdefault(values, {}).setdefault(what.rpartition("-")[2], []).append(what)
+
+        def n_steps(whats: Sequence[str]) -> int:
+            return len({step for what in whats for step in self._at[what]})
+
+        return {values: max(of.values(), key=n_steps) for values, of in calls.items()}
+
+    def _first_readable(self, what: str) -> pd.DataFrame | None:
+        """The rows of the last step's part that can be read; None where none can."""
+        for step in sorted(self._at[what], reverse=True):
+            for part in self._at[what][step]:
+                rows = self._read(part, strict=False)
+                if rows is not None and len(rows):
+                    return rows
+        return None
+
+    def rows(self, step: int, chosen: Mapping[str, Any], *, alone: bool = False) -> pd.DataFrame:
+        """The rows of these values at a step, and beside them at others, spread over the training, and of controls.
+
+        Args:
+            step: One of those of the values (`steps_of`).
+            chosen: A value for each choice.
+            alone: Only those of the step.
+
+        Raises:
+            QflError: There are none of the step, or what there is of it is damaged.
+        """
+        kinds = self._of(chosen)
+        whats = list(dict.fromkeys(what for _, of_kind in kinds for what in of_kind))
+        known = self.steps_of(chosen)
+        beside = [] if alone else [known[at] for at in _spread(len(known), _MOST_STEPS)]
+        frames = []
+        for at in sorted({*beside, step}):
+            parts = [part for what in whats for part in self._at[what].get(at, ())]
+            frames += [self._read(part, strict=at == step) for part in parts]
+        if not alone:
+            frames += [self._read(part, strict=False) for what in whats for part in self._untrained.get(what, ())]
+        read = [frame for frame in frames if frame is not None]
+        if not read:
+            raise QflError(f"{self.table.folder} has nothing of step {step} that still counts. Run the lens again.")
+        return select(pd.concat(read, ignore_index=True), **chosen).reset_index(drop=True)
+
+    def at(self, step: int) -> int:
+        """The step itself where it has a part, else the nearest before it that does, else the first."""
+        return _nearest(self.steps, step)
+
+    def steps_of(self, chosen: Mapping[str, Any]) -> list[int]:
+        """Steps that have a part of these values, ascending."""
+        return sorted({step for _, whats in self._of(chosen) for what in whats for step in self._at[what]})
+
+    def _of(self, chosen: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], list[str]]]:
+        """The kinds that have the chosen values."""
+        wanted = {self.by.index(name): chosen[name] for name in self.chosen}
+        return [
+            (values, whats)
+            for values, whats in self._kinds.items()
+            if all(values[at] == value for at, value in wanted.items())
+        ]
+
+    def _read(self, part: str, *, strict: bool) -> pd.DataFrame | None:
+        """A part's rows; None where it does not count, or cannot be read and need not be."""
+        try:
+            if not self.table.has(part):
+                return None
+            key = self.table.checksum(part)
+            if key not in _KEPT:
+                if len(_KEPT) >= _MOST_KEPT:
+                    _KEPT.clear()
+                _KEPT[key] = self.table.read_part(part)
+            return _KEPT[key]
+        except QflError:
+            if strict:
+                raise
+            return None
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most so many of the places 0 to n - 1: dense at the beginning, with the first and the last."""
+    if n <= most:
+        return list(range(n))
+    return sorted({round(place) for place in np.expm1(np.linspace(0, np.log1p(n - 1), most))} | {n - 1})

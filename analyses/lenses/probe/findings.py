@@ -1,0 +1,63 @@
+"""What the last step's probes read, and after which layer, as sentences."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pandas as pd
+
+from qfl_interp.analyses.lenses.probe.views import SCORES
+from qfl_interp.plots.maps import place_words
+from qfl_interp.report.page import Finding
+from qfl_interp.sites import site_words
+from qfl_interp.tables import groups, select
+
+# A feature is decodable where its probes lose less than this fraction of each control.
+_RATIO: Final = 0.5
+_LOSSES: Final = ["train_loss", "test_loss", "shuffled_test_loss", "majority_test_loss"]
+
+
+def findings(rows: pd.DataFrame) -> list[Finding]:
+    """One finding a feature: where its probes read it best at the last step, beside the controls there.
+
+    Labels that the very next token gives away are left out where a feature has others. The place is chosen by training
+    loss; the untrained models' probes each stand at their own best place.
+
+    Args:
+        rows: Table "probe".
+    """
+    found = []
+    for feature, own in groups(rows, "feature"):
+        fitted = select(own, fitted=True)
+        kept = select(fitted, next_token=False) if "next_token" in fitted else fitted
+        kept = fitted if kept.empty else kept
+        trained = select(kept, source="trained")
+        if trained.empty:
+            continue
+        places = _places(select(trained, step=trained["step"].max()))
+        best, first = places.loc[places["train_loss"].idxmin()], places.iloc[0]
+        blind = [_places(part)["test_loss"].min() for _, part in groups(select(kept, source="untrained"), "model_seed")]
+        metric = SCORES[str(kept["metric"].iloc[0])]
+        controls = {"untrained models": min(blind)} if blind else {}
+        controls |= {"shuffled labels": best["shuffled_test_loss"], "best constant": best["majority_test_loss"]}
+        decodable = all(best["test_loss"] < _RATIO * value for value in controls.values())
+        beside = ", ".join(f"{name} {value:.2g}" for name, value in controls.items())
+        site = site_words(str(kept["site"].iloc[0]))
+        sentence = (
+            f"at step {int(trained['step'].max()):,} probes read it best at {place_words(*_place(best))} ({site}): "
+            f"{metric.loss} {best['test_loss']:.2g} ({beside})"
+        )
+        if _place(first) != _place(best):
+            sentence += f"; at {place_words(*_place(first))} it is {first['test_loss']:.2g}"
+        found.append(Finding(f"{feature}, probed", "decodable" if decodable else "not decodable", sentence))
+    return found
+
+
+def _places(rows: pd.DataFrame) -> pd.DataFrame:
+    """Losses by place, means over the labels."""
+    return rows.groupby(["layer", "head"], as_index=False)[_LOSSES].mean()
+
+
+def _place(row: pd.Series) -> tuple[int, int]:
+    """Layer and head of a row."""
+    return int(row["layer"]), int(row["head"])

@@ -1,0 +1,1 @@
+"""The site's pages that are made of the code."""
