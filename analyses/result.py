@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from qfl_interp.analyses.cube import Cube, to_xarray
 from qfl_interp.analyses.notebook import show
 from qfl_interp.columns import Column, Columns
 from qfl_interp.errors import QflError, unknown_name
+from qfl_interp.report.drawing import Drawing
 from qfl_interp.tables import distinct, select
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Result:
         rows: The tidy table.
         draw: Draws rows of the table; its further parameters, but for those that are bound, are options of `plot`.
         one_of: Columns of which a figure shows one value.
+        of: Whose it is, as its figures say (`Checkpoints.label`).
         columns: What the columns of `rows` and of its other tables mean, by the attribute; under "summary" those that
             the summary has beside.
         cube: The columns that are axes of `to_xarray`; None where the rows are no cube.
@@ -42,6 +45,7 @@ class Result:
     rows: pd.DataFrame = field(repr=False)
     draw: Callable[..., Figure] = field(repr=False)
     one_of: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    of: str = field(default="", repr=False, kw_only=True)
     columns: Mapping[str, Columns] = field(default_factory=dict, repr=False, kw_only=True)
     cube: Cube | None = field(default=None, repr=False, kw_only=True)
 
@@ -89,7 +93,7 @@ class Result:
         return {**self.columns.get("rows", {}), **own} if table == "summary" else dict(own)
 
     def plot(self, feature: str | None = None, **options: Any) -> Figure:
-        """The figure.
+        """The figure: plotly's, which `qfl.save_figure` writes at any width and a terminal shows in a line.
 
         Args:
             feature: Whose. By default all features; where a figure shows one, the first, and the result's text names
@@ -113,7 +117,7 @@ class Result:
             rows = self._of(rows, name, options.pop(name, chosen[name]))
         if "feature" in inspect.signature(self.draw).parameters:
             options["feature"] = distinct(rows, "feature")[0]
-        return self.draw(rows, **options)
+        return Drawing.of(functools.partial(self.draw, rows, **options), self.of)
 
     def _options(self) -> list[str]:
         """The parameters of the figure that `plot` hands on."""

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
     from qfl_interp.polca.config import PolcaConfig
     from qfl_interp.recipes import register_loss
+    from qfl_interp.report.saving import save_figure
     from qfl_interp.runs.run import Run
     from qfl_interp.runs.series import Checkpoints
     from qfl_interp.runs.suite import Suite

@@ -118,7 +118,8 @@ def test_public_names_are_pinned_and_import():
         "SweepConfig", "Task", "TrainConfig", "branch", "build_model", "capture", "check_suite", "compare",
         "estimate_sweep", "fast_logits", "fork", "generate_greedy", "held_out", "hooked_from_hf", "interventions_on",
         "load_task", "mean", "patch", "project_out", "read_activations", "register_loss", "register_task", "replay",
-        "resample", "resume", "run_sweep", "sweep_status", "task_names", "train", "view", "write_activation", "zero",
+        "resample", "resume", "run_sweep", "save_figure", "sweep_status", "task_names", "train", "view",
+        "write_activation", "zero",
     ]  # fmt: skip
     assert sorted(analyses.__all__) == [
         "ablate", "ablate_units", "across", "capture", "compare", "curvature", "edge", "emergence", "interchange",

@@ -14,6 +14,8 @@ from qfl_interp.analyses.pages.shown import Shown, is_curve
 from qfl_interp.analyses.registered import lenses
 from qfl_interp.plots.axes import FLOPS
 from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.paper import name_figure
+from qfl_interp.plots.theme import plain
 from qfl_interp.report.section import Finding, Section
 from qfl_interp.runs.series import Checkpoints
 
@@ -98,6 +100,9 @@ def run_page(page: Page) -> RunPage:
     used = [lens for lens in lenses() if any(given.get(lens) for given in (found, panels, findings))]
     explained = [_explained(section, lens) for lens, own in found.items() for section in own]
     sections = [timeline, *explained, *_closing(shown.faults, losses, used)]
+    for section in sections:
+        if section.figure is not None:
+            name_figure(section.figure, plain(page.run.label))
     return RunPage(card(page.run, losses), sections, _joined(findings), losses, shown.faults)
 
 

@@ -12,6 +12,7 @@ from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.pages.shown import Shown
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
+from qfl_interp.report.drawing import Drawing
 from qfl_interp.runs.series import Checkpoints, Steps
 
 
@@ -54,6 +55,7 @@ def timeline(
     page = Page(run, names, steps, config or ProbeConfig(), beside=tuple(beside or ()), **how)
     shown = Shown(page)
     page = shown.page
-    figure = shown.timeline(shown.ask_each(lambda lens: lens.panels(page), Panel))
+    panels = shown.ask_each(lambda lens: lens.panels(page), Panel)
+    figure = Drawing.of(lambda: shown.timeline(panels), run.label)
     shown.warn()
     return figure

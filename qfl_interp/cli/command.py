@@ -54,6 +54,10 @@ _REPLAY = Annotated[
         min=1, help="Look at every so many steps; training repeats those that it did not save, to the same bits."
     ),
 ]
+_ENDINGS = "A page (.html), a picture (.png, .svg, .pdf), or plotly's .json."
+_WIDTH = Annotated[
+    float | None, typer.Option(help="Inches that the figure is wide on paper: 3.3 for a column, 7 for a page.")
+]
 _QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -81,8 +85,9 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
     takes = {p.name: _take(options, p, texts.get(p.name, Said())) for p in own}
     if "out" not in takes:
         is_figure = getattr(read.return_annotation, "__name__", read.return_annotation) == "Figure"
-        text = f"The page; {name}.html in the run by default." if is_figure else "Also draw the figure into this page."
-        options["--out"] = _keyword("out", Annotated[Path | None, typer.Option(help=text)], None)
+        text = f"The page; {name}.html in the run by default." if is_figure else "Also draw the figure into this file."
+        options["--out"] = _keyword("out", Annotated[Path | None, typer.Option(help=f"{text} {_ENDINGS}")], None)
+        options["--width"] = _keyword("width", _WIDTH, None)
     kind, several = _first_opened(first), any(get_origin(kind) is Sequence for kind in _kinds(first.annotation))
     if several:
         options["features"] = _keyword("features", _RUNS_AND_FEATURES, None)
@@ -104,9 +109,8 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
         looked_at = [opened, *(_open(kind, path) for path in others)] if others else opened
         found = load()(looked_at, **{parameter: value for parameter, value in values.items() if value is not None})
         page = None if "out" in takes else given["out"]
-        _show(
-            found, page, functools.partial(_beside, opened, given[first.name], f"{name}.html"), as_json=given["as_json"]
-        )
+        beside = functools.partial(_beside, opened, given[first.name], f"{name}.html")
+        _show(found, page, beside, width=given.get("width"), as_json=given["as_json"])
 
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what inspect reads
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -251,10 +255,10 @@ def _beside(opened: Any, path: Any, name: str) -> Path:
     return opened.page(name) if hasattr(opened, "page") else Path(path, name)
 
 
-def _show(found: Any, page: Path | None, default: Callable[[], Path], *, as_json: bool) -> None:
+def _show(found: Any, page: Path | None, default: Callable[[], Path], *, width: float | None, as_json: bool) -> None:
     """A result's summary for people, every row for programs, its figure on a page; where a figure or a page is."""
     if hasattr(found, "write_html"):
-        found = _write(found, page or default())
+        found = _write(found, page or default(), width)
     if isinstance(found, Path):
         print_json({"page": found}) if as_json else print(f"wrote {found}")
         return
@@ -266,14 +270,13 @@ def _show(found: Any, page: Path | None, default: Callable[[], Path], *, as_json
     else:
         print_json({name: table.to_dict("records") for name, table in tables().items()})
     if page is not None:
-        page = _write(found.plot(), page)
+        page = _write(found.plot(), page, width)
         if not as_json:
             print(f"wrote {page}")
 
 
-def _write(figure: Any, page: Path) -> Path:
-    """The figure as one HTML page that needs nothing else."""
-    from qfl_interp.plots.theme import figure_config
-    from qfl_interp.report.writing import write_page
+def _write(figure: Any, file: Path, width: float | None) -> Path:
+    """The figure as what the file's ending says."""
+    from qfl_interp.report.saving import save_figure
 
-    return write_page(page, figure.to_html(include_plotlyjs=True, config=figure_config(figure)))
+    return save_figure(figure, file, width_inches=width)

@@ -75,13 +75,14 @@ def log_training_axis(low: float, high: float, title: str = FLOPS.title) -> dict
         "dtick": 1 if stop - start > 1.2 else "D2",
         "minor": {"dtick": "D1", "ticks": "outside", "ticklen": 2},
         # plotly.js draws 10ⁿ a quarter larger than asked.
-        "tickfont": {"size": FONT_SIZE - 2},
+        "tickfont": {"size": FONT_SIZE - 3},
     }
 
 
 def axis_layout(over: TrainingAxis, low: float, high: float) -> dict[str, Any]:
     """The axis of a figure from `low` to `high`; steps are written out."""
-    plain = {"tickformat": ",", "hoverformat": ",.0f"} if over is STEPS else {}
+    numbers = {"tickformat": ",", "hoverformat": ",.0f", "tickfont": {"size": FONT_SIZE - 2}}
+    plain = numbers if over is STEPS else {}
     return log_training_axis(low, high, title=over.title) | plain
 
 

@@ -8,12 +8,9 @@ from typing import Any, Final, NamedTuple
 
 import plotly.graph_objects as go
 
-from qfl_interp.plots.theme import BAND, FONT_SIZE, PAPER_WIDTH, legend_row, new_figure, stretch, text_at
+from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_name
+from qfl_interp.plots.theme import BAND, FONT_SIZE, is_narrow, legend_row, new_figure, page_width, stretch, text_at
 
-# Of a legend's entry: the line before the name with what stands around it, a letter of the name, a line's height.
-_ENTRY_WIDTH: Final = 42
-_LETTER_WIDTH: Final = 5.7
-_LINE_HEIGHT: Final = 19
 _PAD: Final = 10
 # Left of a panel: tick labels; of a block's first one also the axis title.
 _TICKS, _TITLE = 40, 24
@@ -157,8 +154,10 @@ class PaperGrid(Grid):
     """
 
     def __init__(self, heights: Sequence[int], n: int, n_columns: int, head: int) -> None:
-        span = ((_TITLE + _TICKS) / PAPER_WIDTH, 1 - _RIGHT / PAPER_WIDTH)
-        super().__init__(heights, n, n_columns, span=span, gap=(_TICKS + _RIGHT) / PAPER_WIDTH, head=head)
+        width = page_width()
+        span = ((_TITLE + _TICKS) / width, 1 - _RIGHT / width)
+        across = 1 if is_narrow() else n_columns
+        super().__init__(heights, n, across, span=span, gap=(_TICKS + _RIGHT) / width, head=head)
         # All room is in the plot area: legends above it may widen the margins.
         self.height += _FOOT
 
@@ -166,7 +165,7 @@ class PaperGrid(Grid):
         """A column's head as an annotation."""
         cell = self.cell(index)
         y = cell.y_domain[1] + self._head / self.height
-        left = cell.x_domain[0] - 0.8 * _TICKS / PAPER_WIDTH
+        left = cell.x_domain[0] - 0.8 * _TICKS / page_width()
         return text_at(text, left, y, yanchor="top", align="left", font={"size": FONT_SIZE})
 
     def side_title(self, index: int, row: int, text: str) -> dict[str, Any]:
@@ -181,17 +180,17 @@ class PaperGrid(Grid):
             filename: Name of a downloaded image, without its ending.
             legends: From top to bottom.
         """
-        lines = [line for row in legends for line in _filled(row)]
-        top = _LINE_HEIGHT * len(lines) + (_PAD if lines else 0)
+        lines = [line for row in legends for line in row.broken()]
+        top = ROW_HEIGHT * len(lines) + (_PAD if lines else 0)
         figure = new_figure(filename, self.height, {"l": 0, "r": 0, "t": top, "b": 0})
         figure.update_layout(hovermode="closest")
         # A legend a line, so that each has the height counted on; the template gives only the first no background.
         for number, line in enumerate(lines, start=1):
-            name = "legend" if number == 1 else f"legend{number}"
+            name = legend_name(number)
             for entry in line.entries:
                 figure.add_trace(go.Scatter({**entry.to_plotly_json(), "legend": name}))
             title = {"text": line.title, "font": {"size": FONT_SIZE - 1}, "side": "left"} if line.title else None
-            above = 1 + _LINE_HEIGHT * (len(lines) - number) / self.height
+            above = 1 + ROW_HEIGHT * (len(lines) - number) / self.height
             figure.update_layout({name: legend_row(0.01, above, title=title)})
         return figure
 
@@ -207,16 +206,10 @@ class LegendRow(NamedTuple):
     title: str
     entries: Sequence[go.Scatter]
 
-
-def _filled(row: LegendRow) -> list[LegendRow]:
-    """The legend's entries in lines of paper width, filled from the left."""
-    lines = [LegendRow(row.title, [])]
-    used = _LETTER_WIDTH * len(row.title)
-    for entry in row.entries:
-        width = _ENTRY_WIDTH + _LETTER_WIDTH * len(str(entry["name"]))
-        if used + width > PAPER_WIDTH and lines[-1].entries:
-            lines.append(LegendRow("", []))
-            used = 0.0
-        lines[-1] = lines[-1]._replace(entries=[*lines[-1].entries, entry])
-        used += width
-    return lines
+    def broken(self) -> list[LegendRow]:
+        """The legend's entries in rows of paper width; the first has the title."""
+        by_name = {str(entry["name"]): entry for entry in self.entries}
+        rows = in_rows(list(by_name), page_width() - 2 * _PAD, self.title)
+        return [
+            LegendRow("" if number else self.title, [by_name[name] for name in row]) for number, row in enumerate(rows)
+        ]

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import log_ticks
 from qfl_interp.plots.grid import Cell
-from qfl_interp.plots.theme import FONT_SIZE, GREY, short, text_at
+from qfl_interp.plots.theme import FONT_SIZE, GREY, is_narrow, short, text_at
 from qfl_interp.tables import column, distinct
 
 # Of an axis along cells.
@@ -159,6 +159,11 @@ def color_axis(
     head = {"title": {"text": title, "side": "top", "font": {"size": FONT_SIZE}}}
     ends = (math.log10(low), math.log10(high)) if log else (low, high)
     return {"colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": place | look | marks | head | bar}
+
+
+def bar_span(left: float, right: float) -> tuple[float, float]:
+    """Where a colour bar stands beside a title; on narrow paper over the whole width."""
+    return (0.0, 1.0) if is_narrow() else (left, right)
 
 
 def axis_title(text: str, y: float, below: int = 22) -> dict[str, Any]:

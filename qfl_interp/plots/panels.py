@@ -6,21 +6,22 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import FLOPS, TRAINING_AXES, TrainingAxis, axis_layout, log_axis
+from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import STEP, curve, over_training, value_range
+from qfl_interp.plots.text import line_height, n_lines, room, wrapped
 from qfl_interp.plots.theme import (
     BAND,
     FONT_SIZE,
     GREY,
-    PAPER_WIDTH,
     PURPLE,
     VERMILLION,
-    legend_row,
+    is_narrow,
     new_figure,
     ordered_colors,
     stretch,
@@ -28,14 +29,12 @@ from qfl_interp.plots.theme import (
 )
 from qfl_interp.tables import groups
 
-_MARGIN: Final = {"l": 76, "r": 18, "t": 48, "b": 54}
+_MARGIN: Final = {"l": 76, "r": 18, "t": 30, "b": 54}
+# Pixels left and right of the panels together.
+PANEL_SIDES: Final = _MARGIN["l"] + _MARGIN["r"]
 _TITLE_HEIGHT: Final = 20
 _NOTE_HEIGHT: Final = 17
-_LEGEND_HEIGHT: Final = 22
 _PANEL_GAP: Final = 14
-# Of a legend's entry: the line before the name, with what stands around it, and a letter of the name.
-_ENTRY_WIDTH: Final = 40
-_LETTER_WIDTH: Final = 5.6
 
 
 @dataclass(frozen=True)
@@ -122,19 +121,18 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
     axis = axis_layout(over, *_range(panels, over))
     # Panels that share a legend are listed in it once, above the first of them.
     first = {panel.legend.name: index for index, panel in reversed(list(enumerate(panels))) if panel.legend}
-    names = dict(zip(sorted(first, key=lambda name: first[name]), _numbered("legend"), strict=False))
     opens = [panel.legend is not None and first[panel.legend.name] == index for index, panel in enumerate(panels)]
-    # Pixels above each plot area for title, note and, where the panel opens it, the legend.
-    heads = [
-        _TITLE_HEIGHT + _NOTE_HEIGHT * bool(panel.note) + _LEGEND_HEIGHT * (_legend_lines(panel) if on else 0)
-        for panel, on in zip(panels, opens, strict=True)
-    ]
-    inner = sum(panel.height for panel in panels) + sum(heads) + _PANEL_GAP * (len(panels) - 1)
-    figure = new_figure(filename, inner, _MARGIN)
-    top = float(inner)
+    heads = [_Head.of(panel, opens=on) for panel, on in zip(panels, opens, strict=True)]
+    inner = sum(panel.height for panel in panels) + sum(head.height for head in heads) + _PANEL_GAP * (len(panels) - 1)
+    label = _label(shade, note, over)
+    margin = _MARGIN | {"t": _MARGIN["t"] + round(line_height(FONT_SIZE - 1) * (n_lines(label) - 1))}
+    figure = new_figure(filename, inner, margin)
+    top, n_legends = float(inner), 0
+    # Which legend lists each group of curves, by the name of the panels' legend.
+    listed: dict[str, dict[str, str]] = {}
     for panel, head, on, y in zip(panels, heads, opens, _numbered("y"), strict=False):
-        bottom = top - head - panel.height
-        domain = (bottom / inner, (top - head) / inner)
+        bottom = top - head.height - panel.height
+        domain = (bottom / inner, (top - head.height) / inner)
         top = bottom - _PANEL_GAP
         # The y axis does not zoom: dragging selects a stretch of training everywhere.
         y_axis = {"domain": domain, "title": {"text": panel.y_title}, "fixedrange": True, "anchor": "x"}
@@ -142,15 +140,22 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
         figure.update_layout({f"yaxis{y[1:]}": y_axis, "xaxis": {"anchor": y}})
         _add_texts(figure, panel, y, domain[1], head)
         added: dict[str, Any] = {"xaxis": "x", "yaxis": y} | ({} if on else {"showlegend": False})
-        if panel.legend:
-            added["legend"] = names[panel.legend.name]
+        of: dict[str, str] = {}
+        if panel.legend and on:
+            of = legends_of(head.rows, first=n_legends + 1)
+            figure.update_layout(legend_layout(of, inner, y=domain[1]))
+            n_legends += len(head.rows)
+            shown = [trace for trace in (*panel.traces, *panel.legend.entries) if trace["name"] in of]
+            listed[panel.legend.name] = {_group(trace): of[str(trace["name"])] for trace in shown}
         entries = panel.legend.entries if panel.legend and on else ()
-        figure.add_traces([go.Scatter({**trace.to_plotly_json(), **added}) for trace in (*panel.traces, *entries)])
-        if on:
-            figure.update_layout({added["legend"]: legend_row(0, domain[1])})
+        for trace in (*panel.traces, *entries):
+            # Where it is listed itself, or else with its group, so that a click takes all of them.
+            groups_of = listed.get(panel.legend.name, {}) if panel.legend else {}
+            at = of.get(str(trace["name"])) or groups_of.get(_group(trace))
+            figure.add_trace(go.Scatter({**trace.to_plotly_json(), **added, **({"legend": at} if at else {})}))
     spike = {"spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikesnap": "cursor", "spikecolor": GREY}
     figure.update_layout(hovermode="x unified", hoverdistance=40, xaxis={**axis, "showspikes": True, **spike})
-    _add_shade(figure, shade, note, axis["range"], over)
+    _add_shade(figure, shade, label, axis["range"])
     return figure
 
 
@@ -251,43 +256,79 @@ def _numbered(name: str) -> Iterator[str]:
     return (name if number == 1 else f"{name}{number}" for number in itertools.count(1))
 
 
-def _legend_lines(panel: Panel) -> int:
-    """Lines that a panel's legend takes at paper width; plotly makes entries equally wide if one does not do."""
-    traces = (*panel.traces, *(panel.legend.entries if panel.legend else ()))
-    widths = [_ENTRY_WIDTH + _LETTER_WIDTH * len(str(t["name"])) for t in traces if t["showlegend"] is not False]
-    room = PAPER_WIDTH - _MARGIN["l"] - _MARGIN["r"]
-    if sum(widths) <= room:
-        return 1
-    return math.ceil(len(widths) / max(int(room // max(widths)), 1))
+def _group(trace: go.Scatter) -> str:
+    """What a click in the legend takes with it."""
+    return str(trace["legendgroup"] or trace["name"])
 
 
-def _add_texts(figure: go.Figure, panel: Panel, y: str, top: float, head: int) -> None:
-    """Title, note and texts of one panel, whose plot area ends at `top` under a head of `head` pixels."""
-    title = f"<b>{panel.title}</b>" + (f"  {panel.subtitle}" if panel.subtitle else "")
-    look: dict[str, Any] = {"yanchor": "top", "align": "left"}
-    figure.add_annotation(text_at(title, 0, top, yshift=head, **look))
-    if panel.note:
-        look |= {"font": {"size": FONT_SIZE - 1}, "yshift": head - _TITLE_HEIGHT}
-        figure.add_annotation(text_at(panel.note, 0, top, **look))
+class _Head(NamedTuple):
+    """What stands above a panel: title and note in lines that fit the paper, and the legend it opens in rows."""
+
+    title: str
+    note: str
+    rows: list[list[str]]
+
+    @classmethod
+    def of(cls, panel: Panel, *, opens: bool) -> _Head:
+        """The head of a panel, which opens its legend or does not."""
+        title = f"<b>{panel.title}</b>" + (f"  {panel.subtitle}" if panel.subtitle else "")
+        traces = (*panel.traces, *(panel.legend.entries if panel.legend else ()))
+        names = list(dict.fromkeys(str(t["name"]) for t in traces if t["showlegend"] is not False)) if opens else []
+        beside = _left() + _MARGIN["r"]
+        rows = in_rows(names, room(PANEL_SIDES)) if names else []
+        return cls(wrapped(title, room(beside)), wrapped(panel.note, room(beside), FONT_SIZE - 1), rows)
+
+    @property
+    def title_height(self) -> float:
+        """Pixels from the title's top to what stands below it."""
+        return _TITLE_HEIGHT + line_height() * (n_lines(self.title) - 1)
+
+    @property
+    def height(self) -> int:
+        """Pixels of all of it."""
+        note = _NOTE_HEIGHT + line_height(FONT_SIZE - 1) * (n_lines(self.note) - 1) if self.note else 0
+        return round(self.title_height + note) + ROW_HEIGHT * len(self.rows) + 8 * bool(self.rows)
+
+
+def _left() -> int:
+    """Pixels from the left edge at which texts begin: on narrow paper they need the room beside the axis."""
+    return 6 if is_narrow() else _MARGIN["l"]
+
+
+def _add_texts(figure: go.Figure, panel: Panel, y: str, top: float, head: _Head) -> None:
+    """Title, note and texts of one panel, whose plot area ends at `top` under its head."""
+    look: dict[str, Any] = {"yanchor": "top", "align": "left", "xshift": _left() - _MARGIN["l"]}
+    figure.add_annotation(text_at(head.title, 0, top, yshift=head.height, **look))
+    if head.note:
+        look |= {"font": {"size": FONT_SIZE - 1}, "yshift": head.height - head.title_height}
+        figure.add_annotation(text_at(head.note, 0, top, **look))
     for text in panel.annotations:
         figure.add_annotation(**text, xref="x", yref=y)
 
 
-def _add_shade(figure: go.Figure, shade: Shade | None, text: str, log_range: list[float], over: TrainingAxis) -> None:
+def _label(shade: Shade | None, note: str, over: TrainingAxis) -> str:
+    """What is written above all panels: of the band, or that there is none; in lines that fit."""
+    text = f"<b>{shade.label}</b> {over.stretch(shade.start, shade.end)}" if shade else f"<i>{note}</i>" if note else ""
+    return wrapped(text, room(_left() + _MARGIN["r"]), FONT_SIZE - 1)
+
+
+def _add_shade(figure: go.Figure, shade: Shade | None, label: str, log_range: list[float]) -> None:
     """The band across all panels, with its label above them; or the text that there is none."""
-    font = {"size": FONT_SIZE - 1}
+    look: dict[str, Any] = {"font": {"size": FONT_SIZE - 1}, "yshift": 6, "align": "left"}
     if shade is None:
-        if text:
-            figure.add_annotation(text_at(f"<i>{text}</i>", yshift=6, font=font))
+        if label:
+            figure.add_annotation(text_at(label, xshift=_left() - _MARGIN["l"], **look))
         return
     figure.add_shape(
         stretch(shade.start, shade.end, fillcolor=BAND, line={"width": 0}, xref="x", yref="paper", name="transition")
     )
+    look["font"] |= {"color": PURPLE}
+    if is_narrow():
+        figure.add_annotation(text_at(label, xshift=_left() - _MARGIN["l"], **look))
+        return
     centre = math.sqrt(shade.start * shade.end)
     place = (math.log10(centre) - log_range[0]) / (log_range[1] - log_range[0])
     # Keep the label inside the figure: near an edge it hangs to the other side.
     anchor, at = ("left", shade.start) if place < 0.3 else ("right", shade.end) if place > 0.7 else ("center", centre)
-    label = f"<b>{shade.label}</b> {over.stretch(shade.start, shade.end)}"
     # Annotations on a log axis are placed by their logarithm, shapes by their value.
-    look = {"xref": "x", "xanchor": anchor, "yshift": 6, "font": font | {"color": PURPLE}}
-    figure.add_annotation(text_at(label, math.log10(at), **look))
+    figure.add_annotation(text_at(label, math.log10(at), xref="x", xanchor=anchor, **look))

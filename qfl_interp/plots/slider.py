@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import STEPS, training_axis
+from qfl_interp.plots.text import line_height, n_lines, room, wrapped
 from qfl_interp.plots.theme import FONT_SIZE, grow, text_at
 from qfl_interp.tables import distinct, select
 
@@ -26,8 +27,13 @@ def step_title(rows: pd.DataFrame, name: str) -> str:
 
 
 def heading(title: str, above: int) -> dict[str, Any]:
-    """A title `above` pixels over the plot area, as an annotation, which a frame can replace."""
-    return text_at(title, font={"size": FONT_SIZE + 1}, yshift=above)
+    """A title `above` pixels over the plot area, as an annotation, which a frame can replace; in lines that fit."""
+    return text_at(wrapped(title, room()), font={"size": FONT_SIZE}, yshift=above, align="left")
+
+
+def heading_height(title: str) -> int:
+    """Pixels that a heading takes beyond its first line."""
+    return round(line_height() * (n_lines(wrapped(title, room())) - 1))
 
 
 def over_steps(
@@ -70,13 +76,16 @@ def over_steps(
     texts = list(figure.layout["annotations"])
     drawn: dict[int, list[dict[str, Any]]] = {}
     layouts: dict[int, dict[str, Any]] = {}
+    more = 0
     if not slider:
         steps = [first]
     for at in steps:
         part = select(rows, step=at)
         text = step_title(part, title) if isinstance(title, str) else title(part)
+        more = max(more, heading_height(text))
         layouts[at] = {**(layout(part) if layout else {}), "annotations": [heading(text, above), *texts]}
         drawn[at] = [trace if isinstance(trace, dict) else trace.to_plotly_json() for trace in draw(part)]
+    grow(figure, above=more)
     moving = [_differing(traces) for traces in zip(*drawn.values(), strict=True)]
     numbers = [number for number, names in enumerate(moving) if names]
     already = len(figure.data)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,10 +19,16 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 
-FONT_FAMILY: Final = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
+# The first three have letters of the same widths, which `text_width` knows; one of them is on nearly every machine.
+FONT_FAMILY: Final = "Arial, 'Liberation Sans', Helvetica, 'DejaVu Sans', sans-serif"
 FONT_SIZE: Final = 12
 # 7 inches at 96 pixels an inch: the width of a page's text block, so that 12 px letters print as 9 pt.
 PAPER_WIDTH: Final = 672
+# Pixels in an inch of an image.
+PIXELS_PER_INCH: Final = 96
+# Figures less wide than this have one column of panels and break their texts.
+_NARROW: Final = 500
+_WIDTH: ContextVar[int] = ContextVar("width", default=PAPER_WIDTH)
 
 PURPLE: Final = "#8C63B8"
 VERMILLION: Final = "#D55E00"
@@ -60,7 +68,8 @@ SERIES: Final = (
     ("#1B7FBF", "circle"),
     ("#DE8F05", "square"),
     ("#029E73", "triangle-up"),
-    (PURPLE, "diamond"),
+    # Darker than PURPLE, which the red-green blind cannot tell from the blue.
+    ("#6A3D9A", "diamond"),
     (VERMILLION, "cross"),
     (STEEL, "triangle-down"),
     (GREY, "x"),
@@ -97,27 +106,50 @@ def template(dark: bool = False) -> go.layout.Template:
     return go.layout.Template(layout=layout, data={"bar": [whiskers]})
 
 
+def page_width() -> int:
+    """Pixels that the figures drawn now are wide on paper: `PAPER_WIDTH`, or what `drawn_at` says."""
+    return _WIDTH.get()
+
+
+def is_narrow() -> bool:
+    """Whether the figures drawn now are for a column of a page (3.3 inches)."""
+    return page_width() < _NARROW
+
+
+@contextmanager
+def drawn_at(width: int) -> Iterator[None]:
+    """Figures drawn inside are made for paper of so many pixels: their texts, legends and columns of panels fit it."""
+    before = _WIDTH.set(width)
+    try:
+        yield
+    finally:
+        _WIDTH.reset(before)
+
+
 def new_figure(filename: str, height: int, margin: Mapping[str, int] | None = None) -> go.Figure:
     """An empty figure in the house style.
 
     Args:
         filename: Name of a downloaded image, without its ending.
         height: In pixels, of the plot area; without margins, of the whole figure. The width follows the page, and is
-            `PAPER_WIDTH` in a downloaded image.
+            `page_width()` in a downloaded image; a narrow figure is as wide on a page too.
         margin: Pixels left ("l"), right ("r"), above ("t") and below ("b") the plot area; by default plotly's.
     """
     whole = height + (margin["t"] + margin["b"] if margin else 0)
-    meta = {"filename": filename, "width": PAPER_WIDTH, "height": whole}
+    meta = {"filename": filename, "width": page_width(), "height": whole}
     layout = {"template": template(), "height": whole, "autosize": True, "meta": meta}
+    if is_narrow():
+        layout |= {"width": page_width(), "autosize": False}
     return go.Figure(layout=layout | ({"margin": dict(margin)} if margin else {}))
 
 
-def grow(figure: go.Figure, below: int) -> None:
-    """More room below the plot area, in pixels."""
+def grow(figure: go.Figure, below: int = 0, *, above: int = 0) -> None:
+    """More room below and above the plot area, in pixels."""
     layout = figure.layout.to_plotly_json()
-    height, margin = layout["height"] + below, layout["margin"]
+    height, margin = layout["height"] + below + above, layout["margin"]
     meta = layout["meta"] | {"height": height}
-    figure.update_layout(height=height, margin=margin | {"b": margin["b"] + below}, meta=meta)
+    margin = margin | {"b": margin["b"] + below, "t": margin["t"] + above}
+    figure.update_layout(height=height, margin=margin, meta=meta)
 
 
 def text_at(text: str, x: float = 0.0, y: float = 1.0, **look: Any) -> dict[str, Any]:

@@ -20,16 +20,26 @@ def write_page(path: str | os.PathLike[str], text: str) -> Path:
             before is as it was.
     """
     target = local_path(Path(path))
+    if target.suffix.lower() in _PICTURES:
+        raise QflError(
+            f"a page is HTML, and {target.name!r} is the name of a picture. Name it {target.stem}.html: its "
+            "figures can be saved as pictures from there, or by `qfl.save_figure` in Python."
+        )
+    return write_file(path, text.encode())
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a page or a picture to a file and return its path, as `write_page` does.
+
+    Raises:
+        QflError: The path is a URL or a folder, or the file cannot be written; one that was there before is as it was.
+    """
+    target = local_path(Path(path))
     try:
         if target.is_dir():
             raise QflError(f"a page is a file, and {str(path)!r} is a folder. Name the file, such as page.html.")
-        if target.suffix.lower() in _PICTURES:
-            raise QflError(
-                f"a page is HTML, and {target.name!r} is the name of a picture. Name it {target.stem}.html: its "
-                "figures can be saved as pictures from there, or by `.plot().write_image(...)` in Python."
-            )
         remove_leftovers(target.parent, target.name, older_than=A_DAY)
-        write_atomic(target, text.encode())
+        write_atomic(target, content)
     except OSError as error:
         raise QflError(
             f"the page {target} cannot be written: {error.strerror}. Check its folder and the permissions there."

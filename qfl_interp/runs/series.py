@@ -143,6 +143,12 @@ class Checkpoints(abc.ABC):
         """What the trained loss is counted in, and so `train_loss` and `val_...loss...` of the metrics: "nats"."""
         return loss_unit(self.validation.loss)
 
+    @property
+    def label(self) -> str:
+        """Task, length, seed and name, as figures are headed: "addition length 16, seed 0 · run addition16-1ea2"."""
+        task = self.task
+        return f"{task.name.replace('_', ' ')} length {task.length}, seed {self.identity()['seed']} · run {self.run_id}"
+
     def card(self) -> dict[str, Any]:
         """What it is, as the head of a report says: plain values, and mappings of them."""
         flops, last = self.flops(self.steps[-1]), self.steps[-1]

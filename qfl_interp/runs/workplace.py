@@ -39,13 +39,17 @@ def is_writable(folder: Path) -> bool:
     return os.access(next(path for path in (folder, *folder.parents) if path.exists()), os.W_OK | os.X_OK)
 
 
+def home() -> Path:
+    """The user's folder: `$QFL_HOME`, by default `~/.qfl_interp`."""
+    return Path(os.environ.get(HOME) or Path.home() / ".qfl_interp").absolute()
+
+
 def workplace(folder: Path, run_id: str) -> Path:
     """The folder that results of the run in `folder` are written to: its own, or the user's for it."""
     own = folder.absolute()
     if is_writable(own):
         return folder
-    home = Path(os.environ.get(HOME) or Path.home() / ".qfl_interp")
-    return home.absolute() / f"{quote(run_id, safe='')}-{digest(str(own.resolve()))}"
+    return home() / f"{quote(run_id, safe='')}-{digest(str(own.resolve()))}"
 
 
 def enter(own: Path, place: Path) -> None:

@@ -15,7 +15,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.models.forward import training_forward
 from qfl_interp.models.hooks import Intervention
 from qfl_interp.models.metrics import validation_scores
-from qfl_interp.progress import progress_bar
+from qfl_interp.progress import FIELDS, progress_bar
 from qfl_interp.runs import checkpoint as ckpt
 from qfl_interp.runs.config import RunConfig
 from qfl_interp.runs.run import Run
@@ -107,7 +107,7 @@ class TrainingLoop:
     def _updates(self, bar: Progress, interrupted: Callable[[], bool]) -> None:
         """All remaining updates, with what is due after each; Ctrl-C leaves a resume point between two of them."""
         run = self.run_config
-        shown = bar.add_task("training", total=run.last_step, completed=self.step, detail="")
+        shown = bar.add_task("training step", total=run.last_step, completed=self.step, detail="")
         if self.step == run.first_step:
             self.session.start_row(self._validation())
             self._save()
@@ -186,4 +186,4 @@ class TrainingLoop:
             "tok/s": "tokens_per_s",
         }
         latest = self.session.latest
-        return "  ".join(f"{short} {latest[name]:.3g}" for short, name in seen.items() if name in latest)
+        return FIELDS.join(f"{short} {latest[name]:.3g}" for short, name in seen.items() if name in latest)

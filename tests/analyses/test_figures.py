@@ -21,6 +21,7 @@ from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
 from qfl_interp.analyses.lenses.transfer.figure import transfer_figure
 from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.plots import theme
+from qfl_interp.plots.legend import ROW_HEIGHT
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
 from qfl_interp.tables import select
 from tests import synthetic_tables as tables
@@ -467,7 +468,7 @@ def test_a_legend_too_long_for_a_line_gets_room():
     for some in (curves[:2], curves):
         panel = Panel("A lens", some, "y", (0, 1), legend=Legend("lens"))
         heights.append(stack_panels([panel], None, filename="x").layout.height)
-    assert heights[1] - heights[0] == 2 * 22
+    assert heights[1] - heights[0] == 2 * ROW_HEIGHT
 
 
 # Heads and neurons

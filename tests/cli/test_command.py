@@ -324,6 +324,11 @@ def test_what_a_function_returns_is_shown(tmp_path, run_command):
     assert "<html" in page.read_text()[:2000]
     assert json.loads(run_command(read, "", where, "--json", result=page)[1]) == {"page": str(page)}
     assert run_command(read, "", where, result=Figure())[1] == f"wrote {tmp_path / 'run' / 'lens.html'}\n"
+    file = tmp_path / "column.json"
+    run_command(read, "", where, "--out", str(file), "--width", "3.3")
+    assert json.loads(file.read_text())["layout"]["width"] == 317
+    with pytest.raises(QflError, match=r"End it in \.html, \.png, \.svg, \.pdf, \.json"):
+        run_command(read, "", where, "--out", str(tmp_path / "column.bmp"))
     assert (tmp_path / "run" / "lens.html").exists()
 
 

@@ -9,6 +9,7 @@ from plotly import graph_objects as go
 
 from qfl_interp.plots.axes import log_axis, names_axis
 from qfl_interp.plots.grid import Cell, Grid, LegendRow, PaperGrid, stack_cells
+from qfl_interp.plots.legend import ROW_HEIGHT
 from qfl_interp.plots.lines import curve, finite, legend_entry, level, log_range, over_training, value_range
 from qfl_interp.plots.maps import CellMap, color_axis
 from qfl_interp.plots.panels import Shade, line_panel, stack_panels
@@ -171,7 +172,7 @@ def test_a_paper_grid_fills_its_legends_line_by_line():
     grid = PaperGrid([80], 3, 3, 40)
     few, many = ([legend_entry(f"an entry of many letters {k}") for k in range(n)] for n in (2, 7))
     heights = [grid.figure("x", [LegendRow("", entries)]).layout.height for entries in (few, many)]
-    assert heights[1] - heights[0] == 2 * 19
+    assert heights[1] - heights[0] == 2 * ROW_HEIGHT
     figure = grid.figure("x", [LegendRow("kinds: ", many)])
     assert {trace.legend for trace in figure.data} == {"legend", "legend2", "legend3"}
     assert figure.layout.legend.title.text == "kinds: "

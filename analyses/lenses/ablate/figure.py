@@ -13,10 +13,11 @@ import plotly.graph_objects as go
 from qfl_interp.plots.axes import log_axis, names_axis
 from qfl_interp.plots.conditions import ABLATION, curves, present
 from qfl_interp.plots.grid import Cell
+from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import LOSS_FLOOR, finite, value_range, whiskers
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
-from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, new_figure, plain, text_at, words
+from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, is_narrow, new_figure, page_width, plain, text_at, words
 from qfl_interp.tables import column, distinct, records, select
 
 Count = Literal["answer", "paper"]
@@ -79,31 +80,46 @@ def ablation_figure(
     width = _GROUP_WIDTH / len(conditions)
     # How far to the side of its feature each condition stands.
     offsets = {name: (place - (len(conditions) - 1) / 2) * width for place, name in enumerate(conditions)}
-    # More than three conditions take a second line of the legend.
-    margin = {"l": 66, "r": 18, "t": 30 if len(conditions) <= 3 else 50, "b": 34}
-    figure = new_figure("ablation", _ROW_HEIGHT * len(counts) - margin["b"], margin)
-    place = {"x": 0, "y": 1, "yanchor": "top", "yref": "container"}
-    figure.update_layout(legend={"orientation": "h", "traceorder": "normal", **place})
+    margin = {"l": 66, "r": 18, "t": 6, "b": 34}
+    rows_of = in_rows([ABLATION[name].name for name in conditions], page_width() - margin["l"] - margin["r"])
+    listed = legends_of(rows_of)
+    margin["t"] += ROW_HEIGHT * len(rows_of)
+    height = _ROW_HEIGHT * len(counts) * (2 if is_narrow() else 1) - margin["b"]
+    figure = new_figure("ablation", height, margin)
+    figure.update_layout(legend_layout(listed, height, traceorder="normal"))
     x_axis = names_axis([words(feature) for feature in features]) | {"ticks": "", "fixedrange": True}
     for row, count in enumerate(counts):
         ending, title = _COUNTS[count]
-        y_domain = (1 - (row + 0.88) / len(counts), 1 - (row + 0.12) / len(counts))
-        left, right = Cell(2 * row + 1, (0.0, 0.45), y_domain), Cell(2 * row + 2, (0.56, 1.0), y_domain)
+        left, right = _cells(row, len(counts))
         log, y_axis = _loss_axis(ablate, f"loss{ending}", loss_scale)
         exact = _Quantity(f"exact{ending}", f"Exact match {title}", False, left)
         ticks = {"range": _EXACT_RANGE, "tickvals": [0, 0.25, 0.5, 0.75, 1], "title": {"text": "fraction of examples"}}
         shown = [(exact, ticks), (_Quantity(f"loss{ending}", f"Loss {title}", log, right), y_axis)]
         if not len(finite(ablate[exact.name])):  # a real-valued task has no exact match
-            whole = Cell(2 * row + 1, (0.0, 1.0), y_domain)
+            whole = Cell(2 * row + 1, (0.0, 1.0), (right.y_domain[0], left.y_domain[1]))
             axis = y_axis | {"title": {"text": "half squared error"}}
             shown = [(_Quantity(f"loss{ending}", f"Loss {title}", log, whole), axis)]
         for quantity, axis in shown:
-            figure.add_traces(_traces(ablate, features, quantity, offsets, _BAR_SHARE * width))
+            for trace in _traces(ablate, features, quantity, offsets, _BAR_SHARE * width):
+                figure.add_trace(trace.update(legend=listed[str(trace["name"])]))
             figure.update_layout(quantity.cell.layout(x_axis, axis))
             figure.add_annotation(quantity.cell.title(f"<b>{quantity.title}</b>", 0))
         if count == "answer" and shown[0][0] is exact:
             _add_brackets(figure, ablate, features, exact, offsets)
     return figure
+
+
+def _cells(row: int, n_rows: int) -> tuple[Cell, Cell]:
+    """The panels of exact match and loss of one count: side by side, on narrow paper below each other."""
+
+    def domain(place: int, n: int) -> tuple[float, float]:
+        return 1 - (place + 0.88) / n, 1 - (place + 0.12) / n
+
+    if is_narrow():
+        first, second = domain(2 * row, 2 * n_rows), domain(2 * row + 1, 2 * n_rows)
+        return Cell(2 * row + 1, (0.0, 1.0), first), Cell(2 * row + 2, (0.0, 1.0), second)
+    level = domain(row, n_rows)
+    return Cell(2 * row + 1, (0.0, 0.45), level), Cell(2 * row + 2, (0.56, 1.0), level)
 
 
 def _loss_axis(ablate: pd.DataFrame, name: str, scale: Scale) -> tuple[bool, dict[str, Any]]:

@@ -317,6 +317,7 @@ def ablate(
         ablation_figure if len(models) == 1 else ablation_over_steps_figure,
         columns=RESULT,
         cube=Cube(("step", "feature", "condition")),
+        of=run.label,
     )
 
 

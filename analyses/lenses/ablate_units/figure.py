@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.lines import finite, whiskers
-from qfl_interp.plots.maps import BARE, CellMap, axis_title, color_axis, require_rows
+from qfl_interp.plots.maps import BARE, CellMap, axis_title, bar_span, color_axis, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
 from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, VERMILLION, holm_line, new_figure, plain
 from qfl_interp.tables import column, distinct, groups, records
@@ -60,7 +60,7 @@ def _map(rows: pd.DataFrame, bar: str, numbers: str, how: dict[str, Any]) -> go.
     end = max(float(abs(finite(rows["loss_increase"])).max(initial=0.0)), 1e-6)
     figure.update_layout(
         annotations=[axis_title("head", 0)],
-        coloraxis=color_axis(bar, -end, end, scale=DIVERGING, span=(0.4, 1.0), nticks=7),
+        coloraxis=color_axis(bar, -end, end, scale=DIVERGING, span=bar_span(0.4, 1.0), nticks=7),
         xaxis=BARE | {"dtick": math.ceil(len(heads) / 24)},
         yaxis=BARE | {"title": {"text": "layer"}, "dtick": math.ceil(len(layers) / 12)},
     )

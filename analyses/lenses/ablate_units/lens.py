@@ -137,6 +137,7 @@ def ablate_units(
         units_figure,
         columns=RESULT,
         cube=Cube(("step", "layer", "unit")),
+        of=run.label,
     )
 
 

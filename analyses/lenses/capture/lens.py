@@ -108,7 +108,14 @@ def capture(
                 before += len(examples)
         bar.update(shown, completed=before)
     rows = _rows(store, keys, names, dtype).assign(**run.identity())
-    return Result(f"Activations of {run.run_id} in {store.folder}", _summary(rows), rows, _figure, columns=RESULT)
+    return Result(
+        f"Activations of {run.run_id} in {store.folder}",
+        _summary(rows),
+        rows,
+        _figure,
+        columns=RESULT,
+        of=run.label,
+    )
 
 
 def _rows(store: ActivationStore, keys: Sequence[StoreKey], names: Sequence[str], dtype: str) -> pd.DataFrame:

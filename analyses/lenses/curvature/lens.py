@@ -280,6 +280,7 @@ def curvature(
         ranks,
         columns=RESULT,
         cube=Cube(("step",)),
+        of=run.label,
     )
 
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from qfl_interp.analyses.lenses.curvature.ranks import ALL_SCORED
 from qfl_interp.plots.grid import Cell
 from qfl_interp.plots.lines import finite
-from qfl_interp.plots.maps import CellMap, axis_title, color_axis, require_rows
+from qfl_interp.plots.maps import CellMap, axis_title, bar_span, color_axis, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
 from qfl_interp.plots.theme import new_figure
 
@@ -46,7 +46,7 @@ def soft_rank_figure(
     figure.add_trace(cells.crosses("layer %{y}, position %{x}<br>no rank"))
     high = float(finite(rows[name], 1.01).max()) if len(finite(rows[name])) else 2.0
     figure.update_layout(
-        cells.layout(cell, dtick=None) | {"coloraxis": color_axis("stable rank", 1.0, high, span=(0.0, 0.5))},
+        cells.layout(cell, dtick=None) | {"coloraxis": color_axis("stable rank", 1.0, high, span=bar_span(0.0, 0.5))},
         annotations=[axis_title("position", 0.0)],
     )
 

@@ -147,7 +147,14 @@ def edge(
     n_beyond = int((np.asarray(beyond) > 1).sum())
     title = f"Edge of stability in {run.run_id}: {n_beyond} of {len(beyond)} steps beyond it along themselves"
     return EdgeResult(
-        title, rows.filter(list(_SUMMARY)), rows, edge_figure, layers, columns=RESULT, cube=Cube(("step",))
+        title,
+        rows.filter(list(_SUMMARY)),
+        rows,
+        edge_figure,
+        layers,
+        columns=RESULT,
+        cube=Cube(("step",)),
+        of=run.label,
     )
 
 

@@ -197,4 +197,5 @@ def emergence(
         functools.partial(emergence_figure, losses.rows, found.curves, unit=run.loss_unit),
         columns=RESULT,
         cube=Cube(("feature", "third")),
+        of=run.label,
     )

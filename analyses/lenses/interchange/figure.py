@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 from qfl_interp.plots.axes import names_axis
 from qfl_interp.plots.conditions import INTERCHANGE, curves, present
 from qfl_interp.plots.grid import Grid
+from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import curve
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
-from qfl_interp.plots.theme import holm_line, new_figure, words
+from qfl_interp.plots.theme import holm_line, new_figure, page_width, words
 from qfl_interp.tables import column, distinct, records, select
 
 _COLUMNS: Final = 3
@@ -48,11 +49,13 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None, slider: b
     labels, layers = (sorted(int(v) for v in distinct(rows, name)) for name in ("label", "layer"))
     conditions = present(rows, INTERCHANGE)
     grid = Grid([_CELL_HEIGHT], len(labels), _COLUMNS, foot=_GAP)
-    margin = {"l": 62, "r": 18, "t": 114, "b": AXIS_HEIGHT}
+    margin = {"l": 62, "r": 18, "t": 94, "b": AXIS_HEIGHT}
+    rows_of = in_rows([INTERCHANGE[name].name for name in conditions], page_width() - margin["l"] - margin["r"])
+    listed, above = legends_of(rows_of), ROW_HEIGHT * (len(rows_of) - 1)
+    margin["t"] += above
     figure = new_figure(f"interchange_{rows['feature'].iloc[0]}", grid.height, margin)
     # Room for the panels' titles between the legend and the plot area.
-    legend = {"orientation": "h", "x": 0, "y": 1 + 20 / grid.height, "yanchor": "bottom", "traceorder": "normal"}
-    figure.update_layout(legend=legend | {"itemwidth": 30, "yref": "paper"})
+    figure.update_layout(legend_layout(listed, grid.height, above=20, traceorder="normal"))
     cells = [(label, grid.cell(index)) for index, label in enumerate(labels)]
     for index, (label, cell) in enumerate(cells):
         first, last = grid.is_first(index), grid.is_last(index)
@@ -76,12 +79,13 @@ def interchange_figure(rows: pd.DataFrame, *, step: int | None = None, slider: b
             shown = shown.assign(place=[layers.index(int(layer)) + offset for layer in shown["layer"]])
             look: dict[str, Any] = {"width": 0, "size": 8, "symbol": style.symbol, "interval": (1.3, 3), **cell.axes}
             look |= {"text": [holm_line(p_value, "against random: ") for p_value in column(shown, "p_value_holm")]}
-            look |= {"hover": _HOVER, "beside": _BESIDE, "legendgroup": condition, "showlegend": cell.number == 1}
+            look |= {"hover": _HOVER, "beside": _BESIDE, "legendgroup": condition}
+            look |= {"showlegend": cell.number == 1, "legend": listed[style.name]}
             traces.append(curve(shown, "flipped", style.name, style.color, x="place", **look))
         return traces
 
     title = words(rows["feature"].iloc[0])
-    return over_steps(figure, rows, draw, table="interchange", title=title, above=74, step=step, slider=slider)
+    return over_steps(figure, rows, draw, table="interchange", title=title, above=54 + above, step=step, slider=slider)
 
 
 def interchange_panel(rows: pd.DataFrame, feature: str, label: int) -> Panel:

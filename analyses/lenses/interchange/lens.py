@@ -220,6 +220,7 @@ def interchange(
         one_of=("feature",),
         columns=RESULT,
         cube=Cube(("step", "label", "layer", "condition")),
+        of=run.label,
     )
 
 

@@ -13,16 +13,32 @@ import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import axis_layout, training_axis
 from qfl_interp.plots.grid import Grid
+from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_training, places, value_range
-from qfl_interp.plots.maps import CellMap, color_axis, place_words, places_of, require_rows
+from qfl_interp.plots.maps import CellMap, bar_span, color_axis, place_words, places_of, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
-from qfl_interp.plots.theme import GREY, PURPLE, SERIES, VERMILLION, new_figure, stretch, text_at, words
+from qfl_interp.plots.text import room, wrapped
+from qfl_interp.plots.theme import (
+    GREY,
+    PURPLE,
+    SERIES,
+    VERMILLION,
+    is_narrow,
+    new_figure,
+    page_width,
+    stretch,
+    text_at,
+    words,
+)
 from qfl_interp.tables import column, distinct, groups, select
 
 _CURVE_HEIGHT: Final = 190
 _BETWEEN: Final = 140
 _MAP_GAP: Final = 60
+_RAISED: Final = 44
+_TITLE: Final = "mean over labels of each label's best layer"
+_UNTRAINED: Final = "untrained models"
 _MAP_COLUMNS: Final = 2
 _KEY: Final = ("source", "model_seed", "step", "feature", "layer", "head", "label")
 _BESIDE: Final = ("compression", "codelength_bits", "uniform_bits", "n_train")
@@ -61,18 +77,26 @@ def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     shown = select(rows, source="trained", step=steps[-1] if step is None else step)
     # Of one step among others, the colours are those of all.
     high = float(finite((shown if step is None else select(rows, source="trained"))["compression"]).max(initial=1.2))
-    above = _CURVE_HEIGHT + _BETWEEN
+    # On narrow paper the maps' heading stands above the colour bar, not beside it.
+    raised = _RAISED if is_narrow() else 0
+    above = _CURVE_HEIGHT + _BETWEEN + raised
     height = max(24 * len(places_of(shown)), 80)
-    grid = Grid([height], len(features), _MAP_COLUMNS, gap=0.07, foot=_MAP_GAP, above=above, first=2)
-    figure = new_figure("mdl", grid.height, {"l": 62, "r": 18, "t": 44, "b": 56})
+    columns = 1 if is_narrow() else _MAP_COLUMNS
+    grid = Grid([height], len(features), columns, gap=0.07, foot=_MAP_GAP, above=above, first=2)
+    margin = {"l": 62, "r": 18, "t": 30, "b": 56}
+    names = [words(feature) for feature in features]
+    rows_of = in_rows([*names, _UNTRAINED], page_width() - margin["l"] - margin["r"])
+    listed = legends_of(rows_of)
+    margin["t"] += ROW_HEIGHT * len(rows_of)
+    figure = new_figure("mdl", grid.height, margin)
     ends = float(over.min()), float(over.max()) if over.max() > over.min() else 10 * float(over.min())
     for feature, one, (color, symbol) in zip(features, best, itertools.cycle(SERIES), strict=False):
-        figure.add_traces(_curves(one, ends, words(feature), color, symbol, f"mdl: {feature}"))
+        figure.add_traces(_curves(one, ends, words(feature), color, symbol, f"mdl: {feature}", listed[words(feature)]))
     line = {"color": GREY, "width": 1.4, "dash": "dot"}
-    figure.add_trace(legend_entry("untrained models", line=line))
+    figure.add_trace(legend_entry(_UNTRAINED, line=line, legend=listed[_UNTRAINED]))
     y_range = value_range(*(one[["compression", "untrained"]] for one in best), include=(0.0, 1.0), below=0.0)
     figure.update_layout(
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        legend_layout(listed, grid.height),
         xaxis=axis_layout(training_axis(every), *ends) | {"anchor": "y"},
         yaxis={"domain": [1 - _CURVE_HEIGHT / grid.height, 1], "title": {"text": "compression"}, "range": y_range},
     )
@@ -88,10 +112,14 @@ def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
         figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=feature))
         figure.update_layout(cells.layout(cell, "label"))
         figure.add_annotation(cell.title(words(feature)))
+    title = f"<b>Description length</b>  {_TITLE}" if not is_narrow() else "<b>Description length</b>"
+    figure.add_annotation(text_at(title, yshift=ROW_HEIGHT * len(rows_of) + 6))
     y = 1 - above / grid.height
-    bar = color_axis("compression", 1.0, high, log=True, span=(0.6, 1.0), y=y, ypad=28)
+    bar = color_axis("compression", 1.0, high, log=True, span=bar_span(0.6, 1.0), y=y, ypad=28)
     figure.update_layout(coloraxis=bar)
-    figure.add_annotation(text_at(step_title(shown, "By layer and label"), y=y, yshift=38))
+    figure.add_annotation(
+        text_at(wrapped(step_title(shown, "By layer and label"), room()), align="left", y=y, yshift=38 + raised)
+    )
     return figure
 
 
@@ -115,15 +143,21 @@ def _mean_of_best(rows: pd.DataFrame) -> float:
 
 
 def _curves(
-    best: pd.DataFrame, ends: Sequence[float] | np.ndarray, name: str, color: str, symbol: str, group: str
+    best: pd.DataFrame,
+    ends: Sequence[float] | np.ndarray,
+    name: str,
+    color: str,
+    symbol: str,
+    group: str,
+    legend: str | None = None,
 ) -> tuple[go.Scatter, go.Scatter]:
     """A feature's curve and, dotted, the level of untrained models."""
-    look: dict[str, Any] = {"width": 1.4, "opacity": 0.65, "legendgroup": group}
+    look: dict[str, Any] = {"width": 1.4, "opacity": 0.65, "legendgroup": group, "legend": legend}
     value = best["untrained"].iloc[0] if len(best) else math.nan
     untrained = level(ends, value, f"{name}, untrained models", color, **look)
     hover = "%{y:.2f} times shorter (untrained %{customdata[1]:.2f}) · n = %{customdata[2]} labels · " + STEP
     beside = ("step", "untrained", "n_labels")
-    look = {"size": 5.5, "symbol": symbol, "legendgroup": group, "showlegend": True}
+    look = {"size": 5.5, "symbol": symbol, "legendgroup": group, "showlegend": True, "legend": legend}
     return untrained, curve(best, "compression", name, color, hover=hover, beside=beside, **look)
 
 
@@ -146,7 +180,7 @@ def mdl_panel(rows: pd.DataFrame, feature: str) -> Panel:
     untrained.update(name="untrained models", line={"color": GREY}, showlegend=True, legendgroup="mdl: untrained")
     return Panel(
         title=f"Description length of {words(feature)}",
-        subtitle="mean over labels of each label's best layer",
+        subtitle=_TITLE,
         traces=(untrained, trained),
         y_title="compression",
         y_range=value_range(untrained, trained, include=(0.0, 1.0), below=0.0),

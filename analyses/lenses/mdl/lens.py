@@ -163,6 +163,7 @@ def mdl(
         mdl_figure,
         columns=RESULT,
         cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
+        of=run.label,
     )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import value_range
 from qfl_interp.plots.maps import place_words, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps
-from qfl_interp.plots.theme import GREY, SERIES, new_figure, short, visible, words
+from qfl_interp.plots.theme import GREY, SERIES, new_figure, page_width, short, visible, words
 from qfl_interp.sites import site_words
 from qfl_interp.tables import column, distinct, records, select
 
@@ -43,7 +44,12 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None, slider: b
     rows = pd.DataFrame(rows.loc[known])
     components = [str(name) for name in distinct(rows, "component")]
     feature, label = rows["feature"].iloc[0], rows["label"].iloc[0]
-    figure = new_figure(f"attribution_{feature}", _SIDE, {"l": 62, "r": 18, "t": 50, "b": AXIS_HEIGHT})
+    # A step's numbers make a name longer.
+    rows_of = in_rows([f"{name}, r = −0.000 over 10,000" for name in components], page_width() - 80)
+    listed, above = legends_of(rows_of), ROW_HEIGHT * len(rows_of)
+    margin = {"l": 62, "r": 18, "t": 44 + above, "b": AXIS_HEIGHT}
+    side = min(_SIDE, page_width() - margin["l"] - margin["r"])
+    figure = new_figure(f"attribution_{feature}", side, margin)
     ends = value_range(rows[["attribution", "logit_diff_normalised"]], include=(0.0, 1.0), below=0.05, above=0.05)
     line = {"color": GREY, "width": 1.2, "dash": "dot"}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", showlegend=False, name="y = x")
@@ -51,16 +57,19 @@ def attribution_figure(rows: pd.DataFrame, *, step: int | None = None, slider: b
     spacing = 0.2 if span < 2 else 0.5 if span < 5 else float(f"{span / 8:.1g}")
     axis = {"range": ends, "constrain": "domain", "dtick": spacing}
     figure.update_layout(
-        legend={"x": 1, "xanchor": "right", "y": 1, "title": {"text": "component, Pearson's r"}},
+        legend_layout(listed, side, traceorder="normal"),
         xaxis=axis | {"constraintoward": "left", "title": {"text": "exact patch, logit difference (normalised)"}},
         yaxis=axis | {"title": {"text": "by gradient (attribution patching)"}, "scaleanchor": "x"},
     )
 
     def draw(part: pd.DataFrame) -> list[go.Scatter]:
-        return [_points(select(part, component=name), name, index) for index, name in enumerate(components)]
+        return [
+            _points(select(part, component=name), name, index).update(legend=legend)
+            for index, (name, legend) in enumerate(zip(components, listed.values(), strict=True))
+        ]
 
     title, how = f"{words(feature)}, label {label}", {"step": step, "slider": slider}
-    return over_steps(figure, rows, draw, table="patch", title=title, above=16, **how)
+    return over_steps(figure, rows, draw, table="patch", title=title, above=above + 8, **how)
 
 
 def _points(rows: pd.DataFrame, component: str, index: int) -> go.Scatter:

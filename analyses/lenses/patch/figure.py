@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from qfl_interp.analyses.lenses.patch.pairs import HEADS
 from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
-from qfl_interp.plots.maps import CellMap, axis_title, choices, color_axis, place_words, require_rows
+from qfl_interp.plots.maps import CellMap, axis_title, bar_span, choices, color_axis, place_words, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps, step_title
-from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, new_figure, visible, words
+from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, is_narrow, new_figure, visible, words
 from qfl_interp.sites import site_words
 from qfl_interp.tables import column, distinct, select
 
@@ -156,7 +156,9 @@ def patch_figure(
     maps = [_PatchMap.of(rows, name) for name in distinct(rows, "component")]
     below = [one.below(following) for one, following in zip(maps, [*maps[1:], None], strict=True)]
     inner, panels = stack_cells([one.height for one in maps], below)
-    figure = new_figure(f"patch_{rows['feature'].iloc[0]}", inner, {"l": 58, "r": 18, "t": 108, "b": below[-1]})
+    figure = new_figure(
+        f"patch_{rows['feature'].iloc[0]}", inner, {"l": 58, "r": 18, "t": 108 + _raised(), "b": below[-1]}
+    )
     for one, space, cell in zip(maps, below, panels, strict=True):
         named = space > _GAP
         figure.update_layout(one.layout(cell, named))
@@ -178,7 +180,12 @@ def patch_figure(
         ]  # fmt: skip
 
     figure.update_layout(coloraxis=_color_axis(rows, metric), updatemenus=[_buttons(len(maps))])
-    return over_steps(figure, rows, draw, table="patch", title=_title, above=66, step=step, slider=slider)
+    return over_steps(figure, rows, draw, table="patch", title=_title, above=66 + _raised(), step=step, slider=slider)
+
+
+def _raised() -> int:
+    """Pixels that the colour bar is raised by where the first panel's title has no room beside it."""
+    return 18 if is_narrow() else 0
 
 
 def _title(rows: pd.DataFrame) -> str:
@@ -210,7 +217,9 @@ def _color_axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     if highest > WIDEST:
         ticks, texts = [-WIDEST, *ticks, WIDEST], [f"≤ −{WIDEST}", *texts, f"≥ {WIDEST}"]
     marks = {"tickvals": ticks, "ticktext": texts}
-    return color_axis(_bar_title(metric), -end, end, scale=DIVERGING, span=(0.5, 1.0), **marks)
+    return color_axis(
+        _bar_title(metric), -end, end, scale=DIVERGING, span=bar_span(0.5, 1.0), ypad=8 + _raised(), **marks
+    )
 
 
 def _bar_title(metric: str) -> str:

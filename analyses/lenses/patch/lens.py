@@ -225,6 +225,7 @@ def patch(
         one_of=("feature", "label"),
         columns=RESULT,
         cube=Cube(("step", "component", "layer", "head", "position")),
+        of=run.label,
     )
 
 

@@ -12,7 +12,8 @@ from qfl_interp.analyses.lenses.polca.clusters import Cluster, cut, drawn_cluste
 from qfl_interp.plots.grid import Cell, Grid
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.theme import FONT_SIZE, PAPER_WIDTH, format_p, new_figure, text_at, visible, words
+from qfl_interp.plots.text import line_height, n_lines, wrapped
+from qfl_interp.plots.theme import FONT_SIZE, format_p, is_narrow, new_figure, page_width, text_at, visible, words
 from qfl_interp.polca.naming import SIGNIFICANT
 from qfl_interp.tables import column, distinct, groups, records, select
 
@@ -54,9 +55,13 @@ def composition_figure(composition: pd.DataFrame, clusters: pd.DataFrame, direct
     require_rows(rows, "polca", (), ("cluster", "label", "value"))
     places = _places(rows)
     side = min(max(_LETTER_WIDTH * max(len(text) for key in places for text in key) + 12, _SIDE[0]), _SIDE[1])
-    span = (side / PAPER_WIDTH, 1 - _RIGHT / PAPER_WIDTH)
-    grid = Grid([_ROW * len(places)], len(found), _COLUMNS, span=span, gap=_GAP / PAPER_WIDTH, head=_HEAD, foot=_FOOT)
-    figure = new_figure("polca_composition", grid.height, {"l": 0, "r": 0, "t": _TOP, "b": _FOOT})
+    width, columns = page_width(), 1 if is_narrow() else _COLUMNS
+    span = (side / width, 1 - _RIGHT / width)
+    grid = Grid([_ROW * len(places)], len(found), columns, span=span, gap=_GAP / width, head=_HEAD, foot=_FOOT)
+    bold = f"over-represented (p < {SIGNIFICANT}, Holm), how many times"
+    title = wrapped(f"<b>Direction {chosen}</b>  grey: all tokens; bold: {bold}", width - 12)
+    top = _TOP + round(line_height() * (n_lines(title) - 1))
+    figure = new_figure("polca_composition", grid.height, {"l": 0, "r": 0, "t": top, "b": _FOOT})
     figure.update_layout(barmode="overlay", showlegend=False)
     widest = float(finite(rows[["share", "share_all"]]).max())
     for number, one in enumerate(found):
@@ -64,11 +69,10 @@ def composition_figure(composition: pd.DataFrame, clusters: pd.DataFrame, direct
         figure.update_layout(_axes(cell, places, widest, first=grid.is_first(number)))
         figure.add_traces(_bars(cell, one, select(rows, cluster=one.row["cluster"]), places))
         size = f"{int(one.row['n_tokens']):,} tokens" + (f", {one.verdict}" if one.verdict else "")
-        name = one.short(round((cell.x_domain[1] - cell.x_domain[0]) * PAPER_WIDTH / _LETTER_WIDTH))
+        name = one.short(round((cell.x_domain[1] - cell.x_domain[0]) * width / _LETTER_WIDTH))
         text = f'<b><span style="color:{one.color}">{name}</span></b><br>{size}'
         figure.add_annotation(cell.title(text, 0) | {"align": "left"})
-    bold = f"over-represented (p < {SIGNIFICANT}, Holm), how many times"
-    figure.add_annotation(text_at(f"<b>Direction {chosen}</b>  grey: all tokens; bold: {bold}", 0.01))
+    figure.add_annotation(text_at(title, 0.01, align="left"))
     return figure
 
 

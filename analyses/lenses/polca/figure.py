@@ -15,7 +15,8 @@ from qfl_interp.analyses.lenses.polca.clusters import Cluster, drawn_curves, tel
 from qfl_interp.plots.axes import training_axis
 from qfl_interp.plots.lines import curve, places, stem, value_range
 from qfl_interp.plots.maps import require_rows
-from qfl_interp.plots.panels import Legend, Panel, Shade, stack_panels
+from qfl_interp.plots.panels import PANEL_SIDES, Legend, Panel, Shade, stack_panels
+from qfl_interp.plots.text import room, text_width
 from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION
 from qfl_interp.tables import column, distinct, select
 
@@ -212,10 +213,14 @@ def _vertical(
     steps, axis = column(one.curve, "step"), places(one.curve)
     at, name = float(np.interp(step, steps, axis)), text.format(int(step))
     place = math.log(at / axis[0]) / math.log(axis[-1] / axis[0]) if at > axis[0] else 0.0
-    left = place > left_from
+    size = FONT_SIZE - 1
+    # Where the rest of the axis is too short for the text.
+    left = place > left_from or (1 - place) * room(PANEL_SIDES) < text_width(name, size) + 6 <= place * room(
+        PANEL_SIDES
+    )
     label = {"x": math.log10(at), "y": y_range[1], "text": name if step >= steps[0] else f"← {name}", "yanchor": "top"}
     label |= {"xanchor": "right" if left else "left", "xshift": -3 if left else 3}
-    label |= {"font": {"color": look["color"], "size": FONT_SIZE - 1}}
+    label |= {"font": {"color": look["color"], "size": size}}
     still = {"mode": "lines", "showlegend": False, "hoverinfo": "skip"}
     line = go.Scatter({"x": [at, at], "y": list(y_range), "name": name, "line": {"width": 1.3, **look}, **still})
     return _Mark((line,) if step >= steps[0] else (), (label,))

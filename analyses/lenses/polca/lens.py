@@ -199,6 +199,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         data,
         grouping.curves,
         columns=RESULT,
+        of=run.label,
     )
 
 

@@ -213,6 +213,7 @@ def probe(
         one_of=("feature",),
         columns=RESULT,
         cube=Cube(("step", "layer", "head", "label"), {"source": "trained"}),
+        of=run.label,
     )
 
 

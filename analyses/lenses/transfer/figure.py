@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from qfl_interp.analyses.lenses.probe.views import SCORES, View
 from qfl_interp.plots.maps import BARE, CellMap, axis_title, choices, require_rows
-from qfl_interp.plots.slider import heading
-from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION, new_figure, words
+from qfl_interp.plots.slider import heading, heading_height
+from qfl_interp.plots.theme import FONT_SIZE, GREY, VERMILLION, new_figure, page_width, words
 from qfl_interp.tables import column, distinct
 
 _SIDE: Final = 510
@@ -51,7 +51,13 @@ def transfer_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure
     cells = CellMap(("fit_step", "eval_step"), [(step,) for step in fitted], evaluated, places[1])
     names = [[f"fitted at step {fit:,}, evaluated at step {at:,}" for at in evaluated] for fit in fitted]
     feature = str(rows["feature"].iloc[0])
-    figure = new_figure(f"transfer_{feature}", _SIDE, {"l": 70, "r": 18, "t": 112, "b": 60})
+    margin = {"l": 70, "r": 18, "t": 112, "b": 60}
+    # The map is square: a higher plot area than wide would part it from the title of its axis.
+    side = min(_SIDE, page_width() - margin["l"] - margin["r"])
+    n_labels = int(column(rows, "n_labels").max())
+    title = f"<b>{words(feature)}</b>  probes carried from step to step · {n_labels} labels"
+    margin["t"] += heading_height(title)
+    figure = new_figure(f"transfer_{feature}", side, margin)
     figure.add_trace(cells.crosses("not evaluated").update(x=places[0]))
     for view in views:
         look = {"x": places[0], "xgap": 0.5, "ygap": 0.5, "text": names, "visible": view is views[0]}
@@ -62,8 +68,6 @@ def transfer_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure
         [{"visible": [True, *(other is view for other in views)]}, {"coloraxis": axis}]
         for view, axis in zip(views, axes, strict=True)
     ]
-    n_labels = int(column(rows, "n_labels").max())
-    title = f"<b>{words(feature)}</b>  probes carried from step to step · {n_labels} labels"
     figure.update_layout(
         annotations=[heading(title, 70), axis_title("evaluated at step", 0)],
         coloraxis=axes[0],

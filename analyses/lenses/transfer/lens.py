@@ -168,6 +168,7 @@ def transfer(
         one_of=("feature",),
         columns=RESULT,
         cube=Cube(("fit_step", "eval_step")),
+        of=run.label,
     )
 
 

@@ -188,7 +188,7 @@ class _StackedLoop:
     def run(self, bar: Progress) -> None:
         """All remaining updates, with what is due after each; Ctrl-C leaves resume points between two of them."""
         run = self.run_config
-        title = f"training {len(self.members)}"
+        title = f"training {len(self.members)} runs, step"
         shown = bar.add_task(title, total=run.last_step, completed=self.step, detail="")
         with deferred_interrupt() as interrupted:
             if self.step == run.first_step:
