@@ -14,7 +14,7 @@ config = qfl.SweepConfig.from_dict(
             {
                 "task": "addition",
                 "length": 4,
-                "budget_flops": [3e8, 1e9, 3e9, 1e10],
+                "budget_flops": [1e9, 3e9, 1e10, 3e10],
                 "d_model": 16,
                 "n_layers": 2,
                 "batch_size": 64,
@@ -25,12 +25,12 @@ config = qfl.SweepConfig.from_dict(
         ],
     }
 )
-sweep = qfl.run_sweep(config, "runs/sweeps/small", qfl.Execution(workers=1))
+sweep = qfl.run_sweep(config, "runs/sweeps/small", qfl.Execution(workers=1), progress=False)
 print(sweep)
 
 # %% [markdown]
 # Call it again and it trains nothing: runs are named by the hash of their configuration, and finished ones are skipped.
-# A sweep that was stopped goes on. (In a script, put the call under `if __name__ == "__main__":`: it starts processes.)
+# A sweep that was stopped goes on. (In a script, put the call under `if __name__ == "__main__":`; it starts processes.)
 #
 # ## One table of all runs
 
@@ -42,7 +42,7 @@ sweep.table()[columns].sort_values(columns[:3]).reset_index(drop=True)
 # `best` takes the configuration with the lowest mean loss over seeds. SQL over the table answers the rest.
 
 # %%
-sweep.best(1e10)[columns]
+sweep.best(3e10)[columns]
 
 # %%
 sweep.query("select budget_flops, min(val_loss) as lowest from runs group by budget_flops order by budget_flops")
@@ -67,7 +67,7 @@ laws.plot()
 # certain.
 
 # %%
-found = across(sweep, "carry", config=qfl.ProbeConfig(n_train=400, n_test=200), progress=False)
+found = across(sweep, "carry", config=qfl.ProbeConfig(n_train=200, n_test=100), progress=False)
 print(found)
 found.plot()
 
@@ -75,4 +75,5 @@ found.plot()
 # Any run of the sweep is an ordinary run, for every lens:
 
 # %%
-print(sweep.run(sweep.table()["run_id"].iloc[0]))
+run = sweep.run(sweep.table()["run_id"].iloc[0])
+print(run.run_id, run.steps, run.finished)

@@ -85,7 +85,8 @@ def _index() -> str:
 
 
 def _lenses() -> str:
-    shown = "\n".join(f"::: {module}.{name}\n" for name, module in _listed("qfl_interp.analyses").items())
+    own = {name: module for name, module in _listed("qfl_interp").items() if module.startswith("qfl_interp.analyses.")}
+    shown = "\n".join(f"::: {module}.{name}\n" for name, module in (_listed("qfl_interp.analyses") | own).items())
     kit = "\n".join(
         f"::: qfl_interp.analyses.{name}\n" for name in ("result", "lens", "part_lens", "models_at", "checkpoints")
     )

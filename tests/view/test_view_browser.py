@@ -112,9 +112,8 @@ def eventually(page: Any, expression: str, timeout_ms: int = WAIT_MS) -> Any:
 
 
 def drawn(page: Any, name: str) -> None:
-    eventually(
-        page, f"!!document.querySelector('#{name}-graph .main-svg') && !document.querySelector('#{name}-card.without')"
-    )
+    """Wait for the figure of a card."""
+    eventually(page, f"((document.querySelector('#{name}-graph .js-plotly-plot') || {{}}).data || []).length > 0")
 
 
 PLOT = "document.querySelector('#timeline-graph .js-plotly-plot')"
@@ -217,7 +216,7 @@ def test_a_button_starts_a_lens_in_the_background(visit, folder):
     line.locator("[data-option=steps]").fill("last")
     page.click("[data-start=validate]")
     line.locator(".badge").wait_for()
-    line.locator(".badge.finished").wait_for()
+    line.locator(".badge.finished").wait_for(timeout=4 * WAIT_MS)  # a process of its own loads PyTorch first
     assert len(qfl.Run.open(folder / "seeds" / "b").table("validate").read()) == 1
     assert line.locator("[data-option=steps]").input_value() == "last"
     page.locator("[data-option=steps]").first.fill("12345")
