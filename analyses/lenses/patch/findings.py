@@ -69,9 +69,9 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
 def _held(rows: pd.DataFrame) -> _Held:
     """Of one layer."""
     best, *others = records(rows.sort_values(_VALUE, ascending=False, kind="stable"))
-    ends = (float(best[f"logit_diff_{end}"]) for end in ("low", "high"))
-    other = max(float(row["logit_diff_high"]) for row in others)
-    return _Held(int(best["layer"]), int(best["position"]), float(best[_VALUE]), *ends, float(others[0][_VALUE]), other)
+    low, high = (float(best[f"logit_diff_{end}"]) for end in ("low", "high"))
+    other, other_high = float(others[0][_VALUE]), max(float(row["logit_diff_high"]) for row in others)
+    return _Held(int(best["layer"]), int(best["position"]), float(best[_VALUE]), low, high, other, other_high)
 
 
 def _way(stream: list[_Held]) -> tuple[str, str]:

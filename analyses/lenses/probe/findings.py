@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from collections.abc import Mapping
+from typing import Any, Final
 
 import pandas as pd
 
@@ -10,7 +12,7 @@ from qfl_interp.analyses.lenses.probe.views import SCORES
 from qfl_interp.plots.maps import place_words
 from qfl_interp.report.page import Finding
 from qfl_interp.sites import site_words
-from qfl_interp.tables import groups, select
+from qfl_interp.tables import distinct, groups, records, select
 
 # A feature is decodable where its probes lose less than this fraction of each control.
 _RATIO: Final = 0.5
@@ -34,17 +36,20 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
         trained = select(kept, source="trained")
         if trained.empty:
             continue
-        places = _places(select(trained, step=trained["step"].max()))
-        best, first = places.loc[places["train_loss"].idxmin()], places.iloc[0]
-        blind = [_places(part)["test_loss"].min() for _, part in groups(select(kept, source="untrained"), "model_seed")]
+        step = max(distinct(trained, "step"))
+        first, *others = _places(select(trained, step=step))
+        best = min([first, *others], key=lambda place: place["train_loss"])
+        untrained = groups(select(kept, source="untrained"), "model_seed")
+        blind = [min(place["test_loss"] for place in _places(part)) for _, part in untrained]
         metric = SCORES[str(kept["metric"].iloc[0])]
         controls = {"untrained models": min(blind)} if blind else {}
         controls |= {"shuffled labels": best["shuffled_test_loss"], "best constant": best["majority_test_loss"]}
+        controls = {name: value for name, value in controls.items() if math.isfinite(value)}  # some were not asked for
         decodable = all(best["test_loss"] < _RATIO * value for value in controls.values())
         beside = ", ".join(f"{name} {value:.2g}" for name, value in controls.items())
         site = site_words(str(kept["site"].iloc[0]))
         sentence = (
-            f"at step {int(trained['step'].max()):,} probes read it best at {place_words(*_place(best))} ({site}): "
+            f"at step {step:,} probes read it best at {place_words(*_place(best))} ({site}): "
             f"{metric.loss} {best['test_loss']:.2g} ({beside})"
         )
         if _place(first) != _place(best):
@@ -53,11 +58,11 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def _places(rows: pd.DataFrame) -> pd.DataFrame:
+def _places(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Losses by place, means over the labels."""
-    return rows.groupby(["layer", "head"], as_index=False)[_LOSSES].mean()
+    return records(pd.DataFrame(rows.groupby(["layer", "head"], as_index=False)[_LOSSES].mean()))
 
 
-def _place(row: pd.Series) -> tuple[int, int]:
+def _place(row: Mapping[str, Any]) -> tuple[int, int]:
     """Layer and head of a row."""
     return int(row["layer"]), int(row["head"])
