@@ -138,11 +138,15 @@ def _instead(step: int, shown: int) -> str:
 def _said(figure: Figure, text: str) -> Figure:
     """The figure with a line at its lower edge, for which it grows: legends stand at the upper one."""
     layout: Any = figure.layout
-    if layout.margin.b is None or layout.height is None:  # of a figure in another style
-        figure.update_layout(margin={"b": 80}, height=450)
-    grow(figure, _LINE)
+    # Plotly's own, of a figure in another style.
+    below = 80 if layout.margin.b is None else layout.margin.b
+    figure.update_layout(margin={"b": below}, height=layout.height or 450)
+    if isinstance(layout.meta, Mapping) and "height" in layout.meta:
+        grow(figure, _LINE)
+    else:
+        figure.update_layout(margin={"b": below + _LINE}, height=layout.height + _LINE)
     look = {"font": {"size": FONT_SIZE, "color": VERMILLION}, "name": "instead"}
-    figure.add_annotation(text_at(f"<b>{plain(text)}</b>", y=0, yshift=-layout.margin.b + 2, **look))
+    figure.add_annotation(text_at(f"<b>{plain(text)}</b>", y=0, yshift=-below - _LINE + 2, **look))
     return figure
 
 

@@ -25,7 +25,10 @@ def chosen_features(run: Checkpoints, features: str | Sequence[str] | None) -> l
     default = [f.name for f in run.task.features.values() if f.by_default]
     names = [features] if isinstance(features, str) else list(default if features is None else features)
     if not names:
-        raise QflError(f"task {run.task.name!r} has no features to analyse.")
+        raise QflError(
+            f"task {run.task.name!r} has no features to analyse. "
+            "Give the task features, or use a lens that needs none, such as `ablate_units`."
+        )
     return [run.task.feature(name) for name in names]
 
 

@@ -58,15 +58,17 @@ def to_xarray(
     _require_one_a_cell(rows, dims)
     values = {dim: _along(rows, dim) for dim in dims}
     shape = tuple(map(len, values.values()))
-    index = pd.MultiIndex.from_product(list(values.values()), names=dims)
-    if len(rows) != math.prod(shape):
-        there = pd.MultiIndex.from_frame(rows.filter(dims))
-        first = dict(zip(dims, next(cell for cell in index if cell not in there), strict=True))
+    codes = [pd.Categorical(rows[dim], categories=list(array)).codes for dim, array in values.items()]
+    places = np.ravel_multi_index([np.asarray(code, dtype=np.intp) for code in codes], shape)
+    empty = np.setdiff1d(np.arange(math.prod(shape)), places)
+    if len(empty):
+        at = np.unravel_index(empty[0], shape)
+        cell = {dim: array[number] for (dim, array), number in zip(values.items(), at, strict=True)}
         raise QflError(
-            f"the rows are no cube of {' x '.join(dims)}: {math.prod(shape) - len(rows)} of {math.prod(shape)} cells "
-            f"have no row, such as {_said(first)}. Choose the rows of a part that is one, or take to_dataframe()."
+            f"the rows are no cube of {' x '.join(dims)}: {len(empty)} of {math.prod(shape)} cells have no row, such "
+            f"as {_said(cell)}. Choose the rows of a part that is one, or take to_dataframe()."
         )
-    rows = rows.set_index(dims).reindex(index)
+    rows = rows.iloc[np.argsort(places)].drop(columns=dims)
     variables: dict[str, Any] = {}
     coordinates: dict[str, Any] = {dim: (dim, array, _attributes(columns.get(dim))) for dim, array in values.items()}
     attributes: dict[str, Any] = {}

@@ -52,7 +52,7 @@ def models_at(run: Checkpoints, steps: Steps, n_untrained: int = 0) -> list[Mode
         ValueError: `n_untrained` is negative, or `steps` names none.
     """
     if n_untrained < 0:
-        raise ValueError(f"n_untrained must be at least 0, got {n_untrained}.")
+        raise ValueError(f"n_untrained must be at least 0, got {n_untrained}. 0 leaves the control out.")
     what = f"results of {n_untrained:,} untrained models"
     require_memory(n_untrained * _BYTES_LISTED, available_bytes(), what, "Take fewer.")
     if n_untrained:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import xarray
 
 import qfl_interp as qfl
 from qfl_interp.analyses.lens import Lens, Page
@@ -118,6 +120,23 @@ def check_tables(run: qfl.Run, lens: type[Lens], result: Any) -> None:
     named = {name for table in lens.result.values() for name in table}
     known = lens.name in OPEN_SUMMARIES or set(map(str, result.summary)) <= named
     assert known, f"summary without a definition: {sorted(set(map(str, result.summary)) - named)}"
+
+
+def check_cube(result: Any) -> None:
+    """Every number of the labelled array is that of the row with the values of its axes."""
+    rows, dims = result.rows, result.cube.dims
+    names = [name for name in ("feature", "label") if name in rows and name not in dims]
+    chosen = {name: rows[name].iloc[0] for name in names if rows[name].nunique() > 1}
+    found = result.to_xarray(**chosen)
+    assert tuple(found.sizes) == dims
+    for name, value in (dict(result.cube.chosen) | chosen).items():
+        rows = rows[rows[name] == value]
+    numbers = [name for name in found.data_vars if found[name].dtype.kind == "f"]
+    assert numbers
+    places = {dim: xarray.DataArray(rows[dim].to_numpy(), dims="row") for dim in dims}
+    for name in numbers:
+        assert found[name].dims == dims
+        np.testing.assert_array_equal(found[name].sel(places).to_numpy(), rows[name].to_numpy(), err_msg=name)
 
 
 def files_of(run: qfl.Run) -> dict[Path, bytes]:

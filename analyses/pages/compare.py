@@ -16,6 +16,7 @@ from plotly.graph_objects import Figure
 from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
 from qfl_interp.analyses.lenses.probe.data import TABLE
 from qfl_interp.analyses.loss_curve import known_loss_curve
+from qfl_interp.analyses.pages.compare_columns import RESULT
 from qfl_interp.analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, compare_figure
 from qfl_interp.analyses.pages.compare_groups import Group, grouped, task_of
 from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
@@ -141,7 +142,8 @@ def compare(
         compare_figure, bands=bands, axis=axis, names=names, unit=opened[0].loss_unit, note=plain(note)
     )
     title = f"{len(opened)} runs of {said} over {axis.words}" + (", mean (lowest to highest seed)" if several else "")
-    return Comparison(title, _summary(found, rows, bands, axis), rows, draw, bands, tuple(found), tuple(missing))
+    summary = _summary(found, rows, bands, axis)
+    return Comparison(title, summary, rows, draw, bands, tuple(found), tuple(missing), columns=RESULT)
 
 
 def _losses(run: Checkpoints, group: Group, missing: list[str]) -> list[pd.DataFrame]:

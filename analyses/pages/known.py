@@ -37,10 +37,11 @@ def known_page(
 
 def _probes(settings: Mapping[str, Any]) -> ProbeConfig | None:
     """The probes that a part's settings name; None where they name none, or none of this version."""
-    values = {of.name: settings[of.name] for of in fields(ProbeConfig) if of.name in settings}
+    values: dict[str, Any] = {of.name: settings[of.name] for of in fields(ProbeConfig) if of.name in settings}
     if len(values) < len(fields(ProbeConfig)):
         return None
     try:
-        return ProbeConfig(**values | {"path": tuple(values["path"])})
+        values["path"] = tuple(values["path"])
+        return ProbeConfig(**values)
     except (TypeError, ValueError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Collection
@@ -84,10 +85,10 @@ def site(folder: str | Path, out: str | Path, *, progress: bool = True) -> Site:
             row = _kept(page, record, sources)
             n_kept += row is not None
             try:
-                row = row or _write(path, page, record, sources, library)
+                row = row or _write(path, root, page, record, sources, library)
             except (QflError, OSError, RecursionError) as error:
                 damaged[str(path)] = " ".join(str(error).split())
-                row = {"damaged": damaged[str(path)]}
+                row = {"damaged": _from_here(damaged[str(path)], root)}
             rows.append(row | {"path": path.relative_to(root).as_posix(), "page": f"{_PAGES}/{name}.html"})
             bar.advance(task)
     index = target / _INDEX
@@ -180,16 +181,22 @@ def _kept(page: Path, record: Path, sources: str) -> dict[str, Any] | None:
     return found["row"] if page.is_file() and found.get("sources") == sources and "row" in found else None
 
 
-def _write(path: Path, page: Path, record: Path, sources: str, library: str) -> dict[str, Any]:
+def _write(path: Path, root: Path, page: Path, record: Path, sources: str, library: str) -> dict[str, Any]:
     """Write the page of a run, then the record that says it is done; returns what the index says of it."""
     _require_own(page)
     run = open_checkpoints(path)
     shown = run_page(known_page(run))
     look: dict[str, Any] = {"plotly": f"../{_ASSETS}/{library}", "home": f"../{_INDEX}"}
-    write_report(page, shown.card, shown.sections, findings=shown.findings, **look)
+    sections = [dataclasses.replace(section, text=_from_here(section.text, root)) for section in shown.sections]
+    write_report(page, shown.card, sections, findings=shown.findings, **look)
     row = index_row(run, shown)
     write_atomic(record, json.dumps({"sources": sources, "row": row}).encode())
     return row
+
+
+def _from_here(text: str, root: Path) -> str:
+    """A message with paths from the folder that is shown on: where that lies is nobody's concern."""
+    return text.replace(f"{root.resolve()}/", "").replace(f"{root}/", "")
 
 
 def _require_own(page: Path) -> None:

@@ -21,6 +21,7 @@ from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.analyses.choose import chosen_features
 from qfl_interp.analyses.lenses.probe.lens import probe
 from qfl_interp.analyses.result import Result
+from qfl_interp.analyses.sweeps.across_columns import RESULT
 from qfl_interp.analyses.sweeps.across_figure import across_figure
 from qfl_interp.analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across, with_within
 from qfl_interp.analyses.sweeps.scaling import finished
@@ -174,6 +175,7 @@ def across(
         all_losses,
         pd.concat([found.records for found in matched], ignore_index=True),
         pd.DataFrame(left_out, columns=["task", "length", "budget_flops"]),
+        columns=RESULT,
     )
 
 

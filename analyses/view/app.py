@@ -168,11 +168,10 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
 
     @app.callback(Output("asked", "data"), Input("ask", "data"), prevent_initial_call=True)
     def of_ask(asked: dict[str, Any] | None) -> Any:
-        return (
-            no_update
-            if not asked
-            else json.dumps(_said_of(lambda: {"said": work.draw("ask", asked)}) | {"lens": asked.get("lens")})
-        )
+        if not asked:
+            return no_update
+        whose = {"run": asked.get("run"), "lens": asked.get("lens")}
+        return json.dumps(_said_of(lambda: {"said": work.draw("ask", asked)}) | whose)
 
     @app.server.route("/table.csv")
     def table() -> Response:
@@ -213,7 +212,7 @@ def _in_the_browser(app: Dash) -> None:
             State("templates", "data"),
             State("address", "data"),
         )
-    here("line", Output("drawn-line", "data"), Input("step", "data"), Input("timeline-graph", "figure"))
+    here("line", Output("drawn-line", "data"), Input("step", "data"))
     here(
         "lenses",
         Output("drawn-lenses", "data"),

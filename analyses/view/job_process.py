@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,8 @@ from qfl_interp.analyses.view.jobs import FAILED, FINISHED, RUNNING, STATE, STOP
 from qfl_interp.errors import QflError
 from qfl_interp.files import write_atomic
 
-_SECONDS: Final = 1.0
+# Between two looks whether the run is there, and whether it is this job's turn.
+_SECONDS: Final = 0.2
 
 
 def main(folder: Path, opened: Path, words: list[str]) -> int:
@@ -38,7 +40,7 @@ def main(folder: Path, opened: Path, words: list[str]) -> int:
     threading.Thread(target=_watch, args=(opened,), daemon=True).start()
     state = FAILED
     try:
-        with filelock.FileLock(folder.parent / ".running", poll_interval=0.2):
+        with _turn(folder):
             _say(folder, RUNNING)
             from qfl_interp.cli.main import main as qfl
 
@@ -62,6 +64,24 @@ def main(folder: Path, opened: Path, words: list[str]) -> int:
         sys.stderr.flush()
         _say(folder, state, ended=time.time())
     return 0 if state == FINISHED else 1
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait for the other jobs of the run. Not as the lock itself waits: it would make the folder of a deleted run."""
+    lock = filelock.FileLock(folder.parent / ".running", timeout=0)
+    while folder.exists():
+        try:
+            lock.acquire()
+            break
+        except filelock.Timeout:
+            time.sleep(_SECONDS)
+    else:
+        raise KeyboardInterrupt
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _watch(opened: Path) -> None:

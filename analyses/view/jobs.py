@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import filelock
 
 from qfl_interp.cli.options import Option, options_of, words_of
-from qfl_interp.errors import QflError
+from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.files import storage_error, write_atomic
 from qfl_interp.plugins import LENSES, entry_points
 from qfl_interp.progress import PROGRESS_FILE
@@ -104,8 +104,8 @@ def start(run: Checkpoints, lens: str, options: Mapping[str, Any] | None = None,
             or the folder cannot be written.
     """
     opened = (path or run.path).absolute()
-    command = words_of(lens, opened, options or {})
     folder = _folder(run, lens)
+    command = words_of(lens, opened, options or {})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".starting", timeout=10):
@@ -128,7 +128,7 @@ def stop(run: Checkpoints, lens: str) -> None:
     """Ask a job to end, as Ctrl-C does; what it finished is kept. Nothing happens where none runs.
 
     Raises:
-        QflError: The run's folder cannot be written.
+        QflError: There is no such lens, or the run's folder cannot be written.
     """
     folder = _folder(run, lens)
     process = _load(folder / STARTED).get("process")
@@ -149,7 +149,9 @@ def jobs(run: Checkpoints) -> list[Job]:
 
 
 def _folder(run: Checkpoints, lens: str) -> Path:
-    """Where a lens' job has its files."""
+    """Where a lens' job has its files. Raises `QflError` where there is no such lens: names come from a browser."""
+    if lens.replace("_", "-") not in entry_points(LENSES):
+        raise unknown_name("lens", lens, startable(run))
     return run.workplace / JOBS / lens.replace("-", "_")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import socket
+import sys
 import threading
 import webbrowser
 from importlib.util import find_spec
@@ -82,7 +85,7 @@ def view(
     if note:
         print(note)
     print(f"{folder} is at {found.url}" + (" (Ctrl-C ends it)" if block else ""), flush=True)
-    if open_browser:
+    if open_browser and _has_screen():
         webbrowser.open(found.url)
     if block:
         found.wait()
@@ -109,6 +112,11 @@ def _require_dash() -> None:
         )
 
 
+def _has_screen() -> bool:
+    """Whether a browser can open here: one of text would take the terminal."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 def _served(folder: Path, port: int) -> tuple[Any, str]:
     """A server on the first free port from this one, and what to say where that is another."""
     from werkzeug.serving import make_server
@@ -128,8 +136,6 @@ def _served(folder: Path, port: int) -> tuple[Any, str]:
 
 def _is_free(port: int) -> bool:
     """Whether a port can be listened on; werkzeug would end the process where it is not."""
-    import socket
-
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

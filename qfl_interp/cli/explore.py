@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from types import MethodType
 from typing import Annotated, Any
 
@@ -13,8 +14,9 @@ _BANNER = """qfl explore: {run!r}
   run, task, model (step {step})      the open run, its task, its HookedTransformer
   examples, batch, tokens, logits     {n} test examples: raw, encoded, the model's answers
   cache                               every activation on them: cache["resid_post", 2]
-  {analyses:<36}analyses of this run: probe("carry")
   qfl                                 the library: qfl.interventions_on, qfl.project_out, ...
+Analyses of this run, as probe("carry"); probe? says what one does:
+{analyses}
 """
 
 
@@ -63,7 +65,8 @@ def _namespace(path: Any, step: str, n: int, device: str) -> dict[str, Any]:
         logits, cache = model.run_with_cache(batch.tokens.to(device))
     # Bound as methods are: what IPython shows of `probe?` is the function's own.
     found = {name: MethodType(function, run) for name, function in loaded_analyses().items()}
-    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=", ".join(found))
+    listed = textwrap.fill(", ".join(found), 78, initial_indent="  ", subsequent_indent="  ")
+    banner = _BANNER.format(run=run, step=at, n=len(examples), analyses=listed)
     return {
         "qfl": qfl, "torch": torch, "run": run, "task": task, "model": model, "examples": examples, "batch": batch,
         "tokens": batch.tokens, "logits": logits, "cache": cache, "banner": banner, **found,

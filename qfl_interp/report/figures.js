@@ -6,7 +6,7 @@
   const template = () => templates[window.qflTheme()];
   const plots = [...document.querySelectorAll(".plot")];
   // Titles and legends are laid out for a page's text block: a narrower figure is drawn so wide and shown smaller.
-  const LEAST_WIDTH = 700;
+  const LEAST_WIDTH = 740;
 
   // An exported image is a page of a paper: always light, without the controls that only work on screen.
   const save = (plot, format) => {

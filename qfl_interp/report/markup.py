@@ -15,7 +15,7 @@ import pandas as pd
 from qfl_interp.plots.theme import format_power
 from qfl_interp.report.section import Link, Sparkline, Verdict
 
-BADGES: Final = ("quiet", "loud", "mixed", "undecided")
+BADGES: Final = ("quiet", "loud", "mixed", "undecided", "damaged")
 # Of a small curve, in pixels.
 _SPARK_WIDTH, _SPARK_HEIGHT = 96, 22
 

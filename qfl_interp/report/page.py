@@ -209,8 +209,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 
 def _section(section: Section, anchor: str, numbers: Iterator[int]) -> str:
     """One section; `numbers` counts the figures."""
-    parts = [f'<h2>{escape(section.title)}<a class="here" href="#{anchor}" aria-label="Link">#</a></h2>']
-    parts.append(prose(section.text))
+    parts = [f"<h2>{escape(section.title)}</h2>", prose(section.text)]
     if section.figure is not None:
         parts.append(_figure(section, section.figure, next(numbers)))
     elif section.note:

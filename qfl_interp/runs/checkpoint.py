@@ -126,11 +126,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = read_json(file, dict, "The checkpoint is corrupted; use another step.")
     except FileNotFoundError as error:
-        raise QflError(f"{path} is no checkpoint: it has no {MANIFEST}.") from error
+        raise QflError(f"{path} is no checkpoint: it has no {MANIFEST}. Use another step.") from error
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise QflError(f"{file} was not written by this version of qfl_interp (format {VERSION}).")
+        raise QflError(
+            f"{file} was not written by this version of qfl_interp (format {VERSION}). "
+            "Open it with the version that wrote it."
+        )
     if manifest.get("step") != parse_step(path.name):
-        raise QflError(f"{file} is of step {manifest.get('step')}, but its directory is named {path.name}.")
+        raise QflError(
+            f"{file} is of step {manifest.get('step')}, but its directory is named {path.name}. Use another step."
+        )
     if not _is_whole(manifest):
         raise QflError(f"{file} does not have the fields that were written: corrupted. Use another step.")
     return manifest

@@ -224,7 +224,9 @@ class RunConfig:
             QflError: It is no run, or its configuration is corrupted or of another version.
         """
         if run.is_file():
-            raise QflError(f"{run} is no run: it is a file, and a run is a directory.")
+            raise QflError(
+                f"{run} is no run: it is a file, and a run is a directory. Give the folder that holds config.json."
+            )
         path = run / CONFIG_FILE
         try:
             values: dict[str, Any] = read_json(path, dict, "Restore it: it names the run.")
@@ -232,7 +234,10 @@ class RunConfig:
             what = "has no config.json" if run.is_dir() else "does not exist"
             raise QflError(f"{run} is no run: it {what}. `qfl runs` lists the runs below a folder.") from error
         if values.get("format") != FORMAT or values.get("version") != VERSION:
-            raise QflError(f"{path} was not written by this version of qfl_interp (run format {VERSION}).")
+            raise QflError(
+                f"{path} was not written by this version of qfl_interp (run format {VERSION}). "
+                "Open it with the version that wrote it."
+            )
         try:
             named = values.pop("run_id")
             del values["format"], values["version"]

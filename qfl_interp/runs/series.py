@@ -213,7 +213,7 @@ class Checkpoints(abc.ABC):
         """
         saved = self.steps
         if not saved:
-            raise QflError(f"{self.path} has no checkpoint yet.")
+            raise QflError(f"{self.path} has no checkpoint yet. Train it first.")
         listed, known = listed_steps(steps, saved), set(saved)
         for step in listed:
             if step not in known:

@@ -79,7 +79,7 @@ class Suite(Checkpoints):
         self.name, self.sources, self.out, self.seed = name, dict(sorted(sources.items())), local_path(out), seed
         self.tokens_per_step = tokens_per_step
         if not self.sources:
-            raise ValueError("a suite must have a step, got none.")
+            raise ValueError("a suite must have a step, got none. Give at least one checkpoint.")
         if self.steps[0] < 0:
             raise ValueError(f"a step is the number of updates done, at least 0, got {self.steps[0]}.")
         self.tokens_at = None if tokens_at is None else dict(sorted(tokens_at.items()))

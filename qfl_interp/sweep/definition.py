@@ -212,7 +212,7 @@ class SweepConfig:
                 raise QflError(f"grid {number}: {error}") from error
         top = {name: value for name, value in values.items() if name not in ("defaults", "grid")}
         if "name" not in top:
-            raise QflError("a sweep must have a name.")
+            raise QflError("a sweep must have a name. Begin its file with a line name = ...")
         if top.get("keep", "final") not in get_args(Keep):
             raise QflError(f"keep must be one of {get_args(Keep)}, got {top['keep']!r}.")
         return SweepConfig(grids=tuple(grids), **top)

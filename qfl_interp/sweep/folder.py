@@ -49,7 +49,10 @@ def definition_of(storage: Storage, found: Sealed) -> SweepConfig:
     """
     where, values = f"{storage.folder}/{DEFINITION}", dict(found.values)
     if values.pop("format", None) != FORMAT or values.pop("version", None) != VERSION:
-        raise QflError(f"{where} was not written by this version of qfl_interp (sweep format {VERSION}).")
+        raise QflError(
+            f"{where} was not written by this version of qfl_interp (sweep format {VERSION}). "
+            "Open it with the version that wrote it."
+        )
     try:
         return SweepConfig.from_dict(values)
     except (QflError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

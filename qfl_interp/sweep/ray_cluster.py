@@ -71,7 +71,9 @@ def connect(ray: ModuleType, address: str, stack: contextlib.ExitStack, n_cpus: 
                 if named != "auto":
                     raise QflError(f"Ray at {named} cannot be used: {first_line(error)}. Is a head there?") from error
             except (RuntimeError, ValueError) as error:
-                raise QflError(f"Ray at {named} cannot be used: {first_line(error)}.") from error
+                raise QflError(
+                    f"Ray at {named} cannot be used: {first_line(error)}. `ray status` says more."
+                ) from error
         ray.init(
             address="local", num_cpus=n_cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
             object_store_memory=_OBJECT_STORE_BYTES,

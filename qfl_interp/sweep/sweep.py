@@ -150,7 +150,10 @@ class Sweep:
         there = pd.DataFrame(rows[at])
         found = _best_of(there, ["task", "length", "task_options"], rule)
         if found.empty:
-            raise QflError(f"no run of {budget_flops:g} FLOPs in {self.path} has finished: {_counts(there)}.")
+            raise QflError(
+                f"no run of {budget_flops:g} FLOPs in {self.path} has finished: {_counts(there)}. "
+                "`qfl sweep status` says which are left."
+            )
         return found
 
     def matched(
@@ -184,7 +187,10 @@ class Sweep:
             )
         found = _best_of(of_shape, ["task", "length", "task_options", "budget_flops"], rule)
         if found.empty:
-            raise QflError(f"no run of this shape in {self.path} has finished: {_counts(of_shape)}.")
+            raise QflError(
+                f"no run of this shape in {self.path} has finished: {_counts(of_shape)}. "
+                "`qfl sweep status` says which are left."
+            )
         return found
 
     def run(self, run_id: str, *, into: str | Path | None = None) -> Run:

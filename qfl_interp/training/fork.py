@@ -101,7 +101,10 @@ def fork(
         )
     planned = Fork(*clock, tuple(frozen), Options(roll_back or {}), intervene or None)
     if planned.intervene is not None and config.optimizer in UPDATES:
-        raise QflError(f"an intervention needs hooks, which updates of {config.optimizer!r} do not run.")
+        raise QflError(
+            f"an intervention needs hooks, which updates of {config.optimizer!r} do not run. "
+            "Fork a run of another optimiser."
+        )
     require_decays(config, clock[1])
     run_config = plan_run(parent.task, parent.config.model, config, Start(parent.run_id, step))
     if planned != Fork(step, length):  # its own clock and nothing else is what a branch is

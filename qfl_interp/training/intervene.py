@@ -76,14 +76,20 @@ class TrainingInterventions:
         positions = self.feature.positions(examples)[:, self.labels]
         there = positions[positions != NO_POSITION]
         if len(there) == 0:
-            raise QflError(f"an intervention on {spec.feature!r} would never act: no example has a label of it.")
+            raise QflError(
+                f"an intervention on {spec.feature!r} would never act: no example has a label of it. "
+                "Choose another feature."
+            )
         tokens, read = self.task.encode(examples).tokens, (int(there.min()), int(there.max()))
         with torch.no_grad():
             span = site_span(self.model, tokens, *read, name=spec.site, layers=self.layers)
         data = not_rare(feature_data(self._chosen_labels(), span, examples))
         weight, fitted = self._directions(data.x, data.y, data.kept)
         if not bool(fitted.any()):
-            raise QflError(f"an intervention on {spec.feature!r} would never act: none of its labels varies.")
+            raise QflError(
+                f"an intervention on {spec.feature!r} would never act: none of its labels varies. "
+                "Choose another feature."
+            )
         # Rows of the planes run over labels, and within a label over the layers.
         planes = Planes(
             weight.transpose(0, 1).flatten(0, 1), torch.zeros(weight.shape[:3]).transpose(0, 1).flatten(0, 1).double(),

@@ -6,6 +6,7 @@ import json
 import pickle
 from multiprocessing.reduction import ForkingPickler
 
+import lens_contract as contract
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import qfl_interp as qfl
 from qfl_interp.analyses import emergence
 from qfl_interp.analyses.sweeps.across import across
+from qfl_interp.analyses.sweeps.across_columns import RESULT
 from qfl_interp.analyses.sweeps.across_figure import across_figure
 from qfl_interp.analyses.sweeps.across_verdicts import Transitions, verdict_across
 from qfl_interp.cli.sweep import build_sweep_app
@@ -116,6 +118,11 @@ def test_curves_are_means_over_seeds_of_the_probe_tables(sweep, found):
         assert row.baseline_paper == pytest.approx(third_of(np.sqrt(by_test[0] * by_test[1]), row.third))
     assert set(found.curves["third"]) == set(THIRDS)
     assert len(found.curves) == 12
+
+
+def test_every_column_is_defined(found):
+    for table, defined in RESULT.items():
+        contract.check_columns(getattr(found, table).columns, defined)
 
 
 def test_losses_are_those_of_the_records(sweep, found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lens_contract as contract
 import numpy as np
 import pytest
 from conftest import tiny_train_config
@@ -9,6 +10,7 @@ from conftest import tiny_train_config
 import qfl_interp as qfl
 from qfl_interp.analyses import compare, probe
 from qfl_interp.analyses.lenses.emergence.tables import emergence_curve
+from qfl_interp.analyses.pages.compare_columns import RESULT
 from qfl_interp.analyses.pages.compare_groups import grouped
 from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
 from qfl_interp.tables import column, select
@@ -66,6 +68,8 @@ def test_seeds_become_one_line_and_what_differs_names_it(runs):
     np.testing.assert_allclose(column(band, "mean"), np.mean(pairs, axis=0))  # validated at the same steps
     np.testing.assert_allclose(column(band, "high"), np.max(pairs, axis=0))
     assert set(found.bands["n_seeds"]) == {2}
+    for table, defined in RESULT.items():
+        contract.check_columns(getattr(found, table).columns, defined)
     drawn = [trace for trace in found.figure.data if trace.showlegend is not False and trace.yaxis == "y"]
     assert [trace.name for trace in drawn] == ["lr 0.001 (seeds 0, 1)", "lr 0.01 (seed 0)"]
     assert list(drawn[0].y) == column(band, "mean").tolist()

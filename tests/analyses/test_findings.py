@@ -39,8 +39,10 @@ def test_what_moves_is_said_with_block_and_positions():
     rows = patched({(0, 4): 0.9, (1, 4): 0.8, (1, 9): 0.3, (2, 9): 0.97})
     verdict, said = one(of_patches(rows))
     assert verdict == "moves"
-    assert "before block 1, at position 4 0.80 (0.75 to 0.85), any other at most 0.30" in said
-    assert "before block 2, at position 9 0.97" in said
+    assert said.startswith(
+        "before block 1 the clean activation at position 4 alone restores 0.80 (0.75 to 0.85) of the"
+    )
+    assert "any other at most 0.30; before block 2 the clean activation at position 9 alone restores 0.97" in said
     assert said.endswith("moves in block 1")
     # Of the last step alone.
     earlier = patched({(0, 7): 1.0}).assign(step=5)

@@ -78,6 +78,15 @@ def test_every_column_is_defined(name, looked):
     contract.check_tables(run, LENS[name], result)
 
 
+# Of the others rows are no cube.
+CUBES = sorted({*OF_TRANSFORMERS} - {"capture", "polca"})
+
+
+@pytest.mark.parametrize("name", CUBES)
+def test_a_labelled_array_has_the_rows_numbers(name, looked):
+    contract.check_cube(looked(name)[1])
+
+
 def test_every_table_is_some_lens_table(looked):
     """None is written without a definition; of those defined all are written by the calls here, but two."""
     written = {path.name for name in OF_TRANSFORMERS for path in (looked(name)[0].path / "analyses").glob("*")}

@@ -16,6 +16,7 @@ from qfl_interp.analyses import ablate, emergence, interchange, mdl, patch, prob
 from qfl_interp.analyses.cube import Cube
 from qfl_interp.analyses.result import Result
 from qfl_interp.columns import Column
+from qfl_interp.plots.theme import new_figure
 
 CONFIG = qfl.ProbeConfig(n_train=60, n_test=40)
 QUICK = {"config": CONFIG, "progress": False}
@@ -122,6 +123,13 @@ def test_a_cube_keeps_its_axes_whatever_the_values_are():
     assert shuffled.to_xarray(feature="xor").equals(one.to_xarray(feature="xor"))
 
 
+def test_a_cube_of_one_axis():
+    rows = pd.DataFrame({"step": [10, 0, 5], "value": [1.0, 2.0, 3.0]})
+    found = Result("Along steps", rows, rows, draw, cube=Cube(("step",))).to_xarray()
+    assert found["step"].values.tolist() == [0, 5, 10]
+    assert found["value"].values.tolist() == [2.0, 3.0, 1.0]
+
+
 def test_what_is_no_cube_says_why():
     with pytest.raises(qfl.QflError, match=r"2 rows of one cell, step 0, label 0\. .* to_xarray\(feature='xor'\)"):
         cubic().to_xarray()
@@ -154,9 +162,9 @@ def test_in_a_notebook_the_table_and_the_figure_are_shown(monkeypatch):
     cubic()._ipython_display_()
     assert [sorted(data) for data in shown] == [["text/html", "text/plain"]]  # of a terminal
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: SimpleNamespace(kernel=object()))
-    Result("Drawn", table(), table(), functools.partial(draw, levels=[1.0]))._ipython_display_()
+    Result("Drawn", table(), table(), lambda rows: new_figure("drawn", 10 * len(rows)))._ipython_display_()
     figure = shown[2][notebook.PLOTLY]
-    assert figure["layout"]["meta"][1] == [1.0]
+    assert figure["layout"]["height"] == 50
     assert figure["config"]["showSendToCloud"] is False
     none = Result("An estimate", table(), table(), not_drawn)
     none._ipython_display_()

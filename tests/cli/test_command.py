@@ -23,12 +23,12 @@ from qfl_interp.cli import command, registered, signature
 from qfl_interp.errors import QflError
 from qfl_interp.plugins import ANALYSES, LENSES, SWEEP_ANALYSES, entry_points
 
-# `view` is a command of a folder; a run's method of that name is the package's function.
+# `site` and `view` are commands of a folder, written as such.
 OURS = [
     (group, name)
     for group in (LENSES, ANALYSES, SWEEP_ANALYSES)
     for name in entry_points(group)
-    if (group, name) != (ANALYSES, "view")
+    if (group, name) not in ((ANALYSES, "site"), (ANALYSES, "view"))
 ]
 
 CONFIG = '''

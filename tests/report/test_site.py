@@ -81,7 +81,9 @@ def test_a_site_has_a_page_a_run_and_plotly_once(public):
     assert "damaged" in index
     assert "is not what was written" in index
     assert "finished, 1 not shown" in index
-    assert "emergence_curve" in text_of(public / "runs" / "torn.html")
+    assert "torn/analyses/emergence_curve" in text_of(public / "runs" / "torn.html")
+    # Where the runs lie is not published.
+    assert not any(str(public.parent) in page.read_text(encoding="utf-8") for page in public.rglob("*.html"))
 
 
 def test_a_page_of_a_site_shows_what_was_computed_and_computes_nothing(public, runs):
@@ -96,6 +98,7 @@ def test_a_page_of_a_site_shows_what_was_computed_and_computes_nothing(public, r
     assert "Probes: first operand" not in text_of(page)
 
 
+@pytest.mark.slow
 def test_pages_whose_run_has_not_changed_are_kept(runs, tmp_path, monkeypatch):
     folder = tmp_path / "runs"
     shutil.copytree(runs, folder)
@@ -159,6 +162,7 @@ def test_runs_beside_each_other(runs, tmp_path):
     assert {"#run-a", "#run-b"} <= {*links}
 
 
+@pytest.mark.slow
 def test_the_command_takes_runs_and_features(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(runs)
 

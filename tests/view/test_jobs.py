@@ -61,10 +61,12 @@ def test_one_job_of_a_lens_at_a_time(run_copy, monkeypatch):
 def test_what_is_wrong_is_said_before_a_process_starts(run_copy, monkeypatch):
     monkeypatch.setattr(jobs, "_spawn", lambda *_: pytest.fail("no process is started"))
     for lens, options, message in (
-        ("prob", {}, r"no analysis is named 'prob'. Did you mean 'probe'"),
+        ("prob", {}, r"no lens is named 'prob'. Did you mean 'probe'"),
         ("probe", {"stepz": "all"}, r"no option of probe is named 'stepz'. Did you mean 'steps'"),
         ("probe", {"n_train": "many"}, r"probe: Invalid value for '--n-train'"),
-        ("train", {}, "no analysis is named 'train'"),
+        ("train", {}, "no lens is named 'train'"),
+        ("report", {}, "no lens is named 'report'"),
+        ("../../probe", {}, "no lens is named '../../probe'"),
     ):
         with pytest.raises(qfl.QflError, match=message):
             jobs.start(run_copy, lens, options)

@@ -267,6 +267,16 @@ class Broken(Norms):
         raise ZeroDivisionError("a fault of its own")
 
 
+class Plain(Norms):
+    """A figure in plotly's own style."""
+
+    name = "plain"
+
+    @classmethod
+    def draw_at(cls, rows, step):
+        return go.Figure(go.Scatter(x=[1], y=[2]))
+
+
 class Mute(Lens):
     """One that cannot even say what it has."""
 
@@ -284,13 +294,14 @@ def test_lenses_of_others_are_there_with_nothing_to_write(tmp_path, monkeypatch,
         for step in made.steps
         for layer in ("0", HOSTILE)
     ]
-    for name in ("norms", "bare", "broken"):
+    for name in ("norms", "bare", "broken", "plain"):
         for step in made.steps:
             part = select(pd.DataFrame(rows), step=step).assign(analysis="x")
             made.table(name).write(f"step_{step:08d}-all", part)
-    monkeypatch.setattr(panels, "lenses", lambda: (Mute, Norms, Bare, Broken))
-    assert [view.name for view in panels.views(made)] == ["norms", "bare", "broken"]
+    monkeypatch.setattr(panels, "lenses", lambda: (Mute, Norms, Bare, Broken, Plain))
+    assert [view.name for view in panels.views(made)] == ["norms", "bare", "broken", "plain"]
     assert "lens 'mute' cannot say what it has" in capsys.readouterr().err
+    assert "Nothing of step 15" in said(panels.draw(made, "plain", 15))
     curves = panels.draw(made, "norms", 10)
     assert [list(trace.y) for trace in curves.data] == [[11.0, 21.0]] * 2
     (line,) = [shape for shape in curves.layout.shapes if shape.name == "step"]

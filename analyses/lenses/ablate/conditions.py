@@ -100,7 +100,10 @@ def _planes_of(
     if settings.labels:
         labels = labels[np.isin(labels, settings.labels)]
     if len(labels) == 0:
-        raise QflError(f"no probe of {feature.name!r} could be fitted at step {step}: the labels do not vary.")
+        raise QflError(
+            f"no probe of {feature.name!r} could be fitted at step {step}: the labels do not vary. "
+            "Choose another step or feature."
+        )
     loss = stored.train_loss[:, labels]
     weight, intercept, fitted = (t[:, labels] for t in (stored.weight, stored.intercept, stored.fitted))
     positions = feature.positions(examples)[:, labels]

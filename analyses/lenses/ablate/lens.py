@@ -336,7 +336,7 @@ def _own_tests(rows: pd.DataFrame) -> pd.DataFrame:
 def _check(settings: AblationSettings, config: ProbeConfig) -> None:
     """Refuse settings that name nothing that can be done."""
     if settings.method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {settings.method!r}.")
+        raise ValueError(f"method must be one of {METHODS}, got {settings.method!r}. The first is the default.")
     if settings.n_trials < 1:
         raise ValueError(f"n_trials must be at least 1, got {settings.n_trials}. The paper uses 32.")
     if not 0 <= settings.epsilon <= 1:

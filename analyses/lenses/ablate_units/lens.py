@@ -125,7 +125,7 @@ def ablate_units(
         ValueError: An unknown method.
     """
     if n < 2:
-        raise ValueError(f"n must be at least 2 examples, got {n}.")
+        raise ValueError(f"n must be at least 2 examples, got {n}. 256 is the default.")
     lens, pieces = AblateUnits(run, device, site, method, n, seed), [Piece(at) for at in models_at(run, steps)]
     rows = lens.compute(pieces, label="ablating units", jobs=jobs, progress=progress)
     columns = ["step", "layer", "unit", "loss_increase", "loss_increase_low", "loss_increase_high", "exact_answer"]

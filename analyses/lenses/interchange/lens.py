@@ -204,7 +204,9 @@ def interchange(
     config = config or ProbeConfig()
     require_one_a_token(config.site, "an interchange", "Use resid_post, attn_out or mlp_out.")
     if n_pairs < 1 or n_random < 1:
-        raise ValueError(f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}.")
+        raise ValueError(
+            f"n_pairs and n_random must be at least 1, got {n_pairs} and {n_random}. The defaults are 256 and 32."
+        )
     chosen, left_out = deciding_features(run, features, labels, config.seed)
     targets = [{"feature": f.name, "label": label} for f in chosen for label in chosen_labels(f, labels)]
     pieces = [Piece(at, target) for at in models_at(run, steps) for target in targets]

@@ -59,6 +59,8 @@ def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
     if step is not None and step not in steps:
         raise ValueError(f"the step of the maps must be in the mdl table, got {step}, which is not among {steps}.")
     shown = select(rows, source="trained", step=steps[-1] if step is None else step)
+    # Of one step among others, the colours are those of all.
+    high = float(finite((shown if step is None else select(rows, source="trained"))["compression"]).max(initial=1.2))
     above = _CURVE_HEIGHT + _BETWEEN
     height = max(24 * len(places_of(shown)), 80)
     grid = Grid([height], len(features), _MAP_COLUMNS, gap=0.07, foot=_MAP_GAP, above=above, first=2)
@@ -87,7 +89,6 @@ def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
         figure.update_layout(cells.layout(cell, "label"))
         figure.add_annotation(cell.title(words(feature)))
     y = 1 - above / grid.height
-    high = max(float(finite(shown["compression"]).max(initial=1.0)), 1.2)
     bar = color_axis("compression", 1.0, high, log=True, span=(0.6, 1.0), y=y, ypad=28)
     figure.update_layout(coloraxis=bar)
     figure.add_annotation(text_at(step_title(shown, "By layer and label"), y=y, yshift=38))

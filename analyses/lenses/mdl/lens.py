@@ -150,7 +150,10 @@ def mdl(
         )
     names = [f.name for f in chosen if f.name not in scalar]
     if not names:
-        raise QflError(f"task {run.task.name!r} has no feature of classes; description length needs one.")
+        raise QflError(
+            f"task {run.task.name!r} has no feature of classes; description length needs one. "
+            "`probe` takes features of numbers too."
+        )
     pieces = [Piece(at, {"feature": name}) for at in models_at(run, steps, n_untrained) for name in names]
     rows = Mdl(run, device, config).compute(pieces, label="coding", jobs=jobs, progress=progress)
     return Result(

@@ -35,7 +35,10 @@ class _Held(NamedTuple):
         return self.low > _HALF and self.low > self.other_high
 
     def __str__(self) -> str:
-        return f"position {self.position} {_interval(self)}, any other at most {self.other:.2f}"
+        return (
+            f"before block {self.layer} the clean activation at position {self.position} alone restores "
+            f"{_interval(self)} of the answer, any other at most {self.other:.2f}"
+        )
 
 
 def findings(rows: pd.DataFrame) -> list[Finding]:
@@ -76,21 +79,15 @@ def _way(stream: list[_Held]) -> tuple[str, str]:
     held = [one for one in stream if one.alone]
     if not held:
         best = max(stream, key=lambda one: one.value)
-        return "spread", (
-            "no position of the residual stream alone restores most of the answer: of clean activations before block "
-            f"{best.layer}, {best}"
-        )
+        return "spread", f"no position of the residual stream alone restores most of the answer: {best}"
     first, last = held[0], held[-1]
-    text = "clean activations restore of the answer, before block"
     if len({one.position for one in held}) == 1:
-        return "stays", f"{text} {first.layer}, at {first}; before block {last.layer}, at {last}"
+        return "stays", f"{first}; {last}"
     there = next(one for one in held if one.position != first.position)
     leaving = max((one for one in held if one.layer < there.layer), key=lambda one: one.layer)
     final = there.layer - 1
     where = f"block {final}" if final == leaving.layer else f"blocks {leaving.layer} to {final}"
-    return "moves", (
-        f"{text} {leaving.layer}, at {leaving}; before block {there.layer}, at {there}. So it moves in {where}"
-    )
+    return "moves", f"{leaving}; {there}. So it moves in {where}"
 
 
 def _head(best: dict[str, Any], second: dict[str, Any]) -> tuple[str, str]:

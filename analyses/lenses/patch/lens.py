@@ -202,7 +202,7 @@ def patch(
             pairs leave the answer alone.
     """
     if n_pairs < 1:
-        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}.")
+        raise ValueError(f"n_pairs must be at least 1, got {n_pairs}. 64 is the default.")
     if components == COMPONENTS:
         components = _there(run)
     chosen, left_out = deciding_features(run, features, labels, seed)

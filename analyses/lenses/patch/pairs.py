@@ -41,7 +41,10 @@ def deciding_features(
         return chosen, ""
     kept = [feature for feature in chosen if _decides(run, feature, chosen_labels(feature, labels), seed)]
     if not kept:
-        raise QflError(f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch.")
+        raise QflError(
+            f"no feature of {run.task!r} has pairs whose answers differ: there is nothing to patch. "
+            "`probe` and `ablate` need no pairs."
+        )
     left_out = [feature.name for feature in chosen if feature not in kept]
     return kept, f"; left out, as their pairs leave the answer alone: {', '.join(left_out)}" if left_out else ""
 

@@ -69,7 +69,9 @@ class Polca(Lens):
 
         def rows(chosen: Mapping[str, Any]) -> pd.DataFrame:
             found = stored(run)
-            return pd.DataFrame() if found is None else select(found.curves, **chosen)
+            if found is None:
+                return pd.DataFrame()
+            return found.intervals if found.clusters.empty else select(found.curves, **chosen)
 
         def directions() -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
             found = stored(run)

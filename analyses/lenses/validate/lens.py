@@ -124,7 +124,9 @@ def validate(
         ValueError: `n` is below 1.
     """
     if n is not None and n < 1:
-        raise ValueError(f"n, the number of validation examples, must be at least 1, got {n}.")
+        raise ValueError(
+            f"n, the number of validation examples, must be at least 1, got {n}. More examples give a sharper loss."
+        )
     lens = Validate.of(run, n, device)
     pieces = [Piece(at) for at in models_at(run, steps)]
     rows = lens.compute(pieces, label="validating", jobs=jobs, progress=progress)

@@ -145,7 +145,7 @@
     clearTimeout(waiting); // while the slider is dragged, views wait for it to rest
     waiting = setTimeout(() => go(put("step", training.steps[at]), false), 90);
   };
-  const showStep = (at) => {
+  const showStep = (at, withLine = true) => {
     const slider = byId("step-slider");
     if (!slider) return;
     slider.value = at;
@@ -153,7 +153,7 @@
     slider.setAttribute("aria-valuetext", text);
     byId("step-text").textContent = text;
     byId("step-more").textContent = [training.texts[at], `checkpoint ${at + 1} of ${training.steps.length}`].filter(Boolean).join(" · ");
-    drawLine(at);
+    if (withLine) drawLine(at);
   };
   const stepBar = () => {
     const bar = byId("step-bar");
@@ -192,7 +192,7 @@
       row.append(button("‹", -1, "Checkpoint before"), track, button("›", 1, "Checkpoint after"));
       bar.replaceChildren(head, row);
     }
-    showStep(index());
+    showStep(index(), false); // a new figure brings its line
   };
 
   // Figures. They come without a look of their own: the page has two.
@@ -268,7 +268,8 @@
   };
   const drawLine = (at) => {
     const plot = graph("timeline");
-    if (plot && figures.timeline && training) window.Plotly.relayout(plot, { shapes: shapes(at) });
+    // Not before the first figure is drawn: plotly would draw an empty one over it.
+    if (plot && plot.data && plot.data.length && figures.timeline && training) window.Plotly.relayout(plot, { shapes: shapes(at) });
   };
   // A click that is no drag sets the nearest checkpoint.
   const clicks = () => {
@@ -379,7 +380,7 @@
       const busy = !!job && (job.state === "running" || job.state === "queued");
       line.button.textContent = busy ? "Stop" : "Start";
       line.button.classList.toggle("busy", busy);
-      const wrong = asked.lens === lens.name && asked.error ? asked.error : "";
+      const wrong = asked.error && asked.lens === lens.name && asked.run === params().get("run") ? asked.error : "";
       const said = JSON.stringify([job || null, wrong]);
       if (said !== line.said) {
         line.said = said;

@@ -90,7 +90,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _read(file: Path) -> dict[str, Tensor]:
     """The state dict in one file."""
     if not file.exists():
-        raise QflError(f"{file} is not there.")
+        raise QflError(f"{file} is not there. Save or fetch it again.")
     try:
         if file.suffix in SAFE:
             return safetensors.torch.load_file(file)

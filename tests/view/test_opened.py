@@ -1,0 +1,103 @@
+"""What the viewer draws of a run: what is there and nothing else, again only where a file changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+
+import pytest
+
+import qfl_interp as qfl
+from qfl_interp.analyses.view import drawn
+from qfl_interp.analyses.view.address import Address
+from qfl_interp.analyses.view.index import Index
+from qfl_interp.analyses.view.opened import Kept, Opened
+
+
+@pytest.fixture
+def opened(run_copy) -> Opened:
+    return Opened(Index(run_copy.path.parent))
+
+
+KEY = "copy"
+
+
+def test_a_page_computes_nothing(opened, run_copy):
+    found = opened.timeline(KEY)
+    assert [axis for axis in found.figure.layout if axis.startswith("yaxis")] == [
+        "yaxis",
+        "yaxis2",
+    ]  # loss, exact match
+    assert found.faults == ()
+    assert found.steps == run_copy.steps
+    assert found.places == [run_copy.flops(step) for step in run_copy.steps]
+    assert found.table.equals(run_copy.metrics)
+    assert not (run_copy.path / "analyses").exists()
+
+
+def test_a_damaged_table_is_named_and_the_rest_is_shown(opened, run_copy):
+    folder = run_copy.path / "analyses" / "ablate"
+    folder.mkdir(parents=True)
+    (folder / "_step_00000000-carry-x.json").write_text("{")
+    found = opened.timeline(KEY)
+    (fault,) = found.faults
+    assert "lens 'ablate'" in fault
+    assert "_step_00000000-carry-x.json" in fault
+    assert len(found.figure.data) >= 4
+
+
+def test_figures_are_drawn_again_only_where_a_file_changed(opened, run_copy):
+    first = opened.timeline(KEY)
+    assert opened.timeline(KEY) is first
+    before = opened.stamp(KEY)
+    os.utime(run_copy.path / "metrics.jsonl", ns=(5, 5))
+    assert opened.timeline(KEY) is not first
+    assert opened.stamp(KEY) == before  # of views, which show no logged row
+    (run_copy.path / "analyses" / "probe").mkdir(parents=True)
+    assert opened.stamp(KEY) != before
+
+
+def test_a_run_that_is_gone_is_said_to_be(opened, run_copy):
+    opened.timeline(KEY)
+    shutil.rmtree(run_copy.path)
+    for call in (opened.timeline, opened.run, opened.stamp):
+        with pytest.raises(qfl.QflError, match=r"copy is not below .* moved or deleted"):
+            call(KEY)
+    with pytest.raises(qfl.QflError, match="moved or deleted"):
+        opened.run("../other")
+
+
+def test_views_and_tables_follow_the_address(opened, run_copy):
+    tabs = drawn.tabs(opened, KEY)
+    names = [tab["name"] for tab in tabs["tabs"]]
+    assert tabs["first"] in names
+    steps = run_copy.steps
+    found = drawn.at_step(
+        opened, Address((KEY,), view="predictions", step=steps[2], choices={"example": "1", "x": "y"})
+    )
+    assert found["name"] == "predictions"
+    assert found["choices"]["example"]["value"] == "1"
+    rows = drawn.rows_of(opened, "view", Address((KEY,), view="predictions", step=steps[2]))
+    assert set(rows["step"]) == {steps[2]}
+    assert drawn.at_step(opened, Address((KEY,), view="no such view"))["name"] == tabs["first"]
+    nearest = drawn.rows_of(opened, "view", Address((KEY,), view="predictions", step=10**9))
+    assert set(nearest["step"]) == {steps[-1]}
+
+
+def test_what_one_viewer_waits_for_holds_up_no_other():
+    kept, started, go = Kept(), threading.Event(), threading.Event()
+
+    def slow() -> str:
+        started.set()
+        assert go.wait(20)
+        return "slow"
+
+    waiting = threading.Thread(target=lambda: kept.get("a", 1, slow))
+    waiting.start()
+    assert started.wait(20)
+    assert kept.get("b", 1, lambda: "quick") == "quick"
+    go.set()
+    waiting.join()
+    assert kept.get("a", 1, lambda: "again") == "slow"
+    assert kept.get("a", 2, lambda: "again") == "again"
