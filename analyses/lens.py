@@ -149,7 +149,8 @@ class Lens:
 
         def draw(_: Any) -> Figure:
             features = tuple(name for name, feature in run.task.features.items() if feature.by_default)
-            return stack_panels(cls.panels(Page(run, features, progress=False)), None, filename=cls.name)
+            page = Page(run, features, config=None, progress=False, compute=False)
+            return stack_panels(cls.panels(page), None, filename=cls.name)
 
         return [curves_view(cls.name, cls.question, run, draw, lambda _: run.table(cls.name).read())]
 
