@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from qfl_interp.plots.paper import name_figure, printed
 from qfl_interp.plots.theme import PAPER_WIDTH, drawn_at, figure_config
 from tests.plots.figures_of_all_kinds import FIGURES
-from tests.report.test_report_browser import ARGUMENTS, CHROMIUM
+from tests.report.conftest import ARGUMENTS, CHROMIUM
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytestmark = [

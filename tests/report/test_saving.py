@@ -18,7 +18,7 @@ from qfl_interp.plots.theme import PAPER_WIDTH, page_width
 from qfl_interp.report import drawing
 from qfl_interp.report.drawing import Drawing
 from tests import synthetic_tables as tables
-from tests.report.test_report_browser import CHROMIUM
+from tests.report.conftest import CHROMIUM
 
 RUN = "addition length 16, seed 0 · run <add16>"
 
