@@ -9,7 +9,7 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.choose import chosen_features
 from qfl_interp.analyses.lens import Page
-from qfl_interp.analyses.pages.shown import Shown
+from qfl_interp.analyses.pages.shown import Shown, is_curve
 from qfl_interp.config import ProbeConfig
 from qfl_interp.plots.panels import Panel
 from qfl_interp.report.drawing import Drawing
@@ -31,7 +31,7 @@ def timeline(
 
     The axis is logarithmic, of FLOPs where they are known, else of tokens, else of steps, which it says.
     Loss, exact match and probes, which are computed where they are missing (the loss too, of a suite), and below them
-    every registered lens that was computed before for these features, at whatever steps, those of other packages too.
+    every registered lens that was computed before for these features at several steps, those of other packages too.
     One that cannot be drawn is named on standard error.
 
     Example:
@@ -55,7 +55,8 @@ def timeline(
     page = Page(run, names, steps, config or ProbeConfig(), beside=tuple(beside or ()), **how)
     shown = Shown(page)
     page = shown.page
-    panels = shown.ask_each(lambda lens: lens.panels(page), Panel)
+    # A panel of a single step is no curve: the report has the lens' own figure.
+    panels = shown.ask_each(lambda lens: [panel for panel in lens.panels(page) if is_curve(panel)], Panel)
     figure = Drawing.of(lambda: shown.timeline(panels), run.label)
     shown.warn()
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -77,15 +78,15 @@ def _picture(figure: go.Figure, kind: str) -> bytes:
     size = meta if isinstance(meta, dict) else {}
     width, height = shown.layout["width"] or size.get("width"), shown.layout["height"]
     make: Callable[..., bytes] = shown.to_image
+    if importlib.util.find_spec("kaleido") is None:
+        raise QflError(
+            "pictures are made by kaleido, which is not installed. Install it: pip install 'qfl-interp[figures]'; "
+            "or write a page: end the file in .html."
+        )
     try:
         return make(format=kind, width=width, height=height, scale=_DPI / PIXELS_PER_INCH if kind == "png" else 1)
     except Exception as error:  # kaleido's own, which may not be there to be named
         said = f"{type(error).__name__} {error}"
-        if "kaleido" in said.lower() and isinstance(error, ValueError):
-            raise QflError(
-                "pictures are made by kaleido, which is not installed. Install it: pip install 'qfl-interp[figures]'; "
-                "or write a page: end the file in .html."
-            ) from error
         if "chrome" in said.lower() or "browser" in said.lower():
             raise QflError(
                 "pictures are made through a Chrome or Chromium, and none was found or started: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
 import sys
@@ -127,10 +128,11 @@ def test_a_notebook_and_a_browser_show_it_as_before(figure, no_screen, monkeypat
 
 
 def test_pictures_need_kaleido(figure, monkeypatch, tmp_path):
-    def missing(*_args, **_kwargs):
-        raise ValueError("Image export using the 'kaleido' engine requires the Kaleido package")
-
-    monkeypatch.setattr(go.Figure, "to_image", missing)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: (name != "kaleido" and found(name, *rest)) or None
+    )
+    monkeypatch.setattr(go.Figure, "to_image", lambda *_, **__: pytest.fail("no kaleido: it is not asked"))
     with pytest.raises(qfl.QflError, match=r"pip install 'qfl-interp\[figures\]'"):
         qfl.save_figure(figure, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
