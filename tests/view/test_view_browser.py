@@ -239,7 +239,7 @@ def test_rows_of_a_training_appear_while_one_looks(visit):
     page.mouse.up()
     eventually(page, f"{shown} !== '{whole}'")
     zoomed = page.evaluate(shown)
-    last = f"Math.max(...{PLOT}.data[0].x)"
+    last = f"Math.max(...{PLOT}._fullData[0].x)"
     before = page.evaluate(last)
     page.evaluate("window.notReloaded = true")
     eventually(page, f"{last} > {before}")
