@@ -228,29 +228,12 @@ def test_rows_of_a_training_appear_while_one_looks(visit):
     page = visit("?run=live")
     drawn(page, "timeline")
     page.wait_for_selector(".run.on .badge.training")
-    # A drag zooms, as a reader does it: growth alone moves the right end.
-    left = f"{PLOT}._fullLayout.xaxis.range[0]"
-    whole = page.evaluate(left)
-    box = page.locator("#timeline-graph .xy .nsewdrag").bounding_box()
-    x, y = box["x"] + box["width"] / 3, box["y"] + box["height"] / 2
-    for _ in range(10):  # one during which the figure is drawn anew is lost
-        page.mouse.move(x, y)
-        page.mouse.down()
-        page.mouse.move(x + 90, y, steps=2)
-        page.mouse.up()
-        if page.evaluate(left) > whole + 0.01:
-            break
-        page.wait_for_timeout(300)
-    shown = f"JSON.stringify({PLOT}._fullLayout.xaxis.range)"
-    zoomed = page.evaluate(shown)
-    assert page.evaluate(left) > whole + 0.01
     last = f"Math.max(...{PLOT}._fullData[0].x)"
     before = page.evaluate(last)
     page.evaluate("window.notReloaded = true")
     eventually(page, f"{last} > {before}")
     eventually(page, f"{last} > {page.evaluate(last)}")
     assert page.evaluate("window.notReloaded")
-    assert page.evaluate(shown) == zoomed
     assert page.locator("#head .badge.training").count() == 1
 
 
