@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from qfl_interp.errors import QflError
 from qfl_interp.files import local_path
+from qfl_interp.runs.config import CONFIG_FILE
 
 PORT: Final = 8370
 # Ports that are tried where the first is in use.
@@ -96,12 +97,17 @@ def _place(given: Any) -> tuple[Path, str]:
     """The folder to list, and the key of the run that is shown first; empty where that is the reader's choice."""
     path = local_path(getattr(given, "path", given))
     if hasattr(given, "path"):
+        if not (path / CONFIG_FILE).exists():  # the page opens what it shows again, by what lies in the folder
+            raise QflError(
+                f"{path} is shown by the file that names it: write one with `qfl suite open ... --out my.suite`, and "
+                "view that file or its folder."
+            )
         return path, "."
     if path.is_file():
         return path.parent, path.name
     if not path.is_dir():
         raise QflError(f"{path} is no folder. Name one that holds runs: `qfl view FOLDER`; `qfl train` makes one.")
-    return path, "." if (path / "config.json").exists() else ""
+    return path, "." if (path / CONFIG_FILE).exists() else ""
 
 
 def _require_dash() -> None:

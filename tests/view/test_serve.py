@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -25,6 +26,8 @@ def test_a_place_is_a_folder_a_run_or_a_suite_file(tmp_path, tiny_run):
     assert serve._place(tmp_path / "x.suite") == (tmp_path, "x.suite")
     with pytest.raises(qfl.QflError, match=r"none is no folder.*qfl view FOLDER"):
         serve._place(tmp_path / "none")
+    with pytest.raises(qfl.QflError, match="qfl suite open"):
+        serve._place(types.SimpleNamespace(path=tmp_path))
     with pytest.raises(ValueError, match="port must lie in"):
         qfl.view(tmp_path, port=70_000, block=False)
 
