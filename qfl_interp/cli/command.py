@@ -97,6 +97,9 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
     parameters = [subject, *options.values(), _keyword("as_json", AsJson, False)]
 
     def command(**given: Any) -> None:
+        page = None if "out" in takes else given["out"]
+        if page is not None:
+            _require_file(page, given["width"])
         opened = _open(kind, given[first.name])
         others: list[str] = []
         if several:
@@ -108,7 +111,6 @@ def command_of(load: Callable[[], Callable[..., Any]], read: Signature, doc: str
             opened = replay(opened, given["replay"])
         looked_at = [opened, *(_open(kind, path) for path in others)] if others else opened
         found = load()(looked_at, **{parameter: value for parameter, value in values.items() if value is not None})
-        page = None if "out" in takes else given["out"]
         beside = functools.partial(_beside, opened, given[first.name], f"{name}.html")
         _show(found, page, beside, width=given.get("width"), as_json=given["as_json"])
 
@@ -273,6 +275,16 @@ def _show(found: Any, page: Path | None, default: Callable[[], Path], *, width: 
         page = _write(found.plot(), page, width)
         if not as_json:
             print(f"wrote {page}")
+
+
+def _require_file(file: Path, width: float | None) -> None:
+    """Raise `QflError` unless a figure can be written there: before anything is computed."""
+    from qfl_interp.report.saving import require_figure_file
+
+    try:
+        require_figure_file(file, width)
+    except ValueError as error:
+        raise QflError(str(error)) from error
 
 
 def _write(figure: Any, file: Path, width: float | None) -> Path:

@@ -14,7 +14,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.plots.paper import printed
 from qfl_interp.plots.theme import PIXELS_PER_INCH, figure_config
 from qfl_interp.report.drawing import Drawing
-from qfl_interp.report.writing import write_file
+from qfl_interp.report.writing import require_no_folder, write_file
 
 # Dots in an inch of a PNG.
 _DPI: Final = 300
@@ -45,12 +45,7 @@ def save_figure(figure: go.Figure, path: str | os.PathLike[str], *, width_inches
             kaleido or Chromium to make pictures with, or a file that cannot be written.
         ValueError: `width_inches` is not from 2 to 20.
     """
-    target = Path(path)
-    ending = target.suffix.lower()
-    if ending not in ENDINGS:
-        raise QflError(
-            f"the ending of a figure's file says what it is, got {target.name!r}. End it in {', '.join(ENDINGS)}."
-        )
+    ending = require_figure_file(path, width_inches)
     drawn = figure if width_inches is None else _at_width(figure, width_inches)
     if ending == ".html":
         config = figure_config(drawn)
@@ -60,11 +55,34 @@ def save_figure(figure: go.Figure, path: str | os.PathLike[str], *, width_inches
     return write_file(path, _picture(drawn, ending[1:]))
 
 
+def require_figure_file(path: str | os.PathLike[str], width_inches: float | None = None) -> str:
+    """The ending of a figure's file in small letters, if a figure can be written to it: asked before one is computed.
+
+    Raises:
+        QflError: Another ending, a folder, or a picture without kaleido.
+        ValueError: `width_inches` is not from 2 to 20.
+    """
+    target, (low, high) = Path(path), _INCHES
+    require_no_folder(target)
+    ending = target.suffix.lower()
+    if ending not in ENDINGS:
+        raise QflError(
+            f"the ending of a figure's file says what it is, got {target.name!r}. End it in {', '.join(ENDINGS)}."
+        )
+    if width_inches is not None and not low <= width_inches <= high:
+        raise ValueError(
+            f"width_inches must be from {low:g} to {high:g}, got {width_inches}. A column of a page has 3.3."
+        )
+    if ending in PICTURES and importlib.util.find_spec("kaleido") is None:
+        raise QflError(
+            "pictures are made by kaleido, which is not installed. Install it: pip install 'qfl-interp[figures]'; "
+            "or write a page: end the file in .html."
+        )
+    return ending
+
+
 def _at_width(figure: go.Figure, inches: float) -> go.Figure:
     """The figure drawn for paper of this width."""
-    low, high = _INCHES
-    if not low <= inches <= high:
-        raise ValueError(f"width_inches must be from {low:g} to {high:g}, got {inches}. A column of a page has 3.3.")
     width = round(inches * PIXELS_PER_INCH)
     if isinstance(figure, Drawing):
         return figure.at_width(width)
@@ -78,11 +96,6 @@ def _picture(figure: go.Figure, kind: str) -> bytes:
     size = meta if isinstance(meta, dict) else {}
     width, height = shown.layout["width"] or size.get("width"), shown.layout["height"]
     make: Callable[..., bytes] = shown.to_image
-    if importlib.util.find_spec("kaleido") is None:
-        raise QflError(
-            "pictures are made by kaleido, which is not installed. Install it: pip install 'qfl-interp[figures]'; "
-            "or write a page: end the file in .html."
-        )
     try:
         return make(format=kind, width=width, height=height, scale=_DPI / PIXELS_PER_INCH if kind == "png" else 1)
     except Exception as error:  # kaleido's own, which may not be there to be named

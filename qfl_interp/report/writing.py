@@ -36,8 +36,7 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
     """
     target = local_path(Path(path))
     try:
-        if target.is_dir():
-            raise QflError(f"a page is a file, and {str(path)!r} is a folder. Name the file, such as page.html.")
+        require_no_folder(target)
         remove_leftovers(target.parent, target.name, older_than=A_DAY)
         write_atomic(target, content)
     except OSError as error:
@@ -45,3 +44,9 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
             f"the page {target} cannot be written: {error.strerror}. Check its folder and the permissions there."
         ) from error
     return target
+
+
+def require_no_folder(path: Path) -> None:
+    """Raise `QflError` where there is a folder of the name that a page is to have."""
+    if path.is_dir():
+        raise QflError(f"a page is a file, and {str(path)!r} is a folder. Name the file, such as page.html.")

@@ -513,7 +513,8 @@ def test_a_page_holds_tables_and_figures_and_no_markup_of_the_run():
     page = render_report({}, polca_sections(given(clusters=risky)))
     assert "<img src=x>" not in page
     assert "<script>x" not in page
-    data = page.split('download="polca_clusters.csv" href="data:text/csv;charset=utf-8;base64,')[1].split('"')[0]
+    link = page.split('download="polca_clusters.csv"')[1]
+    data = link.split('href="data:text/csv;charset=utf-8;base64,')[1].split('"')[0]
     read = pd.read_csv(io.StringIO(base64.b64decode(data).decode()))
     assert read["n_tokens"].tolist() == clusters()["n_tokens"].tolist()
 

@@ -300,7 +300,9 @@ HUGE = str(10**12)
         (["sweep", "run", "sweep.toml", "--out", "a_folder"], "a_folder is not empty"),
         (["tasks", "addition", "--examples", HUGE], "examples of addition need about"),
         (["probe", "run", "carry", "--out", "a_folder", "--steps", "last", "--n-train", "60"], "page is a file"),
-        (["probe", "run", "carry", "--out", "a_file/x", "--steps", "last", "--n-train", "60"], "a_file/x.* failed"),
+        (["probe", "run", "carry", "--out", "a_file/x.html", "--steps", "last", "--n-train", "9"], "a_file/x.* failed"),
+        (["probe", "run", "carry", "--out", "x.bmp", "--steps", "last"], "End it in .html, .png, .svg, .pdf, .json"),
+        (["probe", "run", "carry", "--out", "x.png", "--width", "99", "--steps", "last"], "must be from 2 to 20"),
     ],
 )  # fmt: skip
 def test_what_is_refused_leaves_nothing(answer, world, monkeypatch, capsys, arguments, named):
