@@ -88,7 +88,7 @@ def over_steps(
     grow(figure, above=more)
     moving = [_differing(traces) for traces in zip(*drawn.values(), strict=True)]
     numbers = [number for number, names in enumerate(moving) if names]
-    already = len(figure.data)
+    already = len(list(figure["data"]))
     figure.add_traces(drawn[first])
     # Texts would be merged into those that are there.
     figure.layout["annotations"] = ()

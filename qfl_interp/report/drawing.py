@@ -63,13 +63,14 @@ class Drawing(go.Figure):
 
     def _looks(self) -> str:
         """What tells it from a figure that was changed: the layout, and the looks of the curves but for their data."""
+        drawn: Any = self.data
         traces = [
             {
                 name: value
                 for name, value in trace.to_plotly_json().items()
                 if isinstance(value, str | int | float | dict)
             }
-            for trace in self.data
+            for trace in drawn
         ]
         return digest(repr((self.layout.to_plotly_json(), traces)))
 
@@ -94,7 +95,7 @@ class Drawing(go.Figure):
         kind = meta.get("filename", "figure") if isinstance(meta, dict) else "figure"
         of = f" of {self._name}" if self._name else ""
         steps = f", {len(self.frames)} steps" if self.frames else ""
-        return f"<figure {kind!r}{of}: {len(self.data)} traces{steps}; .show(), or qfl.save_figure(figure, path)>"
+        return f"<figure {kind!r}{of}: {len(list(self['data']))} traces{steps}; .show(), or qfl.save_figure(figure, path)>"
 
     def _write(self) -> Path:
         """A page in the user's folder, its path printed."""
