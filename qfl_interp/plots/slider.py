@@ -88,7 +88,8 @@ def over_steps(
     grow(figure, above=more)
     moving = [_differing(traces) for traces in zip(*drawn.values(), strict=True)]
     numbers = [number for number, names in enumerate(moving) if names]
-    already = len(list(figure["data"]))
+    traces: Any = figure.data
+    already = len(traces)
     figure.add_traces(drawn[first])
     # Texts would be merged into those that are there.
     figure.layout["annotations"] = ()

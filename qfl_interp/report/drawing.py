@@ -95,7 +95,8 @@ class Drawing(go.Figure):
         kind = meta.get("filename", "figure") if isinstance(meta, dict) else "figure"
         of = f" of {self._name}" if self._name else ""
         steps = f", {len(self.frames)} steps" if self.frames else ""
-        return f"<figure {kind!r}{of}: {len(list(self['data']))} traces{steps}; .show(), or qfl.save_figure(figure, path)>"
+        traces: Any = self.data
+        return f"<figure {kind!r}{of}: {len(traces)} traces{steps}; .show(), or qfl.save_figure(figure, path)>"
 
     def _write(self) -> Path:
         """A page in the user's folder, its path printed."""
