@@ -76,10 +76,15 @@ __version__ = "0.2.0"
 
 
 def _analyses() -> dict[str, Callable[[], Any]]:
-    """The registered analyses as functions of a run; a room or a name above goes before one of its name."""
+    """The registered analyses as functions of a run or a model; a room or a name above goes before one of its name."""
     from qfl_interp.runs.analyses import analyses, analysis
 
-    return {name: functools.partial(analysis, name) for name in analyses()}
+    def load(name: str) -> Any:
+        from qfl_interp.runs.takes_models import takes_models
+
+        return takes_models(analysis(name))
+
+    return {name: functools.partial(load, name) for name in analyses()}
 
 
 __getattr__, __dir__ = lazy_names(__name__, _analyses)

@@ -7,6 +7,7 @@ tables that are finished.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
@@ -134,6 +135,20 @@ def _build_transformer(
     return model
 
 
+@torch.no_grad()
+def _build_given(config: LensModelConfig, *, d_vocab: int, n_ctx: int, seed: int) -> HookedTransformer:
+    """A model of TransformerLens; drawn as the one of a `ModelConfig` where the first was made so."""
+    model = build_given(config, d_vocab=d_vocab, n_ctx=n_ctx, seed=seed)
+    if config.drawn_as is not None:
+        made_from, cfg = ModelConfig.from_dict(json.loads(config.drawn_as)), config.cfg
+        fresh = _build_transformer(made_from, d_vocab=cfg["d_vocab"], n_ctx=cfg["n_ctx"], seed=seed)
+        # Biases that one has no parameters of are zeros in its buffers.
+        drawn = dict(fresh.named_parameters()) | dict(fresh.named_buffers())
+        for name, parameter in model.named_parameters():
+            parameter.copy_(drawn[name])
+    return model
+
+
 def _build_mlp(config: MLPConfig, *, d_vocab: int, n_ctx: int, seed: int) -> SampleReader:
     """The homogeneous network of a configuration, reading the numbers of samples that it is yet to be shown."""
     from qfl_interp.models.mlp import HomogeneousMLP, SampleReader
@@ -172,7 +187,7 @@ def build_loaded(
 # How the models of each kind of configuration are made.
 BUILDERS: dict[str, Callable[..., Any]] = {
     ModelConfig.kind: _build_transformer,
-    LensModelConfig.kind: build_given,
+    LensModelConfig.kind: _build_given,
     MLPConfig.kind: _build_mlp,
     HFModelConfig.kind: _build_hugging_face,
 }

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
-from qfl_interp.model_config import ModelConfig
 from qfl_interp.model_kinds import AnyModelConfig, LensModelConfig
 from qfl_interp.seeding import generator
 
@@ -77,9 +76,7 @@ def configured(model: GivenModel) -> Configured:
 
 
 def build_given(config: LensModelConfig, *, d_vocab: int, n_ctx: int, seed: int) -> HookedTransformer:
-    """A model of this configuration, its weights drawn from the seed: as `build_model` did, where it made the first.
-
-    Others are drawn as TransformerLens does.
+    """A model of this configuration, its weights drawn as TransformerLens does, from the seed.
 
     Raises:
         QflError: It has fewer tokens or positions than asked for.
@@ -88,22 +85,9 @@ def build_given(config: LensModelConfig, *, d_vocab: int, n_ctx: int, seed: int)
     wanted = {"d_vocab": d_vocab, "d_vocab_out": d_vocab, "n_ctx": n_ctx}
     _refuse([f"{name}={cfg[name]}: the task needs {least}" for name, least in wanted.items() if cfg[name] < least])
     model = _build(cfg, seed)
-    drawn = {} if config.drawn_as is None else _drawn(config, seed)
     for name, parameter in model.named_parameters():
-        if drawn:
-            parameter.data.copy_(drawn[name])
         parameter.requires_grad_(name not in config.frozen)
     return model
-
-
-def _drawn(config: LensModelConfig, seed: int) -> dict[str, Tensor]:
-    """The weights of a fresh model as `build_model` draws them; what that model does not have is 0."""
-    from qfl_interp.models.build import build_hooked
-
-    assert config.drawn_as is not None
-    made = ModelConfig.from_dict(json.loads(config.drawn_as))
-    fresh = build_hooked(made, d_vocab=config.cfg["d_vocab"], n_ctx=config.cfg["n_ctx"], seed=seed)
-    return dict(fresh.named_parameters()) | dict(fresh.named_buffers())
 
 
 def lens_settings(config: Any) -> dict[str, Any]:

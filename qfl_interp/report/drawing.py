@@ -20,7 +20,8 @@ from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import storage_error
 from qfl_interp.plots.paper import name_figure
-from qfl_interp.plots.theme import drawn_at, plain
+from qfl_interp.plots.theme import drawn_at, figure_config, plain
+from qfl_interp.report.writing import write_file
 from qfl_interp.runs.workplace import home
 
 
@@ -100,8 +101,6 @@ class Drawing(go.Figure):
 
     def _write(self) -> Path:
         """A page in the user's folder, its path printed."""
-        from qfl_interp.report.saving import save_figure  # which knows this class
-
         meta: Any = self.layout["meta"]
         name = meta.get("filename", "figure") if isinstance(meta, dict) else "figure"
         folder = home() / "figures"
@@ -109,9 +108,14 @@ class Drawing(go.Figure):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(error, folder) from error
-        page = save_figure(self, folder / f"{name}-{digest(self._looks())}.html")
+        page = write_file(folder / f"{name}-{digest(self._looks())}.html", as_page(self))
         print(f"wrote {page}")
         return page
+
+
+def as_page(figure: go.Figure) -> bytes:
+    """A figure as a page that needs no other file."""
+    return str(figure.to_html(include_plotlyjs=True, config=figure_config(figure))).encode()
 
 
 def _in_notebook() -> bool:

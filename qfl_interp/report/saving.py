@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from qfl_interp.errors import QflError
 from qfl_interp.plots.paper import printed
-from qfl_interp.plots.theme import PIXELS_PER_INCH, figure_config
-from qfl_interp.report.drawing import Drawing
+from qfl_interp.plots.theme import PIXELS_PER_INCH
+from qfl_interp.report.drawing import Drawing, as_page
 from qfl_interp.report.writing import require_no_folder, write_file
 
 # Dots in an inch of a PNG.
@@ -48,8 +48,7 @@ def save_figure(figure: go.Figure, path: str | os.PathLike[str], *, width_inches
     ending = require_figure_file(path, width_inches)
     drawn = figure if width_inches is None else _at_width(figure, width_inches)
     if ending == ".html":
-        config = figure_config(drawn)
-        return write_file(path, drawn.to_html(include_plotlyjs=True, config=config).encode())
+        return write_file(path, as_page(drawn))
     if ending == ".json":
         return write_file(path, str(drawn.to_json()).encode())
     return write_file(path, _picture(drawn, ending[1:]))

@@ -33,7 +33,7 @@ def analyses() -> dict[str, EntryPoint]:
 
 
 def analysis(name: str) -> Callable[..., Any]:
-    """The function of a run with this name, which takes a model in memory too.
+    """The function of a run with this name.
 
     A lens' entry point names the module in which the function of its own name is, any other one a function; where that
     is a command, the function is that of its name in the command's package.
@@ -41,8 +41,6 @@ def analysis(name: str) -> Callable[..., Any]:
     Raises:
         QflError: It cannot be loaded, or there is a command of this name alone.
     """
-    from qfl_interp.runs.takes_models import takes_models
-
     point = analyses()[name]
     of_run = name if point.group == LENSES else point.attr
 
@@ -57,7 +55,7 @@ def analysis(name: str) -> Callable[..., Any]:
             f"{point.value} is a command of the command line, and its package has no function {name!r} of a run. "
             f"Call `qfl {point.name}`."
         )
-    return takes_models(found)
+    return found
 
 
 def loaded_analyses() -> dict[str, Callable[..., Any]]:
