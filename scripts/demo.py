@@ -45,7 +45,7 @@ def main(out: Path, *, device: str = "cpu", quick: bool = False) -> None:
     started = time.monotonic()
 
     def stage(title: str) -> None:
-        console.print(f"[bold]{title}[/]  [dim]{time.monotonic() - started:.0f} s[/]")
+        console.print(f"[bold]{title}[/]  [dim]{time.monotonic() - started:.0f} s[/]", soft_wrap=True)
 
     stage(f"1/6  training on {length}-bit addition")
     run = qfl.train(qfl.load_task("addition", length=length), MODEL, train, out, device=device, resume=True)

@@ -159,6 +159,10 @@ def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str,
     return figure
 
 
+# What the name of a marked step takes above a figure, in pixels.
+_STEP_LINE: Final = 16
+
+
 def mark_step(figure: go.Figure, step: int, where: Mapping[str, float]) -> go.Figure:
     """A figure of stacked panels with a vertical line across all of them at a step.
 
@@ -175,6 +179,9 @@ def mark_step(figure: go.Figure, step: int, where: Mapping[str, float]) -> go.Fi
     font = {"size": FONT_SIZE - 1, "color": VERMILLION}
     layout: Any = figure.layout
     low, high = layout["xaxis"]["range"]
+    # A line of text above the shade's.
+    margin, above = layout["margin"], _STEP_LINE
+    figure.update_layout(margin={"t": margin["t"] + above}, height=layout["height"] + above)
     if not x > 0:
         figure.add_annotation(text_at(f"◂ <b>step {step:,}</b>, before the axis begins", **look, font=font))
         return figure

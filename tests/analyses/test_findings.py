@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+import pytest
 
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.lenses.ablate.findings import findings as of_ablation
@@ -87,11 +88,13 @@ def test_a_head_is_needed_where_it_costs_answers_and_is_told_from_none():
     assert verdict == "needed"
     assert said.startswith("L1H1, replaced by its mean, raises the answer's loss by 3 (2.9 to 3.1)")
     assert "from 1.000 to 0.250" in said
-    assert "Of the 2 others 1 cost more than one answer in a hundred (L1H0)" in said
+    assert "Of the 2 others 1 is shown to cost more than one answer in a hundred (L1H0)" in said
     nothing = (1e-6, 1e-7, 0.01, 1.0)
     assert "None of the 1 others" in one(of_units(units((3.0, 2.9, 0.01, 0.25), nothing)))[1]
-    assert one(of_units(units((3.0, 2.9, 0.2, 0.25), nothing)))[0] == "none needed", "by chance"
-    assert one(of_units(units((0.01, 0.005, 0.001, 0.995), nothing)))[0] == "none needed", "it costs nothing"
+    assert one(of_units(units((3.0, 2.9, 0.2, 0.25), nothing)))[0] == "none shown to be needed", "by chance"
+    assert one(of_units(units((0.01, 0.005, 0.001, 0.995), nothing)))[0] == "none shown to be needed", (
+        "it costs nothing"
+    )
 
 
 def test_a_real_valued_task_counts_by_its_error():
@@ -99,12 +102,14 @@ def test_a_real_valued_task_counts_by_its_error():
     verdict, said = one(of_units(rows))
     assert (verdict, said[:4]) == ("needed", "L1H1")
     assert "exact match" not in said
-    assert one(of_units(rows.head(1)))[0] == "none needed"
+    verdict, said = one(of_units(rows.head(1)))
+    assert verdict == "none shown to be needed"
+    assert said.startswith("none is shown to at least double the error")
 
 
-def ablated(feature: str, exact: float, p: float = 0.001) -> list[dict[str, object]]:
+def ablated(feature: str, exact: float, p: float = 0.001, low: float = 0.0, n: int = 1000) -> list[dict[str, object]]:
     """Rows of one feature."""
-    common = {"feature": feature, "loss_answer": 0.1, "p_value_holm": p}
+    common = {"feature": feature, "loss_answer": 0.1, "p_value_holm": p, "exact_answer_low": low, "n_examples": n}
     rows = [{"condition": name, "exact_answer": 1.0, "difference": exact - 1.0} for name in ("intact", "random")]
     return [common | row for row in [*rows, {"condition": "ablated", "exact_answer": exact, "difference": exact - 1.0}]]
 
@@ -120,7 +125,24 @@ def test_a_label_that_is_the_next_token_makes_no_need():
     assert one(of_ablation(rows, {"carry": (15,)}))[0] == "needed"
     assert one(of_ablation(pd.DataFrame(ablated("carry", 0.5)), {"carry": (0, 1)}))[0] == "next token only"
     assert one(of_ablation(pd.DataFrame(ablated("carry", 0.5)), {}))[0] == "needed"
-    assert one(of_ablation(pd.DataFrame(ablated("carry", 0.9, p=0.3)), {}))[0] == "not needed there"
+
+
+@pytest.mark.parametrize(
+    ("exact", "low", "n", "said"),
+    [
+        (0.998, 0.995, 1000, "not needed there"),
+        (1.0, 1.0, 300, "not needed there"),
+        (1.0, 1.0, 299, "not shown"),  # 3 of 299 may be wrong in truth, and none was seen
+        (0.998, 0.985, 1000, "not shown"),
+        (0.9, 0.88, 1000, "not shown"),
+        (math.nan, math.nan, 1000, "not shown"),
+    ],
+)
+def test_not_needed_wants_an_interval_of_its_own(exact, low, n, said):
+    rows = pd.DataFrame(ablated("carry", exact, p=0.3, low=low, n=n))
+    assert one(of_ablation(rows.assign(exact_answer=rows["exact_answer"]), {}))[0] == said
+    alone = rows[rows["condition"] != "random"]
+    assert one(of_ablation(alone, {}))[0] == "not shown", "no control"
 
 
 def probes(test_loss: float) -> pd.DataFrame:
@@ -144,7 +166,8 @@ def test_probes_read_where_they_beat_every_control():
     )
     assert "untrained models 0.4, shuffled labels 0.7, best constant 0.69" in said
     assert said.endswith("at layer 0 it is 0.5")
-    assert one(of_probes(probes(0.3)))[0] == "not decodable", "the untrained model's is 0.4"
+    assert one(of_probes(probes(0.3)))[0] == "partly decodable", "the untrained model's is 0.4"
+    assert one(of_probes(probes(0.45)))[0] == "not decodable"
 
 
 def test_a_lens_without_findings_gives_none(tiny_run):

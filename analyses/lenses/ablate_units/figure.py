@@ -82,7 +82,9 @@ def _written(rise: float, mark: str) -> str:
     if not math.isfinite(rise):
         return ""
     small = mark and abs(rise) < 0.005
-    return ("<.01" if rise > 0 else ">-.01") + mark if small else f"{rise:.2f}{mark}"
+    if small:
+        return f"{rise:.0e}{mark}"
+    return f"{rise:.2f}{mark}".replace("-0.00", "0.00")
 
 
 def _bars(rows: pd.DataFrame, name: str, bar: str, numbers: str, how: dict[str, Any]) -> go.Figure:

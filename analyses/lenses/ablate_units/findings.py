@@ -37,9 +37,11 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
 def _told(units: list[dict[str, Any]], name: str, method: str) -> tuple[str, str]:
     """Verdict and sentence, of units from the largest rise of the loss down."""
     needed, most = [unit for unit in units if _needed(unit)], units[0]
+    real = math.isnan(float(most["exact_answer"]))
+    costs = "at least double the error" if real else "cost more than one answer in a hundred"
     if not needed:
-        return "none needed", (
-            f"no one costs more than one answer in a hundred when {_REPLACED.get(method, method)} takes its place; "
+        return "none shown to be needed", (
+            f"none is shown to {costs} when {_REPLACED.get(method, method)} takes its place; "
             f"the most costly, {_named(most, name)}, {_cost(most)}"
         )
     most = needed[0]
@@ -49,7 +51,7 @@ def _told(units: list[dict[str, Any]], name: str, method: str) -> tuple[str, str
     return "needed", (
         f"{_named(most, name)}, replaced by {_REPLACED.get(method, method)}, {_cost(most)}. "
         + (f"Of the {len(units) - 1} others {len(needed) - 1} " if others else f"None of the {len(units) - 1} others ")
-        + (f"cost more than one answer in a hundred ({others})" if others else "costs one answer in a hundred")
+        + (f"{'are' if len(needed) > 2 else 'is'} shown to {costs} ({others})" if others else f"is shown to {costs}")
     )
 
 

@@ -50,6 +50,7 @@ def _finding(feature: str, rows: list[dict[str, Any]], along: str) -> Finding:
     parts = [f"{row['third']} {abs(float(row['lead_log10'])):.2f} ({_interval(row)})" for row in rows]
     span = f"{leads[0]:.2f} to {leads[-1]:.2f}" if len(leads) > 1 else f"{leads[0]:.2f}"
     side = _BEFORE if verdict == "quiet" else _AFTER
+    verdict = verdict if all(row["certain"] for row in rows) else UNDECIDED
     return Finding(feature, verdict, f"learned {span} decades of {along} {side}: {', '.join(parts)}")
 
 

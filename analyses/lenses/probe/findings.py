@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -14,7 +14,7 @@ from qfl_interp.report.page import Finding
 from qfl_interp.sites import site_words
 from qfl_interp.tables import distinct, groups, records, select
 
-# A feature is decodable where its probes lose less than this fraction of each control.
+# A feature is decodable where its probes lose less than this fraction of each control, partly where less than each.
 _RATIO: Final = 0.5
 _LOSSES: Final = ["train_loss", "test_loss", "shuffled_test_loss", "majority_test_loss"]
 
@@ -45,7 +45,7 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
         controls = {"untrained models": min(blind)} if blind else {}
         controls |= {"shuffled labels": best["shuffled_test_loss"], "best constant": best["majority_test_loss"]}
         controls = {name: value for name, value in controls.items() if math.isfinite(value)}  # some were not asked for
-        decodable = all(best["test_loss"] < _RATIO * value for value in controls.values())
+        verdict = _verdict(best["test_loss"], list(controls.values()))
         beside = ", ".join(f"{name} {value:.2g}" for name, value in controls.items())
         site = site_words(str(kept["site"].iloc[0]))
         sentence = (
@@ -54,8 +54,17 @@ def findings(rows: pd.DataFrame) -> list[Finding]:
         )
         if _place(first) != _place(best):
             sentence += f"; at {place_words(*_place(first))} it is {first['test_loss']:.2g}"
-        found.append(Finding(f"{feature}, probed", "decodable" if decodable else "not decodable", sentence))
+        found.append(Finding(f"{feature}, probed", verdict, sentence))
     return found
+
+
+def _verdict(loss: float, controls: Sequence[float]) -> str:
+    """Decodable below half of every control, not decodable where it is no better than one of them."""
+    if not controls:
+        return "no control"
+    if all(loss < _RATIO * value for value in controls):
+        return "decodable"
+    return "partly decodable" if loss < min(controls) else "not decodable"
 
 
 def _places(rows: pd.DataFrame) -> list[dict[str, Any]]:
