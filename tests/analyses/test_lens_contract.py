@@ -140,7 +140,7 @@ OF_PARTS = {"transfer", "mdl", "interchange", "ablate-units", "validate", "patch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in OF_TRANSFORMERS if name not in ("capture", *OF_PARTS)])
+@pytest.mark.parametrize("name", IN_PROCESSES)
 def test_two_processes_give_the_same_rows(name, looked, tiny_run, tmp_path):
     run = _copy(tiny_run, tmp_path / "run")
     function = contract.function_of(name)

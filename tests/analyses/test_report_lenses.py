@@ -261,7 +261,8 @@ def test_a_report_shows_the_lenses_that_were_computed_and_computes_no_other(run_
         page = reporting.report(run_copy, "carry", config=CONFIG, n_trials=2, **quiet).read_text(encoding="utf-8")
         return re.findall("<h2>(.*?)</h2>", page)
 
-    expected = ["Timeline", "Verdicts", "Probes: carry", "Ablation", "Methods", "Limits", "Citation", "Run card"]
+    expected = ["Timeline", "Verdicts", "Probes: carry", "Ablation", "Methods", "Limits", "Citation", "Data",
+                "Configuration and environment"]  # fmt: skip
     assert headings() == expected
     transfer(run_copy, "carry", run_copy.steps[-2:], config=CONFIG, **quiet)
     transfer(run_copy, "carry", "last", config=CONFIG, **quiet)  # Other steps of the same probes: not a second matrix.
@@ -280,9 +281,11 @@ def test_a_report_shows_the_lenses_that_were_computed_and_computes_no_other(run_
     section = named_by("Ablation", page)
     assert "random directions" in section, "conditions in the table are called as in the figure"
     methods = named_by("Methods", page)
-    for word in ("Compute", "Onset", "Probes", "Ablation", "Probes carried over", "Description length", "Interchange",
-                 "Patching", "Attribution", "Single heads and neurons"):  # fmt: skip
+    for word in ("Compute", "Onset", "Probes", "Ablation", "Probes carried over", "Patching", "Attribution",
+                 "Single heads and neurons"):  # fmt: skip
         assert f"<strong>{word}</strong>" in methods
+    for word in ("Description length", "Interchange"):
+        assert f"<strong>{word}</strong>" not in methods, "of the lenses that are shown alone"
     assert "need not be the one that the model itself" in named_by("Limits", page)
 
 

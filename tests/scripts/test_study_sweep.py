@@ -41,4 +41,4 @@ def test_the_rows_beside_the_page_are_the_sweeps_runs():
     assert all(steps[row.run_id] == row.n_steps for row in rows.itertuples())
     assert set(rows["status"]) <= {"finished", "diverged"}
     page = (ROOT / "docs" / "scaling.md").read_text()
-    assert page.startswith(f"# A sweep, and what it says\n\n{len(rows)} runs")
+    assert f"\n\n{len(rows)} runs" in page
