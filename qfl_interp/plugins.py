@@ -29,7 +29,8 @@ def is_own(point: EntryPoint) -> bool:
 @functools.cache
 def _installed(group: str) -> tuple[EntryPoint, ...]:
     """The entry points of a group by name; of one name ours first."""
-    found = importlib.metadata.entry_points(group=group)
+    # The backport importlib_metadata, which Dash imports, gives its own class from then on.
+    found = [EntryPoint(p.name, p.value, p.group) for p in importlib.metadata.entry_points(group=group)]
     return tuple(sorted(found, key=lambda p: (p.name, not is_own(p), p.value)))
 
 

@@ -252,13 +252,13 @@
     if (shown === emptyFigure) return shown;
     return { data: shown.data, layout: { ...shown.layout, shapes: shapes(index()) } };
   };
-  const waiting = (on) => {
+  const holdSaves = (on) => {
     if (on) figures.view = null;
     byId("view-saves").classList.toggle("waiting", on);
   };
   const view = (json, theme, templates) => {
     const data = json ? JSON.parse(json) : null;
-    waiting(false);
+    holdSaves(false);
     byId("view-card").hidden = !data;
     return received("view", json, theme, templates, (key, value) => go(put(`c.${key}`, value)));
   };
@@ -514,7 +514,7 @@
     // Until the first figure of other runs is there: the first of all waits for PyTorch.
     if (!same(parts[0], shown[0])) byId("busy").hidden = !parts[0].length;
     // Until the figure of another view is there, the one that is shown is not to be saved as it.
-    if (!same(parts[0], shown[0]) || parts[1] !== shown[1]) waiting(true);
+    if (!same(parts[0], shown[0]) || parts[1] !== shown[1]) holdSaves(true);
     return parts.map((part, at) => (same(part, shown[at]) ? keep() : part));
   };
   const line = () => {
