@@ -135,8 +135,8 @@ def test_what_is_missing_alone_is_computed(name, looked, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-# Lenses of parts (`qfl_interp.analyses.part_lens`) go to other processes in one way: two of them stand for all.
-OF_PARTS = {"transfer", "mdl", "interchange", "ablate-units", "validate", "patch", "curvature"}
+# Lenses go to other processes in one way: one of parts and one of its own stand for all.
+IN_PROCESSES = ["probe", "polca"]
 
 
 @pytest.mark.slow
