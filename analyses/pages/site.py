@@ -21,7 +21,8 @@ from qfl_interp.files import local_path, read_json
 from qfl_interp.progress import progress_bar
 from qfl_interp.report.page import GENERATOR, page_look, write_report
 from qfl_interp.runs.checkpoint import write_atomic
-from qfl_interp.runs.config import CONFIG_FILE, RunConfig, is_foreign_config
+from qfl_interp.runs.config import CONFIG_FILE, RunConfig
+from qfl_interp.runs.listing import places
 from qfl_interp.runs.opening import open_checkpoints
 from qfl_interp.runs.workplace import workplace
 
@@ -101,9 +102,12 @@ def site(folder: str | Path, out: str | Path, *, progress: bool = True) -> Site:
 
 def _found(root: Path, target: Path) -> list[Path]:
     """Runs and suite files below a folder, none of them in the site; sorted."""
-    runs = [path.parent for path in root.rglob(CONFIG_FILE) if not is_foreign_config(path)]
-    suites = [path for path in root.rglob("*.suite") if path.is_file()]
-    return sorted(path for path in [*runs, *suites] if target.resolve() not in path.resolve().parents)
+    found = [
+        place.path
+        for place in places(root)
+        if place.kind == "suite" or (place.kind == "run" and (place.path / CONFIG_FILE).exists())
+    ]
+    return [path for path in found if target.resolve() not in path.resolve().parents]
 
 
 def _claim(target: Path) -> None:
