@@ -20,24 +20,15 @@ from conftest import tiny_train_config
 
 import qfl_interp as qfl
 from qfl_interp.analyses.view.serve import Viewer, view
+from tests.report.conftest import ARGUMENTS, CHROMIUM
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("dash", reason="needs the extra `view`")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH, found none"),
     pytest.mark.slow,
     pytest.mark.xdist_group("viewer"),
-]
-# The first for containers that run as root; the rest keep the browser from calling home.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
 ]
 HOSTILE = "</script><img src=x onerror=alert(1)>".replace("/", "∕")
 WAIT_MS = 60_000
