@@ -64,6 +64,8 @@ def run(book: nbformat.NotebookNode) -> None:
         finally:
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
+    # The kernel's version of Python, which differs between machines.
+    book.metadata.pop("language_info", None)
     for cell in book.cells:
         cell.pop("execution_count", None)
         if cell.cell_type == "code":

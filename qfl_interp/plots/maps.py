@@ -117,9 +117,9 @@ class CellMap:
         text = {"text": np.full(shape, "×").tolist(), "texttemplate": "%{text}", "textfont": {"size": FONT_SIZE}}
         return go.Heatmap({**self.axes, **fields, **look, **text, "hovertemplate": why + "<extra></extra>"})
 
-    def layout(self, cell: Cell, title: str = "", **x_axis: Any) -> dict[str, Any]:
+    def layout(self, cell: Cell, **x_axis: Any) -> dict[str, Any]:
         """Both axes of a map of places in a panel, for `update_layout`; further fields are those of the x axis."""
-        x = {"dtick": math.ceil(len(self.across) / 12), "title": {"text": title}, **BARE, **x_axis}
+        x = {"dtick": math.ceil(len(self.across) / 12), **BARE, **x_axis}
         names = list(self.y)
         if len(names) > _MOST_NAMED:
             # Only some layers have their name, at their first head.
@@ -166,12 +166,12 @@ def bar_span(left: float, right: float) -> tuple[float, float]:
     return (0.0, 1.0) if is_narrow() else (left, right)
 
 
-def axis_title(text: str, y: float, below: int = 22) -> dict[str, Any]:
-    """The title of a map's x axis, `below` pixels under the height `y`, as an annotation.
+def axis_title(text: str, y: float, below: int = 22, x: float = 0.5) -> dict[str, Any]:
+    """The title of a map's x axis, `below` pixels under the height `y` and in the middle at `x`, as an annotation.
 
     Plotly's own axis title stands on the numbers of the axis as soon as the figure has a colour bar.
     """
-    return text_at(text, 0.5, y, xanchor="center", yanchor="top", yshift=-below)
+    return text_at(text, x, y, xanchor="center", yanchor="top", yshift=-below)
 
 
 def choices(labels: Sequence[str], updates: Sequence[list[dict[str, Any]]], above: int) -> dict[str, Any]:

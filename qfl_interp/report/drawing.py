@@ -11,7 +11,7 @@ import sys
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -19,10 +19,13 @@ import plotly.io as pio
 from qfl_interp.digests import digest
 from qfl_interp.errors import QflError
 from qfl_interp.files import storage_error
-from qfl_interp.plots.paper import name_figure
+from qfl_interp.plots.paper import name_figure, printed
 from qfl_interp.plots.theme import drawn_at, figure_config, plain
 from qfl_interp.report.writing import write_file
 from qfl_interp.runs.workplace import home
+
+# Plotly's renderers that make a picture, which has no use for a slider and buttons.
+_PICTURES: Final = ("png", "jpeg", "jpg", "svg", "pdf")
 
 
 class Drawing(go.Figure):
@@ -85,7 +88,8 @@ class Drawing(go.Figure):
     def _ipython_display_(self) -> None:
         """What IPython does with it: a notebook draws it, a terminal has it shown."""
         if _in_notebook() or os.environ.get("PLOTLY_RENDERER"):
-            super()._ipython_display_()
+            shown = printed(self) if pio.renderers.default in _PICTURES else self
+            go.Figure._ipython_display_(shown)
         else:
             print(repr(self))
             self._write()

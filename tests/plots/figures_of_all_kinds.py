@@ -106,6 +106,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "timeline": timeline,
     "emergence": lambda: emergence_figure(tables.metrics(), tables.emergence_curve(), tables.emergence()),
     "probe": lambda: probe_heatmap(tables.probe(), "carry"),
+    "probe, few labels": lambda: probe_heatmap(tables.probe().query("label < 6 and layer < 2"), "carry"),
     "patch": lambda: patch_figure(tables.patch()),
     "patch heads": lambda: patch_figure(tables.patch(("z",), (LAST,))),
     "attribution": lambda: attribution_figure(tables.patch()),

@@ -14,6 +14,7 @@ from plotly import graph_objects as go
 
 import qfl_interp as qfl
 from qfl_interp.analyses.lenses.emergence.figure import emergence_figure
+from qfl_interp.analyses.lenses.probe.figure import probe_heatmap
 from qfl_interp.analyses.result import Result
 from qfl_interp.plots.theme import PAPER_WIDTH, page_width
 from qfl_interp.report import drawing
@@ -125,6 +126,20 @@ def test_a_notebook_and_a_browser_show_it_as_before(figure, no_screen, monkeypat
     figure._ipython_display_()
     assert len(calls) == 3
     assert capsys.readouterr().out == ""
+
+
+def test_a_picture_in_a_notebook_has_no_slider(no_screen, monkeypatch):
+    figure = Drawing.of(lambda: probe_heatmap(tables.probe(), "carry"))
+    shown = []
+    monkeypatch.setattr(drawing.pio, "show", shown.append)
+    monkeypatch.setattr(drawing, "_in_notebook", lambda: True)
+    for renderer in ("png", "notebook"):
+        monkeypatch.setattr(drawing.pio.renderers, "default", renderer)
+        figure._ipython_display_()
+    picture, live = shown
+    assert picture.layout.sliders == picture.layout.updatemenus == ()
+    assert live is figure
+    assert len(live.layout.sliders) == 1
 
 
 def test_pictures_need_kaleido(figure, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from qfl_interp.plots.axes import axis_layout, training_axis
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import STEP, curve, finite, legend_entry, level, over_training, places, value_range
-from qfl_interp.plots.maps import CellMap, bar_span, color_axis, place_words, places_of, require_rows
+from qfl_interp.plots.maps import CellMap, axis_title, bar_span, color_axis, place_words, places_of, require_rows
 from qfl_interp.plots.panels import Legend, Panel
 from qfl_interp.plots.slider import step_title
 from qfl_interp.plots.text import room, wrapped
@@ -110,7 +110,8 @@ def mdl_figure(rows: pd.DataFrame, *, step: int | None = None) -> go.Figure:
         names = [[f"{place_words(row[0], row[1])}, label {label}" for label in cells.across] for row in cells.down]
         figure.add_trace(cells.crosses("layer %{y}, label %{x}<br>not coded: the label does not vary"))
         figure.add_trace(cells.heat(rows, "compression", _HOVER, beside=_BESIDE, floor=0.0, text=names, name=feature))
-        figure.update_layout(cells.layout(cell, "label"))
+        figure.update_layout(cells.layout(cell))
+        figure.add_annotation(axis_title("label", cell.y_domain[0], x=sum(cell.x_domain) / 2))
         figure.add_annotation(cell.title(words(feature)))
     title = f"<b>Description length</b>  {_TITLE}" if not is_narrow() else "<b>Description length</b>"
     figure.add_annotation(text_at(title, yshift=ROW_HEIGHT * len(rows_of) + 6))

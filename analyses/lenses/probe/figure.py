@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from qfl_interp.analyses.lenses.probe.views import SCORES, View
 from qfl_interp.plots.grid import Grid
 from qfl_interp.plots.lines import finite
-from qfl_interp.plots.maps import CellMap, require_rows
+from qfl_interp.plots.maps import CellMap, axis_title, require_rows
 from qfl_interp.plots.slider import over_steps
 from qfl_interp.plots.theme import new_figure, words
 from qfl_interp.tables import distinct, select
@@ -78,7 +78,8 @@ def probe_heatmap(
         cell = grid.cell(index)
         maps.append((view, f"coloraxis{cell.suffix}", cells.within(cell)))
         axis = view.axis(shown, cell.x_domain)
-        figure.update_layout({**cells.layout(cell, "label"), f"coloraxis{cell.suffix}": axis})
+        figure.update_layout({**cells.layout(cell), f"coloraxis{cell.suffix}": axis})
+        figure.add_annotation(axis_title("label", cell.y_domain[0], x=sum(cell.x_domain) / 2))
         figure.add_trace(maps[index][2].crosses("layer %{y}, label %{x}<br>no probe fitted: the label does not vary"))
     # The second map has the first one's layers.
     figure.update_layout(yaxis2={"matches": "y", "showticklabels": False, "ticks": "", "title": {"text": ""}})

@@ -8,6 +8,7 @@ import pandas as pd
 
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import color_axis
+from qfl_interp.plots.theme import is_narrow
 
 
 class Scores(NamedTuple):
@@ -58,5 +59,5 @@ class View(NamedTuple):
     def axis(self, ends: tuple[float, float], span: tuple[float, float]) -> dict[str, Any]:
         """The colour axis between these values, its bar over `span`."""
         if self.floor is None:
-            return color_axis(self.title, *ends, span=span, tickformat=self.number, nticks=5)
+            return color_axis(self.title, *ends, span=span, tickformat=self.number, nticks=3 if is_narrow() else 5)
         return color_axis(self.title, *ends, scale="Viridis_r", log=True, span=span)
