@@ -20,7 +20,7 @@ from page_code import BLOCK, DOCS
 
 FOLDER = DOCS / "notebooks"
 # Notebooks that are pages.
-PAGES = {"tutorial": DOCS / "tutorial.md", "new_task": DOCS / "new_task.md"}
+PAGES = {name: DOCS / f"{name}.md" for name in ("tutorial", "new_task", "new_lens")}
 SOURCES = PAGES | {path.stem: path for path in FOLDER.glob("*.py")}
 # GitHub shows PNG; links on pages are relative to docs/.
 _RENDERER = {"PLOTLY_RENDERER": "png"}

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "new_lens.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 _ALL = """
 import json, sys
 import qfl_interp as qfl
@@ -34,7 +35,7 @@ report(run, "carry", "log:3", n_trials=2, out=sys.argv[2], **how)
 @pytest.fixture
 def package(tmp_path) -> Path:
     """The page's two files, and what installing them leaves: a folder of metadata beside the module."""
-    (python,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    python, _ = BLOCKS
     (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
     assert len((python + toml).splitlines()) < 80
     folder = tmp_path / "site"
@@ -75,3 +76,18 @@ def test_the_smallest_lens(package, run_copy, tmp_path):
     assert sum("Weight norm by layer" in note for note in notes) == 2  # on the timeline, and in the page's view
     assert f"<b>step {run_copy.steps[2]}</b>" in notes
     assert "<h2>Weight norms<" in report.read_text()
+
+
+@pytest.mark.slow
+def test_the_page_tries_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module, tried = BLOCKS
+    (tmp_path / "weight_norms.py").write_text(module)
+    names = {}
+    exec(compile(tried, "new_lens.md", "exec"), names)
+    del sys.modules["weight_norms"]
+    assert f"Weight norms of {names['run'].run_id}" in capsys.readouterr().out
+    (trace,) = [one for one in names["norms"].plot().data if one.name == "layer 0"]
+    (last,) = names["norms"].rows.query("layer == 'layer 0'")["norm"].tail(1)
+    assert trace.y[-1] == pytest.approx(last)

@@ -15,7 +15,7 @@ from qfl_interp.data import registry
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "new_task.md").read_text()
-MODULE, USE, OPEN = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+MODULE, USE, OPEN, LOOK = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 _AGAIN = """
 import sys
 import qfl_interp as qfl
@@ -48,13 +48,27 @@ def test_the_page_runs(module, capsys):
     names = {}
     for block in (USE, OPEN):
         exec(compile(block, "new_task.md", "exec"), names)
-    assert "largest_so_far" in capsys.readouterr().out
+    assert "largest_digit length 4" in capsys.readouterr().out
     task = names["task"]
     examples = np.array([[3, 1, 4, 1], [0, 0, 0, 0]], dtype=np.uint8)
     assert ["".join(task.str_tokens(row)) for row in task.encode(examples).tokens] == ["3141=4", "0000=0"]
     by_hand = [[max(row[: i + 1]) for i in range(4)] for row in examples.tolist()]
     assert task.features["largest_so_far"].labels(examples).tolist() == by_hand
     assert type(names["run"].task) is type(task)
+
+
+@pytest.mark.slow
+def test_what_the_page_says_of_its_probes(module):
+    names = {}
+    for block in (USE, LOOK):
+        exec(compile(block, "new_task.md", "exec"), names)
+    assert names["run"].metrics["val_exact_answer"].dropna().iloc[-1] > 0.95
+    found = names["probe"](names["run"], config=names["probes"], progress=False).summary.set_index("source")
+    losses, scores = found["test_loss"], found["test_score"]
+    first, *_, last = losses["trained"]
+    assert 0.7 < last / first < 1.2, "hardly better than at step 0"
+    assert (losses["untrained"] < last).all(), "no better than in untrained models"
+    assert abs(scores["trained"].iloc[-1] - scores["untrained"].mean()) < 0.05
 
 
 @pytest.mark.slow

@@ -133,4 +133,5 @@ def validate(
     count = int(column(rows, "n_val")[0])
     summary = rows.filter(["step", "val_loss", "val_exact", "val_loss_answer", "val_exact_answer"])
     title = f"validation of {run.run_id} on {count:,} held-out examples, {run.loss_unit} a token"
-    return Result(title, summary, rows, timeline_figure, columns=RESULT, cube=Cube(("step",)))
+    cube = Cube(("step",))
+    return Result(title, summary, rows, timeline_figure, of=run.label, columns=RESULT, cube=cube)
