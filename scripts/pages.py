@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
+from qfl_interp.plots.theme import PIXELS_PER_INCH
+from qfl_interp.report.saving import save_figure
 from qfl_interp.tables import records
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -51,6 +53,7 @@ def nearest_saved(steps: Sequence[int], wanted: Iterable[float]) -> list[int]:
     return sorted({min(steps, key=lambda step: abs(step - one)) for one in wanted})
 
 
-def save(figure: go.Figure, name: str, **size: float) -> None:
-    """A figure as `docs/figures/NAME.png`, of its own size by default; needs kaleido and a Chromium."""
-    figure.write_image(DOCS / "figures" / f"{name}.png", scale=1.5, **size)
+def save(figure: go.Figure, name: str, width: int | None = None) -> None:
+    """A figure as `docs/figures/NAME.png`, so many pixels wide on paper, as it was drawn by default; needs kaleido."""
+    inches = None if width is None else width / PIXELS_PER_INCH
+    save_figure(figure, DOCS / "figures" / f"{name}.png", width_inches=inches)

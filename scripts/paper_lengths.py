@@ -103,12 +103,16 @@ def keep(queue: Queue, kept: Kept, *, figures: bool = False) -> None:
     if kept.n_bytes() > MOST_BYTES:
         raise SystemExit(f"{kept.folder} has {kept.n_bytes():,} bytes, above {MOST_BYTES:,}. Keep fewer columns.")
     CSV.write_text(kept.csv())
-    pages = Pages(queue, kept)
-    fill(DOCS / "tasks.md", pages.parts())
-    figure = pages.figure() if figures else None
+    fill(DOCS / "tasks.md", Pages(queue, kept).parts())
+    if figures:
+        draw(queue, kept)
+
+
+def draw(queue: Queue, kept: Kept) -> None:
+    """The figure of the kept tables."""
+    figure = Pages(queue, kept).figure()
     if figure is not None:
-        size = figure.layout.meta
-        save(figure, "paper-lengths", width=max(size["width"], 760), height=size["height"])
+        save(figure, "paper-lengths", width=760)
 
 
 def _say(line: str) -> None:

@@ -72,7 +72,11 @@ def write(rows: pd.DataFrame, before: pd.DataFrame) -> None:
            "E5-trained": tables.pattern_table}  # fmt: skip
     parts = {name: tables.outcome_table(rows, name) for name in tables.OF_OUTCOMES}
     fill(PAGE, parts | {name: table(rows) for name, table in own.items()} | {"E5": markdown(before)})
-    # A row a pattern, a column a rule.
+    draw(rows)
+
+
+def draw(rows: pd.DataFrame) -> None:
+    """The figures of the page's rows: a row a pattern, a column a rule."""
     axes: dict[str, Any] = {"x": "learning rate in edges, q", "y": "depth", "n_columns": 3}
     for value, title, low, high in (
         ("train_accuracy", "train accuracy", 0.0, 1.0), ("soft_rank", "soft rank", 1.0, None),

@@ -110,7 +110,7 @@ def main() -> None:
         rows.to_csv(ROWS, index=False, float_format="%.6g")
         curves.to_csv(CURVES, index=False, float_format="%.6g")
         fill(PAGE, {"forks": table(rows)})
-        save(forks_figure(curves), "forks", width=960)
+        save(forks_figure(curves), "forks", width=760)
 
 
 if __name__ == "__main__":

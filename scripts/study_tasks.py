@@ -201,8 +201,7 @@ def draw(study: Study, jobs: list[Job]) -> None:
                 run, job.settings.get("features"), config=probe_config(job.settings), progress=False
             )
     for name, figure in figures.items():
-        size = figure.layout.meta
-        save(figure, name, width=max(size["width"], 760), height=size["height"])
+        save(figure, name, width=760)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ def small_multiples(
     marks: Mapping[str, float],
     x: str,
     filename: str,
+    height: int = _PANEL,
 ) -> go.Figure:
     """Curves over a logarithmic axis, a panel for every row and column; curves of one group have one colour.
 
@@ -41,6 +42,7 @@ def small_multiples(
         marks: For a column, where a dotted line stands.
         x: Title of the horizontal axes.
         filename: Name of a downloaded image, without its ending.
+        height: Pixels that a row of panels takes.
 
     Raises:
         ValueError: There is no row, a column is missing, or an `x` is not positive.
@@ -52,8 +54,7 @@ def small_multiples(
         raise ValueError(f"x must be positive on a logarithmic axis, got {column(rows, 'x').min()}. Leave step 0 out.")
     down, across, kinds = distinct(rows, "row"), distinct(rows, "column"), distinct(rows, "group")
     n = len(down) * len(across)
-    height = _PANEL - _BETWEEN * (len(down) - 1) / len(down)
-    grid = Grid([height], n, len(across), gap=0.1, foot=_BETWEEN)
+    grid = Grid([height - _BETWEEN * (len(down) - 1) / len(down)], n, len(across), gap=0.1, foot=_BETWEEN)
     figure = new_figure(filename, grid.height, _MARGIN)
     colors = dict(zip(kinds, itertools.cycle(_GROUP_COLORS), strict=False))
     for index in range(n):
@@ -91,6 +92,8 @@ def _value_axis(rows: pd.DataFrame) -> dict[str, Any]:
     """The vertical axis of a panel: logarithmic where positive values span much."""
     values = column(rows, "y")
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if low == high:
+        return {"type": "linear", "nticks": 5, "rangemode": "nonnegative"}
     if low <= 0 or high <= _WIDE * low:
         return {"type": "linear", "nticks": 5}
     # Plotly leaves room at both ends.
