@@ -5,8 +5,6 @@
   const templates = { light: read("template-light"), dark: read("template-dark") };
   const template = () => templates[window.qflTheme()];
   const plots = [...document.querySelectorAll(".plot")];
-  // Titles and legends are laid out for a page's text block: a narrower figure is drawn so wide and shown smaller.
-  const LEAST_WIDTH = 740;
 
   // An exported image is a page of a paper: always light, without the controls that only work on screen.
   const save = (plot, format) => {
@@ -25,21 +23,14 @@
     );
   };
 
-  // On a narrow page a figure is shown whole, smaller, or at its full size in a box that scrolls.
-  const fit = (plot) => {
-    const frame = plot.parentElement;
-    const room = frame.clientWidth;
-    const small = room < LEAST_WIDTH;
-    frame.parentElement.classList.toggle("narrow", small);
-    const scale = small && !frame.classList.contains("full") ? room / LEAST_WIDTH : 1;
-    plot.style.width = small ? `${LEAST_WIDTH}px` : "";
-    plot.style.transform = scale < 1 ? `scale(${scale})` : "";
-    frame.style.height = scale < 1 ? `${Math.ceil(plot.offsetHeight * scale)}px` : "";
+  // A finger that moves over curves scrolls the figure and the page; plotly would zoom and hold the page.
+  const letScroll = (event) => {
+    if (event.target.closest(".draglayer")) event.stopPropagation();
   };
 
   const draw = (plot, index) => {
     const { data, layout, frames } = read(`figure-${index}`);
-    fit(plot);
+    plot.addEventListener("touchstart", letScroll, { capture: true, passive: true });
     return Plotly.newPlot(plot, {
       data,
       layout: { ...layout, template: template() },
@@ -52,16 +43,6 @@
   for (const button of document.querySelectorAll("button[data-format]")) {
     button.addEventListener("click", () => save(plots[Number(button.dataset.figure)], button.dataset.format));
   }
-  for (const button of document.querySelectorAll("button[data-enlarge]")) {
-    button.addEventListener("click", () => {
-      const plot = plots[Number(button.dataset.enlarge)];
-      const full = plot.parentElement.classList.toggle("full");
-      button.setAttribute("aria-pressed", String(full));
-      button.textContent = full ? "Fit to page" : "Full size";
-      fit(plot);
-    });
-  }
-  window.addEventListener("resize", () => plots.forEach(fit));
   document.addEventListener("qfl-theme", () => {
     plots.forEach((plot) => Plotly.relayout(plot, { template: template() }));
   });

@@ -230,10 +230,9 @@ def _figure(section: Section, figure: Figure, number: int) -> str:
         f'<button type="button" data-figure="{number}" data-format="{kind}">{kind.upper()}</button>'
         for kind in ("svg", "png")
     )
-    enlarge = f'<button type="button" class="enlarge" data-enlarge="{number}" aria-pressed="false">Full size</button>'
     return (
         f'<figure><div class="frame"><div class="plot" id="plot-{number}" role="img" '
         f'aria-label="{escape(section.title)}" style="height:{height}px{width}"></div></div>'
-        f'<figcaption>{prose(section.note)}<p class="export">Save at paper size: {buttons}{enlarge}</p></figcaption>'
+        f'<figcaption>{prose(section.note)}<p class="export">Save at paper size: {buttons}</p></figcaption>'
         "</figure>"
     )

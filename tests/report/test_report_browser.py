@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from qfl_interp.analyses.lenses.emergence.findings import findings
+from qfl_interp.plots.theme import PAPER_WIDTH
 from qfl_interp.report.page import Finding, Section, write_report
 from tests import synthetic_tables as tables
 from tests.report.conftest import eventually, opened, wait_drawn
@@ -202,15 +203,19 @@ def test_a_table_sorts_and_filters(page):
     assert falling[len(values) :] == rising[len(values) :] == ["–"] * (len(before) - len(values))
 
 
-def test_a_phone_shows_the_whole_page(page):
+def test_a_phone_scrolls_figures_in_their_boxes(page):
     page.set_viewport_size({"width": 400, "height": 800})
     page.evaluate("window.dispatchEvent(new Event('resize'))")
-    eventually(page, "document.querySelector('#plot-0').getBoundingClientRect().width < 400")
+    eventually(page, "document.querySelector('#plot-0 .main-svg').getBoundingClientRect().width < 700")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     for number in range(N_FIGURES):
-        box = page.locator(f"#plot-{number}").bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 400
+        assert page.locator(f"#plot-{number}").bounding_box()["width"] == PAPER_WIDTH, "letters are as large as on paper"
+        frame = f"document.querySelector('#plot-{number}').parentElement"
+        inner, outer, down = page.evaluate(
+            f"[{frame}.scrollWidth, {frame}.clientWidth, {frame}.scrollHeight - {frame}.clientHeight]"
+        )
+        assert inner >= PAPER_WIDTH > 400 >= outer
+        assert down <= 0
     box = "document.querySelector('#ablation .scroll')"
     inner, outer = page.evaluate(f"[{box}.scrollWidth, {box}.clientWidth]")
     assert inner > outer
@@ -219,7 +224,16 @@ def test_a_phone_shows_the_whole_page(page):
     page.locator("#menu").click()
     page.locator("#contents a", has_text="Limits").click()
     assert not page.locator("#contents").is_visible()
-    page.locator("#plot-0 ~ figcaption, #timeline figcaption").first.locator(".enlarge").click()
-    assert page.evaluate("document.querySelector('#timeline .frame').scrollWidth") > 400
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
-    page.locator("#timeline .enlarge").click()
+
+
+def test_a_finger_scrolls_over_curves(page):
+    stopped = """selector => {
+        const target = document.querySelector(selector);
+        const touch = new Touch({identifier: 1, target, clientX: 0, clientY: 0});
+        const at = {bubbles: true, cancelable: true, touches: [touch], changedTouches: [touch]};
+        const stopped = !target.dispatchEvent(new TouchEvent("touchstart", at));
+        target.dispatchEvent(new TouchEvent("touchend", at));
+        return stopped;
+    }"""
+    assert not page.evaluate(stopped, "#plot-0 .draglayer .nsewdrag")
+    assert page.evaluate(stopped, "#plot-1 .slider-rail-touch-rect"), "a slider is moved by the finger"
