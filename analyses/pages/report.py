@@ -33,13 +33,12 @@ def report(
 ) -> Path:
     """Write one self-contained page on a run; analyses that are missing are computed first.
 
-    Probes, verdicts and the ablation of the last checkpoint are computed where they are missing. Whatever any
-    registered lens computed before for these features is shown too, at whatever steps. Where a lens was called with
-    several settings, the call with most steps is shown. A lens that cannot be drawn is named, on the page and on
-    standard error.
+    The call computes probes, verdicts and the ablation of the last checkpoint where they are missing. The page also
+    shows whatever any registered lens computed before for these features, at whatever steps; of a lens that was called
+    with several settings, the call with most steps. The page and standard error name a lens that cannot be drawn.
 
-    Several runs are compared on one page: their curves over each other, what their configurations do otherwise,
-    verdicts side by side. That page computes nothing. It says what is missing and the command that computes it.
+    Of several runs one page shows the curves over each other, what their configurations do otherwise, and the verdicts
+    side by side. That page computes nothing. It says what is missing and the command that computes it.
 
     Examples:
         `qfl report runs/add16`,

@@ -20,8 +20,8 @@ def site(
 ) -> None:
     """Write a static site: a page a run and an index of them, for any web host or to open from the disk.
 
-    Shows what was computed and computes nothing. Pages whose run has not changed are kept. A damaged run is listed as
-    damaged.
+    The site shows what was computed and computes nothing. The call keeps pages whose run has not changed, and lists a
+    damaged run as damaged.
 
     Example: `qfl site runs/ --out public/`
     """

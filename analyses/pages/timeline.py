@@ -29,10 +29,10 @@ def timeline(
 ) -> Figure:
     """Draw loss, exact match, every feature's probes and every other lens that was computed over one axis of training.
 
-    The axis is logarithmic, of FLOPs where they are known, else of tokens, else of steps, which it says.
-    Loss, exact match and probes, which are computed where they are missing (the loss too, of a suite), and below them
-    every registered lens that was computed before for these features at several steps, those of other packages too.
-    One that cannot be drawn is named on standard error.
+    The axis is logarithmic: FLOPs where they are known, else tokens, else steps, and it says which. The call computes
+    the probes that are missing (and the loss of a suite). Below loss, exact match and probes stands every registered
+    lens that was computed before for these features at several steps, those of other packages too. Standard error
+    names a lens that cannot be drawn.
 
     Example:
         `qfl timeline runs/add16 --out timeline.html`

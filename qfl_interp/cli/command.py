@@ -204,7 +204,9 @@ def _option(options: dict[str, Parameter], own: Parameter, text: Said, *, by_com
     repeated, typed = bool(several) and not by_commas, kind | None if default is None else kind
     if several:
         typed, default = (list[kind] | None, None) if repeated else (str, ",".join(map(str, default or ())))
-    spelled = (own.name.removesuffix("s") if repeated else own.name).replace("_", "-")
+    # `labels` is said once for each, --label 3 --label 4; `sharpness` is no plural.
+    singular = own.name if own.name.endswith("ss") else own.name.removesuffix("s")
+    spelled = (singular if repeated else own.name).replace("_", "-")
     word, *others = text.words or (f"--{spelled}",)
     switch = f"{word}/--no-{word[2:]}" if kind is bool and default is True else word
     info: Any = typer.Option(switch, *others, help=escape(text.text))

@@ -69,3 +69,8 @@ CHANGED = {
 def test_options_are_only_added(now, command):
     found = {words: now[command].get(words) for words in BEFORE[command]}
     assert found == BEFORE[command] | CHANGED.get(command, {})
+
+
+def test_only_a_plural_loses_its_s(now):
+    assert "--sharpness" in now["edge"]
+    assert "--label" in now["ablate"]

@@ -209,7 +209,7 @@ def test_a_phone_scrolls_figures_in_their_boxes(page):
     eventually(page, "document.querySelector('#plot-0 .main-svg').getBoundingClientRect().width < 700")
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     for number in range(N_FIGURES):
-        assert page.locator(f"#plot-{number}").bounding_box()["width"] == PAPER_WIDTH, "letters are as large as on paper"
+        assert page.locator(f"#plot-{number}").bounding_box()["width"] == PAPER_WIDTH, "small letters"
         frame = f"document.querySelector('#plot-{number}').parentElement"
         inner, outer, down = page.evaluate(
             f"[{frame}.scrollWidth, {frame}.clientWidth, {frame}.scrollHeight - {frame}.clientHeight]"

@@ -48,7 +48,7 @@ def capture(
     """Keep activations at checkpoints on disk, memory-mapped: what is there already is not captured again.
 
     Examples and positions are those of the probes (`probe(run, store=True)` then loads no model): `n` to fit on and
-    `n_test` to score on, over all positions that some feature reads. Larger than memory if need be; a call that
+    `n_test` to score on, over all positions that some feature reads. They may be larger than memory; a call that
     was killed goes on where it was. Read them with `store_of(run).spans(...)`.
 
     Example:

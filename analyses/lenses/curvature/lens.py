@@ -225,7 +225,7 @@ def curvature(
 ) -> CurvatureResult:
     """Measure sharpness, the curvature along the steps taken, and soft ranks over the checkpoints of a run.
 
-    What is in the run's tables already is not computed again; a call that was stopped goes on where it was.
+    A call skips what the run's tables have already; one that was stopped goes on where it was.
 
     Examples:
         `qfl curvature runs/add16`,

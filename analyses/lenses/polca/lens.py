@@ -116,8 +116,8 @@ def polca(
 ) -> Result:
     """Find tokens whose loss falls together along one direction of weight space, perhaps while their loss looks flat.
 
-    They are clustered, and the clusters dated and named. What is in the run's tables already (directions, gradients,
-    clusters) is not computed again.
+    The lens clusters them, and dates and names the clusters. A call skips what the run's tables have already
+    (directions, gradients, clusters).
 
     Examples:
         `qfl polca runs/add16`,
@@ -139,7 +139,7 @@ def polca(
             the paper.
         tau: The step after which the exact loss counts as flat; measured by default.
         resamples: Subsets of the tokens that a cluster's stability is measured on; 0 for none.
-        dry_run: Compute nothing, but say what is left to do: hours, memory, disk; a plain `Result`.
+        dry_run: Compute nothing, but say what is left to do: hours, memory, disk.
         jobs: Pieces of work at a time, each in a process of its own.
         device: Where to compute.
         progress: Draw bars on standard error.

@@ -99,9 +99,9 @@ def validate(
 ) -> Result:
     """Measure loss and exact match at checkpoints on held-out examples, as training does in its validations.
 
-    The loss curve of a suite of checkpoints, whose training kept no log: `emergence`, `timeline` and `report` compute
-    it where it is missing, and go on from what is there. Of a run the numbers are those that it logged at these steps
-    (of a fork under an intervention, those without it).
+    A suite of checkpoints has no log of its training; this gives it a loss curve. `emergence`, `timeline` and `report`
+    compute the curve where it is missing, and go on from what is there. Of a run the numbers are those that it logged
+    at these steps (of a fork under an intervention, those without it).
 
     Example:
         `qfl validate my.suite --out losses.html`
