@@ -1,4 +1,4 @@
-"""What `make docs` adds to the pages under docs/: the reference, made of the code, and the notebooks."""
+"""What `make docs` adds to the pages under docs/: a reference made of the code, notebooks, a search without a server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from docsite import notebooks, reference
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -46,3 +47,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"[{title}]({found['target']}{found['anchor'] or ''})"
 
     return _FILE_AS_WORDS.sub(titled, markdown)
+
+
+@event_priority(-100)  # after the search has written its own
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """The search's index as a script: a page from the disk may load no JSON."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text()}")
