@@ -1,4 +1,4 @@
-"""What `make docs` adds to the pages under docs/: a reference made of the code, notebooks, a search without a server."""
+"""What `make docs` adds to the pages under docs/: a reference made of the code, notebooks, a search from the disk."""
 
 from __future__ import annotations
 
