@@ -19,6 +19,8 @@ from jaxtyping import Float
 
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.stored import interval_columns
+from qfl_interp.analyses.sweeps.label import label_of
+from qfl_interp.analyses.sweeps.scaling_columns import RESULT
 from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.analyses.transition import base_rate, known
 from qfl_interp.errors import QflError, unknown_name
@@ -145,7 +147,8 @@ def scaling(
     over = "over the answer alone" if count == "answer" else "as the paper counts"
     left = len(table) - len(runs)
     title = f"Scaling of {len(runs)} runs ({left} did not finish), {over}"
-    return Scaling(title, found.filter(["task", "length", "n_budgets", "n_seeds", "verdict"]), best, draw, found)
+    summary = found.filter(["task", "length", "n_budgets", "n_seeds", "verdict"])
+    return Scaling(title, summary, best, draw, found, of=label_of(sweep, runs), columns=RESULT)
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
@@ -268,6 +271,7 @@ def _fits(
         "transition_reason": transition.reason if transition else notes[-1],
         **interval_columns("half_exact", half.mean),
         "half_exact_seeds": int(np.isfinite(half.budgets).sum()),
+        "half_exact_first": _first_half(curve.scores["exact"]),
         **interval_columns("pass_exponent", passing.exponent if passing else None),
         "base_rate": chance.base_rate,
         "paper_line": chance.paper,
@@ -282,6 +286,12 @@ def _fits(
     ]
     empty = pd.DataFrame({"kind": [], "budget_flops": [], "loss": []})
     return row, pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def _first_half(exact: Float[np.ndarray, "budget seed"]) -> int:
+    """Seeds that have half of the answers right at their first budget: their exact match rises past it nowhere."""
+    firsts = [own[~np.isnan(own)][:1] for own in exact.T]
+    return sum(bool(first >= 0.5) for own in firsts for first in own)
 
 
 def _tried(notes: list[str], fit: Callable[[], ValueT]) -> ValueT | None:
@@ -321,7 +331,10 @@ def _words(row: dict[str, Any]) -> list[str]:
     else:
         parts.append("no transition")
     half = row["half_exact"]
-    parts.append(f"half right at {format_power(half)}" if math.isfinite(half) else "never half right")
+    if math.isfinite(half):
+        parts.append(f"half right at {format_power(half)}")
+    else:
+        parts.append("half right from the first budget" if row["half_exact_first"] else "never half right")
     return parts
 
 

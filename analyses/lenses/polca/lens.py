@@ -19,7 +19,7 @@ from qfl_interp.analyses.checkpoints import require_jobs
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
 from qfl_interp.analyses.lenses.polca.clusters import telling
-from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES
+from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES, token_columns
 from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
 from qfl_interp.analyses.lenses.polca.grouping import Grouping
@@ -198,7 +198,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         tokens,
         data,
         grouping.curves,
-        columns=RESULT,
+        columns={**RESULT, "tokens": token_columns(run.task.features, map(str, tokens))},
         of=run.label,
     )
 
