@@ -119,7 +119,7 @@ def scaling(
         ValueError: `resolution` is negative, or `n_resamples` is below 1.
     """
     if not resolution >= 0:
-        raise ValueError(f"resolution must be at least 0 nats, got {resolution}.")
+        raise ValueError(f"resolution must be at least 0 nats, got {resolution}. 0 takes losses as they are.")
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}. 499 give p-values of 0.002 and more.")
     if count not in _COLUMNS:
@@ -166,7 +166,7 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
         if len(options) > 1:
             shown, first = ", ".join(repr(text) for text in options), records(part)[0]
             raise QflError(
-                f"the runs of {first['task']} {first['length']} must be of one task to lie on a curve, got the options "
+                f"the runs of {first['task']} {first['length']} must have the same task options to lie on a curve, got "
                 f"{shown}. "
                 "Give each a sweep of its own; sweep.table() and sweep.best() keep them apart."
             )

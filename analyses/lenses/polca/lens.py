@@ -62,7 +62,10 @@ class Polca(Lens):
         def draw(chosen: Mapping[str, Any]) -> Figure:
             found, how = stored(run), {"transition": shaded_transition(run), "unit": run.task.loss_unit}
             if found is None:
-                raise QflError(f"the tables of POLCA in {run.workplace} hold no finished call on projected losses.")
+                raise QflError(
+                    f"the tables of POLCA in {run.workplace} hold no finished call on projected losses. Run "
+                    f"`qfl polca {run.path}` to its end: what is there is not computed twice."
+                )
             if found.clusters.empty:
                 return captured_figure(found.intervals, **how)
             return polca_figure(found.curves, found.clusters, chosen["direction"], **how)
