@@ -124,6 +124,10 @@ def _listing(app: Dash, index: Index, work: _Work) -> None:
 def _figures(app: Dash, index: Index, work: _Work) -> None:
     """What is shown of the chosen runs: again whenever their files change."""
 
+    def alone(chosen: list[str]) -> list[str]:
+        """The run, if it is one: several, or a sweep, have no step to look at."""
+        return chosen if len(chosen) == 1 and not index.is_sweep(chosen[0]) else []
+
     @app.callback(Output("head", "children"), Input("chosen", "data"), Input("rows-seen", "data"))
     def of_head(chosen: list[str], seen: str | None) -> Any:
         return no_update if seen is None else head.of(chosen, index.entries(), index.folder)
@@ -137,7 +141,7 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
 
     @app.callback(Output("tabs", "data"), Input("chosen", "data"), Input("tables-pulse", "data"))
     def of_tabs(chosen: list[str], _pulse: str) -> str | None:
-        return _payload(lambda: work.draw("tabs", chosen[0]), chosen if len(chosen) == 1 else [])
+        return _payload(lambda: work.draw("tabs", chosen[0]), alone(chosen))
 
     @app.callback(
         Output("view-data", "data"),
@@ -149,11 +153,11 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
     )
     def of_view(chosen: list[str], name: str, step: int | None, choices: dict[str, str], _pulse: str) -> str | None:
         address = Address(tuple(chosen), name or "", step, choices=choices or {})
-        return _payload(lambda: work.draw("at_step", address), chosen if len(chosen) == 1 else [])
+        return _payload(lambda: work.draw("at_step", address), alone(chosen))
 
     @app.callback(Output("startable", "data"), Input("chosen", "data"))
     def of_startable(chosen: list[str]) -> str | None:
-        return _payload(lambda: {"lenses": work.draw("startable", chosen[0])}, chosen if len(chosen) == 1 else [])
+        return _payload(lambda: {"lenses": work.draw("startable", chosen[0])}, alone(chosen))
 
     @app.callback(
         Output("jobs", "data"),
@@ -165,7 +169,7 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
     def of_jobs(chosen: list[str], _asked: str | None, _n: int | None, shown: str | None) -> Any:
         if not work.ready and shown is None:
             return no_update
-        now = _payload(lambda: {"jobs": work.draw("working", chosen[0])}, chosen if len(chosen) == 1 else [])
+        now = _payload(lambda: {"jobs": work.draw("working", chosen[0])}, alone(chosen))
         return no_update if now == shown else now
 
     @app.callback(Output("asked", "data"), Input("ask", "data"), prevent_initial_call=True)
