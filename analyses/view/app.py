@@ -43,13 +43,13 @@ def create_app(folder: Path) -> Dash:
         suppress_callback_exceptions=True,
     )
     app.index_string = app.index_string.replace("<head>", '<head><meta name="color-scheme" content="light dark">')
-    app.layout = lambda: layout.page(folder)
+    # Made before another thread imports: plotly asks modules that may be half there.
+    app.layout = layout.page(folder)
     _guard(app)
     _listing(app, index, work)
     _figures(app, index, work)
     _in_the_browser(app)
-    # The list is there before torch is loaded, which takes seconds.
-    threading.Thread(target=work.load, name="load the lenses", daemon=True).start()
+    threading.Thread(target=work.prepare, name="load the lenses", daemon=True).start()
     return app
 
 
@@ -64,6 +64,11 @@ class _Work:
     def ready(self) -> bool:
         """Whether it is loaded."""
         return self._loaded is not None
+
+    def prepare(self) -> None:
+        """List the runs, then load torch, which takes seconds: what the page asks for first is there first."""
+        self._index.entries()
+        self.load()
 
     def load(self) -> tuple[Any, Any]:
         """The module `drawn`, and the runs of the index."""
@@ -187,7 +192,8 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
             rows = work.draw("rows_of", of, address)
         except (QflError, ValueError) as error:
             return Response(sentence(error) or str(error), status=404, mimetype="text/plain")
-        name = "-".join([of, *address.runs[:1]]).replace("/", "-").replace('"', "")
+        at = [f"step{rows['step'].iloc[0]}"] if of == "view" and "step" in rows and len(rows) else []
+        name = "-".join([of, *address.runs[:1], *at]).replace("/", "-").replace('"', "")
         response = Response(rows.to_csv(index=False), mimetype="text/csv")
         response.headers.set("Content-Disposition", "attachment", filename=f"{name}.csv")
         return response

@@ -72,7 +72,8 @@ def at_step(opened: Opened, address: Address) -> dict[str, Any]:
     )
     values, options = shown.chosen(**choices), shown.options(**choices)
     named = {one: _choice(str(values[one]), list(map(str, options[one])), {}) for one in options}
-    return _payload(figure) | {"choices": named, "faults": [], "name": name, "question": shown.question}
+    at = shown.at(step, **choices)
+    return _payload(figure) | {"choices": named, "faults": [], "name": name, "question": shown.question, "step": at}
 
 
 def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:

@@ -190,6 +190,7 @@ def test_figures_are_saved(visit, tiny_run):
     with page.expect_download() as found:
         page.click("#view-saves [data-save=png]")
     assert Path(found.value.path()).read_bytes()[:4] == b"\x89PNG"
+    assert found.value.suggested_filename.endswith("-seeds-a-step40.png")
     with page.expect_download() as found:
         page.click("#timeline-csv")
     rows = pd.read_csv(io.BytesIO(Path(found.value.path()).read_bytes()))

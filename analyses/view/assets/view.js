@@ -255,6 +255,7 @@
     note(name, data.faults || [], "fault");
     choices(name, data.choices, change);
     const { data: traces, layout } = figures[name];
+    if ("step" in data) layout.meta = { ...layout.meta, step: data.step }; // the nearest there is, not always the slider's
     byId(`${name}-graph`).style.height = `${data.height}px`;
     const now = params();
     const revision = [...now.getAll("run"), name === "view" ? data.name : ""].join("\n");
@@ -433,7 +434,7 @@
     const template = window.qflTemplates.light;
     const meta = layout.meta || {};
     const [width, height] = [meta.width || 672, meta.height || layout.height || 450];
-    const step = name === "view" && training ? `-step${training.steps[index()]}` : "";
+    const step = layout.meta && "step" in layout.meta ? `-step${layout.meta.step}` : "";
     const filename = `${meta.filename || name}-${(params().getAll("run")[0] || "runs").replace(/[^\w.-]+/g, "-")}${step}`;
     const options = { format, filename, width, height, scale: format === "png" ? 3 : 1 };
     const plain = { ...layout, template, width, height, sliders: [], updatemenus: [] };
