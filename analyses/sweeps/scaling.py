@@ -143,12 +143,17 @@ def scaling(
     dots = runs.rename(columns=_COLUMNS[count])
 
     points, notes = pd.concat(lines, ignore_index=True), _notes(found, runs, count)
-    draw = functools.partial(scaling_figure, dots, lines=points, notes=notes)
+    draw = functools.partial(scaling_figure, dots, lines=points, notes=notes, unit=_unit(sweep))
     over = "over the answer alone" if count == "answer" else "as the paper counts"
     left = len(table) - len(runs)
     title = f"Scaling of {len(runs)} runs ({left} did not finish), {over}"
     summary = found.filter(["task", "length", "n_budgets", "n_seeds", "verdict"])
     return Scaling(title, summary, best, draw, found, of=label_of(sweep, runs), columns=RESULT)
+
+
+def _unit(sweep: Sweep) -> str:
+    """What the losses of a sweep are counted in: of several grids one, or their units side by side."""
+    return ", ".join(dict.fromkeys(loss_unit(next(grid.points()).train.loss_name) for grid in sweep.config.grids))
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
@@ -288,10 +293,13 @@ def _fits(
     return row, pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def _first_half(exact: Float[np.ndarray, "budget seed"]) -> int:
-    """Seeds that have half of the answers right at their first budget: their exact match rises past it nowhere."""
-    firsts = [own[~np.isnan(own)][:1] for own in exact.T]
-    return sum(bool(first >= 0.5) for own in firsts for first in own)
+def _first_half(exact: Float[np.ndarray, "budget seed"]) -> float:
+    """Seeds with half of the answers right at their first budget, so that none is where they pass it; NaN without any.
+
+    Real-valued tasks have no exact match.
+    """
+    firsts = [own[~np.isnan(own)][0] for own in exact.T if not np.isnan(own).all()]
+    return float(np.sum(np.array(firsts) >= 0.5)) if firsts else math.nan
 
 
 def _tried(notes: list[str], fit: Callable[[], ValueT]) -> ValueT | None:
@@ -333,7 +341,7 @@ def _words(row: dict[str, Any]) -> list[str]:
     half = row["half_exact"]
     if math.isfinite(half):
         parts.append(f"half right at {format_power(half)}")
-    else:
+    elif math.isfinite(row["half_exact_first"]):
         parts.append("half right from the first budget" if row["half_exact_first"] else "never half right")
     return parts
 

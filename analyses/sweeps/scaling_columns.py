@@ -77,7 +77,9 @@ FITS: Final[Columns] = {
         of=_OF_LINE,
     ),
     "half_exact_seeds": Column("seeds whose exact match rises past one half", COUNT),
-    "half_exact_first": Column("seeds with at least half of the answers right at their smallest budget", COUNT),
+    "half_exact_first": Column(
+        "seeds with at least half of the answers right at their smallest budget; NaN without answers", COUNT
+    ),
     **with_interval("pass_exponent", "b of the power law of -log(pass), a loss of whole answers", of=_OF_LINE),
     "base_rate": Column("loss of the best constant guess; NaN where the task does not know it", LOSS_UNIT),
     "paper_line": Column("the paper's random line; NaN where it has none", LOSS_UNIT),

@@ -19,6 +19,10 @@ from qfl_interp.analyses.sweeps.scaling_columns import RESULT
 from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.errors import QflError
+from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.folder import DEFINITION, definition_json
+from qfl_interp.sweep.parts import write_part
+from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.tables import select
 from tests import synthetic_sweep
@@ -178,6 +182,27 @@ def test_half_right_from_the_first_budget_is_not_never(records, tmp_path):
     assert np.isnan(fit["half_exact"])
     assert (fit["half_exact_seeds"], fit["half_exact_first"]) == (0, 3)
     assert fit["verdict"].endswith("; half right from the first budget")
+
+
+def test_of_a_real_valued_task_there_are_no_answers_and_another_unit(records, tmp_path):
+    power = records[records["task"] == "maximum_subarray"].assign(task="linear_regression", length=4)
+    for name in ("run_id", "path"):
+        power[name] = power[name].str.replace("maximum_subarray16", "linear_regression4", regex=False)
+    scores = [name for name in power if name.startswith(("val_exact", "val_pass"))]
+    axes = {"budget_flops": synthetic_sweep.BUDGETS, "d_model": 8, "n_layers": 2, "lr": 1e-3, "batch_size": 64}
+    grid = {"task": "linear_regression", "length": 4, "loss": "squared_error", **axes}
+    storage = Storage(str(tmp_path))
+    storage.write_bytes(DEFINITION, definition_json(SweepConfig.from_dict({"name": "real", "grid": [grid]})))
+    write_part(storage, "linear_regression", power.assign(**dict.fromkeys(scores, np.nan)))
+    found = scaling(Sweep.open(tmp_path), n_resamples=RESAMPLES)
+    assert found.fits["verdict"].iloc[0].endswith("; no transition"), "not never half right: that is not known"
+    assert np.isnan(found.fits["half_exact_first"].iloc[0])
+    drawn = found.plot()
+    texts = [text.text for text in drawn.layout.annotations]
+    assert "half squared error" in texts
+    assert not {"exact match", "pass probability", "validation loss (nats)"} & {*texts}
+    assert "1 / validation examples" not in {trace.name for trace in drawn.data}
+    assert {trace.yaxis for trace in drawn.data if trace.x[0] is not None} == {"y"}
 
 
 def test_too_few_budgets_are_said_and_not_fitted(records, tmp_path):
