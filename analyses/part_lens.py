@@ -164,7 +164,10 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         if self.panels_of is PartLens.panels_of and self.sections_of is PartLens.sections_of:
             return
         if lacking := self._lacking(rows):
-            raise QflError(f"lens {self.name!r}: its rows lack the columns {lacking}, by which calls are told apart.")
+            raise QflError(
+                f"lens {self.name!r}: its rows lack the columns {lacking}, by which calls are told apart. "
+                "Its `rows` or `columns` must give them."
+            )
 
     @staticmethod
     def panels_of(rows: pd.DataFrame) -> list[Panel]:
@@ -242,7 +245,10 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         if rows.empty:
             return rows
         if lacking := cls._lacking(rows):
-            raise ValueError(f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart.")
+            raise ValueError(
+                f"its table {cls.name!r} lacks the columns {lacking}, by which calls are told apart. "
+                f"Another version wrote it: move {page.run.table(cls.name).folder} away and run the lens again."
+            )
         if cls.of_probes and page.config is not None:
             rows = select(rows, settings=page.config.digest())
         if "feature" in rows:

@@ -86,7 +86,20 @@ class StepTable:
         def n_steps(whats: Sequence[str]) -> int:
             return len({step for what in whats for step in self._at[what]})
 
+        if self._at and not calls:
+            raise self._nothing_readable()
         return {values: max(of.values(), key=n_steps) for values, of in calls.items()}
+
+    def _nothing_readable(self) -> QflError:
+        """Why no part of any step can be read."""
+        for what in self._at:
+            for step in sorted(self._at[what], reverse=True):
+                for part in self._at[what][step]:
+                    try:
+                        self._read(part, strict=True)
+                    except QflError as error:
+                        return error
+        return QflError(f"{self.table.folder} has no part that still counts. Run the lens again.")
 
     def _first_readable(self, what: str) -> pd.DataFrame | None:
         """The rows of the last step's part that can be read; None where none can."""

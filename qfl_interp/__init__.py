@@ -33,44 +33,63 @@ if TYPE_CHECKING:
     from qfl_interp import tasks as tasks
     from qfl_interp import testing as testing
     from qfl_interp import training as training
-    from qfl_interp.activations.store import ActivationStore
-    from qfl_interp.analyses.pages.compare import compare
-    from qfl_interp.analyses.view.serve import view
-    from qfl_interp.config import Intervene, ModelConfig, ProbeConfig, TrainConfig
-    from qfl_interp.curvature.config import CurvatureConfig, SgldConfig
-    from qfl_interp.data.examples import ExampleStream, held_out
-    from qfl_interp.data.fixed_task import FixedFeature, FixedTask
-    from qfl_interp.data.registry import load_task, register_task, task_names
-    from qfl_interp.data.task import Batch, Feature, Pairs, Task
-    from qfl_interp.errors import QflError
-    from qfl_interp.interventions.planes import project_out
-    from qfl_interp.interventions.replace import mean, resample, zero
-    from qfl_interp.models.build import build_model, hooked_from_hf
-    from qfl_interp.models.fast_forward import fast_logits
-    from qfl_interp.models.generate import generate_greedy
-    from qfl_interp.models.hooks import (
-        Intervention,
-        Site,
-        capture,  # for a release: `read_activations` is its name
-        interventions_on,
-        patch,  # likewise: `write_activation`
-        read_activations,
-        write_activation,
-    )
-    from qfl_interp.polca.config import PolcaConfig
-    from qfl_interp.recipes import register_loss
-    from qfl_interp.report.saving import save_figure
-    from qfl_interp.runs.run import Run
-    from qfl_interp.runs.series import Checkpoints
-    from qfl_interp.runs.suite import Suite
-    from qfl_interp.runs.suite_check.check import check_suite
-    from qfl_interp.sweep import Execution, Sweep, SweepConfig, estimate_sweep, run_sweep, sweep_status
-    from qfl_interp.training.fork import branch, fork
-    from qfl_interp.training.recorder import Recorder
-    from qfl_interp.training.replay import replay
-    from qfl_interp.training.session import DivergedError
-    from qfl_interp.training.train import resume, train
-    from qfl_interp.training.trainer_callback import RecorderCallback
+    from qfl_interp.activations.store import ActivationStore as ActivationStore
+    from qfl_interp.analyses.pages.compare import compare as compare
+    from qfl_interp.analyses.view.serve import view as view
+    from qfl_interp.config import Intervene as Intervene
+    from qfl_interp.config import ModelConfig as ModelConfig
+    from qfl_interp.config import ProbeConfig as ProbeConfig
+    from qfl_interp.config import TrainConfig as TrainConfig
+    from qfl_interp.curvature.config import CurvatureConfig as CurvatureConfig
+    from qfl_interp.curvature.config import SgldConfig as SgldConfig
+    from qfl_interp.data.examples import ExampleStream as ExampleStream
+    from qfl_interp.data.examples import held_out as held_out
+    from qfl_interp.data.fixed_task import FixedFeature as FixedFeature
+    from qfl_interp.data.fixed_task import FixedTask as FixedTask
+    from qfl_interp.data.registry import load_task as load_task
+    from qfl_interp.data.registry import register_task as register_task
+    from qfl_interp.data.registry import task_names as task_names
+    from qfl_interp.data.task import Batch as Batch
+    from qfl_interp.data.task import Feature as Feature
+    from qfl_interp.data.task import Pairs as Pairs
+    from qfl_interp.data.task import Task as Task
+    from qfl_interp.errors import QflError as QflError
+    from qfl_interp.interventions.planes import project_out as project_out
+    from qfl_interp.interventions.replace import mean as mean
+    from qfl_interp.interventions.replace import resample as resample
+    from qfl_interp.interventions.replace import zero as zero
+    from qfl_interp.models.build import build_model as build_model
+    from qfl_interp.models.build import hooked_from_hf as hooked_from_hf
+    from qfl_interp.models.fast_forward import fast_logits as fast_logits
+    from qfl_interp.models.generate import generate_greedy as generate_greedy
+    from qfl_interp.models.hooks import Intervention as Intervention
+    from qfl_interp.models.hooks import Site as Site
+    from qfl_interp.models.hooks import capture as capture  # for a release: `read_activations` is its name
+    from qfl_interp.models.hooks import interventions_on as interventions_on
+    from qfl_interp.models.hooks import patch as patch  # likewise: `write_activation`
+    from qfl_interp.models.hooks import read_activations as read_activations
+    from qfl_interp.models.hooks import write_activation as write_activation
+    from qfl_interp.polca.config import PolcaConfig as PolcaConfig
+    from qfl_interp.recipes import register_loss as register_loss
+    from qfl_interp.report.saving import save_figure as save_figure
+    from qfl_interp.runs.run import Run as Run
+    from qfl_interp.runs.series import Checkpoints as Checkpoints
+    from qfl_interp.runs.suite import Suite as Suite
+    from qfl_interp.runs.suite_check.check import check_suite as check_suite
+    from qfl_interp.sweep import Execution as Execution
+    from qfl_interp.sweep import Sweep as Sweep
+    from qfl_interp.sweep import SweepConfig as SweepConfig
+    from qfl_interp.sweep import estimate_sweep as estimate_sweep
+    from qfl_interp.sweep import run_sweep as run_sweep
+    from qfl_interp.sweep import sweep_status as sweep_status
+    from qfl_interp.training.fork import branch as branch
+    from qfl_interp.training.fork import fork as fork
+    from qfl_interp.training.recorder import Recorder as Recorder
+    from qfl_interp.training.replay import replay as replay
+    from qfl_interp.training.session import DivergedError as DivergedError
+    from qfl_interp.training.train import resume as resume
+    from qfl_interp.training.train import train as train
+    from qfl_interp.training.trainer_callback import RecorderCallback as RecorderCallback
 
 __version__ = "0.2.0"
 

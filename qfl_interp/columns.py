@@ -40,6 +40,11 @@ RUN: Final[Columns] = {
     "config_hash": Column("digest of the run's configuration"),
     "seed": Column("seed of the run: initial weights, data and evaluation sets"),
 }
+# Of which task, in tables of sweeps.
+TASK: Final[Columns] = {
+    "task": Column("its name"),
+    "length": Column("the task's length"),
+}
 _ENDS: Final = {"low": "lower", "high": "upper"}
 # Which call computed it.
 ANALYSIS: Final[Columns] = {"analysis": Column("digest of the call's settings; equal in all rows of one call")}

@@ -100,20 +100,24 @@ SIZES = {
 }
 
 
-def train_config(size: Size, seed: int) -> qfl.TrainConfig:
-    """The paper's schedule: a linear warm-up over 100 steps, then constant. Weights are kept at the basis steps."""
+def train_config(size: Size, seed: int, save_every: int = 0) -> qfl.TrainConfig:
+    """The paper's schedule: a linear warm-up over 100 steps, then constant.
+
+    Weights are kept at the basis steps, with the optimiser's state to train on from; or at every `save_every`-th step
+    without it, where the disk has room: no stage trains again then.
+    """
     return qfl.TrainConfig(
         n_steps=size.n_steps, lr=size.lr, batch_size=size.batch_size, seed=seed, schedule="wsd", decay_fraction=0.0,
-        warmup_fraction=min(100 / size.n_steps, 0.5), eval_fraction=0.02, save_every=size.basis_every,
-        save_optimizer=True,
+        warmup_fraction=min(100 / size.n_steps, 0.5), eval_fraction=0.02,
+        save_every=save_every or size.basis_every, save_optimizer=not save_every,
     )  # fmt: skip
 
 
-def trained(size: Size, seed: int, runs: Path) -> qfl.Run:
+def trained(size: Size, seed: int, runs: Path, save_every: int = 0) -> qfl.Run:
     """The training, gone on with where it was stopped."""
     model = qfl.ModelConfig(d_model=size.d_model, n_layers=size.n_layers, n_heads=size.n_heads, style="gpt2")
     task = qfl.load_task("decimal_addition", 3)
-    return qfl.train(task, model, train_config(size, seed), runs / size.name(seed), resume=True)
+    return qfl.train(task, model, train_config(size, seed, save_every), runs / size.name(seed), resume=True)
 
 
 class Way(NamedTuple):
@@ -146,9 +150,9 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
     sparse: dict[str, Any] = how | {"basis_steps": _multiples(size, size.sparse_every), "n_examples": size.n_orders}
     n = size.n_steps // size.basis_every
     if stage == "follow":
-        # It has the points of the first order, too: one replay for both.
-        yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense))
+        # Its points are the path's, too.
         yield Way("all", "hessian", PolcaConfig(accuracy="first", **dense), details=True, baselines=True)
+        yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense))
     elif stage == "bases":
         yield Way("all", "random", PolcaConfig(basis="random", n_directions=n, accuracy="first", **dense), details=True)
         yield Way("all", "shuffled", PolcaConfig(basis="shuffled", accuracy="first", **dense))

@@ -113,10 +113,12 @@ def check_tables(run: qfl.Run, lens: type[Lens], result: Any) -> None:
     for name, defined in lens.tables.items():
         if name in written:
             check_columns(run.table(name).read().columns, defined)
-    for name, defined in lens.result.items():
+    for name, defined in {**lens.result, **result.columns}.items():
         if name != "summary":
             check_columns(getattr(result, name).columns, defined)
-    assert "not defined" not in repr(result.columns_help())
+    for name, table in vars(result).items():
+        if isinstance(table, pd.DataFrame) and name != "summary":
+            assert "not defined" not in repr(result.columns_help(name)), name
     named = {name for table in lens.result.values() for name in table}
     known = lens.name in OPEN_SUMMARIES or set(map(str, result.summary)) <= named
     assert known, f"summary without a definition: {sorted(set(map(str, result.summary)) - named)}"

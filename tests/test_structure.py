@@ -189,3 +189,18 @@ def test_examples_in_docstrings_run(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
     assert result.attempted > 0, "an example that is not found is not run"
+
+
+def test_type_checkers_may_use_what_a_package_hands_on():
+    """A checker takes `from room import name` of a typed package as private: `name as name` hands it on."""
+    for path in sorted((ROOT / "qfl_interp").rglob("__init__.py")):
+        tree = ast.parse(path.read_text())
+        if any(ast.unparse(node).startswith("__all__ = ") for node in tree.body):
+            continue
+        blocks = [tree.body, *(node.body for node in tree.body if isinstance(node, ast.If))]
+        imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom)]
+        own = [
+            node for node in imports if str(node.module).startswith("qfl_interp") and node.module != "qfl_interp.lazy"
+        ]
+        private = [alias.name for node in own for alias in node.names if alias.asname != alias.name]
+        assert private == [], f"{path}: {private}"

@@ -19,12 +19,14 @@ from qfl_interp.analyses.loss_curve import known_loss_curve
 from qfl_interp.analyses.pages.compare_columns import RESULT
 from qfl_interp.analyses.pages.compare_figure import EXACT, LOSS, PROBE_LOSS, compare_figure
 from qfl_interp.analyses.pages.compare_groups import Group, grouped, task_of
+from qfl_interp.analyses.pages.compare_probes import ComparedProbes
 from qfl_interp.analyses.pages.seed_band import SeedCurve, over_seeds
 from qfl_interp.analyses.result import Result
 from qfl_interp.config import ProbeConfig
 from qfl_interp.errors import QflError, unknown_name
 from qfl_interp.plots.axes import TRAINING_AXES, TrainingAxis, training_axis
 from qfl_interp.plots.theme import plain
+from qfl_interp.report.drawing import Drawing
 from qfl_interp.runs.opening import open_checkpoints
 from qfl_interp.runs.series import Checkpoints
 from qfl_interp.tables import column, distinct, groups, select
@@ -32,8 +34,6 @@ from qfl_interp.tables import column, distinct, groups, select
 _COLUMNS: Final = ["group", "run_id", "path", "seed", "quantity", "feature", "metric", "step"]
 # A legend lists at most so many seeds.
 _MOST_LISTED: Final = 5
-# Parts of a table of probes by feature and digest of the configuration.
-Parts = dict[tuple[str, str], list[str]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,11 +44,13 @@ class Comparison(Result):
         bands: One row a group of several seeds, quantity, feature and place: mean, lowest and highest seed.
         groups: What is drawn as one line, in the order of the legend.
         missing: A line on each run that lacks something of what is compared.
+        probes: Which probes are compared.
     """
 
     bands: pd.DataFrame = field(repr=False)
     groups: tuple[Group, ...] = field(repr=False)
     missing: tuple[str, ...] = field(repr=False)
+    probes: ComparedProbes = field(repr=False)
 
     @property
     def figure(self) -> Figure:
@@ -70,12 +72,11 @@ class Comparison(Result):
             raise TypeError(
                 f"plot() of a comparison has no option {min(unknown)!r}. Beside a feature it has: log_loss."
             )
-        if feature is None:
-            return self.draw(self.rows, **options)
         known = [name for name in distinct(self.rows, "feature") if name]
-        if feature not in known:
+        if feature is not None and feature not in known:
             raise unknown_name("feature of this result", feature, known)
-        return self.draw(pd.concat([select(self.rows, feature=name) for name in ("", feature)]), **options)
+        shown = self.rows if feature is None else self.rows.loc[self.rows["feature"].isin(["", feature])]
+        return Drawing.of(functools.partial(self.draw, pd.DataFrame(shown), **options), self.of)
 
     def _not_drawn(self) -> str:
         return "\n".join(self.missing)
@@ -117,16 +118,14 @@ def compare(
     found = grouped(opened)
     missing: list[str] = []
     losses = [table for group in found for run in group.runs for table in _losses(run, group, missing)]
-    parts = {run.path: _probe_parts(run) for run in opened}
-    settings = config.digest() if config else _most_common(list(parts.values()), feature)
-    named = _named_features(list(parts.values()), settings, feature)
+    compared = ComparedProbes.of(opened, feature, config)
     probes = []
-    for name in named:
+    for name in compared.features(feature):
         for group in found:
             for run in group.runs:
-                wanted = parts[run.path].get((name, settings), [])
+                wanted = compared.of_run(run, name)
                 probes += [_probes(run, group, name, wanted)] if wanted else []
-                missing += [] if wanted else [f"{run.path} has no probes of {name!r}: probe(run, {name!r}) fits them."]
+                missing += [] if wanted else [compared.lacking(run, name)]
     measured = [*losses, *probes]
     if not measured:
         raise QflError("no run has anything to compare.\n" + "\n".join(missing))
@@ -143,7 +142,7 @@ def compare(
     )
     title = f"{len(opened)} runs of {said} over {axis.words}" + (", mean (lowest to highest seed)" if several else "")
     summary = _summary(found, rows, bands, axis)
-    return Comparison(title, summary, rows, draw, bands, tuple(found), tuple(missing), columns=RESULT)
+    return Comparison(title, summary, rows, draw, bands, tuple(found), tuple(missing), compared, columns=RESULT)
 
 
 def _losses(run: Checkpoints, group: Group, missing: list[str]) -> list[pd.DataFrame]:
@@ -170,47 +169,6 @@ def _tidy(run: Checkpoints, group: Group, table: pd.DataFrame, name: str, quanti
     whose = {"group": group.name, "run_id": run.run_id, "path": str(run.path), "seed": int(run.identity()["seed"])}
     what = {"quantity": quantity, "feature": "", "metric": "", "baseline": math.nan} | more
     return pd.DataFrame(table.loc[:, places]).assign(value=column(table, name), **whose, **what)
-
-
-def _probe_parts(run: Checkpoints) -> Parts:
-    """The parts of a run's probes by feature and digest of their configuration; those with a checkpoint's alone."""
-    found: Parts = {}
-    for part in run.table(TABLE).parts():
-        model_and_feature, _, settings = part.rpartition("-")
-        found.setdefault((model_and_feature.partition("-")[2], settings), []).append(part)
-    return {key: parts for key, parts in found.items() if any(part.startswith("step_") for part in parts)}
-
-
-def _wanted(feature: str | Sequence[str] | None) -> list[str] | None:
-    return [feature] if isinstance(feature, str) else None if feature is None else list(dict.fromkeys(feature))
-
-
-def _most_common(parts: Sequence[Parts], feature: str | Sequence[str] | None) -> str:
-    """The configuration of which most runs, then most models, have probes of the features; "" where there are none."""
-    wanted, counts = _wanted(feature), {}
-    for of_run in parts:
-        of_settings: dict[str, int] = {}
-        for (name, settings), own in of_run.items():
-            if wanted is None or name in wanted:
-                of_settings[settings] = of_settings.get(settings, 0) + len(own)
-        for settings, n in of_settings.items():
-            n_runs, n_parts = counts.get(settings, (0, 0))
-            counts[settings] = (n_runs + 1, n_parts + n)
-    return max(counts, key=lambda settings: (counts[settings], settings), default="")
-
-
-def _named_features(parts: Sequence[Parts], settings: str, feature: str | Sequence[str] | None) -> list[str]:
-    """The features to compare. Raises `QflError` for one of which no run has probes."""
-    known = list(dict.fromkeys(name for of_run in parts for name, of in of_run if of == settings))
-    wanted = known if feature is None else _wanted(feature) or []
-    for name in wanted:
-        if name not in known:
-            there = ", ".join(sorted({name for of_run in parts for name, _ in of_run})) or "none"
-            raise QflError(
-                f"no run has probes of {name!r} of the compared configuration. Features with probes of any: {there}. "
-                f"probe(run, {name!r}) fits them; feature=() compares the loss alone."
-            )
-    return wanted
 
 
 def _probes(run: Checkpoints, group: Group, feature: str, parts: Sequence[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from qfl_interp.analyses.pages.compare import compare
+from qfl_interp.analyses.pages.compare import Comparison, compare
 from qfl_interp.analyses.pages.compare_figure import LOSS
 from qfl_interp.analyses.pages.known import known_page
 from qfl_interp.analyses.pages.shown import Shown
@@ -47,7 +47,7 @@ def comparison(
     verdicts, missing = {}, []
     for name, run in zip(names, runs, strict=True):
         verdicts[name], faults = _verdicts(run, features)
-        missing += [*_lacking(run, found.rows), *(f"{run.path}: {fault}" for fault in faults)]
+        missing += [*_lacking(run, found), *(f"{run.path}: {fault}" for fault in faults)]
         if not verdicts[name]:
             missing.append(f"{run.path} has no verdicts: `qfl emergence {run.path}` computes them.")
     sections = [
@@ -95,14 +95,14 @@ def _verdicts(run: Checkpoints, features: str | Sequence[str] | None) -> tuple[l
     return found.ask(lambda lens: lens.findings(found.page), Finding), found.faults
 
 
-def _lacking(run: Checkpoints, rows: pd.DataFrame) -> Iterator[str]:
+def _lacking(run: Checkpoints, found: Comparison) -> Iterator[str]:
     """What of the curves a run has not, and the command that computes it."""
-    own = select(rows, path=str(run.path))
+    own = select(found.rows, path=str(run.path))
     if own.empty or LOSS not in distinct(own, "quantity"):
         yield f"{run.path} has no validation loss: `qfl validate {run.path}` measures it."
-    for feature in distinct(rows, "feature"):
+    for feature in distinct(found.rows, "feature"):
         if feature and feature not in distinct(own, "feature"):
-            yield f"{run.path} has no probes of {feature}: `qfl probe {run.path} {feature}` fits them."
+            yield found.probes.lacking(run, feature, command=True)
 
 
 def _overview(runs: Sequence[Checkpoints], names: Sequence[str], target: Path) -> pd.DataFrame:

@@ -25,7 +25,7 @@ def known_page(
         beside: Other runs whose loss is drawn too.
     """
     tables = [run.table(lens.name) for lens in lenses()]
-    used = Counter(found for table in tables for settings in table.settings() if (found := _probes(settings)))
+    used = Counter(found for table in tables for settings in table.settings() if (found := probe_config_of(settings)))
     config = used.most_common(1)[0][0] if used else ProbeConfig()
     if features is None:
         # A part is named `<model>-<feature>-<settings>`.
@@ -35,7 +35,7 @@ def known_page(
     return Page(run, names, config=config, progress=False, beside=tuple(beside), compute=False)
 
 
-def _probes(settings: Mapping[str, Any]) -> ProbeConfig | None:
+def probe_config_of(settings: Mapping[str, Any]) -> ProbeConfig | None:
     """The probes that a part's settings name; None where they name none, or none of this version."""
     values: dict[str, Any] = {of.name: settings[of.name] for of in fields(ProbeConfig) if of.name in settings}
     if len(values) < len(fields(ProbeConfig)):

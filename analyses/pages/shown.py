@@ -98,7 +98,7 @@ class Shown:
         known = known_loss_curve(run) if run.steps else None
         if known is None:
             raise LossUnknown(
-                f"the loss of {run.path} is not known yet: `qfl validate {run.path}` measures its checkpoints."
+                f"the loss of {run.run_id} is not known yet: its training logged none. `qfl validate` measures it."
             )
         return known
 

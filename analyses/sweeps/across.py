@@ -24,6 +24,7 @@ from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.sweeps.across_columns import RESULT
 from qfl_interp.analyses.sweeps.across_figure import across_figure
 from qfl_interp.analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across, with_within
+from qfl_interp.analyses.sweeps.label import label_of
 from qfl_interp.analyses.sweeps.scaling import finished
 from qfl_interp.analyses.transition import base_rate
 from qfl_interp.config import ProbeConfig
@@ -166,6 +167,7 @@ def across(
     ]
     columns = ["task", "length", "feature", "third", "verdict", "certain", "lead_log10", "lead_low", "lead_high"]
     columns += ["within_verdict", "within_lead"]
+    probed = pd.concat([found.records for found in matched], ignore_index=True)
     return Across(
         _title(matched),
         rows.filter(columns),
@@ -173,8 +175,9 @@ def across(
         functools.partial(across_figure, all_curves, losses=all_losses),
         all_curves,
         all_losses,
-        pd.concat([found.records for found in matched], ignore_index=True),
+        probed,
         pd.DataFrame(left_out, columns=["task", "length", "budget_flops"]),
+        of=label_of(sweep, probed),
         columns=RESULT,
     )
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qfl_interp.columns import COUNT, DECADES, FRACTION, LOSS_UNIT, Column, Columns
+from qfl_interp.columns import COUNT, DECADES, FRACTION, LOSS_UNIT, TASK, Column, Columns
+from qfl_interp.sweep.record_columns import RECORDS
 
 _WITHIN: Final = "where runs stand beside (`within`)"
-_SHAPE: Final[Columns] = {
-    "task": Column("its name"),
-    "length": Column("the task's length"),
-}
 _THIRD: Final[Columns] = {
     "feature": Column("name of the task's feature"),
     "metric": Column('what probe losses are: "log_loss" in nats, "mse" of numbers'),
@@ -19,7 +16,7 @@ _THIRD: Final[Columns] = {
 }
 RESULT: Final[Mapping[str, Columns]] = {
     "rows": {
-        **_SHAPE,
+        **TASK,
         **_THIRD,
         "verdict": Column('"quiet": learned at less compute than the loss falls; "loud"; "not learned"; else why none'),
         "certain": Column("whether the lead's range has one sign and every seed says the same"),
@@ -55,7 +52,7 @@ RESULT: Final[Mapping[str, Columns]] = {
         "within_runs": Column("those runs", COUNT, _WITHIN),
     },
     "curves": {
-        **_SHAPE,
+        **TASK,
         **_THIRD,
         "budget_flops": Column("training budget of the probed models", "FLOPs"),
         "geometric": Column("probe test loss of the final models, geometric mean over labels, mean over seeds"),
@@ -69,7 +66,7 @@ RESULT: Final[Mapping[str, Columns]] = {
         "baseline_paper": Column("that of the paper's rule"),
     },
     "losses": {
-        **_SHAPE,
+        **TASK,
         "budget_flops": Column("training budget of the models", "FLOPs"),
         "loss": Column("validation loss over the answer alone, mean over seeds", LOSS_UNIT),
         "loss_low": Column("the lowest seed's", LOSS_UNIT),
@@ -77,4 +74,6 @@ RESULT: Final[Mapping[str, Columns]] = {
         "n_seeds": Column("seeds at the budget", COUNT),
         "base_rate": Column("loss of the best constant guess; NaN where the task does not know it", LOSS_UNIT),
     },
+    "runs": RECORDS,
+    "left_out": {**TASK, "budget_flops": Column("a budget of the sweep without a finished run of the shape", "FLOPs")},
 }

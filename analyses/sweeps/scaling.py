@@ -19,6 +19,8 @@ from jaxtyping import Float
 
 from qfl_interp.analyses.result import Result
 from qfl_interp.analyses.stored import interval_columns
+from qfl_interp.analyses.sweeps.label import label_of
+from qfl_interp.analyses.sweeps.scaling_columns import RESULT
 from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.analyses.transition import base_rate, known
 from qfl_interp.errors import QflError, unknown_name
@@ -117,7 +119,7 @@ def scaling(
         ValueError: `resolution` is negative, or `n_resamples` is below 1.
     """
     if not resolution >= 0:
-        raise ValueError(f"resolution must be at least 0 nats, got {resolution}.")
+        raise ValueError(f"resolution must be at least 0 nats, got {resolution}. 0 takes losses as they are.")
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}. 499 give p-values of 0.002 and more.")
     if count not in _COLUMNS:
@@ -141,11 +143,17 @@ def scaling(
     dots = runs.rename(columns=_COLUMNS[count])
 
     points, notes = pd.concat(lines, ignore_index=True), _notes(found, runs, count)
-    draw = functools.partial(scaling_figure, dots, lines=points, notes=notes)
+    draw = functools.partial(scaling_figure, dots, lines=points, notes=notes, unit=_unit(sweep))
     over = "over the answer alone" if count == "answer" else "as the paper counts"
     left = len(table) - len(runs)
     title = f"Scaling of {len(runs)} runs ({left} did not finish), {over}"
-    return Scaling(title, found.filter(["task", "length", "n_budgets", "n_seeds", "verdict"]), best, draw, found)
+    summary = found.filter(["task", "length", "n_budgets", "n_seeds", "verdict"])
+    return Scaling(title, summary, best, draw, found, of=label_of(sweep, runs), columns=RESULT)
+
+
+def _unit(sweep: Sweep) -> str:
+    """What the losses of a sweep are counted in: of several grids one, or their units side by side."""
+    return ", ".join(dict.fromkeys(loss_unit(next(grid.points()).train.loss_name) for grid in sweep.config.grids))
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +171,7 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
         if len(options) > 1:
             shown, first = ", ".join(repr(text) for text in options), records(part)[0]
             raise QflError(
-                f"the runs of {first['task']} {first['length']} must be of one task to lie on a curve, got the options "
+                f"the runs of {first['task']} {first['length']} must have the same task options to lie on a curve, got "
                 f"{shown}. "
                 "Give each a sweep of its own; sweep.table() and sweep.best() keep them apart."
             )
@@ -268,6 +276,7 @@ def _fits(
         "transition_reason": transition.reason if transition else notes[-1],
         **interval_columns("half_exact", half.mean),
         "half_exact_seeds": int(np.isfinite(half.budgets).sum()),
+        "half_exact_first": _first_half(curve.scores["exact"]),
         **interval_columns("pass_exponent", passing.exponent if passing else None),
         "base_rate": chance.base_rate,
         "paper_line": chance.paper,
@@ -282,6 +291,15 @@ def _fits(
     ]
     empty = pd.DataFrame({"kind": [], "budget_flops": [], "loss": []})
     return row, pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def _first_half(exact: Float[np.ndarray, "budget seed"]) -> float:
+    """Seeds with half of the answers right at their first budget, so that none is where they pass it; NaN without any.
+
+    Real-valued tasks have no exact match.
+    """
+    firsts = [own[~np.isnan(own)][0] for own in exact.T if not np.isnan(own).all()]
+    return float(np.sum(np.array(firsts) >= 0.5)) if firsts else math.nan
 
 
 def _tried(notes: list[str], fit: Callable[[], ValueT]) -> ValueT | None:
@@ -321,7 +339,10 @@ def _words(row: dict[str, Any]) -> list[str]:
     else:
         parts.append("no transition")
     half = row["half_exact"]
-    parts.append(f"half right at {format_power(half)}" if math.isfinite(half) else "never half right")
+    if math.isfinite(half):
+        parts.append(f"half right at {format_power(half)}")
+    elif math.isfinite(row["half_exact_first"]):
+        parts.append("half right from the first budget" if row["half_exact_first"] else "never half right")
     return parts
 
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from qfl_interp.plots.axes import budget_axis, log_axis
 from qfl_interp.plots.grid import BAND_MARK, Cell, LegendRow, PaperGrid
 from qfl_interp.plots.lines import LOSS_FLOOR, curve, finite, legend_entry, level, log_range
+from qfl_interp.plots.text import text_width
 from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, VERMILLION, ordered_colors, plain, words
 from qfl_interp.tables import column, distinct, groups, records, select
 
@@ -55,7 +56,9 @@ _LEVELS: Final = {
 }
 
 
-def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, notes: pd.DataFrame) -> go.Figure:
+def scaling_figure(
+    runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, notes: pd.DataFrame, *, unit: str = "nats"
+) -> go.Figure:
     """Validation loss (log), exact match and pass probability (log) over nominal budget, a column a task and length.
 
     Every finished run is a faint dot, coloured by shape and drawn a little beside its budget so that shapes do not
@@ -71,19 +74,21 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
         notes: Columns task, length, base_rate, paper (NaN: no such line), floor (1 / validation examples),
             transition_start, transition_end (NaN: none), note (under the title; plain text, lines end in a newline).
             One column of panels a row, in this order.
+        unit: What the loss is counted in.
     """
-    grid = PaperGrid([row.height for row in _ROWS], len(notes), _COLUMNS, _HEAD)
+    rows = _rows(best, unit)
+    grid = PaperGrid([row.height for row in rows], len(notes), _COLUMNS, _HEAD)
     shapes = _shapes(runs)
-    figure = grid.figure("scaling", _legends(shapes, distinct(lines, "kind"), notes))
+    figure = grid.figure("scaling", _legends(shapes, distinct(lines, "kind"), notes, rows))
     for index, note in enumerate(records(notes)):
         of_task = {"task": note["task"], "length": note["length"]}
         of_runs, of_best, of_lines = (select(table, **of_task) for table in (runs, best, lines))
         budgets = np.unique(column(of_runs, "budget_flops"))
         room = 10 ** (_gap(budgets) / 2)
         ends = float(budgets[0] / room), float(budgets[-1] * room)
-        for number, row in enumerate(_ROWS):
+        for number, row in enumerate(rows):
             cell = grid.cell(index, number)
-            bottom = number == len(_ROWS) - 1
+            bottom = number == len(rows) - 1
             x_axis = budget_axis(*ends, title="training FLOPs (budget)" if bottom else "") | {"showticklabels": bottom}
             figure.update_layout(cell.layout(x_axis, _y_axis(row, of_runs, of_best, note)))
             if grid.is_first(index):
@@ -104,6 +109,15 @@ def scaling_figure(runs: pd.DataFrame, best: pd.DataFrame, lines: pd.DataFrame, 
         below = "".join(f"<br>{plain(line)}" for line in str(note["note"]).splitlines())
         figure.add_annotation(grid.head(index, f'{title}<span style="font-size:{FONT_SIZE - 2}px">{below}</span>'))
     return figure
+
+
+def _rows(best: pd.DataFrame, unit: str) -> list[_Row]:
+    """The rows of panels with something to show: real-valued tasks have a loss of another unit, and no scores."""
+    there = [row for row in _ROWS if np.isfinite(column(best, row.name)).any()]
+    if unit == "nats":
+        return there
+    title = unit if text_width(unit) <= _ROWS[0].height else "validation loss"
+    return [row._replace(title=plain(title)) if row.name == "loss" else row for row in there]
 
 
 def _shapes(runs: pd.DataFrame) -> dict[tuple[int, int], str]:
@@ -174,14 +188,16 @@ def _best_line(cell: Cell, row: _Row, best: pd.DataFrame) -> go.Scatter:
     return curve(best, row.name, _BEST, hover=hover, **look, **cell.axes)
 
 
-def _legends(shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.DataFrame) -> list[LegendRow]:
+def _legends(
+    shapes: dict[tuple[int, int], str], kinds: list[str], notes: pd.DataFrame, rows: list[_Row]
+) -> list[LegendRow]:
     """One entry for everything that is drawn more than once; a click hides it everywhere."""
     drawn = [(_BEST, {"mode": "lines+markers", "line": _BEST_LINE, "marker": {"color": PURPLE, "size": 5}})]
     drawn += [(kind, {"mode": "lines", "line": line}) for kind, line in LINE_STYLES.items() if kind in kinds]
     drawn += [
         (name, {"mode": "lines", "line": line})
-        for levels in _LEVELS.values()
-        for key, (name, line) in levels.items()
+        for row in rows
+        for key, (name, line) in _LEVELS.get(row.name, {}).items()
         if np.isfinite(column(notes, key)).any()
     ]
     if np.isfinite(column(notes, "transition_start")).any():

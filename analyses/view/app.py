@@ -43,13 +43,13 @@ def create_app(folder: Path) -> Dash:
         suppress_callback_exceptions=True,
     )
     app.index_string = app.index_string.replace("<head>", '<head><meta name="color-scheme" content="light dark">')
-    app.layout = lambda: layout.page(folder)
+    # Made before another thread imports: plotly asks modules that may be half there.
+    app.layout = layout.page(folder)
     _guard(app)
     _listing(app, index, work)
     _figures(app, index, work)
     _in_the_browser(app)
-    # The list is there before torch is loaded, which takes seconds.
-    threading.Thread(target=work.load, name="load the lenses", daemon=True).start()
+    threading.Thread(target=work.prepare, name="load the lenses", daemon=True).start()
     return app
 
 
@@ -64,6 +64,11 @@ class _Work:
     def ready(self) -> bool:
         """Whether it is loaded."""
         return self._loaded is not None
+
+    def prepare(self) -> None:
+        """List the runs, then load torch, which takes seconds: what the page asks for first is there first."""
+        self._index.entries()
+        self.load()
 
     def load(self) -> tuple[Any, Any]:
         """The module `drawn`, and the runs of the index."""
@@ -124,6 +129,10 @@ def _listing(app: Dash, index: Index, work: _Work) -> None:
 def _figures(app: Dash, index: Index, work: _Work) -> None:
     """What is shown of the chosen runs: again whenever their files change."""
 
+    def alone(chosen: list[str]) -> list[str]:
+        """The run, if it is one: several, or a sweep, have no step to look at."""
+        return chosen if len(chosen) == 1 and not index.is_sweep(chosen[0]) else []
+
     @app.callback(Output("head", "children"), Input("chosen", "data"), Input("rows-seen", "data"))
     def of_head(chosen: list[str], seen: str | None) -> Any:
         return no_update if seen is None else head.of(chosen, index.entries(), index.folder)
@@ -137,7 +146,7 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
 
     @app.callback(Output("tabs", "data"), Input("chosen", "data"), Input("tables-pulse", "data"))
     def of_tabs(chosen: list[str], _pulse: str) -> str | None:
-        return _payload(lambda: work.draw("tabs", chosen[0]), chosen if len(chosen) == 1 else [])
+        return _payload(lambda: work.draw("tabs", chosen[0]), alone(chosen))
 
     @app.callback(
         Output("view-data", "data"),
@@ -149,11 +158,11 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
     )
     def of_view(chosen: list[str], name: str, step: int | None, choices: dict[str, str], _pulse: str) -> str | None:
         address = Address(tuple(chosen), name or "", step, choices=choices or {})
-        return _payload(lambda: work.draw("at_step", address), chosen if len(chosen) == 1 else [])
+        return _payload(lambda: work.draw("at_step", address), alone(chosen))
 
     @app.callback(Output("startable", "data"), Input("chosen", "data"))
     def of_startable(chosen: list[str]) -> str | None:
-        return _payload(lambda: {"lenses": work.draw("startable", chosen[0])}, chosen if len(chosen) == 1 else [])
+        return _payload(lambda: {"lenses": work.draw("startable", chosen[0])}, alone(chosen))
 
     @app.callback(
         Output("jobs", "data"),
@@ -165,7 +174,7 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
     def of_jobs(chosen: list[str], _asked: str | None, _n: int | None, shown: str | None) -> Any:
         if not work.ready and shown is None:
             return no_update
-        now = _payload(lambda: {"jobs": work.draw("working", chosen[0])}, chosen if len(chosen) == 1 else [])
+        now = _payload(lambda: {"jobs": work.draw("working", chosen[0])}, alone(chosen))
         return no_update if now == shown else now
 
     @app.callback(Output("asked", "data"), Input("ask", "data"), prevent_initial_call=True)
@@ -183,7 +192,8 @@ def _figures(app: Dash, index: Index, work: _Work) -> None:
             rows = work.draw("rows_of", of, address)
         except (QflError, ValueError) as error:
             return Response(sentence(error) or str(error), status=404, mimetype="text/plain")
-        name = "-".join([of, *address.runs[:1]]).replace("/", "-").replace('"', "")
+        at = [f"step{rows['step'].iloc[0]}"] if of == "view" and "step" in rows and len(rows) else []
+        name = "-".join([of, *address.runs[:1], *at]).replace("/", "-").replace('"', "")
         response = Response(rows.to_csv(index=False), mimetype="text/csv")
         response.headers.set("Content-Disposition", "attachment", filename=f"{name}.csv")
         return response

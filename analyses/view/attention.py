@@ -16,6 +16,7 @@ from qfl_interp.plots.slider import heading
 from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, PAPER_WIDTH, new_figure, short, visible
 
 _LARGE: Final = 480
+_MAPS: Final = "layer.head: the token of a row looks at those of the columns"
 _MOST_COLUMNS: Final = 8
 # Pixels between two small maps, and above each.
 _GAP: Final = 12
@@ -65,7 +66,7 @@ def attention_figure(
     what, low, scale = ("attention", 0.0, "Blues") if shares else ("score (no softmax)", -end, DIVERGING)
     figure.update_layout(
         coloraxis=color_axis(what, low, end, scale=scale, span=(0.55, 1.0), nticks=5, ypad=26),
-        annotations=[heading(f"<b>{title}</b>", 82)],
+        annotations=[heading(f"<b>{title}</b>" + ("" if large else f"<br>{_MAPS}"), 82 if large else 74)],
     )
     # Each place has a name of its own, so that a hover text needs no texts cell by cell.
     names = [f"{first + place}: {visible(token)}" for place, token in enumerate(tokens)]

@@ -16,7 +16,8 @@ from qfl_interp.analyses.view.address import Address
 from qfl_interp.analyses.view.opened import Opened
 from qfl_interp.analyses.view.panels import view, views
 from qfl_interp.errors import QflError
-from qfl_interp.plots.theme import figure_json
+from qfl_interp.plots.paper import name_figure
+from qfl_interp.plots.theme import figure_json, plain
 from qfl_interp.runs.series import Checkpoints
 
 
@@ -30,7 +31,7 @@ def stamps(opened: Opened, key: str) -> list[Any]:
 
 
 def over_training(opened: Opened, address: Address) -> dict[str, Any]:
-    """The figure over training: of one run with all its lenses, of several over each other.
+    """The figure over training: of one run with all its lenses, of several over each other; of a sweep over budgets.
 
     Raises:
         QflError: A run cannot be opened, or nothing is known of it yet.
@@ -41,6 +42,8 @@ def over_training(opened: Opened, address: Address) -> dict[str, Any]:
         feature = address.feature if address.feature in features else ""
         choices = {"feature": _choice(feature, ["", *features], {"": "loss and every feature"})} if features else {}
         return _payload(found.plot(feature or None)) | {"choices": choices, "faults": faults}
+    if opened.is_sweep(address.runs[0]):
+        return _payload(opened.scaling(address.runs[0]).plot()) | {"title": "Over budgets", "choices": {}, "faults": []}
     shown = opened.timeline(address.runs[0])
     steps = {"steps": shown.steps, "places": shown.places, "texts": shown.texts}
     return _payload(shown.figure) | steps | {"choices": {}, "faults": list(shown.faults)}
@@ -64,10 +67,13 @@ def at_step(opened: Opened, address: Address) -> dict[str, Any]:
     step, shown = _step(run, address.step), view(run, name)
     choices = _known_choices(shown.choices, address)
     stamp = (opened.stamp(key), step, tuple(choices.items()))
-    figure = opened.kept.get(("view", key, name, step, *choices.items()), stamp, lambda: _drawn(shown, step, choices))
+    figure = opened.kept.get(
+        ("view", key, name, step, *choices.items()), stamp, lambda: _drawn(run, shown, step, choices)
+    )
     values, options = shown.chosen(**choices), shown.options(**choices)
     named = {one: _choice(str(values[one]), list(map(str, options[one])), {}) for one in options}
-    return _payload(figure) | {"choices": named, "faults": [], "name": name, "question": shown.question}
+    at = shown.at(step, **choices)
+    return _payload(figure) | {"choices": named, "faults": [], "name": name, "question": shown.question, "step": at}
 
 
 def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:
@@ -78,7 +84,8 @@ def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:
         shown = view(run, name)
         return shown.table(_step(run, address.step), **_known_choices(shown.choices, address))
     if len(address.runs) == 1:
-        return opened.timeline(address.runs[0]).table
+        key = address.runs[0]
+        return opened.scaling(key).rows if opened.is_sweep(key) else opened.timeline(key).table
     return compared(opened, address.runs)[0].rows
 
 
@@ -147,9 +154,9 @@ def _first(found: Sequence[View]) -> str:
     return next((one for one in found if not one.over_training), found[0]).name
 
 
-def _drawn(shown: Any, step: int, choices: dict[str, str]) -> Figure:
+def _drawn(run: Checkpoints, shown: View, step: int, choices: dict[str, str]) -> Figure:
     try:
-        return shown.draw(step, **choices)
+        return name_figure(shown.draw(step, **choices), plain(run.label))
     except QflError:
         raise
     except Exception as error:  # a lens' fault, perhaps another package's, takes its own card away

@@ -115,6 +115,12 @@ class Index:
                 self._seen = uuid.uuid4().hex  # of no other process either
             return [entry for _, entry in self._entries.values()], self._seen
 
+    def is_sweep(self, key: str) -> bool:
+        """Whether a key names a sweep."""
+        self.path(key)  # looks for it, if it was not listed yet
+        with self._lock:
+            return key in self._entries and self._entries[key][1].kind == "sweep"
+
     def path(self, key: str) -> Path | None:
         """The place that a key names, if it was listed: no address reads anything else."""
         with self._lock:
@@ -174,7 +180,7 @@ def _run(key: str, path: Path, folder: Path) -> Entry:
         curve = losses(path / METRICS_FILE)
         size = f"{config.n_parameters:,} parameters"
     except (QflError, RecursionError, ArithmeticError) as error:
-        return Entry(key, "run", name, state="damaged", fault=_said(error, folder), changed=changed)
+        return Entry(key, "run", name, state="damaged", fault=str(error), changed=changed)
     done = (path / CHECKPOINTS / ckpt.step_name(config.last_step)).is_dir()
     return Entry(
         key,
@@ -199,7 +205,7 @@ def _suite(key: str, path: Path, folder: Path) -> Entry:
     try:
         values = read_json(path, dict, "Write it again with `qfl suite open`.")
     except (QflError, FileNotFoundError) as error:
-        return Entry(key, "suite", key, state="damaged", fault=_said(error, folder), changed=changed)
+        return Entry(key, "suite", key, state="damaged", fault=str(error), changed=changed)
     place = str(values.get("folder", values.get("repo", "nothing")))
     return Entry(key, "suite", key, task=f"checkpoints of {place}", state="suite", changed=changed)
 
@@ -212,14 +218,9 @@ def _sweep(key: str, path: Path, folder: Path) -> Entry:
         values = read_json(path / "sweep.json", dict, f"`qfl sweep verify {path}` says more.")
         state = read_json(path / "state.json", dict, "") if (path / "state.json").exists() else {}
     except (QflError, FileNotFoundError) as error:
-        return Entry(key, "sweep", name, state="damaged", fault=_said(error, folder), changed=changed)
+        return Entry(key, "sweep", name, state="damaged", fault=str(error), changed=changed)
     size = f"{state['done']} of {state['total']} runs" if {"done", "total"} <= state.keys() else ""
     return Entry(key, "sweep", name, task=str(values.get("name", "")), size=size, state="sweep", changed=changed)
-
-
-def _said(error: Exception, folder: Path) -> str:
-    """An error with paths below the folder, which the page names once."""
-    return str(error).replace(f"{folder}{os.sep}", "")
 
 
 _READ: Final[dict[Kind, Callable[[str, Path, Path], Entry]]] = {"run": _run, "suite": _suite, "sweep": _sweep}

@@ -99,7 +99,10 @@ def _main() -> Any:
             html.P("Reading the run …", id="busy", className="hint", hidden=True),
             html.Div(id="step-bar", className="step-bar", hidden=True),
             html.Section(
-                [html.H2("Over training"), *_figure("timeline")], id="timeline-card", className="card", hidden=True
+                [html.H2("Over training", id="timeline-title"), *_figure("timeline")],
+                id="timeline-card",
+                className="card",
+                hidden=True,
             ),
             html.Section(
                 [html.Div(id="view-tabs", className="tabs", role="tablist"), *_figure("view")],

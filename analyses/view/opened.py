@@ -13,12 +13,16 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.pages.shown import Shown, is_curve
+from qfl_interp.analyses.sweeps.scaling import Scaling, scaling
 from qfl_interp.analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.paper import name_figure
+from qfl_interp.plots.theme import plain
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE
 from qfl_interp.runs.opening import open_checkpoints
 from qfl_interp.runs.series import Checkpoints
+from qfl_interp.sweep.sweep import Sweep
 
 FoundT = TypeVar("FoundT")
 # Runs and drawings that are kept.
@@ -111,14 +115,28 @@ class Opened:
     def stamp(self, key: str, *, rows: bool = False) -> Stamp:
         """What changes when a checkpoint or a table of a run does; with `rows` also when training logs a row.
 
+        Of a sweep it changes when a run of it ends.
+
         Raises:
             QflError: It is not there any more, or damaged.
         """
-        path, run = self.path(key), self.run(key)
+        path = self.path(key)
+        if self.is_sweep(key):
+            return stamps([path / "sweep.json", path / "state.json"])
+        run = self.run(key)
         tables = run.table("timeline").folder.parent
         folders = sorted(one for one in tables.glob("*") if one.is_dir()) if tables.is_dir() else []
         logged = [path / METRICS_FILE] if rows else []
         return stamps([path / CONFIG_FILE, path / CHECKPOINTS, tables, *folders, *logged])
+
+    def is_sweep(self, key: str) -> bool:
+        """Whether a key names a sweep, which has budgets where a run has steps."""
+        return self._index.is_sweep(key)
+
+    def scaling(self, key: str) -> Scaling:
+        """The scaling curves of a sweep. Raises `QflError` where no run of it has finished, or it is damaged."""
+        path = self.path(key)
+        return self.kept.get(("scaling", key), self.stamp(key), lambda: scaling(Sweep.open(path)))
 
     def timeline(self, key: str) -> Timeline:
         """A run over its training. Raises `QflError` where it cannot be opened or its loss is not known."""
@@ -141,4 +159,6 @@ def _timeline(run: Checkpoints) -> Timeline:
     axis, steps = shown.losses.axis, run.steps
     places = [{"step": float(step), **run.how_far(step)}[axis.column] for step in steps]
     texts = ["" if axis.column == "step" else axis.text(place) for place in places]
-    return Timeline(figure, shown.losses.rows, (*faults, *shown.faults), steps, places, texts)
+    return Timeline(
+        name_figure(figure, plain(run.label)), shown.losses.rows, (*faults, *shown.faults), steps, places, texts
+    )

@@ -97,14 +97,16 @@ def fork(
     older = named_values(roll_back, "--roll-back")
     wrong = [name for name, value in older.items() if type(value) is not int]
     if wrong:
-        raise QflError(f"--roll-back must be MODULE=STEP, got {wrong[0]}={older[wrong[0]]}.")
+        raise QflError(
+            f"--roll-back must be MODULE=STEP, got {wrong[0]}={older[wrong[0]]}. Try --roll-back {wrong[0]}=0."
+        )
     from qfl_interp.runs.run import Run
     from qfl_interp.training.fork import fork as fork_run
 
     parent = Run.open(run)
     at = parent.resolve_steps(step if not step.isdigit() else int(step))
     if len(at) != 1:
-        raise QflError(f"--step must be one saved step or last, got {step!r}.")
+        raise QflError(f"--step must be one saved step or last, got {step!r}, which names {len(at)}.")
     made = fork_run(
         parent, at[0], out, n_steps=steps, frozen=[] if freeze == ["none"] else freeze,
         roll_back={k: int(v) for k, v in older.items()},

@@ -32,9 +32,9 @@ def _usable_device(name: str) -> str:
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
+            said = str(error).splitlines()[0].rstrip(".")
             raise QflError(
-                f"--device {name} cannot be used: {str(error).splitlines()[0]} Use --device cpu, or install a PyTorch "
-                "build for this device."
+                f"--device {name} cannot be used: {said}. Use --device cpu, or install a PyTorch build for this device."
             ) from error
     return name
 

@@ -77,12 +77,14 @@ def open_suite(
     if (dataset is None) == (task is None):
         raise QflError("name what the checkpoints are examined on: either --dataset FILE or --task NAME.")
     if task is None and (length is not None or task_option):
-        raise QflError("--length and --task-option are of a registered --task; a dataset has its own.")
+        raise QflError("--length and --task-option are of a registered --task; a dataset has its own. Leave them out.")
     folder = Path(source) if Path(source).exists() or source.count("/") != 1 else None
     if folder is not None and any(value is not None for value in (steps, stage, history)):
-        raise QflError(f"--steps, --stage and --history are of a hub repository, and {source} is a folder.")
+        raise QflError(
+            f"--steps, --stage and --history are of a hub repository, and {source} is a folder. Leave them out."
+        )
     if folder is None and config is not None:
-        raise QflError(f"--config is of a folder of state dicts, and {source} is a hub repository.")
+        raise QflError(f"--config is of a folder of state dicts, and {source} is a hub repository. Leave it out.")
     from qfl_interp.runs.series import listed_steps
     from qfl_interp.runs.suite_file import write_suite_file
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from qfl_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qfl_interp.runs.config import RunConfig
-    from qfl_interp.runs.run import Run
-    from qfl_interp.runs.series import Checkpoints
-    from qfl_interp.runs.suite import Suite
-    from qfl_interp.runs.table import Table
+    from qfl_interp.runs.config import RunConfig as RunConfig
+    from qfl_interp.runs.run import Run as Run
+    from qfl_interp.runs.series import Checkpoints as Checkpoints
+    from qfl_interp.runs.suite import Suite as Suite
+    from qfl_interp.runs.table import Table as Table
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 from qfl_interp.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qfl_interp.testing.task_contract import check_task
+    from qfl_interp.testing.task_contract import check_task as check_task
 
 __getattr__, __dir__ = lazy_names(__name__)

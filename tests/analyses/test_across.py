@@ -123,6 +123,12 @@ def test_curves_are_means_over_seeds_of_the_probe_tables(sweep, found):
 def test_every_column_is_defined(found):
     for table, defined in RESULT.items():
         contract.check_columns(getattr(found, table).columns, defined)
+        assert "not defined" not in repr(found.columns_help(table))
+
+
+def test_the_figure_names_sweep_task_and_seeds(found):
+    (line,) = [text for text in found.plot().layout.annotations if text.name == "run"]
+    assert line.text == "addition length 4 · seeds 0, 1 · sweep tiny"
 
 
 def test_losses_are_those_of_the_records(sweep, found):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import lens_contract as contract
 import numpy as np
 import pytest
@@ -97,6 +99,46 @@ def test_probes_that_exist_are_shown_and_no_others(runs):
         compare(list(runs.values()), "sum")
     with pytest.raises(TypeError, match="no option 'step'"):
         found.plot(step=3)
+
+
+def test_probes_of_another_configuration_are_told_from_none(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs["b0"].path, tmp_path / "b0")
+    other = qfl.Run.open(tmp_path / "b0")
+    others = qfl.ProbeConfig(n_train=50, n_test=40, path=(0.1, 1.0), shuffled_control=False)
+    probe(other, "carry", "last", config=others, n_untrained=1, progress=False)
+    both = [runs["a0"], other]
+    mine, theirs = "n_train=60, n_test=40", "path=(0.1, 1.0), n_train=50, n_test=40, shuffled_control=False"
+    differing = "path=(0.1, 1.0), n_train=50, shuffled_control=False"
+    assert compare(both, "carry", config=PROBES).missing == (
+        f"{other.path} has probes of 'carry' with {differing}, "
+        "the compared ones have path=(), n_train=60, shuffled_control=True: "
+        f"compare(runs, 'carry', config=ProbeConfig({theirs})) draws those, "
+        f"probe(run, 'carry', config=ProbeConfig({mine})) fits these.",
+    )
+    # What the line says to do does it: the other's are drawn, and the first run lacks them.
+    swapped = compare(both, "carry", config=others)
+    assert set(select(swapped.rows, quantity="probe_loss")["run_id"]) == {other.run_id}
+    assert [line.split()[0] for line in swapped.missing] == [str(runs["a0"].path)]
+    assert swapped.probes.lacking(runs["a0"], "carry", command=True).endswith(
+        f": `qfl probe {runs['a0'].path} carry --path 0.1,1.0 --n-train 50 --n-test 40 --no-shuffled-control` fits "
+        "these."
+    )
+    (none,) = compare([runs["a0"], runs["a1"]], "carry").missing
+    assert none == (
+        f"{runs['a1'].path} has no probes of 'carry': probe(run, 'carry', config=ProbeConfig({mine})) fits them."
+    )
+    with pytest.raises(
+        qfl.QflError, match=r"of the compared ProbeConfig\(\); there are those of ProbeConfig\(n_train=60"
+    ):
+        compare(both, "carry", config=qfl.ProbeConfig())
+    monkeypatch.setattr("qfl_interp.runs.table.Table.settings", lambda _: [])  # as tables of before: not recorded
+    (unknown,) = compare(both, "carry", config=PROBES).missing
+    assert "has probes of 'carry' of another configuration than the compared one" in unknown
+
+
+def test_the_figure_is_drawn_anew_for_paper(runs):
+    drawn = compare(list(runs.values()), ()).plot().at_width(317)
+    assert drawn.layout["meta"]["width"] == 317
 
 
 def test_forks_of_seeds_are_one_group_where_their_parents_are_there(runs, tmp_path):

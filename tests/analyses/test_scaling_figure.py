@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import lens_contract as contract
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +14,15 @@ from typer.testing import CliRunner
 
 import qfl_interp as qfl
 from qfl_interp.analyses import scaling
+from qfl_interp.analyses.sweeps.label import label_of
+from qfl_interp.analyses.sweeps.scaling_columns import RESULT
 from qfl_interp.analyses.sweeps.scaling_figure import scaling_figure
 from qfl_interp.cli.sweep import build_sweep_app
 from qfl_interp.errors import QflError
+from qfl_interp.sweep.definition import SweepConfig
+from qfl_interp.sweep.folder import DEFINITION, definition_json
+from qfl_interp.sweep.parts import write_part
+from qfl_interp.sweep.storage import Storage
 from qfl_interp.sweep.sweep import Sweep
 from qfl_interp.tables import select
 from tests import synthetic_sweep
@@ -64,6 +71,26 @@ def test_rows_are_the_best_configurations(records, found):
             got = [getattr(row, name) if name != "pass" else found.rows.loc[row.Index, "pass"]]
             got += [found.rows.loc[row.Index, f"{name}_low"], found.rows.loc[row.Index, f"{name}_high"]]
             np.testing.assert_allclose(got, [math.fsum(values) / len(values), min(values), max(values)])
+
+
+def test_every_column_is_defined(found):
+    for table, defined in RESULT.items():
+        if table != "summary":
+            contract.check_columns(getattr(found, table).columns, defined)
+        assert "not defined" not in repr(found.columns_help(table))
+    assert found.columns_help("fits").columns["p_holm"].text.startswith("p_value, Holm-corrected")
+    # Of the summary it is that of the fits, not of the rows.
+    assert "different seeds" in found.columns_help("summary").columns["n_seeds"].text
+
+
+def test_the_figure_names_sweep_tasks_and_seeds(sweep, figure):
+    said = "addition length 16 · maximum subarray length 16 · sparse parity length 40 · seeds 0, 1, 2 · sweep made_up"
+    (line,) = [text for text in figure.layout.annotations if text.name == "run"]
+    assert line.text.replace("<br>", " · ") == said
+    runs = pd.DataFrame({"task": ["addition"] * 7, "length": [8, 4, 4, 4, 4, 4, 4], "seed": [1, 1, 2, 3, 4, 5, 9]})
+    assert label_of(sweep, runs) == "addition length 4, 8 · 6 seeds, 1 to 9 · sweep made_up"
+    many = pd.DataFrame({"task": list("abcdef"), "length": 4, "seed": 7})
+    assert label_of(sweep, many) == "6 tasks · seed 7 · sweep made_up"
 
 
 def test_the_paper_takes_single_runs_with_the_equals_sign_scored(records, sweep):
@@ -146,6 +173,36 @@ def test_half_right_is_interpolated_in_log_budget(found, records):
         crossings.append(np.log10(synthetic_sweep.BUDGETS[at - 1]) + 0.5 * share)
     assert np.log10(fit["half_exact"]) == pytest.approx(np.mean(crossings))
     assert fit["half_exact_seeds"] == 3
+
+
+def test_half_right_from_the_first_budget_is_not_never(records, tmp_path):
+    late = records[(records["budget_flops"] > 1e12) & (records["task"] == "addition")]
+    assert late["val_exact_answer"].min() > 0.5
+    fit = scaling(synthetic_sweep.write(tmp_path / "late", late), n_resamples=RESAMPLES).fits.iloc[0]
+    assert np.isnan(fit["half_exact"])
+    assert (fit["half_exact_seeds"], fit["half_exact_first"]) == (0, 3)
+    assert fit["verdict"].endswith("; half right from the first budget")
+
+
+def test_of_a_real_valued_task_there_are_no_answers_and_another_unit(records, tmp_path):
+    power = records[records["task"] == "maximum_subarray"].assign(task="linear_regression", length=4)
+    for name in ("run_id", "path"):
+        power[name] = power[name].str.replace("maximum_subarray16", "linear_regression4", regex=False)
+    scores = [name for name in power if name.startswith(("val_exact", "val_pass"))]
+    axes = {"budget_flops": synthetic_sweep.BUDGETS, "d_model": 8, "n_layers": 2, "lr": 1e-3, "batch_size": 64}
+    grid = {"task": "linear_regression", "length": 4, "loss": "squared_error", **axes}
+    storage = Storage(str(tmp_path))
+    storage.write_bytes(DEFINITION, definition_json(SweepConfig.from_dict({"name": "real", "grid": [grid]})))
+    write_part(storage, "linear_regression", power.assign(**dict.fromkeys(scores, np.nan)))
+    found = scaling(Sweep.open(tmp_path), n_resamples=RESAMPLES)
+    assert found.fits["verdict"].iloc[0].endswith("; no transition"), "not never half right: that is not known"
+    assert np.isnan(found.fits["half_exact_first"].iloc[0])
+    drawn = found.plot()
+    texts = [text.text for text in drawn.layout.annotations]
+    assert "half squared error" in texts
+    assert not {"exact match", "pass probability", "validation loss (nats)"} & {*texts}
+    assert "1 / validation examples" not in {trace.name for trace in drawn.data}
+    assert {trace.yaxis for trace in drawn.data if trace.x[0] is not None} == {"y"}
 
 
 def test_too_few_budgets_are_said_and_not_fitted(records, tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
 
 import pytest
+import synthetic_sweep
 
 import qfl_interp as qfl
 from qfl_interp.analyses.view import drawn
@@ -43,6 +45,40 @@ def test_a_damaged_table_is_named_and_the_rest_is_shown(opened, run_copy):
     assert "lens 'ablate'" in fault
     assert "_step_00000000-carry-x.json" in fault
     assert len(found.figure.data) >= 4
+
+
+def test_a_view_says_which_part_is_damaged(opened, run_copy):
+    qfl.analyses.probe(run_copy, "carry", "0", config=qfl.ProbeConfig(n_train=64, n_test=64), progress=False)
+    for path in (run_copy.path / "analyses" / "probe").glob("*.parquet"):
+        path.write_bytes(b"no parquet")
+    with pytest.raises(qfl.QflError, match=r"probe/step_0+-carry-\w+\.parquet does not match its checksum"):
+        drawn.at_step(opened, Address((KEY,), view="probe"))
+
+
+def test_every_figure_names_its_run(opened, run_copy):
+    for payload in (
+        drawn.over_training(opened, Address((KEY,))),
+        drawn.at_step(opened, Address((KEY,), view="predictions")),
+    ):
+        texts = [one["text"] for one in json.loads(payload["figure"])["layout"]["annotations"]]
+        assert run_copy.label in texts
+
+
+def test_a_sweep_is_shown_over_its_budgets(tmp_path):
+    sweep = synthetic_sweep.write(
+        tmp_path / "runs" / "grid", synthetic_sweep.records({("addition", 16): synthetic_sweep.falling}, seeds=2)
+    )
+    opened = Opened(Index(tmp_path / "runs"))
+    assert opened.is_sweep("grid")
+    assert not opened.is_sweep("gone")
+    address = Address(("grid",))
+    payload = drawn.over_training(opened, address)
+    assert payload["title"] == "Over budgets"
+    assert "validation loss (nats)" in payload["figure"]
+    assert set(drawn.rows_of(opened, "timeline", address)["task"]) == set(sweep.table()["task"])
+    first = drawn.stamps(opened, "grid")
+    os.utime(tmp_path / "runs" / "grid" / "sweep.json", ns=(5, 5))
+    assert drawn.stamps(opened, "grid") != first
 
 
 def test_figures_are_drawn_again_only_where_a_file_changed(opened, run_copy):

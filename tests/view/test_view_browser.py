@@ -190,6 +190,7 @@ def test_figures_are_saved(visit, tiny_run):
     with page.expect_download() as found:
         page.click("#view-saves [data-save=png]")
     assert Path(found.value.path()).read_bytes()[:4] == b"\x89PNG"
+    assert found.value.suggested_filename.endswith("-seeds-a-step40.png")
     with page.expect_download() as found:
         page.click("#timeline-csv")
     rows = pd.read_csv(io.BytesIO(Path(found.value.path()).read_bytes()))
@@ -224,6 +225,20 @@ def test_rows_of_a_training_appear_while_one_looks(visit):
     page.evaluate("window.notReloaded = true")
     eventually(page, f"{last} > {before}")
     eventually(page, f"{last} > {page.evaluate(last)}")
+    box = page.locator("#timeline-graph .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + 20, steps=5)
+    page.mouse.up()
+    shown = f"JSON.stringify({PLOT}._fullLayout.xaxis.range)"
+    zoomed = page.evaluate(shown)
+    now = page.evaluate(last)
+    eventually(page, f"{last} > {now}")
+    assert page.evaluate(shown) == zoomed  # what the reader zoomed to stays ...
+    page.mouse.dblclick(box["x"] + box["width"] * 0.5, box["y"] + 20)
+    now = page.evaluate(last)
+    eventually(page, f"{last} > {now}")
+    assert page.evaluate(f"{PLOT}._fullLayout.xaxis.range[1] > Math.log10({last})")  # ... until all of it is wanted
     assert page.evaluate("window.notReloaded")
     assert page.locator("#head .badge.training").count() == 1
 

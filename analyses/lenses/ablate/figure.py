@@ -72,7 +72,7 @@ def ablation_figure(
     steps = sorted(distinct(ablate, "step"))
     if len(steps) != 1 or not counts:
         raise ValueError(
-            f"an ablation figure shows one step and at least one count, got {steps=} and {list(counts)=}. "
+            f"an ablation figure shows one step and at least one count, got steps {steps} and counts {list(counts)}. "
             "Select the rows of one step."
         )
     require_rows(ablate, "ablate", (), ("feature", "condition"))

@@ -161,7 +161,10 @@ class Curvature(PartLens[Shared, HookedModel]):
         def draw(_: pd.DataFrame, step: int) -> Figure:
             found = stored_at(run, step)
             if found is None:
-                raise QflError(f"the curvature of {run.path} is measured at step 0 alone, which no axis has.")
+                raise QflError(
+                    f"the curvature of {run.path} is measured at step 0 alone, which has no place on a logarithmic "
+                    "axis. Measure a later step too."
+                )
             return mark_step(curvature_figure(*found), step, {"step": step, **run.how_far(step)})
 
         def draw_ranks(rows: pd.DataFrame, step: int) -> Figure:

@@ -161,7 +161,7 @@ def edge(
 def _homogeneous(run: Checkpoints) -> Run:
     """The run, of a homogeneous network under the depthwise rule; else `QflError`."""
     if not isinstance(run, Run) or run.config.model.kind != "homogeneous":
-        raise QflError(f"edge needs a run of style 'homogeneous', as qfl train digits makes one, got {run!r}.")
+        raise QflError(f"edge needs a run of style 'homogeneous', as `qfl train digits` makes one, got {run!r}.")
     if run.config.train.optimizer != "depthwise":
         raise QflError(
             f"edge needs the optimiser 'depthwise', got {run.config.train.optimizer!r} in {run.path}. Plain descent is "

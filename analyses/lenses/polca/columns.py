@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from qfl_interp.columns import ANALYSIS, COUNT, FRACTION, LOSS_UNIT, RUN, STEP, Column, Columns, how_far
+from qfl_interp.data.task import Feature
 
 _DIRECTION: Final = {"direction": Column("direction of weight space, from 0")}
 _OF_CLUSTER: Final[Columns] = {
@@ -141,3 +142,33 @@ RESULT: Final[Mapping[str, Columns]] = {
         "orthogonality": Column("largest |<b_i, b_j> - (i = j)| over j; 0 in an orthonormal basis"),
     },
 }
+# Of the tokens, whatever the task.
+_TOKENS: Final[Columns] = {
+    "example": Column("number of the example, from 0"),
+    "place": Column("the token's place among those of its example that are scored, from 0"),
+    "target": Column("the token, as a person reads it"),
+    "previous": Column("the token before it"),
+    "context": Column("the example up to there"),
+}
+_CLUSTER_OF: Final = Column("the token's cluster along direction {}; -1: outlier, -2: left out, as it does not fall")
+
+
+def token_columns(features: Mapping[str, Feature], names: Iterable[str]) -> Columns:
+    """The columns of the table of tokens: those of every task, a task's features, clusters along each direction.
+
+    Args:
+        features: The task's.
+        names: The table's columns.
+    """
+    by_column = {f"feature {name}" if name in _TOKENS else name: of for name, of in features.items()}
+    return {name: _TOKENS[name] if name in _TOKENS else _of_token(by_column, name) for name in names}
+
+
+def _of_token(features: Mapping[str, Feature], name: str) -> Column:
+    """A feature's column, whose label a number in brackets may say, or that of a direction's clusters."""
+    stem, _, label = name.removesuffix("]").partition("[")
+    if stem not in features:
+        return _CLUSTER_OF._replace(text=_CLUSTER_OF.text.format(name.removeprefix("cluster_")))
+    feature, which = features[stem], f"label {label} of the" if label else "the"
+    said = feature.description.rstrip(".")
+    return Column(f"{which} feature {feature.name}, read where the token is predicted: {said}; missing without a label")

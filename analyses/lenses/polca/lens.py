@@ -19,7 +19,7 @@ from qfl_interp.analyses.checkpoints import require_jobs
 from qfl_interp.analyses.lens import Lens, Page
 from qfl_interp.analyses.lenses.polca.captured_figure import captured_figure
 from qfl_interp.analyses.lenses.polca.clusters import telling
-from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES
+from qfl_interp.analyses.lenses.polca.columns import RESULT, TABLES, token_columns
 from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.analyses.lenses.polca.figure import polca_figure, polca_panel
 from qfl_interp.analyses.lenses.polca.grouping import Grouping
@@ -62,7 +62,10 @@ class Polca(Lens):
         def draw(chosen: Mapping[str, Any]) -> Figure:
             found, how = stored(run), {"transition": shaded_transition(run), "unit": run.task.loss_unit}
             if found is None:
-                raise QflError(f"the tables of POLCA in {run.workplace} hold no finished call on projected losses.")
+                raise QflError(
+                    f"the tables of POLCA in {run.workplace} hold no finished call on projected losses. Run "
+                    f"`qfl polca {run.path}` to its end: what is there is not computed twice."
+                )
             if found.clusters.empty:
                 return captured_figure(found.intervals, **how)
             return polca_figure(found.curves, found.clusters, chosen["direction"], **how)
@@ -198,7 +201,7 @@ def _result(grouping: Grouping) -> PolcaResult:
         tokens,
         data,
         grouping.curves,
-        columns=RESULT,
+        columns={**RESULT, "tokens": token_columns(run.task.features, map(str, tokens))},
         of=run.label,
     )
 

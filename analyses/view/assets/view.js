@@ -67,7 +67,9 @@
     open.dataset.run = row.key;
     open.title = row.fault || row.name;
     const top = make("span", "top");
-    top.append(make("span", "name", row.name), make("span", `badge ${row.state}`, row.state));
+    const name = make("span", "name");
+    name.append(make("bdi", "", row.name)); // a long path loses its beginning, as the style has it
+    top.append(name, make("span", `badge ${row.state}`, row.state));
     const seed = row.seed === null ? "" : `seed ${row.seed}`;
     open.append(top, make("span", "sub", row.fault || [row.task, seed, row.size].filter(Boolean).join(" · ")));
     if (row.kind === "run" && !row.fault) {
@@ -223,6 +225,22 @@
         }),
     );
   };
+  // While a run is trained, each new figure has longer axes. What the reader zoomed to, which no figure had, stays.
+  const given = { revision: null, ranges: new Set() };
+  const withZoom = (layout, revision) => {
+    const plot = graph("timeline");
+    const first = given.revision !== revision;
+    if (first) Object.assign(given, { revision, ranges: new Set() });
+    const kept = {};
+    Object.keys(layout).forEach((key) => {
+      if (!/^[xy]axis\d*$/.test(key) || !layout[key].range) return;
+      given.ranges.add(key + JSON.stringify(layout[key].range));
+      const axis = !first && plot && plot.layout && plot.layout[key];
+      const now = axis && !axis.autorange && axis.range; // a double click has all of it shown
+      if (now && !given.ranges.has(key + JSON.stringify(now))) kept[key] = { ...layout[key], range: [...now] };
+    });
+    return { ...layout, ...kept };
+  };
   const received = (name, json, theme, templates, change) => {
     const card = byId(`${name}-card`);
     const data = json ? JSON.parse(json) : null;
@@ -237,15 +255,18 @@
     note(name, data.faults || [], "fault");
     choices(name, data.choices, change);
     const { data: traces, layout } = figures[name];
+    if ("step" in data) layout.meta = { ...layout.meta, step: data.step }; // the nearest there is, not always the slider's
     byId(`${name}-graph`).style.height = `${data.height}px`;
     const now = params();
     const revision = [...now.getAll("run"), name === "view" ? data.name : ""].join("\n");
-    return { data: traces, layout: { ...layout, template: templates[theme], uirevision: revision } };
+    const zoomed = name === "timeline" ? withZoom(layout, revision) : layout;
+    return { data: traces, layout: { ...zoomed, template: templates[theme], uirevision: revision } };
   };
   const timeline = (json, theme, templates) => {
     const shown = received("timeline", json, theme, templates, (_, value) => go(put("feature", value)));
     const data = json ? JSON.parse(json) : null;
     byId("timeline-card").hidden = !data;
+    byId("timeline-title").textContent = (data && data.title) || "Over training";
     if (data) byId("busy").hidden = true;
     training = data && data.steps ? data : null;
     stepBar();
@@ -413,7 +434,8 @@
     const template = window.qflTemplates.light;
     const meta = layout.meta || {};
     const [width, height] = [meta.width || 672, meta.height || layout.height || 450];
-    const filename = `${meta.filename || name}-${(params().getAll("run")[0] || "runs").replace(/[^\w.-]+/g, "-")}`;
+    const step = layout.meta && "step" in layout.meta ? `-step${layout.meta.step}` : "";
+    const filename = `${meta.filename || name}-${(params().getAll("run")[0] || "runs").replace(/[^\w.-]+/g, "-")}${step}`;
     const options = { format, filename, width, height, scale: format === "png" ? 3 : 1 };
     const plain = { ...layout, template, width, height, sliders: [], updatemenus: [] };
     return window.Plotly.downloadImage({ data, layout: plain }, options);

@@ -2,5 +2,6 @@
 
 from __future__ import annotations
 
-from qfl_interp.curvature.token_gradients.directional import TokenProjections
-from qfl_interp.curvature.token_gradients.project import project_curvature, project_gradients
+from qfl_interp.curvature.token_gradients.directional import TokenProjections as TokenProjections
+from qfl_interp.curvature.token_gradients.project import project_curvature as project_curvature
+from qfl_interp.curvature.token_gradients.project import project_gradients as project_gradients

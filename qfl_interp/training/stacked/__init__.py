@@ -5,5 +5,7 @@ Each is an ordinary run directory, equal to the run trained alone within float32
 
 from __future__ import annotations
 
-from qfl_interp.training.stacked.grouping import bytes_per_member, max_members, stack_key
-from qfl_interp.training.stacked.loop import train_stacked
+from qfl_interp.training.stacked.grouping import bytes_per_member as bytes_per_member
+from qfl_interp.training.stacked.grouping import max_members as max_members
+from qfl_interp.training.stacked.grouping import stack_key as stack_key
+from qfl_interp.training.stacked.loop import train_stacked as train_stacked
