@@ -284,7 +284,7 @@ def test_ablation_annotates_holm_p_values_on_the_tested_quantity_only():
 
 def test_ablation_of_two_steps_is_refused():
     two = pd.concat([tables.ablate(), tables.ablate().assign(step=100)])
-    with pytest.raises(ValueError, match=r"steps=\[100, 716\]"):
+    with pytest.raises(ValueError, match=r"steps \[100, 716\]"):
         ablation_figure(two)
 
 
