@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
+from qfl_interp.plots.text import line_height, n_lines, text_width, wrapped
 from qfl_interp.plots.theme import FONT_SIZE, format_power
 from qfl_interp.tables import column
 
@@ -130,3 +131,37 @@ def names_axis(names: Sequence[str]) -> dict[str, Any]:
     """An axis of things side by side at 0, 1, ..., with their names."""
     places = {"range": [-0.5, len(names) - 0.5], "tickvals": list(range(len(names)))}
     return {**places, "ticktext": list(names), "showgrid": False}
+
+
+def names_below(names: Sequence[str], width: float) -> tuple[dict[str, Any], int]:
+    """An axis of things side by side with names of any length below, and the pixels these take beyond one line.
+
+    Names stand in lines that fit, or all upright where one does not.
+
+    Args:
+        names: From left to right.
+        width: Pixels of the axis.
+    """
+    # Blanks between two names.
+    size, room = FONT_SIZE - 1, width / len(names) - 6
+    texts = [wrapped(name, room, size) for name in names]
+    upright = any(text_width(text, size) > room for text in texts)
+    axis = names_axis(names if upright else texts) | {"tickangle": -90 if upright else 0}
+    taken = max(text_width(name, size) for name in names) if upright else line_height(size) * max(map(n_lines, texts))
+    return axis, max(round(taken - line_height(size)), 0)
+
+
+def apart(widths: Sequence[float], spacing: float, last: Sequence[bool]) -> list[bool]:
+    """Which labels to write so that none covers another: in order, as far as they are free.
+
+    Args:
+        widths: Pixels of each along the axis.
+        spacing: Pixels from the middle of one label to that of the next.
+        last: Those that matter less: written where the others leave room.
+    """
+    middles = spacing * np.arange(len(widths))
+    halves = np.asarray(widths, dtype=float) / 2
+    shown = np.zeros(len(widths), dtype=bool)
+    for number in sorted(range(len(widths)), key=lambda number: (last[number], number)):
+        shown[number] = not (shown & (abs(middles - middles[number]) < halves + halves[number])).any()
+    return shown.tolist()

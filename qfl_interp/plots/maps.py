@@ -13,12 +13,18 @@ import plotly.graph_objects as go
 
 from qfl_interp.plots.axes import log_ticks
 from qfl_interp.plots.grid import Cell
-from qfl_interp.plots.theme import FONT_SIZE, GREY, is_narrow, short, text_at
+from qfl_interp.plots.text import text_width
+from qfl_interp.plots.theme import FONT_SIZE, GREY, is_narrow, page_width, short, text_at
 from qfl_interp.tables import column, distinct
 
 # Of an axis along cells.
 BARE: Final = {"showgrid": False, "showline": False}
 _MOST_NAMED: Final = 20
+# Letters of the numbers of a colour bar; pixels left and right of a map.
+_BAR_SIZE: Final = FONT_SIZE - 2
+_BESIDE: Final = 76
+# Between two numbers.
+_APART: Final = 6
 
 
 def places_of(rows: pd.DataFrame) -> list[tuple[int, int]]:
@@ -151,14 +157,27 @@ def color_axis(
         span: Left and right end of the bar, as fractions of the plot area.
         **bar: Further fields of the bar.
     """
-    ticks, texts = log_ticks(low, high) if log else ([], [])
+    ticks, texts = _fitting(*log_ticks(low, high), (page_width() - _BESIDE) * (span[1] - span[0])) if log else ([], [])
     place = {"orientation": "h", "x": span[0], "xanchor": "left", "len": span[1] - span[0], "y": 1, "yanchor": "bottom"}
-    look = {"ypad": 8, "xpad": 0, "thickness": 9, "outlinewidth": 0, "ticklen": 3, "tickfont": {"size": FONT_SIZE - 2}}
+    # Slanted numbers would raise one bar above another.
+    numbers = {"ticklen": 3, "tickangle": 0, "tickfont": {"size": _BAR_SIZE}}
+    look = {"ypad": 8, "xpad": 0, "thickness": 9, "outlinewidth": 0, **numbers}
     # What is not said stays as it was when a button changes the colours.
     marks = {"tickvals": [math.log10(tick) for tick in ticks] or None, "ticktext": texts or None, "tickformat": None}
     head = {"title": {"text": title, "side": "top", "font": {"size": FONT_SIZE}}}
     ends = (math.log10(low), math.log10(high)) if log else (low, high)
     return {"colorscale": scale, "cmin": ends[0], "cmax": ends[1], "colorbar": place | look | marks | head | bar}
+
+
+def _fitting(ticks: Sequence[float], texts: Sequence[str], width: float) -> tuple[list[float], list[str]]:
+    """All ticks of a bar so wide, or every n-th if their numbers do not fit side by side; powers of ten among them."""
+    widths = [text_width(text, _BAR_SIZE) for text in texts]
+    ten = next((at for at, tick in enumerate(ticks) if math.log10(tick).is_integer()), 0)
+    for n in range(1, len(ticks)):
+        shown = range(ten % n, len(ticks), n)
+        if sum(widths[at] for at in shown) + _APART * (len(shown) - 1) <= width:
+            return [ticks[at] for at in shown], [texts[at] for at in shown]
+    return list(ticks[ten : ten + 1]), list(texts[ten : ten + 1])
 
 
 def bar_span(left: float, right: float) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,27 @@ def edge() -> go.Figure:
     return edge_figure(rows)
 
 
+def ablation_of(*features: str) -> go.Figure:
+    """All conditions of several features at the last step."""
+    one = tables.ablate_over_steps().query(f"step == {LAST} and feature == 'carry'")
+    return ablation_figure(pd.concat([one.assign(feature=feature) for feature in features]))
+
+
+def probe_of(low: float, high: float, **options: Any) -> go.Figure:
+    """Losses from one value to another."""
+    rows = tables.probe().query(f"step == {LAST}")
+    losses = np.geomspace(low, high, len(rows))
+    return probe_heatmap(rows.assign(test_loss=losses, test_score=1 - losses / 9), "carry", **options)
+
+
+def patch_of(tokens: Sequence[str]) -> go.Figure:
+    """Patches of a prompt, at each position, and of heads at every position at once."""
+    one = tables.patch(("resid_pre",), (LAST,)).query("position == 1")
+    rows = [one.assign(position=at, token=token) for at, token in enumerate(tokens)]
+    heads = [one.assign(component="heads", position=-1, token="", head=head) for head in range(4)]
+    return patch_figure(pd.concat([*rows, *heads], ignore_index=True))
+
+
 def _late_polca() -> go.Figure:
     return polca_figure(
         test_polca_figures.curves(), test_polca_figures.clusters(), transition=Shade(2e11, 1e12, "loss transition")
@@ -107,7 +129,12 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "emergence": lambda: emergence_figure(tables.metrics(), tables.emergence_curve(), tables.emergence()),
     "probe": lambda: probe_heatmap(tables.probe(), "carry"),
     "probe, few labels": lambda: probe_heatmap(tables.probe().query("label < 6 and layer < 2"), "carry"),
+    "probe, losses far apart": lambda: probe_of(2.5e-4, 0.12),
+    "probe, shuffled": lambda: probe_of(1e-3, 0.6, beside="shuffled"),
     "patch": lambda: patch_figure(tables.patch()),
+    "patch of 51 tokens": lambda: patch_of("·" * 16 + "+" + "·" * 16 + "=" + "·" * 17),
+    "patch of 40 digits": lambda: patch_of("0123456789" * 4),
+    "patch of 40 words": lambda: patch_of(["word", "another", " the", "."] * 10),
     "patch heads": lambda: patch_figure(tables.patch(("z",), (LAST,))),
     "attribution": lambda: attribution_figure(tables.patch()),
     "interchange": lambda: interchange_figure(tables.interchange(labels=(0, 1, 2, 3))),
@@ -115,6 +142,8 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "mdl": lambda: mdl_figure(tables.mdl()),
     "ablation": lambda: ablation_figure(tables.ablate(), counts=("answer", "paper")),
     "ablation, all": lambda: ablation_figure(tables.ablate_over_steps().query(f"step == {LAST}")),
+    "ablation, three features": lambda: ablation_of("first_operand", "carry", "carry_without_next_token"),
+    "ablation, six features": lambda: ablation_of(*[f"{name}_of_vertices" for name in "abcde"], "adjacency_matrix"),
     "ablation over steps": lambda: ablation_over_steps_figure(tables.ablate_over_steps()),
     "heads": lambda: units_figure(tables.ablate_units()),
     "neurons": lambda: units_figure(tables.ablate_units("mlp_post")),

@@ -26,10 +26,17 @@
     if (of(".plot") || of(".heatmap-label, .textpoint, .bartext")) return "trace";
     return element.getAttribute("class") || element.parentElement.getAttribute("class") || "?";
   };
-  const texts = [...plot.querySelectorAll(".main-svg text")]
-    .filter((t) => t.textContent.trim() && t.textContent.trim() !== "×" && !t.closest(".hoverlayer") && seen(t))
+  const written = [...plot.querySelectorAll(".main-svg text")]
+    .filter((t) => t.textContent.trim() && t.textContent.trim() !== "×" && !t.closest(".hoverlayer"));
+  // A text of several lines has a box for each: its lines may be of different widths.
+  const lines = (t) => {
+    const found = [...t.querySelectorAll("tspan.line")].filter((line) => line.textContent.trim());
+    return found.length ? found : [t];
+  };
+  const angle = (t) => Number((/rotate\(([-\d.]+)/.exec(t.getAttribute("transform")) || [0, 0])[1]);
+  const texts = written.filter(seen).flatMap(lines)
     .map((t) => ({
-      kind: kind(t), text: t.textContent.slice(0, 70), box: box(t),
+      kind: kind(t.closest("text")), text: t.textContent.slice(0, 70), box: box(t), angle: angle(t.closest("text")),
       sizes: [t, ...t.querySelectorAll("tspan")]
         .filter((e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()))
         .filter((e) => !/(super|sub)|^-?0\.\d+em/.test(e.style.baselineShift || "") && !(e.getAttribute("dy") || "").startsWith("-"))
@@ -43,6 +50,8 @@
   const bar = plot.querySelector(".modebar");
   return {
     texts, areas, legends,
+    // Labels of an axis that plotly drops where they do not fit.
+    dropped: written.filter((t) => !seen(t) && t.closest(".xtick, .ytick, .x2tick, .y2tick")).map((t) => t.textContent),
     controls: boxes(".updatemenu-item-rect, .slider-rail-touch-rect", (e) => e.getAttribute("class")),
     colorbars: boxes(".colorbar .cbfills, .colorbar .cbbg", (e) => e.getAttribute("class")),
     toolbar: bar ? box(bar) : null,

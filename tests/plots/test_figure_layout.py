@@ -68,6 +68,7 @@ def troubles(found: dict[str, Any], letters: tuple[float, float] | None = None) 
     for one, other in itertools.combinations(texts, 2):
         if overlap(one["box"], other["box"], 2.5):
             wrong.append(f"{one['kind']} {one['text']!r} on {other['kind']} {other['text']!r}")
+    wrong += [f"dropped: {text!r}" for text in found["dropped"]]
     width, height = found["size"]
     for one in texts:
         left, top, right, bottom = one["box"]
@@ -80,6 +81,8 @@ def troubles(found: dict[str, Any], letters: tuple[float, float] | None = None) 
             wrong.append(f"{one['kind']} {one['text']!r} over the curves of {outside}")
         if letters and not all(letters[0] * PT - 0.1 <= size <= letters[1] * PT + 0.1 for size in one["sizes"]):
             wrong.append(f"letters of {[size / PT for size in one['sizes']]} pt: {one['kind']} {one['text']!r}")
+        if one["angle"] % 90:
+            wrong.append(f"slanted: {one['kind']} {one['text']!r}")
         if found["toolbar"] and overlap(one["box"], found["toolbar"]):
             wrong.append(f"toolbar on {one['kind']} {one['text']!r}")
     for legend in found["legends"]:
@@ -103,8 +106,9 @@ def troubles(found: dict[str, Any], letters: tuple[float, float] | None = None) 
 
 
 def test_boxes_that_overlap_are_found():
-    text = {"kind": "annotation", "text": "a", "box": [10, 10, 50, 24], "sizes": [12.0]}
-    clean = {"texts": [text], "areas": [], "legends": [], "controls": [], "toolbar": None, "size": [300, 100]}
+    text = {"kind": "annotation", "text": "a", "box": [10, 10, 50, 24], "sizes": [12.0], "angle": 0}
+    nothing = {"areas": [], "legends": [], "controls": [], "dropped": [], "toolbar": None}
+    clean = {"texts": [text], **nothing, "size": [300, 100]}
     assert troubles(clean, (7, 9)) == []
     other = text | {"text": "b", "box": [45, 12, 320, 26]}
     assert troubles(clean | {"texts": [text, other]}) == [
@@ -116,6 +120,8 @@ def test_boxes_that_overlap_are_found():
     assert troubles(clean | {"legends": [{"name": "legend", "box": [0, 0, 60, 30]}]}) == ["legend legend covers ['a']"]
     assert troubles(clean | {"texts": [text | {"sizes": [8.0]}]}, (7, 9)) == ["letters of [6.0] pt: annotation 'a'"]
     assert troubles(clean | {"toolbar": [0, 0, 300, 20]}) == ["toolbar on annotation 'a'"]
+    assert troubles(clean | {"texts": [text | {"angle": -90}], "dropped": ["b"]}) == ["dropped: 'b'"]
+    assert troubles(clean | {"texts": [text | {"angle": 30}]}) == ["slanted: annotation 'a'"]
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, names_axis
+from qfl_interp.plots.axes import log_axis, names_below
 from qfl_interp.plots.conditions import ABLATION, curves, present
-from qfl_interp.plots.grid import Cell
+from qfl_interp.plots.grid import Cell, Grid
 from qfl_interp.plots.legend import ROW_HEIGHT, in_rows, legend_layout, legends_of
 from qfl_interp.plots.lines import LOSS_FLOOR, finite, value_range, whiskers
 from qfl_interp.plots.maps import require_rows
 from qfl_interp.plots.panels import Legend, Panel, stack_panels
+from qfl_interp.plots.slider import heading, heading_height, step_title
+from qfl_interp.plots.text import wrapped
 from qfl_interp.plots.theme import FONT_SIZE, GREY, format_p, is_narrow, new_figure, page_width, plain, text_at, words
 from qfl_interp.tables import column, distinct, records, select
 
@@ -29,7 +31,11 @@ _BAR_SHARE: Final = 0.89
 _COUNTS: Final = {"answer": ("_answer", "over the answer alone"), "paper": ("", "as the paper counts")}
 # A log axis suits losses that differ by more than this factor.
 _LOG_RATIO: Final = 20.0
-_ROW_HEIGHT: Final = 270
+# Pixels left and right of the panels, of a panel, above it for its title, and below it for a line of names.
+_LEFT, _RIGHT = 66, 18
+_HEIGHT, _TITLE, _NAMES = 205, 32, 34
+# Between two panels side by side, as a fraction of the plot area.
+_GAP: Final = 0.11
 _EXACT_RANGE: Final = (0.0, 1.19)
 _P_VALUES: Final = {
     "p_value_paired": "paired over examples",
@@ -80,17 +86,22 @@ def ablation_figure(
     width = _GROUP_WIDTH / len(conditions)
     # How far to the side of its feature each condition stands.
     offsets = {name: (place - (len(conditions) - 1) / 2) * width for place, name in enumerate(conditions)}
-    margin = {"l": 66, "r": 18, "t": 6, "b": 34}
-    rows_of = in_rows([ABLATION[name].name for name in conditions], page_width() - margin["l"] - margin["r"])
-    listed = legends_of(rows_of)
-    margin["t"] += ROW_HEIGHT * len(rows_of)
-    height = _ROW_HEIGHT * len(counts) * (2 if is_narrow() else 1) - margin["b"]
-    figure = new_figure("ablation", height, margin)
-    figure.update_layout(legend_layout(listed, height, traceorder="normal"))
-    x_axis = names_axis([words(feature) for feature in features]) | {"ticks": "", "fixedrange": True}
+    inner = page_width() - _LEFT - _RIGHT
+    rows_of = in_rows([ABLATION[name].name for name in conditions], inner)
+    listed, across = legends_of(rows_of), 1 if is_narrow() else 2
+    panel_width = inner if across == 1 else inner * (1 - _GAP) / 2
+    names, more = names_below([words(feature) for feature in features], panel_width)
+    x_axis = names | {"ticks": "", "fixedrange": True}
+    # On narrow paper the panels stand below each other.
+    grid = Grid([_HEIGHT], 2 * len(counts), across, gap=_GAP, head=_TITLE, foot=_NAMES + more)
+    said, above = step_title(ablate, "Features ablated"), ROW_HEIGHT * len(rows_of) + 6
+    margin = {"l": _LEFT, "r": _RIGHT, "t": above + 24 + heading_height(said), "b": _NAMES + more}
+    figure = new_figure("ablation", grid.height, margin)
+    figure.update_layout(legend_layout(listed, grid.height, traceorder="normal"))
+    figure.add_annotation(heading(said, above))
     for row, count in enumerate(counts):
         ending, title = _COUNTS[count]
-        left, right = _cells(row, len(counts))
+        left, right = grid.cell(2 * row), grid.cell(2 * row + 1)
         log, y_axis = _loss_axis(ablate, f"loss{ending}", loss_scale)
         exact = _Quantity(f"exact{ending}", f"Exact match {title}", False, left)
         ticks = {"range": _EXACT_RANGE, "tickvals": [0, 0.25, 0.5, 0.75, 1], "title": {"text": "fraction of examples"}}
@@ -105,21 +116,8 @@ def ablation_figure(
             figure.update_layout(quantity.cell.layout(x_axis, axis))
             figure.add_annotation(quantity.cell.title(f"<b>{quantity.title}</b>", 0))
         if count == "answer" and shown[0][0] is exact:
-            _add_brackets(figure, ablate, features, exact, offsets)
+            _add_brackets(figure, ablate, features, exact, offsets, panel_width / len(features))
     return figure
-
-
-def _cells(row: int, n_rows: int) -> tuple[Cell, Cell]:
-    """The panels of exact match and loss of one count: side by side, on narrow paper below each other."""
-
-    def domain(place: int, n: int) -> tuple[float, float]:
-        return 1 - (place + 0.88) / n, 1 - (place + 0.12) / n
-
-    if is_narrow():
-        first, second = domain(2 * row, 2 * n_rows), domain(2 * row + 1, 2 * n_rows)
-        return Cell(2 * row + 1, (0.0, 1.0), first), Cell(2 * row + 2, (0.0, 1.0), second)
-    level = domain(row, n_rows)
-    return Cell(2 * row + 1, (0.0, 0.45), level), Cell(2 * row + 2, (0.56, 1.0), level)
 
 
 def _loss_axis(ablate: pd.DataFrame, name: str, scale: Scale) -> tuple[bool, dict[str, Any]]:
@@ -171,9 +169,14 @@ def _traces(
 
 
 def _add_brackets(
-    figure: go.Figure, ablate: pd.DataFrame, features: list[str], exact: _Quantity, offsets: Mapping[str, float]
+    figure: go.Figure,
+    ablate: pd.DataFrame,
+    features: list[str],
+    exact: _Quantity,
+    offsets: Mapping[str, float],
+    room: float,
 ) -> None:
-    """A bracket from ablated to random with the p-value, where the table has one."""
+    """A bracket from ablated to random with the p-value, where the table has one; in `room` pixels a feature."""
     axes = {"xref": exact.cell.x, "yref": exact.cell.y}
     for row in records(select(ablate, condition="ablated")):
         p_value = row["p_value_holm"] if math.isfinite(row["p_value_holm"]) else row["p_value_paired"]
@@ -186,7 +189,9 @@ def _add_brackets(
         ends = {"x0": left, "x1": right, "y0": height, "y1": height}
         figure.add_shape(type="line", line={"color": GREY, "width": 1.2}, **ends, **axes)
         look = {"font": {"size": FONT_SIZE - 1}, "xanchor": "center", **axes}
-        figure.add_annotation(text_at(format_p(p_value), (left + right) / 2, height, **look))
+        figure.add_annotation(
+            text_at(wrapped(format_p(p_value), room, FONT_SIZE - 1), (left + right) / 2, height, **look)
+        )
 
 
 def _details(row: Mapping[str, Any], *, p_values: bool) -> str:

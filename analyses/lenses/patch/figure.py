@@ -8,20 +8,25 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from qfl_interp.analyses.lenses.patch.pairs import HEADS
+from qfl_interp.analyses.lenses.patch.pairs import HEADS, VARIES
+from qfl_interp.plots.axes import apart
 from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, axis_title, bar_span, choices, color_axis, place_words, require_rows
 from qfl_interp.plots.slider import AXIS_HEIGHT, over_steps, step_title
+from qfl_interp.plots.text import line_height, n_lines, room, text_width, wrapped
 from qfl_interp.plots.theme import DIVERGING, FONT_SIZE, is_narrow, new_figure, visible, words
 from qfl_interp.sites import site_words
 from qfl_interp.tables import column, distinct, select
 
 # Between two maps without an axis.
 _GAP: Final = 26
-# A second line under the tokens, with the numbers of at most so many positions.
+# Pixels left and right of the maps.
+_LEFT, _RIGHT = 58, 18
+# Letters under a map, a second line of them with the numbers of some positions, and pixels between two numbers.
+_SIZE: Final = FONT_SIZE - 2
 _NUMBERS: Final = 12
-_MOST_NUMBERED: Final = 26
+_APART: Final = 5
 
 
 class _Metric(NamedTuple):
@@ -97,36 +102,64 @@ class _PatchMap(NamedTuple):
         ]
 
     @property
+    def title(self) -> str:
+        """The component, in lines that fit."""
+        return wrapped(f"<b>{self.component}</b>  {_what(self.component)}", room(_LEFT + _RIGHT))
+
+    @property
+    def title_height(self) -> int:
+        """Pixels that the title takes more than one line of text does."""
+        return round(line_height() * (n_lines(self.title) - 1))
+
+    @property
+    def upright(self) -> bool:
+        """Whether the columns' names stand upright, as long tokens do."""
+        return not self.across_heads and any(len(token) > 1 for token in self.tokens)
+
+    @property
     def token_height(self) -> int:
-        """Pixels that the columns' names take more than one line of text does: long tokens stand upright."""
+        """Pixels that the columns' names take more than one line of text does."""
         if self.across_heads:
             return 0
-        longest = max(map(len, self.tokens))
-        return min(6 * longest + 2 * _NUMBERS, 90) if longest > 1 else _NUMBERS
+        return min(6 * max(map(len, self.tokens)) + 2 * _NUMBERS, 90) if self.upright else _NUMBERS
+
+    def is_named(self, following: _PatchMap | None) -> bool:
+        """Whether the axis is written under the map: it is under the last of equal columns."""
+        return following is None or (self.cells.across, self.tokens) != (following.cells.across, following.tokens)
 
     def below(self, following: _PatchMap | None) -> int:
-        """Pixels between the map and the next, or the slider; the axis is written under the last of equal columns."""
-        if following and (self.cells.across, self.tokens) == (following.cells.across, following.tokens):
-            return _GAP
-        return AXIS_HEIGHT + self.token_height + (_GAP if following else 0)
+        """Pixels between the map and the next, or the slider."""
+        gap = _GAP + following.title_height if following else 0
+        return gap + (AXIS_HEIGHT + self.token_height if self.is_named(following) else 0)
+
+    @property
+    def columns(self) -> list[str]:
+        """What is written under each column: tokens and positions, as far as there is room for them side by side."""
+        if self.across_heads:
+            return self.tokens
+        spacing = room(_LEFT + _RIGHT) / len(self.tokens)
+        widths = [line_height(_SIZE) if self.upright else text_width(token, _SIZE) for token in self.tokens]
+        written = apart(widths, spacing, [token == VARIES for token in self.tokens])
+        texts = [token if on else "" for token, on in zip(self.tokens, written, strict=True)]
+        numbers = [f"<i>{position}</i>" for position in self.cells.across]
+        if self.upright:
+            return [f"{text} {number}" if text else "" for text, number in zip(texts, numbers, strict=True)]
+        stride = math.ceil((max(text_width(number, _SIZE) for number in numbers) + _APART) / spacing)
+        return [
+            text if at % stride else f"{text}<br>{number}"
+            for at, (text, number) in enumerate(zip(texts, numbers, strict=True))
+        ]
 
     def layout(self, cell: Cell, named: bool) -> dict[str, Any]:
         """Axes of the panel, with its columns written if `named`."""
-        texts, upright = self.tokens, any(len(token) > 1 for token in self.tokens) and not self.across_heads
-        if not self.across_heads:
-            stride, apart = math.ceil(len(texts) / _MOST_NUMBERED), " " if upright else "<br>"
-            texts = [
-                token if number % stride else f"{token}{apart}<i>{position}</i>"
-                for number, (token, position) in enumerate(zip(texts, self.cells.across, strict=True))
-            ]
         x_axis = {
             "showticklabels": named,
             "ticks": "outside" if named else "",
             "ticklen": 2,
-            "tickfont": {"size": FONT_SIZE - 2},
+            "tickfont": {"size": _SIZE},
             "tickvals": self.cells.across,
-            "ticktext": texts,
-            "tickangle": -90 if upright else 0,
+            "ticktext": self.columns,
+            "tickangle": -90 if self.upright else 0,
             "dtick": None,
         }
         return self.cells.layout(cell, **x_axis)
@@ -154,15 +187,17 @@ def patch_figure(
     if metric not in _METRICS:
         raise ValueError(f"metric must be one of {list(_METRICS)}, got {metric!r}. Choose one of them.")
     maps = [_PatchMap.of(rows, name) for name in distinct(rows, "component")]
-    below = [one.below(following) for one, following in zip(maps, [*maps[1:], None], strict=True)]
+    following = [*maps[1:], None]
+    below = [one.below(other) for one, other in zip(maps, following, strict=True)]
     inner, panels = stack_cells([one.height for one in maps], below)
-    figure = new_figure(
-        f"patch_{rows['feature'].iloc[0]}", inner, {"l": 58, "r": 18, "t": 108 + _raised(), "b": below[-1]}
-    )
-    for one, space, cell in zip(maps, below, panels, strict=True):
-        named = space > _GAP
+    # The colour bar stands above the first panel's title where there is no room beside it.
+    raised = 18 + maps[0].title_height if is_narrow() else 0
+    margin = {"l": _LEFT, "r": _RIGHT, "t": 108 + raised, "b": below[-1]}
+    figure = new_figure(f"patch_{rows['feature'].iloc[0]}", inner, margin)
+    for one, other, cell in zip(maps, following, panels, strict=True):
+        named = one.is_named(other)
         figure.update_layout(one.layout(cell, named))
-        figure.add_annotation(cell.title(f"<b>{one.component}</b>  {_what(one.component)}"))
+        figure.add_annotation(cell.title(one.title) | {"align": "left"})
         if named:
             title = "head" if one.across_heads else "token and its position (·: differs between pairs)"
             figure.add_annotation(axis_title(title, cell.y_domain[0], 22 + one.token_height))
@@ -179,13 +214,8 @@ def patch_figure(
             for one, cell in zip(maps, panels, strict=True) for name in _METRICS
         ]  # fmt: skip
 
-    figure.update_layout(coloraxis=_color_axis(rows, metric), updatemenus=[_buttons(len(maps))])
-    return over_steps(figure, rows, draw, table="patch", title=_title, above=66 + _raised(), step=step, slider=slider)
-
-
-def _raised() -> int:
-    """Pixels that the colour bar is raised by where the first panel's title has no room beside it."""
-    return 18 if is_narrow() else 0
+    figure.update_layout(coloraxis=_color_axis(rows, metric, raised), updatemenus=[_buttons(len(maps))])
+    return over_steps(figure, rows, draw, table="patch", title=_title, above=66 + raised, step=step, slider=slider)
 
 
 def _title(rows: pd.DataFrame) -> str:
@@ -209,17 +239,15 @@ def _what(component: str) -> str:
     return "one head's output, at every position at once" if component == HEADS else site_words(component)
 
 
-def _color_axis(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
-    """Colours around 0, the same for every metric and step, with 1 marked."""
+def _color_axis(rows: pd.DataFrame, metric: str, raised: int) -> dict[str, Any]:
+    """Colours around 0, the same for every metric and step, with 1 marked; the bar is raised by so many pixels."""
     highest = float(abs(finite(rows[list(_METRICS)])).max(initial=1.0))
     end = min(highest, WIDEST)
     ticks, texts = [-1.0, -0.5, 0.0, 0.5, 1.0], ["−1", "−0.5", "0", "0.5", "<b>1</b>"]
     if highest > WIDEST:
         ticks, texts = [-WIDEST, *ticks, WIDEST], [f"≤ −{WIDEST}", *texts, f"≥ {WIDEST}"]
     marks = {"tickvals": ticks, "ticktext": texts}
-    return color_axis(
-        _bar_title(metric), -end, end, scale=DIVERGING, span=bar_span(0.5, 1.0), ypad=8 + _raised(), **marks
-    )
+    return color_axis(_bar_title(metric), -end, end, scale=DIVERGING, span=bar_span(0.5, 1.0), ypad=8 + raised, **marks)
 
 
 def _bar_title(metric: str) -> str:
