@@ -191,9 +191,9 @@ class PartLens(Lens, abc.ABC, Generic[SharedT, ViewT]):
         return [kept.view(cls.name, cls.question, cls.draw_at)] if kept.steps else []
 
     @classmethod
-    def kept(cls, run: Checkpoints) -> StepTable:
-        """Its table by step."""
-        return StepTable(run.table(cls.name), [name for name in cls.by if name != "run_id"], cls.together)
+    def kept(cls, run: Checkpoints, shows: Callable[[pd.DataFrame], bool] = lambda rows: True) -> StepTable:
+        """Its table by step, of the calls whose rows are shown."""
+        return StepTable(run.table(cls.name), [name for name in cls.by if name != "run_id"], cls.together, shows)
 
     @classmethod
     def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:

@@ -37,10 +37,17 @@ class StepTable:
         table: Its parts are named `<checkpoint>-<what>-<digest of the settings>`; others are passed over.
         by: Columns for each of whose values one call is shown: of several, that of most steps.
         together: Those of them whose values are all shown at once; of the others, one is chosen.
+        shows: Whether calls whose parts have such rows are shown; the part of the last step stands for the others.
     """
 
-    def __init__(self, table: Table, by: Sequence[str] = (), together: Sequence[str] = ()) -> None:
-        self.table, self.by = table, tuple(by)
+    def __init__(
+        self,
+        table: Table,
+        by: Sequence[str] = (),
+        together: Sequence[str] = (),
+        shows: Callable[[pd.DataFrame], bool] = lambda rows: True,
+    ) -> None:
+        self.table, self.by, self._shows = table, tuple(by), shows
         self.chosen = tuple(name for name in self.by if name not in together)
         # By what a part is of: its name at each step, and those of untrained models.
         self._at: dict[str, dict[int, list[str]]] = {}
@@ -55,6 +62,10 @@ class StepTable:
     def steps(self) -> tuple[int, ...]:
         """Steps that have a part, ascending."""
         return tuple(sorted({step for parts in self._at.values() for step in parts}))
+
+    def shows_any(self) -> bool:
+        """Whether a part is shown; reads parts up to the first that is."""
+        return any(self._shown(what) is not None for what in self._at)
 
     def view(self, name: str, question: str, draw: Callable[[pd.DataFrame, int], Figure], *, title: str = "") -> View:
         """A view of the table: `draw` is given rows of several steps, and the step that is shown."""
@@ -77,7 +88,7 @@ class StepTable:
         """By the values of `by`, what parts of them are of."""
         calls: dict[tuple[Any, ...], dict[str, list[str]]] = {}
         for what in self._at:
-            one = self._first_readable(what)
+            one = self._shown(what)
             if one is None:
                 continue
             for values in dict.fromkeys(zip(*(one[name].tolist() for name in self.by), strict=True)) or [()]:
@@ -100,6 +111,11 @@ class StepTable:
                     except QflError as error:
                         return error
         return QflError(f"{self.table.folder} has no part that still counts. Run the lens again.")
+
+    def _shown(self, what: str) -> pd.DataFrame | None:
+        """The rows of the last step's part; None where none can be read, or they are not shown."""
+        rows = self._first_readable(what)
+        return rows if rows is not None and self._shows(rows) else None
 
     def _first_readable(self, what: str) -> pd.DataFrame | None:
         """The rows of the last step's part that can be read; None where none can."""

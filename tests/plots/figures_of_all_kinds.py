@@ -133,7 +133,7 @@ FIGURES: dict[str, Callable[[], go.Figure]] = {
     "probe, shuffled": lambda: probe_of(1e-3, 0.6, beside="shuffled"),
     "patch": lambda: patch_figure(tables.patch()),
     "patch of 51 tokens": lambda: patch_of("·" * 16 + "+" + "·" * 16 + "=" + "·" * 17),
-    "patch of 40 digits": lambda: patch_of("0123456789" * 4),
+    "patch of 60 digits": lambda: patch_of("0123456789" * 6),
     "patch of 40 words": lambda: patch_of(["word", "another", " the", "."] * 10),
     "patch heads": lambda: patch_figure(tables.patch(("z",), (LAST,))),
     "attribution": lambda: attribution_figure(tables.patch()),

@@ -118,6 +118,23 @@ def test_every_lens_with_rows_has_a_view_and_draws_each_of_its_steps_alone(run):
             assert set(rows["eval_step" if view.name == "transfer" else "step"]) == {step}, view.name
 
 
+def test_attributions_are_offered_where_a_call_has_made_some(tmp_path):
+    made = Tables(tmp_path / "run", synthetic.checkpoint_steps())
+    by, rows = ["feature", "label", "component"], synthetic.patch(("resid_pre",))
+    store(made, "patch", rows.assign(attribution=np.nan), by)
+    assert [view.name for view in panels.views(made)] == ["patch"]
+    # A later call, at fewer steps, with attributions, of the same label; and one without, of another.
+    store(made, "patch", select(rows, step=210), by, call="0000beef")
+    store(made, "patch", rows.assign(attribution=np.nan, label=5), by)
+    maps, attributions = panels.views(made)
+    assert (maps.name, attributions.name) == ("patch", "patch/attribution")
+    assert maps.choices["label"] == [2, 5]
+    assert attributions.choices["label"] == [2]
+    assert (maps.at(716), attributions.at(716)) == (716, 210)
+    (points,) = [trace for trace in attributions.draw(716).data if trace.mode == "markers"]
+    np.testing.assert_allclose(points.y, select(rows, step=210)["attribution"], rtol=1e-3)
+
+
 def test_a_map_has_the_values_of_its_step_in_the_colours_of_all(run):
     rows = select(probed(), source="trained")
     axes = []

@@ -101,9 +101,11 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
 
     @classmethod
     def views(cls, run: Checkpoints) -> list[View]:
+        """Its maps; and the attributions where a call has made any."""
         question = "Does the gradient's estimate of a patch agree with the patch?"
-        maps = super().views(run)
-        return maps + [cls.kept(run).view("patch/attribution", question, cls._attribution_at) for _ in maps]
+        attributed = cls.kept(run, _attributed)
+        more = [attributed.view("patch/attribution", question, cls._attribution_at)] if attributed.shows_any() else []
+        return super().views(run) + more
 
     @classmethod
     def draw_at(cls, rows: pd.DataFrame, step: int) -> Figure:
@@ -137,7 +139,7 @@ class Patch(PartLens[Callable[[str, int], PatchPairs], HookedModel]):
         )
         for values, part in cls.parts_of(rows):
             sections.append(cls.section_of("Patching: {}, label {}", values, part, patch_figure, note))
-            if np.isfinite(column(part, "attribution") + column(part, "logit_diff_normalised")).any():
+            if _attributed(part):
                 sections.append(
                     Section(
                         sections[-1].title.replace("Patching", "Attribution", 1),
@@ -227,6 +229,11 @@ def patch(
         cube=Cube(("step", "component", "layer", "head", "position")),
         of=run.label,
     )
+
+
+def _attributed(rows: pd.DataFrame) -> bool:
+    """Whether there is an attribution to compare with its patch."""
+    return bool(np.isfinite(column(rows, "attribution") + column(rows, "logit_diff_normalised")).any())
 
 
 def _there(run: Checkpoints) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ class Scores(NamedTuple):
 
 # By the column `metric` of a table of probes.
 SCORES: Final = {
-    "log_loss": Scores("test log loss", " (nats)", "test accuracy", ".0%"),
-    "mse": Scores("test mean squared error", "", "test R²", ".2f"),
+    "log_loss": Scores("test log loss", " (nats)", "test accuracy", "~%"),
+    "mse": Scores("test mean squared error", "", "test R²", "~g"),
 }
 
 
