@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 from plotly import graph_objects as go
 
-from qfl_interp.plots.axes import log_axis, names_axis
+from qfl_interp.plots.axes import apart, log_axis, names_axis, names_below
 from qfl_interp.plots.grid import Cell, Grid, LegendRow, PaperGrid, stack_cells
 from qfl_interp.plots.legend import ROW_HEIGHT
 from qfl_interp.plots.lines import curve, finite, legend_entry, level, log_range, over_training, value_range
 from qfl_interp.plots.maps import CellMap, color_axis
 from qfl_interp.plots.panels import Shade, line_panel, stack_panels
 from qfl_interp.plots.slider import AXIS_HEIGHT, SLIDER_HEIGHT, over_steps
-from qfl_interp.plots.theme import PAPER_WIDTH, new_figure
+from qfl_interp.plots.text import text_width
+from qfl_interp.plots.theme import PAPER_WIDTH, drawn_at, new_figure
 
 MARGIN = {"l": 50, "r": 20, "t": 90, "b": AXIS_HEIGHT}
 
@@ -221,11 +222,31 @@ def test_a_map_of_heads_names_them_and_a_deep_one_some_layers_only():
     assert axes["xaxis2"]["dtick"] == 7
 
 
+def test_names_below_an_axis_stand_in_lines_or_all_upright():
+    axis, more = names_below(["carry", "carry without next token"], 180)
+    assert (axis["ticktext"], axis["tickangle"]) == (["carry", "carry without<br>next token"], 0)
+    assert more == round(1.3 * 11)
+    axis, more = names_below(["carry", "carry without next token"], 80)
+    assert (axis["ticktext"], axis["tickangle"]) == (["carry", "carry without next token"], -90)
+    assert more == pytest.approx(text_width("carry without next token", 11) - 1.3 * 11, abs=0.5)
+    assert names_below(["carry"], 180)[1] == 0
+
+
+def test_labels_side_by_side_are_written_where_there_is_room_the_lesser_ones_last():
+    assert apart([4, 4, 4], 5, [False] * 3) == [True] * 3
+    assert apart([8, 8, 8, 8], 5, [False] * 4) == [True, False, True, False]
+    assert apart([8, 8, 8, 8], 5, [True, False, True, True]) == [False, True, False, True]
+
+
 def test_colours_are_logarithms_where_they_are_said_to_be():
     axis = color_axis("loss", 0.02, 0.3, log=True)
     assert (axis["cmin"], axis["cmax"]) == pytest.approx((np.log10(0.02), np.log10(0.3)))
     assert axis["colorbar"]["ticktext"] == ["0.02", "0.05", "0.1", "0.2"]
     assert 10 ** axis["colorbar"]["tickvals"][0] == pytest.approx(0.02)
+    with drawn_at(317):  # of six numbers, 0.0003 to 0.1, the powers of ten have room
+        half = color_axis("loss", 2.5e-4, 0.12, log=True, span=(0.0, 0.48))
+    assert half["colorbar"]["ticktext"] == ["0.001", "0.01", "0.1"]
+    assert half["colorbar"]["tickvals"] == pytest.approx([-3, -2, -1])
     plain = color_axis("score", 0.0, 1.0, span=(0.5, 1.0), nticks=5)
     assert (plain["cmin"], plain["cmax"], plain["colorbar"]["nticks"]) == (0.0, 1.0, 5)
     assert (plain["colorbar"]["x"], plain["colorbar"]["len"]) == (0.5, 0.5)

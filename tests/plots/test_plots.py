@@ -266,6 +266,7 @@ def test_ablation_bars_and_whiskers_are_the_tables(count, suffix):
 
 def test_ablation_loss_is_logarithmic_where_it_spans_far():
     figure = ablation_figure(tables.ablate())
+    assert "<b>Features ablated</b>  step 716 · 3.0×10¹² FLOPs" in [note.text for note in figure.layout.annotations]
     assert [trace.type for trace in figure.data] == ["bar"] * 3 + ["scatter"] * 3
     assert (figure.layout.yaxis.type, figure.layout.yaxis2.type) == (None, "log")
     near = tables.ablate()
