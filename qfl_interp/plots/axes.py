@@ -151,7 +151,7 @@ def names_below(names: Sequence[str], width: float) -> tuple[dict[str, Any], int
     return axis, max(round(taken - line_height(size)), 0)
 
 
-def apart(widths: Sequence[float], spacing: float, last: Sequence[bool]) -> list[bool]:
+def labels_with_room(widths: Sequence[float], spacing: float, last: Sequence[bool]) -> list[bool]:
     """Which labels to write so that none covers another: in order, as far as they are free.
 
     Args:

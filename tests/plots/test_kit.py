@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from plotly import graph_objects as go
 
-from qfl_interp.plots.axes import apart, log_axis, names_axis, names_below
+from qfl_interp.plots.axes import labels_with_room, log_axis, names_axis, names_below
 from qfl_interp.plots.grid import Cell, Grid, LegendRow, PaperGrid, stack_cells
 from qfl_interp.plots.legend import ROW_HEIGHT
 from qfl_interp.plots.lines import curve, finite, legend_entry, level, log_range, over_training, value_range
@@ -233,9 +233,9 @@ def test_names_below_an_axis_stand_in_lines_or_all_upright():
 
 
 def test_labels_side_by_side_are_written_where_there_is_room_the_lesser_ones_last():
-    assert apart([4, 4, 4], 5, [False] * 3) == [True] * 3
-    assert apart([8, 8, 8, 8], 5, [False] * 4) == [True, False, True, False]
-    assert apart([8, 8, 8, 8], 5, [True, False, True, True]) == [False, True, False, True]
+    assert labels_with_room([4, 4, 4], 5, [False] * 3) == [True] * 3
+    assert labels_with_room([8, 8, 8, 8], 5, [False] * 4) == [True, False, True, False]
+    assert labels_with_room([8, 8, 8, 8], 5, [True, False, True, True]) == [False, True, False, True]
 
 
 def test_colours_are_logarithms_where_they_are_said_to_be():

@@ -412,7 +412,7 @@ def test_a_number_s_probes_are_drawn_in_their_own_words():
     figure = probe_heatmap(probe, "carry")
     bars = [figure.layout[name].colorbar for name in ("coloraxis", "coloraxis2")]
     assert [bar.title.text for bar in bars] == ["test mean squared error", "test R²"]
-    assert bars[1].tickformat == ".2f"
+    assert bars[1].tickformat == "~g"
     assert figure.layout.coloraxis2.cmin == 0.0
     assert "test mean squared error %{customdata[0]:.4f} (shuffled" in figure.data[2].hovertemplate
     curves = tables.emergence_curve(("carry",)).assign(metric="mse")

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from qfl_interp.analyses.lenses.patch.pairs import HEADS, VARIES
-from qfl_interp.plots.axes import apart
+from qfl_interp.plots.axes import labels_with_room
 from qfl_interp.plots.grid import Cell, stack_cells
 from qfl_interp.plots.lines import finite
 from qfl_interp.plots.maps import CellMap, axis_title, bar_span, choices, color_axis, place_words, require_rows
@@ -139,7 +139,7 @@ class _PatchMap(NamedTuple):
             return self.tokens
         spacing = room(_LEFT + _RIGHT) / len(self.tokens)
         widths = [line_height(_SIZE) if self.upright else text_width(token, _SIZE) for token in self.tokens]
-        written = apart(widths, spacing, [token == VARIES for token in self.tokens])
+        written = labels_with_room(widths, spacing, [token == VARIES for token in self.tokens])
         texts = [token if on else "" for token, on in zip(self.tokens, written, strict=True)]
         numbers = [f"<i>{position}</i>" for position in self.cells.across]
         if self.upright:
