@@ -96,4 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="a small run of seconds, to see that it runs")
     arguments = parser.parse_args()
-    main(arguments.run, device=arguments.device, quick=arguments.quick)
+    try:
+        main(arguments.run, device=arguments.device, quick=arguments.quick)
+    except KeyboardInterrupt:
+        raise SystemExit("\nStopped. The same command goes on where it was.") from None

@@ -81,17 +81,19 @@
     line.append(box, open);
     return line;
   };
-  const words = (row) =>
-    [row.name, row.task, row.size, row.state, row.run_id, row.seed === null ? "" : `seed ${row.seed}`].join(" ").toLowerCase();
+  const words = (row) => [row.name, row.task, row.state, row.run_id, row.seed === null ? "" : "seed"].join(" ").toLowerCase();
   const list = (json) => {
     if (!json) return keep();
     const rows = JSON.parse(json);
     const now = params();
-    const wanted = (now.get("q") || "").toLowerCase().split(/\s+/).filter(Boolean);
+    const asked = (now.get("q") || "").toLowerCase();
+    const seed = /\bseed[\s:=]*(\d+)/.exec(asked);
+    const wanted = asked.replace(seed ? seed[0] : "", "").split(/\s+/).filter(Boolean);
     const states = now.getAll("state");
     const chosen = now.getAll("run");
     const shown = rows.filter((row) => {
       const text = words(row);
+      if (seed && row.seed !== Number(seed[1])) return false;
       return wanted.every((word) => text.includes(word)) && (!states.length || states.includes(row.state));
     });
     const known = new Set(rows.map((row) => row.key));
@@ -322,6 +324,7 @@
     );
   };
 
+  const lastTab = { run: null, name: "" };
   const tabs = (json, open, chosen) => {
     const found = json ? JSON.parse(json) : null;
     const place = byId("view-tabs");
@@ -330,7 +333,13 @@
       return 0;
     }
     const names = found.tabs.map((one) => one.name);
-    const now = names.includes(open) ? open : found.first;
+    let now = names.includes(open) ? open : found.first;
+    // A lens that has finished is no reason to leave what is being read.
+    if (lastTab.run === chosen[0] && now !== open && now !== lastTab.name && names.includes(lastTab.name)) {
+      now = lastTab.name;
+      setTimeout(() => go(put("view", lastTab.name), false));
+    }
+    Object.assign(lastTab, { run: chosen[0], name: now });
     place.replaceChildren(
       ...found.tabs.map((one) => {
         const tab = make("button", one.name === now ? "view-tab on" : "view-tab", one.title);
