@@ -243,6 +243,7 @@
     });
     return { ...layout, ...kept };
   };
+  const drawnFor = {};
   const received = (name, json, theme, templates, change) => {
     const card = byId(`${name}-card`);
     const data = json ? JSON.parse(json) : null;
@@ -261,13 +262,19 @@
     byId(`${name}-graph`).style.height = `${data.height}px`;
     const now = params();
     const revision = [...now.getAll("run"), name === "view" ? data.name : ""].join("\n");
+    // Another kind of figure in the same place: plotly would set titles by the ticks of the one before.
+    const plot = graph(name);
+    if (plot && drawnFor[name] !== undefined && drawnFor[name] !== revision) window.Plotly.purge(plot);
+    drawnFor[name] = revision;
     const zoomed = name === "timeline" ? withZoom(layout, revision) : layout;
     return { data: traces, layout: { ...zoomed, template: templates[theme], uirevision: revision } };
   };
+  // Of a damaged run, the head of the page says what is wrong.
+  const saidAbove = (data) => !!data.error && !!document.querySelector("#head .fault");
   const timeline = (json, theme, templates) => {
     const shown = received("timeline", json, theme, templates, (_, value) => go(put("feature", value)));
     const data = json ? JSON.parse(json) : null;
-    byId("timeline-card").hidden = !data;
+    byId("timeline-card").hidden = !data || saidAbove(data);
     byId("timeline-title").textContent = (data && data.title) || "Over training";
     if (data) byId("busy").hidden = true;
     training = data && data.steps ? data : null;
@@ -282,7 +289,7 @@
   const view = (json, theme, templates) => {
     const data = json ? JSON.parse(json) : null;
     holdSaves(false);
-    byId("view-card").hidden = !data;
+    byId("view-card").hidden = !data || saidAbove(data);
     return received("view", json, theme, templates, (key, value) => go(put(`c.${key}`, value)));
   };
   // A line through all panels at the step; step 0 has no place on a logarithmic axis.
