@@ -7,7 +7,7 @@ names alone; rows are read when a view is drawn, of the steps that it shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -25,9 +25,9 @@ _OF_STEP: Final = re.compile(r"step_(\d+)(?:_to_\d+)?-(.*)", re.DOTALL)
 _OF_UNTRAINED: Final = re.compile(r"untrained_\d+-(.*)", re.DOTALL)
 # Steps beside the one that is shown whose rows are read: a curve needs no more, nor the ends of a colour scale.
 _MOST_STEPS: Final = 48
-# Parts whose rows stay in memory, by their checksum.
+# Parts whose rows stay in memory, by their files as these were when they were read.
 _MOST_KEPT: Final = 1024
-_KEPT: dict[str, pd.DataFrame] = {}
+_KEPT: dict[Hashable, pd.DataFrame] = {}
 
 
 class StepTable:
@@ -174,7 +174,7 @@ class StepTable:
         try:
             if not self.table.has(part):
                 return None
-            key = self.table.checksum(part)
+            key = self.table.stamp(part)
             if key not in _KEPT:
                 if len(_KEPT) >= _MOST_KEPT:
                     _KEPT.clear()

@@ -76,8 +76,8 @@ def story(run: qfl.Run, label: int, how: dict[str, Any]) -> str:
         f"One run, seed {run.config.train.seed}: {length}-bit addition, low bits first. It ends with "
         f"{last:.1%} of the held-out sums right.",
         *told(shown.ask(lambda lens: lens.findings(shown.page), Finding)),
-        f"The patched pairs differ in bit {label} of the second operand, at position {length + 1 + label}. On carry "
-        f"{label} hangs bit {label + 1} of the sum, which is predicted at position {2 * length + 2 + label}.",
+        f"The patched pairs differ in bit {label} of the second operand, at position {length + 1 + label}. Carry "
+        f"{label} decides bit {label + 1} of the sum, which is predicted at position {2 * length + 2 + label}.",
     ]
     return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
@@ -96,4 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="where to compute: cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="a small run of seconds, to see that it runs")
     arguments = parser.parse_args()
-    main(arguments.run, device=arguments.device, quick=arguments.quick)
+    try:
+        main(arguments.run, device=arguments.device, quick=arguments.quick)
+    except KeyboardInterrupt:
+        raise SystemExit("\nStopped. The same command goes on where it was.") from None

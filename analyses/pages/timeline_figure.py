@@ -41,10 +41,23 @@ def timeline_figure(
         beside: The metrics of other runs by name, drawn over this one's.
         unit: What the loss is counted in.
     """
+    first = training_panels(metrics, shading, log_loss=log_loss, beside=beside, unit=unit)
+    return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
+
+
+def training_panels(
+    metrics: pd.DataFrame,
+    shading: Shading = NO_SHADING,
+    *,
+    log_loss: bool = True,
+    beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+    unit: str = "nats",
+) -> list[Panel]:
+    """The panels of what training logged: loss, and exact match where the task has one. Arguments as of the figure."""
     first = [_loss_panel(metrics, log_loss, shading.plateau_loss, beside, unit)]
     if "val_exact" in metrics:  # a real-valued task has none
         first.append(_exact_panel(metrics, beside))
-    return stack_panels([*first, *panels], shading.band, filename="timeline", note=shading.note)
+    return first
 
 
 def _loss_panel(

@@ -13,10 +13,11 @@ from plotly.graph_objects import Figure
 
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.pages.shown import Shown, is_curve
+from qfl_interp.analyses.pages.timeline_figure import training_panels
 from qfl_interp.analyses.sweeps.scaling import Scaling, scaling
 from qfl_interp.analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
 from qfl_interp.errors import QflError
-from qfl_interp.plots.panels import Panel
+from qfl_interp.plots.panels import Panel, panel_rows
 from qfl_interp.plots.paper import name_figure
 from qfl_interp.plots.theme import plain
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE
@@ -34,7 +35,7 @@ class Timeline(NamedTuple):
 
     Attributes:
         figure: Loss, exact match and every lens that was computed.
-        table: The loss and what else training logged.
+        table: The points of its curves.
         faults: A line on each lens that cannot be shown.
         steps: Of the checkpoints, ascending.
         places: Where each is on the figure's axis.
@@ -153,12 +154,12 @@ def _timeline(run: Checkpoints) -> Timeline:
     page = Page(run, features, config=None, progress=False, compute=False)
     shown = Shown(page)
     # A panel of a single step is no curve: a view shows it.
-    figure = shown.timeline(
-        shown.ask_each(lambda lens: [panel for panel in lens.panels(page) if is_curve(panel)], Panel)
-    )
+    panels = shown.ask_each(lambda lens: [panel for panel in lens.panels(page) if is_curve(panel)], Panel)
+    figure = shown.timeline(panels)
+    logged = training_panels(shown.losses.rows, unit=run.loss_unit)
+    table = panel_rows([*logged, *(panel for own in panels.values() for panel in own)])
     axis, steps = shown.losses.axis, run.steps
     places = [{"step": float(step), **run.how_far(step)}[axis.column] for step in steps]
     texts = ["" if axis.column == "step" else axis.text(place) for place in places]
-    return Timeline(
-        name_figure(figure, plain(run.label)), shown.losses.rows, (*faults, *shown.faults), steps, places, texts
-    )
+    figure = name_figure(figure, plain(run.label))
+    return Timeline(figure, table, (*faults, *shown.faults), steps, places, texts)

@@ -103,6 +103,21 @@ class Shade:
     label: str
 
 
+def panel_rows(panels: Sequence[Panel]) -> pd.DataFrame:
+    """The points of the panels' curves, a row each: panel, curve, how far training was, value, unit."""
+    axis = _one_axis(panels) or FLOPS
+    frames = [
+        pd.DataFrame({axis.column: trace.x, "value": trace.y}).assign(
+            panel=panel.title, curve=trace.name, unit=panel.y_title
+        )
+        for panel in panels
+        for trace in panel.traces
+        if trace.x is not None
+    ]
+    names = ["panel", "curve", axis.column, "value", "unit"]
+    return pd.concat([pd.DataFrame(columns=names), *frames], ignore_index=True).reindex(columns=names)
+
+
 def stack_panels(panels: Sequence[Panel], shade: Shade | None, *, filename: str, note: str = "") -> go.Figure:
     """Panels below each other on one logarithmic axis of training, with a stretch shaded across all of them.
 

@@ -170,13 +170,18 @@ class Table:
             raise QflError(f"{path} does not list {self._path(part).name}: corrupted. {self._advice(part)}")
         return manifest
 
-    def checksum(self, part: str) -> str:
-        """The SHA-256 of a part's rows, as its manifest says: equal ones have equal rows.
+    def stamp(self, part: str) -> tuple[str, int, int]:
+        """The file of a part's rows, and when and how large it was written: what changes when the file does.
 
         Raises:
-            QflError: Its manifest is missing or corrupted.
+            QflError: It is not there.
         """
-        return str(self._manifest(part)[self._path(part).name])
+        path = self._path(part)
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise QflError(f"{path} cannot be read: {error}. {self._advice(part)}") from error
+        return str(path), stat.st_mtime_ns, stat.st_size
 
     def _foreign(self, part: str) -> str:
         """Why a part does not count: it is of another run, or of other weights; empty where it counts."""

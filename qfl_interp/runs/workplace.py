@@ -115,9 +115,9 @@ class TableElsewhere(Table):
         """As `Table.names`, of both places."""
         return sorted({*self._own.names(), *super().names()})
 
-    def checksum(self, part: str) -> str:
-        """As `Table.checksum`, in the run's folder where it is there."""
-        return self._own.checksum(part) if self._own.has(part) else super().checksum(part)
+    def stamp(self, part: str) -> tuple[str, int, int]:
+        """As `Table.stamp`, in the run's folder where it is there."""
+        return self._own.stamp(part) if self._own.has(part) else super().stamp(part)
 
     def parts(self) -> list[str]:
         """Names of the parts that are in one of the two places, sorted."""

@@ -109,7 +109,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 QUICK = pytest.param(40, 0, ("table", "status", "verify"), id="40")
-THOROUGH = pytest.param(300, 1, tuple(READINGS), id="300", marks=pytest.mark.slow)
+THOROUGH = pytest.param(150, 1, tuple(READINGS), id="150", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(("n", "seed", "readings"), [QUICK, THOROUGH])

@@ -15,6 +15,7 @@ from qfl_interp.analyses.view import drawn
 from qfl_interp.analyses.view.address import Address
 from qfl_interp.analyses.view.index import Index
 from qfl_interp.analyses.view.opened import Kept, Opened
+from qfl_interp.tables import select
 
 
 @pytest.fixture
@@ -32,7 +33,11 @@ def test_a_page_computes_nothing(opened, run_copy):
     assert found.faults == ()
     assert found.steps == run_copy.steps
     assert found.places == [run_copy.flops(step) for step in run_copy.steps]
-    assert found.table.equals(run_copy.metrics)
+    loss = select(found.table, panel="Validation loss", curve="over the answer alone")
+    logged = run_copy.metrics.dropna(subset=["val_loss_answer"]).query("step > 0")
+    assert loss["value"].tolist() == logged["val_loss_answer"].tolist()
+    assert loss["flops"].tolist() == logged["flops"].tolist()
+    assert set(loss["unit"]) == {"nats per token"}
     assert not (run_copy.path / "analyses").exists()
 
 
@@ -53,6 +58,16 @@ def test_a_view_says_which_part_is_damaged(opened, run_copy):
         path.write_bytes(b"no parquet")
     with pytest.raises(qfl.QflError, match=r"probe/step_0+-carry-\w+\.parquet does not match its checksum"):
         drawn.at_step(opened, Address((KEY,), view="probe"))
+
+
+def test_a_part_that_was_read_once_is_read_again_where_its_file_changed(opened, run_copy):
+    qfl.analyses.probe(run_copy, "carry", "0", config=qfl.ProbeConfig(n_train=64, n_test=64), progress=False)
+    address = Address((KEY,), view="probe")
+    drawn.at_step(opened, address)
+    for path in (run_copy.path / "analyses" / "probe").glob("*.parquet"):
+        path.write_bytes(b"no parquet")
+    with pytest.raises(qfl.QflError, match="does not match its checksum"):
+        drawn.rows_of(opened, "view", address)
 
 
 def test_every_figure_names_its_run(opened, run_copy):

@@ -40,6 +40,15 @@ def test_a_port_that_is_listened_on_is_not_free():
     assert serve._is_free(0)
 
 
+def test_no_other_machine_is_answered(tmp_path):
+    pytest.importorskip("dash", reason="needs the extra `view`")
+    found = qfl.view(tmp_path, port=0, open_browser=False, block=False)
+    try:
+        assert found._server.socket.getsockname()[0] == "127.0.0.1"
+    finally:
+        found.stop()
+
+
 def test_help_loads_no_dash():
     code = (
         "import sys; sys.argv = ['qfl', '--help']\n"

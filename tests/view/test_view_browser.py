@@ -122,6 +122,8 @@ def test_list_search_and_states(visit):
     page.fill("#search", "Seeds/B addition")
     eventually(page, "document.querySelectorAll('.run').length === 1")
     assert "q=Seeds%2FB+addition" in page.url
+    page.fill("#search", "seed 4")
+    eventually(page, "[...document.querySelectorAll('.run .name')].map((one) => one.textContent).join() === 'seeds/b'")
     page.fill("#search", "")
     page.click("[data-state=damaged]")
     eventually(page, "document.querySelectorAll('.run').length === 1")
@@ -194,7 +196,9 @@ def test_figures_are_saved(visit, tiny_run):
     with page.expect_download() as found:
         page.click("#timeline-csv")
     rows = pd.read_csv(io.BytesIO(Path(found.value.path()).read_bytes()))
-    assert rows["step"].tolist() == tiny_run.metrics["step"].tolist()
+    logged = tiny_run.metrics.dropna(subset=["val_loss_answer"]).query("step > 0")
+    own = rows[(rows["panel"] == "Validation loss") & (rows["curve"] == "over the answer alone")]
+    assert own["value"].tolist() == pytest.approx(logged["val_loss_answer"].tolist())
     with page.expect_download() as found:
         page.click("#view-csv")
     assert set(pd.read_csv(found.value.path())["step"]) == {40}

@@ -40,7 +40,7 @@ from qfl_interp.probes.feature_data import feature_data
 from qfl_interp.report.page import Finding, Section
 from qfl_interp.runs.series import Checkpoints, Steps
 from qfl_interp.shapes import Examples
-from qfl_interp.tables import distinct
+from qfl_interp.tables import distinct, select
 
 
 class _Spans(NamedTuple):
@@ -150,7 +150,12 @@ class Probe(PartLens[ProbeData, _Spans]):
             "does not vary or few examples have it."
         )
         return [
-            Section(f"Probes: {feature.replace('_', ' ')}", figure=probe_heatmap(rows, feature), note=note)
+            Section(
+                f"Probes: {feature.replace('_', ' ')}",
+                figure=probe_heatmap(rows, feature),
+                note=note,
+                downloads={f"probe_{feature}": select(rows, feature=feature)},
+            )
             for feature in distinct(rows, "feature")
         ]
 

@@ -81,17 +81,19 @@
     line.append(box, open);
     return line;
   };
-  const words = (row) =>
-    [row.name, row.task, row.size, row.state, row.run_id, row.seed === null ? "" : `seed ${row.seed}`].join(" ").toLowerCase();
+  const words = (row) => [row.name, row.task, row.state, row.run_id, row.seed === null ? "" : "seed"].join(" ").toLowerCase();
   const list = (json) => {
     if (!json) return keep();
     const rows = JSON.parse(json);
     const now = params();
-    const wanted = (now.get("q") || "").toLowerCase().split(/\s+/).filter(Boolean);
+    const asked = (now.get("q") || "").toLowerCase();
+    const seed = /\bseed[\s:=]*(\d+)/.exec(asked);
+    const wanted = asked.replace(seed ? seed[0] : "", "").split(/\s+/).filter(Boolean);
     const states = now.getAll("state");
     const chosen = now.getAll("run");
     const shown = rows.filter((row) => {
       const text = words(row);
+      if (seed && row.seed !== Number(seed[1])) return false;
       return wanted.every((word) => text.includes(word)) && (!states.length || states.includes(row.state));
     });
     const known = new Set(rows.map((row) => row.key));
@@ -241,6 +243,7 @@
     });
     return { ...layout, ...kept };
   };
+  const drawnFor = {};
   const received = (name, json, theme, templates, change) => {
     const card = byId(`${name}-card`);
     const data = json ? JSON.parse(json) : null;
@@ -259,13 +262,19 @@
     byId(`${name}-graph`).style.height = `${data.height}px`;
     const now = params();
     const revision = [...now.getAll("run"), name === "view" ? data.name : ""].join("\n");
+    // Another kind of figure in the same place: plotly would set titles by the ticks of the one before.
+    const plot = graph(name);
+    if (plot && drawnFor[name] !== undefined && drawnFor[name] !== revision) window.Plotly.purge(plot);
+    drawnFor[name] = revision;
     const zoomed = name === "timeline" ? withZoom(layout, revision) : layout;
     return { data: traces, layout: { ...zoomed, template: templates[theme], uirevision: revision } };
   };
+  // Of a damaged run, the head of the page says what is wrong.
+  const saidAbove = (data) => !!data.error && !!document.querySelector("#head .fault");
   const timeline = (json, theme, templates) => {
     const shown = received("timeline", json, theme, templates, (_, value) => go(put("feature", value)));
     const data = json ? JSON.parse(json) : null;
-    byId("timeline-card").hidden = !data;
+    byId("timeline-card").hidden = !data || saidAbove(data);
     byId("timeline-title").textContent = (data && data.title) || "Over training";
     if (data) byId("busy").hidden = true;
     training = data && data.steps ? data : null;
@@ -280,7 +289,7 @@
   const view = (json, theme, templates) => {
     const data = json ? JSON.parse(json) : null;
     holdSaves(false);
-    byId("view-card").hidden = !data;
+    byId("view-card").hidden = !data || saidAbove(data);
     return received("view", json, theme, templates, (key, value) => go(put(`c.${key}`, value)));
   };
   // A line through all panels at the step; step 0 has no place on a logarithmic axis.
@@ -322,6 +331,7 @@
     );
   };
 
+  const lastTab = { run: null, name: "" };
   const tabs = (json, open, chosen) => {
     const found = json ? JSON.parse(json) : null;
     const place = byId("view-tabs");
@@ -330,7 +340,13 @@
       return 0;
     }
     const names = found.tabs.map((one) => one.name);
-    const now = names.includes(open) ? open : found.first;
+    let now = names.includes(open) ? open : found.first;
+    // A lens that has finished is no reason to leave what is being read.
+    if (lastTab.run === chosen[0] && now !== open && now !== lastTab.name && names.includes(lastTab.name)) {
+      now = lastTab.name;
+      setTimeout(() => go(put("view", lastTab.name), false));
+    }
+    Object.assign(lastTab, { run: chosen[0], name: now });
     place.replaceChildren(
       ...found.tabs.map((one) => {
         const tab = make("button", one.name === now ? "view-tab on" : "view-tab", one.title);
