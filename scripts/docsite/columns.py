@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from docsite.tables import code, table
-from qfl_interp.analyses.all_tables import DefinedTable, all_tables
+from qfl_interp.analyses.all_tables import all_tables
+from qfl_interp.analyses.pages import compare_columns
+from qfl_interp.analyses.sweeps import across_columns, scaling_columns
+from qfl_interp.columns import Columns
+from qfl_interp.sweep.record_columns import RECORDS
+
+# Tables of several runs, by what gives them: they lie beside no run.
+OF_SEVERAL = {
+    "compare": compare_columns.RESULT,
+    "sweep": {"table": RECORDS},
+    "sweep scaling": scaling_columns.RESULT,
+    "sweep emergence": across_columns.RESULT,
+}
 
 _ENTRY = """# Columns
 
@@ -21,13 +33,17 @@ def page() -> str:
         if one.lens != last:
             parts.append(f"## {one.lens or 'Training'}\n")
             last = one.lens
-        parts += [f"### Table `{one.name}`\n", _columns(one)]
+        parts += [f"### Table `{one.name}`\n", _columns(one.columns)]
+    for what, of_result in OF_SEVERAL.items():
+        parts.append(f"## {what}\n")
+        for name, columns in of_result.items():
+            parts += [f"### Table `{name}` of {what}\n", _columns(columns)]
     return "\n".join(parts)
 
 
-def _columns(one: DefinedTable) -> str:
+def _columns(columns: Columns) -> str:
     rows = [
         (code(name), column.unit, f"{column.text} (only {column.only})" if column.only else column.text)
-        for name, column in one.columns.items()
+        for name, column in columns.items()
     ]
     return table(("column", "unit", "meaning"), rows)

@@ -54,6 +54,10 @@ def test_every_column_of_every_table_is_on_the_page():
     for one in all_tables():
         section = page.partition(f"### Table `{one.name}`\n")[2].partition("\n### ")[0]
         assert [name for name in one.columns if f"| `{name}` |" not in section] == [], one.name
+    for what, of_result in columns.OF_SEVERAL.items():
+        for name, own in of_result.items():
+            section = page.partition(f"### Table `{name}` of {what}\n")[2].partition("\n### ")[0]
+            assert [column for column in own if f"| `{column}` |" not in section] == [], (what, name)
 
 
 def test_every_public_name_leads_to_where_it_is_defined():
