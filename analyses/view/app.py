@@ -25,6 +25,8 @@ _POLICY: Final = (
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+# Seconds to wait for the first page before torch is loaded all the same.
+_PATIENCE: Final = 5.0
 _HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 _LOG: Final = logging.getLogger("qfl_interp.view")
 
@@ -58,6 +60,7 @@ class _Work:
 
     def __init__(self, index: Index) -> None:
         self._index, self._lock = index, threading.Lock()
+        self.listed = threading.Event()  # a page has the list
         self._loaded: tuple[Any, Any] | None = None
 
     @property
@@ -68,6 +71,7 @@ class _Work:
     def prepare(self) -> None:
         """List the runs, then load torch, which takes seconds: what the page asks for first is there first."""
         self._index.entries()
+        self.listed.wait(_PATIENCE)
         self.load()
 
     def load(self) -> tuple[Any, Any]:
@@ -119,6 +123,8 @@ def _listing(app: Dash, index: Index, work: _Work) -> None:
     )
     def look(_n: int | None, chosen: list[str], seen: str | None, pulse: str, tables_pulse: str) -> tuple[Any, ...]:
         entries, now_seen = index.look(watch=chosen)
+        if seen is not None:
+            work.listed.set()
         rows = (no_update, no_update) if now_seen == seen else (as_json(entries), now_seen)
         now = [_said_of(lambda key=key: work.draw("stamps", key)) for key in chosen] if work.ready else []
         both = json.dumps(now), json.dumps([one if isinstance(one, dict) else one[1] for one in now])

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import pandas as pd
 from plotly.graph_objects import Figure
@@ -14,7 +14,6 @@ from plotly.graph_objects import Figure
 from qfl_interp.analyses.lens import Page
 from qfl_interp.analyses.pages.shown import Shown, is_curve
 from qfl_interp.analyses.pages.timeline_figure import training_panels
-from qfl_interp.analyses.sweeps.scaling import Scaling, scaling
 from qfl_interp.analyses.view.index import CHECKPOINTS, Index, Stamp, stamps
 from qfl_interp.errors import QflError
 from qfl_interp.plots.panels import Panel, panel_rows
@@ -23,7 +22,9 @@ from qfl_interp.plots.theme import plain
 from qfl_interp.runs.config import CONFIG_FILE, METRICS_FILE
 from qfl_interp.runs.opening import open_checkpoints
 from qfl_interp.runs.series import Checkpoints
-from qfl_interp.sweep.sweep import Sweep
+
+if TYPE_CHECKING:
+    from qfl_interp.analyses.sweeps.scaling import Scaling
 
 FoundT = TypeVar("FoundT")
 # Runs and drawings that are kept.
@@ -136,6 +137,9 @@ class Opened:
 
     def scaling(self, key: str) -> Scaling:
         """The scaling curves of a sweep. Raises `QflError` where no run of it has finished, or it is damaged."""
+        from qfl_interp.analyses.sweeps.scaling import scaling  # SciPy's fits take a second to load
+        from qfl_interp.sweep.sweep import Sweep
+
         path = self.path(key)
         return self.kept.get(("scaling", key), self.stamp(key), lambda: scaling(Sweep.open(path)))
 
