@@ -331,7 +331,7 @@
     );
   };
 
-  const lastTab = { run: null, name: "" };
+  const lastTab = { run: null, name: "", names: [] };
   const tabs = (json, open, chosen) => {
     const found = json ? JSON.parse(json) : null;
     const place = byId("view-tabs");
@@ -342,11 +342,12 @@
     const names = found.tabs.map((one) => one.name);
     let now = names.includes(open) ? open : found.first;
     // A lens that has finished is no reason to leave what is being read.
-    if (lastTab.run === chosen[0] && now !== open && now !== lastTab.name && names.includes(lastTab.name)) {
+    const grown = lastTab.run === chosen[0] && !same(lastTab.names, names);
+    if (grown && now !== open && now !== lastTab.name && names.includes(lastTab.name)) {
       now = lastTab.name;
       setTimeout(() => go(put("view", lastTab.name), false));
     }
-    Object.assign(lastTab, { run: chosen[0], name: now });
+    Object.assign(lastTab, { run: chosen[0], name: now, names });
     place.replaceChildren(
       ...found.tabs.map((one) => {
         const tab = make("button", one.name === now ? "view-tab on" : "view-tab", one.title);
