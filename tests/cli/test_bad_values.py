@@ -67,7 +67,7 @@ NOT_TRIED = {
 # Of this process alone, so that a busy machine is no fault; far above what any case takes (3 s).
 MOST_SECONDS, MOST_BYTES = 12.0, 2**29
 # What the quick tests take of all cases, and the slow ones of each command's.
-N_QUICK, N_SLOW = 24, 30
+N_QUICK, N_SLOW = 24, 18
 # Of the machine in these tests: what is refused does not depend on the machine.
 FREE = 2**31
 
