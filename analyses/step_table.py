@@ -98,30 +98,21 @@ class StepTable:
             return len({step for what in whats for step in self._at[what]})
 
         if self._at and not calls:
-            raise self._nothing_readable()
+            for what in self._at:
+                self._first_readable(what, strict=True)  # says what is damaged
+            raise QflError(f"{self.table.folder} has no part that still counts. Run the lens again.")
         return {values: max(of.values(), key=n_steps) for values, of in calls.items()}
-
-    def _nothing_readable(self) -> QflError:
-        """Why no part of any step can be read."""
-        for what in self._at:
-            for step in sorted(self._at[what], reverse=True):
-                for part in self._at[what][step]:
-                    try:
-                        self._read(part, strict=True)
-                    except QflError as error:
-                        return error
-        return QflError(f"{self.table.folder} has no part that still counts. Run the lens again.")
 
     def _shown(self, what: str) -> pd.DataFrame | None:
         """The rows of the last step's part; None where none can be read, or they are not shown."""
         rows = self._first_readable(what)
         return rows if rows is not None and self._shows(rows) else None
 
-    def _first_readable(self, what: str) -> pd.DataFrame | None:
-        """The rows of the last step's part that can be read; None where none can."""
+    def _first_readable(self, what: str, *, strict: bool = False) -> pd.DataFrame | None:
+        """The rows of the last step's part that can be read; None where none can, or an error if strict."""
         for step in sorted(self._at[what], reverse=True):
             for part in self._at[what][step]:
-                rows = self._read(part, strict=False)
+                rows = self._read(part, strict=strict)
                 if rows is not None and len(rows):
                     return rows
         return None

@@ -85,7 +85,7 @@ def rows_of(opened: Opened, of: str, address: Address) -> pd.DataFrame:
         return shown.table(_step(run, address.step), **_known_choices(shown.choices, address))
     if len(address.runs) == 1:
         key = address.runs[0]
-        return opened.scaling(key).rows if opened.is_sweep(key) else opened.timeline(key).table
+        return opened.scaling(key).rows if opened.is_sweep(key) else opened.timeline(key).table()
     return compared(opened, address.runs)[0].rows
 
 

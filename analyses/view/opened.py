@@ -36,7 +36,7 @@ class Timeline(NamedTuple):
 
     Attributes:
         figure: Loss, exact match and every lens that was computed.
-        table: The points of its curves.
+        table: Gives the points of its curves, which a figure that is drawn each second does not need as a table.
         faults: A line on each lens that cannot be shown.
         steps: Of the checkpoints, ascending.
         places: Where each is on the figure's axis.
@@ -44,7 +44,7 @@ class Timeline(NamedTuple):
     """
 
     figure: Figure
-    table: pd.DataFrame
+    table: Callable[[], pd.DataFrame]
     faults: tuple[str, ...]
     steps: list[int]
     places: list[float]
@@ -160,8 +160,11 @@ def _timeline(run: Checkpoints) -> Timeline:
     # A panel of a single step is no curve: a view shows it.
     panels = shown.ask_each(lambda lens: [panel for panel in lens.panels(page) if is_curve(panel)], Panel)
     figure = shown.timeline(panels)
-    logged = training_panels(shown.losses.rows, unit=run.loss_unit)
-    table = panel_rows([*logged, *(panel for own in panels.values() for panel in own)])
+
+    def table() -> pd.DataFrame:
+        logged = training_panels(shown.losses.rows, unit=run.loss_unit)
+        return panel_rows([*logged, *(panel for own in panels.values() for panel in own)])
+
     axis, steps = shown.losses.axis, run.steps
     places = [{"step": float(step), **run.how_far(step)}[axis.column] for step in steps]
     texts = ["" if axis.column == "step" else axis.text(place) for place in places]

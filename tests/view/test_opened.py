@@ -33,7 +33,7 @@ def test_a_page_computes_nothing(opened, run_copy):
     assert found.faults == ()
     assert found.steps == run_copy.steps
     assert found.places == [run_copy.flops(step) for step in run_copy.steps]
-    loss = select(found.table, panel="Validation loss", curve="over the answer alone")
+    loss = select(found.table(), panel="Validation loss", curve="over the answer alone")
     logged = run_copy.metrics.dropna(subset=["val_loss_answer"]).query("step > 0")
     assert loss["value"].tolist() == logged["val_loss_answer"].tolist()
     assert loss["flops"].tolist() == logged["flops"].tolist()
