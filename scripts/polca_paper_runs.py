@@ -191,9 +191,14 @@ def _multiples(size: Size, every: int) -> str:
     return ",".join(str(step) for step in range(every, size.n_steps + 1, every))
 
 
+def is_kept(way: Way, folder: Path) -> bool:
+    """Whether all of a way's tables are kept."""
+    return (folder / f"{way.name}.parquet").exists()
+
+
 def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
     """Follow and keep, unless it was."""
-    if (folder / f"{way.name}.parquet").exists():
+    if is_kept(way, folder):
         return
     plan = plan_of(size, way, run)
     followed = follow(plan)
@@ -212,7 +217,7 @@ def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
             continue
         if way.details:
             _keep(folder, f"means-{way.name}", mean_rows(curves, followed.losses.double().numpy(), tokens))
-            _keep(folder, f"slopes-{way.name}", _slopes(plan, followed))
+            _keep(folder, f"slopes-{way.name}", _slopes(plan, followed, tokens))
             _keep(folder, f"moves-{way.name}", _moves(plan))
         # Last: it says that all is kept.
         _keep(folder, way.name, rows.assign(**about))
@@ -326,21 +331,23 @@ def _moves(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame(found, columns=[str(i) for i in range(found.shape[1])]).assign(step=plan.steps)
 
 
-def _slopes(plan: Plan, followed: Followed) -> pd.DataFrame:
-    """Slopes and exact losses at a few times, a token a row: columns `DIRECTION:STEP` and `loss:STEP`.
+def _slopes(plan: Plan, followed: Followed, tokens: pd.DataFrame) -> pd.DataFrame:
+    """Slopes and exact losses at a few times: columns `DIRECTION:STEP` and `loss:STEP` beside what `tokens` has.
 
-    The sign of a direction carries no meaning: each points to where the parameters end up.
+    A row a token of the places that discriminants are fitted on. The sign of a direction carries no meaning: each
+    points to where the parameters end up.
     """
     times = thinned(len(plan.steps), _SLOPES)
     coordinates = coordinates_at(plan).numpy()
     sign = np.where(coordinates[-1] < coordinates[0], -1.0, 1.0)
-    slopes = gradients_at(plan).numpy() * sign
+    kept = np.flatnonzero(tokens["place"].isin(PLACES))
+    slopes = gradients_at(plan).numpy()[:, kept] * sign
     values: dict[str, np.ndarray] = {}
     for time in times:
         step = plan.steps[time]
         values |= {f"{i}:{step}": slopes[time, :, i].astype(np.float32) for i in range(len(sign))}
-        values[f"loss:{step}"] = followed.losses[time].numpy().astype(np.float32)
-    return pd.DataFrame(values)
+        values[f"loss:{step}"] = followed.losses[time].numpy()[kept].astype(np.float32)
+    return pd.concat([tokens.iloc[kept].reset_index(drop=True), pd.DataFrame(values)], axis=1)
 
 
 def compare_orders(size: Size, run: qfl.Run, folder: Path) -> None:

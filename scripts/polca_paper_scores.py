@@ -129,8 +129,7 @@ def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
     Labels are shuffled among tokens of one target: what the target says of the carry remains.
     """
-    for name, features in _features(folder):
-        tokens = tokens_of(folder, len(features))
+    for name, (features, tokens) in _features(folder).items():
         for at, place in PLACES.items():
             here = column(tokens, "place") == at
             carry, values = tokens["carry_in"].to_numpy(dtype=bool)[here], features[here]
@@ -156,14 +155,13 @@ def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
     for one, other in itertools.permutations(folders(kept), 2):
         if one.name.split("-")[0] != other.name.split("-")[0]:
             continue
-        ours, theirs = dict(_features(one)), dict(_features(other))
+        ours, theirs = _features(one), _features(other)
         for name in (name for name in ours if name in theirs):
-            first, second = ours[name], theirs[name]
-            labels = [tokens_of(one, len(first)), tokens_of(other, len(second))]
+            (first, _), labels = ours[name], [ours[name][1], theirs[name][1]]
             for at, place in PLACES.items():
                 here = [column(tokens, "place") == at for tokens in labels]
                 carry = [tokens["carry_in"].to_numpy(dtype=bool)[own] for tokens, own in zip(labels, here, strict=True)]
-                found = [_standard(values[own]) for values, own in zip((first, second), here, strict=True)]
+                found = [_standard(values[own]) for values, own in zip((first, theirs[name][0]), here, strict=True)]
                 yield {
                     "run": other.name, "features": name, "n_features": first.shape[1], "place": place,
                     "fitted_on": one.name, "auc": told_elsewhere(found[0], carry[0], found[1], carry[1]),
@@ -175,15 +173,18 @@ def _standard(values: Float[np.ndarray, "token feature"]) -> Float[np.ndarray, "
     return StandardScaler().fit_transform(values)
 
 
-def _features(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """What discriminants get: slopes along the directions of a basis, and the exact loss at the same times."""
+def _features(folder: Path) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
+    """What discriminants get, by name: slopes along a basis's directions, the exact loss at the same times; whose."""
+    found = {}
     for path in sorted(folder.glob("slopes-*.parquet")):
-        slopes = pd.read_parquet(path)
-        losses = [name for name in slopes if str(name).startswith("loss:")]
-        basis = path.stem.split("-")[2]
-        yield f"slopes, {basis}", slopes.drop(columns=losses).to_numpy(dtype=np.float64)
+        table, basis = pd.read_parquet(path), path.stem.split("-")[2]
+        values = table.filter(like=":")
+        losses = values.filter(like="loss:")
+        slopes = values.drop(columns=losses.columns)
+        found[f"slopes, {basis}"] = (slopes.to_numpy(dtype=np.float64), table)
         if basis == "hessian":
-            yield "exact loss", slopes[losses].to_numpy(dtype=np.float64)
+            found["exact loss"] = (losses.to_numpy(dtype=np.float64), table)
+    return found
 
 
 def movement_rows(folder: Path) -> Iterator[dict[str, Any]]:

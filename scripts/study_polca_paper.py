@@ -36,6 +36,7 @@ from polca_paper_runs import (
     Size,
     compare_orders,
     folders,
+    is_kept,
     kept_folder,
     plan_of,
     run_way,
@@ -47,6 +48,7 @@ from polca_paper_scores import across_rows, carry_rows, discriminant_rows, movem
 
 import qfl_interp as qfl
 from qfl_interp.analyses.lenses.polca.estimate import estimate
+from qfl_interp.analyses.lenses.polca.trajectories import compute_points
 from qfl_interp.plots.theme import GREY, SERIES, template
 from qfl_interp.tables import column, select
 from qfl_interp.training.train import plan_run
@@ -93,6 +95,9 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
                 print(f"{way.name}: {estimate(plan_of(size, way, run)).title}", flush=True)
             continue
         folder = kept_folder(size, seed, kept)
+        # A token's gradient serves all bases.
+        if name == "bases" and (left := [way for way in ways(size, name) if not is_kept(way, folder)]):
+            compute_points([plan_of(size, way, run) for way in left])
         for way in ways(size, name):
             run_way(size, way, run, folder)
             print(f"{run.run_id}: {way.name} is kept", flush=True)

@@ -360,6 +360,37 @@ def test_accuracies_share_what_they_have_in_common(run):
     assert len(run.table("polca_basis").parts()) == 3
 
 
+def test_plans_that_are_followed_together_come_out_as_if_alone(run, tmp_path):
+    alone = shutil.copytree(run.path, tmp_path / "alone")
+    configs = [SMALL, change(basis="trajectory", basis_steps="all"), change(accuracy="first")]
+    plans = [Plan.of(run, config=config) for config in configs]
+    polca_trajectories.compute_points(plans, progress=False)
+    assert not any(polca_trajectories.missing_points(plan) for plan in plans)
+    for config in configs:
+        found = polca_trajectories.follow(Plan.of(run, config=config), progress=False)
+        again = follow(qfl.Run.open(alone), config)
+        np.testing.assert_array_equal(found.trajectories.values, again.trajectories.values)
+        assert torch.equal(found.losses, again.losses)
+
+
+def test_of_plans_that_share_a_basis_a_point_is_computed_once(run, monkeypatch):
+    computed = []
+    quantities = polca_trajectories.quantities
+    monkeypatch.setattr(
+        polca_trajectories, "quantities", lambda *args: computed.append(len(args[2])) or quantities(*args)
+    )
+    plans = [Plan.of(run, config=change(accuracy=accuracy)) for accuracy in ("first", "path")]
+    polca_trajectories.compute_points(plans, progress=False)
+    assert computed == [1] * (2 * len(plans[0].steps) - 1)
+
+
+@pytest.mark.parametrize("changes", [{"n_examples": 3}, {"seed": 1}, {"double": False}], ids=str)
+def test_plans_of_other_examples_or_precision_are_not_followed_together(run, changes):
+    plans = [Plan.of(run, config=config) for config in (SMALL, change(**changes))]
+    with pytest.raises(ValueError, match="must have run, n_examples, seed, precision and device in common"):
+        polca_trajectories.compute_points(plans, progress=False)
+
+
 def test_the_work_can_go_to_other_processes(run, monkeypatch):
     """Every call's arguments survive the trip, and what comes back from it computes the same."""
     expected = follow(run)

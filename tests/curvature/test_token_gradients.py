@@ -17,6 +17,7 @@ from qfl_interp.curvature.token_gradients import (
     project,
     project_curvature,
     project_gradients,
+    project_on_each,
 )
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
 from qfl_interp.errors import QflError
@@ -137,6 +138,49 @@ def test_tiles_and_batches_that_do_not_divide_anything(style, monkeypatch):
     found = project_gradients(loss, theta, directions, method="layers").gradients
     assert_agrees(found, expected, 1e-12)
     assert_agrees(found, by_autograd(loss, theta, directions), 1e-10)
+
+
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(layers, "_ENTRIES", 6)
+    monkeypatch.setattr(layers, "_COLUMNS", 6)
+
+
+@pytest.mark.parametrize("method", ["auto", "layers", "jvp"])
+def test_several_bases_are_each_as_if_alone(method, monkeypatch):
+    small_tiles(monkeypatch)  # of single parameters some hold none
+    loss, theta = token_loss("gpt2", "breadth_first_search", dtype=torch.float32)
+    single = torch.zeros(7, len(loss.space))
+    single[torch.arange(7), torch.randperm(len(loss.space), generator=rng(0))[:7]] = 1.0
+    bases = [random_directions(loss.space, 40, torch.float32), single, random_directions(loss.space, 1, torch.float32)]
+    found = project_on_each(loss, theta, bases, method=method)
+    for own, basis in zip(found, bases, strict=True):
+        alone = project_gradients(loss, theta, basis, method=method)
+        assert torch.equal(own.gradients, alone.gradients)
+        assert torch.equal(own.losses, alone.losses)
+
+
+def test_of_several_bases_every_gradient_is_formed_once(monkeypatch):
+    calls = []
+    formed = layers.tapped
+    monkeypatch.setattr(layers, "tapped", lambda *args: calls.append(1) or formed(*args))
+    loss, theta = token_loss("gpt2")
+    bases = [random_directions(loss.space, 9) for _ in range(3)]
+    project_gradients(loss, theta, bases[0], method="layers")
+    alone = len(calls)
+    project_on_each(loss, theta, bases, method="layers")
+    assert len(calls) == 2 * alone > 0
+
+
+def test_where_directions_are_0_nothing_is_formed(monkeypatch):
+    small_tiles(monkeypatch)
+    loss, theta = token_loss("gpt2")
+    single = torch.zeros(1, len(loss.space), dtype=loss.dtype)
+    loss.space.unflatten(single)["blocks.0.mlp.W_in"][0, 3, 5] = 1.0
+    formed, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *args, out: formed.append(out.shape[1:]) or bmm(*args, out=out))
+    found = project_gradients(loss, theta, single, method="layers")
+    assert [shape.numel() for shape in set(formed)] == [layers._entries(single.device)]
+    assert_agrees(found.gradients, by_autograd(loss, theta, single), 1e-10)
 
 
 @pytest.mark.parametrize("method", ["layers", "jvp"])

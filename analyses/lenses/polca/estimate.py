@@ -93,7 +93,7 @@ def _seconds_of_point(plan: Plan, model: HookedModel, quantity: str) -> float:
     scored = scored_tokens(plan.run.task.encode(shown))
     loss, parameters = TokenLoss(model, scored, dtype=plan.dtype), parameters_to_save(model)
     directions = torch.ones(plan.n_directions, len(plan.space), dtype=plan.dtype, device=plan.device)
-    seconds = _seconds(lambda: quantities(loss, parameters, directions, quantity))
+    seconds = _seconds(lambda: quantities(loss, parameters, [directions], quantity))
     return seconds * len(plan.examples) / len(shown)
 
 

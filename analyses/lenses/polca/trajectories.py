@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from qfl_interp.analyses.lenses.polca.basis import basis_rows, find_basis, read_
 from qfl_interp.analyses.lenses.polca.plan import LEAVE_OUT, Plan
 from qfl_interp.analyses.models_at import ModelAt
 from qfl_interp.curvature import Hessian
-from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
+from qfl_interp.curvature.token_gradients import project_curvature, project_on_each
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
@@ -101,11 +102,45 @@ def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
     remedy = "Take fewer steps, examples or directions, or float32."
     what = f"curves of {len(scored):,} tokens along {n} directions at {len(plan.steps)} steps"
     require_memory(held, available_bytes(), what, remedy)
-    _require_repeatable(plan)
-    find_basis(plan, jobs=jobs, progress=progress)
-    prepare, work = functools.partial(_prepare, plan), functools.partial(_compute, plan)
-    over_checkpoints(missing_points(plan), prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
+    compute_points([plan], jobs=jobs, progress=progress)
     return _collect(plan, scored)
+
+
+def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = True) -> None:
+    """Write what `follow` collects, for several plans of one run: a gradient is formed once for all their directions.
+
+    Each plan's points come out as if it was followed alone, to the bit.
+
+    Args:
+        plans: Of the same run, examples, precision and device.
+        jobs, progress: As for `follow`.
+
+    Raises:
+        ValueError: The plans follow other examples, or in another precision.
+        QflError: As for `follow`.
+    """
+    first = plans[0]
+    for plan in plans[1:]:
+        ours, theirs = ((p.run.path, p.config.n_examples, p.config.seed, p.dtype, p.device) for p in (first, plan))
+        if ours != theirs:
+            raise ValueError(
+                "plans that are followed together must have run, n_examples, seed, precision and device in common, "
+                f"got {ours} and {theirs}."
+            )
+    for plan in plans:
+        _require_repeatable(plan)
+        find_basis(plan, jobs=jobs, progress=progress)
+    wanted: dict[PathPoint, list[int]] = {}
+    # Plans of one basis share parts.
+    parts: set[str] = set()
+    for index, plan in enumerate(plans):
+        for node in missing_points(plan):
+            if (part := _part(plan, node)) not in parts:
+                parts.add(part)
+                wanted.setdefault(node, []).append(index)
+    tasks = [_Task(node, tuple(wanted[node])) for node in sorted(wanted, key=_in_training)]
+    prepare, work = functools.partial(_prepare, plans), functools.partial(_compute, plans)
+    over_checkpoints(tasks, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
 
 
 def _require_repeatable(plan: Plan) -> None:
@@ -139,7 +174,11 @@ def missing_points(plan: Plan) -> list[PathPoint]:
     """The points that are not in the run's table, in the order of training, which a replay follows once."""
     table = plan.run.table(LENS)
     missing = [node for node in _nodes(plan) if not table.has(_part(plan, node))]
-    return sorted(missing, key=lambda node: (node.step, node.to, node.share))
+    return sorted(missing, key=_in_training)
+
+
+def _in_training(node: PathPoint) -> tuple[int, int, Fraction]:
+    return node.step, node.to, node.share
 
 
 def _nodes(plan: Plan) -> list[PathPoint]:
@@ -166,42 +205,62 @@ def _part(plan: Plan, node: PathPoint) -> str:
     return f"{node}-{plan.points_digest}"
 
 
+class _Task(NamedTuple):
+    """A point, and the plans that lack it, by number."""
+
+    node: PathPoint
+    plans: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return str(self.node)
+
+
 class _Shared(NamedTuple):
-    """What all points need."""
+    """What all points need; a basis for each plan."""
 
     scored: ScoredTokens
-    basis: Float[Tensor, "direction parameter"]
+    bases: list[Float[Tensor, "_direction parameter"]]
     origin: Float[Tensor, " parameter"]
 
 
-def _prepare(plan: Plan) -> _Shared:
+def _prepare(plans: Sequence[Plan]) -> _Shared:
     """The tokens, the directions, and where coordinates along them are 0: at the first checkpoint that is finite."""
-    run, scored, basis = plan.run, plan.scored(), read_basis(plan, plan.device)
-    for step in run.steps:
-        origin = plan.space.flatten(parameters_to_save(run.load_model(step, device=plan.device)))
+    plan, bases = plans[0], [read_basis(plan, plan.device) for plan in plans]
+    for step in plan.run.steps:
+        origin = plan.space.flatten(parameters_to_save(plan.run.load_model(step, device=plan.device)))
         if bool(torch.isfinite(origin).all()):
-            return _Shared(scored, basis, origin.to(plan.dtype))
-    raise QflError(f"no checkpoint of {run.path} is finite: there is nothing to follow. Train again, at a lower rate.")
+            return _Shared(plan.scored(), bases, origin.to(plan.dtype))
+    raise QflError(
+        f"no checkpoint of {plan.run.path} is finite: there is nothing to follow. Train again, at a lower rate."
+    )
 
 
-def _compute(plan: Plan, shared: _Shared, node: PathPoint) -> None:
-    """Compute what is asked at one point and write it."""
-    run, model = plan.run, plan.load(node.step)
+def _compute(plans: Sequence[Plan], shared: _Shared, task: _Task) -> None:
+    """Compute what is asked at one point and write it, for each plan that asks."""
+    node, plan = task.node, plans[task.plans[0]]
+    model = plan.load(node.step)
     parameters = parameters_to_save(model)
     if node.share:
         end = parameters_to_save(plan.load(node.to))
         parameters = {name: start.lerp(end[name], float(node.share)) for name, start in parameters.items()}
     loss = TokenLoss(model, shared.scored, dtype=plan.dtype)
+    bases = [shared.bases[index] for index in task.plans]
     try:
-        tensors = quantities(loss, parameters, shared.basis, node.quantity)
+        found = quantities(loss, parameters, bases, node.quantity)
     except ValueError as error:
         raise QflError(
-            f"{node.quantity} of {run.path} stopped at step {node.step}{f' to {node.to}' if node.share else ''}: "
+            f"{node.quantity} of {plan.run.path} stopped at step {node.step}{f' to {node.to}' if node.share else ''}: "
             f"{error} {LEAVE_OUT}"
         ) from error
     moved = plan.space.flatten(parameters).double() - shared.origin.double()
-    # One direction at a time in float64.
-    tensors["coordinates"] = torch.stack([row.double() @ moved for row in shared.basis])
+    for index, basis, tensors in zip(task.plans, bases, found, strict=True):
+        # One direction at a time in float64.
+        tensors["coordinates"] = torch.stack([row.double() @ moved for row in basis])
+        _write(plans[index], node, tensors)
+
+
+def _write(plan: Plan, node: PathPoint, tensors: dict[str, Tensor]) -> None:
+    """Write a plan's part of a point."""
     values = tensors[node.quantity]
     rows = pd.DataFrame(
         {
@@ -214,22 +273,29 @@ def _compute(plan: Plan, shared: _Shared, node: PathPoint) -> None:
             "coordinate": tensors["coordinates"].cpu().numpy(),
         }
     )
-    rows = rows.assign(**run.identity(), basis=plan.config.basis, analysis=plan.points_digest)
-    run.table(LENS).write(_part(plan, node), rows, tensors, steps=(*plan.sources, node.step, node.to))
+    rows = rows.assign(**plan.run.identity(), basis=plan.config.basis, analysis=plan.points_digest)
+    plan.run.table(LENS).write(_part(plan, node), rows, tensors, steps=(*plan.sources, node.step, node.to))
 
 
 def quantities(
-    loss: TokenLoss, parameters: dict[str, Tensor], basis: Float[Tensor, "direction parameter"], quantity: str
-) -> dict[str, Tensor]:
-    """What is asked at one point, by name."""
-    if quantity == "dataset_curvature":
-        curvature = Hessian(loss, parameters).along(basis)
-        require_finite(curvature, "curvature of the mean loss along the directions")
-        return {quantity: curvature}
+    loss: TokenLoss,
+    parameters: dict[str, Tensor],
+    bases: Sequence[Float[Tensor, "_direction parameter"]],
+    quantity: str,
+) -> list[dict[str, Tensor]]:
+    """What is asked at one point along each basis, by name."""
+    if quantity == "gradients":
+        each = project_on_each(loss, parameters, bases)
+        return [{quantity: found.gradients, "losses": found.losses} for found in each]
+    return [{quantity: _curvature(loss, parameters, basis, quantity)} for basis in bases]
+
+
+def _curvature(loss: TokenLoss, parameters: dict[str, Tensor], basis: Tensor, quantity: str) -> Tensor:
     if quantity == "curvature":
-        return {quantity: project_curvature(loss, parameters, basis)}
-    found = project_gradients(loss, parameters, basis)
-    return {quantity: found.gradients, "losses": found.losses}
+        return project_curvature(loss, parameters, basis)
+    curvature = Hessian(loss, parameters).along(basis)
+    require_finite(curvature, "curvature of the mean loss along the directions")
+    return curvature
 
 
 def _tensors(plan: Plan, node: PathPoint) -> dict[str, Tensor]:

@@ -4,13 +4,14 @@ A token at position p is the end of a sequence of p + 1 tokens: tokens of one po
 a backward pass of their own. Then, tile by tile of every weight matrix (a few thousand entries), the gradients of a
 batch are formed by one batched product of what the matrix read and the gradient of what it wrote, and multiplied with
 the same tile of all directions while they are in cache. No gradient of a whole matrix ever exists. With P parameters, n
-positions and K directions this takes about `(6 n + 2 K) P` operations a token.
+positions and K directions this takes about `(6 n + 2 K) P` operations a token; where all directions are 0 in a tile,
+as those of single parameters are in most, nothing is formed.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,26 +29,30 @@ _ENTRIES, _ENTRIES_GPU = 2048, 16384
 _COLUMNS = 128
 
 _Blocks = Float[Tensor, "direction block d_in d_out"]
+# Where bases of several lengths are together.
+_Basis = Float[Tensor, "_direction parameter"]
+_Tile = Float[Tensor, "_entry _direction"]
 
 
 def layer_projections(
     loss: TokenLoss,
     parameters: Mapping[str, Tensor],
-    directions: Float[Tensor, "direction parameter"],
+    bases: Sequence[_Basis],
     *,
     max_bytes: int,
-) -> TokenProjections:
-    """Losses and derivatives along directions; arguments as for `project_gradients`, checked."""
-    by_name = loss.space.unflatten(directions)
-    gradients = directions.new_zeros(len(loss), len(directions))
-    losses = directions.new_empty(len(loss))
+) -> list[TokenProjections]:
+    """Losses and derivatives along the directions of each basis; arguments as for `project_on_each`, checked."""
+    by_name = [loss.space.unflatten(directions) for directions in bases]
+    gradients = [directions.new_zeros(len(loss), len(directions)) for directions in bases]
+    losses = bases[0].new_empty(len(loss))
     # Most of it for what is kept of many batches, so that a tile of the directions is copied once for all of them.
     for tokens, parts in _groups(loss, parameters, max_bytes // 4 * 3, max_bytes // 4):
-        gradients[tokens] = _projected(parts, by_name)
+        for whole, found in zip(gradients, _projected(parts, by_name), strict=True):
+            whole[tokens] = found
         losses[tokens] = torch.cat([part.losses for part in parts])
         # Or it would live on while the next group is formed.
         del parts
-    return TokenProjections(gradients, losses)
+    return [TokenProjections(found, losses) for found in gradients]
 
 
 def _groups(
@@ -78,23 +83,27 @@ def _bytes_per_token(cfg: Any, n_pos: int, dtype: torch.dtype) -> int:
     return dtype.itemsize * n_pos * (cfg.n_layers * layer + 2 * cfg.d_vocab)
 
 
-def _projected(parts: list[Tapped], directions: Mapping[str, Tensor]) -> Float[Tensor, "token direction"]:
-    """The derivatives along all directions, given by name as `[direction, *shape]`, of all batches' tokens."""
-    first = next(iter(directions.values()))
-    total = first.new_zeros(sum(len(part.losses) for part in parts), len(first))
-    totals = total.split([len(part.losses) for part in parts])
-    for own, part in zip(totals, parts, strict=True):
-        for name, gradient in part.whole.items():
-            own.addmm_(gradient, directions[name].flatten(1)[:, : gradient.shape[1]].t())
+def _projected(parts: list[Tapped], bases: Sequence[Mapping[str, Tensor]]) -> list[Float[Tensor, "token _direction"]]:
+    """The derivatives along each basis's directions, given by name as `[direction, *shape]`, of all batches' tokens."""
+    sizes = [len(part.losses) for part in parts]
+    every = [next(iter(basis.values())) for basis in bases]
+    found = [some.new_zeros(sum(sizes), len(some)) for some in every]
+    totals = [total.split(sizes) for total in found]
+    for own, basis in zip(totals, bases, strict=True):
+        for total, part in zip(own, parts, strict=True):
+            for name, gradient in part.whole.items():
+                total.addmm_(gradient, basis[name].flatten(1)[:, : gradient.shape[1]].t())
     for products in zip(*(part.products for part in parts), strict=True):
         # Queries, keys and values are stored head by head, [head, d_model, d_head]; other matrices are one block.
-        of_matrix = directions[products[0].weight]
-        blocks = of_matrix.reshape(len(of_matrix), -1, products[0].inputs.shape[-1], of_matrix.shape[-1])
+        of_matrix = [basis[products[0].weight] for basis in bases]
+        d_in = products[0].inputs.shape[-1]
+        blocks = [matrix.reshape(len(matrix), -1, d_in, matrix.shape[-1]) for matrix in of_matrix]
         if all(product.inputs.shape[1] == 1 for product in products):
-            _add_outer(total, products, blocks)
+            for total, own in zip(found, blocks, strict=True):
+                _add_outer(total, products, own)
         else:
             _add_product(totals, products, blocks)
-    return total
+    return found
 
 
 def _add_outer(total: Float[Tensor, "token direction"], products: tuple[Product, ...], blocks: _Blocks) -> None:
@@ -105,15 +114,25 @@ def _add_outer(total: Float[Tensor, "token direction"], products: tuple[Product,
         total[:, column] += torch.linalg.vecdot(inputs @ heads.transpose(0, 1).flatten(1), gradient)
 
 
-def _add_product(totals: tuple[Tensor, ...], products: tuple[Product, ...], blocks: _Blocks) -> None:
-    """Add a matrix's part: every token's `inputs' gradient`, entry by entry times the directions', tile by tile."""
-    formed = blocks.new_empty(max(map(len, totals)) * _entries(blocks.device))
-    for rows, columns, tile in _tiles(blocks):
-        for total, product in zip(totals, products, strict=True):
+def _add_product(
+    totals: Sequence[Sequence[Tensor]],
+    products: tuple[Product, ...],
+    bases: Sequence[Float[Tensor, "_direction block d_in d_out"]],
+) -> None:
+    """Add a matrix's part: every token's `inputs' gradient`, entry by entry times the directions', tile by tile.
+
+    `totals` holds a tensor `[token, direction]` for each basis and batch of tokens.
+    """
+    formed = bases[0].new_empty(max(map(len, totals[0])) * _entries(bases[0].device))
+    for rows, columns, tiles in _tiles(bases):
+        for index, product in enumerate(products):
             read, written = product.inputs[..., rows], product.gradient[..., columns]
-            gradients = formed[: len(total) * len(tile)].view(len(total), read.shape[2], written.shape[2])
+            entries = read.shape[2] * written.shape[2]
+            gradients = formed[: len(read) * entries].view(len(read), read.shape[2], written.shape[2])
             torch.bmm(read.transpose(1, 2), written, out=gradients)
-            total.addmm_(gradients.flatten(1), tile)
+            for own, tile in zip(totals, tiles, strict=True):
+                if tile is not None:
+                    own[index].addmm_(gradients.flatten(1), tile)
 
 
 def _entries(device: torch.device) -> int:
@@ -121,14 +140,23 @@ def _entries(device: torch.device) -> int:
     return _ENTRIES_GPU if device.type == "cuda" else _ENTRIES * torch.get_num_threads()
 
 
-def _tiles(blocks: _Blocks) -> Iterator[tuple[slice, slice, Float[Tensor, "entry direction"]]]:
-    """Rows and columns of a matrix, heads side by side, and all directions there, an entry a row."""
-    n_directions, n_blocks, d_in, d_out = blocks.shape
+def _tiles(
+    bases: Sequence[Float[Tensor, "_direction block d_in d_out"]],
+) -> Iterator[tuple[slice, slice, list[_Tile | None]]]:
+    """Rows and columns of a matrix, heads side by side, and each basis's directions there, an entry a row.
+
+    None for a basis of which all directions are 0 there; where all bases are, the tile is left out.
+    """
+    _, n_blocks, d_in, d_out = bases[0].shape
     width = min(_COLUMNS, d_out)
-    height = max(1, _entries(blocks.device) // width)
-    copied = blocks.new_empty(width * height * n_directions)
+    height = max(1, _entries(bases[0].device) // width)
+    copied = [blocks.new_empty(width * height * len(blocks)) for blocks in bases]
     for block, left, top in itertools.product(range(n_blocks), range(0, d_out, width), range(0, d_in, height)):
-        part = blocks[:, block, top : top + height, left : left + width].permute(1, 2, 0)
-        tile = copied[: part.numel()].view(part.shape).copy_(part)
-        first = block * d_out + left
-        yield slice(top, top + len(part)), slice(first, first + part.shape[1]), tile.flatten(0, 1)
+        parts = [blocks[:, block, top : top + height, left : left + width].permute(1, 2, 0) for blocks in bases]
+        tiles = [
+            buffer[: part.numel()].view(part.shape).copy_(part).flatten(0, 1) if part.any() else None
+            for buffer, part in zip(copied, parts, strict=True)
+        ]
+        if any(tile is not None for tile in tiles):
+            first = block * d_out + left
+            yield slice(top, top + len(parts[0])), slice(first, first + parts[0].shape[1]), tiles

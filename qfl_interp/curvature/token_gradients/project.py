@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,15 +43,43 @@ def project_gradients(
             not finite, with its token.
         QflError: "layers" was asked for a model that it does not know.
     """
+    return project_on_each(loss, parameters, [directions], method=method, max_bytes=max_bytes)[0]
+
+
+def project_on_each(
+    loss: TokenLoss,
+    parameters: Mapping[str, Tensor],
+    bases: Sequence[Float[Tensor, "_direction parameter"]],
+    *,
+    method: str = "auto",
+    max_bytes: int = MAX_BYTES,
+) -> list[TokenProjections]:
+    """`project_gradients` along several sets of directions, each as if it was alone, to the bit.
+
+    By "layers" a token's gradient is formed once for all of them, which is most of the work for a few directions.
+
+    Arguments and errors are those of `project_gradients`.
+    """
     if method not in ("auto", "layers", "jvp"):
         raise ValueError(f"method must be 'auto', 'layers' or 'jvp', got {method!r}.")
-    theta, vectors = _checked(loss, parameters, directions, max_bytes)
-    faster = "layers" if is_fast(loss.model) and not jvp_is_faster(loss.scored, len(vectors)) else "jvp"
-    layers = (faster if method == "auto" else method) == "layers"
-    found = (layer_projections if layers else jvp_projections)(loss, theta, vectors, max_bytes=max_bytes)
-    require_finite(found.losses, "loss of the tokens")
-    require_finite(found.gradients, "derivative of the tokens' losses along the directions")
-    return found
+    checked = [_checked(loss, parameters, directions, max_bytes) for directions in bases]
+    theta = checked[0][0]
+    by_layers = [
+        index
+        for index, (_, vectors) in enumerate(checked)
+        if method == "layers"
+        or (method == "auto" and is_fast(loss.model) and not jvp_is_faster(loss.scored, len(vectors)))
+    ]
+    found: dict[int, TokenProjections] = {}
+    if by_layers:
+        together = [checked[index][1] for index in by_layers]
+        found |= zip(by_layers, layer_projections(loss, theta, together, max_bytes=max_bytes), strict=True)
+    for index, (_, vectors) in enumerate(checked):
+        if index not in found:
+            found[index] = jvp_projections(loss, theta, vectors, max_bytes=max_bytes)
+        require_finite(found[index].losses, "loss of the tokens")
+        require_finite(found[index].gradients, "derivative of the tokens' losses along the directions")
+    return [found[index] for index in range(len(bases))]
 
 
 def project_curvature(
