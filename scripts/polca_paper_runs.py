@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from pages import DOCS
+from polca_scores import CHANCE, SHUFFLES
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 import qfl_interp as qfl
@@ -39,6 +41,7 @@ SCALES = ("raw", "unit")
 PLACES = {1: "hundreds", 2: "tens"}
 # Times at which slopes are kept, for the discriminants, and at which mean curves are.
 _SLOPES, _MEANS = 8, 100
+_DETAILS = ("means", "slopes", "moves")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,14 +130,14 @@ class Way(NamedTuple):
         stretch: "all" of the training, or "closely" or "short": its stretch.
         basis: Name of the directions.
         config: Directions and accuracy.
-        details: Keep what the figure and the discriminants need: mean curves, slopes, movement.
+        details: What to keep for the figure and the discriminants: "means" of the curves, "slopes", "moves".
         baselines: Cluster the exact loss, its change and the Fisher information as well.
     """
 
     stretch: str
     basis: str
     config: PolcaConfig
-    details: bool = False
+    details: tuple[str, ...] = ()
     baselines: bool = False
 
     @property
@@ -150,27 +153,31 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
     sparse: dict[str, Any] = how | {"basis_steps": _multiples(size, size.sparse_every), "n_examples": size.n_orders}
     n = size.n_steps // size.basis_every
     if stage == "follow":
-        # Its points are the path's, too.
-        yield Way("all", "hessian", PolcaConfig(accuracy="first", **dense), details=True, baselines=True)
-        yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense))
+        yield Way("all", "hessian", PolcaConfig(accuracy="first", **dense), details=_DETAILS, baselines=True)
+        yield Way("all", "hessian", PolcaConfig(accuracy="trapezoid", **dense), details=("means",))
+    elif stage == "path":
+        yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense), details=("means",))
     elif stage == "bases":
-        yield Way("all", "random", PolcaConfig(basis="random", n_directions=n, accuracy="first", **dense), details=True)
-        yield Way("all", "shuffled", PolcaConfig(basis="shuffled", accuracy="first", **dense))
-        yield Way(
-            "all", "trajectory", PolcaConfig(basis="trajectory", n_directions=n - 1, accuracy="first", **dense)
-        )  # fmt: skip
-        largest = PolcaConfig(basis="parameters", n_directions=size.n_parameters, accuracy="first", **dense)
-        yield Way("all", "parameters", largest)
+        bases: dict[str, dict[str, Any]] = {
+            "random": {"n_directions": n}, "shuffled": {}, "trajectory": {"n_directions": n - 1},
+            "parameters": {"n_directions": size.n_parameters},
+        }  # fmt: skip
+        for basis, more in bases.items():
+            details = _DETAILS if basis in ("random", "shuffled") else ()
+            for accuracy, kept in (("first", details), ("trapezoid", ())):
+                yield Way("all", basis, PolcaConfig(basis=basis, accuracy=accuracy, **more, **dense), details=kept)
     elif stage == "orders":
-        for accuracy in ("first", "paper", "path"):
+        for accuracy in ("first", "trapezoid", "paper", "path"):
             yield Way("all", "sparse", PolcaConfig(accuracy=accuracy, **sparse))
-        for accuracy in ("first", "paper", "path", "second"):
+        for accuracy in ("first", "trapezoid", "paper", "path", "second"):
             yield Way("short", "sparse", PolcaConfig(accuracy=accuracy, **sparse))
     elif stage == "closely":
-        yield Way("closely", "hessian", PolcaConfig(accuracy="path", **dense))
         yield Way("closely", "hessian", PolcaConfig(accuracy="first", **dense), baselines=True)
+        yield Way("closely", "hessian", PolcaConfig(accuracy="trapezoid", **dense))
     elif stage == "readings":
-        yield Way("all", "hessian-prompt", PolcaConfig(accuracy="first", hessian_prompt=True, **dense))
+        for accuracy in ("first", "trapezoid"):
+            prompt = PolcaConfig(accuracy=accuracy, hessian_prompt=True, **dense)
+            yield Way("all", "hessian-prompt", prompt)
     else:
         raise ValueError(f"stage must be one of those that follow something, got {stage!r}.")
 
@@ -215,9 +222,11 @@ def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
         if suffix:
             _keep(folder, f"{way.name}{suffix}", rows.assign(**about))
             continue
-        if way.details:
+        if "means" in way.details:
             _keep(folder, f"means-{way.name}", mean_rows(curves, followed.losses.double().numpy(), tokens))
+        if "slopes" in way.details:
             _keep(folder, f"slopes-{way.name}", _slopes(plan, followed, tokens))
+        if "moves" in way.details:
             _keep(folder, f"moves-{way.name}", _moves(plan))
         # Last: it says that all is kept.
         _keep(folder, way.name, rows.assign(**about))
@@ -231,8 +240,8 @@ def _curves(plan: Plan, followed: Followed, way: Way) -> Iterator[tuple[str, str
         yield "-change", "change in exact loss", loss_change(losses, steps)
         yield "-fisher", "Fisher information", fisher(gradients_at(plan).numpy(), steps)
     names = {
-        "first": "first order", "paper": "the paper's second order", "path": "path integral",
-        "second": "exact second order",
+        "first": "first order", "trapezoid": "path integral, trapezoid", "paper": "the paper's second order",
+        "path": "path integral", "second": "exact second order",
     }  # fmt: skip
     name = names[way.config.accuracy]
     yield "", f"LCA, {name}" if way.basis == "parameters" else name, followed.trajectories
@@ -255,6 +264,12 @@ def _direction_rows(
     losses = followed.losses.double().numpy()[-len(curves.steps) :]
     tau = plateau_after(losses.mean(axis=1), curves.steps)
     carry, place = tokens["carry_in"].to_numpy(dtype=bool), column(tokens, "place")
+    final = np.stack([curves.of(direction)[:, -1] for direction in curves.directions], axis=1)
+    telling = {}
+    for at, name in PLACES.items():
+        here = place == at
+        target = pd.factorize(tokens["target"][here])[0]
+        telling[name] = best_auc_by_chance(final[here], carry[here], target)
     rows = []
     for scale in SCALES:
         for direction in curves.directions:
@@ -273,6 +288,7 @@ def _direction_rows(
                     [verdict["in_flat"] and verdict["learned_share"] <= 0.5 for verdict in verdicts], dtype=bool
                 ),
                 **{f"auc_{name}": auc(own[place == at, -1], carry[place == at]) for at, name in PLACES.items()},
+                **{f"auc_chance_{name}": chance for name, chance in telling.items()},
             })  # fmt: skip
     known = followed.directions.set_index("direction")[["step", "eigenvalue", "residual", "converged"]]
     frame = pd.DataFrame(rows)
@@ -288,6 +304,32 @@ def unit_length(curves: Float[np.ndarray, "token time"]) -> Float[np.ndarray, "t
 def auc(scores: Float[np.ndarray, " token"], carry: np.ndarray) -> float:
     """The area under the curve of telling a carry, NaN where all or none have one."""
     return float(roc_auc_score(carry, scores)) if 0 < carry.sum() < len(carry) else float("nan")
+
+
+def away(auc: Any) -> Any:
+    """An area under a curve whichever of the two has the higher scores: at least 0.5."""
+    return 0.5 + np.abs(auc - 0.5)
+
+
+def best_auc_by_chance(
+    scores: Float[np.ndarray, "token direction"], carry: np.ndarray, among: np.ndarray, shuffles: int = SHUFFLES
+) -> float:
+    """What 95 % of shuffled carries stay below as the best area of all directions, whichever way round.
+
+    Carries are shuffled among the tokens of one number of `among`: what that says of the carry remains.
+    """
+    n, having = len(carry), int(carry.sum())
+    if not 0 < having < n:
+        return float("nan")
+    ranks, rng = rankdata(scores, axis=0), np.random.default_rng(0)
+    found = []
+    for _ in range(shuffles):
+        mixed = carry.copy()
+        for one in np.unique(among):
+            mixed[among == one] = rng.permutation(mixed[among == one])
+        areas = (ranks[mixed].sum(axis=0) - having * (having + 1) / 2) / (having * (n - having))
+        found.append(away(areas).max())
+    return float(np.quantile(found, CHANCE))
 
 
 def _captured(followed: Followed) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from polca_paper_runs import PLACES, auc, folders, tables, tokens_of
+from polca_paper_runs import PLACES, auc, away, folders, tables, tokens_of
 from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
@@ -43,6 +43,7 @@ def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 "n_tokens": len(tokens),
                 "scale": scale,
                 **_hidden(rows),
+                **_told_by_one(rows),
                 "captured": rows.iloc[0].get("captured", np.nan),
             }
             if orders is not None and about["trajectory"] == "the paper's second order":
@@ -92,6 +93,12 @@ def _hidden(rows: pd.DataFrame) -> dict[str, float]:
         **{f"hidden_{rule}": float(np.mean(own)) if n else np.nan for rule, own in found.items()},
         "tau": int(rows["tau"].iloc[0]),
     }  # fmt: skip
+
+
+def _told_by_one(rows: pd.DataFrame) -> dict[str, float]:
+    """How well the final value along the best direction tells carries, by place, beside the best one by chance."""
+    areas = {f"auc_{place}": float(np.nanmax(away(column(rows, f"auc_{place}")))) for place in PLACES.values()}
+    return areas | {(name := f"auc_chance_{place}"): float(rows[name].iloc[0]) for place in PLACES.values()}
 
 
 def _first_against_second(orders: pd.DataFrame, stretch: str) -> dict[str, float]:

@@ -24,11 +24,11 @@ SCORES = ("homogeneity", "by chance", "recall", "f1", "second", "third", "best_f
           "hidden", "captured")  # fmt: skip
 
 
-def best_carry(found: PolcaResult, directions: int | None = None) -> dict[str, float]:
-    """The purest cluster in carries that is not one place's by construction, over all directions or the first ones."""
+def best_carry(found: PolcaResult) -> dict[str, float]:
+    """The purest cluster in carries that is not one place's by construction, over all directions."""
     carry = found.tokens["carry"].fillna(False).to_numpy(dtype=bool)
     place = column(found.tokens, "place").astype(np.int64)
-    names = [name for name in found.tokens if str(name).startswith("cluster_")][:directions]
+    names = [name for name in found.tokens if str(name).startswith("cluster_")]
     labels = [column(found.tokens, name).astype(np.int64) for name in names]
     best = (restricted_homogeneity(own, carry, place, CARRY_PLACES) for own in labels)
     tops = sorted(best, key=lambda one: -np.nan_to_num(one.homogeneity))

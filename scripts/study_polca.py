@@ -1,10 +1,8 @@
 """Fill the tables and figures of docs/polca.md from trained runs.
 
-    python scripts/study_polca.py decimal RUN [RUN ...]   # the paper's Tables 1 and 8-11: trajectories and bases
-    python scripts/study_polca.py order RUN               # the same by the paper's own second order, fewer directions
-    python scripts/study_polca.py sensitivity RUN         # the same with fewer directions, checkpoints, other sizes
+    python scripts/study_polca.py decimal RUN [RUN ...]   # trajectories and bases at a higher rate than the paper's
     python scripts/study_polca.py captured RUN [RUN ...]  # what part of the loss's fall lies along the directions
-    python scripts/study_polca.py accuracy RUN            # four accuracies against the true change along a direction
+    python scripts/study_polca.py accuracy RUN            # five accuracies against the true change along a direction
     python scripts/study_polca.py carry RUN               # 16-bit addition: is the carry seen before the loss falls?
 
 The tables between the markers of docs/polca.md are replaced, rows are written to docs/polca_*.csv, figures to
@@ -24,7 +22,7 @@ import pandas as pd
 import torch
 from pages import DOCS, fill, markdown, nearest_saved, save
 from polca_recovery import recovery, recovery_panel
-from polca_scores import SCORES, best_carry, captured_share, mean_of, scores
+from polca_scores import SCORES, captured_share, scores
 
 import qfl_interp as qfl
 from qfl_interp.analyses import polca
@@ -36,7 +34,7 @@ from qfl_interp.analyses.pages.timeline_figure import timeline_figure
 from qfl_interp.curvature import Hessian, orthonormalise
 from qfl_interp.curvature.token_gradients import project_curvature, project_gradients
 from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, scored_tokens
-from qfl_interp.polca.config import Accuracy, PolcaConfig
+from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.decomposition import (
     directional_change,
     first_order,
@@ -51,8 +49,6 @@ PAGE = DOCS / "polca.md"
 # Eq. 9's D in steps, of 10,000.
 SPAN = 100
 BASIS_EVERY = 200
-# Fewer directions, for the paper's second order: a Hessian-vector product for each of them at each checkpoint.
-SPARSE_BASIS_EVERY = 800
 # Part of the run on 16-bit addition that is looked at, and from where on directions are taken.
 UNTIL, FIRST_BASIS = 300, 20
 PATH, FIRST_ORDER = "POLCA, path integral", "POLCA, first order"
@@ -60,9 +56,9 @@ PATH, FIRST_ORDER = "POLCA, path integral", "POLCA, first order"
 MIN_SAMPLES = (None, 5)
 
 
-def basis_steps(run: qfl.Run, every: int = BASIS_EVERY) -> str:
-    """The saved step nearest each multiple of a number: where the paper takes a basis vector, of 200."""
-    return ",".join(map(str, nearest_saved(run.steps, range(every, run.steps[-1] + 1, every))))
+def basis_steps(run: qfl.Run) -> str:
+    """The saved step nearest each multiple of 200, where the paper takes a basis vector."""
+    return ",".join(map(str, nearest_saved(run.steps, range(BASIS_EVERY, run.steps[-1] + 1, BASIS_EVERY))))
 
 
 def ways(
@@ -110,53 +106,6 @@ def decimal(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int,
                 **{score: (score, "mean") for score in SCORES}, seeds=("seed", "size")
             )
             keep("decimal", table, summary.reset_index())
-
-
-def order(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
-    """The same by the orders of the expansion that the paper compares, along few directions."""
-    rows = []
-    orders: dict[str, Accuracy] = {PATH: "path", FIRST_ORDER: "first", "POLCA, the paper's second order": "paper"}
-    for name, accuracy in orders.items():
-        config = PolcaConfig(
-            accuracy=accuracy, n_examples=n_examples, n_hessian=n_hessian,
-            basis_steps=basis_steps(run, SPARSE_BASIS_EVERY),
-        )  # fmt: skip
-        for samples in MIN_SAMPLES:
-            found = polca(run, config=config, min_samples=samples, span=SPAN, resamples=0, jobs=jobs)
-            rows.append(scores(name, run, found, samples))
-            print(rows[-1], flush=True)
-        table = pd.DataFrame(rows)
-        keep("order", table, pd.DataFrame(table[["trajectory", "min_samples", *SCORES]]))
-
-
-def sensitivity(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
-    """What fewer directions, checkpoints further apart, and other smallest clusters give."""
-    rows = []
-    for name, config, curves in ways(run, n_examples, n_hessian, baselines=False):
-        if name not in (PATH, FIRST_ORDER):
-            continue
-        how: dict[str, Any] = {"config": config, "curves": curves, "min_samples": MIN_SAMPLES[1], "resamples": 0,
-                               "span": SPAN, "jobs": jobs}  # fmt: skip
-        whole = polca(run, **how)
-        cases = [(f"the first {n} directions", whole, n) for n in (10, 25)] + [("as above", whole, None)]
-        for every in (2, 4):
-            steps = sorted({*run.steps[::every], run.steps[-1]})
-            cases.append((f"every {every}. checkpoint", polca(run, steps, **how), None))
-        for size in (20, 120):
-            cases.append((f"clusters of {size} tokens at least", polca(run, min_cluster_size=size, **how), None))
-        for what, found, n in cases:
-            clusters = found.to_dataframe()
-            clusters = pd.DataFrame(clusters.loc[clusters["direction"] < (n or len(found.directions))])
-            rows.append({
-                "trajectory": name, "with": what, **best_carry(found, n), "clusters": len(clusters),
-                "hidden": mean_of(clusters, "hidden"), "silhouette": mean_of(clusters, "silhouette"),
-                "jump_share": mean_of(clusters, "jump_share"),
-            })  # fmt: skip
-            print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
-    shown = ["trajectory", "with", "homogeneity", "by chance", "best_f1", "adjusted_rand", "clusters", "hidden",
-             "silhouette", "jump_share"]  # fmt: skip
-    keep("sensitivity", table, pd.DataFrame(table[shown]))
 
 
 def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int) -> None:
@@ -295,7 +244,7 @@ def carry(run: qfl.Run, n_examples: int, n_hessian: int, jobs: int) -> None:
 def main() -> None:
     """What was asked for."""
     parser = argparse.ArgumentParser(prog="study_polca.py", description=__doc__)
-    parser.add_argument("part", choices=("decimal", "order", "sensitivity", "captured", "accuracy", "carry"))
+    parser.add_argument("part", choices=("decimal", "captured", "accuracy", "carry"))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--n-examples", type=int, default=1250)
     parser.add_argument("--n-hessian", type=int, default=1250)
@@ -311,7 +260,7 @@ def main() -> None:
     elif asked.part == "accuracy":
         accuracy(runs[0], asked.n_examples)
     else:
-        {"order": order, "sensitivity": sensitivity, "carry": carry}[asked.part](runs[0], *sizes)
+        carry(runs[0], *sizes)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python scripts/study_polca_paper.py train                 # one run a seed, under --runs
     python scripts/study_polca_paper.py follow --dry-run      # hours, memory and disk of what a stage has left to do
-    python scripts/study_polca_paper.py follow                # the Hessian's directions; first order, path integral
+    python scripts/study_polca_paper.py follow                # the Hessian's directions; first order, trapezoid
+    python scripts/study_polca_paper.py path                  # the path integral with points in between
     python scripts/study_polca_paper.py orders                # the paper's and the exact second order, few directions
     python scripts/study_polca_paper.py closely               # every 5th step of one stretch
     python scripts/study_polca_paper.py bases                 # random, shuffled, trajectory, largest parameters
     python scripts/study_polca_paper.py readings              # the Hessian of a loss that counts the prompt's tokens
-    python scripts/study_polca_paper.py tables                # docs/polca_paper*.csv from what is kept; needs no run
+    python scripts/study_polca_paper.py tables                # docs/polca_paper*.csv, docs/polca.md of what is kept
     python scripts/study_polca_paper.py figure                # docs/figures/polca-paper-RUN.png
 
 Every stage takes --size (paper, ladder, small) and --seeds, goes on where it was stopped, and keeps small tables under
@@ -20,20 +21,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from pages import DOCS, markdown, save
+from pages import DOCS, fill, save
 from plotly.subplots import make_subplots
+from polca_paper_page import parts
 from polca_paper_runs import (
     KEPT,
     PLACES,
     SIZES,
     Size,
+    away,
     compare_orders,
     folders,
     is_kept,
@@ -54,10 +57,7 @@ from qfl_interp.tables import column, select
 from qfl_interp.training.train import plan_run
 from qfl_interp.training.trainee import Trainee
 
-FOLLOWING = ("follow", "orders", "closely", "bases", "readings")
-# What the page's table shows of docs/polca_paper.csv: the paper's own reading.
-_SHOWN = ("d_model", "trajectory", "basis", "stretch", "homogeneity", "chance_place", "chance_place_target", "recall",
-          "f1", "adjusted_rand", "clusters", "hidden_paper", "hidden_flat", "captured")  # fmt: skip
+FOLLOWING = ("follow", "orders", "closely", "bases", "path", "readings")
 # Updates that are timed for an estimate of the training.
 _TIMED = 3
 
@@ -125,54 +125,66 @@ def write_tables(kept: Path, docs: Path) -> dict[str, pd.DataFrame]:
     return rows
 
 
-def shown(rows: pd.DataFrame, scale: str = "raw") -> pd.DataFrame:
-    """The paper's reading of all the rows, means over the seeds."""
-    own = select(rows, scale=scale, carry="carry_in", clusters_entering="carries there")
-    keys = ["d_model", "trajectory", "basis", "stretch"]
-    return own[list(_SHOWN)].groupby(keys, sort=False, as_index=False).mean()
-
-
-def best_direction(rows: pd.DataFrame) -> int:
-    """The direction whose final projected loss tells carries best, mean over the places: the best of many."""
+def best_direction(rows: pd.DataFrame, place: str) -> int:
+    """The direction whose final projected loss tells the carries of a place best: the best of many."""
     own = select(rows, scale="raw")
-    away = np.mean([np.abs(column(own, f"auc_{place}") - 0.5) for place in PLACES.values()], axis=0)
-    return int(column(own, "direction")[int(np.nanargmax(away))])
+    return int(column(own, "direction")[int(np.nanargmax(away(column(own, f"auc_{place}"))))])
 
 
 def why_figure(folder: Path) -> go.Figure:
-    """Carry against none along the direction that tells them best: projected loss, exact loss, and the way along it."""
-    name = "all-hessian-first"
-    direction = best_direction(pd.read_parquet(folder / f"{name}.parquet"))
-    means = select(pd.read_parquet(folder / f"means-{name}.parquet"), direction=direction)
-    titles = [f"{place}: {what}" for place in PLACES.values() for what in ("projected loss", "exact loss")]
-    figure = make_subplots(
-        3, 2, subplot_titles=[*titles, "movement along it, and along random directions"],
-        specs=[[{}, {}], [{}, {}], [{"colspan": 2}, None]], vertical_spacing=0.1,
-    )  # fmt: skip
-    for row, place in enumerate(PLACES.values(), start=1):
+    """Carry against none, for each place along the direction that tells them best by the path integral (trapezoid).
+
+    Columns: the projected loss, dotted by first order; the exact loss; where the parameters are along the direction,
+    and along random ones.
+    """
+    names = {"path": "all-hessian-trapezoid", "first": "all-hessian-first"}
+    best = {
+        place: best_direction(pd.read_parquet(folder / f"{names['path']}.parquet"), place) for place in PLACES.values()
+    }
+    what = ("along direction {}", "exact loss", "way along direction {}")
+    titles = [f"{place}: {one.format(direction)}" for place, direction in best.items() for one in what]
+    figure = make_subplots(2, 3, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.12)
+    for row, (place, direction) in enumerate(best.items(), start=1):
+        means = {
+            accuracy: select(pd.read_parquet(folder / f"means-{name}.parquet"), place=place, direction=direction)
+            for accuracy, name in names.items()
+        }
         for carry, (color, _) in zip((False, True), SERIES, strict=False):
-            own = select(means, place=place, carry=carry)
-            label = f"{'' if carry else 'no '}carry"
+            own, label = select(means["path"], carry=carry), f"{'' if carry else 'no '}carry"
             for col, prefix in ((1, ""), (2, "exact_")):
                 for trace in _band(own, prefix, color, label, first=(row, col) == (1, 1)):
                     figure.add_trace(trace, row, col)
-    for basis, color, width in (("random", GREY, 1), ("hessian", SERIES[4][0], 2)):
+            first, line = select(means["first"], carry=carry), {"color": color, "dash": "dot"}
+            figure.add_trace(
+                go.Scatter(
+                    x=first["step"], y=first["mean"], name=f"{label}, first order", mode="lines", line=line,
+                    showlegend=row == 1,
+                ), row, 1,
+            )  # fmt: skip
+        for trace in _ways_along(folder, direction):
+            figure.add_trace(trace, row, 3)
+        for col, title in ((1, "nats"), (2, "nats"), (3, "length")):
+            figure.update_yaxes(title=title, row=row, col=col)
+    figure.update_xaxes(title="training step", row=2)
+    size = folder.name.removeprefix("d").replace("-seed", ", seed ")
+    figure.update_layout(
+        template=template(), width=1050, height=620, legend={"orientation": "h", "y": -0.14},
+        title=f"d_model {size}: path integral, means and quartiles over the tokens; grey: random directions",
+    )  # fmt: skip
+    return figure
+
+
+def _ways_along(folder: Path, direction: int) -> Iterator[go.Scatter]:
+    """Where the parameters are along random directions, and along the one, from where they began."""
+    for basis, color, width in (("random", GREY, 1), ("hessian", SERIES[2][0], 2)):
         path = folder / f"moves-all-{basis}-first.parquet"
         if not path.exists():
             continue
         moves = pd.read_parquet(path)
-        which = [str(direction)] if basis == "hessian" else [str(one) for one in moves if one != "step"]
-        for number, one in enumerate(which):
-            away = moves[one] - moves[one].iloc[0]
-            label = f"direction {direction}" if basis == "hessian" else "random directions"
+        for one in [str(direction)] if basis == "hessian" else moves.columns.drop("step"):
             line = {"color": color, "width": width}
-            figure.add_trace(
-                go.Scatter(x=moves["step"], y=away, line=line, name=label, mode="lines", showlegend=number == 0), 3, 1
-            )
-    figure.update_layout(
-        template=template(), width=950, height=900, title=f"{folder.name}, direction {direction}, first order (nats)"
-    )
-    return figure
+            gone = moves[one] - moves[one].iloc[0]
+            yield go.Scatter(x=moves["step"], y=gone, line=line, mode="lines", showlegend=False)
 
 
 def _band(rows: pd.DataFrame, prefix: str, color: str, label: str, *, first: bool) -> list[go.Scatter]:
@@ -209,7 +221,7 @@ def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, dra
     elif asked.stage in FOLLOWING:
         stage(asked.stage, size, seeds, asked.runs, asked.kept, dry_run=asked.dry_run)
     elif asked.stage == "tables":
-        print(markdown(shown(write_tables(asked.kept, asked.docs)[""])))
+        fill(asked.docs / "polca.md", parts(write_tables(asked.kept, asked.docs), asked.kept))
     else:
         for seed in seeds:
             draw(why_figure(asked.kept / size.name(seed)), f"polca-paper-{size.name(seed)}")

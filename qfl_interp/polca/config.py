@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from qfl_interp.checked import _Config, _require
 
 Basis = Literal["hessian", "shuffled", "random", "parameters", "gradient", "trajectory", "probe"]
-Accuracy = Literal["path", "second", "paper", "first"]
+Accuracy = Literal["path", "trapezoid", "second", "paper", "first"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class PolcaConfig(_Config):
         n_directions (--directions): Directions of "random", "parameters" and "trajectory" (the last has one less than
             basis checkpoints at most). The others have as many as their checkpoints give.
         feature: The feature whose probes give directions ("probe" only).
-        accuracy: How a token's loss change along a direction is computed: along the "path" between checkpoints, to
-            "second" order, to second order as in the "paper", or to "first" order. See
-            `qfl_interp.polca.decomposition`.
+        accuracy: How a token's loss change along a direction is computed: along the "path" between checkpoints, along
+            it from both its ends alone ("trapezoid", for the price of "first"), to "second" order, to second order as
+            in the "paper", or to "first" order. See `qfl_interp.polca.decomposition`.
         n_panels (--panels): Simpson panels of "path" in each interval: `2 n_panels - 1` points between two checkpoints.
         n_examples: Held-out examples whose answer tokens are followed.
         n_hessian: Training examples of the Hessian, the gradient and the probes' loss.

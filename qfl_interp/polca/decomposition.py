@@ -1,4 +1,4 @@
-"""How much of every token's loss change lies along every direction, at four accuracies (Eq. 2-8).
+"""How much of every token's loss change lies along every direction, at five accuracies (Eq. 2-8).
 
 Between two checkpoints the parameters move by `d`. Along an orthonormal direction b they move by `step = <b, d>`, and a
 token's loss changes by about
@@ -8,9 +8,12 @@ token's loss changes by about
 - "paper": the same with `b' H b` replaced by the whole set's, scaled by how the token's slope along b changes over the
   interval relative to the set's (Eq. 3-6), which spares every token's second derivative;
 - "path": the mean of `<b, g>` along the straight segment to the next checkpoint, by Simpson's rule, times `step`. Over
-  a complete basis it adds up to the token's loss change exactly, as the others do not.
+  a complete basis it adds up to the token's loss change exactly;
+- "trapezoid": the same from the two ends alone, `(<b, g> + <b, g'>) / 2 step` with the gradient g' at the next
+  checkpoint: exact where the loss is quadratic, and no more work than "first".
 
-Cross terms of two directions belong to no single direction: "second" and "paper" leave them out, "path" shares them.
+Cross terms of two directions belong to no single direction: "second" and "paper" leave them out, "path" and "trapezoid"
+share them.
 Gradients and curvatures come from `qfl_interp.curvature.token_gradients`.
 
 References:
@@ -96,13 +99,15 @@ def decompose(accuracy: Accuracy, segment: Segment) -> Decomposition:
     start, step = segment.nodes[0], segment.step
     if accuracy == "path":
         return Decomposition(path_integral(segment.nodes, step), 0)
+    if accuracy == "trapezoid":
+        return Decomposition(0.5 * (start + segment.nodes[-1]) * step, 0)
     if accuracy == "first":
         return Decomposition(first_order(start, step), 0)
     curvature = segment.curvature if accuracy == "second" else segment.dataset_curvature
     if curvature is None:
         raise ValueError(
             f"accuracy {accuracy!r} needs {'curvature' if accuracy == 'second' else 'dataset_curvature'} at the start "
-            "of the interval, got None. Compute it, or take 'path', which needs gradients alone."
+            "of the interval, got None. Compute it, or take 'trapezoid' or 'path', which need gradients alone."
         )
     if accuracy == "second":
         return Decomposition(second_order(start, curvature, step), 0)

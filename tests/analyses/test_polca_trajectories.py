@@ -27,7 +27,7 @@ from tests.conftest import tiny_train_config
 from tests.helpers_suite import save_tiny_neox, tiny_text_task
 
 SMALL = PolcaConfig(basis="random", n_directions=3, n_examples=2, n_hessian=8, double=True)
-ACCURACIES = ("first", "paper", "second", "path")
+ACCURACIES = ("first", "paper", "second", "trapezoid", "path")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,8 @@ def test_contributions_equal_those_from_derivatives_of_single_numbers(run, accur
         )
         if accuracy == "path":
             expected = step * (slope + 4 * half + last) / 6
+        elif accuracy == "trapezoid":
+            expected = step * (slope + last) / 2
         elif accuracy == "second":
             expected = step * slope + step**2 * curvature / 2
         elif accuracy == "paper":
@@ -350,11 +352,11 @@ def test_what_is_there_is_not_computed_again_and_what_is_missing_comes_out_the_s
 @pytest.mark.slow
 def test_accuracies_share_what_they_have_in_common(run):
     n, counts = len(run.steps), []
-    for accuracy, panels in (("first", 1), ("path", 1), ("path", 2), ("paper", 1), ("second", 1)):
+    for accuracy, panels in (("first", 1), ("trapezoid", 1), ("path", 1), ("path", 2), ("paper", 1), ("second", 1)):
         follow(run, change(accuracy=accuracy, n_panels=panels))
         counts.append(len(run.table("polca_nodes").parts()))
     # Checkpoints; middles; quarters; the set's and the tokens' curvature at the start of each interval.
-    assert np.diff([0, *counts]).tolist() == [n, n - 1, 2 * (n - 1), n - 1, n - 1]
+    assert np.diff([0, *counts]).tolist() == [n, 0, n - 1, 2 * (n - 1), n - 1, n - 1]
     follow(run, change(n_examples=3))
     assert len(run.table("polca_nodes").parts()) == counts[-1] + 2 * n - 1
     assert len(run.table("polca_basis").parts()) == 3

@@ -1,4 +1,4 @@
-"""Contributions of directions at four accuracies: quadratics whose answer is known, quadrature, a model's own steps."""
+"""Contributions of directions at five accuracies: quadratics whose answer is known, quadrature, a model's own steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qfl_interp.polca.decomposition import (
     simpson_weights,
 )
 
-ACCURACIES = ("first", "paper", "second", "path")
+ACCURACIES = ("first", "paper", "second", "trapezoid", "path")
 
 
 def randn(*shape, seed=0):
@@ -68,7 +68,8 @@ def test_the_path_adds_up_to_the_change_of_a_quadratic_and_the_others_do_not():
     toy = Quadratics(shared_axes=False)
     change = toy.loss(toy.d)
     sums = {a: decompose(a, toy.interval()).contributions.sum(dim=1) for a in ACCURACIES}
-    torch.testing.assert_close(sums["path"], change, rtol=1e-12, atol=1e-12)
+    for accuracy in ("path", "trapezoid"):
+        torch.testing.assert_close(sums[accuracy], change, rtol=1e-12, atol=1e-12)
     for accuracy in ("first", "paper", "second"):
         assert (sums[accuracy] - change).abs().min() > 1e-2, accuracy
 
@@ -97,7 +98,7 @@ def test_the_papers_ratio_is_exact_where_its_assumption_holds():
     """Every token's Hessian has the basis as its eigenvectors: then all but the first order agree."""
     toy = Quadratics(shared_axes=True)
     found = {a: decompose(a, toy.interval()).contributions for a in ACCURACIES}
-    for accuracy in ("paper", "second", "path"):
+    for accuracy in ("paper", "second", "trapezoid", "path"):
         torch.testing.assert_close(found[accuracy], toy.along_each(), rtol=1e-10, atol=1e-10)
     assert (found["first"] - toy.along_each()).abs().max() > 0.1
 
@@ -246,7 +247,7 @@ def test_directional_change_moves_the_models_own_weights(loss, directions):
     assert all(torch.equal(tensor, kept[name]) for name, tensor in loss.parameters().items())
 
 
-@pytest.mark.parametrize(("accuracy", "order"), [("first", 2), ("second", 3), ("path", 5)])
+@pytest.mark.parametrize(("accuracy", "order"), [("first", 2), ("second", 3), ("trapezoid", 3), ("path", 5)])
 def test_errors_shrink_with_the_order_of_each_accuracy(loss, directions, accuracy, order):
     """Half the step, the error falls `2^order` times: what is left out is of that order in the step."""
     theta = loss.space.flatten(loss.parameters())

@@ -24,6 +24,7 @@ TINY = runs.Size(
     n_examples=40, n_orders=15, n_hessian=20, tol=0.3, span=4, tau=8, batch_size=8, n_layers=1, n_heads=2,
     n_parameters=3,
 )  # fmt: skip
+TABLES = ("regime", "clusters", "readings", "above", "told", "discriminant", "movement")
 
 
 def test_an_area_is_the_share_of_pairs_in_the_right_order():
@@ -33,6 +34,21 @@ def test_an_area_is_the_share_of_pairs_in_the_right_order():
     wanted = mannwhitneyu(values[carry], values[~carry]).statistic / (carry.sum() * (~carry).sum())
     assert runs.auc(values, carry) == pytest.approx(wanted, rel=1e-12)
     assert math.isnan(runs.auc(values, np.ones(80, dtype=bool)))
+
+
+def test_the_best_area_by_chance_keeps_what_a_target_says_of_the_carry():
+    rng = np.random.default_rng(5)
+    target = rng.integers(0, 2, 300)
+    carry, scores = rng.random(300) < 0.2 + 0.6 * target, rng.normal(size=(300, 6))
+    # Of noise the best of six areas, each of a standard deviation of 1/sqrt(3 n) at the least.
+    best = runs.best_auc_by_chance(scores, carry, np.zeros(300))
+    assert 0.5 + 2 / math.sqrt(900) < best < 0.5 + 4 / math.sqrt(900)
+    told = np.column_stack([scores, target + 0.01 * rng.normal(size=300)])
+    by_target = mannwhitneyu(told[carry, -1], told[~carry, -1]).statistic / (carry.sum() * (~carry).sum())
+    assert runs.best_auc_by_chance(told, carry, target) == pytest.approx(by_target, abs=0.02)
+    assert runs.best_auc_by_chance(told, carry, np.zeros(300)) < 0.62
+    assert runs.best_auc_by_chance(-told, carry, target) == runs.best_auc_by_chance(told, carry, target)
+    assert math.isnan(runs.best_auc_by_chance(scores, np.ones(300, dtype=bool), target))
 
 
 def test_orders_agree_by_cosine_and_distance_of_each_curve():
@@ -143,9 +159,9 @@ def test_the_last_time_is_always_kept():
 def kept(tmp_path_factory):
     """The whole study at a tiny size."""
     folder = tmp_path_factory.mktemp("study")
-    for stage in ("train", "follow"):
+    for stage in ("train", "follow", "path"):
         _main(folder, stage)
-    for stage in study.FOLLOWING[1:]:
+    for stage in study.FOLLOWING:
         _main(folder, stage, "--seeds", "0")
     return folder
 
@@ -156,15 +172,20 @@ def _main(folder, stage, *more, **how):
 
 
 @pytest.mark.slow
-def test_all_of_it_at_a_tiny_size(kept, capsys, monkeypatch):
+def test_all_of_it_at_a_tiny_size(kept, monkeypatch):
     monkeypatch.setattr(scoring, "SHUFFLES", {"clusters": 10, "discriminant": 2})
+    page = kept / "polca.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES))
     _main(kept, "tables")
-    assert "| d_model | trajectory |" in capsys.readouterr().out
+    shown = page.read_text()
+    assert "| 16 | 2 | 8 to 12 | 2 |" in shown  # directions, steps, their distance
+    assert "| 16 | slopes, hessian | another seed |" in shown
+    assert "| 16 | LCA, path integral, trapezoid | parameters |" in shown
     rows = pd.read_csv(kept / "polca_paper.csv")
     assert set(rows["seed"]) == {0, 1}
     per = rows.groupby(["seed", "stretch", "basis", "trajectory"]).size()
     assert set(per) == {2 * 2 * 3}
-    assert per.groupby("seed").size().to_dict() == {0: 5 + 4 + 7 + 5 + 1, 1: 5}
+    assert per.groupby("seed").size().to_dict() == {0: 6 + 9 + 5 + 8 + 2, 1: 6}
     names = set(rows["trajectory"])
     assert {"exact loss", "LCA, first order", "the paper's second order", "exact second order"} <= names
     assert (rows["n_tokens"] == np.where(rows["basis"] == "sparse", 60, 160)).all()
@@ -173,14 +194,14 @@ def test_all_of_it_at_a_tiny_size(kept, capsys, monkeypatch):
     own = rows[rows["trajectory"] == "the paper's second order"]
     assert own["cosine_first_second"].between(-1, 1).all()
     found = pd.read_csv(kept / "polca_paper_discriminant.csv")
-    # Hessian, loss and, of one seed, random; two places; seed on seed, what both have.
-    assert len(found) == (3 + 2) * 2 + 2 * 2 * 2
+    # Hessian, loss and, of one seed, random and shuffled; two places; seed on seed, what both have.
+    assert len(found) == (4 + 2) * 2 + 2 * 2 * 2
     assert pd.read_csv(kept / "polca_paper_movement.csv")["way_kept"].between(0, 1).all()
     drawn = {}
     _main(kept, "figure", draw=lambda figure, name: drawn.update({name: figure}))
     assert list(drawn) == ["polca-paper-d16-seed0", "polca-paper-d16-seed1"]
-    # A mean and its quartiles, of two groups, four times; one direction, and as many random ones.
-    assert [len(figure.data) for figure in drawn.values()] == [16 + 1 + 4, 16 + 1]
+    # For each place: a mean and its quartiles of two groups twice, two means; its direction, and as many random ones.
+    assert [len(figure.data) for figure in drawn.values()] == [2 * (8 + 2 + 1 + 4), 2 * (8 + 2 + 1)]
 
 
 @pytest.mark.slow
@@ -211,7 +232,7 @@ def test_what_is_kept_is_not_done_again_and_other_settings_are_refused(kept, cap
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")} == before
     capsys.readouterr()
     _main(kept, "bases", "--dry-run")
-    assert capsys.readouterr().out.count(" hours, ") == 2 * 4
+    assert capsys.readouterr().out.count(" hours, ") == 2 * 8
     _main(kept, "train", "--dry-run", "--seeds", "7")
     assert "train d16-seed7: 16 updates" in capsys.readouterr().out
     settings = json.loads((folder / "settings.json").read_text())

@@ -186,7 +186,7 @@ def _nodes(plan: Plan) -> list[PathPoint]:
     config, nodes = plan.config, [PathPoint("gradients", step, step) for step in plan.steps]
     if config.accuracy == "path":
         nodes += [node for step, to in pairwise(plan.steps) for node in _inner(config, step, to)]
-    elif config.accuracy != "first":
+    elif config.accuracy in ("second", "paper"):
         nodes += [PathPoint(_quantity(config), step, step) for step in plan.steps[:-1]]
     return nodes
 

@@ -1,0 +1,147 @@
+"""The tables of docs/polca.md that the study of POLCA in its paper's regime fills."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pages import markdown
+from polca_paper_runs import PLACES, SCALES, folders
+
+from qfl_interp.tables import column, select
+
+# By how much a reading must exceed chance to be shown, and how many are shown of each size.
+_MORE, _SHOWN = 0.02, 6
+_SECOND = "the paper's second order"
+_ORDERS = ("first order", _SECOND, "exact second order", "path integral, trapezoid", "path integral")
+_STRETCHES = {"all": "every", "closely": "closely", "short": "closely"}
+
+
+def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
+    """Each table of the page by the name of its markers, from the rows of the CSVs by their names."""
+    clusters = rows[""].sort_values("d_model", kind="stable")
+    clusters = clusters.assign(by_chance=clusters[["chance_place", "chance_place_target"]].max(axis=1))
+    settings = {path.name: json.loads((path / "settings.json").read_text()) for path in folders(kept)}
+    found = {
+        "regime": _regime(clusters, settings),
+        "clusters": _clusters(clusters),
+        "readings": _readings(clusters),
+        "above": _above(clusters),
+        "told": _told(clusters),
+        "discriminant": _discriminant(rows["_discriminant"]),
+        "movement": _movement(rows["_movement"]),
+    }
+    return {name: markdown(table) for name, table in found.items()}
+
+
+def _regime(clusters: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """What part of the loss's fall each order ascribes to the directions, and how far the first two agree."""
+    own = select(clusters, scale="raw", carry="carry_in", clusters_entering="all")
+    own = own[own["basis"].isin(["hessian", "sparse"]) & own["trajectory"].isin(_ORDERS)]
+    shown = []
+    for (d_model, _, stretch), some in own.groupby(["d_model", "basis", "stretch"], sort=False):
+        size = next(size for size in settings.values() if size["d_model"] == d_model)
+        row = {
+            "d_model": d_model, "directions": int(some["directions"].iloc[0]), "steps": _steps(size, str(stretch)),
+            "every": size[_STRETCHES[str(stretch)]],
+        }  # fmt: skip
+        row |= {order: select(some, trajectory=order)["captured"].mean() for order in _ORDERS}
+        second = select(some, trajectory=_SECOND)
+        for name in ("cosine_first_second", "l2_first_second"):
+            row[name.replace("_first_second", "")] = second[name].mean() if name in second else np.nan
+        shown.append(row | {"seeds": some["seed"].nunique()})
+    return pd.DataFrame(shown)
+
+
+def _steps(size: Mapping[str, int], stretch: str) -> str:
+    """From where to where."""
+    if stretch == "all":
+        return f"0 to {size['n_steps']:,}"
+    first, last = size["stretch"]  # type: ignore[misc]
+    return f"{first:,} to {last if stretch == 'closely' else first + size['short']:,}"
+
+
+def _clusters(clusters: pd.DataFrame) -> pd.DataFrame:
+    """The purest cluster in carries as the paper reads it, raw and scaled curves; chance in brackets; seeds' means."""
+    own = select(clusters, stretch="all", carry="carry_in", clusters_entering="carries there")
+    own = own[(own["basis"] != "sparse") | (own["trajectory"] == _SECOND)]
+    shown = []
+    for (d_model, trajectory, basis), some in own.groupby(["d_model", "trajectory", "basis"], sort=False):
+        row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
+        for scale in SCALES:
+            of_scale = select(some, scale=scale)
+            row[f"{scale}: homogeneity"] = _beside(of_scale["homogeneity"].mean(), of_scale["by_chance"].mean())
+            row[f"{scale}: recall"] = of_scale["recall"].mean()
+            row[f"{scale}: clusters"] = of_scale["clusters"].mean()
+            row[f"{scale}: hidden"] = _beside(of_scale["hidden_paper"].mean(), of_scale["hidden_flat"].mean())
+        shown.append(row | {"seeds": some["seed"].nunique()})
+    return pd.DataFrame(shown)
+
+
+def _told(clusters: pd.DataFrame) -> pd.DataFrame:
+    """How well one number of a token tells its carry: the final value along the best direction; chance in brackets."""
+    own = select(clusters, stretch="all", scale="raw", carry="carry_in", clusters_entering="all")
+    own = own[(own["basis"] != "sparse") | (own["trajectory"] == _SECOND)]
+    shown = []
+    for (d_model, trajectory, basis), some in own.groupby(["d_model", "trajectory", "basis"], sort=False):
+        row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
+        for place in PLACES.values():
+            row[place] = _beside(some[f"auc_{place}"].mean(), some[f"auc_chance_{place}"].mean())
+        shown.append(row | {"seeds": some["seed"].nunique()})
+    return pd.DataFrame(shown)
+
+
+def _beside(one: float, other: float) -> str:
+    return "–" if np.isnan(one) else f"{one:.2f} ({'–' if np.isnan(other) else f'{other:.2f}'})"
+
+
+def _readings(clusters: pd.DataFrame) -> pd.DataFrame:
+    """How many numbers there are of each size, and how many exceed chance."""
+    over = clusters["homogeneity"] - clusters["by_chance"].fillna(0)
+    counted = clusters.assign(
+        readings=clusters["homogeneity"].notna(), above=over > 0, more=over > _MORE, runs=clusters["seed"]
+    )
+    names = {"above": "above chance", "more": f"by more than {_MORE}"}
+    summed = counted.groupby("d_model", as_index=False)[["readings", *names]].sum()
+    return summed.rename(columns=names).merge(counted.groupby("d_model", as_index=False).agg(seeds=("runs", "nunique")))
+
+
+def _above(clusters: pd.DataFrame) -> pd.DataFrame:
+    """The readings that exceed chance most."""
+    over = clusters.assign(over=clusters["homogeneity"] - clusters["by_chance"])
+    most = over[over["over"] > _MORE].sort_values("over", ascending=False).groupby("d_model", sort=False).head(_SHOWN)
+    names = ["d_model", "seed", "trajectory", "basis", "stretch", "scale", "carry", "clusters_entering", "homogeneity",
+             "by_chance", "recall", "f1", "clusters", "hidden_paper", "hidden_flat"]  # fmt: skip
+    return most.sort_values(["d_model", "over"], ascending=[True, False])[names]
+
+
+def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
+    """What a discriminant tells of carries by place: of other tokens of its run, and of another seed's."""
+    where = np.where(rows["run"] == rows["fitted_on"], "same run", "another seed")
+    own = rows.assign(d_model=_width(rows), where=where).sort_values("d_model", kind="stable")
+    shown = []
+    for (d_model, features, fitted), some in own.groupby(["d_model", "features", "where"], sort=False):
+        row = {"d_model": d_model, "features": features, "fitted on": fitted}
+        for place in PLACES.values():
+            here = select(some, place=place)
+            row[place] = f"{column(here, 'auc').mean():.2f}"
+            if fitted == "same run":
+                row[place] += f" ({column(here, 'chance').mean():.2f})"
+        shown.append(row | {"runs": some["run"].nunique()})
+    return pd.DataFrame(shown)
+
+
+def _movement(rows: pd.DataFrame) -> pd.DataFrame:
+    """How the parameters move along the directions of each basis, means over the seeds."""
+    own = rows.assign(d_model=_width(rows))
+    return own.groupby(["d_model", "basis"], as_index=False).agg(
+        turns_back=("turns_back", "mean"), way_kept=("way_kept", "mean"), seeds=("run", "nunique")
+    )
+
+
+def _width(rows: pd.DataFrame) -> pd.Series:
+    """The d_model of each row's run, by its name."""
+    return rows["run"].str.extract(r"d(\d+)-")[0].astype(int)
