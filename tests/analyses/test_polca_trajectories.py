@@ -563,6 +563,19 @@ def test_curves_that_do_not_fit_into_memory_are_refused_before_any_work(run, mon
         follow(run, change(basis="random", n_directions=2))
 
 
+def test_bases_that_do_not_fit_into_memory_together_are_refused_before_any_point(run, monkeypatch):
+    plans = [Plan.of(run, config=change(n_directions=n)) for n in (2, 3)]
+    needed = 5 * 78 * 8
+    monkeypatch.setattr(polca_trajectories, "available_bytes", lambda device: needed - 1)
+    with pytest.raises(
+        QflError, match=r"5 directions of 78 parameters, of 2 plans need .*Follow fewer of them"
+    ):
+        polca_trajectories.compute_points(plans, progress=False)
+    assert not run.table("polca_nodes").parts()
+    monkeypatch.setattr(polca_trajectories, "available_bytes", lambda device: needed)
+    polca_trajectories.compute_points(plans, progress=False)
+
+
 def test_a_basis_that_does_not_fit_into_memory_is_refused_before_any_work(run, monkeypatch):
     monkeypatch.setattr(polca_basis, "available_bytes", lambda device: 10_000)
     with pytest.raises(QflError, match=r"3 directions of 78 parameters need about .* GiB of memory"):

@@ -374,6 +374,8 @@ def test_bad_arguments_are_refused():
     directions = random_directions(loss.space, 2)
     with pytest.raises(ValueError, match=r"method must be 'auto', 'layers' or 'jvp', got 'vjp'"):
         project_gradients(loss, theta, directions, method="vjp")
+    with pytest.raises(ValueError, match="at least one set of directions, got none"):
+        project_on_each(loss, theta, [])
     n = len(loss.space)
     for wrong in (directions[:, 1:], directions[:0]):
         with pytest.raises(

@@ -130,16 +130,23 @@ def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = Tru
     for plan in plans:
         _require_repeatable(plan)
         find_basis(plan, jobs=jobs, progress=progress)
-    wanted: dict[PathPoint, list[int]] = {}
-    # Plans of one basis share parts.
-    parts: set[str] = set()
-    for index, plan in enumerate(plans):
-        for node in missing_points(plan):
-            if (part := _part(plan, node)) not in parts:
-                parts.add(part)
-                wanted.setdefault(node, []).append(index)
+    # Plans of one basis share parts: each part is the first one's that lacks it.
+    lacking, wanted, parts = list[Plan](), dict[PathPoint, list[int]](), set[str]()
+    for plan in plans:
+        own = {_part(plan, node): node for node in missing_points(plan)}
+        for part in own.keys() - parts:
+            wanted.setdefault(own[part], []).append(len(lacking))
+        if own.keys() - parts:
+            lacking.append(plan)
+        parts |= own.keys()
+    if not lacking:
+        return
+    n = sum(plan.n_directions for plan in lacking)
+    held = n * len(first.space) * first.dtype.itemsize
+    what = f"{n} directions of {len(first.space):,} parameters, of {len(lacking)} plans"
+    require_memory(held, available_bytes(first.device), what, "Follow fewer of them together.")
     tasks = [_Task(node, tuple(wanted[node])) for node in sorted(wanted, key=_in_training)]
-    prepare, work = functools.partial(_prepare, plans), functools.partial(_compute, plans)
+    prepare, work = functools.partial(_prepare, lacking), functools.partial(_compute, lacking)
     over_checkpoints(tasks, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
 
 

@@ -58,10 +58,12 @@ def project_on_each(
 
     By "layers" a token's gradient is formed once for all of them, which is most of the work for a few directions.
 
-    Arguments and errors are those of `project_gradients`.
+    Arguments and errors are those of `project_gradients`; there must be one set at least.
     """
     if method not in ("auto", "layers", "jvp"):
         raise ValueError(f"method must be 'auto', 'layers' or 'jvp', got {method!r}.")
+    if not bases:
+        raise ValueError("bases must be at least one set of directions, got none.")
     checked = [_checked(loss, parameters, directions, max_bytes) for directions in bases]
     theta = checked[0][0]
     by_layers = [
