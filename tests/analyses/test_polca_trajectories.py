@@ -567,9 +567,7 @@ def test_bases_that_do_not_fit_into_memory_together_are_refused_before_any_point
     plans = [Plan.of(run, config=change(n_directions=n)) for n in (2, 3)]
     needed = 5 * 78 * 8
     monkeypatch.setattr(polca_trajectories, "available_bytes", lambda device: needed - 1)
-    with pytest.raises(
-        QflError, match=r"5 directions of 78 parameters, of 2 plans need .*Follow fewer of them"
-    ):
+    with pytest.raises(QflError, match=r"5 directions of 78 parameters, of 2 plans need .*Follow fewer of them"):
         polca_trajectories.compute_points(plans, progress=False)
     assert not run.table("polca_nodes").parts()
     monkeypatch.setattr(polca_trajectories, "available_bytes", lambda device: needed)

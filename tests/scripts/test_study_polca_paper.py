@@ -89,6 +89,33 @@ def _shrunk(values):
     return size[:, None] * ledoit_wolf((values - values.mean(axis=0)) / size)[0] * size
 
 
+def test_the_page_s_answer_at_the_paper_s_size_is_what_its_tables_say():
+    rows = pd.read_csv(runs.DOCS / "polca_paper.csv").query("carry == 'carry_in' and stretch == 'all' and seed == 0")
+    rows = rows[rows["basis"].isin(["hessian", "random"])].set_index(["d_model", "trajectory", "basis", "scale"])
+    there, every = (rows[rows["clusters_entering"] == enter] for enter in ("carries there", "all"))
+    first, path, exact = "first order", "path integral, trapezoid", "exact loss"
+    captured = [round(there.loc[(512, name, "hessian", "raw"), "captured"], 3) for name in (first, path)]
+    assert captured == [0.854, 0.035]
+    cluster = there.loc[(512, first, "hessian", "unit")]
+    assert cluster[["homogeneity", "recall", "f1"]].round(2).tolist() == [0.77, 0.79, 0.78]
+    assert round(max(cluster["chance_place"], cluster["chance_place_target"]), 2) == 0.59
+    for d_model in (256, 512):
+        pure = every.loc[(d_model, first, "hessian", "raw")]
+        assert pure["homogeneity"] > 0.92
+        assert pure["chance_place_target"] >= pure["homogeneity"] - 0.01
+    told = rows[["auc_hundreds", "auc_tens"]].round(2)
+    telling = {
+        (512, path, "hessian"): [0.84, 0.76], (512, exact, "hessian"): [0.51, 0.58],
+        (512, first, "hessian"): [0.61, 0.70], (256, path, "hessian"): [0.83, 0.84],
+        (256, path, "random"): [0.79, 0.60], (64, path, "random"): [0.75, 0.79],
+    }  # fmt: skip
+    for name, wanted in telling.items():
+        assert told.loc[(*name, "raw")].iloc[0].tolist() == wanted, name
+    raw = pd.read_csv(runs.DOCS / "polca_paper.csv").query("scale == 'raw'")
+    over = raw["homogeneity"] - raw[["chance_place", "chance_place_target"]].max(axis=1)
+    assert over.max() < 0.02
+
+
 def test_what_tokens_do_not_say_is_not_told_and_what_they_do_is_as_far_as_it_can_be():
     rng = np.random.default_rng(3)
     carry = rng.random(2_000) < 0.45
