@@ -203,12 +203,12 @@ def is_kept(way: Way, folder: Path) -> bool:
     return (folder / f"{way.name}.parquet").exists()
 
 
-def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
-    """Follow and keep, unless it was."""
+def run_way(size: Size, way: Way, run: qfl.Run, folder: Path, jobs: int = 1) -> None:
+    """Follow and keep, unless it was; points go to so many processes."""
     if is_kept(way, folder):
         return
     plan = plan_of(size, way, run)
-    followed = follow(plan)
+    followed = follow(plan, jobs=jobs)
     tokens = labelled(plan, followed)
     _keep(folder, f"tokens-{len(tokens)}", tokens)
     for suffix, trajectory, curves in _curves(plan, followed, way):

@@ -81,7 +81,7 @@ def train(size: Size, seeds: Iterable[int], runs: Path, *, save_every: int, dry_
         )
 
 
-def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *, dry_run: bool) -> None:
+def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *, jobs: int, dry_run: bool) -> None:
     """Follow what a stage follows, or say what is left of it and what that takes."""
     for seed in seeds:
         path = runs / size.name(seed)
@@ -92,14 +92,14 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
             raise SystemExit(f"{path} must be trained to its end: study_polca_paper.py train goes on with it.")
         if dry_run:
             for way in ways(size, name):
-                print(f"{way.name}: {estimate(plan_of(size, way, run)).title}", flush=True)
+                print(f"{way.name}: {estimate(plan_of(size, way, run), jobs=jobs).title}", flush=True)
             continue
         folder = kept_folder(size, seed, kept)
         # A token's gradient serves all bases.
         if name == "bases" and (left := [way for way in ways(size, name) if not is_kept(way, folder)]):
-            compute_points([plan_of(size, way, run) for way in left])
+            compute_points([plan_of(size, way, run) for way in left], jobs=jobs)
         for way in ways(size, name):
-            run_way(size, way, run, folder)
+            run_way(size, way, run, folder, jobs)
             print(f"{run.run_id}: {way.name} is kept", flush=True)
         if name == "orders":
             compare_orders(size, run, folder)
@@ -212,6 +212,9 @@ def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, dra
     parser.add_argument("--kept", type=Path, default=KEPT)
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the CSVs go")
     parser.add_argument("--save-every", type=int, default=0, help="train: keep weights at every so many steps")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="points at a time, if weights were kept; one thread each"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what is left to do and what it takes")
     asked = parser.parse_args(arguments)
     size = sizes[asked.size]
@@ -219,7 +222,7 @@ def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, dra
     if asked.stage == "train":
         train(size, seeds, asked.runs, save_every=asked.save_every, dry_run=asked.dry_run)
     elif asked.stage in FOLLOWING:
-        stage(asked.stage, size, seeds, asked.runs, asked.kept, dry_run=asked.dry_run)
+        stage(asked.stage, size, seeds, asked.runs, asked.kept, jobs=asked.jobs, dry_run=asked.dry_run)
     elif asked.stage == "tables":
         fill(asked.docs / "polca.md", parts(write_tables(asked.kept, asked.docs), asked.kept))
     else:
