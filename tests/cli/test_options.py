@@ -53,6 +53,7 @@ def test_no_command_is_lost(now):
 # What was changed since, on purpose.
 CHANGED = {
     "ablate": {"--method": "str = 'written'"},
+    "polca": {"--accuracy": "Literal['path', 'trapezoid', 'second', 'paper', 'first'] = 'path'"},
     "report": {"[FEATURE]...": None},  # which may be further runs now: [RUN | FEATURE]...
     "train": {
         "--eval-fraction": "float = None",

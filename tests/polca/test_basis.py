@@ -298,7 +298,7 @@ def test_an_unknown_name_or_type_is_refused_with_the_choices():
     names = "('hessian', 'shuffled', 'random', 'parameters', 'gradient', 'trajectory', 'probe')"
     assert done.stdout.splitlines() == [
         f"basis must be one of {names}, got 'fourier'.",
-        "accuracy must be one of ('path', 'second', 'paper', 'first'), got 'third'.",
+        "accuracy must be one of ('path', 'trapezoid', 'second', 'paper', 'first'), got 'third'.",
         "n_panels must be an integer, got 1.5.",
     ]
 
