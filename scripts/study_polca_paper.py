@@ -167,9 +167,10 @@ def why_figure(folder: Path) -> go.Figure:
             figure.update_yaxes(title=title, row=row, col=col)
     figure.update_xaxes(title="training step", row=2)
     size = folder.name.removeprefix("d").replace("-seed", ", seed ")
+    random = "; grey: random directions" if (folder / "moves-all-random-first.parquet").exists() else ""
     figure.update_layout(
         template=template(), width=1050, height=620, legend={"orientation": "h", "y": -0.14},
-        title=f"d_model {size}: path integral, means and quartiles over the tokens; grey: random directions",
+        title=f"d_model {size}: path integral, means and quartiles over the tokens{random}",
     )  # fmt: skip
     return figure
 
@@ -212,9 +213,7 @@ def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, dra
     parser.add_argument("--kept", type=Path, default=KEPT)
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the CSVs go")
     parser.add_argument("--save-every", type=int, default=0, help="train: keep weights at every so many steps")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="points at a time, if weights were kept; one thread each"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="points at a time, if weights were kept; one thread each")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to do and what it takes")
     asked = parser.parse_args(arguments)
     size = sizes[asked.size]
