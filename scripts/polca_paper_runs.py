@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from pages import DOCS
-from polca_scores import CHANCE, SHUFFLES
+from polca_scores import CHANCE, SHUFFLES, shuffled_within
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
@@ -156,7 +156,7 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
         yield Way("all", "hessian", PolcaConfig(accuracy="first", **dense), details=_DETAILS, baselines=True)
         yield Way("all", "hessian", PolcaConfig(accuracy="trapezoid", **dense), details=("means",))
     elif stage == "path":
-        yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense), details=("means",))
+        yield Way("all", "hessian", PolcaConfig(accuracy="path", **dense))
     elif stage == "bases":
         bases: dict[str, dict[str, Any]] = {
             "random": {"n_directions": n}, "shuffled": {}, "trajectory": {"n_directions": n - 1},
@@ -321,12 +321,8 @@ def best_auc_by_chance(
     n, having = len(carry), int(carry.sum())
     if not 0 < having < n:
         return float("nan")
-    ranks, rng = rankdata(scores, axis=0), np.random.default_rng(0)
-    found = []
-    for _ in range(shuffles):
-        mixed = carry.copy()
-        for one in np.unique(among):
-            mixed[among == one] = rng.permutation(mixed[among == one])
+    ranks, found = rankdata(scores, axis=0), []
+    for mixed in shuffled_within(carry, among, shuffles):
         areas = (ranks[mixed].sum(axis=0) - having * (having + 1) / 2) / (having * (n - having))
         found.append(away(areas).max())
     return float(np.quantile(found, CHANCE))

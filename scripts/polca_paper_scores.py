@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 from polca_paper_runs import PLACES, auc, away, folders, tables, tokens_of
-from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity
+from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity, shuffled_within
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -141,12 +141,7 @@ def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
             here = column(tokens, "place") == at
             carry, values = tokens["carry_in"].to_numpy(dtype=bool)[here], features[here]
             target = pd.factorize(tokens["target"][here])[0]
-            rng, shuffled = np.random.default_rng(0), []
-            for _ in range(SHUFFLES["discriminant"]):
-                mixed = carry.copy()
-                for one in np.unique(target):
-                    mixed[target == one] = rng.permutation(mixed[target == one])
-                shuffled.append(told(values, mixed))
+            shuffled = [told(values, mixed) for mixed in shuffled_within(carry, target, SHUFFLES["discriminant"])]
             yield {
                 "run": folder.name, "features": name, "n_features": values.shape[1], "place": place,
                 "fitted_on": folder.name, "auc": told(values, carry), "chance": float(np.quantile(shuffled, CHANCE)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,16 @@ def chance_homogeneity(
     best = np.where(counts, having / inside.sum(axis=1, keepdims=True), np.nan)
     best = np.nanmax(best[:, counts.any(axis=0)], axis=0, initial=np.nan)
     return float(np.nanquantile(best, CHANCE)) if len(best) else float("nan")
+
+
+def shuffled_within(carry: np.ndarray, among: np.ndarray, shuffles: int) -> Iterator[np.ndarray]:
+    """The carries, so many times, shuffled among the tokens of one number of `among`."""
+    rng = np.random.default_rng(0)
+    for _ in range(shuffles):
+        mixed = carry.copy()
+        for one in np.unique(among):
+            mixed[among == one] = rng.permutation(mixed[among == one])
+        yield mixed
 
 
 def scores(name: str, run: qfl.Run, found: PolcaResult, samples: int | None) -> dict[str, Any]:
