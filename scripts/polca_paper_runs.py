@@ -169,6 +169,7 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
     elif stage == "orders":
         for accuracy in ("first", "trapezoid", "paper", "path"):
             yield Way("all", "sparse", PolcaConfig(accuracy=accuracy, **sparse))
+    elif stage == "short":
         for accuracy in ("first", "trapezoid", "paper", "path", "second"):
             yield Way("short", "sparse", PolcaConfig(accuracy=accuracy, **sparse))
     elif stage == "closely":
@@ -388,20 +389,26 @@ def _slopes(plan: Plan, followed: Followed, tokens: pd.DataFrame) -> pd.DataFram
     return pd.concat([tokens.iloc[kept].reset_index(drop=True), pd.DataFrame(values)], axis=1)
 
 
-def compare_orders(size: Size, run: qfl.Run, folder: Path) -> None:
-    """Keep how far the orders agree along the sparse directions, over all and over the short stretch (Table 12)."""
-    if (folder / "orders.parquet").exists():
+def compare_orders(size: Size, stage: str, run: qfl.Run, folder: Path) -> None:
+    """Keep how far the orders that a stage followed agree with each other (Table 12)."""
+    own = {way.config.accuracy: way for way in ways(size, stage)}
+    stretch = next(iter(own.values())).stretch
+    if (folder / f"orders-{stretch}.parquet").exists():
         return
+    found = {order: follow(plan_of(size, way, run), progress=False) for order, way in own.items()}
     parts = []
-    for stretch in ("all", "short"):
-        own = [way for way in ways(size, "orders") if way.stretch == stretch]
-        found = {way.config.accuracy: follow(plan_of(size, way, run), progress=False) for way in own}
-        for one, other in itertools.combinations(found, 2):
-            rows = agreement(found[one].trajectories.values, found[other].trajectories.values)
-            captured = {"captured_one": _captured(found[one]), "captured_other": _captured(found[other])}
-            parts.append(rows.assign(stretch=stretch, one=one, other=other, **captured))
+    for one, other in itertools.combinations(found, 2):
+        rows = agreement(found[one].trajectories.values, found[other].trajectories.values)
+        captured = {"captured_one": _captured(found[one]), "captured_other": _captured(found[other])}
+        parts.append(rows.assign(stretch=stretch, one=one, other=other, **captured))
     about = {"d_model": size.d_model, "lr": size.lr, "seed": run.config.train.seed}
-    _keep(folder, "orders", pd.concat(parts, ignore_index=True).assign(**about))
+    _keep(folder, f"orders-{stretch}", pd.concat(parts, ignore_index=True).assign(**about))
+
+
+def orders_of(folder: Path) -> pd.DataFrame:
+    """How far orders agree in a training; empty where none were compared."""
+    parts = [pd.read_parquet(path) for path in sorted(folder.glob("orders-*.parquet"))]
+    return pd.concat(parts) if parts else pd.DataFrame()
 
 
 def agreement(

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from polca_paper_runs import PLACES, auc, away, folders, tables, tokens_of
+from polca_paper_runs import PLACES, auc, away, folders, orders_of, tables, tokens_of
 from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity, shuffled_within
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
@@ -30,7 +30,7 @@ SHUFFLES = {"clusters": 200, "discriminant": 40}
 
 def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """One row a curve, scale and reading: the purest cluster in carries, beside chance, and what is hidden."""
-    orders = pd.read_parquet(folder / "orders.parquet") if (folder / "orders.parquet").exists() else None
+    orders = orders_of(folder)
     for _, table in tables(folder):
         for scale, rows in groups(table, "scale"):
             about = rows.iloc[0][["d_model", "lr", "seed", "stretch", "trajectory", "basis"]].to_dict()
@@ -46,7 +46,7 @@ def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 **_told_by_one(rows),
                 "captured": rows.iloc[0].get("captured", np.nan),
             }
-            if orders is not None and about["trajectory"] == "the paper's second order":
+            if len(orders) and about["trajectory"] == "the paper's second order":
                 shown |= _first_against_second(orders, about["stretch"])
             n = SHUFFLES["clusters"]
             for carry, enter in itertools.product(("carry_in", "carry_out"), get_args(Entering)):

@@ -4,7 +4,8 @@
     python scripts/study_polca_paper.py follow --dry-run      # hours, memory and disk of what a stage has left to do
     python scripts/study_polca_paper.py follow                # the Hessian's directions; first order, trapezoid
     python scripts/study_polca_paper.py path                  # the path integral with points in between
-    python scripts/study_polca_paper.py orders                # the paper's and the exact second order, few directions
+    python scripts/study_polca_paper.py orders                # the paper's second order beside others, few directions
+    python scripts/study_polca_paper.py short                 # the exact one too, every 5th step of 100
     python scripts/study_polca_paper.py closely               # every 5th step of one stretch
     python scripts/study_polca_paper.py bases                 # random, shuffled, trajectory, largest parameters
     python scripts/study_polca_paper.py readings              # the Hessian of a loss that counts the prompt's tokens
@@ -22,6 +23,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ from polca_paper_runs import (
     folders,
     is_kept,
     kept_folder,
+    orders_of,
     plan_of,
     run_way,
     train_config,
@@ -57,7 +61,8 @@ from qfl_interp.tables import column, select
 from qfl_interp.training.train import plan_run
 from qfl_interp.training.trainee import Trainee
 
-FOLLOWING = ("follow", "orders", "closely", "bases", "path", "readings")
+COMPARING = ("orders", "short")
+FOLLOWING = ("follow", *COMPARING, "closely", "bases", "path", "readings")
 # Updates that are timed for an estimate of the training.
 _TIMED = 3
 
@@ -101,28 +106,35 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
         for way in ways(size, name):
             run_way(size, way, run, folder, jobs)
             print(f"{run.run_id}: {way.name} is kept", flush=True)
-        if name == "orders":
-            compare_orders(size, run, folder)
+        if name in COMPARING:
+            compare_orders(size, name, run, folder)
 
 
-def write_tables(kept: Path, docs: Path) -> dict[str, pd.DataFrame]:
-    """All rows from what is kept, one file a table; returned by their names."""
+def write_tables(kept: Path, docs: Path, jobs: int = 1) -> dict[str, pd.DataFrame]:
+    """All rows from what is kept, one file a table, trainings shared between processes; returned by their names."""
     found = folders(kept)
     if not found:
         raise SystemExit(f"{kept} must hold tables of at least one training, got none. Run a stage that follows first.")
-    orders = [path for folder in found if (path := folder / "orders.parquet").exists()]
-    rows = {
-        "": pd.DataFrame([row for folder in found for row in carry_rows(folder)]),
-        "_orders": pd.concat([pd.read_parquet(path) for path in orders]) if orders else pd.DataFrame(),
-        "_discriminant": pd.DataFrame([
-            *(row for folder in found for row in discriminant_rows(folder)), *across_rows(kept)
-        ]),
-        "_movement": pd.DataFrame([row for folder in found for row in movement_rows(folder)]),
-    }  # fmt: skip
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+            each = list(pool.map(_rows, found))
+    else:
+        each = [_rows(folder) for folder in found]
+    rows = {name: pd.concat([own[name] for own in each]) for name in each[0]}
+    rows["_orders"] = pd.concat([orders_of(folder) for folder in found])
+    rows["_discriminant"] = pd.concat([rows["_discriminant"], pd.DataFrame(across_rows(kept))])
     for name, table in rows.items():
         if len(table):
             table.to_csv(docs / f"polca_paper{name}.csv", index=False, float_format="%.6g")
     return rows
+
+
+def _rows(folder: Path) -> dict[str, pd.DataFrame]:
+    """Those of one training, by the name of their file."""
+    return {
+        "": pd.DataFrame(carry_rows(folder)), "_discriminant": pd.DataFrame(discriminant_rows(folder)),
+        "_movement": pd.DataFrame(movement_rows(folder)),
+    }  # fmt: skip
 
 
 def best_direction(rows: pd.DataFrame, place: str) -> int:
@@ -213,7 +225,7 @@ def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, dra
     parser.add_argument("--kept", type=Path, default=KEPT)
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the CSVs go")
     parser.add_argument("--save-every", type=int, default=0, help="train: keep weights at every so many steps")
-    parser.add_argument("--jobs", type=int, default=1, help="points at a time, if weights were kept; one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="processes: of points, if weights were kept; of tables")
     parser.add_argument("--dry-run", action="store_true", help="say what is left to do and what it takes")
     asked = parser.parse_args(arguments)
     size = sizes[asked.size]
@@ -223,7 +235,7 @@ def main(arguments: list[str] | None = None, sizes: dict[str, Size] = SIZES, dra
     elif asked.stage in FOLLOWING:
         stage(asked.stage, size, seeds, asked.runs, asked.kept, jobs=asked.jobs, dry_run=asked.dry_run)
     elif asked.stage == "tables":
-        fill(asked.docs / "polca.md", parts(write_tables(asked.kept, asked.docs), asked.kept))
+        fill(asked.docs / "polca.md", parts(write_tables(asked.kept, asked.docs, asked.jobs), asked.kept))
     else:
         for seed in seeds:
             draw(why_figure(asked.kept / size.name(seed)), f"polca-paper-{size.name(seed)}")
