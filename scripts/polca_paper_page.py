@@ -48,12 +48,21 @@ def _regime(clusters: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -
             "d_model": d_model, "directions": int(some["directions"].iloc[0]), "steps": _steps(size, str(stretch)),
             "every": size[_STRETCHES[str(stretch)]],
         }  # fmt: skip
-        row |= {order: select(some, trajectory=order)["captured"].mean() for order in _ORDERS}
+        n = some["seed"].nunique()
+        row |= {order: _mean_of(select(some, trajectory=order)["captured"], n) for order in _ORDERS}
         second = select(some, trajectory=_SECOND)
         for name in ("cosine_first_second", "l2_first_second"):
             row[name.replace("_first_second", "")] = second[name].mean() if name in second else np.nan
-        shown.append(row | {"seeds": some["seed"].nunique()})
+        shown.append(row | {"seeds": n})
     return pd.DataFrame(shown)
+
+
+def _mean_of(values: pd.Series, n: int) -> str:
+    """Their mean; how many they are in brackets where they are fewer than `n`."""
+    if values.isna().all():
+        return "–"
+    found = int(values.notna().sum())
+    return f"{values.mean():.3g}" + (f" ({found} of {n})" if found < n else "")
 
 
 def _steps(size: Mapping[str, int], stretch: str) -> str:

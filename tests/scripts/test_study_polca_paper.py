@@ -89,31 +89,47 @@ def _shrunk(values):
     return size[:, None] * ledoit_wolf((values - values.mean(axis=0)) / size)[0] * size
 
 
-def test_the_page_s_answer_at_the_paper_s_size_is_what_its_tables_say():
-    rows = pd.read_csv(runs.DOCS / "polca_paper.csv").query("carry == 'carry_in' and stretch == 'all' and seed == 0")
-    rows = rows[rows["basis"].isin(["hessian", "random"])].set_index(["d_model", "trajectory", "basis", "scale"])
-    there, every = (rows[rows["clusters_entering"] == enter] for enter in ("carries there", "all"))
+def test_the_page_s_answer_is_what_its_tables_say():
+    all_rows = pd.read_csv(runs.DOCS / "polca_paper.csv")
+    rows = all_rows.query("carry == 'carry_in' and stretch == 'all' and basis in ('hessian', 'random')")
+    over_seeds = rows.groupby(["clusters_entering", "d_model", "trajectory", "basis", "scale"]).mean(numeric_only=True)
+    there, every = (over_seeds.loc[enter] for enter in ("carries there", "all"))
     first, path, exact = "first order", "path integral, trapezoid", "exact loss"
-    captured = [round(there.loc[(512, name, "hessian", "raw"), "captured"], 3) for name in (first, path)]
-    assert captured == [0.854, 0.035]
+    captured = {
+        d_model: [round(there.loc[(d_model, name, "hessian", "raw"), "captured"], 3) for name in (first, path)]
+        for d_model in (256, 512)
+    }
+    assert captured == {256: [0.896, 0.027], 512: [0.854, 0.035]}
     cluster = there.loc[(512, first, "hessian", "unit")]
     assert cluster[["homogeneity", "recall", "f1"]].round(2).tolist() == [0.77, 0.79, 0.78]
     assert round(max(cluster["chance_place"], cluster["chance_place_target"]), 2) == 0.59
-    for d_model in (256, 512):
-        pure = every.loc[(d_model, first, "hessian", "raw")]
-        assert pure["homogeneity"] > 0.92
-        assert pure["chance_place_target"] >= pure["homogeneity"] - 0.01
-    told = rows[["auc_hundreds", "auc_tens"]].round(2)
+    pure = rows[(rows["trajectory"] == first) & (rows["scale"] == "raw") & (rows["clusters_entering"] == "all")]
+    pure = pure[(pure["basis"] == "hessian") & (pure["d_model"] > 64)]
+    assert (pure["chance_place_target"] >= pure["homogeneity"] - 0.01).all()
     telling = {
         (512, path, "hessian"): [0.84, 0.76], (512, exact, "hessian"): [0.51, 0.58],
-        (512, first, "hessian"): [0.61, 0.70], (256, path, "hessian"): [0.83, 0.84],
-        (256, path, "random"): [0.79, 0.60], (64, path, "random"): [0.75, 0.79],
+        (512, first, "hessian"): [0.61, 0.70], (512, path, "random"): [0.71, 0.70],
+        (256, path, "hessian"): [0.77, 0.80], (256, exact, "hessian"): [0.54, 0.62],
+        (256, first, "hessian"): [0.64, 0.64], (256, path, "random"): [0.79, 0.60],
+        (64, path, "hessian"): [0.73, 0.72], (64, path, "random"): [0.75, 0.79],
     }  # fmt: skip
+    told = every[["auc_hundreds", "auc_tens"]]
     for name, wanted in telling.items():
-        assert told.loc[(*name, "raw")].iloc[0].tolist() == wanted, name
-    raw = pd.read_csv(runs.DOCS / "polca_paper.csv").query("scale == 'raw'")
+        assert told.loc[(*name, "raw")].round(2).tolist() == wanted, name
+    of_path = rows[(rows["trajectory"] == path) & (rows["basis"] == "hessian") & (rows["d_model"] == 256)]
+    assert of_path[["auc_hundreds", "auc_tens"]].min().min() > 0.72
+    raw = all_rows.query("scale == 'raw' and carry == 'carry_in'")
     over = raw["homogeneity"] - raw[["chance_place", "chance_place_target"]].max(axis=1)
     assert over.max() < 0.02
+    found = pd.read_csv(runs.DOCS / "polca_paper_discriminant.csv")
+    same = found[found["run"] == found["fitted_on"]]
+    means = same.groupby([same["run"].str.split("-").str[0], "features", "place"])["auc"].mean().round(2)
+    assert means["d512", "slopes, hessian"].tolist() == [0.93, 0.95]
+    assert means["d512", "slopes, random"].tolist() == [0.91, 0.87]
+    assert means["d256", "slopes, hessian"].tolist() == [0.87, 0.92]
+    elsewhere = found[found["run"] != found["fitted_on"]].groupby(["features", "place"])["auc"].mean().round(2)
+    assert elsewhere["slopes, hessian"].tolist() == [0.39, 0.51]
+    assert elsewhere["exact loss"].tolist() == [0.58, 0.80]
 
 
 def test_what_tokens_do_not_say_is_not_told_and_what_they_do_is_as_far_as_it_can_be():
