@@ -390,14 +390,19 @@ def _slopes(plan: Plan, followed: Followed, tokens: pd.DataFrame) -> pd.DataFram
 
 
 def compare_orders(size: Size, stage: str, run: qfl.Run, folder: Path) -> None:
-    """Keep how far the orders that a stage followed agree with each other (Table 12)."""
-    own = {way.config.accuracy: way for way in ways(size, stage)}
+    """Keep how far the orders that a stage followed so far agree with each other (Table 12)."""
+    own = {way.config.accuracy: way for way in ways(size, stage) if is_kept(way, folder)}
+    pairs = list(itertools.combinations(own, 2))
     stretch = next(iter(own.values())).stretch
-    if (folder / f"orders-{stretch}.parquet").exists():
+    path = folder / f"orders-{stretch}.parquet"
+    compared = (
+        set(pd.read_parquet(path)[["one", "other"]].itertuples(index=False, name=None)) if path.exists() else set()
+    )
+    if compared == set(pairs):
         return
     found = {order: follow(plan_of(size, way, run), progress=False) for order, way in own.items()}
     parts = []
-    for one, other in itertools.combinations(found, 2):
+    for one, other in pairs:
         rows = agreement(found[one].trajectories.values, found[other].trajectories.values)
         captured = {"captured_one": _captured(found[one]), "captured_other": _captured(found[other])}
         parts.append(rows.assign(stretch=stretch, one=one, other=other, **captured))

@@ -106,8 +106,8 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
         for way in ways(size, name):
             run_way(size, way, run, folder, jobs)
             print(f"{run.run_id}: {way.name} is kept", flush=True)
-        if name in COMPARING:
-            compare_orders(size, name, run, folder)
+            if name in COMPARING:
+                compare_orders(size, name, run, folder)
 
 
 def write_tables(kept: Path, docs: Path, jobs: int = 1) -> dict[str, pd.DataFrame]:
