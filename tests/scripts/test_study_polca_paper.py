@@ -130,6 +130,10 @@ def test_the_page_s_answer_is_what_its_tables_say():
     elsewhere = found[found["run"] != found["fitted_on"]].groupby(["features", "place"])["auc"].mean().round(2)
     assert elsewhere["slopes, hessian"].tolist() == [0.39, 0.51]
     assert elsewhere["exact loss"].tolist() == [0.58, 0.80]
+    orders = pd.read_csv(runs.DOCS / "polca_paper_orders.csv").query("one == 'first' and other == 'paper'")
+    agreed = orders.groupby(["d_model", "stretch"])[["cosine", "captured_one", "captured_other"]].mean()
+    assert agreed["cosine"].round(2).tolist() == [0.57, 0.85, 0.65, 0.86, 0.82]
+    assert agreed.loc[(512, "short"), ["captured_one", "captured_other"]].round(3).tolist() == [2.386, 0.068]
 
 
 def test_what_tokens_do_not_say_is_not_told_and_what_they_do_is_as_far_as_it_can_be():
