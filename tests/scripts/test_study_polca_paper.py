@@ -106,6 +106,7 @@ def test_the_page_s_answer_is_what_its_tables_say():
     pure = rows[(rows["trajectory"] == first) & (rows["scale"] == "raw") & (rows["clusters_entering"] == "all")]
     pure = pure[(pure["basis"] == "hessian") & (pure["d_model"] > 64)]
     assert (pure["chance_place_target"] >= pure["homogeneity"] - 0.01).all()
+    assert (pure.loc[pure["seed"] == 0, "homogeneity"] > 0.92).all()
     telling = {
         (512, path, "hessian"): [0.84, 0.76], (512, exact, "hessian"): [0.51, 0.58],
         (512, first, "hessian"): [0.61, 0.70], (512, path, "random"): [0.71, 0.70],
@@ -118,7 +119,8 @@ def test_the_page_s_answer_is_what_its_tables_say():
         assert told.loc[(*name, "raw")].round(2).tolist() == wanted, name
     of_path = rows[(rows["trajectory"] == path) & (rows["basis"] == "hessian") & (rows["d_model"] == 256)]
     assert of_path[["auc_hundreds", "auc_tens"]].min().min() > 0.72
-    raw = all_rows.query("scale == 'raw' and carry == 'carry_in'")
+    # Carries out of a place have five such readings: of seed 1 at 256, and of stretches followed closely.
+    raw = all_rows.query("scale == 'raw' and (carry == 'carry_in' or d_model != 256)")
     over = raw["homogeneity"] - raw[["chance_place", "chance_place_target"]].max(axis=1)
     assert over.max() < 0.02
     found = pd.read_csv(runs.DOCS / "polca_paper_discriminant.csv")
