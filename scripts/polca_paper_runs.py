@@ -33,7 +33,6 @@ from qfl_interp.polca.config import PolcaConfig
 from qfl_interp.polca.naming import token_labels
 from qfl_interp.polca.trajectories import POINTWISE, Trajectories, exact_loss, fisher, loss_change
 from qfl_interp.tables import column
-from qfl_interp.training.replay import replay
 
 KEPT = DOCS / "polca_paper"
 SCALES = ("raw", "unit")
@@ -92,6 +91,10 @@ class Size:
     def name(self, seed: int) -> str:
         """Of the run and of its kept tables."""
         return f"d{self.d_model}-seed{seed}"
+
+    def distance(self, stretch: str) -> int:
+        """Of the points of a trajectory."""
+        return self.every if stretch == "all" else self.closely
 
 
 SIZES = {
@@ -184,15 +187,15 @@ def ways(size: Size, stage: str) -> Iterator[Way]:
 
 
 def plan_of(size: Size, way: Way, run: qfl.Run) -> Plan:
-    """The plan of a way: every step that was not saved is trained again."""
-    every = size.every if way.stretch == "all" else size.closely
+    """The plan of a way in a run that has every step it follows, saved or trained again."""
+    every = size.distance(way.stretch)
     first, last = (0, size.n_steps) if way.stretch == "all" else size.stretch
     if way.stretch == "short":
         last = first + size.short
     steps = list(range(first, last + 1, every))
     # A turn must fit into what is followed.
     span = min(size.span, max(every, (last - first) // 4))
-    return Plan.of(replay(run, every), steps, config=way.config, settings=Settings(span=span, resamples=0))
+    return Plan.of(run, steps, config=way.config, settings=Settings(span=span, resamples=0))
 
 
 def _multiples(size: Size, every: int) -> str:
@@ -204,12 +207,12 @@ def is_kept(way: Way, folder: Path) -> bool:
     return (folder / f"{way.name}.parquet").exists()
 
 
-def run_way(size: Size, way: Way, run: qfl.Run, folder: Path, jobs: int = 1) -> None:
-    """Follow and keep, unless it was; points go to so many processes."""
+def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
+    """Follow and keep, unless it was."""
     if is_kept(way, folder):
         return
     plan = plan_of(size, way, run)
-    followed = follow(plan, jobs=jobs)
+    followed = follow(plan)
     tokens = labelled(plan, followed)
     _keep(folder, f"tokens-{len(tokens)}", tokens)
     for suffix, trajectory, curves in _curves(plan, followed, way):
@@ -390,15 +393,12 @@ def _slopes(plan: Plan, followed: Followed, tokens: pd.DataFrame) -> pd.DataFram
 
 
 def compare_orders(size: Size, stage: str, run: qfl.Run, folder: Path) -> None:
-    """Keep how far the orders that a stage followed so far agree with each other (Table 12)."""
-    own = {way.config.accuracy: way for way in ways(size, stage) if is_kept(way, folder)}
+    """Keep how far the orders that a stage followed agree with each other (Table 12), unless it was."""
+    own = {way.config.accuracy: way for way in ways(size, stage)}
     pairs = list(itertools.combinations(own, 2))
     stretch = next(iter(own.values())).stretch
     path = folder / f"orders-{stretch}.parquet"
-    compared = (
-        set(pd.read_parquet(path)[["one", "other"]].itertuples(index=False, name=None)) if path.exists() else set()
-    )
-    if compared == set(pairs):
+    if path.exists() and len(pd.read_parquet(path)[["one", "other"]].drop_duplicates()) == len(pairs):
         return
     found = {order: follow(plan_of(size, way, run), progress=False) for order, way in own.items()}
     parts = []

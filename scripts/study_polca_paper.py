@@ -14,8 +14,8 @@
 
 Every stage takes --size (paper, ladder, small) and --seeds, goes on where it was stopped, and keeps small tables under
 docs/polca_paper/. Whatever is trained again must repeat itself to the bit: stay on one machine and thread count from
-"train" to the last stage that follows, or train anew. Once a stage is done its tables are enough. Each stage trains
-again what it looks at and what was not kept; "train --save-every 20" keeps it all, 8 GB a seed at the paper's size.
+"train" to the last stage that follows, or train anew. Once a stage is done its tables are enough. Each trains once
+more what it looks at and what was not kept; "train --save-every 20" keeps it all, 8 GB a seed at the paper's size.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from qfl_interp.analyses.lenses.polca.estimate import estimate
 from qfl_interp.analyses.lenses.polca.trajectories import compute_points
 from qfl_interp.plots.theme import GREY, SERIES, template
 from qfl_interp.tables import column, select
+from qfl_interp.training.replay import replay
 from qfl_interp.training.train import plan_run
 from qfl_interp.training.trainee import Trainee
 
@@ -95,19 +96,22 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
         run = qfl.Run.open(path)
         if not run.finished:
             raise SystemExit(f"{path} must be trained to its end: study_polca_paper.py train goes on with it.")
+        todo = list(ways(size, name))
+        # One for all ways: steps that were not saved are trained once.
+        source = replay(run, size.distance(todo[0].stretch))
         if dry_run:
-            for way in ways(size, name):
-                print(f"{way.name}: {estimate(plan_of(size, way, run), jobs=jobs).title}", flush=True)
+            for way in todo:
+                print(f"{way.name}: {estimate(plan_of(size, way, source), jobs=jobs).title}", flush=True)
             continue
         folder = kept_folder(size, seed, kept)
         # A token's gradient serves all bases.
-        if name == "bases" and (left := [way for way in ways(size, name) if not is_kept(way, folder)]):
-            compute_points([plan_of(size, way, run) for way in left], jobs=jobs)
-        for way in ways(size, name):
-            run_way(size, way, run, folder, jobs)
+        if left := [plan_of(size, way, source) for way in todo if not is_kept(way, folder)]:
+            compute_points(left, jobs=jobs)
+        for way in todo:
+            run_way(size, way, source, folder)
             print(f"{run.run_id}: {way.name} is kept", flush=True)
-            if name in COMPARING:
-                compare_orders(size, name, run, folder)
+        if name in COMPARING:
+            compare_orders(size, name, source, folder)
 
 
 def write_tables(kept: Path, docs: Path, jobs: int = 1) -> dict[str, pd.DataFrame]:

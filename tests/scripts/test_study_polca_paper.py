@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from sklearn.covariance import ledoit_wolf
 
 from qfl_interp.polca.decomposition import paper_curvature
 from qfl_interp.polca.quality import restricted_homogeneity
+from qfl_interp.training.replay import Replay
 
 TINY = runs.Size(
     16, 3e-3, (0, 1), n_steps=16, basis_every=4, sparse_every=8, every=4, closely=2, stretch=(8, 14), short=4,
@@ -270,6 +272,17 @@ def test_tokens_carries_and_curves_that_are_kept(kept):
     moves = pd.read_parquet(folder / "moves-all-hessian-first.parquet")
     assert moves["step"].tolist() == list(range(0, 17, 4))
     assert (moves.drop(columns="step").iloc[0] == 0).all()
+
+
+@pytest.mark.slow
+def test_a_stage_trains_again_once_whatever_ways_it_follows(kept, tmp_path, monkeypatch):
+    shutil.copytree(kept / "runs" / "d16-seed1", tmp_path / "runs" / "d16-seed1")
+    starts, start = [], Replay._start
+    monkeypatch.setattr(Replay, "_start", lambda self, step: starts.append(step) or start(self, step))
+    _main(tmp_path, "short", "--seeds", "1")
+    assert starts == [8]
+    compared = pd.read_parquet(tmp_path / "kept" / "d16-seed1" / "orders-short.parquet")
+    assert len(compared[["one", "other"]].drop_duplicates()) == 10
 
 
 @pytest.mark.slow
