@@ -11,7 +11,7 @@ import pandas as pd
 from pages import markdown
 from polca_paper_runs import PLACES, SCALES, folders
 
-from qfl_interp.tables import column, select
+from qfl_interp.tables import select
 
 # By how much a reading must exceed chance to be shown, and how many are shown of each size.
 _MORE, _SHOWN = 0.02, 6
@@ -145,9 +145,7 @@ def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
         row = {"d_model": d_model, "features": features, "fitted on": fitted}
         for place in PLACES.values():
             here = select(some, place=place)
-            row[place] = f"{column(here, 'auc').mean():.2f}"
-            if fitted == "same run":
-                row[place] += f" ({column(here, 'chance').mean():.2f})"
+            row[place] = _beside([here["auc"]], here["chance"])
         shown.append(row | {"runs": some["run"].nunique()})
     return pd.DataFrame(shown)
 

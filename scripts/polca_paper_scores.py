@@ -151,8 +151,8 @@ def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
 def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
     """The same, fitted on the tokens of one seed and tried on those of another of the same size; features standardised.
 
-    Directions of two seeds correspond by their number, that is by the step they come from, and by their sign (towards
-    where training ends).
+    By chance: fitted on shuffled labels. Directions of two seeds correspond by their number, that is by the step they
+    come from, and by their sign (towards where training ends).
     """
     for one, other in itertools.permutations(folders(kept), 2):
         if one.name.split("-")[0] != other.name.split("-")[0]:
@@ -164,10 +164,15 @@ def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
                 here = [column(tokens, "place") == at for tokens in labels]
                 carry = [tokens["carry_in"].to_numpy(dtype=bool)[own] for tokens, own in zip(labels, here, strict=True)]
                 found = [_standard(values[own]) for values, own in zip((first, theirs[name][0]), here, strict=True)]
+                target = pd.factorize(labels[0]["target"][here[0]])[0]
+                shuffled = [
+                    told_elsewhere(found[0], mixed, found[1], carry[1])
+                    for mixed in shuffled_within(carry[0], target, SHUFFLES["discriminant"])
+                ]
                 yield {
                     "run": other.name, "features": name, "n_features": first.shape[1], "place": place,
                     "fitted_on": one.name, "auc": told_elsewhere(found[0], carry[0], found[1], carry[1]),
-                    "chance": np.nan,
+                    "chance": float(np.quantile(shuffled, CHANCE)),
                 }  # fmt: skip
 
 
