@@ -130,10 +130,15 @@ def _readings(clusters: pd.DataFrame) -> pd.DataFrame:
 def _above(clusters: pd.DataFrame) -> pd.DataFrame:
     """The readings that exceed chance most."""
     over = clusters.assign(over=clusters["homogeneity"] - clusters["by_chance"])
-    most = over[over["over"] > _MORE].sort_values("over", ascending=False).groupby("d_model", sort=False).head(_SHOWN)
+    most = (
+        over[over["over"] > _MORE]
+        .sort_values("over", ascending=False, kind="stable")
+        .groupby("d_model", sort=False)
+        .head(_SHOWN)
+    )
     names = ["d_model", "seed", "trajectory", "basis", "stretch", "scale", "carry", "clusters_entering", "homogeneity",
              "by_chance", "recall", "f1", "clusters", "hidden_paper", "hidden_flat"]  # fmt: skip
-    return most.sort_values(["d_model", "over"], ascending=[True, False])[names]
+    return most.sort_values("d_model", kind="stable")[names]
 
 
 def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
