@@ -31,6 +31,7 @@ def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
         "readings": _readings(clusters),
         "above": _above(clusters),
         "told": _told(clusters),
+        "best": _best(rows["_best"]),
         "discriminant": _discriminant(rows["_discriminant"]),
         "movement": _movement(rows["_movement"]),
     }
@@ -114,6 +115,14 @@ def _told(clusters: pd.DataFrame) -> pd.DataFrame:
             row[place] = _beside([some[f"auc_{place}"]], some[f"auc_chance_{place}"])
         shown.append(row | {"seeds": some["seed"].nunique()})
     return pd.DataFrame(shown)
+
+
+def _best(rows: pd.DataFrame) -> pd.DataFrame:
+    """The direction that tells carries best, a row a training and place."""
+    names = {"with_carry": "with a carry", "exact_apart": "exact losses apart", "apart_from_tau": "from tau on"}
+    own = rows.assign(d_model=_width(rows), seed=rows["run"].str.extract(r"seed(\d+)")[0])
+    shown = own.sort_values(["d_model", "seed"], kind="stable").drop(columns=["run", "direction"])
+    return shown[["d_model", "seed", *shown.columns[:-2]]].round(3).rename(columns=names)
 
 
 def _readings(clusters: pd.DataFrame) -> pd.DataFrame:

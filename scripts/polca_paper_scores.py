@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from qfl_interp.polca.quality import PLACE_SHARE, adjusted_rand, restricted_homogeneity
-from qfl_interp.tables import column, groups
+from qfl_interp.tables import column, groups, select
 
 # Which clusters enter: as the paper writes, more than 85 % of their carries in the tens and hundreds; more than 85 % of
 # all their tokens there; or any.
@@ -97,8 +98,38 @@ def _hidden(rows: pd.DataFrame) -> dict[str, float]:
 
 def _told_by_one(rows: pd.DataFrame) -> dict[str, float]:
     """How well the final value along the best direction tells carries, by place, beside the best one by chance."""
-    areas = {f"auc_{place}": float(np.nanmax(away(column(rows, f"auc_{place}")))) for place in PLACES.values()}
+    areas = {f"auc_{place}": away(telling_most(rows, place)[f"auc_{place}"]) for place in PLACES.values()}
     return areas | {(name := f"auc_chance_{place}"): float(rows[name].iloc[0]) for place in PLACES.values()}
+
+
+def telling_most(rows: pd.DataFrame, place: str) -> pd.Series:
+    """The row of the direction whose final projected loss tells the carries of a place best: the best of many."""
+    return rows.iloc[int(np.nanargmax(away(column(rows, f"auc_{place}"))))]
+
+
+def best_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """One row a place: the Hessian's direction that tells its carries best by the path integral (trapezoid).
+
+    Where it was found; the mean final projected loss of tokens with and without a carry; and how far the means of their
+    exact losses are apart at most, and at most from the paper's tau on.
+    """
+    way = "all-hessian-trapezoid"
+    if not (folder / f"{way}.parquet").exists():
+        return
+    raw = select(pd.read_parquet(folder / f"{way}.parquet"), scale="raw")
+    means, tau = (
+        pd.read_parquet(folder / f"means-{way}.parquet"),
+        json.loads((folder / "settings.json").read_text())["tau"],
+    )
+    for place in PLACES.values():
+        best = telling_most(raw, place)
+        own = select(means, place=place, direction=int(best["direction"])).pivot(index="step", columns="carry")
+        apart = (own["exact_mean"][True] - own["exact_mean"][False]).abs()
+        yield {
+            "run": folder.name, "place": place, "direction": int(best["direction"]), "step": int(best["basis_step"]),
+            "auc": away(best[f"auc_{place}"]), "with_carry": own["mean"][True].iloc[-1],
+            "without": own["mean"][False].iloc[-1], "exact_apart": apart.max(), "apart_from_tau": apart.loc[tau:].max(),
+        }  # fmt: skip
 
 
 def _first_against_second(orders: pd.DataFrame, stretch: str) -> dict[str, float]:

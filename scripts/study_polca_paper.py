@@ -39,7 +39,6 @@ from polca_paper_runs import (
     PLACES,
     SIZES,
     Size,
-    away,
     compare_orders,
     folders,
     is_kept,
@@ -51,7 +50,7 @@ from polca_paper_runs import (
     trained,
     ways,
 )
-from polca_paper_scores import across_rows, carry_rows, discriminant_rows, movement_rows
+from polca_paper_scores import across_rows, best_rows, carry_rows, discriminant_rows, movement_rows, telling_most
 
 import qfl_interp as qfl
 from qfl_interp.analyses.lenses.polca.estimate import estimate
@@ -137,14 +136,8 @@ def _rows(folder: Path) -> dict[str, pd.DataFrame]:
     """Those of one training, by the name of their file."""
     return {
         "": pd.DataFrame(carry_rows(folder)), "_discriminant": pd.DataFrame(discriminant_rows(folder)),
-        "_movement": pd.DataFrame(movement_rows(folder)),
+        "_movement": pd.DataFrame(movement_rows(folder)), "_best": pd.DataFrame(best_rows(folder)),
     }  # fmt: skip
-
-
-def best_direction(rows: pd.DataFrame, place: str) -> int:
-    """The direction whose final projected loss tells the carries of a place best: the best of many."""
-    own = select(rows, scale="raw")
-    return int(column(own, "direction")[int(np.nanargmax(away(column(own, f"auc_{place}"))))])
 
 
 def why_figure(folder: Path) -> go.Figure:
@@ -154,9 +147,8 @@ def why_figure(folder: Path) -> go.Figure:
     and along random ones.
     """
     names = {"path": "all-hessian-trapezoid", "first": "all-hessian-first"}
-    best = {
-        place: best_direction(pd.read_parquet(folder / f"{names['path']}.parquet"), place) for place in PLACES.values()
-    }
+    raw = select(pd.read_parquet(folder / f"{names['path']}.parquet"), scale="raw")
+    best = {place: int(telling_most(raw, place)["direction"]) for place in PLACES.values()}
     what = ("along direction {}", "exact loss", "way along direction {}")
     titles = [f"{place}: {one.format(direction)}" for place, direction in best.items() for one in what]
     figure = make_subplots(2, 3, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.12)
