@@ -113,7 +113,8 @@ def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = Tru
 
     Args:
         plans: Of the same run, examples, precision and device.
-        jobs, progress: As for `follow`.
+        jobs: As for `follow`.
+        progress: As for `follow`.
 
     Raises:
         ValueError: The plans follow other examples, or in another precision.
