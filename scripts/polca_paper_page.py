@@ -119,10 +119,13 @@ def _told(clusters: pd.DataFrame) -> pd.DataFrame:
 
 def _best(rows: pd.DataFrame) -> pd.DataFrame:
     """The direction that tells carries best, a row a training and place."""
-    names = {"with_carry": "with a carry", "exact_apart": "exact losses apart", "apart_from_tau": "from tau on"}
     own = rows.assign(d_model=_width(rows), seed=rows["run"].str.extract(r"seed(\d+)")[0])
-    shown = own.sort_values(["d_model", "seed"], kind="stable").drop(columns=["run", "direction"])
-    return shown[["d_model", "seed", *shown.columns[:-2]]].round(3).rename(columns=names)
+    names = {
+        "d_model": "d_model", "seed": "seed", "place": "place", "step": "step", "auc": "auc",
+        "with_carry": "with a carry", "without": "without", "exact_apart": "exact losses apart",
+        "apart_from_tau": "from tau on",
+    }  # fmt: skip
+    return own.sort_values(["d_model", "seed"], kind="stable")[list(names)].round(3).rename(columns=names)
 
 
 def _readings(clusters: pd.DataFrame) -> pd.DataFrame:
