@@ -12,6 +12,8 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
+WAIT_MS = 60_000
+
 # The first for containers that run as root; the rest keep the browser from calling home.
 ARGUMENTS = [
     "--no-sandbox",
@@ -53,13 +55,18 @@ def opened(browser: Any, file: Path) -> Iterator[Any]:
 
 def wait_drawn(page: Any, n: int) -> None:
     """Wait until so many figures are drawn."""
-    page.wait_for_selector(f"html[data-drawn='{n}']", state="attached", timeout=60_000)
+    page.wait_for_selector(f"html[data-drawn='{n}']", state="attached", timeout=WAIT_MS)
 
 
 def eventually(page: Any, expression: str) -> Any:
-    """The first truthy value of an expression within 20 s; the page forbids wait_for_function its eval."""
-    for _ in range(400):
-        if value := page.evaluate(expression):
+    """The first truthy value of an expression; what a page lacks as yet (null) is waited for.
+
+    The page forbids wait_for_function its eval.
+    """
+    null_if_missing = "if (error instanceof TypeError) return null; throw error"
+    tried = f"(() => {{ try {{ return {expression} }} catch (error) {{ {null_if_missing} }} }})()"
+    for _ in range(WAIT_MS // 50):
+        if value := page.evaluate(tried):
             return value
         page.wait_for_timeout(50)
-    raise AssertionError(f"{expression} did not come true within 20 s")
+    raise AssertionError(f"{expression} did not come true within {WAIT_MS / 1000:.0f} s")

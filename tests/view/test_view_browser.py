@@ -20,7 +20,7 @@ from conftest import tiny_train_config
 
 import qfl_interp as qfl
 from qfl_interp.analyses.view.serve import Viewer, view
-from tests.report.conftest import ARGUMENTS, CHROMIUM
+from tests.report.conftest import ARGUMENTS, CHROMIUM, WAIT_MS, eventually
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("dash", reason="needs the extra `view`")
@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.xdist_group("viewer"),
 ]
 HOSTILE = "</script><img src=x onerror=alert(1)>".replace("/", "∕")
-WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +92,9 @@ def visit(browser: Any, viewer: Viewer) -> Iterator[Callable[..., Any]]:
     assert elsewhere == []
 
 
-def eventually(page: Any, expression: str, timeout_ms: int = WAIT_MS) -> Any:
-    """The first truthy value of an expression; the page forbids wait_for_function its eval."""
-    for _ in range(timeout_ms // 50):
-        if value := page.evaluate(expression):
-            return value
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{expression} did not come true within {timeout_ms / 1000:.0f} s")
-
-
 def drawn(page: Any, name: str) -> None:
     """Wait for the figure of a card."""
-    eventually(page, f"((document.querySelector('#{name}-graph .js-plotly-plot') || {{}}).data || []).length > 0")
+    eventually(page, f"document.querySelector('#{name}-graph .js-plotly-plot').data.length > 0")
 
 
 PLOT = "document.querySelector('#timeline-graph .js-plotly-plot')"
