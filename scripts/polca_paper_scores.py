@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -163,20 +165,13 @@ def told_elsewhere(
 
 
 def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """One row a place and kind of features: what a discriminant tells of carries, and with labels shuffled.
-
-    Labels are shuffled among tokens of one target: what the target says of the carry remains.
-    """
-    for name, (features, tokens) in _features(folder).items():
-        for at, place in PLACES.items():
-            here = column(tokens, "place") == at
-            carry, values = tokens["carry_in"].to_numpy(dtype=bool)[here], features[here]
-            target = pd.factorize(tokens["target"][here])[0]
-            shuffled = [told(values, mixed) for mixed in shuffled_within(carry, target, SHUFFLES["discriminant"])]
-            yield {
-                "run": folder.name, "features": name, "n_features": values.shape[1], "place": place,
-                "fitted_on": folder.name, "auc": told(values, carry), "chance": float(np.quantile(shuffled, CHANCE)),
-            }  # fmt: skip
+    """One row a place and kind of features: what a discriminant tells of carries, and with labels shuffled."""
+    for (name, own), (at, place) in itertools.product(_features(folder).items(), PLACES.items()):
+        here = own.of_place(at)
+        yield {
+            "run": folder.name, "features": name, "n_features": here.values.shape[1], "place": place,
+            "fitted_on": folder.name, **_beside_chance(partial(told, here.values), here),
+        }  # fmt: skip
 
 
 def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
@@ -185,43 +180,57 @@ def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
     By chance: fitted on shuffled labels. Directions of two seeds correspond by their number, that is by the step they
     come from, and by their sign (towards where training ends).
     """
-    for one, other in itertools.permutations(folders(kept), 2):
-        if one.name.split("-")[0] != other.name.split("-")[0]:
-            continue
+    pairs = itertools.permutations(folders(kept), 2)
+    for one, other in ((a, b) for a, b in pairs if a.name.split("-")[0] == b.name.split("-")[0]):
         ours, theirs = _features(one), _features(other)
-        for name in (name for name in ours if name in theirs):
-            (first, _), labels = ours[name], [ours[name][1], theirs[name][1]]
-            for at, place in PLACES.items():
-                here = [column(tokens, "place") == at for tokens in labels]
-                carry = [tokens["carry_in"].to_numpy(dtype=bool)[own] for tokens, own in zip(labels, here, strict=True)]
-                found = [_standard(values[own]) for values, own in zip((first, theirs[name][0]), here, strict=True)]
-                target = pd.factorize(labels[0]["target"][here[0]])[0]
-                shuffled = [
-                    told_elsewhere(found[0], mixed, found[1], carry[1])
-                    for mixed in shuffled_within(carry[0], target, SHUFFLES["discriminant"])
-                ]
-                yield {
-                    "run": other.name, "features": name, "n_features": first.shape[1], "place": place,
-                    "fitted_on": one.name, "auc": told_elsewhere(found[0], carry[0], found[1], carry[1]),
-                    "chance": float(np.quantile(shuffled, CHANCE)),
-                }  # fmt: skip
+        shared = [name for name in ours if name in theirs]
+        for name, (at, place) in itertools.product(shared, PLACES.items()):
+            here, there = ours[name].of_place(at), theirs[name].of_place(at)
+            fitted, tried = (StandardScaler().fit_transform(own.values) for own in (here, there))
+            tell = partial(told_elsewhere, fitted, other_features=tried, other_carry=there.carry)
+            yield {
+                "run": other.name, "features": name, "n_features": fitted.shape[1], "place": place,
+                "fitted_on": one.name, **_beside_chance(tell, here),
+            }  # fmt: skip
 
 
-def _standard(values: Float[np.ndarray, "token feature"]) -> Float[np.ndarray, "token feature"]:
-    return StandardScaler().fit_transform(values)
+@dataclass(frozen=True)
+class _Features:
+    """What a discriminant gets: numbers of tokens, where the tokens are, and what it is to tell."""
+
+    values: Float[np.ndarray, "token feature"]
+    place: Int[np.ndarray, " token"]
+    carry: Bool[np.ndarray, " token"]
+    target: np.ndarray  # a word a token
+
+    def of_place(self, at: int) -> _Features:
+        """Those of the tokens of one place."""
+        here = self.place == at
+        return _Features(self.values[here], self.place[here], self.carry[here], self.target[here])
 
 
-def _features(folder: Path) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
-    """What discriminants get, by name: slopes along a basis's directions, the exact loss at the same times; whose."""
+def _beside_chance(tell: Callable[[np.ndarray], float], tokens: _Features) -> dict[str, float]:
+    """What is told of the carries, and of carries shuffled among tokens of one target: what targets say remains."""
+    mixed = shuffled_within(tokens.carry, pd.factorize(tokens.target)[0], SHUFFLES["discriminant"])
+    return {"auc": tell(tokens.carry), "chance": float(np.quantile([tell(carry) for carry in mixed], CHANCE))}
+
+
+def _features(folder: Path) -> dict[str, _Features]:
+    """By name: slopes along the directions of a basis, and the exact loss at the same times."""
     found = {}
     for path in sorted(folder.glob("slopes-*.parquet")):
         table, basis = pd.read_parquet(path), path.stem.split("-")[2]
+        tokens = (
+            column(table, "place").astype(np.int64),
+            table["carry_in"].to_numpy(dtype=bool),
+            table["target"].to_numpy(),
+        )
         values = table.filter(like=":")
         losses = values.filter(like="loss:")
         slopes = values.drop(columns=losses.columns)
-        found[f"slopes, {basis}"] = (slopes.to_numpy(dtype=np.float64), table)
+        found[f"slopes, {basis}"] = _Features(slopes.to_numpy(dtype=np.float64), *tokens)
         if basis == "hessian":
-            found["exact loss"] = (losses.to_numpy(dtype=np.float64), table)
+            found["exact loss"] = _Features(losses.to_numpy(dtype=np.float64), *tokens)
     return found
 
 
