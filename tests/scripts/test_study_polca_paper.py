@@ -161,10 +161,14 @@ def test_the_page_s_answer_is_what_its_tables_say():
     parted = (large["with_carry"] - large["without"]).abs().loc["hundreds"]
     assert parted.round(2).tolist() == [0.73, 0.55]
     assert by_place["exact_apart"].groupby("place").max().round(2).tolist() == [0.31, 1.0]
-    orders = pd.read_csv(runs.DOCS / "polca_paper_orders.csv").query("one == 'first' and other == 'paper'")
+    pairs = pd.read_csv(runs.DOCS / "polca_paper_orders.csv")
+    orders = pairs.query("one == 'first' and other == 'paper'")
     agreed = orders.groupby(["d_model", "stretch"])[["cosine", "captured_one", "captured_other"]].mean()
     assert agreed["cosine"].round(2).tolist() == [0.57, 0.85, 0.65, 0.86, 0.82]
     assert agreed.loc[(512, "short"), ["captured_one", "captured_other"]].round(3).tolist() == [2.386, 0.068]
+    large = pairs.query("d_model == 512 and stretch == 'short'").groupby(["one", "other"]).mean(numeric_only=True)
+    assert large.loc[("path", "second"), ["captured_one", "captured_other"]].round(3).tolist() == [0.016, 0.068]
+    assert round(large.loc[("trapezoid", "path"), "cosine"], 3) == 0.999
 
 
 def test_what_tokens_do_not_say_is_not_told_and_what_they_do_is_as_far_as_it_can_be():
