@@ -26,10 +26,10 @@ def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
     clusters = clusters.assign(by_chance=clusters[["chance_place", "chance_place_target"]].max(axis=1))
     settings = {path.name: json.loads((path / "settings.json").read_text()) for path in folders(kept)}
     found = {
-        "regime": _regime(clusters, settings),
+        "regime": _regime(clusters, rows["_orders"], settings),
         "clusters": _clusters(clusters),
-        "readings": _readings(clusters),
-        "above": _above(clusters),
+        "readings": _readings(_distinct(clusters)),
+        "above": _above(_distinct(clusters)),
         "told": _told(clusters),
         "best": _best(rows["_best"]),
         "discriminant": _discriminant(rows["_discriminant"]),
@@ -38,12 +38,12 @@ def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
     return {name: markdown(table) for name, table in found.items()}
 
 
-def _regime(clusters: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """What part of the loss's fall each order ascribes to the directions, and how far the first two agree."""
+def _regime(clusters: pd.DataFrame, orders: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """What part of the loss's fall each order ascribes to the directions, and how far the first and second agree."""
     own = select(clusters, scale="raw", carry="carry_in", clusters_entering="all")
     own = own[own["basis"].isin(["hessian", "sparse"]) & own["trajectory"].isin(_ORDERS)]
     shown = []
-    for (d_model, _, stretch), some in own.groupby(["d_model", "basis", "stretch"], sort=False):
+    for (d_model, basis, stretch), some in own.groupby(["d_model", "basis", "stretch"], sort=False):
         size = next(size for size in settings.values() if size["d_model"] == d_model)
         row = {
             "d_model": d_model, "directions": int(some["directions"].iloc[0]), "steps": _steps(size, str(stretch)),
@@ -51,11 +51,16 @@ def _regime(clusters: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -
         }  # fmt: skip
         n = some["seed"].nunique()
         row |= {order: _mean_of(select(some, trajectory=order)["captured"], n) for order in _ORDERS}
-        second = select(some, trajectory=_SECOND)
-        for name in ("cosine_first_second", "l2_first_second"):
-            row[name.replace("_first_second", "")] = second[name].mean() if name in second else np.nan
-        shown.append(row | {"seeds": n})
+        compared = select(orders, d_model=d_model, stretch=stretch, one="first") if basis == "sparse" else orders[:0]
+        paper, exact = select(compared, other="paper"), select(compared, other="second")
+        row |= {"cosine": _range(paper["cosine"]), "with the exact": _range(exact["cosine"])}
+        shown.append(row | {"l2": paper["l2"].mean(), "seeds": n})
     return pd.DataFrame(shown)
+
+
+def _range(values: pd.Series) -> str:
+    """Their mean, and from where to where they lie."""
+    return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else "–"
 
 
 def _mean_of(values: pd.Series, n: int) -> str:
@@ -77,7 +82,8 @@ def _steps(size: Mapping[str, int], stretch: str) -> str:
 def _clusters(clusters: pd.DataFrame) -> pd.DataFrame:
     """The purest cluster in carries where clusters enter as the paper writes, and where all do; raw and scaled curves.
 
-    Chance in brackets; means over the seeds.
+    Chance in brackets; means over the seeds that have such a cluster. Hidden: by the paper's tau, by the measured one,
+    and in brackets on a plateau of one's own.
     """
     own = select(clusters, stretch="all", carry="carry_in")
     own = own[(own["basis"] != "sparse") | (own["trajectory"] == _SECOND)]
@@ -91,17 +97,19 @@ def _clusters(clusters: pd.DataFrame) -> pd.DataFrame:
             of_all = [every[name] for name in ("homogeneity", "recall", "f1")]
             row[f"{scale}: of all clusters"] = _beside(of_all, every["by_chance"])
             row[f"{scale}: clusters"] = there["clusters"].mean()
-            row[f"{scale}: hidden"] = _beside([there["hidden_paper"]], there["hidden_flat"])
+            row[f"{scale}: hidden"] = _beside([there["hidden_paper"], there["hidden_tau"]], there["hidden_flat"])
         shown.append(row | {"seeds": some["seed"].nunique()})
     return pd.DataFrame(shown)
 
 
 def _beside(some: Sequence[pd.Series], chance: pd.Series) -> str:
-    """Means, and in brackets what they are to be held against; a dash where there are none."""
+    """Means, and in brackets what they are to be held against; of how many, where not of all; a dash where of none."""
     means = [float(one.mean()) for one in some]
     if np.isnan(means[0]):
         return "–"
-    return f"{', '.join(f'{one:.2f}' for one in means)} ({f'{chance.mean():.2f}' if chance.notna().any() else '–'})"
+    found = int(some[0].notna().sum())
+    of = f", {found} of {len(some[0])}" if found < len(some[0]) else ""
+    return f"{', '.join(f'{one:.2f}' for one in means)} ({f'{chance.mean():.2f}' if chance.notna().any() else '–'}{of})"
 
 
 def _told(clusters: pd.DataFrame) -> pd.DataFrame:
@@ -113,30 +121,43 @@ def _told(clusters: pd.DataFrame) -> pd.DataFrame:
         row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
         for place in PLACES.values():
             row[place] = _beside([some[f"auc_{place}"]], some[f"auc_chance_{place}"])
+        for place in PLACES.values():
+            row[f"{place}, falling"] = some[f"auc_falling_{place}"].mean()
         shown.append(row | {"seeds": some["seed"].nunique()})
     return pd.DataFrame(shown)
 
 
 def _best(rows: pd.DataFrame) -> pd.DataFrame:
     """The direction that tells carries best, a row a training and place."""
-    own = rows.assign(d_model=_width(rows), seed=rows["run"].str.extract(r"seed(\d+)")[0])
+    if rows.empty:
+        return rows
+    exact = [f"{area:.2f} ({chance:.2f})" for area, chance in zip(rows["auc_exact"], rows["chance_exact"], strict=True)]
+    own = rows.assign(
+        d_model=_width(rows), seed=rows["run"].str.extract(r"seed(\d+)")[0], exact=exact,
+        falls=rows["falls"].map({True: "yes", False: "no"}),
+    )  # fmt: skip
     names = {
-        "d_model": "d_model", "seed": "seed", "place": "place", "step": "step", "auc": "auc",
-        "with_carry": "with a carry", "without": "without", "exact_apart": "exact losses apart",
-        "apart_from_tau": "from tau on",
+        "d_model": "d_model", "seed": "seed", "place": "place", "step": "step", "auc": "auc", "falls": "mean falls",
+        "exact": "exact loss, best of 8 times", "with_carry": "with a carry", "without": "without",
+        "parted_at_tau": "parted at tau", "parted_at_measured": "at measured tau",
+        "exact_apart": "exact losses apart", "turns_back": "turns back",
     }  # fmt: skip
     return own.sort_values(["d_model", "seed"], kind="stable")[list(names)].round(3).rename(columns=names)
 
 
+def _distinct(clusters: pd.DataFrame) -> pd.DataFrame:
+    """Without those readings that let other clusters in and find the same one."""
+    same = ["d_model", "seed", "stretch", "trajectory", "basis", "scale", "carry", "homogeneity", "recall"]
+    return clusters.dropna(subset="homogeneity").drop_duplicates(same)
+
+
 def _readings(clusters: pd.DataFrame) -> pd.DataFrame:
     """How many numbers there are of each size, and how many exceed chance."""
-    over = clusters["homogeneity"] - clusters["by_chance"].fillna(0)
-    counted = clusters.assign(
-        readings=clusters["homogeneity"].notna(), above=over > 0, more=over > _MORE, runs=clusters["seed"]
-    )
-    names = {"above": "above chance", "more": f"by more than {_MORE}"}
-    summed = counted.groupby("d_model", as_index=False)[["readings", *names]].sum()
-    return summed.rename(columns=names).merge(counted.groupby("d_model", as_index=False).agg(seeds=("runs", "nunique")))
+    over = clusters["homogeneity"] - clusters["by_chance"]
+    names = {"readings": "readings", "above": "above chance", "more": f"by more than {_MORE}"}
+    counted = clusters.assign(readings=1, above=over > 0, more=over > _MORE)
+    summed = counted.groupby("d_model", as_index=False)[list(names)].sum().rename(columns=names)
+    return summed.merge(clusters.groupby("d_model", as_index=False).agg(seeds=("seed", "nunique")))
 
 
 def _above(clusters: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +170,7 @@ def _above(clusters: pd.DataFrame) -> pd.DataFrame:
         .head(_SHOWN)
     )
     names = ["d_model", "seed", "trajectory", "basis", "stretch", "scale", "carry", "clusters_entering", "homogeneity",
-             "by_chance", "recall", "f1", "clusters", "hidden_paper", "hidden_flat"]  # fmt: skip
+             "by_chance", "recall", "f1", "clusters"]  # fmt: skip
     return most.sort_values("d_model", kind="stable")[names]
 
 
@@ -162,7 +183,10 @@ def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
         row = {"d_model": d_model, "features": features, "fitted on": fitted}
         for place in PLACES.values():
             here = select(some, place=place)
-            row[place] = _beside([here["auc"]], here["chance"])
+            if fitted == "same run":
+                row[place] = _beside([here["auc"]], here["chance"])
+            else:
+                row[place] = f"{here['auc'].min():.2f} to {here['auc'].max():.2f} ({here['chance'].mean():.2f})"
         shown.append(row | {"runs": some["run"].nunique()})
     return pd.DataFrame(shown)
 

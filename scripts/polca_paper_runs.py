@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from pages import DOCS
-from polca_scores import CHANCE, SHUFFLES, shuffled_within
+from polca_scores import CHANCE, SHUFFLES, captured_share, shuffled_within
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
@@ -199,6 +199,7 @@ def plan_of(size: Size, way: Way, run: qfl.Run) -> Plan:
 
 
 def _multiples(size: Size, every: int) -> str:
+    """The basis steps, as a configuration writes them."""
     return ",".join(str(step) for step in range(every, size.n_steps + 1, every))
 
 
@@ -222,7 +223,7 @@ def run_way(size: Size, way: Way, run: qfl.Run, folder: Path) -> None:
             "trajectory": trajectory, "basis": way.basis,
         }  # fmt: skip
         if curves.kind not in ("exact_loss", *POINTWISE):
-            about["captured"] = _captured(followed)
+            about["captured"] = captured_share(followed.intervals)
         if suffix:
             _keep(folder, f"{way.name}{suffix}", rows.assign(**about))
             continue
@@ -310,9 +311,9 @@ def auc(scores: Float[np.ndarray, " token"], carry: np.ndarray) -> float:
     return float(roc_auc_score(carry, scores)) if 0 < carry.sum() < len(carry) else float("nan")
 
 
-def away(auc: Any) -> Any:
+def away(area: Any) -> Any:
     """An area under a curve whichever of the two has the higher scores: at least 0.5."""
-    return 0.5 + np.abs(auc - 0.5)
+    return 0.5 + np.abs(area - 0.5)
 
 
 def best_auc_by_chance(
@@ -330,11 +331,6 @@ def best_auc_by_chance(
         areas = (ranks[mixed].sum(axis=0) - having * (having + 1) / 2) / (having * (n - having))
         found.append(away(areas).max())
     return float(np.quantile(found, CHANCE))
-
-
-def _captured(followed: Followed) -> float:
-    """Part of the loss's fall that the directions have."""
-    return float(np.sum(column(followed.intervals, "captured")) / np.sum(column(followed.intervals, "loss_change")))
 
 
 def mean_rows(curves: Trajectories, losses: Float[np.ndarray, "time token"], tokens: pd.DataFrame) -> pd.DataFrame:
@@ -404,7 +400,10 @@ def compare_orders(size: Size, stage: str, run: qfl.Run, folder: Path) -> None:
     parts = []
     for one, other in pairs:
         rows = agreement(found[one].trajectories.values, found[other].trajectories.values)
-        captured = {"captured_one": _captured(found[one]), "captured_other": _captured(found[other])}
+        captured = {
+            "captured_one": captured_share(found[one].intervals),
+            "captured_other": captured_share(found[other].intervals),
+        }
         parts.append(rows.assign(stretch=stretch, one=one, other=other, **captured))
     about = {"d_model": size.d_model, "lr": size.lr, "seed": run.config.train.seed}
     _keep(folder, f"orders-{stretch}", pd.concat(parts, ignore_index=True).assign(**about))
@@ -441,6 +440,7 @@ def _mean(values: np.ndarray, of: Callable[..., Any] = np.mean) -> list[float]:
 
 
 def _keep(folder: Path, name: str, frame: pd.DataFrame) -> None:
+    """A table as a file, whole or not at all."""
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     write_atomic(folder / f"{name}.parquet", buffer.getvalue())

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from polca_paper_runs import PLACES, auc, away, folders, orders_of, tables, tokens_of
-from polca_scores import CARRY_PLACES, CHANCE, chance_homogeneity, shuffled_within
+from polca_paper_runs import PLACES, auc, away, best_auc_by_chance, folders, orders_of, tables, tokens_of
+from polca_scores import CARRY_PLACES, CHANCE, purest, shuffled_within
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from qfl_interp.polca.quality import PLACE_SHARE, adjusted_rand, restricted_homogeneity
+from qfl_interp.polca.quality import PLACE_SHARE
 from qfl_interp.tables import column, groups, select
 
 # Which clusters enter: as the paper writes, more than 85 % of their carries in the tens and hundreds; more than 85 % of
@@ -34,16 +34,16 @@ SHUFFLES = {"clusters": 200, "discriminant": 40}
 def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """One row a curve, scale and reading: the purest cluster in carries, beside chance, and what is hidden."""
     orders = orders_of(folder)
+    known: dict[int, _Tokens] = {}
     for _, table in tables(folder):
         for scale, rows in groups(table, "scale"):
             about = rows.iloc[0][["d_model", "lr", "seed", "stretch", "trajectory", "basis"]].to_dict()
             labels = [np.asarray(own, dtype=np.int64) for own in rows["labels"]]
-            tokens = tokens_of(folder, len(labels[0]))
-            place = column(tokens, "place").astype(np.int64)
-            both = tokens.groupby(["place", "target"]).ngroup().to_numpy()
+            n = len(labels[0])
+            tokens = known[n] = known[n] if n in known else _Tokens.read(folder, n)
             shown = {
                 **about,
-                "n_tokens": len(tokens),
+                "n_tokens": n,
                 "scale": scale,
                 **_hidden(rows),
                 **_told_by_one(rows),
@@ -51,15 +51,36 @@ def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
             }
             if len(orders) and about["trajectory"] == "the paper's second order":
                 shown |= _first_against_second(orders, about["stretch"])
-            n = SHUFFLES["clusters"]
-            for carry, enter in itertools.product(("carry_in", "carry_out"), get_args(Entering)):
-                having = tokens[carry].to_numpy(dtype=bool)
-                seen = [entering(own, place, enter) for own in labels]
+            for carry, enter in itertools.product(tokens.carries, get_args(Entering)):
+                having = tokens.carries[carry]
+                seen = [entering(own, tokens.place, enter) for own in labels]
+                let_in = clusters_that_enter(labels, having, seen)
+                chance = {name: chance_purity(let_in, mixed) for name, mixed in tokens.shuffled[carry].items()}
                 yield {
-                    **shown, "carry": carry, "clusters_entering": enter, **_best(labels, having, seen),
-                    "chance_place": chance_homogeneity(labels, having, place, n, seen=seen),
-                    "chance_place_target": chance_homogeneity(labels, having, place, n, among=both, seen=seen),
+                    **shown, "carry": carry, "clusters_entering": enter, **purest(labels, having, seen),
+                    **{f"chance_{among}": found for among, found in chance.items()},
                 }  # fmt: skip
+
+
+class _Tokens(NamedTuple):
+    """What is known of tokens: places, carries into and out of them, and each of these shuffled."""
+
+    place: Int[np.ndarray, " token"]
+    carries: dict[str, Bool[np.ndarray, " token"]]
+    shuffled: dict[str, dict[str, Bool[np.ndarray, "shuffle token"]]]
+
+    @classmethod
+    def read(cls, folder: Path, n: int) -> _Tokens:
+        """Of a training where so many were followed; shuffled among tokens of one place, or of one place and target."""
+        tokens = tokens_of(folder, n)
+        carries = {name: tokens[name].to_numpy(dtype=bool) for name in ("carry_in", "carry_out")}
+        among = {"place": column(tokens, "place").astype(np.int64),
+                 "place_target": tokens.groupby(["place", "target"]).ngroup().to_numpy()}  # fmt: skip
+        shuffled = {
+            name: {of: np.array(list(shuffled_within(own, at, SHUFFLES["clusters"]))) for of, at in among.items()}
+            for name, own in carries.items()
+        }
+        return cls(among["place"], carries, shuffled)
 
 
 def entering(labels: Int[np.ndarray, " token"], place: Int[np.ndarray, " token"], enter: Entering) -> np.ndarray:
@@ -75,16 +96,26 @@ def entering(labels: Int[np.ndarray, " token"], place: Int[np.ndarray, " token"]
     return seen
 
 
-def _best(labels: list[np.ndarray], carry: np.ndarray, seen: list[np.ndarray]) -> dict[str, float]:
-    """The purest cluster over all directions, the next two directions', and the best adjusted Rand index."""
-    found = [restricted_homogeneity(own, carry, at, CARRY_PLACES) for own, at in zip(labels, seen, strict=True)]
-    tops = sorted(found, key=lambda one: -np.nan_to_num(one.homogeneity))
-    below = [top.homogeneity for top in tops[1:3]] + [np.nan] * 2
-    rand = pd.Series([adjusted_rand(own, carry.astype(np.int64)) for own in labels], dtype=float)
-    return {
-        "homogeneity": tops[0].homogeneity, "recall": tops[0].recall, "f1": tops[0].f1, "second": below[0],
-        "third": below[1], "adjusted_rand": float(rand.max()),
-    }  # fmt: skip
+def clusters_that_enter(
+    labels: Sequence[np.ndarray], carry: Bool[np.ndarray, " token"], seen: Sequence[np.ndarray]
+) -> Bool[np.ndarray, "cluster token"]:
+    """The members of those whose carries lie in the tens and hundreds, as `restricted_homogeneity` chooses them."""
+    every = ((own == cluster, at) for own, at in zip(labels, seen, strict=True) for cluster in np.unique(own[own >= 0]))
+    found = [
+        members
+        for members, at in every
+        if (members & carry).any() and np.isin(at[members & carry], CARRY_PLACES).mean() > PLACE_SHARE
+    ]
+    return np.array(found, dtype=bool).reshape(-1, len(carry))
+
+
+def chance_purity(clusters: Bool[np.ndarray, "cluster token"], shuffled: Bool[np.ndarray, "shuffle token"]) -> float:
+    """What 95 % of shuffled carries stay below as the share of carries in the purest of these clusters; NaN of none."""
+    if not len(clusters):
+        return float("nan")
+    inside = clusters.astype(np.float64)
+    shares = inside @ shuffled.T.astype(np.float64) / inside.sum(axis=1, keepdims=True)
+    return float(np.quantile(shares.max(axis=0), CHANCE))
 
 
 def _hidden(rows: pd.DataFrame) -> dict[str, float]:
@@ -99,9 +130,17 @@ def _hidden(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def _told_by_one(rows: pd.DataFrame) -> dict[str, float]:
-    """How well the final value along the best direction tells carries, by place, beside the best one by chance."""
-    areas = {f"auc_{place}": away(telling_most(rows, place)[f"auc_{place}"]) for place in PLACES.values()}
-    return areas | {(name := f"auc_chance_{place}"): float(rows[name].iloc[0]) for place in PLACES.values()}
+    """How well the final value along the best direction tells carries, by place, beside the best one by chance.
+
+    Likewise along the best of those that the method keeps, whose mean falls.
+    """
+    found = {}
+    for place in PLACES.values():
+        found[f"auc_{place}"] = away(telling_most(rows, place)[f"auc_{place}"])
+        kept = rows[rows["kept"]]
+        found[f"auc_falling_{place}"] = away(telling_most(kept, place)[f"auc_{place}"]) if len(kept) else np.nan
+        found[f"auc_chance_{place}"] = float(rows[f"auc_chance_{place}"].iloc[0])
+    return found
 
 
 def telling_most(rows: pd.DataFrame, place: str) -> pd.Series:
@@ -112,25 +151,36 @@ def telling_most(rows: pd.DataFrame, place: str) -> pd.Series:
 def best_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """One row a place: the Hessian's direction that tells its carries best by the path integral (trapezoid).
 
-    Where it was found; the mean final projected loss of tokens with and without a carry; and how far the means of their
-    exact losses are apart at most, and at most from the paper's tau on.
+    Where it was found, and whether its mean falls (`falls`: the method keeps those alone, of which `auc_falling` is the
+    best); the mean final projected loss of tokens with and without a carry, how far they have parted at the paper's tau
+    and at the measured one, and how far the means of their exact losses are apart at most, over all and from the
+    paper's tau on; how the parameters move along it; and how well the exact loss tells, at the best of few times.
     """
     way = "all-hessian-trapezoid"
     if not (folder / f"{way}.parquet").exists():
         return
     raw = select(pd.read_parquet(folder / f"{way}.parquet"), scale="raw")
-    means, tau = (
-        pd.read_parquet(folder / f"means-{way}.parquet"),
-        json.loads((folder / "settings.json").read_text())["tau"],
-    )
-    for place in PLACES.values():
+    means = pd.read_parquet(folder / f"means-{way}.parquet")
+    tau = json.loads((folder / "settings.json").read_text())["tau"]
+    losses, told_by_one = _features(folder)["exact loss"], _told_by_one(raw)
+    moves = movement(pd.read_parquet(folder / "moves-all-hessian-first.parquet").drop(columns="step").to_numpy())
+    for at, place in PLACES.items():
         best = telling_most(raw, place)
-        own = select(means, place=place, direction=int(best["direction"])).pivot(index="step", columns="carry")
-        apart = (own["exact_mean"][True] - own["exact_mean"][False]).abs()
+        direction, measured = int(best["direction"]), int(best["tau"])
+        own = select(means, place=place, direction=direction).pivot(index="step", columns="carry")
+        exact = (own["exact_mean"][True] - own["exact_mean"][False]).abs()
+        parted = (own["mean"][True] - own["mean"][False]).abs()
+        here = losses.of_place(at)
+        areas = [away(auc(values, here.carry)) for values in here.values.T]
         yield {
-            "run": folder.name, "place": place, "direction": int(best["direction"]), "step": int(best["basis_step"]),
-            "auc": away(best[f"auc_{place}"]), "with_carry": own["mean"][True].iloc[-1],
-            "without": own["mean"][False].iloc[-1], "exact_apart": apart.max(), "apart_from_tau": apart.loc[tau:].max(),
+            "run": folder.name, "place": place, "direction": direction, "step": int(best["basis_step"]),
+            "auc": away(best[f"auc_{place}"]), "falls": bool(best["kept"]),
+            "auc_falling": told_by_one[f"auc_falling_{place}"], "auc_exact": max(areas),
+            "chance_exact": best_auc_by_chance(here.values, here.carry, pd.factorize(here.target)[0]),
+            "with_carry": own["mean"][True].iloc[-1], "without": own["mean"][False].iloc[-1],
+            "tau_measured": measured, "parted_at_tau": parted.loc[:tau].iloc[-1],
+            "parted_at_measured": parted.loc[:measured].iloc[-1], "exact_apart": exact.max(),
+            "exact_apart_from_tau": exact.loc[tau:].max(), **moves.loc[direction, ["way_kept", "turns_back"]].to_dict(),
         }  # fmt: skip
 
 
@@ -177,8 +227,9 @@ def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
 def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
     """The same, fitted on the tokens of one seed and tried on those of another of the same size; features standardised.
 
-    By chance: fitted on shuffled labels. Directions of two seeds correspond by their number, that is by the step they
-    come from, and by their sign (towards where training ends).
+    By chance: fitted on shuffled labels, tried on true ones, and as far from 0.5 on either side. Directions of two
+    seeds correspond by their number, that is by the step they come from, and by their sign (towards where training
+    ends).
     """
     pairs = itertools.permutations(folders(kept), 2)
     for one, other in ((a, b) for a, b in pairs if a.name.split("-")[0] == b.name.split("-")[0]):
@@ -190,7 +241,7 @@ def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
             tell = partial(told_elsewhere, fitted, other_features=tried, other_carry=there.carry)
             yield {
                 "run": other.name, "features": name, "n_features": fitted.shape[1], "place": place,
-                "fitted_on": one.name, **_beside_chance(tell, here),
+                "fitted_on": one.name, **_beside_chance(tell, here, of=away),
             }  # fmt: skip
 
 
@@ -209,10 +260,16 @@ class _Features:
         return _Features(self.values[here], self.place[here], self.carry[here], self.target[here])
 
 
-def _beside_chance(tell: Callable[[np.ndarray], float], tokens: _Features) -> dict[str, float]:
-    """What is told of the carries, and of carries shuffled among tokens of one target: what targets say remains."""
+def _beside_chance(
+    tell: Callable[[np.ndarray], float], tokens: _Features, of: Callable[[float], float] = float
+) -> dict[str, float]:
+    """What is told of the carries; and `of` what is told of shuffled ones, the best of 95 %.
+
+    Shuffled among tokens of one target: what targets say of the carry remains.
+    """
     mixed = shuffled_within(tokens.carry, pd.factorize(tokens.target)[0], SHUFFLES["discriminant"])
-    return {"auc": tell(tokens.carry), "chance": float(np.quantile([tell(carry) for carry in mixed], CHANCE))}
+    chance = np.quantile([of(tell(carry)) for carry in mixed], CHANCE)
+    return {"auc": tell(tokens.carry), "chance": float(chance)}
 
 
 def _features(folder: Path) -> dict[str, _Features]:

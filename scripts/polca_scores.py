@@ -30,48 +30,41 @@ def best_carry(found: PolcaResult) -> dict[str, float]:
     place = column(found.tokens, "place").astype(np.int64)
     names = [name for name in found.tokens if str(name).startswith("cluster_")]
     labels = [column(found.tokens, name).astype(np.int64) for name in names]
-    best = (restricted_homogeneity(own, carry, place, CARRY_PLACES) for own in labels)
-    tops = sorted(best, key=lambda one: -np.nan_to_num(one.homogeneity))
     return {
-        "homogeneity": tops[0].homogeneity,
+        **purest(labels, carry, [place] * len(labels)),
         "by chance": chance_homogeneity(labels, carry, place),
-        "recall": tops[0].recall,
-        "f1": tops[0].f1,
-        "second": tops[1].homogeneity if len(tops) > 1 else float("nan"),
-        "third": tops[2].homogeneity if len(tops) > 2 else float("nan"),
         "best_f1": max((float(column(skill_scores(own, carry), "f1").max(initial=0.0)) for own in labels), default=0.0),
-        "adjusted_rand": float(pd.Series([adjusted_rand(own, carry.astype(np.int64)) for own in labels]).max()),
     }
 
 
+def purest(labels: Sequence[np.ndarray], carry: np.ndarray, places: Sequence[np.ndarray]) -> dict[str, float]:
+    """The purest cluster over all directions, the next two directions', and the best adjusted Rand index."""
+    found = [restricted_homogeneity(own, carry, at, CARRY_PLACES) for own, at in zip(labels, places, strict=True)]
+    tops = sorted(found, key=lambda one: -np.nan_to_num(one.homogeneity))
+    below = [top.homogeneity for top in tops[1:3]] + [np.nan] * 2
+    rand = pd.Series([adjusted_rand(own, carry.astype(np.int64)) for own in labels], dtype=float)
+    return {
+        "homogeneity": tops[0].homogeneity, "recall": tops[0].recall, "f1": tops[0].f1, "second": below[0],
+        "third": below[1], "adjusted_rand": float(rand.max()),
+    }  # fmt: skip
+
+
 def chance_homogeneity(
-    labels: Sequence[np.ndarray],
-    carry: np.ndarray,
-    place: np.ndarray,
-    shuffles: int = SHUFFLES,
-    *,
-    among: np.ndarray | None = None,
-    seen: Sequence[np.ndarray] | None = None,
+    labels: Sequence[np.ndarray], carry: np.ndarray, place: np.ndarray, shuffles: int = SHUFFLES
 ) -> float:
     """What 95 % of shuffled carries stay below as the best homogeneity of all these clusters.
 
-    Carries are shuffled among the tokens of one place, so that each place keeps its share of them; with `among`, a
-    number of each token, among those of one number. `seen` has, for each of `labels`, the place that decides which
-    cluster counts. NaN where no cluster counts in any shuffle.
+    Carries are shuffled among the tokens of one place, so that each place keeps its share of them. NaN where no cluster
+    counts in any shuffle.
     """
-    places = [place] * len(labels) if seen is None else seen
-    pairs = [
-        (own == cluster, at) for own, at in zip(labels, places, strict=True) for cluster in np.unique(own[own >= 0])
-    ]
-    if not pairs:
+    clusters = [own == cluster for own in labels for cluster in np.unique(own[own >= 0])]
+    if not clusters:
         return float("nan")
-    inside = np.array([members for members, _ in pairs], dtype=np.float64)
-    wanted = np.array([members & np.isin(at, CARRY_PLACES) for members, at in pairs], dtype=np.float64)
+    inside = np.array(clusters, dtype=np.float64)
     rng, shuffled = np.random.default_rng(0), np.tile(carry, (shuffles, 1))
-    groups = place if among is None else among
-    for at in np.unique(groups):
-        shuffled[:, groups == at] = rng.permuted(shuffled[:, groups == at], axis=1)
-    having, within = inside @ shuffled.T, wanted @ shuffled.T
+    for at in np.unique(place):
+        shuffled[:, place == at] = rng.permuted(shuffled[:, place == at], axis=1)
+    having, within = inside @ shuffled.T, (inside * np.isin(place, CARRY_PLACES)) @ shuffled.T
     counts = within > PLACE_SHARE * having
     best = np.where(counts, having / inside.sum(axis=1, keepdims=True), np.nan)
     best = np.nanmax(best[:, counts.any(axis=0)], axis=0, initial=np.nan)
@@ -99,16 +92,18 @@ def scores(name: str, run: qfl.Run, found: PolcaResult, samples: int | None) -> 
         **best_carry(found),
         "clusters": len(clusters),
         "hidden": mean_of(clusters, "hidden"),
-        "captured": captured_share(found) if found.clustered.kind not in ("exact_loss", *POINTWISE) else float("nan"),
+        "captured": captured_share(found.intervals)
+        if found.clustered.kind not in ("exact_loss", *POINTWISE)
+        else float("nan"),
         "silhouette": mean_of(clusters, "silhouette"),
         "jump_share": mean_of(clusters, "jump_share"),
         "tau": plateau_after(losses, run.steps),
     }
 
 
-def captured_share(found: PolcaResult) -> float:
+def captured_share(intervals: pd.DataFrame) -> float:
     """Part of the loss's fall that the directions have."""
-    return float(np.sum(column(found.intervals, "captured")) / np.sum(column(found.intervals, "loss_change")))
+    return float(np.sum(column(intervals, "captured")) / np.sum(column(intervals, "loss_change")))
 
 
 def mean_of(clusters: pd.DataFrame, name: str) -> float:

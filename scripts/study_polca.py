@@ -117,7 +117,7 @@ def captured(runs: Sequence[qfl.Run], n_examples: int, n_hessian: int, jobs: int
         for name, config, curves in ways(run, n_examples, n_hessian, baselines=False):
             if name in (PATH, FIRST_ORDER):
                 found = polca(run, config=config, curves=curves, span=SPAN, resamples=0, jobs=jobs)
-                row[name] = captured_share(found)
+                row[name] = captured_share(found.intervals)
         config = PolcaConfig(n_examples=n_examples, n_hessian=n_hessian, basis_steps=basis_steps(run))
         plan = Plan.of(run, config=config)
         basis = read_basis(plan)

@@ -98,14 +98,16 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
         todo = list(ways(size, name))
         # One for all ways: steps that were not saved are trained once.
         source = replay(run, size.distance(todo[0].stretch))
+        left = [way for way in todo if not is_kept(way, kept / size.name(seed))]
         if dry_run:
-            for way in todo:
-                print(f"{way.name}: {estimate(plan_of(size, way, source), jobs=jobs).title}", flush=True)
+            for way in left:
+                print(f"{way.name}, alone: {estimate(plan_of(size, way, source), jobs=jobs).title}", flush=True)
+            print(f"{run.run_id}: {len(todo) - len(left)} of {len(todo)} are kept; what others share is done once")
             continue
         folder = kept_folder(size, seed, kept)
         # A token's gradient serves all bases.
-        if left := [plan_of(size, way, source) for way in todo if not is_kept(way, folder)]:
-            compute_points(left, jobs=jobs)
+        if left:
+            compute_points([plan_of(size, way, source) for way in left], jobs=jobs)
         for way in todo:
             run_way(size, way, source, folder)
             print(f"{run.run_id}: {way.name} is kept", flush=True)
@@ -178,7 +180,7 @@ def why_figure(folder: Path) -> go.Figure:
     random = "; grey: random directions" if (folder / "moves-all-random-first.parquet").exists() else ""
     figure.update_layout(
         template=template(), width=1050, height=620, legend={"orientation": "h", "y": -0.14},
-        title=f"d_model {size}: path integral, means and quartiles over the tokens{random}",
+        title=f"d_model {size}: path integral (trapezoid), means and quartiles over the tokens{random}",
     )  # fmt: skip
     return figure
 

@@ -1,0 +1,225 @@
+"""docs/polca.md says of the study in the paper's regime what its tables do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import polca_paper_runs as runs
+import pytest
+from polca_paper_page import parts
+from polca_scores import CARRY_PLACES
+
+from qfl_interp.polca.quality import restricted_homogeneity
+from qfl_interp.tables import select
+
+FIRST, TRAPEZOID = "first order", "path integral, trapezoid"
+
+
+@pytest.fixture(scope="module")
+def csvs():
+    """The tables that the page is made of, by the end of their names."""
+    names = ("", "_best", "_discriminant", "_movement", "_orders")
+    return {name: pd.read_csv(runs.DOCS / f"polca_paper{name}.csv") for name in names}
+
+
+@pytest.fixture(scope="module")
+def says():
+    """Asserts that the page says something, whatever the breaks of its lines."""
+    page = " ".join((runs.DOCS / "polca.md").read_text().split())
+
+    def said(*parts):
+        for part in parts:
+            assert part in page
+
+    return said
+
+
+def test_the_page_s_tables_are_those_of_its_csvs(csvs):
+    page = (runs.DOCS / "polca.md").read_text()
+    for name, table in parts(csvs, runs.KEPT).items():
+        assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in page
+
+
+def _two(values, digits=2):
+    """As the page writes two numbers."""
+    return " and ".join(f"{value:.{digits}f}" for value in values)
+
+
+def _span(values):
+    """As the page writes from where to where numbers lie."""
+    return f"{values.min():.2f} to {values.max():.2f}"
+
+
+def test_the_page_says_of_orders_what_its_tables_do(csvs, says):
+    all_rows = csvs[""].query("scale == 'raw' and carry == 'carry_in' and clusters_entering == 'all'")
+    rows = all_rows.query("stretch == 'all'")
+    captured = rows.groupby(["basis", "d_model", "trajectory"])["captured"].mean()
+    share = {
+        d_model: [captured["hessian", d_model, name] * 100 for name in (FIRST, TRAPEZOID)] for d_model in (64, 256, 512)
+    }
+    (small, middle, large) = ([f"{share[d_model][0]:.0f}", f"{share[d_model][1]:.1f}"] for d_model in (64, 256, 512))
+    says(f"ascribes {large[0]} % of the loss's fall to the Hessian's directions, the path {large[1]} %")
+    says(f"the trapezoid {large[1]} %; at 256 it is {' and '.join(middle)} %, at 64 {' and '.join(small)} %")
+    says(f"the first order's {large[0]} % stand against the trapezoid's {large[1]} %")
+    own = rows.query("basis == 'hessian' and d_model == 512 and trajectory == @FIRST").set_index("seed")["captured"]
+    says(f"({own[0] * 100:.0f} and {own[1] * 100:.0f} % in the two seeds)")
+    near = all_rows.query("d_model == 512 and stretch == 'closely'").set_index("trajectory")["captured"] * 100
+    says(f"{near[FIRST]:.0f} % against {near[TRAPEZOID]:.1f} % from step 1,000 to 1,400 at 512")
+    for d_model, before in ((256, "at 256 ("), (64, "less at 64 (")):
+        moving = [captured["trajectory", d_model, name] * 100 for name in (FIRST, TRAPEZOID)]
+        says(f"{before}{moving[0]:.0f} and {moving[1]:.0f} %")
+    orders = csvs["_orders"].groupby(["one", "other", "stretch", "d_model"]).mean(numeric_only=True)
+    cosine = orders["cosine"]["first", "paper"].round(2)
+    says(f"{cosine['all', 64]:.2f} over all steps at 64 and {cosine['all', 256]:.2f} at 256")
+    short = cosine["short"]
+    says(f"it is {short[64]:.2f}, {short[256]:.2f} and, at the paper's size (one seed), {short[512]:.2f}:")
+    says(f"cosines of {cosine.min():.2f} to {cosine.max():.2f}, at the paper's size {short[512]:.2f}")
+    by_direction = csvs["_orders"].query("d_model == 512 and one == 'first' and other == 'paper'")["cosine"]
+    assert (by_direction > 0.99).sum() == 2
+    says(f"near 1 along two directions of five, {by_direction.min():.2f} along one")
+    exact = orders.loc[("first", "second", "short", 512)]
+    says(f"with the exact second order it is {exact['cosine']:.2f}.")
+    says(f"{exact['captured_one']:.0%} of the fall to 5 directions".replace("%", " %"))
+    path = orders.loc[("path", "second", "short", 512)]
+    says(
+        f"both second orders {path['captured_other'] * 100:.1f} %",
+        f"the path integral {path['captured_one'] * 100:.1f} %.",
+    )
+    same = orders.loc[("trapezoid", "path")]
+    says(f"cosine {same.loc[('all', 64), 'cosine']:.2f} (median {same.loc[('all', 64), 'cosine_median']:.3f}) every 50")
+    says(f"{same.loc[('all', 256), 'cosine']:.3f} every 20 at 256")
+    by_size = [same.loc[("short", d_model), "cosine"] for d_model in (64, 256, 512)]
+    says(f"every 5 steps {by_size[0]:.2f}, {by_size[1]:.3f} and, at 512, {by_size[2]:.3f}.")
+
+
+def test_the_page_says_of_clusters_what_its_tables_do(csvs, says):
+    rows = csvs[""].assign(by_chance=csvs[""][["chance_place", "chance_place_target"]].max(axis=1))
+    into = rows.query("carry == 'carry_in'")
+    assert not (into.query("scale == 'raw'").eval("homogeneity - by_chance") > 0).any()
+    there = into.query("clusters_entering == 'carries there' and stretch == 'all' and scale == 'unit'")
+    names = ["d_model", "seed", "trajectory", "basis"]
+    one = there.set_index(names)[["homogeneity", "by_chance", "recall", "f1"]]
+    pure, chance, recall, f1 = one.loc[(512, 0, FIRST, "hessian")]
+    says(f"homogeneity {pure:.2f} (chance {chance:.2f}), recall {recall:.2f} and F1 {f1:.2f};")
+    shown = {
+        "the exact loss has {} ({})": (512, 0, "exact loss", "hessian"),
+        "the purest has {} (chance {})": (512, 1, FIRST, "hessian"),
+        "it is not there ({}, chance {})": (512, 0, TRAPEZOID, "hessian"),
+        "random directions ({}, chance {})": (512, 0, FIRST, "random"),
+        "makes none at 64: {} (chance {})": (64, 0, FIRST, "hessian-prompt"),
+    }
+    for sentence, which in shown.items():
+        says(sentence.format(*(f"{number:.2f}" for number in one.loc[which, ["homogeneity", "by_chance"]])))
+    middle = one.loc[(256, slice(None), FIRST, "hessian"), :].mean()
+    says(f"three seeds ({middle['homogeneity']:.2f}, chance {middle['by_chance']:.2f})")
+    kept = pd.read_parquet(runs.KEPT / "d512-seed0" / "all-hessian-first.parquet").query("scale == 'unit'")
+    tokens = runs.tokens_of(runs.KEPT / "d512-seed0", len(kept["labels"].iloc[0]))
+    carries, place = tokens["carry_in"].to_numpy(), tokens["place"].to_numpy()
+    found = [restricted_homogeneity(own, carries, place, CARRY_PLACES) for own in kept["labels"]]
+    at = int(np.nanargmax([one.homogeneity for one in found]))
+    breaks = kept["break_steps"].iloc[at][found[at].cluster]
+    says(f"break at step {breaks:,.0f} in the mean, {breaks - 1_000:.0f} after the paper's tau")
+    out = rows.query("carry == 'carry_out' and clusters_entering == 'all' and stretch == 'all' and scale == 'unit'")
+    out = out.set_index(names)[["homogeneity", "by_chance", "f1"]]
+    pure, chance, f1 = out.loc[(512, 1, TRAPEZOID, "hessian")]
+    says(f"{pure:.2f} (chance {chance:.2f}) and F1 {f1:.2f} where all may enter")
+    pure, chance = out.loc[(256, 1, TRAPEZOID, "hessian"), ["homogeneity", "by_chance"]]
+    says(f"At 256 one in seed 1 has {pure:.2f} (chance {chance:.2f})")
+    every = into.query("clusters_entering == 'all' and stretch == 'all' and scale == 'raw' and basis == 'hessian'")
+    mean = every.groupby(["trajectory", "d_model"])[["homogeneity", "recall", "f1"]].mean()
+    pure, recall, f1 = (_two(mean[name][FIRST][[512, 256]]) for name in mean)
+    exact = _two(mean["homogeneity"]["exact loss"][[512, 256]])
+    says(f"{pure} at 512 and 256, recall {recall}, F1 {f1}, against {exact} of the exact loss")
+    pure = every.query("trajectory == @FIRST and d_model > 64")
+    assert (pure["chance_place_target"] >= pure["homogeneity"] - 0.01).all()
+    hidden = rows.query("d_model == 512 and stretch == 'all' and basis in ('hessian', 'random')")
+    hidden = hidden[hidden["trajectory"].isin([FIRST, TRAPEZOID])]
+    assert hidden["hidden_tau"].max() == 0
+    assert hidden.query("scale == 'raw'")["hidden_paper"].max() == 0
+    late = hidden.query("scale == 'unit'").groupby(["basis", "trajectory"])["hidden_paper"].mean()
+    says(f"{late['hessian', FIRST]:.2f} (first order) and {late['hessian', TRAPEZOID]:.2f} (trapezoid) break after")
+    assert late["random"].round(2).nunique() == 1
+    says(f"and {late['random', FIRST]:.2f} along random directions")
+    tau = csvs["_best"].groupby("run")["tau_measured"].first()
+    ladder = tau[tau.index.str.startswith("d256")]
+    says(f"({tau['d512-seed0']:,} and {tau['d512-seed1']:,} at 512, {ladder.min():,} to {ladder.max():,} at 256,")
+
+
+def test_the_page_says_of_single_directions_what_its_tables_do(csvs, says):
+    rows = csvs[""].query("scale == 'raw' and carry == 'carry_in' and clusters_entering == 'all'")
+    areas, every = ["auc_hundreds", "auc_tens"], rows.query("stretch == 'all'")
+    told = every.groupby(["d_model", "trajectory", "basis"])[[*areas, "auc_falling_hundreds"]].mean()
+    best = csvs["_best"].assign(d_model=csvs["_best"]["run"].str.extract(r"d(\d+)-")[0].astype(int))
+    hundreds, tens, ladder, ladder_tens = (
+        select(best, d_model=d_model, place=place) for d_model in (512, 256) for place in ("hundreds", "tens")
+    )
+    says(f"tells them with {told.loc[(512, TRAPEZOID, 'hessian')].iloc[0]:.2f} ({_two(hundreds['auc'])} by seed)")
+    exact = told.loc[(512, "exact loss", "hessian")]
+    says(f"{exact.iloc[0]:.2f} at the end; at the best of 8 times, in the next table, {_two(hundreds['auc_exact'])}")
+    says(f"(chance {_two(hundreds['chance_exact'])})", f"if not at the end ({exact['auc_tens']:.2f})")
+    middle = told.loc[(256, TRAPEZOID, "hessian")]
+    says(f"At 256 it is {middle['auc_hundreds']:.2f} against {_span(ladder['auc_exact'])}")
+    assert [ladder["falls"].sum(), len(ladder)] == [1, 3]
+    assert hundreds["falls"].all()
+    assert tens["falls"].all()
+    says(f"along those that fall {middle['auc_falling_hundreds']:.2f}.")
+    says(f"{_two(tens['auc_exact'])} at 512, where the best direction has {_two(tens['auc'])}")
+    says(f"{_span(ladder_tens['auc_exact'])} at 256, where directions have {_span(ladder_tens['auc'])}")
+    says(f"{_two(told.loc[(512, FIRST, 'hessian'), areas])}, {_two(told.loc[(256, FIRST, 'hessian'), areas])}.")
+    near = rows.query("d_model == 512 and stretch == 'closely'").set_index("trajectory")[areas]
+    says("the hundreds with {:.2f} and the tens with {:.2f}".format(*near.loc[TRAPEZOID]))
+    says(f"at the end of it with {_two(near.loc['exact loss'])}")
+    seed = every.query("seed == 0 and trajectory == @TRAPEZOID").set_index(["d_model", "basis"])[areas]
+    random, hessian = (
+        {size: _two(seed.loc[(size, basis)]) for size in (512, 256, 64)} for basis in ("random", "hessian")
+    )
+    says(f"{random[512]} at 512, seed 0, where the Hessian's tell {hessian[512]};")
+    says(f"at 256, seed 0, {random[256]} for {hessian[256]};", f"at 64 {random[64]} for {hessian[64]}.")
+    says(f"{hessian[512]} against {random[512]}; at 64 not")
+    says(f"Shuffled ones tell {_two(seed.loc[(256, 'shuffled')])} at 256")
+    assert rows.query("basis == 'random' and d_model > 64")["captured"].max() < 1e-4
+
+
+def test_the_page_says_of_the_best_directions_what_its_table_does(csvs, says):
+    best = csvs["_best"]
+    assert (np.sign(best["with_carry"]) == -np.sign(best["without"])).all()
+    says(f"those with a carry in {(best['with_carry'] < 0).sum()} of {len(best)}.")
+    by_run = best.pivot(index="run", columns="place", values="step")
+    assert (by_run["tens"] > by_run["hundreds"]).all()
+    assert by_run.filter(like="d512", axis=0).to_numpy().tolist() == [[400, 1_800]] * 2
+    apart = best.groupby("place")["exact_apart"].max()
+    says(f"never more than {apart['hundreds']:.2f} nats apart, in the tens by up to {apart['tens']:.1f}.")
+    own = best[best["run"].str.startswith("d512") & (best["place"] == "hundreds")]
+    parted = _two((own["with_carry"] - own["without"]).abs())
+    says(f"part by {parted} nats, of which {_two(own['parted_at_tau'])} are there at step 1,000")
+    says(f"{_two(own['parted_at_measured'])} at the measured tau", f"with and without part by {parted} nats along it")
+    median = csvs["_movement"].query("basis == 'hessian' and run.str.startswith('d512')")["way_kept"]
+    back, kept, most = (_two(100 * values, 0) for values in (own["turns_back"], own["way_kept"], median))
+    says(
+        f"they turn back in {back} % of the steps, but keep {kept} % of their way, "
+        f"where the Hessian's directions keep {most} %"
+    )
+
+
+def test_the_page_says_of_discriminants_what_its_tables_do(csvs, says):
+    found = csvs["_discriminant"].assign(d_model=csvs["_discriminant"]["run"].str.split("-").str[0])
+    at_home = found["run"] == found["fitted_on"]
+    mean = found[at_home].groupby(["features", "d_model"])["auc"]
+    slopes = {d_model: found[at_home & (found["features"] == "slopes, hessian") & (found["d_model"] == d_model)]
+              .groupby("place")["auc"].mean() for d_model in ("d512", "d256", "d64")}  # fmt: skip
+    says(f"{_two(slopes['d512'])} at 512, {_two(slopes['d256'])} at 256, {_two(slopes['d64'])} at 64.")
+    assert mean.mean()["exact loss"].max() < mean.mean()["slopes, hessian"].min()
+    own = found[at_home & (found["run"] == "d512-seed0")].set_index(["features", "place"])["auc"]
+    says(f"{_two(own['slopes, random'])} at 512, seed 0, where the Hessian's know {_two(own['slopes, hessian'])}.")
+    away = found[~at_home].groupby(["features", "d_model"])["auc"].agg(["min", "max"])
+    span = {
+        d_model: "{:.2f} and {:.2f}".format(*away.loc[("slopes, hessian", d_model)]) for d_model in ("d512", "d256")
+    }
+    says(f"is between {span['d512']} at 512 and between {span['d256']} at 256")
+    slopes = found[~at_home & (found["features"] == "slopes, hessian")]
+    assert (slopes["auc"] < 1 - slopes["chance"]).any()
+    exact = found[~at_home & (found["features"] == "exact loss")].set_index("place")
+    tens, hundreds = exact.loc["tens"], exact.loc["hundreds"]
+    assert (tens["auc"] > tens["chance"]).all()
+    says(f"in the tens ({tens['auc'].min():.2f} to {tens['auc'].max():.2f}), in the hundreds in two of eight pairs.")
+    assert [(hundreds["auc"] > hundreds["chance"]).sum(), len(hundreds)] == [2, 8]
