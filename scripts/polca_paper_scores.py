@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from qfl_interp.polca.quality import PLACE_SHARE
+from qfl_interp.polca.quality import PLACE_SHARE, clusters_in_places
 from qfl_interp.tables import column, groups, select
 
 # Which clusters enter: as the paper writes, more than 85 % of their carries in the tens and hundreds; more than 85 % of
@@ -99,12 +99,11 @@ def entering(labels: Int[np.ndarray, " token"], place: Int[np.ndarray, " token"]
 def clusters_that_enter(
     labels: Sequence[np.ndarray], carry: Bool[np.ndarray, " token"], seen: Sequence[np.ndarray]
 ) -> Bool[np.ndarray, "cluster token"]:
-    """The members of those whose carries lie in the tens and hundreds, as `restricted_homogeneity` chooses them."""
-    every = ((own == cluster, at) for own, at in zip(labels, seen, strict=True) for cluster in np.unique(own[own >= 0]))
+    """The members of those whose carries lie in the tens and hundreds."""
     found = [
-        members
-        for members, at in every
-        if (members & carry).any() and np.isin(at[members & carry], CARRY_PLACES).mean() > PLACE_SHARE
+        own == cluster
+        for own, at in zip(labels, seen, strict=True)
+        for cluster in clusters_in_places(own, carry, at, CARRY_PLACES)
     ]
     return np.array(found, dtype=bool).reshape(-1, len(carry))
 

@@ -68,6 +68,25 @@ class BestCluster(NamedTuple):
 NO_CLUSTER = BestCluster(-1, np.nan, np.nan, np.nan)
 
 
+def clusters_in_places(
+    labels: Int[np.ndarray, " token"],
+    skill: Bool[np.ndarray, " token"],
+    place: Integer[np.ndarray, " token"],
+    places: Collection[int],
+) -> list[int]:
+    """The clusters that have tokens with the skill, more than 85 % of them in some places.
+
+    References:
+        arXiv 2506.15872, section 4.
+    """
+    wanted = np.isin(place, list(places))
+    return [
+        int(cluster)
+        for cluster in np.unique(labels[labels >= 0])
+        if np.any(having := (labels == cluster) & skill) and np.mean(wanted[having]) > PLACE_SHARE
+    ]
+
+
 def restricted_homogeneity(
     labels: Int[np.ndarray, " token"],
     skill: Bool[np.ndarray, " token"],
@@ -84,12 +103,7 @@ def restricted_homogeneity(
         arXiv 2506.15872, section 4.
     """
     scores = skill_scores(labels, skill)
-    wanted = np.isin(place, list(places))
-    counts = [
-        np.any(having := (labels == cluster) & skill) and np.mean(wanted[having]) > PLACE_SHARE
-        for cluster in scores["cluster"]
-    ]
-    scores = scores[np.array(counts, dtype=bool)]
+    scores = scores[scores["cluster"].isin(clusters_in_places(labels, skill, place, places))]
     if scores.empty:
         return NO_CLUSTER
     # Of equally pure clusters the one with the larger recall.
