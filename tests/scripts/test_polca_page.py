@@ -65,7 +65,7 @@ def test_the_page_says_of_orders_what_its_tables_do(csvs, says):
     says(f"({own[0] * 100:.0f} and {own[1] * 100:.0f} % in the two seeds)")
     near = all_rows.query("d_model == 512 and stretch == 'closely'").set_index("trajectory")["captured"] * 100
     says(f"{near[FIRST]:.0f} % against {near[TRAPEZOID]:.1f} % from step 1,000 to 1,400 at 512")
-    for d_model, before in ((256, "at 256 ("), (64, "less at 64 (")):
+    for d_model, before in ((512, "agree at 512 ("), (256, "and 256 ("), (64, "less at 64 (")):
         moving = [captured["trajectory", d_model, name] * 100 for name in (FIRST, TRAPEZOID)]
         says(f"{before}{moving[0]:.0f} and {moving[1]:.0f} %")
     orders = csvs["_orders"].groupby(["one", "other", "stretch", "d_model"]).mean(numeric_only=True)
@@ -110,6 +110,10 @@ def test_the_page_says_of_clusters_what_its_tables_do(csvs, says):
     }
     for sentence, which in shown.items():
         says(sentence.format(*(f"{number:.2f}" for number in one.loc[which, ["homogeneity", "by_chance"]])))
+    moving = one.loc[[(512, 0, FIRST, "trajectory"), (512, 0, TRAPEZOID, "trajectory")]]
+    assert moving["homogeneity"].round(2).tolist() == [0.74, 0.74]
+    says(f"by either order (0.74, chance {_two(moving['by_chance'])}), with a third of the carries")
+    assert moving["recall"].round(2).tolist() == [0.34, 0.33]
     middle = one.loc[(256, slice(None), FIRST, "hessian"), :].mean()
     says(f"three seeds ({middle['homogeneity']:.2f}, chance {middle['by_chance']:.2f})")
     kept = pd.read_parquet(runs.KEPT / "d512-seed0" / "all-hessian-first.parquet").query("scale == 'unit'")
@@ -132,14 +136,15 @@ def test_the_page_says_of_clusters_what_its_tables_do(csvs, says):
     says(f"{pure} at 512 and 256, recall {recall}, F1 {f1}, against {exact} of the exact loss")
     pure = every.query("trajectory == @FIRST and d_model > 64")
     assert (pure["chance_place_target"] >= pure["homogeneity"] - 0.01).all()
-    hidden = rows.query("d_model == 512 and stretch == 'all' and basis in ('hessian', 'random')")
+    hidden = rows.query("d_model == 512 and stretch == 'all' and basis in ('hessian', 'random', 'shuffled')")
     hidden = hidden[hidden["trajectory"].isin([FIRST, TRAPEZOID])]
-    assert hidden["hidden_tau"].max() == 0
+    assert hidden.query("basis == 'hessian'")["hidden_tau"].max() == 0
     assert hidden.query("scale == 'raw'")["hidden_paper"].max() == 0
     late = hidden.query("scale == 'unit'").groupby(["basis", "trajectory"])["hidden_paper"].mean()
     says(f"{late['hessian', FIRST]:.2f} (first order) and {late['hessian', TRAPEZOID]:.2f} (trapezoid) break after")
     assert late["random"].round(2).nunique() == 1
-    says(f"and {late['random', FIRST]:.2f} along random directions")
+    says(f"{late['random', FIRST]:.2f} along random directions")
+    says(f"{_two(late['shuffled'][[FIRST, TRAPEZOID]])} along shuffled ones")
     tau = csvs["_best"].groupby("run")["tau_measured"].first()
     ladder = tau[tau.index.str.startswith("d256")]
     says(f"({tau['d512-seed0']:,} and {tau['d512-seed1']:,} at 512, {ladder.min():,} to {ladder.max():,} at 256,")
@@ -176,7 +181,10 @@ def test_the_page_says_of_single_directions_what_its_tables_do(csvs, says):
     says(f"{random[512]} at 512, seed 0, where the Hessian's tell {hessian[512]};")
     says(f"at 256, seed 0, {random[256]} for {hessian[256]};", f"at 64 {random[64]} for {hessian[64]}.")
     says(f"{hessian[512]} against {random[512]}; at 64 not")
-    says(f"Shuffled ones tell {_two(seed.loc[(256, 'shuffled')])} at 256")
+    shuffled = [_two(seed.loc[(d_model, "shuffled")]) for d_model in (256, 512)]
+    says(f"Shuffled ones tell {shuffled[0]} at 256, {shuffled[1]} at 512, seed 0: of the tens more than the loss")
+    assert seed.loc[(512, "shuffled"), "auc_tens"] > tens["auc_exact"].max()
+    says(f"in the tens shuffled ones tell more, {seed.loc[(512, 'shuffled'), 'auc_tens']:.2f}.")
     assert rows.query("basis == 'random' and d_model > 64")["captured"].max() < 1e-4
 
 
