@@ -40,6 +40,12 @@ def test_the_page_s_tables_are_those_of_its_csvs(csvs):
         assert f"<!-- {name} -->\n{table}<!-- /{name} -->" in page
 
 
+def test_a_study_without_orders_and_best_directions_has_its_other_tables(csvs):
+    whole = parts(csvs, runs.KEPT)
+    some = parts(csvs | {"_orders": pd.DataFrame(), "_best": pd.DataFrame()}, runs.KEPT)
+    assert {name for name, table in whole.items() if some[name] != table} == {"regime", "best"}
+
+
 def _two(values, digits=2):
     """As the page writes two numbers."""
     return " and ".join(f"{value:.{digits}f}" for value in values)
