@@ -83,16 +83,22 @@ def _steps(size: Mapping[str, int], stretch: str) -> str:
     return f"{first:,} to {last if stretch == 'closely' else first + size['short']:,}"
 
 
+def _over_all(clusters: pd.DataFrame) -> pd.DataFrame:
+    """Carries into a place over all of training; along few directions the paper's second order alone."""
+    own = select(clusters, stretch="all", carry="carry_in")
+    return own[(own["basis"] != "sparse") | (own["trajectory"] == _SECOND)]
+
+
 def _clusters(clusters: pd.DataFrame) -> pd.DataFrame:
     """The purest cluster in carries where clusters enter as the paper writes, and where all do; raw and scaled curves.
 
     Chance in brackets; means over the seeds that have such a cluster. Hidden: by the paper's tau, by the measured one,
     and in brackets on a plateau of one's own.
     """
-    own = select(clusters, stretch="all", carry="carry_in")
-    own = own[(own["basis"] != "sparse") | (own["trajectory"] == _SECOND)]
     shown = []
-    for (d_model, trajectory, basis), some in own.groupby(["d_model", "trajectory", "basis"], sort=False):
+    for (d_model, trajectory, basis), some in _over_all(clusters).groupby(
+        ["d_model", "trajectory", "basis"], sort=False
+    ):
         row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
         for scale in SCALES:
             there = select(some, scale=scale, clusters_entering="carries there")
@@ -118,8 +124,7 @@ def _beside(some: Sequence[pd.Series], chance: pd.Series) -> str:
 
 def _told(clusters: pd.DataFrame) -> pd.DataFrame:
     """How well one number of a token tells its carry: the final value along the best direction; chance in brackets."""
-    own = select(clusters, stretch="all", scale="raw", carry="carry_in", clusters_entering="all")
-    own = own[(own["basis"] != "sparse") | (own["trajectory"] == _SECOND)]
+    own = select(_over_all(clusters), scale="raw", clusters_entering="all")
     shown = []
     for (d_model, trajectory, basis), some in own.groupby(["d_model", "trajectory", "basis"], sort=False):
         row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
