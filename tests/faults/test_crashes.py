@@ -13,7 +13,7 @@ from qfl_interp.errors import QflError
 from qfl_interp.runs.checkpoint import storage_error, write_atomic
 
 EVERY = ["train", "probe"]
-OTHERS = [name for name in workloads.CALLS if name not in EVERY]
+OTHERS = [workloads.REPLAY, *(name for name in workloads.CALLS if name not in EVERY)]
 SEED = 0
 
 

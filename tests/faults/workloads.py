@@ -27,7 +27,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "report": {"features": "carry", "steps": "log:3", "config": PROBES, "n_trials": 2},
     "polca": {"config": POLCA, "resamples": 2, "min_cluster_size": 12, "min_samples": 4, "span": 8},
 }
-TRAIN = "train"
+TRAIN, REPLAY = "train", "replay"
+# The lens that looks at a replay.
+REPLAYED = "polca"
 
 
 def train(folder: Path, *, n_checkpoints: int = 3, **changes: Any) -> qfl.Run:
@@ -49,19 +51,21 @@ def train_sums(folder: Path) -> qfl.Run:
     return qfl.train(task, model, config, folder / "run", progress=False)
 
 
-def look(folder: Path, lens: str) -> None:
-    """One lens on the run in a folder."""
-    getattr(analyses, lens)(qfl.Run.open(folder / "run"), **CALLS[lens], progress=False)
+def look(folder: Path, lens: str, every: int = 0) -> None:
+    """One lens on the run in a folder; with `every`, on a replay of it."""
+    run = qfl.Run.open(folder / "run")
+    getattr(analyses, lens)(qfl.replay(run, every) if every else run, **CALLS[lens], progress=False)
 
 
 def make(name: str, bases: Path) -> Work:
-    """A piece of work, by name: `TRAIN`, or a lens; runs that lenses look at are trained below `bases`, once."""
+    """A piece of work, by name: `TRAIN`, `REPLAY`, or a lens; runs to look at are trained below `bases`, once."""
     if name == TRAIN:
         return Work(train)
-    base, trainer = _base(name, bases)
+    lens = REPLAYED if name == REPLAY else name
+    base, trainer = _base(lens, bases)
     if not base.exists():
         trainer(base)
-    return Work(partial(look, lens=name), base)
+    return Work(partial(look, lens=lens, every=10 if name == REPLAY else 0), base)
 
 
 def _base(lens: str, bases: Path) -> tuple[Path, Callable[[Path], object]]:
