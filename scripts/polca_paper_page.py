@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,13 @@ from qfl_interp.tables import select
 _MORE, _SHOWN = 0.02, 6
 _SECOND = "the paper's second order"
 _ORDERS = ("first order", _SECOND, "exact second order", "path integral, trapezoid", "path integral")
+# Those of the paper's table, and what stands for the truth.
+_PAIRS = {
+    "first, the paper's second": ("first", "paper"),
+    "first, exact second": ("first", "second"),
+    "first, path integral": ("first", "path"),
+    "trapezoid, path integral": ("trapezoid", "path"),
+}
 _STRETCHES = {"all": "every", "closely": "closely", "short": "closely"}
 
 
@@ -26,7 +34,8 @@ def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
     clusters = clusters.assign(by_chance=clusters[["chance_place", "chance_place_target"]].max(axis=1))
     settings = {path.name: json.loads((path / "settings.json").read_text()) for path in folders(kept)}
     found = {
-        "regime": _regime(clusters, rows["_orders"], settings),
+        "regime": _regime(clusters, settings),
+        "agreement": _agreement(rows["_orders"], settings),
         "clusters": _clusters(clusters),
         "readings": _readings(_distinct(clusters)),
         "above": _above(_distinct(clusters)),
@@ -38,28 +47,39 @@ def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
     return {name: markdown(table) for name, table in found.items()}
 
 
-def _regime(clusters: pd.DataFrame, orders: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """What part of the loss's fall each order ascribes to the directions, and how far the first and second agree."""
+def _regime(clusters: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """What part of the loss's fall each order ascribes to the directions."""
     own = select(clusters, scale="raw", carry="carry_in", clusters_entering="all")
     own = own[own["basis"].isin(["hessian", "sparse"]) & own["trajectory"].isin(_ORDERS)]
     shown = []
-    for (d_model, basis, stretch), some in own.groupby(["d_model", "basis", "stretch"], sort=False):
-        size = next(size for size in settings.values() if size["d_model"] == d_model)
-        row = {
-            "d_model": d_model, "directions": int(some["directions"].iloc[0]), "steps": _steps(size, str(stretch)),
-            "every": size[_STRETCHES[str(stretch)]],
-        }  # fmt: skip
+    for (d_model, _, stretch), some in own.groupby(["d_model", "basis", "stretch"], sort=False):
         n = some["seed"].nunique()
-        row |= {order: _mean_of(select(some, trajectory=order)["captured"], n) for order in _ORDERS}
-        agreed = {"cosine": "–", "with the exact": "–", "l2": np.nan}
-        if basis == "sparse" and len(orders):
-            compared = select(orders, d_model=d_model, stretch=stretch, one="first")
-            paper, exact = select(compared, other="paper"), select(compared, other="second")
-            agreed = {
-                "cosine": _range(paper["cosine"]), "with the exact": _range(exact["cosine"]), "l2": paper["l2"].mean(),
-            }  # fmt: skip
-        shown.append({**row, **agreed, "seeds": n})
+        shares = {order: _mean_of(select(some, trajectory=order)["captured"], n) for order in _ORDERS}
+        row = _where(d_model, str(stretch), settings)
+        shown.append(row | {"directions": int(some["directions"].iloc[0])} | shares | {"seeds": n})
     return pd.DataFrame(shown)
+
+
+def _agreement(orders: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """How far orders' curves agree (Table 12): cosines, and the distance of the paper's two in nats."""
+    shown = []
+    if len(orders):
+        for (d_model, stretch), some in orders.sort_values("d_model", kind="stable").groupby(
+            ["d_model", "stretch"], sort=False
+        ):
+            cosines = {
+                name: _range(select(some, one=one, other=other)["cosine"]) for name, (one, other) in _PAIRS.items()
+            }
+            distance = select(some, one="first", other="paper")["l2"].mean()
+            where = _where(d_model, str(stretch), settings)
+            shown.append(where | cosines | {"L2: first, the paper's second": distance})
+    return pd.DataFrame(shown)
+
+
+def _where(d_model: Any, stretch: str, settings: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    """The size, and the steps that are followed."""
+    size = next(size for size in settings.values() if size["d_model"] == d_model)
+    return {"d_model": d_model, "steps": _steps(size, stretch), "every": size[_STRETCHES[stretch]]}
 
 
 def _range(values: pd.Series) -> str:

@@ -43,7 +43,7 @@ def test_the_page_s_tables_are_those_of_its_csvs(csvs):
 def test_a_study_without_orders_and_best_directions_has_its_other_tables(csvs):
     whole = parts(csvs, runs.KEPT)
     some = parts(csvs | {"_orders": pd.DataFrame(), "_best": pd.DataFrame()}, runs.KEPT)
-    assert {name for name, table in whole.items() if some[name] != table} == {"regime", "best"}
+    assert {name for name, table in whole.items() if some[name] != table} == {"agreement", "best"}
 
 
 def _two(values, digits=2):

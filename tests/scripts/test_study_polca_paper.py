@@ -26,7 +26,7 @@ TINY = runs.Size(
     n_examples=40, n_orders=15, n_hessian=20, tol=0.3, span=4, tau=8, batch_size=8, n_layers=1, n_heads=2,
     n_parameters=3,
 )  # fmt: skip
-TABLES = ("regime", "clusters", "readings", "above", "told", "best", "discriminant", "movement")
+TABLES = ("regime", "agreement", "clusters", "readings", "above", "told", "best", "discriminant", "movement")
 
 
 def test_an_area_is_the_share_of_pairs_in_the_right_order():
