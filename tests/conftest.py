@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
 from helpers import BuiltOnce
+from helpers_browser import launched
 
 import qfl_interp as qfl
 
@@ -29,6 +32,13 @@ def tiny_train_config(**changes) -> qfl.TrainConfig:
     """Two seconds of training."""
     values = {"n_steps": 40, "batch_size": 16, "eval_fraction": 0.1, "n_checkpoints": 8, "n_val": 32, "seed": 3}
     return qfl.TrainConfig(**values | changes)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One for all tests of a process: Playwright cannot be started twice in it."""
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

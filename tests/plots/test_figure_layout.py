@@ -15,13 +15,8 @@ from plotly.offline import get_plotlyjs
 from qfl_interp.plots.paper import name_figure, printed
 from qfl_interp.plots.theme import PAPER_WIDTH, drawn_at, figure_config
 from tests.plots.figures_of_all_kinds import FIGURES
-from tests.report.conftest import ARGUMENTS, CHROMIUM
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH, found none"),
-]
+pytestmark = pytest.mark.slow
 MEASURE = (Path(__file__).parent / "measure.js").read_text()
 PT = 96 / 72
 # Boxes may touch: those of texts have room for accents and descenders.
@@ -30,14 +25,12 @@ RUN = "addition length 16, seed 0 · run add16-1ea2"
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
-        page.set_content("<body style='margin:0'><div id='plot'></div></body>")
-        page.add_script_tag(content=get_plotlyjs())
-        yield page
-        browser.close()
+def page(browser: Any) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    page.set_content("<body style='margin:0'><div id='plot'></div></body>")
+    page.add_script_tag(content=get_plotlyjs())
+    yield page
+    page.close()
 
 
 def boxes(page: Any, figure: go.Figure, config: dict[str, Any], width: int) -> dict[str, Any]:

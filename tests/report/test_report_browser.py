@@ -10,12 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers_browser import eventually, opened, wait_drawn
 
 from qfl_interp.analyses.lenses.emergence.findings import findings
 from qfl_interp.plots.theme import PAPER_WIDTH
 from qfl_interp.report.page import Finding, Section, write_report
 from tests import synthetic_tables as tables
-from tests.report.conftest import eventually, opened, wait_drawn
 
 N_FIGURES = 3
 EVIL = "<img src=x onerror=alert(1)></script>"

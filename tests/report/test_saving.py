@@ -10,6 +10,7 @@ import types
 
 import pandas as pd
 import pytest
+from helpers_browser import CHROMIUM
 from plotly import graph_objects as go
 
 import qfl_interp as qfl
@@ -20,7 +21,6 @@ from qfl_interp.plots.theme import PAPER_WIDTH, page_width
 from qfl_interp.report import drawing
 from qfl_interp.report.drawing import Drawing
 from tests import synthetic_tables as tables
-from tests.report.conftest import CHROMIUM
 
 RUN = "addition length 16, seed 0 · run <add16>"
 

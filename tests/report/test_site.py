@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_train_config
+from helpers_browser import eventually, opened, wait_drawn
 
 import qfl_interp as qfl
 from qfl_interp.analyses import emergence, report
@@ -20,7 +21,6 @@ from qfl_interp.cli.main import main
 from qfl_interp.errors import QflError
 from qfl_interp.report.page import Section, render_report
 from qfl_interp.report.section import Link, Sparkline, Verdict
-from tests.report.conftest import eventually, opened, wait_drawn
 
 PROBES = qfl.ProbeConfig(n_train=60, n_test=40)
 EVIL = "<img src=x onerror=alert(1)>"

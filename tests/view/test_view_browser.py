@@ -17,16 +17,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import tiny_train_config
+from helpers_browser import WAIT_MS, eventually
 
 import qfl_interp as qfl
 from qfl_interp.analyses.view.serve import Viewer, view
-from tests.report.conftest import ARGUMENTS, CHROMIUM, WAIT_MS, eventually
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("dash", reason="needs the extra `view`")
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium or Chrome on the PATH, found none"),
     pytest.mark.slow,
     pytest.mark.xdist_group("viewer"),
 ]
@@ -59,14 +57,6 @@ def viewer(folder: Path) -> Iterator[Viewer]:
     found = view(folder, port=0, open_browser=False, block=False)
     yield found
     found.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One Chromium for the tests of pages, and pages that say what went wrong in them."""
+"""The Chromium of the tests of pages, and pages that say what went wrong in them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
+@contextmanager
+def launched() -> Iterator[Any]:
+    """The browser; skips where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs a Chromium or Chrome on the PATH, found none")
