@@ -53,7 +53,7 @@ class Size:
         seeds: One training each.
         n_steps: Length of the training; the paper's figures end at 4,000 of 10,000.
         basis_every: A basis vector at each multiple.
-        sparse_every: Likewise, for the orders that cost a Hessian product for each direction and step.
+        sparse_every: Likewise, for the orders that take second derivatives.
         every: Distance of the points of a trajectory.
         closely: Likewise, over the stretch.
         stretch: First and last step that are followed closely.

@@ -355,8 +355,8 @@ def test_accuracies_share_what_they_have_in_common(run):
     for accuracy, panels in (("first", 1), ("trapezoid", 1), ("path", 1), ("path", 2), ("paper", 1), ("second", 1)):
         follow(run, change(accuracy=accuracy, n_panels=panels))
         counts.append(len(run.table("polca_nodes").parts()))
-    # Checkpoints; middles; quarters; the set's and the tokens' curvature at the start of each interval.
-    assert np.diff([0, *counts]).tolist() == [n, 0, n - 1, 2 * (n - 1), n - 1, n - 1]
+    # Checkpoints; middles; quarters; the curvature at the start of each interval.
+    assert np.diff([0, *counts]).tolist() == [n, 0, n - 1, 2 * (n - 1), n - 1, 0]
     follow(run, change(n_examples=3))
     assert len(run.table("polca_nodes").parts()) == counts[-1] + 2 * n - 1
     assert len(run.table("polca_basis").parts()) == 3
@@ -457,7 +457,7 @@ def test_two_checkpoints_are_too_few(run):
     ("accuracy", "others"),
     [
         ("path", ["gradients-step_{0:08d}_to_{1:08d}_1of2"]),
-        ("paper", ["dataset_curvature-step_{0:08d}", "dataset_curvature-step_{1:08d}"]),
+        ("paper", ["curvature-step_{0:08d}", "curvature-step_{1:08d}"]),
         ("second", ["curvature-step_{0:08d}", "curvature-step_{1:08d}"]),
     ],
 )

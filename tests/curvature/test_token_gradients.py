@@ -349,8 +349,8 @@ def test_the_more_tokens_a_sequence_has_the_more_directions_forward_mode_is_for(
         scored = ScoredTokens(tokens, example, 19 - place, torch.zeros(3 * n_scored, dtype=torch.int64))
         return max((k for k in range(1, 100) if operations.jvp_is_faster(scored, k)), default=0)
 
-    # 1.3 (2 + 4 K) 20 operations a sequence against (6 n + 2 K) a token that reads n positions.
-    assert [most(n) for n in (1, 2, 8)] == [0, 1, 8]
+    # 1.45 (2 + 4 K) 20 operations a sequence against (6 n + 2 K + 40) a token that reads n positions.
+    assert [most(n) for n in (1, 2, 8)] == [0, 2, 10]
 
 
 def test_a_bridge_falls_back():

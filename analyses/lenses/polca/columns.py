@@ -32,7 +32,7 @@ BASIS: Final[Columns] = {
 }
 NODES: Final[Columns] = {
     **_DIRECTION,
-    "quantity": Column('what is projected there: "gradients", "curvature" or "dataset_curvature"'),
+    "quantity": Column('what is projected there: "gradients" or "curvature"'),
     **STEP,
     "step_to": Column("the checkpoint at the other end of the interval", COUNT),
     "share": Column("how far along the interval the point lies", FRACTION),

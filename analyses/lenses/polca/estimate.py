@@ -55,7 +55,7 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
     for quantity in dict.fromkeys(point.quantity for point in points):
         count = sum(point.quantity == quantity for point in points)
         each = _seconds_of_point(plan, model, quantity)
-        rows.append((f"points of {quantity.replace('_', ' ')}", count, each, n_processes(jobs, max(1, len(points)))))
+        rows.append((f"points of {quantity}", count, each, n_processes(jobs, max(1, len(points)))))
     frame = pd.DataFrame(rows, columns=["work", "n", "seconds", "processes"])
     frame["hours"] = frame["n"] * frame["seconds"] / frame["processes"] / 3600
     frame = frame.drop(columns="processes").round({"seconds": 3, "hours": 3})

@@ -18,9 +18,8 @@ from qfl_interp.analyses.checkpoints import over_checkpoints
 from qfl_interp.analyses.lenses.polca.basis import basis_rows, find_basis, read_basis
 from qfl_interp.analyses.lenses.polca.plan import LEAVE_OUT, Plan
 from qfl_interp.analyses.models_at import ModelAt
-from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients import project_curvature, project_on_each
-from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss, require_finite
+from qfl_interp.curvature.token_losses import ScoredTokens, TokenLoss
 from qfl_interp.errors import QflError
 from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import parameters_to_save
@@ -64,7 +63,7 @@ class PathPoint(NamedTuple):
     """A point of the way the parameters took, and what is computed there for every token and direction.
 
     Attributes:
-        quantity: "gradients", "curvature" (of every token) or "dataset_curvature" (of their mean).
+        quantity: "gradients" or "curvature", of every token.
         step: A checkpoint.
         to: The next one; the same where the point is the checkpoint.
         share: How far the point is on the straight way to it.
@@ -195,13 +194,8 @@ def _nodes(plan: Plan) -> list[PathPoint]:
     if config.accuracy == "path":
         nodes += [node for step, to in pairwise(plan.steps) for node in _inner(config, step, to)]
     elif config.accuracy in ("second", "paper"):
-        nodes += [PathPoint(_quantity(config), step, step) for step in plan.steps[:-1]]
+        nodes += [PathPoint("curvature", step, step) for step in plan.steps[:-1]]
     return nodes
-
-
-def _quantity(config: PolcaConfig) -> str:
-    """Which curvature the accuracy needs at the start of an interval."""
-    return {"second": "curvature", "paper": "dataset_curvature"}[config.accuracy]
 
 
 def _inner(config: PolcaConfig, step: int, to: int) -> list[PathPoint]:
@@ -277,7 +271,7 @@ def _write(plan: Plan, node: PathPoint, tensors: dict[str, Tensor]) -> None:
             "step": node.step,
             "step_to": node.to,
             "share": float(node.share),
-            "mean": values.double().mean(dim=0).cpu().numpy() if values.ndim == 2 else values.double().cpu().numpy(),
+            "mean": values.double().mean(dim=0).cpu().numpy(),
             "coordinate": tensors["coordinates"].cpu().numpy(),
         }
     )
@@ -295,15 +289,7 @@ def quantities(
     if quantity == "gradients":
         each = project_on_each(loss, parameters, bases)
         return [{quantity: found.gradients, "losses": found.losses} for found in each]
-    return [{quantity: _curvature(loss, parameters, basis, quantity)} for basis in bases]
-
-
-def _curvature(loss: TokenLoss, parameters: dict[str, Tensor], basis: Tensor, quantity: str) -> Tensor:
-    if quantity == "curvature":
-        return project_curvature(loss, parameters, basis)
-    curvature = Hessian(loss, parameters).along(basis)
-    require_finite(curvature, "curvature of the mean loss along the directions")
-    return curvature
+    return [{quantity: project_curvature(loss, parameters, basis)} for basis in bases]
 
 
 def _tensors(plan: Plan, node: PathPoint) -> dict[str, Tensor]:
@@ -357,9 +343,9 @@ def _interval(plan: Plan, step: int, to: int, start: dict[str, Tensor], end: dic
     config = plan.config
     inner = _inner(config, step, to) if config.accuracy == "path" else []
     slopes = [start["gradients"], *(_tensors(plan, node)["gradients"] for node in inner), end["gradients"]]
-    curvature = {}
-    if config.accuracy in ("second", "paper"):
-        quantity = _quantity(config)
-        curvature = {quantity: _tensors(plan, PathPoint(quantity, step, step))[quantity].double()}
-    moved = end["coordinates"] - start["coordinates"]
-    return Segment(moved, [slope.double() for slope in slopes], **curvature)
+    segment = Segment(end["coordinates"] - start["coordinates"], [slope.double() for slope in slopes])
+    if config.accuracy not in ("second", "paper"):
+        return segment
+    curvature = _tensors(plan, PathPoint("curvature", step, step))["curvature"].double()
+    # The mean of the tokens' curvatures is that of their mean loss.
+    return segment._replace(curvature=curvature, dataset_curvature=curvature.mean(dim=0))

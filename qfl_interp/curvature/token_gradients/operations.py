@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from qfl_interp.curvature.token_losses import ScoredTokens
 
-# How many operations of "layers" take the time of one of "jvp", which moves more memory: with 1 to 50 directions and
-# d_model 32 and 128 between 0.8 and 1.8 on one thread of an AMD EPYC.
-_JVP_SLOWER = 1.3
+# How many operations of "layers" take the time of one of "jvp", which moves more memory, and the time in which "layers"
+# writes and reads a token's whole gradient. Of 2 to 50 directions, three-digit addition (d_model 32 to 512) and 16-bit
+# addition (32 to 256) they choose the faster way everywhere, on one thread of an AMD EPYC.
+_JVP_SLOWER, _GRADIENT = 1.45, 40
 
 
 def layer_operations(scored: ScoredTokens, n_directions: int) -> float:
@@ -21,5 +22,9 @@ def jvp_operations(scored: ScoredTokens, n_directions: int) -> float:
 
 
 def jvp_is_faster(scored: ScoredTokens, n_directions: int) -> bool:
-    """Whether forward mode is the faster of the two ways: for few directions, more the more tokens a sequence has."""
-    return _JVP_SLOWER * jvp_operations(scored, n_directions) < layer_operations(scored, n_directions)
+    """Whether forward mode is the faster of the two ways: for few directions, more the more tokens a sequence has.
+
+    Counted, not timed: the same call takes the same way, and gives the same bits, whatever else a machine does.
+    """
+    layers = layer_operations(scored, n_directions) + _GRADIENT * len(scored)
+    return _JVP_SLOWER * jvp_operations(scored, n_directions) < layers
