@@ -33,7 +33,8 @@ class Replay(Run):
         device: Where to train again; it must be where the run was trained.
 
     Raises:
-        QflError: `every` is below 1, or the run has no checkpoint or no metrics.
+        QflError: `every` is below 1, or the run has no checkpoint or no metrics; where a step is trained again, another
+            number of threads than the run's.
     """
 
     def __init__(self, run: Run, every: int = 1, *, device: str | torch.device = "cpu") -> None:
@@ -81,6 +82,19 @@ class Replay(Run):
         """The SHA-256 of a saved checkpoint's weights; None of one that is trained again."""
         return super().weights(step) if step in self._saved else None
 
+    def require_threads(self, here: int) -> None:
+        """Raise `QflError` where training again on so many threads would give other bits than the run's: at once.
+
+        On a CPU the number of threads decides how sums are split.
+        """
+        then = sorted({session["threads"] for session in self.provenance if "threads" in session})
+        if torch.device(self.device).type == "cpu" and then and then != [here]:
+            remedy = "train it again here" if len(then) > 1 else f"set OMP_NUM_THREADS={then[0]}"
+            raise QflError(
+                f"a replay must use as many threads as the training, got {here} where {self.path} was trained on "
+                f"{' and '.join(map(str, then))}: {remedy}{'' if here > 1 else ', with jobs=1'}."
+            )
+
     def verify(self) -> Verification:
         """Check the files of the run."""
         return Run(self.path, self.config, self.task).verify()
@@ -106,6 +120,7 @@ class Replay(Run):
                 f"{self.path} began with weights that were given, and its checkpoint of step {self.config.first_step} "
                 "is not there, or without the optimiser's state. Train it again with save_optimizer=True."
             )
+        self.require_threads(torch.get_num_threads())
         trainee = Trainee(self.task, self.config, self.device)
         if self.config.train.compile:
             trainee.compile()

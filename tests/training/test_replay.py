@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -96,15 +97,23 @@ def test_polca_of_a_replay_is_polca_of_a_run_that_saved_every_step(dense, sparse
 def test_a_dry_run_counts_what_is_left_and_writes_nothing(sparse):
     config = qfl.PolcaConfig(basis_steps="0,4,8", n_examples=20, n_hessian=20, tol=1e-2, seed=1)
     how = {"config": config, "progress": False, "resamples": 0, "span": 4}
-    there = [sparse.table(name).parts() for name in ("polca_basis", "polca_nodes")]
+    tables = [sparse.table(name) for name in ("polca_basis", "polca_nodes")]
+    there = [table.parts() for table in tables]
     left = polca(replay(sparse, 4), "every:4", dry_run=True, **how)
     n = dict(zip(left.rows["work"], left.rows["n"], strict=True))
     # 4 checkpoints and 3 midpoints; to step 8 for the directions and again for the points; 25 products a direction
     assert n == {"updates trained again": 8 + 8, "Hessian products": 75, "points of gradients": 7}
     assert (left.rows["hours"] >= 0).all()
     assert "along 3 directions" in left.title
-    assert there == [sparse.table(name).parts() for name in ("polca_basis", "polca_nodes")]
+    assert there == [table.parts() for table in tables]
     polca(replay(sparse, 4), "every:4", **how)
+    parts = [(table, part) for table, old in zip(tables, there, strict=True) for part in set(table.parts()) - set(old)]
+    written = sum(tensor.nbytes for table, part in parts for tensor in table.read_tensors(part).values())
+    memory, disk = (2**20 * float(number) for number in re.findall(r"([\d.]+) MiB", left.title))
+    assert disk == pytest.approx(written, rel=0.02)
+    # The working memory of projections, 256 MiB, and at the least 3 directions and 12 vectors more of all parameters.
+    n_parameters = sum(tensor.numel() for tensor in sparse.load_checkpoint("last").model.values())
+    assert 256 * 2**20 + 15 * 4 * n_parameters < memory < 256 * 2**20 + 200 * 4 * n_parameters
     assert polca(replay(sparse, 4), "every:4", dry_run=True, **how).rows.empty
 
 
@@ -123,6 +132,26 @@ def test_a_replay_that_differs_is_refused_before_directions_are_found(sparse):
     before = sparse.table("polca_basis").parts()
     with pytest.raises(qfl.QflError, match="at step 1 of"):
         polca(replayed, config=config, progress=False, span=4)
+    assert sparse.table("polca_basis").parts() == before
+
+
+def test_another_number_of_threads_is_refused_before_anything_is_trained(sparse, updates, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(qfl.QflError, match=r"threads as the training, got 2 .*trained on 1: set OMP_NUM_THREADS=1\."):
+        replay(sparse).load_model(3)
+    assert updates == []
+    assert replay(sparse).load_checkpoint(sparse.steps[1]).step == sparse.steps[1]  # a saved one needs no training
+
+
+def test_jobs_are_refused_where_a_run_was_trained_on_more_threads_than_they_have(sparse, updates, monkeypatch):
+    sessions = [session | {"threads": 2} for session in sparse.provenance]
+    monkeypatch.setattr(Replay, "provenance", property(lambda run: sessions))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    config = qfl.PolcaConfig(basis_steps=str(sparse.steps[1]), n_examples=20, n_hessian=20, tol=1e-2, seed=6)
+    before = sparse.table("polca_basis").parts()
+    with pytest.raises(qfl.QflError, match=r"got 1 where .* was trained on 2: set OMP_NUM_THREADS=2, with jobs=1\."):
+        polca(replay(sparse), config=config, progress=False, span=4, jobs=2)
+    assert updates == []
     assert sparse.table("polca_basis").parts() == before
 
 

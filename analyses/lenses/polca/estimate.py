@@ -13,16 +13,21 @@ from qfl_interp.analyses.checkpoints import n_processes
 from qfl_interp.analyses.lenses.polca.basis import LENS as BASIS
 from qfl_interp.analyses.lenses.polca.basis import basis_rows, hessian_sample, memory_needed
 from qfl_interp.analyses.lenses.polca.plan import Plan, direction_part
-from qfl_interp.analyses.lenses.polca.trajectories import missing_points, quantities
+from qfl_interp.analyses.lenses.polca.trajectories import curves_bytes, missing_points, quantities
 from qfl_interp.analyses.result import Result
 from qfl_interp.curvature import Hessian
+from qfl_interp.curvature.token_gradients.project import MAX_BYTES
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.errors import QflError
 from qfl_interp.models.build import HookedModel, parameters_to_save
 from qfl_interp.runs.run import Run
+from qfl_interp.training.replay import Replay
 
 # Hessian-vector products that a direction takes where none was found yet; an easy one takes half, a hard one thrice.
 _PRODUCTS = 25
+# Vectors of parameters that a process holds beside directions: its model and a copy in the plan's precision; where it
+# trains again weights, gradients and two moments, and two states of weights and moments that are kept.
+_MODELS, _TRAINING = 2, 4 + 2 * 3
 # Examples whose gradients are timed.
 _N_TIMED = 16
 
@@ -32,17 +37,20 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
 
     Returns:
         One row a kind of work: `work`, `n` (how often), `seconds` each, `hours` in all, over `jobs` processes where
-        they share it. The title has the memory at the most and what the tables take on disk.
+        they share it. The title has the memory at the most, as if all that is large was held at once, and what the
+        tables take on disk.
 
     Raises:
         QflError: It does not fit into memory.
     """
-    needed = memory_needed(plan, jobs)
+    needed = memory_needed(plan, jobs) + curves_bytes(plan)
     table, n = plan.run.table(BASIS), plan.n_directions
     parts = [direction_part(number, plan.basis_digest) for number in range(n)]
     found = [number for number, part in enumerate(parts) if table.has(part)]
     points = missing_points(plan)
     on_disk = plan.run.saved_steps if isinstance(plan.run, Run) else plan.run.steps
+    vectors = _MODELS + (_TRAINING if isinstance(plan.run, Replay) else 0)
+    needed += n_processes(jobs, max(1, len(points))) * (MAX_BYTES + vectors * len(plan.space) * plan.dtype.itemsize)
     model = plan.load(max((step for step in plan.basis_steps if step in on_disk), default=on_disk[0]))
     rows = []
     if isinstance(plan.run, Run) and (trained := _trained_again(plan, plan.run, on_disk, len(found) < n, bool(points))):
@@ -64,9 +72,13 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
     title = (
         f"POLCA of {plan.run.run_id} along {n} directions of {len(plan.space):,} parameters, "
         f"{len(plan.scored()):,} tokens at {len(plan.steps)} steps: about {frame['hours'].sum():.2f} hours, "
-        f"{needed / 2**30:.2f} GiB of memory, {disk / 2**30:.2f} GiB on disk"
+        f"{_size(needed)} of memory, {_size(disk)} on disk"
     )
     return Result(title, frame, frame, _no_figure)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.3g} MiB"
 
 
 def _no_figure(_: pd.DataFrame) -> NoReturn:

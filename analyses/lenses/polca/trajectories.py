@@ -95,14 +95,17 @@ def follow(plan: Plan, *, jobs: int = 1, progress: bool = True) -> Followed:
         QflError: Checkpoints of different shapes, a loss that is not finite (names the step; what was computed before
             is kept), or a basis or curves that do not fit into memory.
     """
-    scored, n = plan.scored(), plan.n_directions
-    # The curves, and what is collected of two checkpoints; clustering takes one direction at a time.
-    held = n * len(scored) * (len(plan.steps) * plan.dtype.itemsize + 4 * 8)
+    scored = plan.scored()
     remedy = "Take fewer steps, examples or directions, or float32."
-    what = f"curves of {len(scored):,} tokens along {n} directions at {len(plan.steps)} steps"
-    require_memory(held, available_bytes(), what, remedy)
+    what = f"curves of {len(scored):,} tokens along {plan.n_directions} directions at {len(plan.steps)} steps"
+    require_memory(curves_bytes(plan), available_bytes(), what, remedy)
     compute_points([plan], jobs=jobs, progress=progress)
     return _collect(plan, scored)
+
+
+def curves_bytes(plan: Plan) -> int:
+    """Memory of the curves, and of what is collected of two checkpoints; clustering takes one direction at a time."""
+    return plan.n_directions * len(plan.scored()) * (len(plan.steps) * plan.dtype.itemsize + 4 * 8)
 
 
 def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = True) -> None:
@@ -128,7 +131,7 @@ def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = Tru
                 f"got {ours} and {theirs}."
             )
     for plan in plans:
-        _require_repeatable(plan)
+        _require_repeatable(plan, jobs)
         find_basis(plan, jobs=jobs, progress=progress)
     # Plans of one basis share parts: each part is the first one's that lacks it.
     lacking, wanted, parts = list[Plan](), dict[PathPoint, list[int]](), set[str]()
@@ -150,11 +153,16 @@ def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = Tru
     over_checkpoints(tasks, prepare, work, label="projecting gradients", jobs=jobs, progress=progress)
 
 
-def _require_repeatable(plan: Plan) -> None:
-    """Of a replay train the first step that is not on disk: one that differs is refused before directions are found."""
+def _require_repeatable(plan: Plan, jobs: int) -> None:
+    """Of a replay train the first step that is not on disk: one that differs is refused before directions are found.
+
+    So is one whose steps other processes could not train to the same bits: they have one thread each.
+    """
     run = plan.run
     if isinstance(run, Replay) and missing_points(plan):
         made = set(plan.steps).union(plan.basis_steps).difference(run.saved_steps)
+        if made and jobs > 1:
+            run.require_threads(1)
         if made:
             run.load_checkpoint(min(made))
 
