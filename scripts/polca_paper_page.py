@@ -30,8 +30,7 @@ _STRETCHES = {"all": "every", "closely": "closely", "short": "closely"}
 
 def parts(rows: Mapping[str, pd.DataFrame], kept: Path) -> dict[str, str]:
     """Each table of the page by the name of its markers, from the rows of the CSVs by their names."""
-    clusters = rows[""].sort_values("d_model", kind="stable")
-    clusters = clusters.assign(by_chance=clusters[["chance_place", "chance_place_target"]].max(axis=1))
+    clusters = rows[""].sort_values("d_model", kind="stable", ignore_index=True)
     settings = {path.name: json.loads((path / "settings.json").read_text()) for path in folders(kept)}
     found = {
         "regime": _regime(clusters, settings),
@@ -61,16 +60,15 @@ def _regime(clusters: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -
 
 
 def _agreement(orders: pd.DataFrame, settings: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
-    """How far orders' curves agree (Table 12): cosines, and the distance of the paper's two in nats."""
+    """How far orders' curves agree (Table 12): cosines, and the distance of the paper's two in nats; means, medians."""
     shown = []
     if len(orders):
         for (d_model, stretch), some in orders.sort_values("d_model", kind="stable").groupby(
             ["d_model", "stretch"], sort=False
         ):
-            cosines = {
-                name: _range(select(some, one=one, other=other)["cosine"]) for name, (one, other) in _PAIRS.items()
-            }
-            distance = select(some, one="first", other="paper")["l2"].mean()
+            cosines = {name: _cosine(select(some, one=one, other=other)) for name, (one, other) in _PAIRS.items()}
+            apart = select(some, one="first", other="paper")
+            distance = f"{apart['l2'].mean():.2g}, {apart['l2_median'].mean():.2g}"
             where = _where(d_model, str(stretch), settings)
             shown.append(where | cosines | {"L2: first, the paper's second": distance})
     return pd.DataFrame(shown)
@@ -82,9 +80,10 @@ def _where(d_model: Any, stretch: str, settings: Mapping[str, Mapping[str, int]]
     return {"d_model": d_model, "steps": _steps(size, stretch), "every": size[_STRETCHES[stretch]]}
 
 
-def _range(values: pd.Series) -> str:
-    """Their mean, and from where to where they lie."""
-    return f"{values.mean():.2f} ({values.min():.2f} to {values.max():.2f})" if len(values) else "–"
+def _cosine(pair: pd.DataFrame) -> str:
+    """Of two orders, a row a direction: the mean, from where to where it lies, and of the median token."""
+    mean, median = pair["cosine"], pair["cosine_median"].mean()
+    return f"{mean.mean():.2f} ({mean.min():.2f} to {mean.max():.2f}), {median:.3f}" if len(pair) else "–"
 
 
 def _mean_of(values: pd.Series, n: int) -> str:
@@ -119,17 +118,22 @@ def _clusters(clusters: pd.DataFrame) -> pd.DataFrame:
     for (d_model, trajectory, basis), some in _over_all(clusters).groupby(
         ["d_model", "trajectory", "basis"], sort=False
     ):
-        row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
+        row = _curves(d_model, trajectory, basis)
         for scale in SCALES:
             there = select(some, scale=scale, clusters_entering="carries there")
             every = select(some, scale=scale, clusters_entering="all")
-            row[f"{scale}: homogeneity"] = _beside([there["homogeneity"]], there["by_chance"])
+            row[f"{scale}: homogeneity"] = _beside([there["homogeneity"]], there["chance"])
             of_all = [every[name] for name in ("homogeneity", "recall", "f1")]
-            row[f"{scale}: of all clusters"] = _beside(of_all, every["by_chance"])
+            row[f"{scale}: of all clusters"] = _beside(of_all, every["chance"])
             row[f"{scale}: clusters"] = there["clusters"].mean()
-            row[f"{scale}: hidden"] = _beside([there["hidden_paper"], there["hidden_tau"]], there["hidden_flat"])
+            row[f"{scale}: hidden"] = _beside([there["hidden"], there["hidden_tau"]], there["hidden_flat"])
         shown.append(row | {"seeds": some["seed"].nunique()})
     return pd.DataFrame(shown)
+
+
+def _curves(d_model: Any, trajectory: Any, basis: Any) -> dict[str, Any]:
+    """The size and the curves; the exact loss and its change have no directions."""
+    return {"d_model": d_model, "trajectory": trajectory, "basis": "–" if "exact loss" in trajectory else basis}
 
 
 def _beside(some: Sequence[pd.Series], chance: pd.Series) -> str:
@@ -147,7 +151,7 @@ def _told(clusters: pd.DataFrame) -> pd.DataFrame:
     own = select(_over_all(clusters), scale="raw", clusters_entering="all")
     shown = []
     for (d_model, trajectory, basis), some in own.groupby(["d_model", "trajectory", "basis"], sort=False):
-        row = {"d_model": d_model, "trajectory": trajectory, "basis": basis}
+        row = _curves(d_model, trajectory, basis)
         for place in PLACES.values():
             row[place] = _beside([some[f"auc_{place}"]], some[f"auc_chance_{place}"])
         for place in PLACES.values():
@@ -175,32 +179,39 @@ def _best(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _distinct(clusters: pd.DataFrame) -> pd.DataFrame:
-    """Without those readings that let other clusters in and find the same one."""
+    """Without those readings that let other clusters in and find the same one: of them, that of the highest chance."""
     same = ["d_model", "seed", "stretch", "trajectory", "basis", "scale", "carry", "homogeneity", "recall"]
-    return clusters.dropna(subset="homogeneity").drop_duplicates(same)
+    found = clusters.dropna(subset="homogeneity").sort_values("chance", ascending=False, kind="stable")
+    return found.drop_duplicates(same).sort_index()
 
 
 def _readings(clusters: pd.DataFrame) -> pd.DataFrame:
     """How many numbers there are of each size, and how many exceed chance."""
-    over = clusters["homogeneity"] - clusters["by_chance"]
+    over = clusters["homogeneity"] - clusters["chance"]
     names = {"readings": "readings", "above": "above chance", "more": f"by more than {_MORE}"}
     counted = clusters.assign(readings=1, above=over > 0, more=over > _MORE)
-    summed = counted.groupby("d_model", as_index=False)[list(names)].sum().rename(columns=names)
+    summed = counted.groupby("d_model", as_index=False)[list(names)].sum()
+    share = (summed["above"] / summed["readings"]).map("{:.0%}".format)
+    summed = summed.assign(above=summed["above"].astype(str) + " (" + share + ")").rename(columns=names)
     return summed.merge(clusters.groupby("d_model", as_index=False).agg(seeds=("seed", "nunique")))
 
 
 def _above(clusters: pd.DataFrame) -> pd.DataFrame:
     """The readings that exceed chance most."""
-    over = clusters.assign(over=clusters["homogeneity"] - clusters["by_chance"])
+    over = clusters.assign(over=clusters["homogeneity"] - clusters["chance"])
     most = (
         over[over["over"] > _MORE]
         .sort_values("over", ascending=False, kind="stable")
         .groupby("d_model", sort=False)
         .head(_SHOWN)
     )
-    names = ["d_model", "seed", "trajectory", "basis", "stretch", "scale", "carry", "clusters_entering", "homogeneity",
-             "by_chance", "recall", "f1", "clusters"]  # fmt: skip
-    return most.sort_values("d_model", kind="stable")[names]
+    names = {
+        "d_model": "d_model", "seed": "seed", "trajectory": "trajectory", "basis": "basis", "stretch": "steps",
+        "scale": "curves", "carry": "carry", "clusters_entering": "clusters that enter", "homogeneity": "homogeneity",
+        "chance": "chance", "recall": "recall", "f1": "F1",
+    }  # fmt: skip
+    carry = most["carry"].map({"carry_in": "into", "carry_out": "out of"})
+    return most.assign(carry=carry).sort_values("d_model", kind="stable")[list(names)].rename(columns=names)
 
 
 def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
@@ -209,7 +220,9 @@ def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
     own = rows.assign(d_model=_width(rows), where=where).sort_values("d_model", kind="stable")
     shown = []
     for (d_model, features, fitted), some in own.groupby(["d_model", "features", "where"], sort=False):
-        row = {"d_model": d_model, "features": features, "fitted on": fitted}
+        row = {
+            "d_model": d_model, "features": features, "numbers": some["n_features"].iloc[0], "fitted on": fitted
+        }  # fmt: skip
         for place in PLACES.values():
             here = select(some, place=place)
             if fitted == "same run":
@@ -223,8 +236,12 @@ def _discriminant(rows: pd.DataFrame) -> pd.DataFrame:
 def _movement(rows: pd.DataFrame) -> pd.DataFrame:
     """How the parameters move along the directions of each basis, means over the seeds."""
     own = rows.assign(d_model=_width(rows))
-    return own.groupby(["d_model", "basis"], as_index=False).agg(
-        turns_back=("turns_back", "mean"), way_kept=("way_kept", "mean"), seeds=("run", "nunique")
+    means = own.groupby(["d_model", "basis"], as_index=False).agg(
+        turns_back=("turns_back", "mean"), way_kept=("way_kept", "mean"), walk_keeps=("walk_keeps", "mean"),
+        seeds=("run", "nunique"),
+    )  # fmt: skip
+    return means.rename(
+        columns={"turns_back": "turns back", "way_kept": "way kept", "walk_keeps": "a random walk keeps"}
     )
 
 

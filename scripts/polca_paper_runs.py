@@ -446,18 +446,23 @@ def _keep(folder: Path, name: str, frame: pd.DataFrame) -> None:
     write_atomic(folder / f"{name}.parquet", buffer.getvalue())
 
 
-def kept_folder(size: Size, seed: int, kept: Path) -> Path:
-    """Where the tables of a training are kept.
+def kept_folder(size: Size, run: qfl.Run, kept: Path) -> Path:
+    """Where the tables of a training are kept, with its settings and the SHA-256 of its last weights.
 
     Raises:
-        SystemExit: Those there are of other settings.
+        SystemExit: Those there are of other settings, or of a training that ended with other weights.
     """
-    folder = kept / size.name(seed)
+    folder = kept / size.name(run.config.train.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    settings, path = json.dumps(dataclasses.asdict(size), indent=1), folder / "settings.json"
-    if path.exists() and path.read_text() != settings:
-        raise SystemExit(f"{folder} must hold tables of one setting, got others. Move it away, or take its settings.")
-    write_atomic(path, settings.encode())
+    known = {"settings.json": json.dumps(dataclasses.asdict(size), indent=1), "weights.txt": run.weights(size.n_steps)}
+    for name, value in known.items():
+        path = folder / name
+        if path.exists() and path.read_text() != value:
+            raise SystemExit(
+                f"{folder} must hold tables of one training, got another {name.split('.')[0]} there. Move it away, or "
+                "take its own; a training repeats itself on one kind of machine and thread count."
+            )
+        write_atomic(path, str(value).encode())
     return folder
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from polca_paper_runs import PLACES, auc, away, best_auc_by_chance, folders, orders_of, tables, tokens_of
 from polca_scores import CARRY_PLACES, CHANCE, purest, shuffled_within
+from scipy.stats import norm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -27,13 +28,13 @@ from qfl_interp.tables import column, groups, select
 # all their tokens there; or any.
 Entering = Literal["carries there", "tokens there", "all"]
 _FOLDS = 5
-# Shuffles of the carries: of the clusters', and of a discriminant's, which is fitted for each.
-SHUFFLES = {"clusters": 200, "discriminant": 40}
+# Shuffles of the carries: of the clusters', and of a discriminant's, which is fitted for each; for each direction, too.
+SHUFFLES = {"clusters": 200, "discriminant": 40, "directions": 20}
 
 
 def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """One row a curve, scale and reading: the purest cluster in carries, beside chance, and what is hidden."""
-    orders = orders_of(folder)
+    orders, settings = orders_of(folder), json.loads((folder / "settings.json").read_text())
     known: dict[int, _Tokens] = {}
     for _, table in tables(folder):
         for scale, rows in groups(table, "scale"):
@@ -45,7 +46,7 @@ def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 **about,
                 "n_tokens": n,
                 "scale": scale,
-                **_hidden(rows),
+                **_hidden(rows, after_tau=about["stretch"] != "all" and settings["stretch"][0] >= settings["tau"]),
                 **_told_by_one(rows),
                 "captured": rows.iloc[0].get("captured", np.nan),
             }
@@ -58,7 +59,7 @@ def carry_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 chance = {name: chance_purity(let_in, mixed) for name, mixed in tokens.shuffled[carry].items()}
                 yield {
                     **shown, "carry": carry, "clusters_entering": enter, **purest(labels, having, seen),
-                    **{f"chance_{among}": found for among, found in chance.items()},
+                    "chance": max(chance.values()), **{f"chance_{among}": own for among, own in chance.items()},
                 }  # fmt: skip
 
 
@@ -117,13 +118,17 @@ def chance_purity(clusters: Bool[np.ndarray, "cluster token"], shuffled: Bool[np
     return float(np.quantile(shares.max(axis=0), CHANCE))
 
 
-def _hidden(rows: pd.DataFrame) -> dict[str, float]:
-    """The share of hidden breakthroughs by three rules: the paper's tau, a measured one, on a plateau of one's own."""
+def _hidden(rows: pd.DataFrame, *, after_tau: bool) -> dict[str, float]:
+    """The share of hidden breakthroughs by three rules: the paper's tau, a measured one, on a plateau of one's own.
+
+    By the first there is no share where all that was followed lies after the paper's tau.
+    """
     found = {rule: np.concatenate(rows[f"hidden_{rule}"].tolist()) for rule in ("paper", "tau", "flat")}
     n = len(found["paper"])
+    shares = {rule: float(np.mean(own)) if n else np.nan for rule, own in found.items()}
     return {
         "clusters": n, "directions": len(rows), "directions_falling": int(rows["kept"].sum()),
-        **{f"hidden_{rule}": float(np.mean(own)) if n else np.nan for rule, own in found.items()},
+        "hidden": np.nan if after_tau else shares["paper"], "hidden_tau": shares["tau"], "hidden_flat": shares["flat"],
         "tau": int(rows["tau"].iloc[0]),
     }  # fmt: skip
 
@@ -214,13 +219,33 @@ def told_elsewhere(
 
 
 def discriminant_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """One row a place and kind of features: what a discriminant tells of carries, and with labels shuffled."""
-    for (name, own), (at, place) in itertools.product(_features(folder).items(), PLACES.items()):
+    """One row a place and kind of features: what a discriminant tells of carries, and with labels shuffled.
+
+    The slopes along all directions are many more numbers than the exact losses at the same times. So also those along
+    one direction: the best of all, chosen by the labels, and the median one.
+    """
+    features = _features(folder)
+    for (name, own), (at, place) in itertools.product(features.items(), PLACES.items()):
         here = own.of_place(at)
         yield {
             "run": folder.name, "features": name, "n_features": here.values.shape[1], "place": place,
             "fitted_on": folder.name, **_beside_chance(partial(told, here.values), here),
         }  # fmt: skip
+    own = features.get("slopes, hessian")
+    if own is None:
+        return
+    n_directions = own.values.shape[1] // features["exact loss"].values.shape[1]
+    for at, place in PLACES.items():
+        here = own.of_place(at)
+        each = [here.values[:, direction::n_directions] for direction in range(n_directions)]
+        labels = [here.carry, *_shuffled_carries(here, "directions")]
+        areas = np.array([[told(values, carry) for values in each] for carry in labels])
+        for which, found in (("best", areas.max(axis=1)), ("median", np.median(areas, axis=1))):
+            yield {
+                "run": folder.name, "features": f"slopes, {which} direction", "n_features": each[0].shape[1],
+                "place": place, "fitted_on": folder.name, "auc": found[0],
+                "chance": float(np.quantile(found[1:], CHANCE)),
+            }  # fmt: skip
 
 
 def across_rows(kept: Path) -> Iterator[dict[str, Any]]:
@@ -262,13 +287,14 @@ class _Features:
 def _beside_chance(
     tell: Callable[[np.ndarray], float], tokens: _Features, of: Callable[[float], float] = float
 ) -> dict[str, float]:
-    """What is told of the carries; and `of` what is told of shuffled ones, the best of 95 %.
-
-    Shuffled among tokens of one target: what targets say of the carry remains.
-    """
-    mixed = shuffled_within(tokens.carry, pd.factorize(tokens.target)[0], SHUFFLES["discriminant"])
-    chance = np.quantile([of(tell(carry)) for carry in mixed], CHANCE)
+    """What is told of the carries; and `of` what is told of shuffled ones, the best of 95 %."""
+    chance = np.quantile([of(tell(carry)) for carry in _shuffled_carries(tokens)], CHANCE)
     return {"auc": tell(tokens.carry), "chance": float(chance)}
+
+
+def _shuffled_carries(tokens: _Features, of: str = "discriminant") -> Iterator[np.ndarray]:
+    """Carries shuffled among tokens of one target: what targets say of the carry remains."""
+    return shuffled_within(tokens.carry, pd.factorize(tokens.target)[0], SHUFFLES[of])
 
 
 def _features(folder: Path) -> dict[str, _Features]:
@@ -300,10 +326,12 @@ def movement_rows(folder: Path) -> Iterator[dict[str, Any]]:
 def movement(coordinates: Float[np.ndarray, "time direction"]) -> pd.DataFrame:
     """How the parameters move, one row a direction.
 
-    `net` is from the first point to the last, `gone` the way, `way_kept` their ratio; `turns_back` is how often a step
-    goes against the last.
+    `net` is from the first point to the last, `gone` the way, `way_kept` their ratio; `walk_keeps` is what that would
+    be in the median if each step went either way by chance; `turns_back` is how often a step goes against the last.
     """
     steps = np.diff(coordinates, axis=0)
     net, gone = np.abs(steps.sum(axis=0)), np.abs(steps).sum(axis=0)
     turns = np.mean(np.sign(steps[1:]) != np.sign(steps[:-1]), axis=0)
-    return pd.DataFrame({"net": net, "gone": gone, "way_kept": net / gone, "turns_back": turns})
+    # The sum of many steps of random signs is normal, and half of it lies within 0.6745 standard deviations.
+    walk = norm.ppf(0.75) * np.linalg.norm(steps, axis=0) / gone
+    return pd.DataFrame({"net": net, "gone": gone, "way_kept": net / gone, "walk_keeps": walk, "turns_back": turns})

@@ -104,7 +104,7 @@ def stage(name: str, size: Size, seeds: Iterable[int], runs: Path, kept: Path, *
                 print(f"{way.name}, alone: {estimate(plan_of(size, way, source), jobs=jobs).title}", flush=True)
             print(f"{run.run_id}: {len(todo) - len(left)} of {len(todo)} are kept; what others share is done once")
             continue
-        folder = kept_folder(size, seed, kept)
+        folder = kept_folder(size, run, kept)
         # A token's gradient serves all bases.
         if left:
             compute_points([plan_of(size, way, source) for way in left], jobs=jobs)

@@ -153,6 +153,11 @@ def test_a_way_that_turns_back_is_longer_than_its_net():
     assert found["net"].tolist() == [3, 3]
     assert found["gone"].tolist() == [5, 3]
     assert found["turns_back"].tolist() == [1, 0]
+    rng = np.random.default_rng(0)
+    steps = rng.normal(size=150)
+    walks = np.abs((steps * rng.choice([-1, 1], size=(4_000, 150))).sum(axis=1)) / np.abs(steps).sum()
+    kept = scoring.movement(np.cumsum(steps)[:, None])["walk_keeps"]
+    assert kept[0] == pytest.approx(np.median(walks), rel=0.05)
 
 
 def test_a_sum_over_the_sample_gives_the_curvatures_of_a_mean():
@@ -193,12 +198,12 @@ def _main(folder, stage, *more, **how):
 
 @pytest.mark.slow
 def test_all_of_it_at_a_tiny_size(kept, monkeypatch):
-    monkeypatch.setattr(scoring, "SHUFFLES", {"clusters": 10, "discriminant": 2})
+    monkeypatch.setattr(scoring, "SHUFFLES", {"clusters": 10, "discriminant": 2, "directions": 2})
     page = kept / "polca.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in TABLES))
     _main(kept, "tables")
     shown = page.read_text()
-    assert "| 16 | 2 | 8 to 12 | 2 |" in shown  # directions, steps, their distance
+    assert "| 16 | 8 to 12 | 2 | 2 |" in shown  # steps, their distance, directions
     assert "| 16 | slopes, hessian | another seed |" in shown
     assert "| 16 | LCA, path integral, trapezoid | parameters |" in shown
     rows = pd.read_csv(kept / "polca_paper.csv")
@@ -216,8 +221,9 @@ def test_all_of_it_at_a_tiny_size(kept, monkeypatch):
     wanted = own["stretch"].map(orders.groupby("stretch")["cosine"].mean())
     np.testing.assert_allclose(own["cosine_first_second"], wanted, rtol=1e-5)
     found = pd.read_csv(kept / "polca_paper_discriminant.csv")
-    # Hessian, loss and, of one seed, random and shuffled; two places; seed on seed, what both have.
-    assert len(found) == (4 + 2) * 2 + 2 * 2 * 2
+    # Hessian, one direction (best, median), loss and, of one seed, random and shuffled; two places; seed on seed, what
+    # both have.
+    assert len(found) == (4 + 2 + 2 * 2) * 2 + 2 * 2 * 2
     moved = pd.read_csv(kept / "polca_paper_movement.csv")
     assert set(moved["basis"]) == {"hessian", "random", "shuffled"}
     best = pd.read_csv(kept / "polca_paper_best.csv")
@@ -274,9 +280,13 @@ def test_what_is_kept_is_not_done_again_and_other_settings_are_refused(kept, cap
     assert said.count(", alone: ") == said.count(" hours, ") == 8
     _main(kept, "train", "--dry-run", "--seeds", "7")
     assert "train d16-seed7: 16 updates" in capsys.readouterr().out
-    settings = json.loads((folder / "settings.json").read_text())
-    (folder / "settings.json").write_text(json.dumps(settings | {"tol": 1}, indent=1))
-    with pytest.raises(SystemExit, match="must hold tables of one setting"):
-        _main(kept, "follow")
+    settings, weights = json.loads((folder / "settings.json").read_text()), (folder / "weights.txt").read_text()
+    for name, value in (("weights", weights[::-1]), ("settings", json.dumps(settings | {"tol": 1}, indent=1))):
+        path = next(folder.glob(f"{name}.*"))
+        there = path.read_text()
+        path.write_text(value)
+        with pytest.raises(SystemExit, match=f"must hold tables of one training, got another {name} there"):
+            _main(kept, "follow")
+        path.write_text(there)
     with pytest.raises(SystemExit, match="Train first"):
         _main(kept, "follow", "--seeds", "9")
