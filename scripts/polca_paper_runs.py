@@ -454,7 +454,9 @@ def kept_folder(size: Size, run: qfl.Run, kept: Path) -> Path:
     """
     folder = kept / size.name(run.config.train.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"settings.json": json.dumps(dataclasses.asdict(size), indent=1), "weights.txt": run.weights(size.n_steps)}
+    weights = run.weights(size.n_steps)
+    assert weights is not None, "a run that was trained to its end has its last weights"
+    known = {"settings.json": json.dumps(dataclasses.asdict(size), indent=1), "weights.txt": weights}
     for name, value in known.items():
         path = folder / name
         if path.exists() and path.read_text() != value:
@@ -462,7 +464,7 @@ def kept_folder(size: Size, run: qfl.Run, kept: Path) -> Path:
                 f"{folder} must hold tables of one training, got another {name.split('.')[0]} there. Move it away, or "
                 "take its own; a training repeats itself on one kind of machine and thread count."
             )
-        write_atomic(path, str(value).encode())
+        write_atomic(path, value.encode())
     return folder
 
 

@@ -111,9 +111,8 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(sparse):
     written = sum(tensor.nbytes for table, part in parts for tensor in table.read_tensors(part).values())
     memory, disk = (2**20 * float(number) for number in re.findall(r"([\d.]+) MiB", left.title))
     assert disk == pytest.approx(written, rel=0.02)
-    # The working memory of projections, 256 MiB, and at the least 3 directions and 12 vectors more of all parameters.
     n_parameters = sum(tensor.numel() for tensor in sparse.load_checkpoint("last").model.values())
-    assert 256 * 2**20 + 15 * 4 * n_parameters < memory < 256 * 2**20 + 200 * 4 * n_parameters
+    assert memory > 256 * 2**20 + 15 * 4 * n_parameters  # projections, directions, a model, and a training
     assert polca(replay(sparse, 4), "every:4", dry_run=True, **how).rows.empty
 
 
@@ -151,6 +150,8 @@ def test_jobs_are_refused_where_a_run_was_trained_on_more_threads_than_they_have
     before = sparse.table("polca_basis").parts()
     with pytest.raises(qfl.QflError, match=r"got 1 where .* was trained on 2: set OMP_NUM_THREADS=2, with jobs=1\."):
         polca(replay(sparse), config=config, progress=False, span=4, jobs=2)
+    with pytest.raises(qfl.QflError, match=r"got 1 where .* was trained on 2"):
+        polca(replay(sparse), config=config, progress=False, span=4, jobs=2, dry_run=True)
     assert updates == []
     assert sparse.table("polca_basis").parts() == before
 

@@ -13,12 +13,13 @@ from qfl_interp.analyses.checkpoints import n_processes
 from qfl_interp.analyses.lenses.polca.basis import LENS as BASIS
 from qfl_interp.analyses.lenses.polca.basis import basis_rows, hessian_sample, memory_needed
 from qfl_interp.analyses.lenses.polca.plan import Plan, direction_part
-from qfl_interp.analyses.lenses.polca.trajectories import curves_bytes, missing_points, quantities
+from qfl_interp.analyses.lenses.polca.trajectories import curves_bytes, missing_points, quantities, require_same_threads
 from qfl_interp.analyses.result import Result
 from qfl_interp.curvature import Hessian
 from qfl_interp.curvature.token_gradients.project import MAX_BYTES
 from qfl_interp.curvature.token_losses import TokenLoss, scored_tokens
 from qfl_interp.errors import QflError
+from qfl_interp.memory import available_bytes, require_memory
 from qfl_interp.models.build import HookedModel, parameters_to_save
 from qfl_interp.runs.run import Run
 from qfl_interp.training.replay import Replay
@@ -41,7 +42,7 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
         tables take on disk.
 
     Raises:
-        QflError: It does not fit into memory.
+        QflError: It does not fit into memory, or a replay would be refused for its threads.
     """
     needed = memory_needed(plan, jobs) + curves_bytes(plan)
     table, n = plan.run.table(BASIS), plan.n_directions
@@ -51,8 +52,11 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
     on_disk = plan.run.saved_steps if isinstance(plan.run, Run) else plan.run.steps
     vectors = _MODELS + (_TRAINING if isinstance(plan.run, Replay) else 0)
     needed += n_processes(jobs, max(1, len(points))) * (MAX_BYTES + vectors * len(plan.space) * plan.dtype.itemsize)
+    what = f"{n} directions of {len(plan.space):,} parameters, curves and what finds them"
+    require_memory(needed, available_bytes(plan.device), what, "Take fewer directions, examples or jobs, or float32.")
     model = plan.load(max((step for step in plan.basis_steps if step in on_disk), default=on_disk[0]))
     rows = []
+    require_same_threads(plan, jobs)
     if isinstance(plan.run, Run) and (trained := _trained_again(plan, plan.run, on_disk, len(found) < n, bool(points))):
         logged = plan.run.metrics.iloc[-1]
         seconds = float(logged["seconds"]) / max(1.0, float(logged["step"]) - plan.run.config.first_step)
@@ -78,7 +82,7 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
 
 
 def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.3g} MiB"
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.2f} MiB"
 
 
 def _no_figure(_: pd.DataFrame) -> NoReturn:

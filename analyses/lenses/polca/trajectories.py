@@ -154,17 +154,25 @@ def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = Tru
 
 
 def _require_repeatable(plan: Plan, jobs: int) -> None:
-    """Of a replay train the first step that is not on disk: one that differs is refused before directions are found.
+    """Of a replay train the first step that is not on disk: one that differs is refused before directions are found."""
+    require_same_threads(plan, jobs)
+    if isinstance(plan.run, Replay) and (made := _trained_again(plan)):
+        plan.run.load_checkpoint(min(made))
 
-    So is one whose steps other processes could not train to the same bits: they have one thread each.
-    """
-    run = plan.run
-    if isinstance(run, Replay) and missing_points(plan):
-        made = set(plan.steps).union(plan.basis_steps).difference(run.saved_steps)
-        if made and jobs > 1:
-            run.require_threads(1)
-        if made:
-            run.load_checkpoint(min(made))
+
+def require_same_threads(plan: Plan, jobs: int) -> None:
+    """Raise `QflError` where this process, or others that work on points, would train a replay on other threads."""
+    if isinstance(plan.run, Replay) and _trained_again(plan):
+        plan.run.require_threads(torch.get_num_threads())
+        if jobs > 1:
+            plan.run.require_threads(1)  # that is what a process of several has
+
+
+def _trained_again(plan: Plan) -> set[int]:
+    """The steps of a replay that are not on disk, while points are missing."""
+    if not isinstance(plan.run, Replay) or not missing_points(plan):
+        return set()
+    return set(plan.steps).union(plan.basis_steps).difference(plan.run.saved_steps)
 
 
 def gradients_at(plan: Plan) -> Float[Tensor, "time token direction"]:
