@@ -24,11 +24,10 @@ TITLE = "Per-token gradients along few directions"
 # With problems.
 SETTINGS = (
     (MAIN, 100),
-    (Setting("decimal_addition", 3, ModelConfig(d_model=512, n_layers=3, n_heads=4, style="gpt2")), 20),
     (Setting("addition", 16, ModelConfig(d_model=32, n_layers=2, n_heads=4)), 40),
     (Setting("addition", 16, ModelConfig(d_model=128, n_layers=2, n_heads=4)), 20),
 )
-FEW = (1, 5, 20, 50)
+FEW = (1, 4, 16, 50)
 
 
 def run(*, quick: bool = False, device: str = "cpu") -> list[dict[str, Any]]:
