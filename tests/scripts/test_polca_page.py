@@ -112,7 +112,7 @@ def test_the_page_says_of_orders_what_its_tables_do(csvs, says):
     )
     same = orders.loc[("trapezoid", "path")]
     says(f"cosine {same.loc[('all', 64), 'cosine']:.2f} (median {same.loc[('all', 64), 'cosine_median']:.3f}) every 50")
-    says(f"{same.loc[('all', 256), 'cosine']:.3f} every 20 at 256")
+    says(f"{same.loc[('all', 256), 'cosine']:.3f} every 20 at 256 and {same.loc[('all', 512), 'cosine']:.3f} at 512;")
     totals = captured["hessian", 64, TRAPEZOID] * 100, captured["hessian", 64, "path integral"] * 100
     says("At 64 its total is not: {:.1f} % for {:.1f} %.".format(*totals))
     by_size = [same.loc[("short", d_model), "cosine"] for d_model in (64, 256, 512)]
