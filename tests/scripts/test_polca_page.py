@@ -96,7 +96,7 @@ def test_the_page_says_of_orders_what_its_tables_do(csvs, says):
     said = "(seed 0) the first order ascribes {:.0f} %, the paper's second order {:.1f} %."
     says(said.format(*few[512][:2]))
     times = [few[d_model][0] / few[d_model][1] for d_model in (512, 256, 64)]
-    says("the first order ascribes {:.0f}, {:.0f} and {:.0f} times as much.".format(*times))
+    says("the first order ascribes {:.0f}, {:.0f} and {:.0f} times as much as the".format(*times))
     by_direction = csvs["_orders"].query(
         "d_model == 512 and stretch == 'short' and one == 'first' and other == 'paper'"
     )
