@@ -44,19 +44,20 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
     Raises:
         QflError: It does not fit into memory, or a replay would be refused for its threads.
     """
-    needed = memory_needed(plan, jobs) + curves_bytes(plan)
+    require_same_threads(plan, jobs)
     table, n = plan.run.table(BASIS), plan.n_directions
     parts = [direction_part(number, plan.basis_digest) for number in range(n)]
     found = [number for number, part in enumerate(parts) if table.has(part)]
     points = missing_points(plan)
     on_disk = plan.run.saved_steps if isinstance(plan.run, Run) else plan.run.steps
+    together = n_processes(jobs, max(1, len(points)))
     vectors = _MODELS + (_TRAINING if isinstance(plan.run, Replay) else 0)
-    needed += n_processes(jobs, max(1, len(points))) * (MAX_BYTES + vectors * len(plan.space) * plan.dtype.itemsize)
+    needed = memory_needed(plan, jobs) + curves_bytes(plan)
+    needed += together * (MAX_BYTES + vectors * len(plan.space) * plan.dtype.itemsize)
     what = f"{n} directions of {len(plan.space):,} parameters, curves and what finds them"
     require_memory(needed, available_bytes(plan.device), what, "Take fewer directions, examples or jobs, or float32.")
     model = plan.load(max((step for step in plan.basis_steps if step in on_disk), default=on_disk[0]))
     rows = []
-    require_same_threads(plan, jobs)
     if isinstance(plan.run, Run) and (trained := _trained_again(plan, plan.run, on_disk, len(found) < n, bool(points))):
         logged = plan.run.metrics.iloc[-1]
         seconds = float(logged["seconds"]) / max(1.0, float(logged["step"]) - plan.run.config.first_step)
@@ -67,7 +68,7 @@ def estimate(plan: Plan, *, jobs: int = 1) -> Result:
     for quantity in dict.fromkeys(point.quantity for point in points):
         count = sum(point.quantity == quantity for point in points)
         each = _seconds_of_point(plan, model, quantity)
-        rows.append((f"points of {quantity}", count, each, n_processes(jobs, max(1, len(points)))))
+        rows.append((f"points of {quantity}", count, each, together))
     frame = pd.DataFrame(rows, columns=["work", "n", "seconds", "processes"])
     frame["hours"] = frame["n"] * frame["seconds"] / frame["processes"] / 3600
     frame = frame.drop(columns="processes").round({"seconds": 3, "hours": 3})

@@ -156,19 +156,19 @@ def compute_points(plans: Sequence[Plan], *, jobs: int = 1, progress: bool = Tru
 def _require_repeatable(plan: Plan, jobs: int) -> None:
     """Of a replay train the first step that is not on disk: one that differs is refused before directions are found."""
     require_same_threads(plan, jobs)
-    if isinstance(plan.run, Replay) and (made := _trained_again(plan)):
+    if isinstance(plan.run, Replay) and (made := _steps_to_train(plan)):
         plan.run.load_checkpoint(min(made))
 
 
 def require_same_threads(plan: Plan, jobs: int) -> None:
     """Raise `QflError` where this process, or others that work on points, would train a replay on other threads."""
-    if isinstance(plan.run, Replay) and _trained_again(plan):
+    if isinstance(plan.run, Replay) and _steps_to_train(plan):
         plan.run.require_threads(torch.get_num_threads())
         if jobs > 1:
             plan.run.require_threads(1)  # that is what a process of several has
 
 
-def _trained_again(plan: Plan) -> set[int]:
+def _steps_to_train(plan: Plan) -> set[int]:
     """The steps of a replay that are not on disk, while points are missing."""
     if not isinstance(plan.run, Replay) or not missing_points(plan):
         return set()
