@@ -1,4 +1,4 @@
-"""Workers on this machine: processes pinned to cores, replaced when they die."""
+"""Workers on this machine: processes, pinned to cores where they fill it, replaced when they die."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def worker_cores(cores: Sequence[int], number: int, n_slots: int, threads: int) -> list[int]:
+    """The cores that one of `n_slots` workers of so many threads runs on: its own where they fill `cores`, else any."""
+    if n_slots * threads < len(cores):
+        return list(cores)
+    return [cores[(number * threads + i) % len(cores)] for i in range(threads)]
+
+
 @dataclass
 class _Worker:
     """A process and what it is doing."""
@@ -44,9 +51,10 @@ class _Worker:
 
 
 class LocalPool(Pool):
-    """Processes on this machine, each on cores of its own.
+    """Processes on this machine, each on cores of its own where they fill it.
 
-    They are `n_slots`: by default one for every `settings.threads` cores, or one for each GPU.
+    They are `n_slots`: by default one for every `settings.threads` cores, or one for each GPU. Where they leave cores
+    idle none is pinned: two sweeps at once would pin to the same cores, and share them while others idle.
 
     Raises:
         QflError: More processes than cores.
@@ -98,8 +106,7 @@ class LocalPool(Pool):
 
     def _start(self, number: int) -> _Worker:
         """A new worker process on the cores of its number."""
-        n_cores = len(self._cores)
-        mine = [self._cores[(number * self._threads + i) % n_cores] for i in range(self._threads)]
+        mine = worker_cores(self._cores, number, self.n_slots, self._threads)
         settings = self._settings._replace(device=self._devices[number % len(self._devices)])
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()

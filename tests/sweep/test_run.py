@@ -27,7 +27,7 @@ from qfl_interp.sealed import sealed_json
 from qfl_interp.sweep import Execution, SweepConfig, estimate_sweep, run_sweep, sweep_status
 from qfl_interp.sweep.folder import DEFINITION, definition_json, read_rows
 from qfl_interp.sweep.jobs import Job, JobSettings, run_job
-from qfl_interp.sweep.local_pool import LocalPool
+from qfl_interp.sweep.local_pool import LocalPool, worker_cores
 from qfl_interp.sweep.parts import COLUMNS
 from qfl_interp.sweep.plan import plan_sweep
 from qfl_interp.sweep.records import configuration_digest
@@ -162,6 +162,16 @@ def test_a_diverging_run_is_a_result(tmp_path: Path) -> None:
     assert all(np.isnan(row["val_loss"]) and row["attempts"] == 1 for row in found.values())  # type: ignore[call-overload]
 
 
+def test_workers_are_pinned_only_where_they_fill_the_machine() -> None:
+    cores = [0, 2, 4, 6]
+    assert [worker_cores(cores, number, 4, 1) for number in range(4)] == [[0], [2], [4], [6]]
+    assert [worker_cores(cores, number, 2, 2) for number in range(2)] == [[0, 2], [4, 6]]
+    # Of two such pools at once every first worker would be on core 0.
+    assert worker_cores(cores, 0, 1, 1) == worker_cores(cores, 0, 1, 2) == worker_cores(cores, 2, 3, 1) == cores
+    assert worker_cores([5], 0, 1, 1) == [5]
+    assert worker_cores(cores, 1, 2, 3) == [6, 0, 2]
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None:
     longer = config(budget_flops=5e8, seed=[0, 1])
@@ -173,6 +183,8 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
 
     killed: list[int] = []
     cores: list[set[int]] = []
+    here = sorted(os.sched_getaffinity(0))
+    n_own = len(worker_cores(here, 0, 2, 1))
 
     def kill() -> None:
         first = plan_sweep(longer).runs[0]
@@ -187,7 +199,7 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
         os.kill(killed[0], signal.SIGKILL)
         # It may still be starting, and pins itself to its core first thing.
         for _ in range(3000):
-            if len(os.sched_getaffinity(other)) == 1:
+            if len(os.sched_getaffinity(other)) == n_own:
                 break
             time.sleep(0.02)
         cores.append(os.sched_getaffinity(other))
@@ -197,8 +209,8 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(tmp_path: Path) -> None
     run_sweep(longer, str(tmp_path), progress=False, pool=keep)
     thread.join()
     assert killed
-    assert [len(own) for own in cores] == [1, 1]
-    assert len(set.union(*cores)) == min(2, len(os.sched_getaffinity(0)))
+    assert [len(own) for own in cores] == [n_own, n_own]
+    assert len(set.union(*cores)) == (min(2, len(here)) if n_own == 1 else len(here))
     found = rows(tmp_path, "status", "attempts")
     assert {row["status"] for row in found.values()} == {"finished"}
     assert sorted(int(str(row["attempts"])) for row in found.values()) == [1, 2]
