@@ -89,6 +89,7 @@ class Kept:
             scores = {"final_loss": float(last["val_loss_answer"]), "exact_match": float(last["val_exact_answer"])}
             ends = (there.start_flops, there.end_flops) if there.found else (math.nan, math.nan)
             scores |= {"transition_start": ends[0], "transition_end": ends[1], "reason": there.reason}
+            scores |= {"complete_transition": there.found and there.complete}
             found.append(about | scores | {"item": item})
         return sorted(found, key=lambda row: (row["task"], row["length"], row["budget_flops"], row["seed"]))
 

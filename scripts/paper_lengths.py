@@ -17,7 +17,6 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from pages import DOCS, fill, markdown, save
@@ -47,13 +46,13 @@ def minutes(queue: Queue, item: Item, cost: CostModel) -> float:
 def status(queue: Queue, kept: Kept) -> str:
     """The queue as a table: predicted minutes of what is to be trained, measured ones of what is kept."""
     items = queue.items()
-    todo = [item for item in items if not kept.has(item.name)]
+    todo = [item for item in items if not queue.done(item)]
     cost = measured(queue, todo) if todo else None
     rows = []
     for item in items:
         shape = {} if item.kind != "run" else queue.shape(item.entry) or {}
         row = {"item": item.name, "shape": " ".join(f"{k} {v:g}" for k, v in shape.items())}
-        if kept.has(item.name):
+        if queue.done(item):
             about = kept.about(item.name)
             row |= {"state": "kept", "training (minutes)": about.get("train_seconds", about["seconds"]) / 60}
         else:
@@ -64,14 +63,12 @@ def status(queue: Queue, kept: Kept) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def next_item(queue: Queue, kept: Kept, names: list[str], passed: set[str]) -> Item | None:
+def next_item(queue: Queue, names: list[str], passed: set[str]) -> Item | None:
     """The first item that is ready and not kept, and not passed over."""
     items = {item.name: item for item in queue.items()}
     for name in names or items:
-        if name in passed or kept.has(name):
-            continue
         item = items.get(name)
-        if item is not None and queue.ready(item):
+        if item is not None and name not in passed and not queue.done(item) and queue.ready(item):
             return item
     return None
 
@@ -79,19 +76,17 @@ def next_item(queue: Queue, kept: Kept, names: list[str], passed: set[str]) -> I
 def go_on(queue: Queue, kept: Kept, names: list[str], out: Path, until: float, pool: MakePool | None = None) -> None:
     """Work on the queue until it is empty, or nothing is left that ends before `until`; `pool` as in `work`."""
     passed: set[str] = set()
-    cost = measured(queue, [one for one in queue.items() if not kept.has(one.name)]) if np.isfinite(until) else None
-    while (item := next_item(queue, kept, names, passed)) is not None:
-        if cost is not None:
-            takes = minutes(queue, item, cost)
-            if time.monotonic() + 60 * takes > until:
-                _say(f"{item.name}: passed over, {takes:.0f} minutes are too many")
-                passed.add(item.name)
-                continue
+    while (item := next_item(queue, names, passed)) is not None:
+        takes = minutes(queue, item, measured(queue, [item]))
+        if time.monotonic() + 60 * takes > until:
+            _say(f"{item.name}: passed over, {takes:.0f} minutes are too many")
+            passed.add(item.name)
+            continue
         try:
             with FolderLock(out / "locks" / item.name, "works on this item"):
-                if not kept.has(item.name):
-                    _say(f"{item.name}: begun")
-                    work(queue, item, out, kept, _say, pool)
+                if not queue.done(item):
+                    _say(f"{item.name}: begun, about {takes:.0f} minutes of training")
+                    work(queue, item, out, kept, _say, predicted=takes, pool=pool)
                     _say(f"{item.name}: kept, {kept.n_bytes() / 2**20:.1f} MiB in all")
         except (QflError, ValueError) as error:  # one bad item does not stop the queue
             _say(f"{item.name}: passed over: {error}")

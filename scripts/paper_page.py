@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
 from figures.overview import losses_figure
 from pages import markdown
 from paper_kept import Kept
-from paper_queue import Entry, Queue, budget_name
+from paper_queue import Entry, Queue, budget_name, of_shape, verdict_budget
 from paper_words import (
     Row,
     ablation_row,
     agreement,
     between,
     between_of,
+    drop_agrees,
     interchange_row,
     labels_row,
+    over,
+    predicted,
+    reached,
+    said_across,
     said_transitions,
-    said_verdict,
     said_verdicts,
     ways,
     window_verdict,
 )
 
-from qfl_interp.analyses.sweeps.across_verdicts import Matched, curves_of, losses_of, verdict_across
+from qfl_interp.analyses.sweeps.across_verdicts import Matched, Transitions, curves_of, losses_of, verdict_across
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.emergence.aggregation import THIRDS
 from qfl_interp.tables import column, distinct, groups, records, select
@@ -35,6 +39,22 @@ from qfl_interp.tables import column, distinct, groups, records, select
 NOTHING: Final = "Nothing is kept yet.\n"
 # Budgets that a curve across compute takes.
 _MIN_BUDGETS: Final = 3
+
+
+class Across(NamedTuple):
+    """What the final models of several budgets say of a task.
+
+    Attributes:
+        n_seeds: How many seeds there are of every budget.
+        budgets: FLOPs, increasing.
+        transitions: Of the loss.
+        verdicts: Rows of `verdict_across` by feature and third.
+    """
+
+    n_seeds: int
+    budgets: list[float]
+    transitions: Transitions
+    verdicts: dict[tuple[str, str], Row]
 
 
 class Pages:
@@ -49,6 +69,7 @@ class Pages:
         self.entries, self.queue, self.kept = queue.entries, queue, kept
         self.all = kept.rows()
         self.watched = [row for row in self.all if not row["across"]]
+        self.curves = {entry.label: self._across(entry) for entry in self.entries}
 
     def parts(self) -> dict[str, str]:
         """Every table by the name of its markers."""
@@ -64,13 +85,22 @@ class Pages:
         return [row for row in self.watched if (row["task"], row["length"]) == entry[:2]]
 
     def verdict_runs(self, entry: Entry) -> list[Row]:
-        """All seeds of the budget that verdicts are of: the smallest with a transition in seed 0, or the largest."""
-        first = [row for row in self.of(entry) if row["seed"] == 0]
-        if not first:
-            return []
-        found = [row for row in first if math.isfinite(row["transition_start"])]
-        budget = (found[0] if found else first[-1])["budget_flops"]
-        return [row for row in self.of(entry) if row["budget_flops"] == budget]
+        """All seeds of the budget that verdicts are of (`verdict_budget`), of the task's shape."""
+        seen = self.queue.seen(self.all, entry)
+        return self._at(entry, verdict_budget(seen)) if seen else []
+
+    def _at(self, entry: Entry, budget: float) -> list[Row]:
+        """All seeds of one budget, of the task's shape."""
+        own = of_shape(self.of(entry), self.queue.shape(entry))
+        return [row for row in own if row["budget_flops"] == budget]
+
+    def taken_out(self, entry: Entry) -> list[Row]:
+        """All seeds of the budget that ablations are of: the verdicts' own, if it has any, or the largest with any."""
+        for budget in [row["budget_flops"] for row in [*self.of(entry), *self.verdict_runs(entry)]][::-1]:
+            runs = self._at(entry, budget)
+            if any(self.kept.table(row["item"], "ablate") is not None for row in runs):
+                return runs
+        return self.verdict_runs(entry)
 
     def runs(self) -> list[Row]:
         """One row a run that was watched while it trained."""
@@ -79,8 +109,9 @@ class Pages:
                 "task": f"{row['task']} {row['length']}", "budget (FLOPs)": budget_name(row["budget_flops"]),
                 "seed": row["seed"], "d_model x layers": f"{row['d_model']} x {row['n_layers']}",
                 "batch": row["batch_size"], "lr": row["lr"], "base rate": row["base_rate"],
-                "final loss": row["final_loss"], "exact match": f"{row['exact_match']:.3f}",
-                "transition (FLOPs)": between(row), "minutes": f"{row['train_seconds'] / 60:.0f}",
+                "final loss": row["final_loss"], "exact match": f"{row['exact_match']:.3f}", "problems": row["n_val"],
+                "transition (FLOPs)": between(row), "predicted minutes": predicted(row),
+                "minutes": f"{row['train_seconds'] / 60:.0f}",
             }
             for entry in self.entries for row in self.of(entry)
         ]  # fmt: skip
@@ -109,44 +140,75 @@ class Pages:
 
     def claims(self) -> list[Row]:
         """One row a claim of the paper: what it says, what is found here, whether they agree."""
-        rows = []
-        for entry in self.entries:
-            runs, verdicts = self.verdict_runs(entry), self._verdicts(entry)
-            of = {"task": f"{entry.name} {entry.length}"}
-            far = (
-                {"seeds": len(runs), "budget": budget_name(runs[0]["budget_flops"])}
-                if runs
-                else {"seeds": 0, "budget": "–"}
-            )
-            if entry.window:
-                low, high = (budget_name(x) for x in entry.window)
-                claim = f"the loss falls between {low} and {high} FLOPs"
-                rows.append(
-                    of | {"paper": claim, "ours": said_transitions(runs), "": window_verdict(entry, runs)} | far
-                )
-            for feature, claim in entry.paper.items():
-                part = select(select(verdicts, feature=feature), third="all") if len(verdicts) else verdicts
-                rows.append(
-                    of | {"paper": f"{feature} is {claim}", "ours": said_verdicts(part) if len(part) else "not yet"}
-                    | {"": agreement(claim, part)} | far
-                )  # fmt: skip
-            for feature, drop in entry.drops.items():
-                claim = f"taking {feature} out costs {drop} points"
-                costs = [self._costs(row, feature) for row in runs]
-                rows.append(of | {"paper": claim, "ours": "; ".join(costs) or "not yet", "": "see below"} | far)
+        rows = [row for entry in self.entries for row in self._claims(entry)]
+        return [*rows, self._phases(), self._drops()]
+
+    def _claims(self, entry: Entry) -> list[Row]:
+        """What the paper says of one task, beside ours; the words of agreement say which of ours they go by."""
+        runs, verdicts, across = self.verdict_runs(entry), self._verdicts(entry), self.curves[entry.label]
+        of = {"task": f"{entry.name} {entry.length}"}
+        low, high = (budget_name(x) for x in entry.window or (0.0, 0.0))
+        window = f"the loss falls between {low} and {high} FLOPs" if entry.window else "draws no transition"
+        found = {
+            "ours, within a run": said_transitions(runs),
+            "ours, across budgets": between_of(across.transitions.mean) if across else "–",
+            "": window_verdict(entry, runs, across.transitions.mean if across else None),
+        }
+        rows = [of | {"paper": window} | found | reached(runs)]
+        for feature, claim in entry.paper.items():
+            part = select(select(verdicts, feature=feature), third="all") if len(verdicts) else verdicts
+            over = across.verdicts.get((feature, "all")) if across else None
+            found = {
+                "ours, within a run": said_verdicts(part) if len(part) else "not yet",
+                "ours, across budgets": said_across(over) if over else "–",
+                "": agreement(claim, part, over),
+            }
+            rows.append(of | {"paper": f"{feature} is {claim}"} | found | reached(runs))
+        for feature, drop in entry.drops.items():
+            runs = self.taken_out(entry)
+            costs = [self._costs(row, feature) for row in runs]
+            said = "; ".join(f"{cost:.1f}" for cost in costs if math.isfinite(cost))
+            if not said:
+                said = f"nothing to lose: {100 * runs[0]['exact_match']:.1f} % right" if runs else "not yet"
+            found = {"ours, within a run": said, "ours, across budgets": "–", "": drop_agrees(drop, costs)}
+            rows.append(of | {"paper": f"taking {feature} out costs {drop} points"} | found | reached(runs))
         return rows
 
-    def _costs(self, run: Row, feature: str) -> str:
-        """What taking a feature out costs, by every method."""
+    def _costs(self, run: Row, feature: str) -> float:
+        """Points that taking a feature out costs as the paper does it, `=` scored; NaN where nothing was taken out."""
         table = self.kept.table(run["item"], "ablate")
         if table is None:
-            return f"nothing to lose: {100 * run['exact_match']:.1f} % right"
-        said = []
-        for (method, top_k), part in ways(select(table, feature=feature)):
-            right = {row["condition"]: row["exact_answer"] for row in records(part)}
-            where = method if top_k == 1 else f"{method}, all layers"
-            said.append(f"{100 * (right['intact'] - right['ablated']):.1f} ({where})")
-        return ", ".join(said)
+            return math.nan
+        rows = records(select(table, feature=feature, method="project_out", top_k=1))
+        right = {row["condition"]: row["exact"] for row in rows}
+        return 100 * (right["intact"] - right["ablated"])
+
+    def _phases(self) -> Row:
+        """In how many of the paper's ten tasks the loss has a transition."""
+        ten = {entry.name: self.verdict_runs(entry) for entry in reversed(self.entries)}  # addition: 16, not 64
+        trained = {name: runs[0] for name, runs in ten.items() if runs}
+        falls = [name for name, row in trained.items() if math.isfinite(row["transition_start"])]
+        budgets = sorted({row["budget_flops"] for row in trained.values()})
+        found = {
+            "ours, within a run": f"{len(falls)} of the {len(trained)} trained ({', '.join(sorted(falls)) or 'none'})",
+            "ours, across budgets": "–", "": "see the rows above", "seeds": "1",
+            "budget": " to ".join(budget_name(b) for b in dict.fromkeys([budgets[0], budgets[-1]])) if budgets else "–",
+        }  # fmt: skip
+        return {"task": "all ten", "paper": "two phases in six tasks"} | found
+
+    def _drops(self) -> Row:
+        """What taking out the features costs that are quiet here."""
+        said, seeds = [], 0
+        for entry in self.entries:
+            verdicts, runs = self._verdicts(entry), self.taken_out(entry)
+            quiet = select(select(verdicts, third="all"), verdict="quiet") if len(verdicts) else verdicts
+            for feature in distinct(quiet, "feature"):
+                costs = [cost for run in runs if math.isfinite(cost := self._costs(run, str(feature)))]
+                seeds = max(seeds, len(costs))
+                said += [f"{feature} of {entry.name} {entry.length}: {over(costs)}"] if costs else []
+        found = {"ours, within a run": "; ".join(said) or "–", "ours, across budgets": "–", "": "see below"}
+        paper = "taking a quiet feature out costs 41 to 75 points"
+        return {"task": "all ten", "paper": paper} | found | {"seeds": f"up to {seeds}", "budget": "–"}
 
     def ablation(self) -> list[Row]:
         """One row a task, run, feature and method: exact match without the feature, beside the controls."""
@@ -178,7 +240,7 @@ class Pages:
     def _tables(self, name: str) -> Iterator[tuple[Entry, Row, pd.DataFrame]]:
         """The kept tables of this name, each with its entry and run."""
         for entry in self.entries:
-            for run in self.verdict_runs(entry):
+            for run in self.taken_out(entry):
                 table = self.kept.table(run["item"], name)
                 if table is not None:
                     yield entry, run, table
@@ -204,42 +266,56 @@ class Pages:
         """One row a task and feature: the verdict across budgets, where there are enough of the shape."""
         rows = []
         for entry in self.entries:
-            found = self._matched(entry)
+            found = self.curves[entry.label]
             if found is None:
                 continue
-            matched, probes = found
-            _, transitions = losses_of(matched, entry.task.baselines["base_rate"])
-            for feature, of_feature in groups(probes, "feature"):
-                curve, seeds = curves_of(of_feature, matched)
-                said = {}
-                for third, points in groups(curve, "third"):
-                    verdict = verdict_across(points, select(seeds, third=third), transitions)
-                    said[third] = said_verdict(verdict["verdict"], verdict["certain"], verdict["lead_log10"])
-                budgets = [float(b) for b in distinct(matched.records, "budget_flops")]
-                row: Row = {"task": f"{entry.name} {entry.length}", "feature": feature}
-                row |= {"budgets": f"{len(budgets)}, {budget_name(min(budgets))} to {budget_name(max(budgets))}"}
-                row |= {"transition (FLOPs)": between_of(transitions.mean)}
-                rows.append(row | {third: said.get(third, "–") for third in ("all", *THIRDS)})
+            for feature in dict.fromkeys(feature for feature, _ in found.verdicts):
+                low, high = (budget_name(b) for b in (found.budgets[0], found.budgets[-1]))
+                row: Row = {"task": f"{entry.name} {entry.length}", "feature": feature, "seeds": found.n_seeds}
+                row |= {"budgets": f"{len(found.budgets)}, {low} to {high}"}
+                row |= {"transition (FLOPs)": between_of(found.transitions.mean)}
+                said = {third: found.verdicts.get((feature, third)) for third in ("all", *THIRDS)}
+                rows.append(row | {third: said_across(one) if one else "–" for third, one in said.items()})
         return rows
 
-    def _matched(self, entry: Entry) -> tuple[Matched, pd.DataFrame] | None:
-        """Seed 0's runs of every budget with the probes of their final models; None with too few."""
-        own = [row for row in self.all if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0)]
+    def _across(self, entry: Entry) -> Across | None:
+        """The transition and the verdicts across the budgets that all seeds have; None with too few."""
+        own = [row for row in self.all if (row["task"], row["length"]) == entry[:2]]
         own = [row for row in own if self.kept.table(row["item"], "probe") is not None]
-        own = [row for row in own if row["d_model"] == own[-1]["d_model"]]
-        if len(own) < _MIN_BUDGETS:
+        seeds = {seed: [row for row in own if row["seed"] == seed] for seed in sorted({row["seed"] for row in own})}
+        by_seed = {
+            seed: {row["budget_flops"]: row for row in of_shape(rows, self.queue.shape(entry))}
+            for seed, rows in seeds.items()
+        }
+        # A seed counts once it has all that its stage trains.
+        by_seed = {seed: rows for seed, rows in by_seed.items() if seed == 0 or self.queue.curve <= set(rows)}
+        common = sorted(set.intersection(*map(set, by_seed.values()))) if by_seed else []
+        if len(common) < _MIN_BUDGETS:
             return None
-        table = pd.DataFrame(own).rename(columns={"final_loss": "val_loss_answer"})
+        chosen = [rows[budget] for rows in by_seed.values() for budget in common]
+        last = chosen[-1]
+        table = pd.DataFrame(chosen).rename(columns={"final_loss": "val_loss_answer"})
+        matched = Matched(*entry[:2], last["d_model"], last["n_layers"], last["budget_flops"], table, [])
+        _, transitions = losses_of(matched, entry.task.baselines["base_rate"])
+        verdicts = {}
+        for feature, rows in groups(self._final_probes(chosen), "feature"):
+            curve, of_seeds = curves_of(rows, matched)
+            for third, points in groups(curve, "third"):
+                row = verdict_across(points, select(of_seeds, third=third), transitions)
+                verdicts[str(feature), str(third)] = row
+        return Across(len(by_seed), common, transitions, verdicts)
+
+    def _final_probes(self, runs: list[Row]) -> pd.DataFrame:
+        """The probes of the runs' final models, and of the last one's untrained models."""
         parts = []
-        for row in own:
+        for row in runs:
             rows = self.kept.table(row["item"], "probe")
             assert rows is not None
             trained = select(rows, source="trained")
             last = select(trained, step=column(trained, "step").max())
-            parts.append(last if row is not own[-1] else pd.concat([last, select(rows, source="untrained")]))
+            parts.append(last if row is not runs[-1] else pd.concat([last, select(rows, source="untrained")]))
             parts[-1] = parts[-1].assign(run_id=row["run_id"])
-        shape = (own[-1]["d_model"], own[-1]["n_layers"], own[-1]["budget_flops"])
-        return Matched(*entry[:2], *shape, table, []), pd.concat(parts, ignore_index=True)
+        return pd.concat(parts, ignore_index=True)
 
     def figure(self) -> go.Figure | None:
         """Loss over compute of every task with a kept run, transitions shaded, onsets of features marked; or None."""

@@ -19,10 +19,12 @@ from qfl_interp.training.train import plan_run
 
 QUEUE = Path(__file__).resolve().parent.parent / "sweeps" / "paper_lengths.toml"
 SEARCHES = ("rates", "widths")
-# A run is solved from this share of right answers on, and has begun to fall below this part of the base rate.
+# A run is solved from this share of right answers on, and has just begun between these parts of the base rate.
 SOLVED, BEGUN, HALF = 0.95, 0.95, 0.5
-# Budget and row of a kept run.
-Seen = tuple[float, dict[str, Any]]
+# What the searches choose, and runs of one task share.
+SHAPE = ("d_model", "batch_size", "lr")
+# A kept run.
+Row = dict[str, Any]
 
 
 class Entry(NamedTuple):
@@ -32,7 +34,7 @@ class Entry(NamedTuple):
         name: The task's.
         length: Its length.
         chosen: Width, batch size and learning rate, where no search has to find them.
-        search: FLOPs of a run of its first search, where not the common ones; the second's are three times that.
+        search: FLOPs of a run of its searches, where not the common ones.
         first: The budget that stands for the first stage's.
         window: Where the paper draws the transition, FLOPs; empty where it draws none.
         paper: The paper's verdict on each feature it names.
@@ -115,33 +117,59 @@ class Queue:
         for stage in self.settings["stage"]:
             for entry in self.entries:
                 for budget in stage["budgets"]:
-                    found += self._runs(entry, stage, budget, _seen(rows, entry))
+                    found += self._runs(entry, stage, budget, self.seen(rows, entry))
         once = {item.name: item for item in reversed(found)}
         return [item for item in found if once[item.name] is item]
 
+    def seen(self, rows: list[Row], entry: Entry) -> dict[float, Row]:
+        """The task's runs of seed 0 that were watched while they trained, of its shape, by their budgets."""
+        own = [r for r in rows if (r["task"], r["length"], r["seed"]) == (*entry[:2], 0) and not r["across"]]
+        return {row["budget_flops"]: row for row in of_shape(own, self.shape(entry))}
+
     def _search_budget(self, entry: Entry, kind: str) -> float:
         """FLOPs of each run of a search."""
-        if entry.search is None:
-            return self.settings[kind]["budget_flops"]
-        return entry.search if kind == "rates" else 3 * entry.search
+        return self.settings[kind]["budget_flops"] if entry.search is None else entry.search
 
-    def _runs(self, entry: Entry, stage: dict[str, Any], budget: float | str, seen: list[Seen]) -> list[Item]:
-        """The runs of a stage at one budget, where its condition holds of what was `_seen`."""
+    def _runs(self, entry: Entry, stage: dict[str, Any], budget: float | str, seen: dict[float, Row]) -> list[Item]:
+        """The runs of a stage at one budget, where its condition holds of what was `seen`."""
         when, across = stage.get("when", ""), stage.get("across", False)
-        if budget == "transition":
-            at = [b for b, row in seen if math.isfinite(row["transition_start"])] or [b for b, _ in seen][-1:]
-            if not at or (not math.isfinite(dict(seen)[at[0]]["transition_start"]) and not entry.paper):
+        solved = any(row["exact_match"] >= SOLVED for row in seen.values())
+        if "transition" in (budget, when):
+            # While seed 0 may still go to a larger budget the one that counts is not known.
+            if not seen or not (solved or self._largest in seen):
                 return []
-            return [Item(entry, "run", at[0], seed) for seed in stage["seeds"]]
+            chosen = verdict_budget(seen)
+            if not (math.isfinite(seen[chosen]["transition_start"]) or (budget == "transition" and entry.paper)):
+                return []
+            budget = chosen if budget == "transition" else budget
         assert isinstance(budget, float)
         if stage is self.settings["stage"][0] and entry.first is not None:
             budget = entry.first
-        below = [row for b, row in seen if b < budget]
-        if when == "not solved" and any(row["exact_match"] >= SOLVED for row in below):
+        if when == "not solved" and any(row["exact_match"] >= SOLVED for b, row in seen.items() if b < budget):
             return []
-        if when == "just begun" and not (below and just_begun(below[-1])):
+        if when == "just begun" and not (self._largest in seen and just_begun(seen[self._largest])):
             return []
         return [Item(entry, "run", budget, seed, across) for seed in stage["seeds"]]
+
+    @property
+    def _largest(self) -> float:
+        """The budget to which every task goes that is not solved before."""
+        return max(b for stage in self.settings["stage"] if stage.get("when") == "not solved" for b in stage["budgets"])
+
+    @property
+    def curve(self) -> set[float]:
+        """The budgets of a curve across compute that every seed has."""
+        return {
+            b for stage in self.settings["stage"] if stage.get("across") and stage.get("when") for b in stage["budgets"]
+        }
+
+    def done(self, item: Item) -> bool:
+        """Whether the item is kept, of the shape that the searches chose."""
+        if not self.kept.has(item.name) or item.kind != "run":
+            return self.kept.has(item.name)
+        shape, about = self.shape(item.entry), self.kept.about(item.name)
+        enough = item.across or not about["across"]  # one that was watched does for one that need not be
+        return enough and (shape is None or shape == {name: about[name] for name in SHAPE})
 
     def shape(self, entry: Entry) -> dict[str, Any] | None:
         """Width, batch size and learning rate: as chosen, or of the search's best run; None before it is made."""
@@ -189,15 +217,27 @@ class Queue:
         return [run.config for run in plan_sweep(self.sweep(item)).runs]
 
 
-def _seen(rows: list[dict[str, Any]], entry: Entry) -> list[Seen]:
-    """Budget and row of the task's kept runs of seed 0 that were watched while they trained, by budget."""
-    own = [row for row in rows if (row["task"], row["length"], row["seed"]) == (*entry[:2], 0) and not row["across"]]
-    return sorted(((row["budget_flops"], row) for row in own), key=lambda one: one[0])
+def of_shape(rows: list[Row], shape: dict[str, Any] | None) -> list[Row]:
+    """The runs of a shape; those of the last one while it is not chosen yet."""
+    if shape is None and rows:
+        shape = {name: rows[-1][name] for name in SHAPE}
+    return [row for row in rows if shape == {name: row[name] for name in SHAPE}]
 
 
-def just_begun(row: dict[str, Any]) -> bool:
-    """Whether a run's loss has left the base rate while fewer than half of its answers are right."""
-    return row["final_loss"] < BEGUN * row["base_rate"] and row["exact_match"] < HALF
+def verdict_budget(seen: dict[float, Row]) -> float:
+    """The budget that verdicts are of: the smallest whose run has a whole transition, else any, else the largest.
+
+    Args:
+        seen: A task's runs of seed 0 by their budgets, which increase.
+    """
+    found = [budget for budget, row in seen.items() if math.isfinite(row["transition_start"])]
+    whole = [budget for budget in found if seen[budget]["complete_transition"]]
+    return (whole or found[::-1] or list(seen)[::-1])[0]
+
+
+def just_begun(row: Row) -> bool:
+    """Whether a run's loss has left the base rate, and less than half of the way to 0 is behind it."""
+    return HALF * row["base_rate"] < row["final_loss"] < BEGUN * row["base_rate"]
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,8 @@ from qfl_interp.emergence.verdict import lead_interval_seeds
 from qfl_interp.tables import column, groups, records, select
 
 Row = dict[str, Any]
+# Points that a cut's cost may differ from the paper's.
+CLOSE: Final = 10.0
 _CONTROLS: Final = ("random", "random_feature", "same_norm")
 
 
@@ -42,7 +44,7 @@ def labels_row(way: tuple[str, int], part: pd.DataFrame, given: set[int]) -> Row
     drops = label_drops(part)
     most = records(drops.sort_values("drop", ascending=False, kind="stable").head(4))
     return {
-        "layers": said_layers(way[1]), "cuts": len(drops),
+        "method": way[0], "layers": said_layers(way[1]), "cuts": len(drops),
         "cost most (points)": ", ".join(said_label(row, given) for row in most),
         "median": f"{100 * float(np.median(column(drops, 'drop'))):.1f}",
         "random, most": f"{100 * float(column(drops, 'random').max()):.1f}",
@@ -68,14 +70,13 @@ def ablation_row(entry: Entry, run: Row, way: tuple[str, int], feature: str, par
     scores = {row["condition"]: row for row in records(part)}
     drop = {name: 100 * (scores["intact"]["exact_answer"] - row["exact_answer"]) for name, row in scores.items()}
     method, top_k = way
-    paper = entry.drops.get(feature) if method == "project_out" else None
     return {
         "task": f"{entry.name} {entry.length}", "seed": run["seed"],
         "taken out": feature.replace(WITHOUT_NEXT_TOKEN, ", without labels the next token gives away"),
         "method": method, "layers": said_layers(top_k), "intact": f"{scores['intact']['exact_answer']:.3f}",
         "costs (points)": f"{drop['ablated']:.1f}",
         **{f"{name} (points)": f"{drop[name]:.1f}" if name in drop else "–" for name in _CONTROLS},
-        "p, Holm": scores["ablated"]["p_value_holm"], "paper": f"{paper:.1f}" if paper is not None else "–",
+        "p, Holm": scores["ablated"]["p_value_holm"],
     }  # fmt: skip
 
 
@@ -104,25 +105,54 @@ def said_verdicts(rows: pd.DataFrame) -> str:
     return f"{words} ({leads.mean():+.2f}{span})"
 
 
-def said_verdict(verdict: str, certain: bool, lead: float) -> str:
-    """A verdict with its lead, in decades."""
-    known = f" ({lead:+.2f})" if math.isfinite(lead) else ""
-    return f"{verdict}{'' if certain else ' (?)'}{known}"
+def said_across(row: Row) -> str:
+    """A verdict across budgets with its lead in decades, and the lead's interval over seeds where there are several."""
+    known = [f"{row['lead_log10']:+.2f}"] if math.isfinite(row["lead_log10"]) else []
+    if known and math.isfinite(row["lead_seed_low"]):
+        known.append(f"{row['lead_seed_low']:+.2f} to {row['lead_seed_high']:+.2f}")
+    lead = f" ({', '.join(known)})" if known else ""
+    return f"{row['verdict']}{'' if row['certain'] else ' (?)'}{lead}"
 
 
-def agreement(claim: str, rows: pd.DataFrame) -> str:
-    """Whether the verdicts of the seeds are the paper's."""
+def agreement(claim: str, rows: pd.DataFrame, across: Row | None = None) -> str:
+    """Whether the verdict is the paper's: that across budgets where it is quiet or loud, else those of the seeds."""
+    if across is not None and across["verdict"] in ("quiet", "loud"):
+        word = "agrees" if across["verdict"] == claim else "disagrees"
+        return word if across["certain"] else f"{word}, uncertain"
     if not len(rows):
         return "–"
     verdicts = {str(row["verdict"]) for row in records(rows)}
-    sure = all(bool(row["certain"]) for row in records(rows))
-    if verdicts == {claim}:
-        return "agrees" if sure else "agrees, uncertain"
-    if verdicts <= {"quiet", "loud"} and len(verdicts) == 1:
-        return "disagrees" if sure else "disagrees, uncertain"
-    if verdicts <= {"quiet", "loud"}:
+    if not verdicts & {"quiet", "loud"}:
+        return "no verdict"
+    if len(verdicts) > 1:
         return "seeds differ"
-    return "no verdict"
+    sure = all(bool(row["certain"]) for row in records(rows))
+    word = "agrees" if verdicts == {claim} else "disagrees"
+    return f"{word} within a run{'' if sure else ', uncertain'}"
+
+
+def reached(runs: list[Row]) -> Row:
+    """How many seeds a row is of, and which budget."""
+    return {"seeds": len(runs), "budget": budget_name(runs[0]["budget_flops"]) if runs else "–"}
+
+
+def drop_agrees(paper: float, costs: Iterable[float]) -> str:
+    """Whether what a cut costs is the paper's number to 10 points."""
+    known = [cost for cost in costs if math.isfinite(cost)]
+    if not known:
+        return "–"
+    words = ["agrees" if abs(cost - paper) <= CLOSE else "smaller" if cost < paper else "larger" for cost in known]
+    return ", ".join(dict.fromkeys(words))
+
+
+def over(costs: list[float]) -> str:
+    """What a cut costs, from the least to the most of the seeds."""
+    return " to ".join(dict.fromkeys(f"{cost:.1f}" for cost in (min(costs), max(costs))))
+
+
+def predicted(row: Row) -> str:
+    """The minutes that a run was predicted to take, where they were."""
+    return f"{row['predicted_minutes']:.0f}" if "predicted_minutes" in row else "–"
 
 
 def said_transitions(runs: Iterable[Row]) -> str:
@@ -136,24 +166,29 @@ def said_transitions(runs: Iterable[Row]) -> str:
     return "; ".join(dict.fromkeys(between(row) for row in found))
 
 
-def window_verdict(entry: Entry, runs: list[Row]) -> str:
-    """Whether the transition of most seeds overlaps the paper's window."""
+def window_verdict(entry: Entry, runs: list[Row], across: Transition | None = None) -> str:
+    """Whether the transition overlaps the paper's window: that across budgets if there is one, or those of runs."""
+    low, high = entry.window or (math.nan, math.nan)
+    if not entry.window:
+        return "–"
+    if across is not None and across.found:
+        return "agrees" if across.start_flops <= high and across.end_flops >= low else "disagrees"
     if not runs:
         return "–"
     found = [row for row in runs if math.isfinite(row["transition_start"])]
     if not found:
-        reached = runs[0]["budget_flops"] >= entry.window[1]
-        return "disagrees at this budget" if reached else "not reached"
-    low, high = entry.window
+        return "disagrees at this budget" if runs[0]["budget_flops"] >= high else "not reached"
     inside = [row for row in found if row["transition_start"] <= high and row["transition_end"] >= low]
-    return "agrees" if len(inside) == len(runs) else "agrees in some seeds" if inside else "disagrees"
+    word = "agrees" if len(inside) == len(runs) else "agrees in some seeds" if inside else "disagrees"
+    return f"{word} within a run"
 
 
 def between(row: Row) -> str:
     """Where a run's loss falls."""
     if not math.isfinite(row["transition_start"]):
         return f"none by {budget_name(row['budget_flops'])}"
-    return f"{row['transition_start']:.1e} → {row['transition_end']:.1e}"
+    open_end = "" if row["complete_transition"] else ", not at rest by the end"
+    return f"{row['transition_start']:.1e} → {row['transition_end']:.1e}{open_end}"
 
 
 def between_of(transition: Transition) -> str:

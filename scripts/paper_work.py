@@ -44,8 +44,19 @@ Say = Callable[[str], None]
 MakePool = Callable[[JobSettings], Pool]
 
 
-def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePool | None = None) -> None:
-    """Do an item from where it stands, and keep its tables; `pool` trains the runs of a search, here by default.
+def work(
+    queue: Queue, item: Item, out: Path, kept: Kept, say: Say, *, predicted: float, pool: MakePool | None = None
+) -> None:
+    """Do an item from where it stands, and keep its tables.
+
+    Args:
+        queue: Says what the item is.
+        item: What to do.
+        out: Where its runs are.
+        kept: Takes its tables.
+        say: Takes a line of progress.
+        predicted: Minutes that its training will take, kept beside those it took.
+        pool: Trains the runs of a search, here by default.
 
     Raises:
         QflError: It could not be trained or analysed; what is done so far stays in `out`.
@@ -57,7 +68,7 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePo
         sweep = run_sweep(queue.sweep(item), folder, execution, extend=True, progress=False, pool=pool)
         table = sweep.table()
         about = {"kind": item.kind, "task": item.entry.name, "length": item.entry.length, "budget_flops": item.budget}
-        about |= _made(start)
+        about |= {"predicted_minutes": predicted, **_made(start)}
         kept.write(item.name, about, {"search": _search_rows(table)})
         return
     config = queue.run(item)
@@ -70,8 +81,8 @@ def work(queue: Queue, item: Item, out: Path, kept: Kept, say: Say, pool: MakePo
         "kind": "run", "task": config.task, "length": config.length, "seed": item.seed, "across": item.across,
         "d_model": config.model.d_model, "n_layers": config.model.n_layers, "batch_size": config.batch_size,
         "lr": config.train.lr, "budget_flops": item.budget, "n_steps": config.n_steps, "run_id": run.run_id,
-        "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters,
-        "train_seconds": float(column(run.metrics, "seconds")[-1]),
+        "base_rate": run.task.baselines["base_rate"], "n_parameters": run.n_parameters, "n_val": config.n_val,
+        "train_seconds": float(column(run.metrics, "seconds")[-1]), "predicted_minutes": predicted,
     }  # fmt: skip
     tables = {"metrics": kept_metrics(run.metrics)}
     kept.write(item.name, about | {"complete": False, **_made(start)}, tables)
@@ -104,9 +115,9 @@ def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: S
     tables = {"ablate": pd.concat(whole, ignore_index=True)}
     say(f"{item.name}: ablated")
     parts = [
-        ablate(run, name, labels=labels, top_k=k, n_trials=TRIALS_BY_LABEL, **how).rows
-        for name, labels in label_groups(run, fitted_labels(probes))
-        for k in ((1, depth) if name == item.entry.interchanged else (1,))
+        ablate(run, name, labels=labels, method=m, top_k=k, n_trials=TRIALS_BY_LABEL, **how).rows
+        for name, labels in label_groups(run, fitted_labels(probes), item.entry.interchanged)
+        for m, k in (ways if name == item.entry.interchanged else ways[:1])
     ]
     tables["ablate_labels"] = pd.concat(parts, ignore_index=True)
     say(f"{item.name}: ablated by label")
@@ -124,16 +135,17 @@ def fitted_labels(probes: pd.DataFrame) -> dict[str, list[int]]:
     return {str(name): sorted({int(label) for label in part["label"]}) for name, part in trained.groupby("feature")}
 
 
-def label_groups(run: qfl.Run, fitted: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
+def label_groups(run: qfl.Run, fitted: dict[str, list[int]], one_by_one: str = "") -> list[tuple[str, list[int]]]:
     """What is taken out in one go: every label, or neighbours together where a feature has many.
 
-    Labels that the very next token gives away are never together with others.
+    Labels that the very next token gives away are never together with others; the feature `one_by_one` is not grouped.
     """
     found = []
     for name, labels in fitted.items():
         given = set(next_token_labels(run.task, name))
         for part in ([x for x in labels if x not in given], [x for x in labels if x in given]):
-            n = len(part) if run.task.feature(name).n_labels <= MOST_LABELS else min(N_GROUPS, len(part))
+            alone = name == one_by_one or run.task.feature(name).n_labels <= MOST_LABELS
+            n = len(part) if alone else min(N_GROUPS, len(part))
             edges = [round(i * len(part) / n) for i in range(n + 1)] if n else []
             found += [(name, part[a:b]) for a, b in itertools.pairwise(edges)]
     return found

@@ -13,11 +13,12 @@ from helpers_sweep import InlinePool
 from pages import DOCS
 from paper_kept import CSV, MOST_BYTES, Kept
 from paper_page import NOTHING, Pages
-from paper_queue import Entry, Queue, budget_name
-from paper_words import agreement, label_drops, said_label, said_verdicts, window_verdict
+from paper_queue import Entry, Queue, budget_name, verdict_budget
+from paper_words import agreement, drop_agrees, label_drops, said_across, said_label, said_verdicts, window_verdict
 from paper_work import label_groups
 
 import qfl_interp as qfl
+from qfl_interp.emergence.transition import find_transition
 
 TINY = """
 [defaults]
@@ -41,7 +42,11 @@ shuffled_control = false
 budgets = [1e7]
 seeds = [0]
 [[stage]]
-budgets = [5e6]
+budgets = [1e8]
+seeds = [0]
+when = "not solved"
+[[stage]]
+budgets = [2e6, 5e6]
 seeds = [0]
 across = true
 [[task]]
@@ -62,11 +67,11 @@ def plateau_and_fall(end=0.01):
     )
 
 
-def put(kept, item, *, budget, seed=0, metrics=None, across=False, task="breadth_first_search", length=11):
+def put(kept, item, *, budget, seed=0, metrics=None, task="breadth_first_search", length=11, across=False, lr=3e-3):
     """A kept run of these metrics."""
     about = {"kind": "run", "task": task, "length": length, "seed": seed, "across": across, "d_model": 64,
              "n_layers": 4,
-             "batch_size": 8, "lr": 3e-3, "budget_flops": budget, "run_id": item, "base_rate": 0.65,
+             "batch_size": 8, "lr": lr, "budget_flops": budget, "n_val": 128, "run_id": item, "base_rate": 0.65,
              "train_seconds": 60.0, "seconds": 90.0}  # fmt: skip
     kept.write(item, about, {"metrics": plateau_and_fall() if metrics is None else metrics})
 
@@ -78,20 +83,48 @@ def names(queue):
 def test_the_queue_follows_what_is_kept(tmp_path):
     kept = Kept(tmp_path)
     queue = Queue(kept)
-    assert names(queue)[:2] == ["breadth_first_search-11-1e13-s0", "breadth_first_search-11-1e14-s0"]
+    bfs = "breadth_first_search-11-{}".format
+    assert names(queue)[:2] == [bfs("1e13-s0"), bfs("1e14-s0")]
     assert not any(name.endswith("s1") for name in names(queue)), "seeds wait for seed 0"
     flat = plateau_and_fall().assign(val_loss_answer=0.65, val_exact_answer=0.0)
-    put(kept, "breadth_first_search-11-1e13-s0", budget=1e13, metrics=flat)
-    after_flat = names(queue)
-    assert "breadth_first_search-11-1e14-s0" in after_flat
-    assert "breadth_first_search-11-3e14-s0" not in after_flat, "a flat loss has not begun to fall"
-    assert "breadth_first_search-11-1e13-s1" in after_flat, "the paper names its features"
-    put(kept, "breadth_first_search-11-1e14-s0", budget=1e14, metrics=flat.assign(val_loss_answer=0.5))
-    assert "breadth_first_search-11-3e14-s0" in names(queue)
-    put(kept, "breadth_first_search-11-1e13-s0", budget=1e13)
+    put(kept, bfs("1e13-s0"), budget=1e13, metrics=flat)
+    assert bfs("1e14-s0") in names(queue)
+    assert not {bfs("1e13-s1"), bfs("3e14-s0")} & set(names(queue)), "what the largest budget shows is not known yet"
+    put(kept, bfs("1e14-s0"), budget=1e14, metrics=flat)
+    assert bfs("3e14-s0") not in names(queue), "a flat loss has not begun to fall"
+    assert {bfs("1e14-s1"), bfs("1e14-s2")} < set(names(queue)), "the paper names its features"
+    assert bfs("1e12-s1") not in names(queue), "but there is no transition across budgets to find"
+    for loss, begun in ((0.5, True), (0.3, False)):
+        put(kept, bfs("1e14-s0"), budget=1e14, metrics=flat.assign(val_loss_answer=loss))
+        assert (bfs("3e14-s0") in names(queue)) == begun
+    put(kept, bfs("1e13-s0"), budget=1e13)
     solved = names(queue)
-    assert "breadth_first_search-11-1e14-s0" not in solved
-    assert {"breadth_first_search-11-1e13-s1", "breadth_first_search-11-1e13-s2"} < set(solved)
+    assert bfs("1e14-s0") not in solved
+    assert {bfs("1e13-s1"), bfs("1e13-s2"), bfs("1e12-s2")} < set(solved)
+
+
+def test_verdicts_are_of_the_smallest_budget_whose_fall_came_to_rest():
+    flat, falling = {"transition_start": math.nan, "complete_transition": False}, {"transition_start": 1.0}
+    ended, whole = falling | {"complete_transition": False}, falling | {"complete_transition": True}
+    assert verdict_budget({1e12: flat, 1e13: whole, 1e14: whole}) == 1e13
+    assert verdict_budget({1e12: ended, 1e13: flat, 1e14: whole}) == 1e14
+    assert verdict_budget({1e12: ended, 1e13: ended, 1e14: flat}) == 1e13
+    assert verdict_budget({1e12: flat, 1e13: flat}) == 1e13
+
+
+def test_a_run_of_another_shape_is_made_again(tmp_path):
+    kept = Kept(tmp_path)
+    queue = Queue(kept)
+    items = {item.name: item for item in queue.items()}
+    item = items["addition-16-3e12-s0"]  # its shape is in the queue's definition
+    put(kept, item.name, budget=3e12, task="addition", length=16)
+    assert queue.done(item)
+    put(kept, item.name, budget=3e12, task="addition", length=16, lr=1e-3)
+    assert not queue.done(item)
+    assert not queue.seen(kept.rows(), item.entry), "nor is anything said of it"
+    put(kept, item.name, budget=3e12, task="addition", length=16, across=True)
+    assert not queue.done(item), "one that was probed at its end alone is not enough"
+    assert queue.done(item._replace(across=True))
 
 
 def test_every_task_of_the_queue_can_be_planned():
@@ -153,25 +186,47 @@ def verdicts(*kinds, certain=True, leads=()):
 
 
 def test_agreement_is_with_every_seed():
-    assert agreement("quiet", verdicts("quiet", "quiet")) == "agrees"
-    assert agreement("quiet", verdicts("quiet", certain=False)) == "agrees, uncertain"
-    assert agreement("quiet", verdicts("loud", "loud")) == "disagrees"
+    assert agreement("quiet", verdicts("quiet", "quiet")) == "agrees within a run"
+    assert agreement("quiet", verdicts("quiet", certain=False)) == "agrees within a run, uncertain"
+    assert agreement("quiet", verdicts("loud", "loud")) == "disagrees within a run"
     assert agreement("quiet", verdicts("loud", "quiet")) == "seeds differ"
+    assert agreement("quiet", verdicts("quiet", "not learned")) == "seeds differ"
     assert agreement("quiet", verdicts("no transition")) == "no verdict"
     assert agreement("quiet", verdicts()) == "–"
     assert said_verdicts(verdicts("quiet", "quiet", leads=(0.2, 0.4))) == "quiet (+0.30, -0.97 to +1.57)"
+
+
+def test_a_verdict_across_budgets_counts_more_than_those_of_runs():
+    across = {"verdict": "loud", "certain": True, "lead_log10": -0.2, "lead_seed_low": -0.3, "lead_seed_high": -0.1}
+    assert agreement("quiet", verdicts("quiet"), across) == "disagrees"
+    assert agreement("loud", verdicts("quiet"), across | {"certain": False}) == "agrees, uncertain"
+    assert agreement("quiet", verdicts("quiet"), across | {"verdict": "no transition"}) == "agrees within a run"
+    assert said_across(across) == "loud (-0.20, -0.30 to -0.10)"
+    assert said_across(across | {"lead_seed_low": math.nan, "certain": False}) == "loud (?) (-0.20)"
+
+
+def test_a_cut_agrees_to_ten_points():
+    assert drop_agrees(43.6, [50.0, 40.0, math.nan]) == "agrees"
+    assert drop_agrees(43.6, [60.0, 0.0]) == "larger, smaller"
+    assert drop_agrees(43.6, [math.nan]) == "–"
 
 
 def test_a_transition_agrees_where_it_overlaps_the_papers():
     entry = Entry("addition", 16, window=(1e11, 1e12))
     run = {"budget_flops": 1e13, "transition_start": 5e11, "transition_end": 2e12}
     late, none = run | {"transition_start": 2e12}, run | {"transition_start": math.nan}
-    assert window_verdict(entry, [run]) == "agrees"
-    assert window_verdict(entry, [run, late]) == "agrees in some seeds"
-    assert window_verdict(entry, [late]) == "disagrees"
+    assert window_verdict(entry, [run]) == "agrees within a run"
+    assert window_verdict(entry, [run, late]) == "agrees in some seeds within a run"
+    assert window_verdict(entry, [late]) == "disagrees within a run"
     assert window_verdict(entry, [none]) == "disagrees at this budget"
     assert window_verdict(entry, [none | {"budget_flops": 1e11}]) == "not reached"
     assert window_verdict(entry, []) == "–"
+    flops, share = np.geomspace(1e9, 1e15, 61), np.linspace(0, 1, 61) > 0.8
+    across = find_transition(flops, np.where(share, 0.01, 0.65), chance_loss=0.65)
+    assert across.start_flops > 1e12, "the case"
+    assert window_verdict(entry, [run], across) == "disagrees"
+    assert window_verdict(entry._replace(window=(1e13, 1e14)), [run], across) == "agrees"
+    assert window_verdict(entry._replace(window=()), [run], across) == "–"
 
 
 def test_a_labels_cost_is_its_own():
@@ -205,6 +260,7 @@ def test_many_labels_are_cut_in_groups(tmp_path):
     carries = [labels for _, labels in label_groups(Long(), {"carry": list(range(64))})]
     assert carries[-1] == [63], "the last carry is the next token"
     assert carries[0] == list(range(8))
+    assert [part for _, part in label_groups(Long(), {"carry": [0, 5, 63]}, "carry")] == [[0], [5], [63]]
 
 
 @pytest.mark.slow
@@ -217,9 +273,10 @@ def test_a_small_queue_is_worked_off_and_described(tmp_path, monkeypatch):
     kept = Kept(tmp_path / "kept")
     queue = Queue(kept, definition)
     assert Pages(queue, kept).parts()["paper claims"] != NOTHING
-    assert paper_lengths.next_item(queue, kept, ["addition-3-1e7-s0"], set()) is None, "its search comes first"
+    assert paper_lengths.next_item(queue, ["addition-3-1e7-s0"], set()) is None, "its search comes first"
     paper_lengths.go_on(queue, kept, [], tmp_path / "runs", math.inf, InlinePool)
     assert {"addition-3-rates", "addition-3-widths", "addition-3-1e7-s0", "addition-3-5e6-s0"} <= set(kept.names())
+    assert all(kept.about(name)["predicted_minutes"] > 0 for name in kept.names())
     best = kept.search("addition-3-widths")
     assert best is not None
     row = best.loc[best["val_loss_answer"].idxmin()]
@@ -227,8 +284,7 @@ def test_a_small_queue_is_worked_off_and_described(tmp_path, monkeypatch):
     assert (about["d_model"], about["batch_size"]) == (row["d_model"], row["batch_size"])
     parts = Pages(queue, kept).parts()
     said = {name for name, text in parts.items() if text != NOTHING}
-    of_runs = {f"paper {name}" for name in ("runs", "features", "ablation", "labels", "interchange", "searches")}
-    assert of_runs <= said
+    assert said == set(parts)
     before = {path: path.stat().st_mtime_ns for path in kept.folder.rglob("*.parquet")}
     paper_lengths.go_on(queue, kept, [], tmp_path / "elsewhere", math.inf, InlinePool)
     assert before == {path: path.stat().st_mtime_ns for path in kept.folder.rglob("*.parquet")}, "nothing is done twice"
