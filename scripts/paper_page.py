@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from figures.overview import losses_figure
 from pages import markdown
 from paper_kept import Kept
-from paper_queue import Entry, Queue, budget_name, of_shape, verdict_budget
+from paper_queue import SEARCHES, Entry, Queue, budget_name, of_shape, verdict_budget
 from paper_words import (
     Row,
     ablation_row,
@@ -249,16 +249,18 @@ class Pages:
         """One row a task whose search is kept: the runs' losses and what was chosen."""
         rows = []
         for entry in self.entries:
-            for kind in ("rates", "widths"):
+            for kind in SEARCHES:
                 table, best = self.kept.search(f"{entry.label}-{kind}"), self.queue.best(entry, kind)
                 if table is None or best is None:
                     continue
-                losses = table["val_loss_answer"]
+                own = select(table, **best)
+                right = [100 * float(share) for share in column(own, "val_exact_answer")]
                 rows.append(
                     {"task": f"{entry.name} {entry.length}", "search": kind, "runs": len(table),
                      "budget each": budget_name(float(table["budget_flops"].iloc[0])),
                      "chosen: d_model, batch, lr": f"{best['d_model']}, {best['batch_size']}, {best['lr']:g}",
-                     "its loss": float(losses.min()), "worst loss": float(losses.max())}
+                     "its loss": float(column(own, "val_loss_answer").mean()), "right (%)": over(right),
+                     "worst loss": float(column(table, "val_loss_answer").max())}
                 )  # fmt: skip
         return rows
 

@@ -18,7 +18,7 @@ from qfl_interp.sweep.plan import plan_sweep, task_at
 from qfl_interp.training.train import plan_run
 
 QUEUE = Path(__file__).resolve().parent.parent / "sweeps" / "paper_lengths.toml"
-SEARCHES = ("rates", "widths")
+SEARCHES = ("rates", "widths", "seeds")
 # A run is solved from this share of right answers on, and has just begun between these parts of the base rate.
 SOLVED, BEGUN, HALF = 0.95, 0.95, 0.5
 # What the searches choose, and runs of one task share.
@@ -35,6 +35,7 @@ class Entry(NamedTuple):
         length: Its length.
         chosen: Width, batch size and learning rate, where no search has to find them.
         search: FLOPs of a run of its searches, where not the common ones.
+        lucky: Whether one seed says little, so that a third search, over learning rates and seeds, chooses.
         first: The budget that stands for the first stage's.
         window: Where the paper draws the transition, FLOPs; empty where it draws none.
         paper: The paper's verdict on each feature it names.
@@ -47,6 +48,7 @@ class Entry(NamedTuple):
     length: int
     chosen: dict[str, Any] = {}  # noqa: RUF012  # never changed
     search: float | None = None
+    lucky: bool = False
     first: float | None = None
     window: tuple[float, ...] = ()
     paper: dict[str, str] = {}  # noqa: RUF012  # never changed
@@ -113,7 +115,9 @@ class Queue:
         """Everything there may be to do, in order; what waits for a condition is in it, too."""
         rows, found = self.kept.rows(), []
         for kind in SEARCHES:
-            found += [Item(entry, kind, self._search_budget(entry, kind)) for entry in self.entries if not entry.chosen]
+            for entry in self.entries:
+                if not entry.chosen and (entry.lucky or kind != "seeds"):
+                    found.append(Item(entry, kind, self._search_budget(entry, kind)))
         for stage in self.settings["stage"]:
             for entry in self.entries:
                 for budget in stage["budgets"]:
@@ -175,23 +179,21 @@ class Queue:
         """Width, batch size and learning rate: as chosen, or of the search's best run; None before it is made."""
         if entry.chosen:
             return dict(entry.chosen)
-        return self.best(entry, "widths")
+        return self.best(entry, "seeds" if entry.lucky else "widths")
 
     def best(self, entry: Entry, kind: str) -> dict[str, Any] | None:
-        """The shape of the search's run with the lowest validation loss over the answer; None before it is kept."""
+        """The search's shape with the lowest mean validation loss over the answer; None before it is kept."""
         table = self.kept.search(f"{entry.label}-{kind}")
         if table is None:
             return None
-        row = table.loc[table["val_loss_answer"].idxmin()]
-        return {"d_model": int(row["d_model"]), "batch_size": int(row["batch_size"]), "lr": float(row["lr"])}
+        d_model, batch_size, lr = table.groupby(list(SHAPE))["val_loss_answer"].mean().idxmin()
+        return {"d_model": int(d_model), "batch_size": int(batch_size), "lr": float(lr)}
 
     def ready(self, item: Item) -> bool:
         """Whether what it is made from is kept."""
-        if item.kind == "rates":
-            return True
-        return (
-            self.best(item.entry, "rates") is not None if item.kind == "widths" else self.shape(item.entry) is not None
-        )
+        if item.kind == "run":
+            return self.shape(item.entry) is not None
+        return item.kind != "widths" or self.best(item.entry, "rates") is not None
 
     def sweep(self, item: Item) -> SweepConfig:
         """The search of an item."""

@@ -73,7 +73,7 @@ def work(
         return
     config = queue.run(item)
     try:
-        run = train_planned(item.entry.task, config, out / item.name)
+        run = train_planned(item.entry.task, config, out / config.run_id)
     except DivergedError as error:
         raise QflError(f"{item.name} diverged: {error}") from error
     say(f"{item.name}: trained")

@@ -143,6 +143,22 @@ def test_every_task_of_the_queue_can_be_planned():
     }  # fmt: skip
 
 
+def test_a_search_over_seeds_chooses_by_their_mean(tmp_path):
+    kept = Kept(tmp_path)
+    queue = Queue(kept)
+    (entry,) = [entry for entry in queue.entries if entry.lucky]
+    search = pd.DataFrame({
+        "d_model": 64, "batch_size": 8, "lr": [1e-3, 1e-3, 3e-3, 3e-3], "val_loss_answer": [0.02, 0.04, 0.0001, 0.68],
+    })  # fmt: skip
+    kept.write(f"{entry.label}-widths", {"kind": "widths"}, {"search": search.assign(d_model=32)})
+    assert queue.shape(entry) is None, "one seed does not choose"
+    kept.write(f"{entry.label}-seeds", {"kind": "seeds"}, {"search": search})
+    assert queue.shape(entry) == {"d_model": 64, "batch_size": 8, "lr": 1e-3}
+    seeds = [item for item in queue.items() if item.kind == "seeds"]
+    assert [item.entry for item in seeds] == [entry]
+    assert len({config.train.seed for config in queue.planned(seeds[0])}) > 1
+
+
 def test_budgets_have_short_names():
     assert [budget_name(b) for b in (1e13, 3e14, 1e9)] == ["1e13", "3e14", "1e9"]
 
