@@ -168,10 +168,12 @@ class Queue:
         }
 
     def done(self, item: Item) -> bool:
-        """Whether the item is kept, of the shape that the searches chose."""
-        if not self.kept.has(item.name) or item.kind != "run":
-            return self.kept.has(item.name)
+        """Whether the item is kept, of the budget and of the shape that the searches chose."""
+        if not self.kept.has(item.name):
+            return False
         shape, about = self.shape(item.entry), self.kept.about(item.name)
+        if item.kind != "run":
+            return about["budget_flops"] == item.budget
         enough = item.across or not about["across"]  # one that was watched does for one that need not be
         return enough and (shape is None or shape == {name: about[name] for name in SHAPE})
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 import torch
 from paper_kept import Kept
-from paper_queue import Item, Queue
+from paper_queue import Item, Queue, budget_name
 
 import qfl_interp as qfl
 from qfl_interp.analyses import ablate, emergence, interchange, probe
@@ -64,7 +64,7 @@ def work(
     start = time.monotonic()
     if item.kind != "run":
         execution = Execution(workers=1, threads=1, stack=4)
-        folder = str(out / item.name)
+        folder = str(out / f"{item.name}-{budget_name(item.budget)}")
         sweep = run_sweep(queue.sweep(item), folder, execution, extend=True, progress=False, pool=pool)
         table = sweep.table()
         about = {"kind": item.kind, "task": item.entry.name, "length": item.entry.length, "budget_flops": item.budget}

@@ -125,6 +125,10 @@ def test_a_run_of_another_shape_is_made_again(tmp_path):
     put(kept, item.name, budget=3e12, task="addition", length=16, across=True)
     assert not queue.done(item), "one that was probed at its end alone is not enough"
     assert queue.done(item._replace(across=True))
+    search = next(item for item in items.values() if item.kind == "widths")
+    for budget in (search.budget, search.budget / 3):
+        kept.write(search.name, {"kind": "widths", "budget_flops": budget}, {})
+        assert queue.done(search) == (budget == search.budget)
 
 
 def test_every_task_of_the_queue_can_be_planned():
