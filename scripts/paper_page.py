@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from figures.overview import losses_figure
 from pages import markdown
 from paper_kept import Kept
-from paper_queue import SEARCHES, Entry, Queue, budget_name, of_shape, verdict_budget
+from paper_queue import LEAST_RIGHT, SEARCHES, Entry, Queue, budget_name, of_shape, verdict_budget
 from paper_words import (
     Row,
     ablation_row,
@@ -169,7 +169,8 @@ class Pages:
             costs = [self._costs(row, feature) for row in runs]
             said = "; ".join(f"{cost:.1f}" for cost in costs if math.isfinite(cost))
             if not said:
-                said = f"nothing to lose: {100 * runs[0]['exact_match']:.1f} % right" if runs else "not yet"
+                lost = runs and runs[0]["exact_match"] < LEAST_RIGHT
+                said = f"nothing to lose: {100 * runs[0]['exact_match']:.1f} % right" if lost else "not yet"
             found = {"ours, within a run": said, "ours, across budgets": "–", "": drop_agrees(drop, costs)}
             rows.append(of | {"paper": f"taking {feature} out costs {drop} points"} | found | reached(runs))
         return rows

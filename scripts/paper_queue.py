@@ -21,6 +21,8 @@ QUEUE = Path(__file__).resolve().parent.parent / "sweeps" / "paper_lengths.toml"
 SEARCHES = ("rates", "widths", "seeds")
 # A run is solved from this share of right answers on, and has just begun between these parts of the base rate.
 SOLVED, BEGUN, HALF = 0.95, 0.95, 0.5
+# With a smaller share there is nothing to lose: no ablation.
+LEAST_RIGHT = 0.1
 # What the searches choose, and runs of one task share.
 SHAPE = ("d_model", "batch_size", "lr")
 # A kept run.

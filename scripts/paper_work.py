@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 import torch
 from paper_kept import Kept
-from paper_queue import Item, Queue, budget_name
+from paper_queue import LEAST_RIGHT, Item, Queue, budget_name
 
 import qfl_interp as qfl
 from qfl_interp.analyses import ablate, emergence, interchange, probe
@@ -30,8 +30,6 @@ MOST_LABELS: Final = 20
 N_GROUPS: Final = 8
 # Trials of every control: of whole features, and of single labels.
 TRIALS, TRIALS_BY_LABEL = 4, 1
-# With fewer right answers there is nothing to lose: no ablation.
-LEAST_RIGHT: Final = 0.1
 # Pairs of an interchange: shares are near 0 or 1.
 PAIRS: Final = 96
 _METRICS = ("step", "flops", "seconds", "train_loss")
