@@ -16,9 +16,9 @@ from torch import Tensor
 
 from qfl_interp.interventions.edits import BatchRows, RowInterventions, edit_at
 from qfl_interp.interventions.planes import Planes, plane_ablation
-from qfl_interp.models.build import HookedModel, model_device
-from qfl_interp.models.forward import logits_at
-from qfl_interp.models.hooks import Intervention, Site, read_activations
+from qfl_interp.interventions.streams import run_under
+from qfl_interp.models.build import HookedModel
+from qfl_interp.models.hooks import Intervention, Site
 from qfl_interp.shapes import Tokens
 
 # Draws one trial of a control.
@@ -40,18 +40,24 @@ def plane_means(
     Raises:
         QflError: The model has no such hook point.
     """
-    sites = {int(layer): Site(int(layer), planes.name) for layer in np.unique(planes.layers)}
     total = torch.zeros(len(planes.layers), planes.directions.shape[-1], dtype=torch.float64)
-    count = torch.zeros(len(planes.layers), dtype=torch.float64)
+
+    def summed(layer: int, positions: Int[Tensor, "example row place"]) -> Intervention:
+        example, there = torch.arange(len(positions))[:, None], positions >= 0
+
+        def read(activation: Tensor) -> Tensor:
+            for row in np.flatnonzero(planes.layers == layer):
+                x = activation[example, positions[:, row].clamp_min(0)].cpu().double()
+                total[row, : x.shape[-1]] += (x * there[:, row, :, None]).sum(dim=(0, 1))
+            return activation
+
+        return Intervention(Site(layer, planes.name), read, "summed")
+
+    layers = [int(layer) for layer in np.unique(planes.layers)]
     for start in range(0, len(tokens), chunk):
-        part, positions = tokens[start : start + chunk], planes.positions[start : start + chunk]
-        found = read_activations(model, part.to(model_device(model)), list(sites.values()))
-        there = positions >= 0
-        example = torch.arange(len(part))[:, None]
-        for row, layer in enumerate(planes.layers.tolist()):
-            x = found[sites[layer]].cpu()[example, positions[:, row].clamp_min(0)].double()
-            total[row, : x.shape[-1]] += (x * there[:, row, :, None]).sum(dim=(0, 1))
-        count += there.sum(dim=(0, 2))
+        rows = slice(start, start + chunk)
+        run_under(model, tokens[rows], [summed(layer, planes.positions[rows]) for layer in layers])
+    count = (planes.positions >= 0).sum(dim=(0, 2))
     return total / count.clamp_min(1)[:, None]
 
 
@@ -149,7 +155,7 @@ def moves_made(model: HookedModel, tokens: Tokens, make: RowInterventions, *, ch
         sites = [intervention.site for intervention in made]
         sizes: list[list[Tensor]] = [[] for _ in made]
         watchers = [watched(i, intervention, sizes[i]) for i, intervention in enumerate(made)]
-        logits_at(model, tokens[rows], slice(None), watchers)
+        run_under(model, tokens[rows], watchers)
         parts.append([torch.cat(size) for size in sizes])
     return [
         _where_moved(site, torch.cat(size), shapes[index])

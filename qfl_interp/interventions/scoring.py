@@ -19,11 +19,12 @@ from qfl_interp.data.task import Batch
 from qfl_interp.interventions.controls import Control
 from qfl_interp.interventions.edits import BatchRows, RowInterventions
 from qfl_interp.interventions.replace import Method, activations_at, replace, replacement_by
+from qfl_interp.interventions.streams import fast_at_streams, first_block, stream_changes
 from qfl_interp.memory import available_bytes, require_memory
-from qfl_interp.models.build import HookedModel, is_hooked_transformer, layer_count, model_device
+from qfl_interp.models.build import HookedModel, layer_count, model_device
 from qfl_interp.models.fast_suffix import fast_suffix, suffix_logits
-from qfl_interp.models.forward import is_fast, logits_at, resumable, rows_logits
-from qfl_interp.models.hooks import ActivationFn, Intervention, Site
+from qfl_interp.models.forward import logits_at, resumable, rows_logits
+from qfl_interp.models.hooks import Intervention, Site
 from qfl_interp.models.metrics import ExampleScores, evaluate, scored_span
 from qfl_interp.seeding import generator
 from qfl_interp.shapes import Resid, Tokens
@@ -58,13 +59,6 @@ def shared_prefix(model: HookedModel, tokens: Tokens, layer: int, *, chunk: int 
         model(tokens[start : start + chunk].to(device), stop_at_layer=layer) for start in range(0, len(tokens), chunk)
     ]
     return Prefix(layer, torch.cat(parts))
-
-
-def _first_block(interventions: Sequence[Intervention]) -> int:
-    """The first block whose input stream the interventions may change, or that they change inside; 0: any."""
-    if not interventions or any(i.site.layer is None for i in interventions):
-        return 0
-    return min((i.site.layer or 0) + (i.site.name == "resid_post") for i in interventions)
 
 
 @torch.no_grad()
@@ -105,7 +99,7 @@ def score_interventions(
 
     def forward(tokens: Tensor, positions: slice, rows: slice) -> Tensor:
         made = make(rows)
-        if prefix is not None and _first_block(made) >= prefix.layer:
+        if prefix is not None and first_block(made) >= prefix.layer:
             return _logits_after(model, prefix, rows, positions, made).cpu()
         return logits_at(model, tokens, positions, made).cpu()
 
@@ -162,19 +156,15 @@ def _scorer(
     model: HookedModel, batch: Batch, made: Sequence[Intervention], first: int, chunk: int
 ) -> Callable[[RowInterventions], ExampleScores]:
     """Scores the batch under interventions, none of which acts before those that were made."""
-    at_stream = all(i.site.name == "resid_post" and i.site.layer is not None for i in made)
-    if not (made and at_stream and is_hooked_transformer(model) and is_fast(model)):
-        prefix = shared_prefix(model, batch.tokens, _first_block(made), chunk=chunk)
+    if not fast_at_streams(model, made):
+        prefix = shared_prefix(model, batch.tokens, first_block(made), chunk=chunk)
         return lambda make: score_interventions(model, batch, make, chunk=chunk, prefix=prefix)
     first = min(first, scored_span(batch.loss_mask).start)
-    suffix = fast_suffix(model, batch.tokens, _first_block(made), first)
+    suffix = fast_suffix(model, batch.tokens, first_block(made), first)
 
     def score(make: RowInterventions) -> ExampleScores:
         def forward(_tokens: Tensor, positions: slice, rows: slice) -> Tensor:
-            changes: dict[int, list[ActivationFn]] = {}
-            for intervention in make(rows):
-                changes.setdefault(intervention.site.layer or 0, []).append(intervention.fn)
-            return suffix_logits(suffix.rows(rows), positions, changes).cpu()
+            return suffix_logits(suffix.rows(rows), positions, stream_changes(make(rows))).cpu()
 
         return evaluate(forward, batch, chunk=chunk, together=suffix.resid.device.type == "cpu")
 

@@ -11,7 +11,7 @@ import torch
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import NO_POSITION, Batch
 from qfl_interp.errors import QflError
-from qfl_interp.interventions import scoring
+from qfl_interp.interventions import streams
 from qfl_interp.interventions.controls import moves_made, plane_controls, plane_means
 from qfl_interp.interventions.planes import Planes, plane_ablation, pooled_planes, probe_planes
 from qfl_interp.interventions.replace import zero
@@ -290,7 +290,7 @@ def test_scores_from_the_first_changed_token_on_are_those_of_full_passes(model, 
     planes = draw_planes([0, 2], [[5, 6]] * N_EXAMPLES)
     settings = {"n_trials": 3, "pool": {0: torch.eye(D_MODEL), 2: torch.eye(D_MODEL)}, "chunk": chunk}
     found = scored(model, batch, planes, first=5, **settings)
-    monkeypatch.setattr(scoring, "is_fast", lambda _: False)
+    monkeypatch.setattr(streams, "is_fast", lambda _: False)
     wanted = scored(model, batch, planes, **settings)
     assert found.keys() == wanted.keys()
     for name, trials in wanted.items():
