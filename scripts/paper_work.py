@@ -112,9 +112,10 @@ def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: S
     whole = [ablate(run, method=m, top_k=k, n_trials=TRIALS, **how).rows for m, k in ways]
     tables = {"ablate": pd.concat(whole, ignore_index=True)}
     say(f"{item.name}: ablated")
+    one_by_one = item.entry.interchanged if item.seed == 0 else ""
     parts = [
         ablate(run, name, labels=labels, method=m, top_k=k, n_trials=TRIALS_BY_LABEL, **how).rows
-        for name, labels in label_groups(run, fitted_labels(probes), item.entry.interchanged)
+        for name, labels in label_groups(run, fitted_labels(probes), one_by_one)
         for m, k in (ways if name == item.entry.interchanged else ways[:1])
     ]
     tables["ablate_labels"] = pd.concat(parts, ignore_index=True)
