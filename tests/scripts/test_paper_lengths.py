@@ -14,11 +14,21 @@ from pages import DOCS
 from paper_kept import CSV, MOST_BYTES, Kept
 from paper_page import NOTHING, Pages
 from paper_queue import Entry, Queue, budget_name, verdict_budget
-from paper_words import agreement, drop_agrees, label_drops, said_across, said_label, said_verdicts, window_verdict
+from paper_words import (
+    agreement,
+    drop_agrees,
+    label_drops,
+    said_across,
+    said_label,
+    said_verdicts,
+    ways,
+    window_verdict,
+)
 from paper_work import label_groups
 
 import qfl_interp as qfl
 from qfl_interp.emergence.transition import find_transition
+from qfl_interp.tables import select
 
 TINY = """
 [defaults]
@@ -199,6 +209,54 @@ def test_the_csv_and_the_page_are_what_the_kept_tables_give():
     for name, text in Pages(Queue(kept), kept).parts().items():
         assert f"<!-- {name} -->\n{text}<!-- /{name} -->" in page, name
     assert kept.n_bytes() < MOST_BYTES
+
+
+def test_what_the_page_says_of_the_carry_is_what_is_kept():
+    """The sentences about where the ablation's drop comes from, made again from the tables."""
+    kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
+    for item, bits in (("addition-16-3e12-s0", 16), ("addition-64-1e13-s0", 64)):
+        table = kept.table(item, "ablate")
+        assert table is not None
+        rows = select(select(table, method="project_out", top_k=1), condition="ablated").set_index("feature")
+        whole = 100 * (1 - rows.loc["carry", "exact_answer"])
+        assert f"{whole:.1f}" in said.split("**In short.**")[1][:400], bits
+        assert rows.loc["carry_without_next_token", "exact_answer"] == 1.0, bits
+    labels = kept.table("addition-64-1e13-s0", "ablate_labels")
+    assert labels is not None
+    one_by_one = select(labels, feature="carry")
+    costs = {way: label_drops(part).set_index("labels") for way, part in ways(one_by_one)}
+    as_the_paper, everywhere = costs["project_out", 1]["drop"], costs["written", 4]
+    assert f"the last costs {100 * as_the_paper['63']:.1f} and each of the others 0.0" in said
+    assert as_the_paper.drop("63").max() == 0
+    drops = 100 * everywhere["drop"]
+    assert f"costs {drops.min():.0f} to {drops.max():.0f} points ({drops.median():.1f} in the median)" in said
+    norm = select(one_by_one, top_k=4, condition="same_norm")["exact_answer"]
+    assert everywhere["random"].max() == 0
+    assert f"changes of the same size at most {100 * (1 - norm.min()):.1f}" in said
+    swaps = kept.table("addition-64-1e13-s0", "interchange")
+    assert swaps is not None
+    inner = select(swaps, condition="mean_shift", layer=0)
+    inner = inner[inner["label"] < 63]["flipped"]
+    assert f"take {100 * inner.min():.0f} to {100 * inner.max():.0f} % of the answers with" in said
+    assert select(swaps, condition="random")["flipped"].max() == 0
+    probes = select(swaps, condition="feature")
+    assert probes[probes["label"] < 63]["flipped"].max() == 0
+
+
+def test_what_the_page_says_of_luck_is_what_is_kept():
+    kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
+    seeds, rates, widths = (kept.search(f"addition-64-{kind}") for kind in ("seeds", "rates", "widths"))
+    assert seeds is not None
+    assert rates is not None
+    assert widths is not None
+    left = {lr: int((part["val_loss_answer"] < 0.1).sum()) for lr, part in seeds.groupby("lr")}
+    assert left == {1e-3: 4, 2e-3: 3, 3e-3: 2}
+    assert "all of four seeds have left the plateau at 1e-3, three at 2e-3, two at 3e-3" in said
+    stacked, alone = (select(table, d_model=64, batch_size=8, lr=3e-3) for table in (rates, widths))
+    assert stacked["run_id"].tolist() == alone["run_id"].tolist()
+    assert (stacked["group_size"].tolist(), alone["group_size"].tolist()) == ([4], [1])
+    assert float(stacked["val_exact_answer"].iloc[0]) == 1
+    assert float(alone["val_exact_answer"].iloc[0]) == 0
 
 
 def verdicts(*kinds, certain=True, leads=()):
