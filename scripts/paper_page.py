@@ -34,7 +34,7 @@ from paper_words import (
 from qfl_interp.analyses.sweeps.across_verdicts import Matched, Transitions, curves_of, losses_of, verdict_across
 from qfl_interp.data.next_token import next_token_labels
 from qfl_interp.emergence.aggregation import THIRDS
-from qfl_interp.tables import column, distinct, groups, records, select
+from qfl_interp.tables import column, groups, records, select
 
 NOTHING: Final = "Nothing is kept yet.\n"
 # Budgets that a curve across compute takes.
@@ -154,25 +154,25 @@ class Pages:
             "ours, across budgets": between_of(across.transitions.mean) if across else "–",
             "": window_verdict(entry, runs, across.transitions.mean if across else None),
         }
-        rows = [of | {"paper": window} | found | reached(runs)]
+        rows = [of | {"paper": window} | found | reached(runs, len(runs))]
         for feature, claim in entry.paper.items():
             part = select(select(verdicts, feature=feature), third="all") if len(verdicts) else verdicts
-            over = across.verdicts.get((feature, "all")) if across else None
+            row = across.verdicts.get((feature, "all")) if across else None
             found = {
                 "ours, within a run": said_verdicts(part) if len(part) else "not yet",
-                "ours, across budgets": said_across(over) if over else "–",
-                "": agreement(claim, part, over),
+                "ours, across budgets": said_across(row) if row else "–",
+                "": agreement(claim, part, row),
             }
-            rows.append(of | {"paper": f"{feature} is {claim}"} | found | reached(runs))
+            rows.append(of | {"paper": f"{feature} is {claim}"} | found | reached(runs, len(part)))
         for feature, drop in entry.drops.items():
             runs = self.taken_out(entry)
-            costs = [self._costs(row, feature) for row in runs]
-            said = "; ".join(f"{cost:.1f}" for cost in costs if math.isfinite(cost))
+            costs = [cost for row in runs if math.isfinite(cost := self._costs(row, feature))]
+            said = "; ".join(f"{cost:.1f}" for cost in costs)
             if not said:
                 lost = runs and runs[0]["exact_match"] < LEAST_RIGHT
                 said = f"nothing to lose: {100 * runs[0]['exact_match']:.1f} % right" if lost else "not yet"
             found = {"ours, within a run": said, "ours, across budgets": "–", "": drop_agrees(drop, costs)}
-            rows.append(of | {"paper": f"taking {feature} out costs {drop} points"} | found | reached(runs))
+            rows.append(of | {"paper": f"taking {feature} out costs {drop} points"} | found | reached(runs, len(costs)))
         return rows
 
     def _costs(self, run: Row, feature: str) -> float:
@@ -203,8 +203,9 @@ class Pages:
         for entry in self.entries:
             verdicts, runs = self._verdicts(entry), self.taken_out(entry)
             quiet = select(select(verdicts, third="all"), verdict="quiet") if len(verdicts) else verdicts
-            for feature in distinct(quiet, "feature"):
-                costs = [cost for run in runs if math.isfinite(cost := self._costs(run, str(feature)))]
+            for feature, part in groups(quiet, "feature"):
+                own = [run for run in runs if run["seed"] in set(part["seed"])]  # where it is quiet
+                costs = [cost for run in own if math.isfinite(cost := self._costs(run, str(feature)))]
                 seeds = max(seeds, len(costs))
                 said += [f"{feature} of {entry.name} {entry.length}: {over(costs)}"] if costs else []
         found = {"ours, within a run": "; ".join(said) or "–", "ours, across budgets": "–", "": "see below"}

@@ -76,7 +76,7 @@ def ablation_row(entry: Entry, run: Row, way: tuple[str, int], feature: str, par
         "method": method, "layers": said_layers(top_k), "intact": f"{scores['intact']['exact_answer']:.3f}",
         "costs (points)": f"{drop['ablated']:.1f}",
         **{f"{name} (points)": f"{drop[name]:.1f}" if name in drop else "–" for name in _CONTROLS},
-        "p, Holm": scores["ablated"]["p_value_holm"],
+        "p against random": scores["ablated"]["p_value_holm"],
     }  # fmt: skip
 
 
@@ -131,9 +131,9 @@ def agreement(claim: str, rows: pd.DataFrame, across: Row | None = None) -> str:
     return f"{word} within a run{'' if sure else ', uncertain'}"
 
 
-def reached(runs: list[Row]) -> Row:
+def reached(runs: list[Row], n_seeds: int) -> Row:
     """How many seeds a row is of, and which budget."""
-    return {"seeds": len(runs), "budget": budget_name(runs[0]["budget_flops"]) if runs else "–"}
+    return {"seeds": n_seeds, "budget": budget_name(runs[0]["budget_flops"]) if runs else "–"}
 
 
 def drop_agrees(paper: float, costs: Iterable[float]) -> str:

@@ -35,7 +35,7 @@ def plane_means(
         model: Any hooked model.
         tokens: The examples that the planes' positions belong to.
         planes: Their layers, tokens and site.
-        chunk: Examples a pass; one chunk's activations of the layers concerned are in memory.
+        chunk: Examples a pass.
 
     Raises:
         QflError: The model has no such hook point.

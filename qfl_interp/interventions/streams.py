@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 def fast_at_streams(model: HookedModel, interventions: Sequence[Intervention]) -> TypeGuard[HookedTransformer]:
     """Whether there are interventions, all after blocks (`resid_post`) of a model that `fast_suffix` takes."""
-    after_blocks = all(i.site.name == "resid_post" and i.site.layer is not None for i in interventions)
-    return bool(interventions) and after_blocks and is_hooked_transformer(model) and is_fast(model)
+    if not interventions or not is_hooked_transformer(model) or not is_fast(model):
+        return False
+    blocks = range(model.cfg.n_layers)
+    return all(i.site.name == "resid_post" and i.site.layer in blocks for i in interventions)
 
 
 def first_block(interventions: Sequence[Intervention]) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from qfl_interp.config import ModelConfig
 from qfl_interp.data.task import NO_POSITION
+from qfl_interp.errors import QflError
 from qfl_interp.interventions.controls import (
     feature_planes,
     moves_made,
@@ -84,6 +85,15 @@ def test_plane_means_against_a_loop(model, tokens, chunk, name):
         ]
         torch.testing.assert_close(found[row], torch.stack(seen).mean(0), rtol=1e-5, atol=1e-6)
     assert not found[3].any()
+
+
+def test_planes_of_a_block_the_model_lacks_are_refused(model, tokens):
+    planes = draw_planes([7], [5])
+    for name in ("resid_post", "mlp_out"):
+        with pytest.raises(QflError, match="7"):
+            plane_means(model, tokens, planes._replace(name=name))
+        with pytest.raises(QflError, match="7"):
+            moves_made(model, tokens, plane_ablation(planes._replace(name=name)))
 
 
 # Random directions
