@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import lens_contract as contract
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import pytest
 
 import qfl_interp as qfl
 from qfl_interp.analyses import emergence, report
-from qfl_interp.analyses.lenses.emergence.auto import steps_at_onsets
+from qfl_interp.analyses.lenses.emergence.auto import _places, steps_at_onsets
 from qfl_interp.analyses.lenses.emergence.lens import Emergence
 from qfl_interp.emergence.onset import find_onset
 from qfl_interp.plots.axes import FLOPS
@@ -80,3 +82,10 @@ def test_the_verdicts_are_those_of_all_checkpoints(run_copy):
 def test_pages_take_the_checkpoints_that_verdicts_need(run_copy, tmp_path):
     page = report(run_copy, steps="auto", out=tmp_path / "a.html", config=CONFIG, n_trials=2, progress=False)
     assert "Verdicts" in page.read_text()
+
+
+def test_an_interval_without_an_end_has_no_place_there():
+    """Resamples that never learn the feature have a lead of minus infinity."""
+    rows = {"transition_start_flops": 1e12, "onset_flops": 2e12, "bootstrap_low": -math.inf, "bootstrap_high": 1.0}
+    unknown = rows | {"onset_flops": math.nan, "bootstrap_low": math.nan, "bootstrap_high": math.inf}
+    assert [*_places(pd.DataFrame([rows, unknown]), "flops")] == [2e12, 1e12, 1e11, 1e12]

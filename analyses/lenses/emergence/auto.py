@@ -57,5 +57,6 @@ def _places(verdicts: pd.DataFrame, axis: str) -> Iterator[float]:
     """Where onsets, the ends of their intervals and the transition's start are on the axis."""
     for row in verdicts.to_dict("records"):
         start = row[f"transition_start_{axis}"]
-        ends = (start / 10 ** row[f"bootstrap_{end}"] for end in ("low", "high"))
+        leads = (row[f"bootstrap_{end}"] for end in ("low", "high"))  # infinite where resamples never learn it
+        ends = (start / 10**lead for lead in leads if math.isfinite(lead))
         yield from (at for at in (row[f"onset_{axis}"], start, *ends) if math.isfinite(at))
