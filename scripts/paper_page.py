@@ -286,10 +286,10 @@ class Pages:
         """The transition and the verdicts across the budgets that all seeds have; None with too few."""
         own = [row for row in self.all if (row["task"], row["length"]) == entry[:2]]
         own = [row for row in own if self.kept.table(row["item"], "probe") is not None]
-        seeds = {seed: [row for row in own if row["seed"] == seed] for seed in sorted({row["seed"] for row in own})}
+        own = of_shape(own, self.queue.shape(entry))
         by_seed = {
-            seed: {row["budget_flops"]: row for row in of_shape(rows, self.queue.shape(entry))}
-            for seed, rows in seeds.items()
+            seed: {row["budget_flops"]: row for row in own if row["seed"] == seed}
+            for seed in sorted({row["seed"] for row in own})
         }
         # A seed counts once it has all that its stage trains.
         by_seed = {seed: rows for seed, rows in by_seed.items() if seed == 0 or self.queue.curve <= set(rows)}

@@ -120,10 +120,11 @@ class Queue:
             for entry in self.entries:
                 if not entry.chosen and (entry.lucky or kind != "seeds"):
                     found.append(Item(entry, kind, self._search_budget(entry, kind)))
+        seen = {entry.label: self.seen(rows, entry) for entry in self.entries}
         for stage in self.settings["stage"]:
             for entry in self.entries:
                 for budget in stage["budgets"]:
-                    found += self._runs(entry, stage, budget, self.seen(rows, entry))
+                    found += self._runs(entry, stage, budget, seen[entry.label])
         once = {item.name: item for item in reversed(found)}
         return [item for item in found if once[item.name] is item]
 
