@@ -25,6 +25,8 @@ SOLVED, BEGUN, HALF = 0.95, 0.95, 0.5
 LEAST_RIGHT = 0.1
 # What the searches choose, and runs of one task share.
 SHAPE = ("d_model", "batch_size", "lr")
+# Where no search has chosen yet.
+_USUAL: dict[str, Any] = {"d_model": 64, "batch_size": 8, "lr": 3e-3}
 # A kept run.
 Row = dict[str, Any]
 
@@ -201,17 +203,17 @@ class Queue:
         return item.kind != "widths" or self.best(item.entry, "rates") is not None
 
     def sweep(self, item: Item) -> SweepConfig:
-        """The search of an item."""
-        at = dict(self.settings[item.kind]) | {"budget_flops": item.budget}
-        if item.kind == "widths":
-            best = self.best(item.entry, "rates") or {"batch_size": 8, "lr": 3e-3}
-            at |= {"batch_size": best["batch_size"], "lr": best["lr"]}
-        grid = self.settings["defaults"] | at | {"task": item.entry.name, "length": item.entry.length}
+        """The search of an item, of rates or of seeds."""
+        at = self.settings[item.kind] | {"task": item.entry.name, "length": item.entry.length}
+        grid = self.settings["defaults"] | at | {"budget_flops": item.budget}
         return SweepConfig.from_dict({"name": item.name, "min_steps": 1, "max_steps": 10**7, "grid": [grid]})
 
     def run(self, item: Item) -> RunConfig:
         """The run of an item; of the search's usual shape while the task's own is not known."""
-        shape = self.shape(item.entry) or {"d_model": 64, "batch_size": 8, "lr": 3e-3}
+        return self._run_of_shape(item, self.shape(item.entry) or _USUAL)
+
+    def _run_of_shape(self, item: Item, shape: dict[str, Any]) -> RunConfig:
+        """The run of an item's budget and seed, of any shape."""
         train = {name: shape[name] for name in ("batch_size", "lr")} | {"budget_flops": item.budget, "seed": item.seed}
         settings = {"n_checkpoints": 2} if item.across else self.settings["run"]
         model = qfl.ModelConfig(d_model=shape["d_model"], **self.settings["defaults"])
@@ -221,6 +223,9 @@ class Queue:
         """The runs that an item trains."""
         if item.kind == "run":
             return [self.run(item)]
+        if item.kind == "widths":
+            at = self.best(item.entry, "rates") or _USUAL
+            return [self._run_of_shape(item, at | {"d_model": width}) for width in self.settings["widths"]["d_model"]]
         return [run.config for run in plan_sweep(self.sweep(item)).runs]
 
 

@@ -37,6 +37,11 @@ _PROBES = (
     "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
     "test_loss", "test_score", "shuffled_test_loss", "majority_test_loss", "next_token",
 )  # fmt: skip
+# What is kept of the runs of a search.
+_SEARCH = [
+    "task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "lr", "seed", "status", "n_steps",
+    "val_loss", "val_loss_answer", "val_exact_answer", "seconds", "group_size", "run_id",
+]  # fmt: skip
 
 Say = Callable[[str], None]
 MakePool = Callable[[JobSettings], Pool]
@@ -61,13 +66,10 @@ def work(
     """
     start = time.monotonic()
     if item.kind != "run":
-        execution = Execution(workers=1, threads=1, stack=4)
-        folder = str(out / f"{item.name}-{budget_name(item.budget)}")
-        sweep = run_sweep(queue.sweep(item), folder, execution, extend=True, progress=False, pool=pool)
-        table = sweep.table()
+        table = _widths(queue, item, out) if item.kind == "widths" else _sweep(queue, item, out, pool)
         about = {"kind": item.kind, "task": item.entry.name, "length": item.entry.length, "budget_flops": item.budget}
         about |= {"predicted_minutes": predicted, **_made(start)}
-        kept.write(item.name, about, {"search": _search_rows(table)})
+        kept.write(item.name, about, {"search": table})
         return
     config = queue.run(item)
     try:
@@ -90,6 +92,31 @@ def work(
         kept.write(item.name, about | {"complete": False, **_made(start)}, tables)
         tables |= ablated(queue, item, run, tables["probe"], say)
     kept.write(item.name, about | {"complete": True, **_made(start)}, tables)
+
+
+def _sweep(queue: Queue, item: Item, out: Path, pool: MakePool | None) -> pd.DataFrame:
+    """The runs of a search of many, trained as a sweep: of one shape as a stack."""
+    execution = Execution(workers=1, threads=1, stack=4)
+    folder = str(out / f"{item.name}-{budget_name(item.budget)}")
+    return run_sweep(queue.sweep(item), folder, execution, extend=True, progress=False, pool=pool).table()[_SEARCH]
+
+
+def _widths(queue: Queue, item: Item, out: Path) -> pd.DataFrame:
+    """The runs of a search over widths, trained one by one, where the run of the width that is chosen is looked for."""
+    rows = []
+    for config in queue.planned(item):
+        about = {
+            "task": config.task, "length": config.length, "budget_flops": item.budget, "d_model": config.model.d_model,
+            "n_layers": config.model.n_layers, "batch_size": config.batch_size, "lr": config.train.lr,
+            "seed": config.train.seed, "n_steps": config.n_steps, "group_size": 1, "run_id": config.run_id,
+        }  # fmt: skip
+        try:
+            last = train_planned(item.entry.task, config, out / config.run_id).metrics.iloc[-1]
+            scores = last[["val_loss", "val_loss_answer", "val_exact_answer", "seconds"]]
+            rows.append(about | {"status": "finished", **scores.to_dict()})
+        except DivergedError:
+            rows.append(about | {"status": "diverged"})
+    return pd.DataFrame(rows, columns=_SEARCH)
 
 
 def probed(queue: Queue, item: Item, run: qfl.Run) -> dict[str, pd.DataFrame]:
@@ -154,13 +181,6 @@ def kept_metrics(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows of validations."""
     rows = metrics[metrics["val_loss_answer"].notna()]
     return pd.DataFrame(rows[[c for c in rows.columns if c in _METRICS or c.startswith("val_")]]).reset_index(drop=True)
-
-
-def _search_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """What is kept of the runs of a search."""
-    columns = ["task", "length", "budget_flops", "d_model", "n_layers", "batch_size", "lr", "seed", "status", "n_steps",
-               "val_loss", "val_loss_answer", "val_exact_answer", "seconds", "group_size", "run_id"]  # fmt: skip
-    return table[columns]
 
 
 def _probe_rows(rows: pd.DataFrame) -> pd.DataFrame:

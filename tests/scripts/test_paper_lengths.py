@@ -40,7 +40,7 @@ d_model = 8
 batch_size = [4, 8]
 lr = [1e-3]
 [widths]
-budget_flops = 4e6
+budget_flops = 1e7
 d_model = [4, 8]
 [run]
 n_checkpoints = 3
@@ -371,6 +371,7 @@ def test_a_small_queue_is_worked_off_and_described(tmp_path, monkeypatch):
     row = best.loc[best["val_loss_answer"].idxmin()]
     about = kept.about("addition-3-1e7-s0")
     assert (about["d_model"], about["batch_size"]) == (row["d_model"], row["batch_size"])
+    assert about["run_id"] == row["run_id"], "the search has trained it"
     parts = Pages(queue, kept).parts()
     said = {name for name, text in parts.items() if text != NOTHING}
     assert said == set(parts)
