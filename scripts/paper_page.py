@@ -18,6 +18,7 @@ from paper_words import (
     agreement,
     between,
     between_of,
+    carry_row,
     drop_agrees,
     interchange_row,
     labels_row,
@@ -76,7 +77,8 @@ class Pages:
         made = {
             "paper claims": self.claims(), "paper runs": self.runs(), "paper features": self.features(),
             "paper across": self.across(), "paper ablation": self.ablation(), "paper labels": self.by_label(),
-            "paper interchange": self.interchange(), "paper searches": self.searches(),
+            "paper interchange": self.interchange(), "paper carries": self.carries(),
+            "paper searches": self.searches(),
         }  # fmt: skip
         return {name: markdown(pd.DataFrame(rows)) if rows else NOTHING for name, rows in made.items()}
 
@@ -236,6 +238,14 @@ class Pages:
         return [
             interchange_row(entry, run, int(label), part)
             for entry, run, table in self._tables("interchange")
+            for label, part in groups(table, "label")
+        ]
+
+    def carries(self) -> list[Row]:
+        """One row a run and inner carry: what swapping it does to the next sum bit, where it does most."""
+        return [
+            carry_row(entry, run, int(label), part)
+            for entry, run, table in self._tables("carries")
             for label, part in groups(table, "label")
         ]
 

@@ -46,6 +46,7 @@ class Entry(NamedTuple):
         drops: The points of exact match that the paper's ablation of a feature costs.
         interchanged: The feature whose labels are interchanged at a run's end.
         interchange: Those labels.
+        carries: Inner carries of addition that are swapped along their own directions.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Entry(NamedTuple):
     drops: dict[str, float] = {}  # noqa: RUF012  # never changed
     interchanged: str = ""
     interchange: tuple[int, ...] = ()
+    carries: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:

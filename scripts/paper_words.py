@@ -18,6 +18,13 @@ from qfl_interp.tables import column, groups, records, select
 Row = dict[str, Any]
 # Points that a cut's cost may differ from the paper's.
 CLOSE: Final = 10.0
+# A carry is used where its own direction changes so many more next bits where it should than where it should not.
+USED: Final = 0.5
+# What is swapped, as the table says it.
+CARRY_SWAPS: Final = {
+    "own": "its own direction", "rest": "all but that", "mean": "class means", "random": "random",
+    "whole": "everything",
+}  # fmt: skip
 _CONTROLS: Final = ("random", "random_feature", "same_norm")
 
 
@@ -88,6 +95,35 @@ def interchange_row(entry: Entry, run: Row, label: int, part: pd.DataFrame) -> R
         top = records(rows)[int(column(rows, "flipped").argmax())]
         row[name] = f"{top['flipped']:.2f} (layer {int(top['layer'])})"
     return row
+
+
+def carry_row(entry: Entry, run: Row, label: int, part: pd.DataFrame) -> Row:
+    """The share of next bits that swaps of a carry change, at the site where its own direction tells carries best.
+
+    "99 / 1" is of pairs whose carries differ and of pairs where they are the same. Behind the last block's MLP there is
+    no carry to look for: the next bit stands there.
+    """
+    inside = part[~((part["layer"] == part["layer"].max()) & (part["site"] == "resid_post"))]
+    shares = inside.pivot(
+        index=["step", "flops", "layer", "site", "swapped"], columns="carries_differ", values="changed"
+    )
+    own = select(shares.reset_index(), swapped="own")
+    own["told"] = own[True] - own[False]
+    last = select(own, step=own["step"].max())
+    layer, site = last.loc[last["told"].idxmax(), ["layer", "site"]]
+    there = select(shares.reset_index(), step=own["step"].max(), layer=layer, site=site).set_index("swapped")
+    row: Row = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "carry": label, "where": f"{site} {layer}"}
+    for condition, name in CARRY_SWAPS.items():
+        row[name] = f"{100 * there.loc[condition, True]:.0f} / {100 * there.loc[condition, False]:.0f}"
+    return row | {"used from (FLOPs)": said_from(select(own, layer=layer, site=site))}
+
+
+def said_from(told: pd.DataFrame) -> str:
+    """From which checkpoint on a swap tells more than half of the carries."""
+    told = told.sort_values("step")
+    before = np.flatnonzero(column(told, "told") <= USED)
+    first = int(before[-1]) + 1 if before.size else 0
+    return f"{column(told, 'flops')[first]:.1e}" if 1 < len(told) and first < len(told) else "–"
 
 
 def said_verdicts(rows: pd.DataFrame) -> str:

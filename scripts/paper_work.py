@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pandas as pd
 import torch
+from paper_carry import inner_carries
 from paper_kept import Kept
 from paper_queue import LEAST_RIGHT, Item, Queue, budget_name
 
@@ -32,6 +33,8 @@ N_GROUPS: Final = 8
 TRIALS, TRIALS_BY_LABEL = 4, 1
 # Pairs of an interchange: shares are near 0 or 1.
 PAIRS: Final = 96
+# FLOPs from which on a carry is swapped.
+EARLIEST: Final = 1e11
 _METRICS = ("step", "flops", "seconds", "train_loss")
 _PROBES = (
     "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
@@ -151,7 +154,18 @@ def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: S
         how |= {"labels": list(item.entry.interchange), "n_pairs": PAIRS, "n_random": 2}
         tables["interchange"] = interchange(run, item.entry.interchanged, **how).rows
         say(f"{item.name}: interchanged")
+    if item.entry.carries:
+        tables["carries"] = swapped_carries(run, item.entry.carries)
+        say(f"{item.name}: carries swapped")
     return tables
+
+
+def swapped_carries(run: qfl.Run, labels: tuple[int, ...]) -> pd.DataFrame:
+    """Inner carries swapped at the run's end, the middle one at checkpoints before, too."""
+    *before, last = run.steps
+    steps = [step for step in before if run.flops(step) >= EARLIEST]
+    over_compute = inner_carries(run, labels[len(labels) // 2 :][:1], steps, conditions=("own",))
+    return pd.concat([over_compute, inner_carries(run, labels, [last])], ignore_index=True)
 
 
 def fitted_labels(probes: pd.DataFrame) -> dict[str, list[int]]:
