@@ -2,7 +2,7 @@
 
 Carry r is read on the token of sum bit r, and goes along with that token and with both operands' bits r: the mean
 activation differs with it even where the model holds no carry at all. Its *own* direction is what a linear model
-with all four finds for the carry. From r = 1 on a carry is not linear in the three bits, so they can be told apart.
+with all of them finds for the carry. From r = 1 on a carry is not linear in the three bits, so they can be told apart.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 import qfl_interp as qfl
 from qfl_interp.data.examples import held_out
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.interchange import swap_subspace
 from qfl_interp.models.build import HookedModel
-from qfl_interp.models.forward import rows_logits
-from qfl_interp.models.hooks import Intervention, Site, read_activations
+from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 from qfl_interp.seeding import generator
 
 # Directions are found on the first of the test examples; pairs are of the others, half of them with different carries.
-N_FITTED, N_OTHERS, N_PAIRS = 2_000, 2_000, 200
+N_FITTED, N_OTHERS, N_PAIRS = 1_000, 1_000, 200
 # Before and after a block's MLP.
 NAMES: Final = ("resid_mid", "resid_post")
 CONDITIONS: Final = ("own", "rest", "mean", "random", "whole")
@@ -87,10 +87,10 @@ def column_of(task: qfl.Task, examples: np.ndarray, label: int) -> Column:
 def own_direction(
     activations: Float[Tensor, "example d_model"],
     carry: Int[np.ndarray, " example"],
-    bits: Int[np.ndarray, "example 3"],
+    beside: Int[np.ndarray, "example bit"],
 ) -> Float[Tensor, " d_model"]:
-    """The carry's coefficient where activations are regressed on it and on the three bits, by least squares."""
-    given = np.column_stack([np.ones(len(carry)), bits, carry]).astype(float)
+    """The carry's coefficient where activations are regressed on it and on bits beside it, by least squares."""
+    given = np.column_stack([np.ones(len(carry)), beside, carry]).astype(float)
     return torch.linalg.lstsq(torch.from_numpy(given), activations.double()).solution[-1]
 
 
@@ -152,7 +152,7 @@ def inner_carries(
         for index, (label, column) in enumerate(columns.items()):
             rng = generator(seed, f"inner carries/{label}", step)
             pairs = carry_pairs(column, N_FITTED, n_pairs, rng)
-            swaps = _Swaps(model, tokens, column, pairs, n_layers)
+            swaps = _Swaps(model, tokens, column, pairs)
             at = {"step": step, "flops": run.flops(step), "label": label}
             for site in sites:
                 rows += [at | row for row in swaps.rows(site, activations[site][:, index], conditions, rng)]
@@ -171,14 +171,19 @@ def _read(
 class _Swaps:
     """The next bit of the base runs of some pairs, under swaps."""
 
-    def __init__(self, model: HookedModel, tokens: Tensor, column: Column, pairs: CarryPairs, n_layers: int) -> None:
+    def __init__(self, model: HookedModel, tokens: Tensor, column: Column, pairs: CarryPairs) -> None:
         self.model, self.column, self.pairs = model, column, pairs
-        read = [Site(layer, "resid_pre") for layer in range(n_layers)]
-        self.blocks = list(read_activations(model, tokens[pairs.base, : column.position + 1], read).values())
+        # A swap is at the last token, and what is before it stays: keys and values of that are computed once.
+        own = tokens[pairs.base, : column.position + 1]
+        self.last = own[:, -1:]
+        self.before_it = TransformerLensKeyValueCache.init_cache(model.cfg, own.device, len(own))
+        with torch.no_grad():
+            model(own[:, :-1], past_kv_cache=self.before_it, attention_mask=torch.ones_like(own[:, :-1]))
+        self.before_it.freeze()
         # Which token stands for a bit: the sum bit read here is a token itself.
         there = tokens[:, column.position].numpy()
         self.bit_tokens = [int(there[column.bits[:, 2] == bit][0]) for bit in (0, 1)]
-        self.before = self._next_bit(0)
+        self.before = self._next_bit()
 
     def rows(
         self,
@@ -192,7 +197,7 @@ class _Swaps:
         before, right = ((above + carry[which]) % 2 for which in (self.pairs.base, self.pairs.source))
         swaps, found = self._swaps(site, activations, rng), []
         for condition in conditions:
-            after = self._next_bit(site.layer or 0, swaps[condition])
+            after = self._next_bit(swaps[condition])
             for differ in (True, False):
                 where = self.pairs.differ == differ
                 found.append({
@@ -206,12 +211,12 @@ class _Swaps:
     def _swaps(self, site: Site, activations: Tensor, rng: np.random.Generator) -> dict[str, Intervention]:
         """Every condition's change of the base runs."""
         fitted, carry = activations[:N_FITTED].double(), self.column.carry[:N_FITTED]
-        own = own_direction(fitted, carry, self.column.bits[:N_FITTED])
+        own = own_direction(fitted, carry, np.hstack([self.column.bits, self.column.above])[:N_FITTED])
         of_one, of_zero = (fitted[torch.from_numpy(carry == value)] for value in (1, 0))
         random = torch.from_numpy(rng.standard_normal(len(own)))
         directions = {"own": own, "mean": of_one.mean(dim=0) - of_zero.mean(dim=0), "random": random}
         source, unit = activations[self.pairs.source][:, None], own / own.norm()
-        at = torch.full((len(source), 1), self.column.position)
+        at = torch.zeros(len(source), 1, dtype=torch.int64)  # of the one token of a pass
 
         def rest(x: Tensor) -> Tensor:
             return source + ((x - source) @ unit.to(x))[..., None] * unit.to(x)
@@ -219,8 +224,9 @@ class _Swaps:
         swaps = {name: swap_subspace(site, row[None], source, at) for name, row in directions.items()}
         return swaps | {"rest": edit_at(site, rest, at), "whole": edit_at(site, lambda _: source, at)}
 
-    def _next_bit(self, layer: int, *swap: Intervention) -> Int[np.ndarray, " pair"]:
-        """The likelier of the two bits as the next token, by a pass from a block on."""
-        last = self.blocks[layer].shape[1]
-        logits = rows_logits(self.model, None, slice(last - 1, last), swap, start=(layer, self.blocks[layer]))[:, 0]
+    def _next_bit(self, *swap: Intervention) -> Int[np.ndarray, " pair"]:
+        """The likelier of the two bits as the next token."""
+        with torch.no_grad(), interventions_on(self.model, swap):
+            mask = torch.ones_like(self.last)
+            logits = self.model(self.last, past_kv_cache=self.before_it, attention_mask=mask)[:, 0]
         return logits[:, self.bit_tokens].argmax(dim=-1).numpy()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,13 +22,12 @@ from paper_words import (
     drop_agrees,
     interchange_row,
     labels_row,
-    over,
     predicted,
     reached,
     said_across,
     said_transitions,
     said_verdicts,
-    ways,
+    spanned,
     window_verdict,
 )
 
@@ -209,53 +208,49 @@ class Pages:
                 own = [run for run in runs if run["seed"] in set(part["seed"])]  # where it is quiet
                 costs = [cost for run in own if math.isfinite(cost := self._costs(run, str(feature)))]
                 seeds = max(seeds, len(costs))
-                said += [f"{feature} of {entry.name} {entry.length}: {over(costs)}"] if costs else []
+                said += [f"{feature} of {entry.name} {entry.length}: {spanned(costs)}"] if costs else []
         found = {"ours, within a run": "; ".join(said) or "–", "ours, across budgets": "–", "": "see below"}
         paper = "taking a quiet feature out costs 41 to 75 points"
         return {"task": "all ten", "paper": paper} | found | {"seeds": f"up to {seeds}", "budget": "–"}
 
     def ablation(self) -> list[Row]:
-        """One row a task, run, feature and method: exact match without the feature, beside the controls."""
+        """One row a task, feature and method: what taking the feature out costs, beside the controls."""
         return [
-            ablation_row(entry, run, way, feature, part)
-            for entry, run, table in self._tables("ablate")
-            for way, of_way in ways(table)
-            for feature, part in groups(of_way, "feature")
+            ablation_row(entry, method, feature, parts)
+            for entry, tables in self._tables("ablate")
+            for (method, feature), parts in _parts(tables.values(), "method", "feature")
         ]
 
     def by_label(self) -> list[Row]:
-        """One row a run and feature: the labels that cost most, each taken out alone."""
+        """One row a feature and method of the first seed: the labels that cost most, each taken out alone."""
         rows = []
-        for entry, run, table in self._tables("ablate_labels"):
-            for feature, of_feature in groups(table, "feature"):
+        for entry, tables in self._tables("ablate_labels"):
+            for (feature, method), parts in _parts(tables.values(), "feature", "method"):
                 given = set(next_token_labels(entry.task, feature))
-                of = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "feature": feature}
-                rows += [of | labels_row(way, part, given) for way, part in ways(of_feature)]
+                row = {"task": f"{entry.name} {entry.length}", "feature": feature}
+                rows.append(row | labels_row(method, parts[0], given))
         return rows
 
     def interchange(self) -> list[Row]:
-        """One row a run and label: the largest share over layers of pairs whose answer follows the swap."""
+        """One row a label: the largest share over layers of pairs whose answer follows the swap."""
         return [
-            interchange_row(entry, run, int(label), part)
-            for entry, run, table in self._tables("interchange")
-            for label, part in groups(table, "label")
+            interchange_row(entry, label, parts)
+            for entry, tables in self._tables("interchange")
+            for (label,), parts in _parts(tables.values(), "label")
         ]
 
     def carries(self) -> list[Row]:
-        """One row a run and inner carry: what swapping it does to the next sum bit, where it does most."""
+        """One row a run: what swapping inner carries does to the next sum bit."""
         return [
-            carry_row(entry, run, int(label), part)
-            for entry, run, table in self._tables("carries")
-            for label, part in groups(table, "label")
+            carry_row(entry, seed, table) for entry, tables in self._tables("carries") for seed, table in tables.items()
         ]
 
-    def _tables(self, name: str) -> Iterator[tuple[Entry, Row, pd.DataFrame]]:
-        """The kept tables of this name, each with its entry and run."""
+    def _tables(self, name: str) -> Iterator[tuple[Entry, dict[int, pd.DataFrame]]]:
+        """Each task with the kept tables of this name by seed, of the best layer where layers were tried."""
         for entry in self.entries:
-            for run in self.taken_out(entry):
-                table = self.kept.table(run["item"], name)
-                if table is not None:
-                    yield entry, run, table
+            found = {run["seed"]: self.kept.table(run["item"], name) for run in self.taken_out(entry)}
+            kept = {seed: table for seed, table in found.items() if table is not None}
+            yield entry, {s: select(t, top_k=1) if "top_k" in t.columns else t for s, t in kept.items()}
 
     def searches(self) -> list[Row]:
         """One row a task whose search is kept: the runs' losses and what was chosen."""
@@ -271,7 +266,7 @@ class Pages:
                     {"task": f"{entry.name} {entry.length}", "search": kind, "runs": len(table),
                      "budget each": budget_name(float(table["budget_flops"].iloc[0])),
                      "chosen: d_model, batch, lr": f"{best['d_model']}, {best['batch_size']}, {best['lr']:g}",
-                     "its loss": float(column(own, "val_loss_answer").mean()), "right (%)": over(right),
+                     "its loss": float(column(own, "val_loss_answer").mean()), "right (%)": spanned(right),
                      "worst loss": float(column(table, "val_loss_answer").max())}
                 )  # fmt: skip
         return rows
@@ -360,3 +355,12 @@ class Pages:
         columns = ["task", "length", "seed", "start_flops", "end_flops"]
         marks = pd.concat(onsets, ignore_index=True) if onsets else None
         return losses_figure(pd.concat(curves), pd.DataFrame(panels), pd.DataFrame(found, columns=columns), marks)
+
+
+def _parts(tables: Iterable[pd.DataFrame], *by: str) -> Iterator[tuple[tuple[Any, ...], list[pd.DataFrame]]]:
+    """The rows of every combination of values, of each table that has any."""
+    found: dict[tuple[Any, ...], list[pd.DataFrame]] = {}
+    for table in tables:
+        for key, part in table.groupby(list(by), sort=False):
+            found.setdefault(key, []).append(part)
+    yield from found.items()

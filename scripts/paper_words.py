@@ -18,8 +18,8 @@ from qfl_interp.tables import column, groups, records, select
 Row = dict[str, Any]
 # Points that a cut's cost may differ from the paper's.
 CLOSE: Final = 10.0
-# A carry is used where its own direction changes so many more next bits where it should than where it should not.
-USED: Final = 0.5
+# A carry is used where its own direction changes so many points more of the next bits where it should.
+USED: Final = 50.0
 # What is swapped, as the table says it.
 CARRY_SWAPS: Final = {
     "own": "its own direction", "rest": "all but that", "mean": "class means", "random": "random",
@@ -46,76 +46,67 @@ def said_label(row: Row, given: set[int]) -> str:
     return f"{name}{note}: {100 * row['drop']:.1f}"
 
 
-def labels_row(way: tuple[str, int], part: pd.DataFrame, given: set[int]) -> Row:
+def labels_row(method: str, part: pd.DataFrame, given: set[int]) -> Row:
     """The four cuts of a feature's labels that cost most, in points of exact match."""
     drops = label_drops(part)
     most = records(drops.sort_values("drop", ascending=False, kind="stable").head(4))
     return {
-        "method": way[0], "layers": said_layers(way[1]), "cuts": len(drops),
+        "method": method, "cuts": len(drops),
         "cost most (points)": ", ".join(said_label(row, given) for row in most),
         "median": f"{100 * float(np.median(column(drops, 'drop'))):.1f}",
         "random, most": f"{100 * float(column(drops, 'random').max()):.1f}",
     }  # fmt: skip
 
 
-def said_layers(top_k: int) -> str:
-    """Where labels are taken out."""
-    return "best" if top_k == 1 else "all"
+def ablation_row(entry: Entry, method: str, feature: str, parts: list[pd.DataFrame]) -> Row:
+    """What one ablation costs in every seed, in points of exact match, beside its controls."""
+    scores = [{row["condition"]: row for row in records(part)} for part in parts]
+    intact = [100 * seed["intact"]["exact_answer"] for seed in scores]
 
+    def cost(condition: str) -> str:
+        known = [(whole, seed[condition]) for whole, seed in zip(intact, scores, strict=True) if condition in seed]
+        return "; ".join(f"{whole - 100 * row['exact_answer']:.1f}" for whole, row in known) or "–"
 
-def ways(rows: pd.DataFrame) -> list[tuple[tuple[str, int], pd.DataFrame]]:
-    """The rows of every method and number of layers."""
-    return [
-        ((str(method), int(top_k)), part)
-        for method, of_method in groups(rows, "method")
-        for top_k, part in groups(of_method, "top_k")
-    ]
-
-
-def ablation_row(entry: Entry, run: Row, way: tuple[str, int], feature: str, part: pd.DataFrame) -> Row:
-    """What one ablation costs, in points of exact match, beside its controls."""
-    scores = {row["condition"]: row for row in records(part)}
-    drop = {name: 100 * (scores["intact"]["exact_answer"] - row["exact_answer"]) for name, row in scores.items()}
-    method, top_k = way
     return {
-        "task": f"{entry.name} {entry.length}", "seed": run["seed"],
+        "task": f"{entry.name} {entry.length}",
         "taken out": feature.replace(WITHOUT_NEXT_TOKEN, ", without labels the next token gives away"),
-        "method": method, "layers": said_layers(top_k), "intact": f"{scores['intact']['exact_answer']:.3f}",
-        "costs (points)": f"{drop['ablated']:.1f}",
-        **{f"{name} (points)": f"{drop[name]:.1f}" if name in drop else "–" for name in _CONTROLS},
-        "p against random": scores["ablated"]["p_value_holm"],
+        "method": method, "right (%)": "; ".join(f"{whole:.1f}" for whole in intact), "costs (points)": cost("ablated"),
+        **{f"{name} (points)": cost(name) for name in _CONTROLS},
+        "p against random": "; ".join(f"{seed['ablated']['p_value_holm']:.2g}" for seed in scores),
     }  # fmt: skip
 
 
-def interchange_row(entry: Entry, run: Row, label: int, part: pd.DataFrame) -> Row:
-    """The share of flipped pairs under every swap, each at the layer where it is largest."""
-    best = {name: select(part, condition=name) for name in ("feature", "mean_shift", "whole", "random", "none")}
-    row: Row = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "label": label}
-    for name, rows in best.items():
-        top = records(rows)[int(column(rows, "flipped").argmax())]
-        row[name] = f"{top['flipped']:.2f} (layer {int(top['layer'])})"
+def interchange_row(entry: Entry, label: int, parts: list[pd.DataFrame]) -> Row:
+    """The share of flipped pairs under every swap in every seed, each at the layer where it is largest."""
+    row: Row = {"task": f"{entry.name} {entry.length}", "label": label}
+    for name in ("feature", "mean_shift", "whole", "random", "none"):
+        rows = [select(part, condition=name) for part in parts]
+        best = [records(r)[int(column(r, "flipped").argmax())] for r in rows]
+        row[name] = "; ".join(f"{top['flipped']:.2f} ({int(top['layer'])})" for top in best)
     return row
 
 
-def carry_row(entry: Entry, run: Row, label: int, part: pd.DataFrame) -> Row:
-    """The share of next bits that swaps of a carry change, at the site where its own direction tells carries best.
+def carry_row(entry: Entry, seed: int, table: pd.DataFrame) -> Row:
+    """The share of next bits that swaps of inner carries change, at the site where their own directions tell them best.
 
-    "99 / 1" is of pairs whose carries differ and of pairs where they are the same. Behind the last block's MLP there is
-    no carry to look for: the next bit stands there.
+    "98 to 100 / 0" is of pairs whose carries differ and of pairs where they are the same, from the least to the most of
+    the labels. Behind the last block's MLP there is no carry to look for: the next bit stands there.
     """
-    inside = part[~((part["layer"] == part["layer"].max()) & (part["site"] == "resid_post"))]
-    shares = inside.pivot(
-        index=["step", "flops", "layer", "site", "swapped"], columns="carries_differ", values="changed"
-    )
-    own = select(shares.reset_index(), swapped="own")
-    own["told"] = own[True] - own[False]
-    last = select(own, step=own["step"].max())
-    layer, site = last.loc[last["told"].idxmax(), ["layer", "site"]]
-    there = select(shares.reset_index(), step=own["step"].max(), layer=layer, site=site).set_index("swapped")
-    row: Row = {"task": f"{entry.name} {entry.length}", "seed": run["seed"], "carry": label, "where": f"{site} {layer}"}
+    inside = table[~((table["layer"] == table["layer"].max()) & (table["site"] == "resid_post"))]
+    index = ["step", "flops", "label", "layer", "site", "swapped"]
+    shares = 100 * inside.pivot(index=index, columns="carries_differ", values="changed")
+    shares = shares.rename(columns={True: "differ", False: "same"}).reset_index()
+    shares["told"] = shares["differ"] - shares["same"]
+    last = select(shares, step=shares["step"].max())
+    layer, site = select(last, swapped="own").groupby(["layer", "site"])["told"].mean().idxmax()
+    there, labels = select(last, layer=layer, site=site), sorted(set(last["label"]))
+    row: Row = {"task": f"{entry.name} {entry.length}", "seed": seed}
+    row |= {"carries": ", ".join(map(str, labels)), "where": f"{site} {layer}"}
     for condition, name in CARRY_SWAPS.items():
-        row[name] = f"{100 * there.loc[condition, True]:.0f} / {100 * there.loc[condition, False]:.0f}"
-    return row | {"used from (FLOPs)": said_from(select(own, layer=layer, site=site))}
+        cells = (column(select(there, swapped=condition), c) for c in ("differ", "same"))
+        row[name] = " / ".join(spanned(cell, ".0f") for cell in cells)
+    middle = labels[len(labels) // 2]
+    return row | {"used from (FLOPs)": said_from(select(shares, swapped="own", layer=layer, site=site, label=middle))}
 
 
 def said_from(told: pd.DataFrame) -> str:
@@ -181,9 +172,10 @@ def drop_agrees(paper: float, costs: Iterable[float]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def over(costs: list[float]) -> str:
-    """What a cut costs, from the least to the most of the seeds."""
-    return " to ".join(dict.fromkeys(f"{cost:.1f}" for cost in (min(costs), max(costs))))
+def spanned(values: Iterable[float], digits: str = ".1f") -> str:
+    """From the least to the most of some numbers."""
+    known = list(values)
+    return " to ".join(dict.fromkeys(format(value, digits) for value in (min(known), max(known))))
 
 
 def predicted(row: Row) -> str:

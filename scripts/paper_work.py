@@ -29,12 +29,14 @@ from qfl_interp.training.train import train_planned
 # A feature of more labels is taken out group by group, in so many groups.
 MOST_LABELS: Final = 20
 N_GROUPS: Final = 8
+# Directions that the model writes along, and those of the probes, as the paper does; at the layers of the best probes.
+METHODS: Final = ("written", "project_out")
 # Trials of every control: of whole features, and of single labels.
 TRIALS, TRIALS_BY_LABEL = 4, 1
 # Pairs of an interchange: shares are near 0 or 1.
 PAIRS: Final = 96
-# FLOPs from which on a carry is swapped.
-EARLIEST: Final = 1e11
+# Part of a run's compute from which on a carry is swapped.
+EARLIEST: Final = 1 / 30
 _METRICS = ("step", "flops", "seconds", "train_loss")
 _PROBES = (
     "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
@@ -80,6 +82,9 @@ def work(
     except DivergedError as error:
         raise QflError(f"{item.name} diverged: {error}") from error
     say(f"{item.name}: trained")
+    begun = kept.about(item.name) if item.name in kept.names() else {}
+    if begun.get("run_id") == run.run_id:  # what was predicted when it began
+        predicted = begun.get("predicted_minutes", predicted)
     about = {
         "kind": "run", "task": config.task, "length": config.length, "seed": item.seed, "across": item.across,
         "d_model": config.model.d_model, "n_layers": config.model.n_layers, "batch_size": config.batch_size,
@@ -136,17 +141,14 @@ def probed(queue: Queue, item: Item, run: qfl.Run) -> dict[str, pd.DataFrame]:
 def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: Say) -> dict[str, pd.DataFrame]:
     """What taking features out at the run's end costs, whole and label by label, and what interchange does."""
     how: dict[str, Any] = {"config": queue.probes, "progress": False}
-    # At the layers of the best probes, as the paper does, and at every layer: what is read late may be used early.
-    depth = run.config.model.n_layers
-    ways = [("written", 1), ("project_out", 1), ("written", depth)]
-    whole = [ablate(run, method=m, top_k=k, n_trials=TRIALS, **how).rows for m, k in ways]
+    whole = [ablate(run, method=method, n_trials=TRIALS, **how).rows for method in METHODS]
     tables = {"ablate": pd.concat(whole, ignore_index=True)}
     say(f"{item.name}: ablated")
     one_by_one = item.entry.interchanged if item.seed == 0 else ""
     parts = [
-        ablate(run, name, labels=labels, method=m, top_k=k, n_trials=TRIALS_BY_LABEL, **how).rows
+        ablate(run, name, labels=labels, method=method, n_trials=TRIALS_BY_LABEL, **how).rows
         for name, labels in label_groups(run, fitted_labels(probes), one_by_one)
-        for m, k in (ways if name == item.entry.interchanged else ways[:1])
+        for method in (METHODS if name == item.entry.interchanged else METHODS[:1])
     ]
     tables["ablate_labels"] = pd.concat(parts, ignore_index=True)
     say(f"{item.name}: ablated by label")
@@ -163,7 +165,7 @@ def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: S
 def swapped_carries(run: qfl.Run, labels: tuple[int, ...]) -> pd.DataFrame:
     """Inner carries swapped at the run's end, the middle one at checkpoints before, too."""
     *before, last = run.steps
-    steps = [step for step in before if run.flops(step) >= EARLIEST]
+    steps = [step for step in before if run.flops(step) >= EARLIEST * run.flops(last)]
     over_compute = inner_carries(run, labels[len(labels) // 2 :][:1], steps, conditions=("own",))
     return pd.concat([over_compute, inner_carries(run, labels, [last])], ignore_index=True)
 

@@ -92,13 +92,13 @@ def test_the_whole_stream_makes_the_sources_bit(tmp_path, monkeypatch):
 def test_the_row_is_of_the_site_that_tells_carries_best(tmp_path):
     entry = Queue(Kept(tmp_path)).entries[0]
     rows = [
-        {"step": step, "flops": 1e10 * step, "layer": layer, "site": site, "swapped": swapped, "carries_differ": differ,
-         "changed": value * differ * (step > 2 or step == 1) if swapped == "own" else 0.25}
+        {"step": step, "flops": 1e10 * step, "label": 3, "layer": layer, "site": site, "swapped": swapped,
+         "carries_differ": differ, "changed": value * differ * (step > 2 or step == 1) if swapped == "own" else 0.25}
         for step in (1, 2, 3, 4)
         for layer, site, value in ((0, "resid_post", 0.3), (1, "resid_mid", 0.9), (1, "resid_post", 1.0))
         for swapped in ("own", "rest", "mean", "random", "whole")
         for differ in (True, False)
     ]  # fmt: skip
-    row = carry_row(entry, {"seed": 0}, 3, pd.DataFrame(rows))
+    row = carry_row(entry, 0, pd.DataFrame(rows))
     assert (row["where"], row["its own direction"], row["random"]) == ("resid_mid 1", "90 / 0", "25 / 25")
     assert row["used from (FLOPs)"] == "3.0e+10", "from where on it stays so"
