@@ -259,6 +259,49 @@ def test_what_the_page_says_of_inner_carries_is_what_is_kept():
     assert f"{min(map(min, means)):.0f} to {max(map(max, means)):.0f} % of the pairs whose carry is the same" in said
 
 
+def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
+    kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
+    rows = {row["item"].removesuffix("-1e13-s0"): row for row in kept.rows() if row["item"].endswith("-1e13-s0")}
+    reasons = {name: kept.transition(row["item"]).reason for name, row in rows.items()}
+    right = {name: f"{100 * row['exact_match']:.0f} %" for name, row in rows.items()}
+    dfs, bfs, activity = "depth_first_search-11", "breadth_first_search-11", "activity_selection-16"
+
+    def costs(item, feature):
+        table = kept.table(f"{item}-1e13-s0", "ablate")
+        assert table is not None
+        at = select(table, feature=feature, method="project_out", top_k=1).set_index("condition")["exact_answer"]
+        return {name: f"{100 * (at['intact'] - value):.1f}" for name, value in at.items()}, 100 * at["intact"]
+
+    assert f"first plateau, at 0.91 nats, at 7.7e11 FLOPs; at 1e13 {right[bfs]} are right" in said
+    assert "plateau at 0.913" in reasons[bfs]
+    queue, intact = costs(bfs, "queue")
+    assert queue["ablated"] == f"{intact:.1f}"
+    assert f"does costs {queue['ablated']} points, all that is right" in said
+    assert f"random directions cost {queue['random']} there, changes of the same size {queue['same_norm']}." in said
+    assert f"At 1e13 they have {right[dfs].removesuffix(' %')} and {right[activity]} right" in said
+    assert all("falls from the start" in reasons[name] for name in (dfs, activity))
+    stack, intact = costs(dfs, "stack")
+    assert stack["ablated"] == f"{intact:.1f}"
+    assert (
+        f"the true stack costs {stack['ablated']} points, all that is right, where random directions cost "
+        f"{stack['random']}, those of the adjacency list {stack['random_feature']} and changes of the same size "
+        f"{stack['same_norm']}." in said
+    )
+    assert costs(activity, "start_times")[0]["ablated"] == "0.0"
+    product, majority = rows["multiplication-16"], rows["majority_of_majorities-32"]
+    assert (product["exact_match"], f"{product['final_loss']:.2f}", f"{product['base_rate']:.2f}") == (
+        0,
+        "0.46",
+        "0.65",
+    )
+    assert "loss of 0.46 where the base rate is 0.65" in said
+    assert f"The first has {100 * majority['exact_match']:.0f} % right at 1e13" in said
+    bits = qfl.load_task("majority_of_majorities", 32)
+    answers = bits.encode(bits.sample(np.random.default_rng(0), 20_000)).tokens[:, -2]
+    share = (answers == bits.vocabulary.index("0")).float().mean()
+    assert f"where {100 * float(share):.0f} % of the answers are 0" in said
+
+
 def test_what_the_page_says_of_luck_is_what_is_kept():
     kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
     seeds, rates, widths = (kept.search(f"addition-64-{kind}") for kind in ("seeds", "rates", "widths"))
