@@ -1,19 +1,20 @@
-"""Does addition use its inner carries? One carry's own direction swapped between runs that agree in everything else.
+"""Does addition use its inner carries? A carry's direction swapped between runs that differ, or not, in the carry.
 
 Carry r is read on the token of sum bit r, and goes along with that token and with both operands' bits r: the mean
-activation differs with it even where the model holds no carry at all. Its *own* direction is what a linear model
-with all of them finds for the carry. From r = 1 on a carry is not linear in the three bits, so they can be told apart.
+activation differs with it even where the model holds no carry at all. Its *own* direction is its coefficient in a
+linear model of the activation that has these bits, too. (From r = 1 on it is not linear in them. With the carry *into*
+bit r it is, and the same direction comes out; pairs whose carries out of it differ tell which of the two is meant.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
@@ -25,12 +26,16 @@ from qfl_interp.models.build import HookedModel
 from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
 from qfl_interp.seeding import generator
 
-# Directions are found on the first of the test examples; pairs are of the others, half of them with different carries.
-N_FITTED, N_OTHERS, N_PAIRS = 1_000, 1_000, 200
+# Directions are found on the first of the test examples, pairs are of the others.
+N_FITTED, N_OTHERS = 1_000, 1_000
 # Before and after a block's MLP.
 NAMES: Final = ("resid_mid", "resid_post")
-CONDITIONS: Final = ("own", "rest", "mean", "random", "whole")
+# Kinds of pairs, by what differs: the carry, and how many of the operands' bits r + 1. The next bit is their parity.
+KINDS: Final = {"carry": (True, 0), "neither": (False, 0), "bit": (False, 1), "both": (True, 1)}
+CONDITIONS: Final = ("own", "rest", "bit", "mean", "random", "whole", "cut own", "cut probe")
 _BATCH: Final = 500
+
+NextBit = Callable[[Sequence[Intervention]], Int[np.ndarray, " pair"]]
 
 
 class Column(NamedTuple):
@@ -39,102 +44,179 @@ class Column(NamedTuple):
     Attributes:
         carry: Out of bit r.
         bits: Bit r of both operands and of the sum.
-        above: Bit r + 1 of both operands, which with the carry make the next token; no column at the last carry.
-        position: Where the carry is read.
+        above: Bit r + 1 of both operands, which with the carry make the next bit.
+        position: Where the carry is read, the token of sum bit r.
     """
 
     carry: Int[np.ndarray, " example"]
     bits: Int[np.ndarray, "example 3"]
-    above: Int[np.ndarray, "example bit"]
+    above: Int[np.ndarray, "example 2"]
     position: int
+
+    @property
+    def next_bit(self) -> Int[np.ndarray, " example"]:
+        """Sum bit r + 1, which the model has to say at `position`."""
+        return (self.carry + self.above.sum(axis=1)) % 2
+
+    def first(self, n: int) -> Column:
+        """The first examples."""
+        return Column(self.carry[:n], self.bits[:n], self.above[:n], self.position)
 
 
 class CarryPairs(NamedTuple):
-    """Base and source examples that agree in the bits above the carry and differ in those beside it.
+    """Base and source examples that differ in the bits beside a carry, and in what their kind says.
 
     Attributes:
         base: Of each pair.
         source: Of each pair.
-        differ: Whether their carries do.
+        kind: One of `KINDS`.
     """
 
     base: Int[np.ndarray, " pair"]
     source: Int[np.ndarray, " pair"]
-    differ: Bool[np.ndarray, " pair"]
+    kind: np.ndarray
 
 
 def column_of(task: qfl.Task, examples: np.ndarray, label: int) -> Column:
     """A carry of addition, and what stands beside it.
 
     Raises:
-        ValueError: It is the first one, which is linear in the bits beside it.
+        ValueError: It is the first one, which is linear in the bits beside it, or the last, the next bit itself.
     """
-    if label < 1:
-        raise ValueError(
-            f"a carry must be the second or a later one, got label {label}: the first is linear in its bits."
-        )
+    if not 1 <= label < task.feature("carry").n_labels - 1:
+        raise ValueError(f"a carry must be an inner one, neither the first nor the last, got label {label}.")
     names = ("carry", "first_operand", "second_operand")
     carries, first, second = (np.asarray(task.feature(name).labels(examples)).astype(int) for name in names)
     sums = first[:, label] ^ second[:, label] ^ carries[:, label - 1]
     return Column(
         carry=carries[:, label],
         bits=np.stack([first[:, label], second[:, label], sums], axis=1),
-        above=np.concatenate([bits[:, label + 1 : label + 2] for bits in (first, second)], axis=1),
+        above=np.stack([first[:, label + 1], second[:, label + 1]], axis=1),
         position=int(np.asarray(task.feature("carry").positions(examples))[0, label]),
     )
 
 
-def own_direction(
-    activations: Float[Tensor, "example d_model"],
-    carry: Int[np.ndarray, " example"],
-    beside: Int[np.ndarray, "example bit"],
-) -> Float[Tensor, " d_model"]:
-    """The carry's coefficient where activations are regressed on it and on bits beside it, by least squares."""
-    given = np.column_stack([np.ones(len(carry)), beside, carry]).astype(float)
-    return torch.linalg.lstsq(torch.from_numpy(given), activations.double()).solution[-1]
-
-
 def carry_pairs(column: Column, first: int, n: int, rng: np.random.Generator) -> CarryPairs:
-    """Pairs of examples from `first` on, half of them with different carries and half with the same."""
+    """`n` pairs of every kind, of examples from `first` on."""
     at = np.arange(first, len(column.carry))
-    bases = rng.choice(at, n, replace=False)
-    differ = np.arange(n) < n // 2
+    bases, kinds = rng.choice(at, n * len(KINDS), replace=False), np.repeat(list(KINDS), n)
     sources = []
-    for base, other in zip(bases, differ, strict=True):
-        fits = (column.above[at] == column.above[base]).all(axis=1) & (column.bits[at] != column.bits[base]).any(axis=1)
-        sources.append(rng.choice(at[fits & ((column.carry[at] != column.carry[base]) == other)]))
-    return CarryPairs(bases, np.array(sources), differ)
+    for base, kind in zip(bases, kinds, strict=True):
+        differs, n_above = KINDS[kind]
+        fits = (column.carry[at] != column.carry[base]) == differs
+        fits &= (column.above[at] != column.above[base]).sum(axis=1) == n_above
+        fits &= (column.bits[at] != column.bits[base]).any(axis=1)
+        sources.append(rng.choice(at[fits]))
+    return CarryPairs(bases, np.array(sources), kinds)
+
+
+def directions_of(
+    activations: Float[Tensor, "example d_model"], column: Column, rng: np.random.Generator
+) -> dict[str, Float[Tensor, " d_model"]]:
+    """Directions for a carry at one place.
+
+    "own" is the carry's coefficient where activations are regressed on it, the bits beside and the operands' bits
+    above, "bit" that of the first operand's bit above; "mean" the difference of class means; "probe" the weights that
+    read the carry, by least squares; "random" a Gaussian vector.
+    """
+    exact = activations.double()
+    given = np.column_stack([np.ones(len(column.carry)), column.bits, column.above, column.carry]).astype(float)
+    found = torch.linalg.lstsq(torch.from_numpy(given), exact).solution
+    one, zero = (exact[torch.from_numpy(column.carry == value)].mean(dim=0) for value in (1, 0))
+    random = torch.from_numpy(rng.standard_normal(exact.shape[1]))
+    return {
+        "own": found[-1],
+        "bit": found[-3],
+        "mean": one - zero,
+        "probe": _readout(exact, column.carry)[1:],
+        "random": random,
+    }
+
+
+def read_share(
+    activations: Float[Tensor, "example d_model"], labels: Int[np.ndarray, " example"], n_fitted: int
+) -> float:
+    """The share of labels 0 and 1 that least squares on the first examples reads right on the others."""
+    weights = _readout(activations[:n_fitted].double(), labels[:n_fitted])
+    said = activations[n_fitted:].double() @ weights[1:] + weights[0] > 0.5
+    return float((said.numpy() == labels[n_fitted:]).mean())
+
+
+def _readout(activations: Float[Tensor, "example d_model"], labels: Int[np.ndarray, " example"]) -> Tensor:
+    """Constant and weights that read labels; the shortest where several do (an activation may have a constant part)."""
+    given = torch.cat([torch.ones(len(activations), 1, dtype=torch.float64), activations], dim=1)
+    return torch.linalg.lstsq(given, torch.from_numpy(labels).double(), driver="gelsd").solution
+
+
+def swaps_of(
+    site: Site,
+    directions: Mapping[str, Float[Tensor, " d_model"]],
+    source: Float[Tensor, "pair 1 d_model"],
+    mean: Float[Tensor, " d_model"],
+) -> dict[str, Intervention]:
+    """What every condition does to the last token of the base runs.
+
+    "rest" swaps everything but the own direction, "whole" everything; "cut" sets what lies along a direction to its
+    mean; the others swap along the direction of their name.
+    """
+    at = torch.zeros(len(source), 1, dtype=torch.int64)
+    unit = {name: (row / row.norm()).to(source) for name, row in directions.items()}
+
+    def along(x: Tensor, name: str) -> Tensor:
+        return (x @ unit[name])[..., None] * unit[name]
+
+    def cut(name: str) -> Intervention:
+        return edit_at(site, lambda x: x - along(x - mean.to(x), name), at, label="cut")
+
+    named = {name: swap_subspace(site, row[None], source, at) for name, row in directions.items() if name != "probe"}
+    rest = edit_at(site, lambda x: source + along(x - source, "own"), at, label="swap_rest")
+    whole = edit_at(site, lambda _: source, at, label="swap")
+    return named | {"rest": rest, "whole": whole, "cut own": cut("own"), "cut probe": cut("probe")}
+
+
+def swap_rows(
+    swaps: Mapping[str, Intervention], column: Column, pairs: CarryPairs, next_bit: NextBit
+) -> list[dict[str, Any]]:
+    """What the next bit does under each of some swaps, by kind of pair.
+
+    `changed` is the share of pairs whose next bit is another one than before, `right` the share where it is the
+    source's, `intact` the share that is right before.
+    """
+    before, own, swapped = next_bit([]), column.next_bit[pairs.base], column.next_bit[pairs.source]
+    rows = []
+    for name, swap in swaps.items():
+        after = next_bit([swap])
+        for kind in KINDS:
+            of = pairs.kind == kind
+            shares = {"changed": after != before, "right": after == swapped, "intact": before == own}
+            rows.append(
+                {"swapped": name, "pairs": kind, "n_pairs": int(of.sum())}
+                | {share: float(hits[of].mean()) for share, hits in shares.items()}
+            )
+    return rows
 
 
 def inner_carries(
-    run: qfl.Run,
-    labels: Sequence[int],
-    steps: Sequence[int],
-    *,
-    conditions: Sequence[str] = CONDITIONS,
-    n_pairs: int = N_PAIRS,
+    run: qfl.Run, labels: Sequence[int], steps: Sequence[int], n_pairs: int, conditions: Sequence[str] = CONDITIONS
 ) -> pd.DataFrame:
-    """What becomes of the next sum bit when a carry's own direction is swapped.
+    """What becomes of the next sum bit when a carry is swapped, before and after every block's MLP.
 
-    Operand bits above the carry agree in a pair, so that the next bit follows from the carry alone: where the carries
-    differ a swap of what the model takes for the carry changes it, where they are the same it does not, whatever else
-    is different. Conditions: "own", the carry's own direction; "rest", all but that; "mean", the difference of class
-    means; "random", a random direction; "whole", the whole activation.
+    The next bit is the parity of the carry and the operands' two bits above it. Pairs by what differs of these: the
+    "carry", "neither", a "bit", or "both", in which case the next bits are the same. All differ in the bits beside.
 
     Args:
         run: Of addition.
-        labels: Carries, from 1.
+        labels: Inner carries.
         steps: Checkpoints.
-        conditions: What is swapped.
-        n_pairs: Pairs, half of them with different carries.
+        n_pairs: Pairs of every kind.
+        conditions: What is swapped or cut: those of `swaps_of`.
 
     Returns:
-        One row a step, label, site and condition, twice: for pairs whose carries differ and for the others. `changed`
-        is the share whose next bit is another one after the swap, `right` the share where it is what operands and
-        swapped carry give, `intact` the share that is right before.
+        One row a step, label, site, condition and kind of pair, as `swap_rows`; with `carry_read` and `next_read`, the
+        shares of carries and of next bits that least squares reads there (both on examples of their own).
 
     Raises:
-        ValueError: A label is below 1.
+        ValueError: A label is the first or the last.
 
     References:
         Geiger et al. 2021 (arXiv 2106.02997), interchange interventions.
@@ -143,19 +225,25 @@ def inner_carries(
     examples = held_out(task, "test", N_FITTED + N_OTHERS, seed=seed, stream="inner carries")
     tokens = task.encode(examples).tokens
     columns = {label: column_of(task, examples, label) for label in labels}
-    end = 1 + max(column.position for column in columns.values())
     sites = [Site(layer, name) for layer in range(n_layers) for name in NAMES]
     rows = []
     for step in steps:
         model = run.load_model(step)
-        activations = _read(model, tokens[:, :end], sites, [column.position for column in columns.values()])
+        activations = _read(model, tokens, sites, [column.position for column in columns.values()])
         for index, (label, column) in enumerate(columns.items()):
             rng = generator(seed, f"inner carries/{label}", step)
             pairs = carry_pairs(column, N_FITTED, n_pairs, rng)
-            swaps = _Swaps(model, tokens, column, pairs)
-            at = {"step": step, "flops": run.flops(step), "label": label}
+            next_bit = _next_bit(model, tokens, column, pairs)
             for site in sites:
-                rows += [at | row for row in swaps.rows(site, activations[site][:, index], conditions, rng)]
+                here = activations[site][:, index]
+                found = directions_of(here[:N_FITTED], column.first(N_FITTED), rng)
+                swaps = swaps_of(site, found, here[pairs.source][:, None], here[:N_FITTED].mean(dim=0))
+                at = {"step": step, "flops": run.flops(step), "label": label, "layer": site.layer, "site": site.name}
+                at |= {
+                    "carry_read": read_share(here, column.carry, N_FITTED),
+                    "next_read": read_share(here, column.next_bit, N_FITTED),
+                }
+                rows += [at | row for row in swap_rows({c: swaps[c] for c in conditions}, column, pairs, next_bit)]
     return pd.DataFrame(rows)
 
 
@@ -164,69 +252,27 @@ def _read(
 ) -> Mapping[Site, Float[Tensor, "example label d_model"]]:
     """Activations of every example at some positions."""
     at = {site: Site(site.layer, site.name, tuple(positions)) for site in sites}
-    parts = [read_activations(model, part, list(at.values())) for part in tokens.split(_BATCH)]
+    before = tokens[:, : max(positions) + 1]
+    parts = [read_activations(model, part, list(at.values())) for part in before.split(_BATCH)]
     return {site: torch.cat([part[at[site]] for part in parts]) for site in sites}
 
 
-class _Swaps:
-    """The next bit of the base runs of some pairs, under swaps."""
+def _next_bit(model: HookedModel, tokens: Tensor, column: Column, pairs: CarryPairs) -> NextBit:
+    """The likelier of the two bits as the next token of the base runs, under interventions at the carry's token.
 
-    def __init__(self, model: HookedModel, tokens: Tensor, column: Column, pairs: CarryPairs) -> None:
-        self.model, self.column, self.pairs = model, column, pairs
-        # A swap is at the last token, and what is before it stays: keys and values of that are computed once.
-        own = tokens[pairs.base, : column.position + 1]
-        self.last = own[:, -1:]
-        self.before_it = TransformerLensKeyValueCache.init_cache(model.cfg, own.device, len(own))
-        with torch.no_grad():
-            model(own[:, :-1], past_kv_cache=self.before_it, attention_mask=torch.ones_like(own[:, :-1]))
-        self.before_it.freeze()
-        # Which token stands for a bit: the sum bit read here is a token itself.
-        there = tokens[:, column.position].numpy()
-        self.bit_tokens = [int(there[column.bits[:, 2] == bit][0]) for bit in (0, 1)]
-        self.before = self._next_bit()
+    What is before that token stays as it is: keys and values of it are computed once.
+    """
+    own = tokens[pairs.base, : column.position + 1]
+    there = tokens[:, column.position].numpy()  # the sum bit read there is a token itself
+    bits = [int(there[column.bits[:, 2] == bit][0]) for bit in (0, 1)]
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, own.device, len(own))
+    with torch.no_grad():
+        model(own[:, :-1], past_kv_cache=cache, attention_mask=torch.ones_like(own[:, :-1]))
+    cache.freeze()
 
-    def rows(
-        self,
-        site: Site,
-        activations: Float[Tensor, "example d_model"],
-        conditions: Sequence[str],
-        rng: np.random.Generator,
-    ) -> list[dict[str, Any]]:
-        """What the conditions do at a site."""
-        above, carry = self.column.above[self.pairs.base].sum(axis=1), self.column.carry
-        before, right = ((above + carry[which]) % 2 for which in (self.pairs.base, self.pairs.source))
-        swaps, found = self._swaps(site, activations, rng), []
-        for condition in conditions:
-            after = self._next_bit(swaps[condition])
-            for differ in (True, False):
-                where = self.pairs.differ == differ
-                found.append({
-                    "layer": site.layer, "site": site.name, "swapped": condition, "carries_differ": differ,
-                    "n_pairs": int(where.sum()), "intact": float((self.before == before)[where].mean()),
-                    "changed": float((after != self.before)[where].mean()),
-                    "right": float((after == right)[where].mean()),
-                })  # fmt: skip
-        return found
+    def next_bit(interventions: Sequence[Intervention]) -> Int[np.ndarray, " pair"]:
+        with torch.no_grad(), interventions_on(model, interventions):
+            logits = model(own[:, -1:], past_kv_cache=cache, attention_mask=torch.ones_like(own[:, -1:]))[:, 0]
+        return logits[:, bits].argmax(dim=-1).numpy()
 
-    def _swaps(self, site: Site, activations: Tensor, rng: np.random.Generator) -> dict[str, Intervention]:
-        """Every condition's change of the base runs."""
-        fitted, carry = activations[:N_FITTED].double(), self.column.carry[:N_FITTED]
-        own = own_direction(fitted, carry, np.hstack([self.column.bits, self.column.above])[:N_FITTED])
-        of_one, of_zero = (fitted[torch.from_numpy(carry == value)] for value in (1, 0))
-        random = torch.from_numpy(rng.standard_normal(len(own)))
-        directions = {"own": own, "mean": of_one.mean(dim=0) - of_zero.mean(dim=0), "random": random}
-        source, unit = activations[self.pairs.source][:, None], own / own.norm()
-        at = torch.zeros(len(source), 1, dtype=torch.int64)  # of the one token of a pass
-
-        def rest(x: Tensor) -> Tensor:
-            return source + ((x - source) @ unit.to(x))[..., None] * unit.to(x)
-
-        swaps = {name: swap_subspace(site, row[None], source, at) for name, row in directions.items()}
-        return swaps | {"rest": edit_at(site, rest, at), "whole": edit_at(site, lambda _: source, at)}
-
-    def _next_bit(self, *swap: Intervention) -> Int[np.ndarray, " pair"]:
-        """The likelier of the two bits as the next token."""
-        with torch.no_grad(), interventions_on(self.model, swap):
-            mask = torch.ones_like(self.last)
-            logits = self.model(self.last, past_kv_cache=self.before_it, attention_mask=mask)[:, 0]
-        return logits[:, self.bit_tokens].argmax(dim=-1).numpy()
+    return next_bit

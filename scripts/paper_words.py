@@ -18,11 +18,9 @@ from qfl_interp.tables import column, groups, records, select
 Row = dict[str, Any]
 # Points that a cut's cost may differ from the paper's.
 CLOSE: Final = 10.0
-# A carry is used where its own direction changes so many points more of the next bits where it should.
-USED: Final = 50.0
 # What is swapped, as the table says it.
 CARRY_SWAPS: Final = {
-    "own": "its own direction", "rest": "all but that", "mean": "class means", "random": "random",
+    "own": "its own direction", "rest": "all but that", "bit": "bit above", "mean": "class means", "random": "random",
     "whole": "everything",
 }  # fmt: skip
 _CONTROLS: Final = ("random", "random_feature", "same_norm")
@@ -87,34 +85,29 @@ def interchange_row(entry: Entry, label: int, parts: list[pd.DataFrame]) -> Row:
 
 
 def carry_row(entry: Entry, seed: int, table: pd.DataFrame) -> Row:
-    """The share of next bits that swaps of inner carries change, at the site where their own directions tell them best.
+    """The share of next bits that swaps of inner carries change at the run's end, by what differs in a pair.
 
-    "98 to 100 / 0" is of pairs whose carries differ and of pairs where they are the same, from the least to the most of
-    the labels. Behind the last block's MLP there is no carry to look for: the next bit stands there.
+    A mean over labels, at the place before the last block's MLP where own directions tell best whether carries differ.
     """
-    inside = table[~((table["layer"] == table["layer"].max()) & (table["site"] == "resid_post"))]
-    index = ["step", "flops", "label", "layer", "site", "swapped"]
-    shares = 100 * inside.pivot(index=index, columns="carries_differ", values="changed")
-    shares = shares.rename(columns={True: "differ", False: "same"}).reset_index()
-    shares["told"] = shares["differ"] - shares["same"]
-    last = select(shares, step=shares["step"].max())
-    layer, site = select(last, swapped="own").groupby(["layer", "site"])["told"].mean().idxmax()
-    there, labels = select(last, layer=layer, site=site), sorted(set(last["label"]))
+    last = select(table, step=table["step"].max())
+    layer, site = carry_place(last)
+    there = select(last, layer=layer, site=site)
     row: Row = {"task": f"{entry.name} {entry.length}", "seed": seed}
-    row |= {"carries": ", ".join(map(str, labels)), "where": f"{site} {layer}"}
+    row |= {"carries": ", ".join(map(str, sorted(set(there["label"])))), "where": f"{site} {layer}"}
     for condition, name in CARRY_SWAPS.items():
-        cells = (column(select(there, swapped=condition), c) for c in ("differ", "same"))
-        row[name] = " / ".join(spanned(cell, ".0f") for cell in cells)
-    middle = labels[len(labels) // 2]
-    return row | {"used from (FLOPs)": said_from(select(shares, swapped="own", layer=layer, site=site, label=middle))}
+        shares = select(there, swapped=condition).groupby("pairs", sort=False)["changed"].mean()
+        row[name] = " / ".join(f"{100 * share:.0f}" for share in shares)
+    cuts = (f"{100 * select(there, swapped=f'cut {name}')['changed'].mean():.0f}" for name in ("own", "probe"))
+    reads = (f"{100 * there[name].mean():.0f}" for name in ("carry_read", "next_read"))
+    return row | {"cut: own / probe's": " / ".join(cuts), "read there: carry / next bit": " / ".join(reads)}
 
 
-def said_from(told: pd.DataFrame) -> str:
-    """From which checkpoint on a swap tells more than half of the carries."""
-    told = told.sort_values("step")
-    before = np.flatnonzero(column(told, "told") <= USED)
-    first = int(before[-1]) + 1 if before.size else 0
-    return f"{column(told, 'flops')[first]:.1e}" if 1 < len(told) and first < len(told) else "–"
+def carry_place(last: pd.DataFrame) -> tuple[int, str]:
+    """Layer and site where swaps along own directions tell best whether carries differ, before the last block's MLP."""
+    inside = last[~((last["layer"] == last["layer"].max()) & (last["site"] == "resid_post"))]
+    shares = select(inside, swapped="own").groupby(["layer", "site", "pairs"])["changed"].mean().unstack("pairs")
+    layer, site = (shares["carry"] - shares["neither"]).idxmax()
+    return int(layer), str(site)
 
 
 def said_verdicts(rows: pd.DataFrame) -> str:

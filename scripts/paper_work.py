@@ -35,8 +35,10 @@ METHODS: Final = ("written", "project_out")
 TRIALS, TRIALS_BY_LABEL = 4, 1
 # Pairs of an interchange: shares are near 0 or 1.
 PAIRS: Final = 96
-# Part of a run's compute from which on a carry is swapped.
-EARLIEST: Final = 1 / 30
+# Of every kind, of inner carries.
+CARRY_PAIRS: Final = 60
+# Parts of a run's compute between which the middle one is swapped, too.
+CARRY_WINDOW: Final = (1 / 30, 1 / 2)
 _METRICS = ("step", "flops", "seconds", "train_loss")
 _PROBES = (
     "feature", "metric", "source", "model_seed", "step", "flops", "layer", "head", "label", "fitted", "train_loss",
@@ -165,9 +167,10 @@ def ablated(queue: Queue, item: Item, run: qfl.Run, probes: pd.DataFrame, say: S
 def swapped_carries(run: qfl.Run, labels: tuple[int, ...]) -> pd.DataFrame:
     """Inner carries swapped at the run's end, the middle one at checkpoints before, too."""
     *before, last = run.steps
-    steps = [step for step in before if run.flops(step) >= EARLIEST * run.flops(last)]
-    over_compute = inner_carries(run, labels[len(labels) // 2 :][:1], steps, conditions=("own",))
-    return pd.concat([over_compute, inner_carries(run, labels, [last])], ignore_index=True)
+    early, late = (part * run.flops(last) for part in CARRY_WINDOW)
+    steps = [step for step in before if early <= run.flops(step) <= late]
+    over_compute = inner_carries(run, labels[len(labels) // 2 :][:1], steps, CARRY_PAIRS, ("own", "whole"))
+    return pd.concat([over_compute, inner_carries(run, labels, [last], CARRY_PAIRS)], ignore_index=True)
 
 
 def fitted_labels(probes: pd.DataFrame) -> dict[str, list[int]]:

@@ -11,17 +11,19 @@ import paper_work
 import pytest
 from helpers_sweep import InlinePool
 from pages import DOCS
+from paper_carry import KINDS
 from paper_kept import CSV, MOST_BYTES, Kept
 from paper_page import NOTHING, Pages
 from paper_queue import Entry, Queue, budget_name, verdict_budget
 from paper_words import (
     agreement,
-    carry_row,
+    carry_place,
     drop_agrees,
     label_drops,
     said_across,
     said_label,
     said_verdicts,
+    spanned,
     window_verdict,
 )
 from paper_work import label_groups
@@ -66,8 +68,6 @@ interchanged = "carry"
 interchange = [1]
 paper = { carry = "quiet" }
 """
-
-SWAP = ["step", "flops", "label", "layer", "site", "swapped"]
 
 
 def plateau_and_fall(end=0.01):
@@ -216,7 +216,7 @@ def test_the_csv_and_the_page_are_what_the_kept_tables_give():
 def test_what_the_page_says_of_the_carry_is_what_is_kept():
     """The sentences about where the ablation's drop comes from, made again from the tables."""
     kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
-    items = ["addition-16-3e12-s0", *(f"addition-64-1e13-s{seed}" for seed in (0, 1, 2))]
+    items = [f"addition-{length}-s{seed}" for length in ("16-3e12", "64-1e13") for seed in (0, 1, 2)]
     whole = []
     for item in items:
         table = kept.table(item, "ablate")
@@ -224,7 +224,8 @@ def test_what_the_page_says_of_the_carry_is_what_is_kept():
         rows = select(select(table, method="project_out", top_k=1), condition="ablated").set_index("feature")
         whole.append(f"{100 * (1 - rows.loc['carry', 'exact_answer']):.1f}")
         assert rows.loc["carry_without_next_token", "exact_answer"] == 1.0, item
-    assert f"costs {whole[0]} points at 16 bits, {whole[1]}, {whole[2]} and {whole[3]} at 64" in said
+    short, long = (f"{a}, {b} and {c}" for a, b, c in (whole[:3], whole[3:]))
+    assert f"costs {short} points at 16 bits, {long} at 64" in said
     labels = kept.table("addition-64-1e13-s0", "ablate_labels")
     assert labels is not None
     as_the_paper = label_drops(select(labels, feature="carry", method="project_out", top_k=1)).set_index("labels")[
@@ -236,27 +237,36 @@ def test_what_the_page_says_of_the_carry_is_what_is_kept():
 
 def test_what_the_page_says_of_inner_carries_is_what_is_kept():
     kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
-    entry = next(entry for entry in Queue(kept).entries if entry.label == "addition-64")
-    own, early, means = [], [], []
-    for seed in (0, 1, 2):
-        table = kept.table(f"addition-64-1e13-s{seed}", "carries")
+    shares, reads, early, means = [], [], [], []
+    for item in (f"addition-{length}-s{seed}" for length in ("16-3e12", "64-1e13") for seed in (0, 1, 2)):
+        table = kept.table(item, "carries")
         assert table is not None
-        row = carry_row(entry, seed, table)
-        own.append(row["its own direction"])
-        assert row["random"] == "0 / 0"
-        assert (f"{row['where'].split()[0]} of block {row['where'].split()[1]}") in said, seed
-        assert row["used from (FLOPs)"] == "3.6e+12"
-        assert max(map(int, row["all but that"].replace(" / ", " to ").split(" to "))) <= 2
-        shares = 100 * table.pivot(index=SWAP, columns="carries_differ", values="changed")
-        told = (shares[True] - shares[False]).reset_index(name="told")
-        early.append(
-            told.loc[(told["flops"] < 2.3e12) & (told["swapped"] == "own") & (told["label"] == 31), "told"].max()
-        )
-        same = shares[False].reset_index(name="same")
-        means.append(select(same[same["step"] == same["step"].max()], swapped="mean", layer=0)["same"])
-    assert f"{own[0]}, {own[1]} and {own[2]}" in said
-    assert f"by 2.2e12 FLOPs carry 31 changes the next bit in at most {max(early):.0f} % more" in said
-    assert f"{min(map(min, means)):.0f} to {max(map(max, means)):.0f} % of the pairs whose carry is the same" in said
+        last = select(table, step=table["step"].max())
+        layer, site = carry_place(last)
+        there = select(last, layer=layer, site=site)
+        shares.append(100 * there.pivot_table(index="swapped", columns="pairs", values="changed"))
+        reads.append(100 * there[["carry_read", "next_read"]].mean())
+        before = table[table["flops"] < kept.transition(item).start_flops]
+        early.append(100 * select(before, swapped="whole")["changed"].max())
+        means.append(100 * select(select(last, swapped="mean", pairs="neither"), layer=0)["changed"].max())
+
+    def span(condition, *kinds):
+        return spanned((of.loc[condition, list(kinds)].mean() for of in shares), ".0f")
+
+    spread, _ = shares.pop(1), reads.pop(1)  # seed 1 at 16 bits
+    assert f"its best swap changes {spread.loc['own', 'carry']:.0f} %" in said
+
+    assert f"changes {span('own', 'carry')} % of the next bits where the carry differs" in said
+    assert f"{span('own', 'neither')} % where neither it nor a bit above does" in said
+    assert f"a bit above alone differs it changes {span('own', 'bit')} %" in said
+    assert f"where both do {span('own', 'both')} %" in said
+    assert f"all but that line changes {span('rest', *KINDS)} %" in said
+    assert f"cut of that line changes {span('cut own', *KINDS)} %" in said
+    assert f"one of the probe's direction at the same place {span('cut probe', *KINDS)} %" in said
+    assert f"the carry reads {spanned((r['carry_read'] for r in reads), '.0f')} %" in said
+    assert f"and the next bit {spanned((r['next_read'] for r in reads), '.0f')} %" in said
+    assert f"swap of everything changes at most {max(early):.0f} % of the next bits" in said
+    assert f"up to {max(means):.0f} % of the next bits where the carry is the same" in said
 
 
 def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
@@ -278,12 +288,14 @@ def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
     assert queue["ablated"] == f"{intact:.1f}"
     assert f"does costs {queue['ablated']} points, all that is right" in said
     assert f"random directions cost {queue['random']} there, changes of the same size {queue['same_norm']}." in said
-    assert f"At 1e13 they have {right[dfs].removesuffix(' %')} and {right[activity]} right" in said
+    assert (
+        f"At 1e13 they have {right[dfs].removesuffix(' %')} and {right[activity]} right on the validation set" in said
+    )
     assert all("falls from the start" in reasons[name] for name in (dfs, activity))
     stack, intact = costs(dfs, "stack")
     assert stack["ablated"] == f"{intact:.1f}"
     assert (
-        f"the true stack costs {stack['ablated']} points, all that is right, where random directions cost "
+        f"the true stack costs {stack['ablated']} points, all that is right on the test set, where random directions cost "
         f"{stack['random']}, those of the adjacency list {stack['random_feature']} and changes of the same size "
         f"{stack['same_norm']}." in said
     )
