@@ -294,12 +294,14 @@ def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
     assert all("falls from the start" in reasons[name] for name in (dfs, activity))
     stack, intact = costs(dfs, "stack")
     assert stack["ablated"] == f"{intact:.1f}"
-    assert (
-        f"the true stack costs {stack['ablated']} points, all that is right on the test set, where random directions cost "
-        f"{stack['random']}, those of the adjacency list {stack['random_feature']} and changes of the same size "
-        f"{stack['same_norm']}." in said
+    costly = (
+        f"the true stack costs {stack['ablated']} points, all that is right on the test set, where random directions"
     )
+    assert f"{costly} cost {stack['random']}, those of the adjacency list {stack['random_feature']} and changes" in said
+    assert f"of the same size {stack['same_norm']}. Start times" in said
     assert costs(activity, "start_times")[0]["ablated"] == "0.0"
+    assert f"**Shortest path** has {right['shortest_path-11']} right at 1e13." in said
+    assert not math.isfinite(rows["shortest_path-11"]["transition_start"])
     product, majority = rows["multiplication-16"], rows["majority_of_majorities-32"]
     assert (product["exact_match"], f"{product['final_loss']:.2f}", f"{product['base_rate']:.2f}") == (
         0,
