@@ -16,14 +16,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 import qfl_interp as qfl
 from qfl_interp.data.examples import held_out
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.interchange import swap_subspace
 from qfl_interp.models.build import HookedModel
-from qfl_interp.models.hooks import Intervention, Site, interventions_on, read_activations
+from qfl_interp.models.forward import rows_logits
+from qfl_interp.models.hooks import Intervention, Site, read_activations
 from qfl_interp.seeding import generator
 
 # Directions are found on the first of the test examples, pairs are of the others.
@@ -153,13 +153,14 @@ def swaps_of(
     directions: Mapping[str, Float[Tensor, " d_model"]],
     source: Float[Tensor, "pair 1 d_model"],
     mean: Float[Tensor, " d_model"],
+    position: int,
 ) -> dict[str, Intervention]:
-    """What every condition does to the last token of the base runs.
+    """What every condition does to the base runs at one position.
 
     "rest" swaps everything but the own direction, "whole" everything; "cut" sets what lies along a direction to its
     mean; the others swap along the direction of their name.
     """
-    at = torch.zeros(len(source), 1, dtype=torch.int64)
+    at = torch.full((len(source), 1), position)
     unit = {name: (row / row.norm()).to(source) for name, row in directions.items()}
 
     def along(x: Tensor, name: str) -> Tensor:
@@ -233,11 +234,11 @@ def inner_carries(
         for index, (label, column) in enumerate(columns.items()):
             rng = generator(seed, f"inner carries/{label}", step)
             pairs = carry_pairs(column, N_FITTED, n_pairs, rng)
-            next_bit = _next_bit(model, tokens, column, pairs)
+            next_bit = _next_bit(model, n_layers, tokens, column, pairs)
             for site in sites:
                 here = activations[site][:, index]
                 found = directions_of(here[:N_FITTED], column.first(N_FITTED), rng)
-                swaps = swaps_of(site, found, here[pairs.source][:, None], here[:N_FITTED].mean(dim=0))
+                swaps = swaps_of(site, found, here[pairs.source][:, None], here[:N_FITTED].mean(dim=0), column.position)
                 at = {"step": step, "flops": run.flops(step), "label": label, "layer": site.layer, "site": site.name}
                 at |= {
                     "carry_read": read_share(here, column.carry, N_FITTED),
@@ -257,22 +258,21 @@ def _read(
     return {site: torch.cat([part[at[site]] for part in parts]) for site in sites}
 
 
-def _next_bit(model: HookedModel, tokens: Tensor, column: Column, pairs: CarryPairs) -> NextBit:
+def _next_bit(model: HookedModel, n_layers: int, tokens: Tensor, column: Column, pairs: CarryPairs) -> NextBit:
     """The likelier of the two bits as the next token of the base runs, under interventions at the carry's token.
 
-    What is before that token stays as it is: keys and values of it are computed once.
+    A pass begins at the block in which the first of them is.
     """
     own = tokens[pairs.base, : column.position + 1]
     there = tokens[:, column.position].numpy()  # the sum bit read there is a token itself
     bits = [int(there[column.bits[:, 2] == bit][0]) for bit in (0, 1)]
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, own.device, len(own))
-    with torch.no_grad():
-        model(own[:, :-1], past_kv_cache=cache, attention_mask=torch.ones_like(own[:, :-1]))
-    cache.freeze()
+    before = [Site(layer, "resid_pre") for layer in range(n_layers)]
+    streams = list(read_activations(model, own, before).values())
+    last = slice(column.position, column.position + 1)
 
     def next_bit(interventions: Sequence[Intervention]) -> Int[np.ndarray, " pair"]:
-        with torch.no_grad(), interventions_on(model, interventions):
-            logits = model(own[:, -1:], past_kv_cache=cache, attention_mask=torch.ones_like(own[:, -1:]))[:, 0]
+        layer = min((i.site.layer or 0 for i in interventions), default=0)
+        logits = rows_logits(model, own, last, interventions, start=(layer, streams[layer]))[:, 0]
         return logits[:, bits].argmax(dim=-1).numpy()
 
     return next_bit

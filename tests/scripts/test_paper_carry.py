@@ -84,7 +84,7 @@ def test_swaps_of_a_carry_that_is_there_and_of_one_that_is_not():
     assert abs(found["own"] @ line) / found["own"].norm() > 0.999
     assert abs(found["mean"] @ line) / found["mean"].norm() < 0.8, "class means point along the bits beside, too"
     source = activations[pairs.source][:, None]
-    swaps = swaps_of(Site(0, "resid_mid"), found, source, activations[:500].mean(dim=0))
+    swaps = swaps_of(Site(0, "resid_mid"), found, source, activations[:500].mean(dim=0), 0)
 
     def next_bit(interventions):
         x = activations[pairs.base][:, None]
