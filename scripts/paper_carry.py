@@ -21,6 +21,7 @@ import qfl_interp as qfl
 from qfl_interp.data.examples import held_out
 from qfl_interp.interventions.edits import edit_at
 from qfl_interp.interventions.interchange import swap_subspace
+from qfl_interp.interventions.planes import project_out
 from qfl_interp.models.build import HookedModel
 from qfl_interp.models.forward import rows_logits
 from qfl_interp.models.hooks import Intervention, Site, read_activations
@@ -161,29 +162,31 @@ def swaps_of(
     mean; the others swap along the direction of their name.
     """
     at = torch.full((len(source), 1), position)
-    unit = {name: (row / row.norm()).to(source) for name, row in directions.items()}
-
-    def along(x: Tensor, name: str) -> Tensor:
-        return (x @ unit[name])[..., None] * unit[name]
-
-    def cut(name: str) -> Intervention:
-        return edit_at(site, lambda x: x - along(x - mean.to(x), name), at, label="cut")
-
+    own = (directions["own"] / directions["own"].norm()).to(source)
     named = {name: swap_subspace(site, row[None], source, at) for name, row in directions.items() if name != "probe"}
-    rest = edit_at(site, lambda x: source + along(x - source, "own"), at, label="swap_rest")
+    rest = edit_at(site, lambda x: source + ((x - source) @ own)[..., None] * own, at, label="swap_rest")
     whole = edit_at(site, lambda _: source, at, label="swap")
-    return named | {"rest": rest, "whole": whole, "cut own": cut("own"), "cut probe": cut("probe")}
+    cuts = {
+        f"cut {name}": project_out(site, row[None, None], offsets=-(row @ mean.to(row))[None, None], positions=at)
+        for name, row in directions.items()
+        if name in ("own", "probe")
+    }
+    return named | cuts | {"rest": rest, "whole": whole}
 
 
 def swap_rows(
-    swaps: Mapping[str, Intervention], column: Column, pairs: CarryPairs, next_bit: NextBit
+    swaps: Mapping[str, Intervention],
+    before: Int[np.ndarray, " pair"],
+    column: Column,
+    pairs: CarryPairs,
+    next_bit: NextBit,
 ) -> list[dict[str, Any]]:
-    """What the next bit does under each of some swaps, by kind of pair.
+    """What the next bit does under each of some swaps, by kind of pair; `before` is the bit without any.
 
     `changed` is the share of pairs whose next bit is another one than before, `right` the share where it is the
     source's, `intact` the share that is right before.
     """
-    before, own, swapped = next_bit([]), column.next_bit[pairs.base], column.next_bit[pairs.source]
+    own, swapped = column.next_bit[pairs.base], column.next_bit[pairs.source]
     rows = []
     for name, swap in swaps.items():
         after = next_bit([swap])
@@ -235,6 +238,7 @@ def inner_carries(
             rng = generator(seed, f"inner carries/{label}", step)
             pairs = carry_pairs(column, N_FITTED, n_pairs, rng)
             next_bit = _next_bit(model, n_layers, tokens, column, pairs)
+            before = next_bit([])
             for site in sites:
                 here = activations[site][:, index]
                 found = directions_of(here[:N_FITTED], column.first(N_FITTED), rng)
@@ -244,7 +248,9 @@ def inner_carries(
                     "carry_read": read_share(here, column.carry, N_FITTED),
                     "next_read": read_share(here, column.next_bit, N_FITTED),
                 }
-                rows += [at | row for row in swap_rows({c: swaps[c] for c in conditions}, column, pairs, next_bit)]
+                rows += [
+                    at | row for row in swap_rows({c: swaps[c] for c in conditions}, before, column, pairs, next_bit)
+                ]
     return pd.DataFrame(rows)
 
 

@@ -92,7 +92,7 @@ def test_swaps_of_a_carry_that_is_there_and_of_one_that_is_not():
             x = intervention.fn(x)
         return (((x - 0.5) @ line).round().long() % 2).flatten().numpy()
 
-    rows = pd.DataFrame(swap_rows(swaps, column, pairs, next_bit)).set_index(["swapped", "pairs"])
+    rows = pd.DataFrame(swap_rows(swaps, next_bit([]), column, pairs, next_bit)).set_index(["swapped", "pairs"])
     assert (rows["intact"] == 1).all()
     assert set(rows["n_pairs"]) == {60}
     differ = [kind in ("carry", "bit") for kind in KINDS]

@@ -69,6 +69,9 @@ interchange = [1]
 paper = { carry = "quiet" }
 """
 
+# The runs of addition that are taken apart: three seeds of 16 bits, then of 64.
+SUMS = [f"addition-{length}-s{seed}" for length in ("16-3e12", "64-1e13") for seed in (0, 1, 2)]
+
 
 def plateau_and_fall(end=0.01):
     """Validations with a plateau at 0.65 up to 1e11 FLOPs, a fall within a decade, and what follows."""
@@ -216,9 +219,8 @@ def test_the_csv_and_the_page_are_what_the_kept_tables_give():
 def test_what_the_page_says_of_the_carry_is_what_is_kept():
     """The sentences about where the ablation's drop comes from, made again from the tables."""
     kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
-    items = [f"addition-{length}-s{seed}" for length in ("16-3e12", "64-1e13") for seed in (0, 1, 2)]
     whole = []
-    for item in items:
+    for item in SUMS:
         table = kept.table(item, "ablate")
         assert table is not None
         rows = select(select(table, method="project_out", top_k=1), condition="ablated").set_index("feature")
@@ -238,7 +240,7 @@ def test_what_the_page_says_of_the_carry_is_what_is_kept():
 def test_what_the_page_says_of_inner_carries_is_what_is_kept():
     kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
     shares, reads, early, means = [], [], [], []
-    for item in (f"addition-{length}-s{seed}" for length in ("16-3e12", "64-1e13") for seed in (0, 1, 2)):
+    for item in SUMS:
         table = kept.table(item, "carries")
         assert table is not None
         last = select(table, step=table["step"].max())
