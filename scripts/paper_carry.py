@@ -220,13 +220,18 @@ def inner_carries(
         shares of carries and of next bits that least squares reads there (both on examples of their own).
 
     Raises:
-        ValueError: A label is the first or the last.
+        ValueError: A label is the first or the last, or there are too few held-out examples of so short a task.
 
     References:
         Geiger et al. 2021 (arXiv 2106.02997), interchange interventions.
     """
     task, seed, n_layers = run.task, run.config.train.seed, run.config.model.n_layers
     examples = held_out(task, "test", N_FITTED + N_OTHERS, seed=seed, stream="inner carries")
+    if len(examples) < N_FITTED + N_OTHERS:
+        raise ValueError(
+            f"directions and pairs need {N_FITTED + N_OTHERS} held-out examples, got {len(examples)} at length "
+            f"{task.length}: take a longer task."
+        )
     tokens = task.encode(examples).tokens
     columns = {label: column_of(task, examples, label) for label in labels}
     sites = [Site(layer, name) for layer in range(n_layers) for name in NAMES]

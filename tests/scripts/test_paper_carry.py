@@ -143,6 +143,19 @@ def test_the_whole_stream_makes_the_sources_bit(tmp_path, monkeypatch):
         assert rows["right"].tolist() == [(said[source] == column.next_bit[source]).mean()]
 
 
+def test_too_few_examples_are_said_to_be_too_few(tmp_path):
+    config = qfl.TrainConfig(n_steps=1)
+    run = qfl.train(
+        qfl.load_task("addition", 3),
+        qfl.ModelConfig(d_model=8, n_layers=1, n_heads=2),
+        config,
+        tmp_path / "run",
+        progress=False,
+    )
+    with pytest.raises(ValueError, match="2000 held-out examples, got 3 at length 3"):
+        inner_carries(run, [1], [1], 10)
+
+
 def test_the_row_is_of_the_place_that_tells_carries_best(tmp_path):
     entry = Queue(Kept(tmp_path)).entries[0]
     rows = [

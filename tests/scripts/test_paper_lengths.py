@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import paper_carry
 import paper_lengths
 import paper_work
 import pytest
@@ -63,9 +64,10 @@ seeds = [0]
 across = true
 [[task]]
 name = "addition"
-length = 3
+length = 6
 interchanged = "carry"
 interchange = [1]
+carries = [2]
 paper = { carry = "quiet" }
 """
 
@@ -419,21 +421,23 @@ def test_many_labels_are_cut_in_groups(tmp_path):
 @pytest.mark.slow
 def test_a_small_queue_is_worked_off_and_described(tmp_path, monkeypatch):
     monkeypatch.setattr(paper_work, "LEAST_RIGHT", 0.0)  # so little training gives no right answer
-    for name, few in (("TRIALS", 1), ("PAIRS", 8)):
+    for name, few in (("TRIALS", 1), ("PAIRS", 8), ("CARRY_PAIRS", 4)):
         monkeypatch.setattr(paper_work, name, few)
+    for name in ("N_FITTED", "N_OTHERS"):
+        monkeypatch.setattr(paper_carry, name, 200)
     definition = tmp_path / "tiny.toml"
     definition.write_text(TINY)
     kept = Kept(tmp_path / "kept")
     queue = Queue(kept, definition)
     assert Pages(queue, kept).parts()["paper claims"] != NOTHING
-    assert paper_lengths.next_item(queue, ["addition-3-1e7-s0"], set()) is None, "its search comes first"
+    assert paper_lengths.next_item(queue, ["addition-6-1e7-s0"], set()) is None, "its search comes first"
     paper_lengths.go_on(queue, kept, [], tmp_path / "runs", math.inf, InlinePool)
-    assert {"addition-3-rates", "addition-3-widths", "addition-3-1e7-s0", "addition-3-5e6-s0"} <= set(kept.names())
+    assert {"addition-6-rates", "addition-6-widths", "addition-6-1e7-s0", "addition-6-5e6-s0"} <= set(kept.names())
     assert all(kept.about(name)["predicted_minutes"] > 0 for name in kept.names())
-    best = kept.search("addition-3-widths")
+    best = kept.search("addition-6-widths")
     assert best is not None
     row = best.loc[best["val_loss_answer"].idxmin()]
-    about = kept.about("addition-3-1e7-s0")
+    about = kept.about("addition-6-1e7-s0")
     assert (about["d_model"], about["batch_size"]) == (row["d_model"], row["batch_size"])
     assert about["run_id"] == row["run_id"], "the search has trained it"
     parts = Pages(queue, kept).parts()
