@@ -72,14 +72,15 @@ def _mark_onsets(figure: go.Figure, cell: Cell, onsets: pd.DataFrame) -> None:
     learned = [row for row in records(onsets) if math.isfinite(row["onset_flops"]) and row["onset_flops"] > 0]
     learned.sort(key=lambda row: row["onset_flops"])
     for place, row in enumerate(learned):
-        # Before its line where another follows, whose name would stand on this one.
+        # Before its line where another follows, whose name would stand on this one; low and high by turns.
         side = "right" if place < len(learned) - 1 else "left"
+        end, anchor = ((0, "bottom"), (1, "top"))[place % 2]
         color = _VERDICT_STYLES.get(row["verdict"], (GREY, ""))[0]
         at = row["onset_flops"]
         figure.add_shape(cell.stretch(at, at, line={"color": color, "dash": "dot", "width": 1.4}))
         figure.add_annotation(
-            text=words(row["feature"]), x=math.log10(at), y=0, xref=cell.x, yref=f"{cell.y} domain", xanchor=side,
-            yanchor="bottom", textangle=-90, showarrow=False, font={"size": FONT_SIZE - 3, "color": color},
+            text=words(row["feature"]), x=math.log10(at), y=end, xref=cell.x, yref=f"{cell.y} domain", xanchor=side,
+            yanchor=anchor, textangle=-90, showarrow=False, font={"size": FONT_SIZE - 3, "color": color},
         )  # fmt: skip
 
 

@@ -383,6 +383,7 @@ def test_losses_figure_marks_where_features_were_learned():
         ("carry", "x", np.log10(5e10)),
         ("first operand", "x", np.log10(2e11)),
     ]
+    assert [(a.xanchor, a.yanchor) for a in marks] == [("right", "bottom"), ("left", "top")], "names stand apart"
 
 
 def test_leads_figure_places_every_seed_and_names_what_has_no_lead():
