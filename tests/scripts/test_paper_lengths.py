@@ -306,6 +306,16 @@ def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
     assert costs(activity, "start_times")[0]["ablated"] == "0.0"
     assert f"**Shortest path** has {right['shortest_path-11']} right at 1e13." in said
     assert not math.isfinite(rows["shortest_path-11"]["transition_start"])
+    tree, order = "min_spanning_tree-11", "topological_sort-11"
+    assert f"**Minimum spanning tree** has {right[tree]} right at 1e13, without a plateau." in said
+    assert "falls from the start" in reasons[tree]
+    assert float(costs(tree, "is_tree_edge")[0]["ablated"]) <= 0, "costs nothing"
+    fall = kept.transition(rows[order]["item"])
+    assert f"plateau, at {fall.plateau_loss:.2f} nats, at {fall.start_flops / 1e12:.1f}e12 FLOPs" in said
+    assert f"at 1e13 {right[order]} are right, and it still falls." in said
+    random, intact = costs(order, "adjacency_list")
+    assert f"nearly all of the {intact:.1f} points there are to lose" in said
+    assert 0.9 * intact < float(random["random"]) < intact
     product, majority = rows["multiplication-16"], rows["majority_of_majorities-32"]
     assert (product["exact_match"], f"{product['final_loss']:.2f}", f"{product['base_rate']:.2f}") == (
         0,
