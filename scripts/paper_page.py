@@ -49,12 +49,14 @@ class Across(NamedTuple):
         budgets: FLOPs, increasing.
         transitions: Of the loss.
         verdicts: Rows of `verdict_across` by feature and third.
+        finals: Columns flops, val_loss_answer: where every run ended.
     """
 
     n_seeds: int
     budgets: list[float]
     transitions: Transitions
     verdicts: dict[tuple[str, str], Row]
+    finals: pd.DataFrame
 
 
 class Pages:
@@ -312,7 +314,8 @@ class Pages:
             for third, points in groups(curve, "third"):
                 row = verdict_across(points, select(of_seeds, third=third), transitions)
                 verdicts[str(feature), str(third)] = row
-        return Across(len(by_seed), common, transitions, verdicts)
+        finals = table.rename(columns={"budget_flops": "flops"})[["flops", "val_loss_answer"]]
+        return Across(len(by_seed), common, transitions, verdicts, finals)
 
     def _final_probes(self, runs: list[Row]) -> pd.DataFrame:
         """The probes of the runs' final models, and of the last one's untrained models."""
@@ -327,11 +330,14 @@ class Pages:
         return pd.concat(parts, ignore_index=True)
 
     def figure(self) -> go.Figure | None:
-        """Loss over compute of every task with a kept run, transitions shaded, onsets of features marked; or None."""
-        curves, panels, found, onsets = [], [], [], []
+        """Loss over compute of every task with a kept run, within it and across budgets; or None."""
+        curves, panels, found, onsets, finals = [], [], [], [], []
         for entry in self.entries:
             runs = self.verdict_runs(entry)
             of = {"task": entry.name, "length": entry.length}
+            across = self.curves[entry.label]
+            if across is not None:
+                finals.append(across.finals.assign(**of))
             for row in runs:
                 metrics = self.kept.table(row["item"], "metrics")
                 assert metrics is not None
@@ -354,7 +360,8 @@ class Pages:
             return None
         columns = ["task", "length", "seed", "start_flops", "end_flops"]
         marks = pd.concat(onsets, ignore_index=True) if onsets else None
-        return losses_figure(pd.concat(curves), pd.DataFrame(panels), pd.DataFrame(found, columns=columns), marks)
+        ends = pd.concat(finals) if finals else None
+        return losses_figure(pd.concat(curves), pd.DataFrame(panels), pd.DataFrame(found, columns=columns), marks, ends)
 
 
 def _parts(tables: Iterable[pd.DataFrame], *by: str) -> Iterator[tuple[tuple[Any, ...], list[pd.DataFrame]]]:

@@ -15,6 +15,7 @@ from qfl_interp.plots.lines import curve, finite, legend_entry, level
 from qfl_interp.plots.theme import FONT_SIZE, GREY, PURPLE, STEEL, VERMILLION, new_figure, words
 from qfl_interp.tables import column, distinct, groups, records, select
 
+_LOSS: Final = "val_loss_answer"
 _COLUMNS: Final = 3
 _CELL_HEIGHT: Final = 150
 _VERDICT_STYLES: Final = {"quiet": (STEEL, "circle"), "loud": (VERMILLION, "square")}
@@ -22,7 +23,11 @@ _FADED: Final = 0.55
 
 
 def losses_figure(
-    metrics: pd.DataFrame, tasks: pd.DataFrame, transitions: pd.DataFrame, onsets: pd.DataFrame | None = None
+    metrics: pd.DataFrame,
+    tasks: pd.DataFrame,
+    transitions: pd.DataFrame,
+    onsets: pd.DataFrame | None = None,
+    finals: pd.DataFrame | None = None,
 ) -> go.Figure:
     """Validation loss over compute, a small panel a task, one curve a run.
 
@@ -34,6 +39,7 @@ def losses_figure(
         tasks: Columns task, length, base_rate; one row a panel, in the order they are drawn.
         transitions: Columns task, length, seed, start_flops, end_flops; runs without a transition have no row.
         onsets: Columns task, length, feature, verdict, onset_flops; features that were not learned (NaN) have no line.
+        finals: Columns task, length, flops, val_loss_answer; the ends of runs to other budgets, a point each.
     """
     rows = math.ceil(len(tasks) / _COLUMNS)
     figure = new_figure("tasks", rows * _CELL_HEIGHT - 8, {"l": 56, "r": 14, "t": 34, "b": 44})
@@ -45,8 +51,10 @@ def losses_figure(
         x_domain = (left + 0.045, left + 1 / _COLUMNS - 0.015)
         cell = Cell(index + 1, x_domain, (top - 0.78 / rows, top - 0.09 / rows))
         found, shown = select(transitions, **of_task), select(metrics, **of_task)
-        drawn = pd.DataFrame(shown.loc[(shown["flops"] > 0) & shown["val_loss_answer"].notna()])
-        flops, losses, base_rate = column(drawn, "flops"), column(drawn, "val_loss_answer"), float(task["base_rate"])
+        drawn = pd.DataFrame(shown.loc[(shown["flops"] > 0) & shown[_LOSS].notna()])
+        ends = drawn.iloc[:0] if finals is None else select(finals, **of_task)
+        flops, losses = (np.concatenate([column(drawn, name), column(ends, name)]) for name in ("flops", _LOSS))
+        base_rate = float(task["base_rate"])
         title = "training FLOPs" if row == rows - 1 else ""
         x_axis = log_training_axis(float(flops.min()), float(flops.max()), title=title) | {"dtick": 1}
         low, high = max(float(losses.min()), 1e-6), max(float(losses.max()), base_rate)
@@ -59,7 +67,10 @@ def losses_figure(
             figure.add_shape(cell.stretch(start, end, fillcolor=PURPLE, opacity=0.14, line={"width": 0}))
         look: dict[str, Any] = {"width": 1.3, "opacity": 0.8, "hover": None, "hovertemplate": "%{y:.4f}", **cell.axes}
         for seed, part in groups(drawn, "seed"):
-            figure.add_trace(curve(part, "val_loss_answer", f"seed {seed}", PURPLE, **look))
+            figure.add_trace(curve(part, _LOSS, f"seed {seed}", PURPLE, **look))
+        if len(ends):
+            points: dict[str, Any] = look | {"width": 0, "size": 5, "symbol": "circle-open", "x": "flops"}
+            figure.add_trace(curve(ends, _LOSS, "final losses", PURPLE, **points))
         figure.add_trace(level(flops, base_rate, "base rate", width=1.2, dash="dash", **cell.axes))
         figure.add_annotation(cell.title(f"<b>{words(task['task'])}</b> {task['length']}"))
         if onsets is not None:
@@ -72,9 +83,10 @@ def _mark_onsets(figure: go.Figure, cell: Cell, onsets: pd.DataFrame) -> None:
     learned = [row for row in records(onsets) if math.isfinite(row["onset_flops"]) and row["onset_flops"] > 0]
     learned.sort(key=lambda row: row["onset_flops"])
     for place, row in enumerate(learned):
-        # Before its line where another follows, whose name would stand on this one; low and high by turns.
-        side = "right" if place < len(learned) - 1 else "left"
-        end, anchor = ((0, "bottom"), (1, "top"))[place % 2]
+        # Before its line where another follows, whose name would stand on this one: low and high by turns.
+        last = place == len(learned) - 1
+        side = "left" if last else "right"
+        end, anchor = (0, "bottom") if last or place % 2 == 0 else (1, "top")
         color = _VERDICT_STYLES.get(row["verdict"], (GREY, ""))[0]
         at = row["onset_flops"]
         figure.add_shape(cell.stretch(at, at, line={"color": color, "dash": "dot", "width": 1.4}))

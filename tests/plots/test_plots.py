@@ -367,23 +367,34 @@ def test_losses_figure_draws_every_run_its_base_rate_and_the_band():
     assert [a.text for a in figure.layout.annotations] == ["<b>addition</b> 16", "<b>sparse parity</b> 12"]
 
 
+def test_losses_figure_draws_where_other_budgets_ended():
+    metrics, tasks, transitions = several_runs()
+    finals = pd.DataFrame({"flops": [1e10, 1e13], "val_loss_answer": [0.7, 1e-4]}).assign(task="addition", length=16)
+    figure = losses_figure(metrics, tasks, transitions, finals=finals)
+    (points,) = (trace for trace in figure.data if trace.mode == "markers")
+    assert (points.xaxis, list(points.x), list(points.y)) == ("x", [1e10, 1e13], [0.7, 1e-4])
+    assert figure.layout.xaxis.range[1] >= 13 > figure.layout.xaxis2.range[1], "the axis reaches to the last of them"
+
+
 def test_losses_figure_marks_where_features_were_learned():
     metrics, tasks, transitions = several_runs()
     onsets = pd.DataFrame({
-        "task": "addition", "length": 16, "feature": ["carry", "first_operand", "xor"],
-        "verdict": ["quiet", "loud", "-"],
-        "onset_flops": [5e10, 2e11, np.nan],
+        "task": "addition", "length": 16, "feature": ["carry", "first_operand", "xor", "and"],
+        "verdict": ["quiet", "loud", "-", "loud"],
+        "onset_flops": [5e10, 2e11, np.nan, 1e11],
     })  # fmt: skip
     figure = losses_figure(metrics, tasks, transitions, onsets)
     lines = [shape for shape in figure.layout.shapes if shape.x0 == shape.x1]
-    assert [(line.x0, line.xref) for line in lines] == [(5e10, "x"), (2e11, "x")]
-    assert lines[0].line.color != lines[1].line.color
+    assert [(line.x0, line.xref) for line in lines] == [(5e10, "x"), (1e11, "x"), (2e11, "x")]
+    assert lines[0].line.color != lines[1].line.color == lines[2].line.color
     marks = [a for a in figure.layout.annotations if a.textangle == -90]
     assert [(a.text, a.xref, a.x) for a in marks] == [
         ("carry", "x", np.log10(5e10)),
+        ("and", "x", 11.0),
         ("first operand", "x", np.log10(2e11)),
     ]
-    assert [(a.xanchor, a.yanchor) for a in marks] == [("right", "bottom"), ("left", "top")], "names stand apart"
+    sides = [("right", "bottom"), ("right", "top"), ("left", "bottom")]
+    assert [(a.xanchor, a.yanchor) for a in marks] == sides, "names stand apart"
 
 
 def test_leads_figure_places_every_seed_and_names_what_has_no_lead():
