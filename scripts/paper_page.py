@@ -154,7 +154,7 @@ class Pages:
         window = f"the loss falls between {low} and {high} FLOPs" if entry.window else "draws no transition"
         found = {
             "ours, within a run": said_transitions(runs),
-            "ours, across budgets": between_of(across.transitions.mean) if across else "–",
+            "ours, across budgets": between_of(across.transitions.mean, len(across.budgets)) if across else "–",
             "": window_verdict(entry, runs, across.transitions.mean if across else None),
         }
         rows = [of | {"paper": window} | found | reached(runs, len(runs))]
@@ -284,7 +284,7 @@ class Pages:
                 low, high = (budget_name(b) for b in (found.budgets[0], found.budgets[-1]))
                 row: Row = {"task": f"{entry.name} {entry.length}", "feature": feature, "seeds": found.n_seeds}
                 row |= {"budgets": f"{len(found.budgets)}, {low} to {high}"}
-                row |= {"transition (FLOPs)": between_of(found.transitions.mean)}
+                row |= {"transition (FLOPs)": between_of(found.transitions.mean, len(found.budgets))}
                 said = {third: found.verdicts.get((feature, third)) for third in ("all", *THIRDS)}
                 rows.append(row | {third: said_across(one) if one else "–" for third, one in said.items()})
         return rows

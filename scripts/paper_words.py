@@ -212,6 +212,8 @@ def between(row: Row) -> str:
     return f"{row['transition_start']:.1e} → {row['transition_end']:.1e}{open_end}"
 
 
-def between_of(transition: Transition) -> str:
-    """Where a loss falls across budgets."""
-    return f"{transition.start_flops:.0e} → {transition.end_flops:.0e}" if transition.found else "none"
+def between_of(transition: Transition, n_budgets: int) -> str:
+    """Where a loss falls across budgets; without a fall, in how many of them it was looked for."""
+    if transition.found:
+        return f"{transition.start_flops:.0e} → {transition.end_flops:.0e}"
+    return f"none ({transition.n_points} of {n_budgets})"
