@@ -155,7 +155,7 @@ class Pages:
         found = {
             "ours, within a run": said_transitions(runs),
             "ours, across budgets": between_of(across.transitions.mean, len(across.budgets)) if across else "–",
-            "": window_verdict(entry, runs, across.transitions.mean if across else None),
+            "agree?": window_verdict(entry, runs, across.transitions.mean if across else None),
         }
         rows = [of | {"paper": window} | found | reached(runs, len(runs))]
         for feature, claim in entry.paper.items():
@@ -164,7 +164,7 @@ class Pages:
             found = {
                 "ours, within a run": said_verdicts(part) if len(part) else "not yet",
                 "ours, across budgets": said_across(row) if row else "–",
-                "": agreement(claim, part, row),
+                "agree?": agreement(claim, part, row),
             }
             rows.append(of | {"paper": f"{feature} is {claim}"} | found | reached(runs, len(part)))
         for feature, drop in entry.drops.items():
@@ -174,7 +174,7 @@ class Pages:
             if not said:
                 lost = runs and runs[0]["exact_match"] < LEAST_RIGHT
                 said = f"nothing to lose: {100 * runs[0]['exact_match']:.1f} % right" if lost else "not yet"
-            found = {"ours, within a run": said, "ours, across budgets": "–", "": drop_agrees(drop, costs)}
+            found = {"ours, within a run": said, "ours, across budgets": "–", "agree?": drop_agrees(drop, costs)}
             rows.append(of | {"paper": f"taking {feature} out costs {drop} points"} | found | reached(runs, len(costs)))
         return rows
 
@@ -195,7 +195,7 @@ class Pages:
         budgets = sorted({row["budget_flops"] for row in trained.values()})
         found = {
             "ours, within a run": f"{len(falls)} of the {len(trained)} trained ({', '.join(sorted(falls)) or 'none'})",
-            "ours, across budgets": "–", "": "see the rows above", "seeds": "1",
+            "ours, across budgets": "–", "agree?": "see the rows above", "seeds": "1",
             "budget": " to ".join(budget_name(b) for b in dict.fromkeys([budgets[0], budgets[-1]])) if budgets else "–",
         }  # fmt: skip
         return {"task": "all ten", "paper": "two phases in six tasks"} | found
@@ -211,7 +211,7 @@ class Pages:
                 costs = [cost for run in own if math.isfinite(cost := self._costs(run, str(feature)))]
                 seeds = max(seeds, len(costs))
                 said += [f"{feature} of {entry.name} {entry.length}: {spanned(costs)}"] if costs else []
-        found = {"ours, within a run": "; ".join(said) or "–", "ours, across budgets": "–", "": "see below"}
+        found = {"ours, within a run": "; ".join(said) or "–", "ours, across budgets": "–", "agree?": "see below"}
         paper = "taking a quiet feature out costs 41 to 75 points"
         return {"task": "all ten", "paper": paper} | found | {"seeds": f"up to {seeds}", "budget": "–"}
 
