@@ -18,6 +18,7 @@ from paper_page import NOTHING, Pages
 from paper_queue import Entry, Queue, budget_name, verdict_budget
 from paper_words import (
     agreement,
+    between_of,
     carry_place,
     drop_agrees,
     label_drops,
@@ -328,6 +329,31 @@ def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
     answers = bits.encode(bits.sample(np.random.default_rng(0), 20_000)).tokens[:, -2]
     share = (answers == bits.vocabulary.index("0")).float().mean()
     assert f"where {100 * float(share):.0f} % of the answers are 0" in said
+
+
+def test_what_the_page_says_across_budgets_is_what_is_kept():
+    kept, said = Kept(), " ".join((DOCS / "tasks.md").read_text().split())
+    curves = Pages(Queue(kept), kept).curves
+    sums, subarray, order, long = (
+        curves[name] for name in ("addition-16", "maximum_subarray-64", "topological_sort-11", "addition-64")
+    )
+    assert sums is not None
+    assert subarray is not None
+    assert order is not None
+    assert long is not None
+    spans = [between_of(of.transitions.mean, 7).replace("→", "and") for of in (sums, subarray, order)]
+    assert f"addition at 16 bits falls between {spans[0]} FLOPs" in said
+    leads = [sums.verdicts[name, "all"]["lead_log10"] for name in ("carry", "first_operand")]
+    assert "with the carry {:.2f} and the first operand {:.2f} decades ahead".format(*leads) in said
+    assert f"maximum subarray between {spans[1]} with both features behind" in said
+    wholes = [row for (_, third), row in subarray.verdicts.items() if third == "all"]
+    assert [(row["verdict"], row["lead_log10"] < 0) for row in wholes] == [("loud", True)] * 2
+    assert f"topological sort between {spans[2]}." in said
+    assert not long.transitions.mean.found
+    ends = select(pd.DataFrame(kept.rows()), task="addition", length=64, seed=0).set_index("budget_flops")["final_loss"]
+    base = next(row["base_rate"] for row in kept.rows() if (row["task"], row["length"]) == ("addition", 64))
+    assert f"at {ends[3e11]:.3f} nats at 3e11, above the base rate of {base:.3f}, at {ends[1e12]:.3f} at 1e12" in said
+    assert f"at {ends[3e12]:.3f} at 3e12." in said
 
 
 def test_what_the_page_says_of_luck_is_what_is_kept():
