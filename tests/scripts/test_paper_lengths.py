@@ -317,13 +317,14 @@ def test_what_the_page_says_of_searches_and_others_is_what_is_kept():
     random, intact = costs(order, "adjacency_list")
     assert f"nearly all of the {intact:.1f} points there are to lose" in said
     assert 0.9 * intact < float(random["random"]) < intact
-    product, majority = rows["multiplication-16"], rows["majority_of_majorities-32"]
+    majority = rows["majority_of_majorities-32"]
+    product = next(row for row in kept.rows() if row["item"] == "multiplication-16-1e14-s0")
     assert (product["exact_match"], f"{product['final_loss']:.2f}", f"{product['base_rate']:.2f}") == (
         0,
-        "0.46",
+        "0.40",
         "0.65",
     )
-    assert "loss of 0.46 where the base rate is 0.65" in said
+    assert "none is right at 1e14, with a loss of 0.40 where the base rate is 0.65" in said
     assert f"The first has {100 * majority['exact_match']:.0f} % right at 1e13" in said
     bits = qfl.load_task("majority_of_majorities", 32)
     answers = bits.encode(bits.sample(np.random.default_rng(0), 20_000)).tokens[:, -2]
